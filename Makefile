@@ -1,0 +1,40 @@
+# `make serve` and `make test` need Python 3.11+, make and a package index; nothing else.
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first Python that is new enough; `make PYTHON=…` chooses another.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+.PHONY: install serve test check bench clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then \
+		echo "Bulkhead needs Python 3.11 or newer; found $$(python3 --version 2>&1). Install one or run make PYTHON=/path/to/python3." >&2; exit 1; fi
+	@"$(PYTHON)" -c 'import sys; sys.exit(f"Bulkhead needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}." if sys.version_info < (3, 11) else 0)'
+	@"$(PYTHON)" -m venv $(VENV) || { echo "Cannot create $(VENV): this Python has no venv module (on Debian: apt install python3-venv)." >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.tools: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+serve: install
+	@$(BIN)/bulkhead serve $(ARGS)
+
+check: $(VENV)/.tools
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.tools
+	$(BIN)/python -m tests.bench.throughput
+
+clean:
+	rm -rf $(VENV)

@@ -1,0 +1,146 @@
+"""The HTTP application: routes and the one middleware that every request passes."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from gateway import models
+from gateway.completions import chat_completions, completions
+from gateway.guard import Guard
+from gateway.http import (
+    ACTIVE,
+    BEGUN,
+    GUARD,
+    MAX_BODY,
+    OUTCOME,
+    RELAY,
+    REQUEST_ID,
+    SETTINGS,
+    STARTED,
+    Active,
+    decorate,
+    render_error,
+    too_large,
+)
+from gateway.relay import Relay
+from supervisor.config import Server, read_api_keys
+from supervisor.errors import BulkheadError, InternalError, MethodNotAllowed, NotFound
+from supervisor.wire.codec import REQUEST_LIMIT
+
+log = logging.getLogger("bulkhead.gateway")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_OPEN_PATHS = frozenset({"/health"})
+"""Answered without a key, if tersely: load balancers have none."""
+_LATER = ("/embeddings", "/responses", "/messages", "/metrics", "/openapi.json", "/admin")
+"""Of the contract, but not in this version: refused as such rather than as unknown."""
+
+
+def build(settings: Server, control: str) -> web.Application:
+    """The application. Raises ConfigError when the key file can't be used."""
+    # A worker's frame limit must be above any body that passes here.
+    limit = min(settings.max_body_bytes, REQUEST_LIMIT - 2**20)
+    app = web.Application(middlewares=[_middleware], client_max_size=limit)
+    app[SETTINGS] = settings
+    app[RELAY] = Relay(control)
+    app[GUARD] = Guard(
+        frozenset(host.lower() for host in settings.allowed_hosts),
+        frozenset(settings.allowed_origins),
+        read_api_keys(settings.api_keys_file) if settings.api_keys_file else frozenset(),
+    )
+    app[ACTIVE] = Active()
+    app[STARTED] = int(time.time())
+    app[MAX_BODY] = limit
+    for prefix in ("/v1", ""):
+        app.router.add_post(f"{prefix}/chat/completions", chat_completions)
+        app.router.add_post(f"{prefix}/completions", completions)
+        app.router.add_get(f"{prefix}/models", models.listing)
+        app.router.add_get(f"{prefix}/models/{{id:.+}}", models.one)
+    app.router.add_get("/health", models.health)
+    app.router.add_get("/", models.health)
+    return app
+
+
+@web.middleware
+async def _middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Request id, admission of the caller, errors as the contract has them, and the log.
+
+    An error after the headers have left is not seen here: it became an event of the stream.
+    """
+    request_id = request.headers.get("x-request-id", "")
+    if not _SANE_ID.fullmatch(request_id):
+        request_id = f"req-{secrets.token_hex(12)}"
+    request[REQUEST_ID], request[BEGUN] = request_id, time.monotonic()
+    request[OUTCOME] = "the client left"
+    active = request.app[ACTIVE]
+    with active.entered():
+        path = request.rel_url.raw_path  # not decoded: a decoded one could break the line
+        log.info("%s %s %s, %d active", request_id, request.method, path, active.count)
+        try:
+            response = await _admit_and_handle(request, handler)
+        except BulkheadError as error:
+            request[OUTCOME] = f"{error.status} {error.code}"
+            response = render_error(error)
+        except ConnectionResetError:
+            raise  # the client left; nobody is there to be told
+        except Exception:
+            # The last net under our own code: the client gets a body and an id, the log the
+            # traceback.
+            log.exception("%s failed", request_id)
+            request[OUTCOME] = "500 internal_error"
+            detail = f"Internal error. The log has the details under {request_id}."
+            response = render_error(InternalError(detail))
+        finally:
+            elapsed = time.monotonic() - request[BEGUN]
+            log.info("%s ended: %s, %.3f s", request_id, request[OUTCOME], elapsed)
+    if not response.prepared:
+        decorate(request, response)
+    return response
+
+
+async def _admit_and_handle(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Check who asks, then what. Raises BulkheadError."""
+    guard = request.app[GUARD]
+    origin = request.headers.get("Origin")
+    guard.check_host(request.headers.get("Host"))
+    guard.check_origin(origin, request.headers.get("Host"))
+    if request.method == "OPTIONS" and origin is not None:
+        request[OUTCOME] = "204"
+        return web.Response(status=204)
+    if request.path not in _OPEN_PATHS:
+        guard.check_key(request.headers)
+    try:
+        response = await handler(request)
+    except web.HTTPException as error:
+        raise _of_aiohttp(request, error) from None
+    if response.status != 200 or not response.prepared:
+        request[OUTCOME] = _outcome(request, response)
+    return response
+
+
+def _outcome(request: web.Request, response: web.StreamResponse) -> str:
+    told = request[OUTCOME]
+    return told if told.startswith("200") else str(response.status)
+
+
+def _of_aiohttp(request: web.Request, error: web.HTTPException) -> BulkheadError:
+    """aiohttp's own refusals in the contract's words."""
+    path = request.path.removeprefix("/v1")
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        allowed = ", ".join(sorted(error.allowed_methods))
+        return MethodNotAllowed(f"{request.method} is not allowed here. Use {allowed}.")
+    if isinstance(error, web.HTTPRequestEntityTooLarge):
+        return too_large(request.app[MAX_BODY])
+    if isinstance(error, web.HTTPNotFound):
+        if path.startswith(_LATER):
+            return NotFound(f"{path} is not supported by this version of Bulkhead.")
+        return NotFound("No such route. See docs/api.md for what is served.")
+    return InternalError(f"The request could not be handled ({error.status}).")

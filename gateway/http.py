@@ -1,0 +1,115 @@
+"""What all handlers share: the application's keys, bodies in, headers and errors out."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from gateway.guard import Guard
+from gateway.relay import Relay
+from gateway.validation import parse_object
+from supervisor.config import Server
+from supervisor.errors import (
+    BulkheadError,
+    RequestTooLarge,
+    UnsupportedMediaType,
+)
+
+
+class Active:
+    """How many requests are inside, for the log: what was going on before a crash."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        self.count += 1
+        try:
+            yield
+        finally:
+            self.count -= 1
+
+
+SETTINGS = web.AppKey("settings", Server)
+RELAY = web.AppKey("relay", Relay)
+GUARD = web.AppKey("guard", Guard)
+ACTIVE = web.AppKey("active", Active)
+STARTED = web.AppKey("started", int)
+"""Epoch seconds; what `/v1/models` gives as `created`."""
+MAX_BODY = web.AppKey("max_body", int)
+"""Bytes."""
+
+REQUEST_ID = web.RequestKey("request_id", str)
+BEGUN = web.RequestKey("begun", float)
+"""Monotonic seconds."""
+OUTCOME = web.RequestKey("outcome", str)
+"""How the request ended, for the log."""
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """The JSON object that was posted, nulls dropped. Raises the contract's 400, 413 or 415.
+
+    A body without a type is taken as JSON; a browser's form is always sent with one, so this opens
+    no door to pages of other sites.
+    """
+    if "Content-Type" in request.headers and request.content_type != "application/json":
+        raise UnsupportedMediaType("Send the body as `Content-Type: application/json`.")
+    if (request.content_length or 0) > request.app[MAX_BODY]:
+        raise too_large(request.app[MAX_BODY])
+    return parse_object(await request.read())
+
+
+def too_large(limit: int) -> RequestTooLarge:
+    return RequestTooLarge(
+        f"The body is larger than {limit} bytes. server.max_body sets the limit."
+    )
+
+
+def hold_seconds(request: web.Request) -> float:
+    """How long this request may wait before it is refused.
+
+    The configured hold, but only 0.8 of what the client says it will wait, so that it gets our
+    answer and not its own timeout.
+    """
+    configured = request.app[SETTINGS].hold_seconds
+    try:
+        announced = float(request.headers["x-stainless-read-timeout"])
+    except (KeyError, ValueError):
+        return configured
+    return min(0.8 * announced, configured) if announced > 0 else configured
+
+
+def decorate(request: web.Request, response: web.StreamResponse) -> None:
+    """The headers that every answer has; call it before the response is prepared."""
+    elapsed = (time.monotonic() - request[BEGUN]) * 1000
+    response.headers["x-request-id"] = request[REQUEST_ID]
+    response.headers["openai-processing-ms"] = str(round(elapsed))
+    origin = request.headers.get("Origin")
+    if origin is None or not request.app[GUARD].allows_origin(origin):
+        return
+    response.headers["Access-Control-Allow-Origin"] = origin
+    response.headers["Vary"] = "Origin"
+    response.headers["Access-Control-Expose-Headers"] = "x-request-id, x-bulkhead-worker"
+    if request.method == "OPTIONS":
+        wanted = request.headers.get("Access-Control-Request-Headers", "*")
+        response.headers["Access-Control-Allow-Headers"] = wanted
+        response.headers["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
+
+
+def render_error(error: BulkheadError) -> web.Response:
+    """The contract's body and headers for an error before the first byte."""
+    return json_response(msgspec.json.encode(error.body()), error.status, error.headers())
+
+
+def json_response(
+    body: bytes, status: int = 200, headers: dict[str, str] | None = None
+) -> web.Response:
+    return web.Response(
+        body=body, status=status, headers=headers, content_type="application/json", charset="utf-8"
+    )

@@ -1,0 +1,75 @@
+"""Entry of the gateway process, under `supervisor.child`. It inherits the listening socket."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import logging.handlers
+import signal
+import socket
+
+import msgspec
+import uvloop
+from aiohttp import web
+
+from gateway.app import build
+from supervisor.config import Server
+from supervisor.wire.frames import Serving, ToGateway
+from supervisor.wire.stream import BACKLOG, FrameStream, connect
+
+_LOG_BYTES = 10 * 2**20
+_LOG_KEEP = 3
+_SHUTDOWN_SECONDS = 5.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--listen", type=int, required=True)
+    parser.add_argument("--control", required=True)
+    parser.add_argument("--log", required=True)
+    parser.add_argument("--settings", required=True)
+    arguments = parser.parse_args()
+    _log_to(arguments.log)
+    settings = msgspec.json.decode(arguments.settings, type=Server)
+    listener = socket.socket(fileno=arguments.listen)
+    uvloop.run(_serve(listener, arguments.control, settings))
+
+
+async def _serve(listener: socket.socket, control: str, settings: Server) -> None:
+    """Accept requests until SIGTERM, then let running answers end."""
+    runner = web.AppRunner(
+        build(settings, control),
+        # Without it a client that leaves is noticed only when something is written to it.
+        handler_cancellation=True,
+        access_log=None,
+        shutdown_timeout=_SHUTDOWN_SECONDS,
+    )
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await runner.setup()
+    # aiohttp listens anew on the inherited socket, with a backlog of 128 unless told.
+    await web.SockSite(runner, listener, backlog=BACKLOG).start()
+    supervisor: FrameStream[ToGateway] = await connect(control, ToGateway)
+    supervisor.send(Serving())
+    logging.getLogger("bulkhead.gateway").info("serving")
+    await stop.wait()
+    await runner.cleanup()
+    supervisor.close()
+
+
+def _log_to(path: str) -> None:
+    """Our lines to a file that we rotate; what libraries print goes to stderr, a file too."""
+    handler = logging.handlers.RotatingFileHandler(
+        path, maxBytes=_LOG_BYTES, backupCount=_LOG_KEEP, encoding="utf-8"
+    )
+    logging.basicConfig(
+        level=logging.INFO,
+        handlers=[handler],
+        format="%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""From a parsed request to its tokens: a lease, a worker's stream, and what a death means.
+
+`Relay.start` takes a lease and hands the request to the granted worker; the `Generation` it
+returns yields frames until exactly one end: an `End` frame or an error of the contract.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from supervisor.errors import BulkheadError, InternalError, ShuttingDown, WorkerCrashed, restore
+from supervisor.wire.codec import ProtocolError, TornFrame
+from supervisor.wire.frames import (
+    Accepted,
+    Acquire,
+    Died,
+    End,
+    Failed,
+    Fault,
+    FromEngine,
+    Generate,
+    Granted,
+    Inquire,
+    Progress,
+    Refused,
+    Report,
+    ToGateway,
+    Token,
+)
+from supervisor.wire.stream import FrameStream, connect
+
+log = logging.getLogger("bulkhead.gateway")
+
+_ANSWER_SECONDS = 10.0
+"""Over the hold: how long the supervisor may take to answer before it counts as gone."""
+_CAUSE_SECONDS = 2.0
+"""Between a worker's EOF and the supervisor's word on it; without one the worker is not dead but
+faulty, and must be put down."""
+_FAULT_SECONDS = 10.0
+
+
+class Generation:
+    """One running request. `model` is the served name, `worker` is `name#generation`."""
+
+    def __init__(
+        self, model: str, worker: str, lease: FrameStream[ToGateway], work: FrameStream[FromEngine]
+    ) -> None:
+        self.model = model
+        self.worker = worker
+        self._lease = lease
+        self._work = work
+        self._ended = False
+        self._death = asyncio.create_task(self._await_death())
+
+    async def receive(self) -> Progress | Token | End:
+        """The next frame. Raises a BulkheadError when the request can't go on.
+
+        Safe to cancel and call again. Nothing may be asked for after an End or an error.
+        """
+        while True:
+            try:
+                frame = await self._work.receive()
+            except TornFrame as torn:
+                raise await self._cause(str(torn)) from None
+            except ProtocolError as fault:
+                self._lease.send(Fault(str(fault)))
+                raise await self._word(_FAULT_SECONDS) from None
+            match frame:
+                case Token() | Progress() | End():
+                    return frame
+                case Failed(code, message, param, retry_after):
+                    raise restore(code, message, param=param, retry_after=retry_after)
+                case None:
+                    raise await self._cause("the connection closed before the end frame")
+                case Accepted():
+                    continue
+
+    def close(self) -> None:
+        """Give the place back; to a worker that still generates this is a cancel."""
+        self._death.cancel()
+        self._work.close()
+        self._lease.close()
+
+    async def _await_death(self) -> BulkheadError:
+        """What the supervisor says about the worker's end. Ends the stream, so that a worker that
+        hangs instead of dying can't keep the client."""
+        try:
+            frame = await self._lease.receive()
+        except ProtocolError as error:
+            frame = None
+            log.error("the supervisor broke the protocol: %s", error)
+        self._work.close()
+        if isinstance(frame, Died):
+            return restore(
+                frame.code, frame.message, param=frame.param, retry_after=frame.retry_after
+            )
+        return _supervisor_gone()
+
+    async def _cause(self, symptom: str) -> BulkheadError:
+        """The worker's stream ended early: the supervisor knows why, if the worker has died."""
+        done, _ = await asyncio.wait([self._death], timeout=_CAUSE_SECONDS)
+        if not done:
+            self._lease.send(Fault(symptom))
+        return await self._word(_FAULT_SECONDS)
+
+    async def _word(self, seconds: float) -> BulkheadError:
+        done, _ = await asyncio.wait([self._death], timeout=seconds)
+        if done:
+            return self._death.result()
+        return WorkerCrashed(f"The worker {self.worker} stopped answering. Retry the request.")
+
+
+class Relay:
+    """Connects to the supervisor's control socket, once for each request."""
+
+    def __init__(self, control: str) -> None:
+        self._control = control
+
+    async def start(self, request: Generate, model: str, hold: float) -> Generation:
+        """Wait up to `hold` seconds for a worker and give it the request. Raises BulkheadError.
+
+        Cancelling gives the place back.
+        """
+        lease = await self._connect()
+        try:
+            lease.send(Acquire(request.request_id, model, hold))
+            granted = await self._answer(lease, hold + _ANSWER_SECONDS)
+            if not isinstance(granted, Granted):
+                raise InternalError("The supervisor gave an unexpected answer.")
+            work = await self._work(granted, lease)
+        except BaseException:
+            lease.close()
+            raise
+        work.send(request)
+        return Generation(granted.model, granted.worker, lease, work)
+
+    async def report(self, model: str = "") -> Report:
+        """The supervisor's view of the world. Raises BulkheadError, ModelNotFound among them."""
+        stream = await self._connect()
+        try:
+            stream.send(Inquire(model))
+            answer = await self._answer(stream, _ANSWER_SECONDS)
+        finally:
+            stream.close()
+        if not isinstance(answer, Report):
+            raise InternalError("The supervisor gave an unexpected answer.")
+        return answer
+
+    async def _connect(self) -> FrameStream[ToGateway]:
+        try:
+            return await connect(self._control, ToGateway)
+        except OSError:
+            raise _supervisor_gone() from None
+
+    async def _answer(self, stream: FrameStream[ToGateway], seconds: float) -> ToGateway:
+        try:
+            async with asyncio.timeout(seconds):
+                answer = await stream.receive()
+        except TimeoutError:
+            log.error("the supervisor did not answer within %.0f s", seconds)
+            raise _supervisor_gone() from None
+        except ProtocolError as error:
+            log.error("the supervisor broke the protocol: %s", error)
+            raise InternalError("The supervisor gave an unreadable answer.") from None
+        match answer:
+            case None:
+                raise _supervisor_gone()
+            case Refused(code, message, param, retry_after) | Died(
+                code, message, param, retry_after
+            ):
+                raise restore(code, message, param=param, retry_after=retry_after)
+            case _:
+                return answer
+
+    async def _work(
+        self, granted: Granted, lease: FrameStream[ToGateway]
+    ) -> FrameStream[FromEngine]:
+        try:
+            return await connect(granted.socket, FromEngine)
+        except OSError as error:
+            # It died between the grant and now: the lease says how. If it lives without a socket,
+            # nothing can be done with it.
+            log.warning("worker %s does not accept: %s", granted.worker, error.strerror)
+            lease.send(Fault("it does not accept connections"))
+            await self._answer(lease, _FAULT_SECONDS)
+            raise InternalError("The supervisor gave an unexpected answer.") from None
+
+
+def _supervisor_gone() -> ShuttingDown:
+    return ShuttingDown("The server is restarting. Try again shortly.")

@@ -1,0 +1,118 @@
+"""JSON to typed requests: msgspec checks the types, this module turns its words into the contract's.
+
+Messages name the parameter and the types, never the value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from supervisor.errors import (
+    BulkheadError,
+    InvalidJSON,
+    InvalidType,
+    InvalidValue,
+    MissingParameter,
+    UnsupportedParameter,
+    UnsupportedValue,
+)
+
+T = TypeVar("T")
+
+_PATH = re.compile(r" - at `(?:key in )?\$\.?(?P<path>[^`]*)`$")
+_MISSING = re.compile(r"^Object missing required field `(?P<name>[^`]*)`")
+_UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>[^`]*)`")
+_TYPE = re.compile(r"^Expected `(?P<expected>[^`]*)`, got `(?P<got>[^`]*)`$")
+_NAME_MAX = 64
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object in `body`, without the members that are null: null means absent.
+
+    Raises InvalidJSON or InvalidType.
+    """
+    try:
+        value = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidJSON(f"The body is not valid JSON: {_position(error)}.") from None
+    except RecursionError:
+        raise InvalidJSON("The body is not usable JSON: it is nested too deeply.") from None
+    if not isinstance(value, dict):
+        raise InvalidType("The body must be a JSON object.")
+    return {name: member for name, member in value.items() if member is not None}
+
+
+def check_known(
+    raw: Mapping[str, Any],
+    supported: Collection[str],
+    harmless: Collection[str],
+    neutral: Mapping[str, tuple[object, ...]],
+) -> dict[str, Any]:
+    """The supported members of `raw`.
+
+    `harmless` ones are dropped. Those in `neutral` are dropped when their value asks for nothing,
+    and refused otherwise, as is every other: what a client asks for is never silently ignored.
+    Raises UnsupportedParameter or UnsupportedValue.
+    """
+    kept = {}
+    for name, value in raw.items():
+        if name in supported:
+            kept[name] = value
+        elif name in neutral:
+            if not any(value == wanted and type(value) is type(wanted) for wanted in neutral[name]):
+                raise UnsupportedParameter(
+                    f"`{name}` is not supported by this version of Bulkhead.", param=name
+                )
+        elif name not in harmless:
+            shown = name[:_NAME_MAX]
+            raise UnsupportedParameter(f"Unknown parameter: `{shown}`.", param=shown)
+    return kept
+
+
+def convert(raw: Mapping[str, Any], kind: type[T]) -> T:
+    """`raw` as the struct `kind`. Raises the contract's error for the first thing that is off."""
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise translate(str(error)) from None
+    except RecursionError:
+        raise InvalidJSON("The body is not usable JSON: it is nested too deeply.") from None
+
+
+def translate(message: str) -> BulkheadError:
+    """msgspec's sentence as the contract's error."""
+    place = _PATH.search(message)
+    path = place["path"] if place else ""
+    sentence = message[: place.start()] if place else message
+    if missing := _MISSING.match(sentence):
+        param = _join(path, missing["name"])
+        return MissingParameter(f"Missing required parameter: `{param}`.", param=param)
+    if unknown := _UNKNOWN.match(sentence):
+        param = _join(path, unknown["name"][:_NAME_MAX])
+        return UnsupportedParameter(f"Unknown parameter: `{param}`.", param=param)
+    at = path or None
+    label = f"`{path}`" if path else "the body"
+    if wrong := _TYPE.match(sentence):
+        expected, got = wrong["expected"], wrong["got"]
+        return InvalidType(f"Invalid type for {label}: expected {expected}, got {got}.", param=at)
+    if sentence.startswith("Invalid enum value"):
+        # It quotes the value.
+        return UnsupportedValue(f"Unsupported value for {label}.", param=at)
+    if sentence.startswith("Expected"):
+        wanted = sentence.removeprefix("Expected ").replace("`", "")
+        return InvalidValue(f"Invalid value for {label}: expected {wanted}.", param=at)
+    return InvalidValue(f"Invalid value for {label}.", param=at)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _position(error: Exception) -> str:
+    """Where the JSON is broken, without the text around it."""
+    found = re.search(r"\(byte (\d+)\)", str(error))
+    return f"error at byte {found[1]}" if found else "malformed or truncated"

@@ -1,0 +1,43 @@
+"""First code of every child: `python -m supervisor.child LIFELINE PARENT MODULE ARGUMENTS…`.
+
+It makes sure that the child cannot outlive its supervisor and cannot dawdle over a core dump, then
+becomes MODULE. It is the only thing of the supervisor's that runs in another process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import resource
+import runpy
+import signal
+import sys
+import threading
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    lifeline, parent, module = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    # A core dump of a process full of weights delays its end, and so every client's answer.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)  # it died before the signal was armed
+    threading.Thread(target=_watch, args=(lifeline,), name="lifeline", daemon=True).start()
+    # Terminal signals are the supervisor's business; it tells its children what to do.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()
+    sys.argv = [module, *sys.argv[4:]]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _watch(lifeline: int) -> None:
+    os.read(lifeline, 1)  # nobody ever writes: this returns at the supervisor's end
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

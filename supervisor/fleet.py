@@ -1,0 +1,195 @@
+"""The worker processes: spawned, told what to load, listened to, signalled.
+
+The fleet knows processes and nothing of requests; what happens to a process it reports to `Events`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Protocol
+
+from supervisor import logs
+from supervisor.catalog import Catalog
+from supervisor.paths import StateDir, slug
+from supervisor.process import Child, Launcher, describe_exit
+from supervisor.sources import SourceError
+from supervisor.wire import frames
+from supervisor.wire.codec import ProtocolError
+from supervisor.wire.stream import FrameStream
+
+log = logging.getLogger("bulkhead.supervisor")
+
+_REAP_SECONDS = 5.0
+"""Between a worker's closed channel and its exit status; a longer gap is a zombie."""
+_LOG_PROGRESS_SECONDS = 5.0
+
+
+class Events(Protocol):
+    """What the fleet tells. Each call is about one incarnation, perhaps one that is over."""
+
+    def worker_started(self, model: str, generation: int, pid: int) -> None: ...
+    def worker_loading(self, model: str, generation: int) -> None: ...
+    def worker_ready(self, model: str, generation: int, ready: frames.Ready) -> None: ...
+    def worker_unloadable(self, model: str, generation: int, reason: str) -> None: ...
+    def worker_broken(self, model: str, generation: int, reason: str) -> None: ...
+    def worker_exited(self, model: str, generation: int, how: str) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One incarnation."""
+
+    model: str
+    generation: int
+    child: Child
+    stderr: Path
+    gone: asyncio.Event
+    listening: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}#{self.generation}"
+
+
+class Fleet:
+    """All worker processes of this supervisor."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        state: StateDir,
+        catalog: Catalog,
+        events: Events,
+        *,
+        module: str,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._launcher = launcher
+        self._state = state
+        self._catalog = catalog
+        self._events = events
+        self._module = module
+        self._on_change = on_change
+        self._workers: dict[tuple[str, int], Worker] = {}
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(tuple(self._workers.values()))
+
+    def spawn(self, model: str, generation: int) -> None:
+        """Start an incarnation. A failure to start is reported as its exit, later on the loop."""
+        loop = asyncio.get_running_loop()
+        try:
+            folder = self._catalog.locate(model)
+        except SourceError as error:
+            loop.call_soon(self._unlocatable, model, generation, str(error))
+            return
+        prefix = f"worker.{slug(model)}"
+        stamp = datetime.now().strftime("%Y%m%dT%H%M%S")
+        base = self._state.logs / f"{prefix}.{stamp}.{generation}"
+        stderr = base.with_name(base.name + ".stderr")
+        key = (model, generation)
+        try:
+            child = self._launcher.start(
+                f"worker {model}#{generation}",
+                self._module,
+                stdout=base.with_name(base.name + ".stdout"),
+                stderr=stderr,
+                environ={"HF_HUB_OFFLINE": "1", **self._catalog.models[model].env},
+                channel=True,
+                on_exit=lambda returncode: self._exited(key, returncode),
+            )
+        except OSError as error:
+            log.error("worker %s#%d cannot be started: %s", model, generation, error)
+            how = f"it could not be started: {error.strerror}"
+            loop.call_soon(self._events.worker_exited, model, generation, how)
+            return
+        worker = Worker(model, generation, child, stderr, asyncio.Event())
+        self._workers[key] = worker
+        log.info("worker %s spawned, pid %d, loading %s", worker.name, child.pid, folder)
+        self._events.worker_started(model, generation, child.pid)
+        load = frames.Load(
+            model=model,
+            generation=generation,
+            path=str(folder),
+            socket=str(self._state.worker_socket(model, generation)),
+            max_concurrency=self._catalog.concurrency(model),
+            context=self._catalog.models[model].context,
+        )
+        worker.listening = loop.create_task(self._listen(worker, load))
+        self._on_change()
+        logs.forget_old(self._state.logs, prefix)
+
+    def stop(self, model: str, generation: int, *, kill: bool) -> None:
+        """SIGTERM or SIGKILL; nothing where the process is gone already."""
+        worker = self._workers.get((model, generation))
+        if worker is not None:
+            log.info("worker %s is %s", worker.name, "killed" if kill else "told to stop")
+            worker.child.signal(signal.SIGKILL if kill else signal.SIGTERM)
+
+    def _unlocatable(self, model: str, generation: int, reason: str) -> None:
+        self._events.worker_unloadable(model, generation, reason)
+        self._events.worker_exited(model, generation, "never started")
+
+    def _exited(self, key: tuple[str, int], returncode: int) -> None:
+        worker = self._workers.pop(key)
+        how = describe_exit(returncode)
+        self._state.worker_socket(*key).unlink(missing_ok=True)
+        worker.gone.set()
+        log.info("worker %s, pid %d, ended: %s", worker.name, worker.child.pid, how)
+        self._events.worker_exited(*key, how)
+        self._on_change()
+
+    async def _listen(self, worker: Worker, load: frames.Load) -> None:
+        """Follow one worker's channel until it closes, then see that the process really ends."""
+        channel: FrameStream[frames.FromWorker] = FrameStream(frames.FromWorker)
+        loop = asyncio.get_running_loop()
+        assert worker.child.channel is not None
+        await loop.create_connection(lambda: channel, sock=worker.child.channel)
+        try:
+            channel.send(load)
+            await self._follow(worker, channel)
+        except ProtocolError as error:
+            self._events.worker_broken(worker.model, worker.generation, f"bad message: {error}")
+        try:
+            await asyncio.wait_for(worker.gone.wait(), _REAP_SECONDS)
+        except TimeoutError:
+            reason = "it closed its channel without exiting"
+            self._events.worker_broken(worker.model, worker.generation, reason)
+        finally:
+            channel.close()
+
+    async def _follow(self, worker: Worker, channel: FrameStream[frames.FromWorker]) -> None:
+        incarnation = (worker.model, worker.generation)
+        said = time.monotonic()
+        while (frame := await channel.receive()) is not None:
+            match frame:
+                case frames.Hello():
+                    self._events.worker_loading(*incarnation)
+                case frames.Loading(done, total):
+                    self._events.worker_loading(*incarnation)
+                    if time.monotonic() - said > _LOG_PROGRESS_SECONDS or done == total:
+                        said = time.monotonic()
+                        log.info(
+                            "worker %s loading: %d of %d MB",
+                            worker.name,
+                            done // 10**6,
+                            total // 10**6,
+                        )
+                case frames.Ready():
+                    log.info(
+                        "worker %s ready: %d MB, context %d tokens",
+                        worker.name,
+                        frame.memory_bytes // 10**6,
+                        frame.context,
+                    )
+                    self._events.worker_ready(*incarnation, frame)
+                case frames.LoadFailed(reason):
+                    log.error("worker %s cannot load: %s", worker.name, reason)
+                    self._events.worker_unloadable(*incarnation, reason)

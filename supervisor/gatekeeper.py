@@ -1,0 +1,123 @@
+"""The gateway process: kept running, and never the owner of anything that must survive it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import time
+from collections.abc import Callable
+from datetime import datetime
+
+from supervisor.paths import StateDir
+from supervisor.process import Child, Launcher, describe_exit
+
+log = logging.getLogger("bulkhead.supervisor")
+
+_STABLE_SECONDS = 5.0
+"""A gateway that lived this long did not fail at start-up: the next one starts at once."""
+_BACKOFF_FIRST = 0.2
+_BACKOFF_MAX = 10.0
+_HOPELESS = 3
+"""Deaths in a row, without ever having served, after which starting again is pointless."""
+_STOP_SECONDS = 10.0
+
+
+class Gatekeeper:
+    """Starts the gateway on an inherited socket and starts it again whenever it dies.
+
+    Connections that arrive in between wait in the socket's backlog. `hopeless` is set when the
+    gateway has never come up; the caller then gives up.
+    """
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        state: StateDir,
+        listener: socket.socket,
+        settings: bytes,
+        module: str,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._launcher = launcher
+        self._state = state
+        self._listener = listener
+        self._settings = settings
+        self._module = module
+        self._on_change = on_change
+        self._early_deaths = 0
+        self._served = False
+        self._stopping = False
+        self._born = 0.0
+        self._gone = asyncio.Event()
+        self.child: Child | None = None
+        self.serving = asyncio.Event()
+        self.hopeless = asyncio.Event()
+
+    def start(self) -> None:
+        """Start one gateway process."""
+        if self._stopping:
+            return
+        stamp = datetime.now().strftime("%Y%m%dT%H%M%S")
+        logs = self._state.logs
+        self._gone.clear()
+        self._born = time.monotonic()
+        try:
+            self.child = self._launcher.start(
+                "gateway",
+                self._module,
+                [
+                    *("--listen", str(self._listener.fileno())),
+                    *("--control", str(self._state.control)),
+                    *("--log", str(logs / "gateway.log")),
+                    *("--settings", self._settings.decode()),
+                ],
+                stdout=logs / f"gateway.{stamp}.stdout",
+                stderr=logs / f"gateway.{stamp}.stderr",
+                inherit=[self._listener.fileno()],
+                on_exit=self._exited,
+            )
+        except OSError as error:
+            log.error("the gateway cannot be started: %s", error)
+            self._exited(1)
+            return
+        log.info("gateway started, pid %d", self.child.pid)
+        self._on_change()
+
+    def announced(self) -> None:
+        """The gateway says that it accepts requests."""
+        self._served = True
+        self.serving.set()
+
+    def _exited(self, returncode: int) -> None:
+        self.child = None
+        self.serving.clear()
+        self._gone.set()
+        self._on_change()
+        if self._stopping:
+            return
+        early = time.monotonic() - self._born < _STABLE_SECONDS
+        self._early_deaths = self._early_deaths + 1 if early else 0
+        how = describe_exit(returncode)
+        log.error("the gateway died (%s); models stay loaded, it is started again", how)
+        if not self._served and self._early_deaths >= _HOPELESS:
+            self.hopeless.set()
+            return
+        # The first restart is immediate: clients are waiting in the backlog.
+        delay = _BACKOFF_FIRST * 2 ** (self._early_deaths - 2) if self._early_deaths > 1 else 0.0
+        asyncio.get_running_loop().call_later(min(delay, _BACKOFF_MAX), self.start)
+
+    async def stop(self) -> None:
+        """SIGTERM, then SIGKILL after a while; returns when the process is gone."""
+        self._stopping = True
+        if self.child is None:
+            return
+        self.child.signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(self._gone.wait(), _STOP_SECONDS)
+        except TimeoutError:
+            log.warning("the gateway ignored SIGTERM for %g s and is killed", _STOP_SECONDS)
+            if self.child is not None:
+                self.child.signal(signal.SIGKILL)
+            await self._gone.wait()

@@ -1,0 +1,66 @@
+"""Log files: the supervisor's own, and the upkeep of those that children write themselves."""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s"
+DATE_FORMAT = "%Y-%m-%dT%H:%M:%S"
+ROTATE_BYTES = 10 * 2**20
+ROTATE_KEEP = 3
+CHILD_BYTES = 16 * 2**20
+"""A child's file is cut down to its tail beyond this size."""
+CHILD_TAIL = 4 * 2**20
+CHILD_KEEP = 12
+"""Incarnations of one model whose files are kept."""
+
+
+def set_up(path: Path) -> None:
+    """Everything to `path`, rotated; to stderr only what a person at a terminal wants to see.
+
+    launchd and systemd hold stderr and never rotate it, so without a terminal only warnings go
+    there.
+    """
+    handler = logging.handlers.RotatingFileHandler(
+        path, maxBytes=ROTATE_BYTES, backupCount=ROTATE_KEEP, encoding="utf-8"
+    )
+    console = logging.StreamHandler()
+    console.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
+    for each in (handler, console):
+        each.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
+    logging.basicConfig(level=logging.INFO, handlers=[handler, console], force=True)
+
+
+def forget_old(directory: Path, prefix: str) -> None:
+    """Remove the oldest files that begin with `prefix`, keeping CHILD_KEEP incarnations.
+
+    Names hold the start time, so their order is their age.
+    """
+    files = sorted(directory.glob(f"{prefix}.*.std*"))
+    for path in files[: max(0, len(files) - 2 * CHILD_KEEP)]:
+        path.unlink(missing_ok=True)
+
+
+def cut_to_tail(paths: Iterable[Path]) -> None:
+    """Bound the files that children hold open for appending.
+
+    The descriptor is the child's, so the file is shortened in place; O_APPEND makes its next write
+    land at the new end. The last CHILD_TAIL bytes stay: they hold the last words.
+    """
+    for path in paths:
+        try:
+            if path.stat().st_size <= CHILD_BYTES:
+                continue
+            with open(path, "r+b") as file:
+                file.seek(-CHILD_TAIL, os.SEEK_END)
+                tail = file.read()
+                file.truncate(0)
+                file.seek(0)
+                file.write(tail)
+        except FileNotFoundError:
+            continue

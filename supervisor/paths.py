@@ -1,0 +1,121 @@
+"""Where one instance keeps its files, and the lock that makes it the only one there."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import stat
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+SUN_PATH = 103 if sys.platform == "darwin" else 107
+"""Bytes that a Unix socket's path may have."""
+_LONGEST_SOCKET = len("/w-0123456789abcdef.sock")
+
+
+class StateError(Exception):
+    """The state directory can't be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class StateDir:
+    """STATE and what is in it. `run` holds the sockets and may lie elsewhere: see `open_state`."""
+
+    root: Path
+    run: Path
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def children(self) -> Path:
+        """Record of the processes of the last start, for the reaper of the next."""
+        return self.root / "children.json"
+
+    @property
+    def control(self) -> Path:
+        return self.run / "control.sock"
+
+    def worker_socket(self, model: str, generation: int) -> Path:
+        """A short name that no other incarnation has, whatever the model is called."""
+        digest = hashlib.sha256(f"{model}#{generation}".encode()).hexdigest()[:16]
+        return self.run / f"w-{digest}.sock"
+
+
+def open_state(root: Path) -> StateDir:
+    """Create what is missing. Raises StateError.
+
+    Sockets live in STATE/run, since a temporary directory is swept while we run; only when that
+    path is too long for a socket do they live in a directory of this user's under /tmp.
+    """
+    try:
+        root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        root = root.resolve()
+        (root / "logs").mkdir(mode=0o700, exist_ok=True)
+        run = root / "run"
+        if len(os.fsencode(run)) + _LONGEST_SOCKET > SUN_PATH:
+            digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
+            run = Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())
+            run /= f"bulkhead-{os.getuid()}-{digest}"
+        _private_dir(run)
+    except OSError as error:
+        raise StateError(f"cannot use the state directory {root}: {error.strerror}") from None
+    return StateDir(root, run)
+
+
+def _private_dir(path: Path) -> None:
+    path.mkdir(mode=0o700, exist_ok=True)
+    status = path.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise StateError(
+            f"{path} belongs to somebody else; remove it or choose another --state-dir"
+        )
+    path.chmod(0o700)
+
+
+class InstanceLock:
+    """Exclusive hold on a state directory. The kernel drops it with the process, so it can't go
+    stale; it is CLOEXEC, so no child keeps it."""
+
+    def __init__(self, state: StateDir) -> None:
+        self._path = state.root / "lock"
+        self._fd: int | None = None
+
+    def acquire(self) -> None:
+        """Raises StateError when another supervisor holds the directory."""
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.read(fd, 32).decode("ascii", "replace").strip()
+            os.close(fd)
+            raise StateError(
+                f"another Bulkhead (pid {holder or 'unknown'}) already runs with the state "
+                f"directory {self._path.parent}; stop it or choose another --state-dir"
+            ) from None
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self._fd = fd
+
+    def release(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace `path` so that a killed process leaves the old content or the new, never a part."""
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(data)
+    temporary.replace(path)
+
+
+def slug(name: str) -> str:
+    """A file name for a model's name. Distinct names may share one: never a key."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "model"

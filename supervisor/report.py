@@ -1,0 +1,81 @@
+"""The supervisor's view of the world as the object that `/health` and `/` show. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from supervisor.lifecycle import State
+from supervisor.pool import Entry, Pool
+
+_LOADED = frozenset({State.LOADING, State.READY, State.DRAINING})
+
+
+@dataclass(frozen=True, slots=True)
+class MachineMemory:
+    """Bytes of RAM, and the share in use in percent; None where the platform won't tell."""
+
+    physical_bytes: int | None
+    used_percent: float | None
+
+
+def render(
+    pool: Pool, sources: Mapping[str, str], memory: MachineMemory, clock_offset: float, version: str
+) -> bytes:
+    """JSON of the documented shape. `clock_offset` turns the pool's monotonic times into epoch
+    seconds."""
+
+    def iso(at: float | None) -> str | None:
+        if at is None:
+            return None
+        return datetime.fromtimestamp(at + clock_offset).astimezone().isoformat("T", "seconds")
+
+    def cached(entry: Entry) -> dict[str, Any]:
+        return {
+            "name": entry.spec.name,
+            "state": entry.state,
+            "pid": entry.pid,
+            "generation": entry.generation,
+            "use_count": entry.use_count,
+            "last_used": iso(entry.last_used),
+            "loaded_at": iso(entry.loaded_at),
+            "load_time_seconds": None
+            if entry.load_seconds is None
+            else round(entry.load_seconds, 3),
+            "memory_bytes": entry.memory_bytes,
+            "in_flight": len(entry.granted),
+            "queued": len(entry.waiting),
+            "pinned": False,
+            "deaths": entry.deaths,
+        }
+
+    def configured(entry: Entry) -> dict[str, Any]:
+        return {
+            "name": entry.spec.name,
+            "aliases": entry.spec.aliases,
+            "source": sources[entry.spec.name],
+            "state": entry.state,
+            "estimate": None,
+            "reason": entry.reason or None,
+        }
+
+    entries = list(pool.entries.values())
+    return msgspec.json.encode(
+        {
+            "status": "shutting_down" if pool.shutting_down else "ok",
+            "version": version,
+            "memory": {
+                "budget_bytes": None,
+                "charged_bytes": sum(entry.memory_bytes for entry in entries),
+                "physical_bytes": memory.physical_bytes,
+                "used_percent": memory.used_percent,
+                "level": None,
+            },
+            "cached_models": [cached(entry) for entry in entries if entry.state in _LOADED],
+            "models": [configured(entry) for entry in entries],
+        }
+    )

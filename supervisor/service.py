@@ -1,0 +1,286 @@
+"""The supervisor process: the shell around `pool`. It posts events and performs their effects.
+
+Everything runs on one thread and one event loop, so an event and its effects are never interleaved
+with another's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Iterable
+
+import msgspec
+
+from supervisor import leftovers, logs, memory, report
+from supervisor.catalog import Catalog, Fingerprint
+from supervisor.config import Config
+from supervisor.errors import BulkheadError
+from supervisor.fleet import Fleet
+from supervisor.gatekeeper import Gatekeeper
+from supervisor.lifecycle import State
+from supervisor.paths import StateDir
+from supervisor.pool import Bury, Effect, Grant, Limits, Pool, Refuse, Spawn, Stop
+from supervisor.process import Launcher
+from supervisor.wire import frames
+from supervisor.wire.codec import ProtocolError
+from supervisor.wire.stream import FrameStream, listen
+
+log = logging.getLogger("bulkhead.supervisor")
+
+GATEWAY_MODULE = "gateway.main"
+WORKER_MODULE = "worker.main"
+_UPKEEP_SECONDS = 10.0
+
+Control = FrameStream[frames.ToSupervisor]
+
+
+class Supervisor:
+    """Owns the pool, the listening socket and every child of one instance.
+
+    `worker_module` is what worker processes run: the seam at which tests put the real worker
+    server around an engine that follows a script.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        catalog: Catalog,
+        state: StateDir,
+        listener: socket.socket,
+        *,
+        version: str,
+        worker_module: str = WORKER_MODULE,
+    ) -> None:
+        self._config = config
+        self._catalog = catalog
+        self._state = state
+        self._version = version
+        limits = Limits(
+            load_stall=config.memory.load_stall_seconds, drain=config.memory.drain_seconds
+        )
+        self._pool = Pool(
+            (catalog.spec(name) for name in catalog.models),
+            default_model=config.server.default_model,
+            limits=limits,
+        )
+        self._instance = secrets.token_hex(8)
+        self._lifeline, self._held = os.pipe()  # both CLOEXEC: children get the read end by name
+        launcher = Launcher(self._instance, self._lifeline, os.environ)
+        self._fleet = Fleet(
+            launcher, state, catalog, self, module=worker_module, on_change=self._record
+        )
+        self._gatekeeper = Gatekeeper(
+            launcher,
+            state,
+            listener,
+            msgspec.json.encode(config.server),
+            GATEWAY_MODULE,
+            self._record,
+        )
+        self._leases: dict[int, Control] = {}
+        self._failures: dict[str, Fingerprint] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._stop = asyncio.Event()
+        self._stopped = asyncio.Event()
+
+    async def run(self, announce: str) -> int:
+        """Serve until SIGTERM or SIGINT; print `announce` once requests are accepted.
+
+        Returns the exit status: 0 after a drain, 1 when the gateway never came up.
+        """
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._asked_to_stop)
+        leftovers.clean(self._state)
+        control = await listen(str(self._state.control), frames.ToSupervisor, self._serve_control)
+        upkeep = loop.create_task(self._upkeep())
+        try:
+            self._gatekeeper.start()
+            await _first(self._gatekeeper.serving, self._gatekeeper.hopeless, self._stop)
+            if self._gatekeeper.serving.is_set() and not self._stop.is_set():
+                print(announce, flush=True)
+                log.info("%s", announce)
+                for name, model in self._catalog.models.items():
+                    if model.preload:
+                        self._perform(self._pool.preload(name, time.monotonic()))
+            await _first(self._stop, self._gatekeeper.hopeless)
+            if self._gatekeeper.hopeless.is_set():
+                log.error("the gateway cannot start; its stderr is in %s", self._state.logs)
+                return 1
+            return 0
+        finally:
+            if not self._pool.shutting_down:
+                self._asked_to_stop()
+            await self._stopped.wait()
+            await self._gatekeeper.stop()
+            upkeep.cancel()
+            control.close()
+            for path in (self._state.control, self._state.children):
+                path.unlink(missing_ok=True)
+            os.close(self._held)
+            os.close(self._lifeline)
+            log.info("stopped")
+
+    def _asked_to_stop(self) -> None:
+        again = " again: what still runs is cut" if self._pool.shutting_down else ""
+        log.info("asked to stop%s", again)
+        self._stop.set()
+        self._perform(self._pool.shutdown(time.monotonic()))
+
+    # ── effects ──────────────────────────────────────────────────────────────────────────────────
+
+    def _perform(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case Spawn(model, generation):
+                    self._fleet.spawn(model, generation)
+                case Stop(model, generation, kill):
+                    self._fleet.stop(model, generation, kill=kill)
+                case Grant(lease, model, worker, generation):
+                    path = str(self._state.worker_socket(model, generation))
+                    self._leases[lease].send(frames.Granted(model, worker, path))
+                case Refuse(lease, error):
+                    self._leases[lease].send(_refused(error))
+                case Bury(lease, error):
+                    died = frames.Died(error.code, error.message, error.param, error.retry_after)
+                    self._leases[lease].send(died)
+        self._rearm()
+        if self._pool.shutting_down and self._pool.stopped:
+            self._stopped.set()
+
+    def _rearm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        due = self._pool.next_deadline()
+        loop = asyncio.get_running_loop()
+        # The loop's clock is time.monotonic on every platform we run on.
+        self._timer = None if due is None else loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        self._perform(self._pool.tick(time.monotonic()))
+
+    # ── events of the fleet ──────────────────────────────────────────────────────────────────────
+
+    def worker_started(self, model: str, generation: int, pid: int) -> None:
+        self._pool.started(model, generation, pid)
+
+    def worker_loading(self, model: str, generation: int) -> None:
+        self._pool.loading(model, generation, time.monotonic())
+
+    def worker_ready(self, model: str, generation: int, ready: frames.Ready) -> None:
+        now = time.monotonic()
+        self._perform(self._pool.ready(model, generation, ready.memory_bytes, ready.context, now))
+
+    def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
+        self._failures[model] = self._catalog.fingerprint(model)
+        self._perform(self._pool.load_failed(model, generation, reason, time.monotonic()))
+
+    def worker_broken(self, model: str, generation: int, reason: str) -> None:
+        log.error("worker %s#%d must go: %s", model, generation, reason)
+        self._perform(self._pool.broken(model, generation, reason, time.monotonic()))
+
+    def worker_exited(self, model: str, generation: int, how: str) -> None:
+        entry = self._pool.entries[model]
+        lost = [lease.request_id for lease in entry.granted.values()]
+        if lost and entry.generation == generation:
+            log.error(
+                "worker %s died (%s) with %d requests in it: %s",
+                entry.worker,
+                how,
+                len(lost),
+                ", ".join(lost),
+            )
+        self._perform(self._pool.exited(model, generation, how, time.monotonic()))
+
+    # ── the control socket ───────────────────────────────────────────────────────────────────────
+
+    async def _serve_control(self, connection: Control) -> None:
+        lease: int | None = None
+        try:
+            while (frame := await connection.receive()) is not None:
+                match frame:
+                    case frames.Acquire() if lease is None:
+                        lease = self._acquire(frame, connection)
+                    case frames.Fault(reason) if lease is not None:
+                        log.error("a gateway's request met a faulty worker: %s", reason)
+                        self._perform(self._pool.fault(lease, reason, time.monotonic()))
+                    case frames.Inquire(model):
+                        connection.send(self._report(model))
+                    case frames.Serving():
+                        self._gatekeeper.announced()
+                    case _:
+                        log.error("the gateway broke the protocol: %s", type(frame).__name__)
+                        return
+        except ProtocolError as error:
+            log.error("the gateway broke the protocol: %s", error)
+        finally:
+            if lease is not None:
+                self._perform(self._pool.release(lease, time.monotonic()))
+                del self._leases[lease]
+
+    def _acquire(self, frame: frames.Acquire, connection: Control) -> int:
+        self._forgive(frame.model)
+        lease, effects = self._pool.acquire(
+            frame.request_id, frame.model, frame.hold_seconds, time.monotonic()
+        )
+        self._leases[lease] = connection
+        self._perform(effects)
+        return lease
+
+    def _forgive(self, requested: str) -> None:
+        """Let a FAILED model be tried again when its files have changed."""
+        for name, then in tuple(self._failures.items()):
+            if requested not in (name, *self._catalog.models[name].aliases):
+                continue
+            failed = self._pool.entries[name].state is State.FAILED
+            if failed and self._catalog.fingerprint(name) != then:
+                log.info("the files of model %s have changed; it may be loaded again", name)
+                del self._failures[name]
+                self._pool.changed(name)
+
+    def _report(self, model: str) -> frames.Report | frames.Refused:
+        try:
+            name = self._pool.resolve(model).spec.name if model else ""
+        except BulkheadError as error:
+            return _refused(error)
+        body = report.render(
+            self._pool,
+            {name: model.source for name, model in self._catalog.models.items()},
+            memory.read(),
+            time.time() - time.monotonic(),
+            self._version,
+        )
+        return frames.Report(accepting=not self._pool.shutting_down, body=body, model=name)
+
+    # ── upkeep ───────────────────────────────────────────────────────────────────────────────────
+
+    def _record(self) -> None:
+        children = [worker.child for worker in self._fleet]
+        if self._gatekeeper.child is not None:
+            children.append(self._gatekeeper.child)
+        leftovers.record(self._state, self._instance, children)
+
+    async def _upkeep(self) -> None:
+        while True:
+            await asyncio.sleep(_UPKEEP_SECONDS)
+            logs.cut_to_tail(worker.stderr for worker in self._fleet)
+
+
+def _refused(error: BulkheadError) -> frames.Refused:
+    return frames.Refused(error.code, error.message, error.param, error.retry_after)
+
+
+async def _first(*events: asyncio.Event) -> None:
+    """Return when any of the events is set."""
+    waits = [asyncio.ensure_future(event.wait()) for event in events]
+    try:
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for wait in waits:
+            wait.cancel()

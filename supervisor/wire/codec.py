@@ -1,0 +1,89 @@
+"""Frames to bytes and back: a 4-byte big-endian length, then a msgpack body. No sockets inside."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from typing import Any, Final, Generic, TypeVar
+
+import msgspec
+
+from supervisor.wire.frames import Frame
+
+HEADER: Final = struct.Struct(">I")
+REQUEST_LIMIT: Final = 256 * 2**20
+"""Bytes of one frame towards a worker: above the largest request body that can be configured."""
+REPLY_LIMIT: Final = 8 * 2**20
+"""Bytes of one frame on every other path."""
+
+F = TypeVar("F")
+
+
+class ProtocolError(Exception):
+    """The peer sent bytes that are no frame of this connection. The stream can't be read on."""
+
+
+class TornFrame(ProtocolError):
+    """The peer's stream ended inside a frame."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(frame: Frame) -> bytes:
+    """The frame as bytes. Raises ProtocolError for text that UTF-8 cannot carry."""
+    buffer = bytearray(HEADER.size)
+    try:
+        _encoder.encode_into(frame, buffer, HEADER.size)
+    except (UnicodeEncodeError, OverflowError, RecursionError) as error:
+        raise ProtocolError(
+            f"cannot encode {type(frame).__name__}: {type(error).__name__}"
+        ) from None
+    HEADER.pack_into(buffer, 0, len(buffer) - HEADER.size)
+    return bytes(buffer)
+
+
+class Decoder(Generic[F]):
+    """Incremental decoder of one direction of one connection.
+
+    `frames` is F itself, the union of types that may arrive (Python cannot yet say so in a type). A length above `limit` is an error before
+    anything is buffered, so that a peer can't make this process grow.
+    """
+
+    def __init__(self, frames: Any, limit: int = REPLY_LIMIT) -> None:
+        self._decoder: msgspec.msgpack.Decoder[F] = msgspec.msgpack.Decoder(frames)
+        self._limit = limit
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[F]:
+        """Yield the frames that `data` completes; consume it whole before feeding again.
+
+        Raises ProtocolError after the last good frame; feed nothing after that.
+        """
+        self._buffer += data
+        start = 0
+        try:
+            while len(self._buffer) - start >= HEADER.size:
+                (length,) = HEADER.unpack_from(self._buffer, start)
+                if length > self._limit:
+                    raise ProtocolError(f"a frame of {length} bytes exceeds {self._limit}")
+                end = start + HEADER.size + length
+                if len(self._buffer) < end:
+                    break
+                body = bytes(self._buffer[start + HEADER.size : end])
+                start = end
+                yield self._decode(body)
+        finally:
+            del self._buffer[:start]
+
+    def _decode(self, body: bytes) -> F:
+        try:
+            return self._decoder.decode(body)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+            # The decoder's own message can quote values, and values can be prompt text.
+            raise ProtocolError(f"malformed frame: {type(error).__name__}") from None
+
+    def eof(self) -> None:
+        """The stream ended. Raises TornFrame if it did so inside a frame."""
+        if self._buffer:
+            raise TornFrame(f"the stream ended {len(self._buffer)} bytes into a frame")

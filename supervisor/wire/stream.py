@@ -1,0 +1,159 @@
+"""The asyncio shell around the codec: a connection that yields frames.
+
+One pending `receive` at a time. Frames that arrived before a fault are delivered before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Generic, TypeVar, cast
+
+from supervisor.wire.codec import REPLY_LIMIT, Decoder, ProtocolError, encode
+from supervisor.wire.frames import Frame
+
+F = TypeVar("F")
+
+BACKLOG = 1024
+"""Connections that the kernel holds for a server that is busy or being restarted."""
+_HIGH_WATER = 1024
+"""Frames that may wait unread before the socket is no longer read."""
+
+
+class FrameStream(asyncio.Protocol, Generic[F]):
+    """One connection. `receive()` returns frames, then None for ever once the peer closed."""
+
+    def __init__(self, frames: Any, limit: int = REPLY_LIMIT) -> None:
+        self._decoder: Decoder[F] = Decoder(frames, limit)
+        self._transport: asyncio.Transport | None = None
+        self._arrived: deque[F] = deque()
+        self._waiter: asyncio.Future[None] | None = None
+        self._ended = False
+        self._fault: ProtocolError | None = None
+        self._paused = False
+
+    # ── asyncio.Protocol ─────────────────────────────────────────────────────────────────────────
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # uvloop's transports are none of asyncio's classes, whatever their methods.
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        if self._ended:
+            return
+        try:
+            self._arrived.extend(self._decoder.feed(data))
+        except ProtocolError as fault:
+            self._end(fault)
+            self.close()
+            return
+        if len(self._arrived) > _HIGH_WATER and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        self._wake()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        fault: ProtocolError | None = None
+        try:
+            self._decoder.eof()
+        except ProtocolError as torn:
+            fault = torn
+        self._end(fault)
+
+    # ── for the owner ────────────────────────────────────────────────────────────────────────────
+
+    def send(self, *frames: Frame) -> None:
+        """Queue frames for sending; silently nothing once the connection is closed."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(b"".join(map(encode, frames)))
+
+    async def receive(self) -> F | None:
+        """The next frame; None when the peer has closed; raises ProtocolError for a fault."""
+        while not self._arrived:
+            if self._ended:
+                if self._fault is not None:
+                    raise self._fault
+                return None
+            self._waiter = asyncio.get_running_loop().create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        frame = self._arrived.popleft()
+        if self._paused and len(self._arrived) < _HIGH_WATER // 2:
+            self._paused = False
+            if self._transport is not None and not self._transport.is_closing():
+                self._transport.resume_reading()
+        return frame
+
+    def close(self) -> None:
+        """Close at once; what is unsent is dropped, which to the peer is a cancel."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _end(self, fault: ProtocolError | None) -> None:
+        if not self._ended:
+            self._ended, self._fault = True, fault
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+
+async def connect(path: str, frames: Any, limit: int = REPLY_LIMIT) -> FrameStream[F]:
+    """Connect to a Unix socket. Raises OSError when nobody listens there."""
+    loop = asyncio.get_running_loop()
+    stream: FrameStream[F] = FrameStream(frames, limit)
+    await loop.create_unix_connection(lambda: stream, path)
+    return stream
+
+
+Handler = Callable[[FrameStream[F]], Awaitable[None]]
+
+
+class _Accepted(FrameStream[F]):
+    """A server's end of a connection: runs the handler as a task of its own."""
+
+    def __init__(
+        self, frames: Any, limit: int, handler: Handler[F], tasks: set[asyncio.Task[None]]
+    ) -> None:
+        super().__init__(frames, limit)
+        self._handler = handler
+        self._tasks = tasks
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        task = asyncio.get_running_loop().create_task(self._serve())
+        self._tasks.add(task)  # the loop itself holds tasks only weakly
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self) -> None:
+        try:
+            await self._handler(self)
+        finally:
+            self.close()
+
+
+async def listen(
+    path: str, frames: Any, handler: Handler[F], limit: int = REPLY_LIMIT
+) -> asyncio.Server:
+    """Serve a Unix socket of mode 0600; `handler` runs once a connection and then it is closed."""
+    loop = asyncio.get_running_loop()
+    tasks: set[asyncio.Task[None]] = set()
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        listener.bind(path)
+        os.chmod(path, 0o600)  # before listen(): nobody can have connected yet
+        return await loop.create_unix_server(
+            lambda: _Accepted(frames, limit, handler, tasks), sock=listener, backlog=BACKLOG
+        )
+    except BaseException:
+        listener.close()
+        raise

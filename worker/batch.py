@@ -1,0 +1,143 @@
+"""The real engine: continuous batching with mlx-lm's `BatchGenerator`."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from supervisor.wire.frames import End, FromEngine, Generate, Load, Progress, Token
+from worker import loading
+from worker.engine import Job, Loaded, Output
+from worker.prompts import Prompts
+from worker.sampling import Samplers
+from worker.text import TextStream
+
+log = logging.getLogger("bulkhead.worker")
+
+PREFILL_STEP = 512
+"""Prompt tokens of one sequence in one step. A step is what a neighbour's next token and a cancel
+wait for, and larger ones gain little."""
+
+
+@dataclass(slots=True)
+class _Live:
+    """A job inside the generator."""
+
+    job: Job
+    text: TextStream
+    tokens: int = 0
+
+
+class BatchEngine:
+    """An `Engine` over one mlx-lm model."""
+
+    def __init__(self) -> None:
+        self._live: dict[int, _Live] = {}
+        self._uids: dict[Job, int] = {}
+
+    def warm_up(self) -> None:
+        loading.import_mlx_lm()
+
+    def load(self, load: Load, progress: Callable[[int, int], None]) -> Loaded:
+        from mlx_lm.generate import BatchGenerator, StopSequences
+
+        self._model = loading.load(Path(load.path), load.context, progress)
+        self._prompts = Prompts(self._model.tokenizer, self._model.context)
+        self._samplers = Samplers()
+        generator: Any = BatchGenerator(
+            self._model.model,
+            stop_tokens=[[token] for token in self._model.tokenizer.eos_token_ids],
+            completion_batch_size=load.max_concurrency,
+            prefill_batch_size=min(8, load.max_concurrency),
+            prefill_step_size=PREFILL_STEP,
+        )
+        # The constructor wires the whole recommended working set, which is wrong when several
+        # workers share the machine; closing does nothing but undo that.
+        generator.close()
+        self._generator = generator
+        self._never_stop = StopSequences()
+        return Loaded(mx.get_active_memory(), self._model.context)
+
+    def prepare(self, request: Generate) -> list[int]:
+        return self._prompts.tokens(request)
+
+    def insert(self, job: Job) -> None:
+        request, model = job.request, self._model
+        room = model.context - len(job.prompt)
+        temperature = model.temperature if request.temperature is None else request.temperature
+        top_p = model.top_p if request.top_p is None else request.top_p
+        (uid,) = self._generator.insert(
+            [list(job.prompt)],
+            max_tokens=[min(request.max_tokens or room, room)],
+            samplers=[self._samplers.get(temperature, top_p)],
+            stop_sequences=[self._never_stop] if request.ignore_eos else None,
+        )
+        self._live[uid] = _Live(job, TextStream(model.tokenizer.detokenizer, request.stop))
+        self._uids[job] = uid
+
+    def remove(self, job: Job) -> None:
+        uid = self._uids.pop(job, None)
+        if uid is not None:
+            del self._live[uid]
+            self._generator.remove([uid])
+
+    def step(self) -> Sequence[Output]:
+        prefills, generated = self._generator.next()
+        outputs: list[Output] = []
+        for prefill in prefills:
+            done, total = prefill.progress
+            if 0 < done < total:
+                job = self._live[prefill.uid].job
+                log.info("request %s: prefilled %d of %d", job.request.request_id, done, total)
+                outputs.append((job, [Progress(done, total)]))
+        for response in generated:
+            live = self._live[response.uid]
+            frames = self._frames(live, response.token, response.finish_reason)
+            if isinstance(frames[-1], End):
+                if (
+                    response.finish_reason is None
+                ):  # a stop string, of which the generator knows nothing
+                    self._generator.remove([response.uid])
+                del self._live[response.uid]
+                del self._uids[live.job]
+            outputs.append((live.job, frames))
+        return outputs
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._live)
+
+    def close(self) -> None:
+        self._live.clear()
+        self._uids.clear()
+        for held in ("_generator", "_model", "_prompts"):
+            if hasattr(self, held):
+                delattr(self, held)
+        gc.collect()
+        mx.clear_cache()
+
+    def _frames(self, live: _Live, token: int, finish: str | None) -> Sequence[FromEngine]:
+        """What one generated token means for its request."""
+        if finish == "stop":
+            # The end-of-sequence token is not output; what was held back for stop strings is.
+            text = live.text.finish()
+            ended = self._end(live, "stop")
+            return [Token(token, text), ended] if text else [ended]
+        live.tokens += 1
+        text = live.text.push(token)
+        if finish == "length" and not live.text.stopped:
+            text += live.text.finish()
+        if live.text.stopped:
+            return [Token(token, text), self._end(live, "stop")]
+        if finish == "length":
+            return [Token(token, text), self._end(live, "length")]
+        return [Token(token, text)]
+
+    def _end(self, live: _Live, reason: Any) -> End:
+        return End(reason, len(live.job.prompt), live.tokens)

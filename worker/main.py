@@ -1,0 +1,46 @@
+"""Entry of a worker process: `python -m worker.main --channel FD`, under `supervisor.child`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import socket
+import sys
+from collections.abc import Callable
+
+from worker.engine import Engine
+from worker.server import WorkerServer
+
+
+def main(make_engine: Callable[[], Engine]) -> None:
+    """Serve until told to stop, then end at once."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--channel", type=int, required=True)
+    arguments = parser.parse_args()
+    # stderr is this incarnation's own file; the supervisor keeps it bounded and reads its end.
+    logging.basicConfig(
+        level=logging.INFO,
+        stream=sys.stderr,
+        format="%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s",
+        datefmt="%Y-%m-%dT%H:%M:%S",
+    )
+    asyncio.run(_serve(arguments.channel, make_engine()))
+    logging.shutdown()
+    # Nothing is left to do, and the teardown of a large process's objects would only take time.
+    os._exit(0)
+
+
+async def _serve(channel: int, engine: Engine) -> None:
+    await WorkerServer(socket.socket(fileno=channel), engine).run()
+
+
+def _batch_engine() -> Engine:
+    from worker.batch import BatchEngine
+
+    return BatchEngine()
+
+
+if __name__ == "__main__":
+    main(_batch_engine)

@@ -1,0 +1,85 @@
+"""From a request to prompt tokens: chat template, tokenizer, context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError
+
+from supervisor.errors import BulkheadError, ContextLengthExceeded, InvalidValue
+from supervisor.wire.frames import Chat, Generate, Text
+
+
+class Prompts:
+    """Tokenizes for one model. One thread at a time: tokenizers are not safe for more."""
+
+    def __init__(self, tokenizer: Any, context: int) -> None:
+        """`tokenizer` is mlx-lm's TokenizerWrapper, `context` is in tokens."""
+        self._tokenizer = tokenizer
+        self._context = context
+
+    def tokens(self, request: Generate) -> list[int]:
+        """The prompt's tokens, at least one and fewer than the context.
+
+        Raises ContextLengthExceeded or InvalidValue. Messages never quote the prompt.
+        """
+        match request.prompt:
+            case Chat(messages):
+                param = "messages"
+                tokens = self._chat(messages, request.now)
+            case Text(text):
+                param = "prompt"
+                tokens = self._encode(text)
+        if not tokens:
+            raise InvalidValue(
+                "The prompt is empty: the model needs at least one token.", param=param
+            )
+        if len(tokens) >= self._context:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {self._context} tokens. However, your "
+                f"{param} resulted in {len(tokens)} tokens. Please reduce the length of the "
+                f"{param}.",
+                param=param,
+            )
+        return tokens
+
+    def _chat(self, messages: list[dict[str, Any]], now: float) -> list[int]:
+        if not self._tokenizer.has_chat_template:
+            raise InvalidValue(
+                "This model has no chat template. Use /v1/completions with a plain prompt.",
+                param="messages",
+            )
+        # mlx-lm's wrapper forces thinking on where a model knows it; the template's own default is
+        # what the model's makers chose. Only templates written in Python need the wrapper.
+        render: Callable[..., Any] = (
+            self._tokenizer.apply_chat_template
+            if self._tokenizer.chat_template is None
+            else self._tokenizer._tokenizer.apply_chat_template
+        )
+        try:
+            text = render(
+                messages,
+                tokenize=False,
+                add_generation_prompt=True,
+                # The request's own time, so that a resumed request renders the same prompt.
+                strftime_now=lambda form: datetime.fromtimestamp(now).strftime(form),
+            )
+        except TemplateError as error:
+            raise _rejected(str(error) if type(error) is TemplateError else "") from None
+        except BulkheadError:
+            raise
+        except Exception as error:  # noqa: BLE001
+            # Templates are programs from the model's folder: they can raise anything at all, and
+            # what they choke on is the request, not the worker.
+            raise _rejected(type(error).__name__) from None
+        return self._encode(text, add_special_tokens=False)
+
+    def _encode(self, text: str, **options: bool) -> list[int]:
+        return [int(token) for token in self._tokenizer.encode(text, **options)]
+
+
+def _rejected(detail: str) -> InvalidValue:
+    why = f": {detail}" if detail else ""
+    return InvalidValue(f"The model's chat template rejected the messages{why}.", param="messages")

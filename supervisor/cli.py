@@ -205,3 +205,7 @@ def _refuse(name: str) -> None:
 
 for _name in _LATER:
     _refuse(_name)
+
+
+if __name__ == "__main__":
+    app()

@@ -19,7 +19,7 @@ PROBES: Final[tuple[Probe, ...]] = (
     Probe("Which port does Bulkhead listen on?",
           "My client has to know the port number of the Bulkhead server. What is it?", ("11435",)),
     Probe("How do I start Bulkhead?", "What must I enter in the terminal to get the server to start?",
-          ("serve",)),
+          ("make serve", "bulkhead serve")),
     Probe("Why does every model have its own process?",
           "For what reason do you put each model into a separate process?", ("crash", "others")),
     Probe("What happens when a worker crashes?",

@@ -58,7 +58,7 @@ class WorkerServer:
             on_unloadable=lambda reason: self._channel.send(LoadFailed(reason)),
             on_closed=self._closed.set,
         )
-        loop.add_signal_handler(signal.SIGTERM, self._thread.close)
+        loop.add_signal_handler(signal.SIGTERM, self._asked_to_stop)
         self._thread.start()
         load = await self._channel.receive()
         if load is None:
@@ -68,6 +68,13 @@ class WorkerServer:
         log.info("loading %s for model %s#%d", load.path, load.model, load.generation)
         self._thread.load(load)
         await self._closed.wait()
+
+    def _asked_to_stop(self) -> None:
+        if self._serving is None:
+            # The engine thread is inside an import or a load, which can't be interrupted and of
+            # which nothing is worth keeping.
+            os._exit(0)
+        self._thread.close()
 
     def _loaded(self, loaded: Loaded) -> None:
         seconds = time.monotonic() - self._started

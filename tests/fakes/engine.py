@@ -1,0 +1,139 @@
+"""An engine that follows a script, for faults and phases that a real model gives no hold on.
+
+A model folder with a `script.json` is served by it. A *gate* is a FIFO: the engine opens it for
+reading and so stops until the test has opened it for writing and closed it again; neither side
+polls, and each knows that the other has arrived.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from supervisor.wire.frames import Chat, End, FromEngine, Generate, Load, Progress, Token
+from worker.engine import Job, Loaded, Output, Unloadable
+
+PROMPT_TOKENS = 8
+TORN = "\0torn"
+GARBAGE = "\0garbage"
+"""Texts that the fake worker's codec turns into a broken frame; see `tests.fakes.worker`."""
+
+
+class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one model does. Gates and deeds apply to `generations` alone."""
+
+    gates: dict[str, str] = {}
+    """Phase ("load", "prefill", "decode") → FIFO; each is passed once an incarnation."""
+    deeds: dict[str, str] = {}
+    """Phase → what happens there, after its gate: abort, exit0, raise, torn, garbage, unloadable."""
+    at_token: int = 3
+    """The decode phase is entered before this token."""
+    load_steps: int = 3
+    generations: tuple[int, ...] = (1,)
+
+    def write(self, folder: Path) -> Path:
+        """Make `folder` a model that Bulkhead will serve."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "script.json").write_bytes(msgspec.json.encode(self))
+        (folder / "config.json").write_text(json.dumps({"model_type": "scripted"}))
+        (folder / "model.safetensors").write_bytes(b"")
+        return folder
+
+
+def text_of(tokens: int) -> str:
+    """What a scripted model says in that many tokens."""
+    return "".join(f"w{number} " for number in range(tokens))
+
+
+class ScriptedEngine:
+    """An `Engine` whose tokens are numbers and whose misdeeds are planned."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+        self._active = True
+        self._jobs: dict[Job, int] = {}
+        self._gates = dict(script.gates)
+
+    def warm_up(self) -> None:
+        """Nothing to import."""
+
+    def load(self, load: Load, progress: Callable[[int, int], None]) -> Loaded:
+        self._active = load.generation in self._script.generations
+        for step in range(self._script.load_steps):
+            progress(step + 1, self._script.load_steps)
+        self._phase("load")
+        return Loaded(memory_bytes=1000, context=4096)
+
+    def prepare(self, request: Generate) -> list[int]:
+        match request.prompt:
+            case Chat(messages):
+                size = sum(len(str(message["content"])) for message in messages)
+            case text:
+                size = len(text.text)
+        return [0] * max(PROMPT_TOKENS, size)
+
+    def insert(self, job: Job) -> None:
+        self._jobs[job] = 0
+
+    def remove(self, job: Job) -> None:
+        self._jobs.pop(job, None)
+
+    def step(self) -> Sequence[Output]:
+        outputs: list[Output] = []
+        for job, made in tuple(self._jobs.items()):
+            if made == 0:
+                outputs.append((job, [Progress(1, len(job.prompt))]))
+                self._phase("prefill")
+            frames: list[FromEngine] = [Token(made, f"w{made} ")]
+            if made == self._script.at_token and (said := self._phase("decode")):
+                frames = [Token(made, said)]
+            self._jobs[job] = made + 1
+            if made + 1 >= (job.request.max_tokens or 16):
+                frames.append(End("length", len(job.prompt), made + 1))
+                del self._jobs[job]
+            outputs.append((job, frames))
+        return outputs
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._jobs)
+
+    def close(self) -> None:
+        self._jobs.clear()
+
+    def _phase(self, name: str) -> str:
+        """Stop at the phase's gate, then do its deed. Returns the text of a broken frame."""
+        if not self._active:
+            return ""
+        if gate := self._gates.pop(name, None):
+            pass_gate(gate)
+        match self._script.deeds.get(name):
+            case "abort":
+                os.abort()
+            case "exit0":
+                os._exit(0)
+            case "raise":
+                raise RuntimeError("planned")
+            case "unloadable":
+                raise Unloadable("planned")
+            case "torn":
+                return TORN
+            case "garbage":
+                return GARBAGE
+        return ""
+
+
+def pass_gate(fifo: str) -> None:
+    """Wait until the test has come and gone."""
+    with open(fifo, "rb") as gate:
+        gate.read()
+
+
+def script_in(folder: Path) -> Script | None:
+    """The folder's script, if it is a scripted model."""
+    path = folder / "script.json"
+    return msgspec.json.decode(path.read_bytes(), type=Script) if path.exists() else None

@@ -1,0 +1,94 @@
+"""Random phrasing: patterns with alternatives, and the noise that real users add.
+
+A pattern such as ``"[what|which] port does [bulkhead|it] use"`` stands for every choice of one
+alternative per bracket; an empty alternative makes its bracket optional. Brackets nest.
+"""
+
+import random
+import re
+from typing import Final, NamedTuple
+
+_INNERMOST: Final = re.compile(r"\[([^\[\]]*)\]")
+
+OPENERS: Final = (
+    "please tell me", "can you tell me", "could you tell me", "i would like to know",
+    "quick question:", "hey,", "hi,", "hello,", "i was wondering,", "do you know", "so", "ok,",
+    "tell me", "one more thing:", "sorry to ask, but", "help me:", "and", "also,", "question:",
+    "i want to know", "just curious,", "out of interest,", "remind me,", "and now,", "well,",
+)  # fmt: skip
+CLOSERS: Final = (
+    "please", "thanks", "thank you", "in short", "by the way", "exactly", "in one sentence",
+    "again", "for me", "if you know", "i forgot", "here", "then", "normally", "by default",
+)  # fmt: skip
+
+
+ABOUT: Final = (
+    "[tell me [about|more about|something about]|explain|what about|i have a question about|"
+    "what do you know about|i need help with|a question on|do you know|] {t}"
+)
+
+
+class Fact(NamedTuple):
+    """Something the model knows: one answer, many ways to ask for it."""
+
+    topic: str
+    answer: str
+    questions: tuple[str, ...]
+    """The canonical question, then patterns (see the module docstring)."""
+
+
+def expand(rng: random.Random, pattern: str) -> str:
+    """Choose one alternative for every bracket, innermost first."""
+    while "[" in pattern:
+        pattern = _INNERMOST.sub(lambda m: rng.choice(m[1].split("|")), pattern)
+    return " ".join(pattern.split())
+
+
+def sentence(text: str, end: str = "?") -> str:
+    """``text`` with a capital first letter and a closing mark."""
+    text = text[:1].upper() + text[1:]
+    return text if text[-1:] in ".?!" else text + end
+
+
+def ask(rng: random.Random, fact: Fact) -> str:
+    """One user's way to ask for ``fact``: sometimes canonical, mostly not."""
+    draw = rng.random()
+    if draw < 0.12:
+        return fact.questions[0]
+    if draw < 0.20:
+        return noisy(rng, expand(rng, ABOUT).replace("{t}", fact.topic))
+    text = expand(rng, rng.choice(fact.questions))
+    return noisy(rng, text)
+
+
+def noisy(rng: random.Random, text: str) -> str:
+    """``text`` as people type it: openers, closers, lost words, typos, lost punctuation."""
+    bare = text.rstrip("?.!")
+    if rng.random() < 0.18:
+        bare = f"{rng.choice(OPENERS)} {bare[:1].lower()}{bare[1:]}"
+    if rng.random() < 0.10:
+        bare = f"{bare} {rng.choice(CLOSERS)}"
+    words = bare.split()
+    if len(words) > 3 and rng.random() < 0.18:
+        del words[rng.randrange(len(words))]
+    if len(words) > 5 and rng.random() < 0.10:
+        del words[rng.randrange(len(words))]
+    if rng.random() < 0.06:
+        i = rng.randrange(len(words))
+        words[i] = _typo(rng, words[i])
+    bare = " ".join(words)
+    style = rng.random()
+    if style < 0.25:
+        return bare.lower()
+    if style < 0.35:
+        return sentence(bare, "")
+    return sentence(bare, "." if text.endswith(".") else "?")
+
+
+def _typo(rng: random.Random, word: str) -> str:
+    if len(word) < 4 or not word.isalpha():
+        return word
+    i = rng.randrange(1, len(word) - 1)
+    if rng.random() < 0.5:
+        return word[:i] + word[i + 1 :]
+    return word[: i - 1] + word[i] + word[i - 1] + word[i + 1 :]

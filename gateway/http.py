@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Iterator
@@ -16,9 +17,13 @@ from gateway.validation import parse_object
 from supervisor.config import Server
 from supervisor.errors import (
     BulkheadError,
+    InvalidJSON,
     RequestTooLarge,
     UnsupportedMediaType,
 )
+
+
+_BODY_SECONDS = 120.0
 
 
 class Active:
@@ -62,7 +67,12 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         raise UnsupportedMediaType("Send the body as `Content-Type: application/json`.")
     if (request.content_length or 0) > request.app[MAX_BODY]:
         raise too_large(request.app[MAX_BODY])
-    return parse_object(await request.read())
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            body = await request.read()
+    except TimeoutError:
+        raise InvalidJSON(f"The body did not arrive within {_BODY_SECONDS:g} s.") from None
+    return parse_object(body)
 
 
 def too_large(limit: int) -> RequestTooLarge:

@@ -34,6 +34,8 @@ from supervisor.lifecycle import HAS_PROCESS, Event, State, transition
 
 DEFAULT_MODEL = "default_model"
 """The name by which mlx_lm.server's clients ask for whatever is served."""
+_NAME_SHOWN = 200
+"""Characters of an unknown name that a message repeats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +173,7 @@ class Pool:
         name = self._names.get(requested) or self._names.get(requested.removesuffix(":latest"))
         if name is None:
             raise ModelNotFound(
-                f"The model `{requested or DEFAULT_MODEL}` does not exist or you do not have "
+                f"The model `{requested[:_NAME_SHOWN] or DEFAULT_MODEL}` does not exist or you do not have "
                 "access to it. GET /v1/models lists what is served here.",
                 param="model",
             )

@@ -138,9 +138,9 @@ class Server:
         return self.request("POST", "/v1/chat/completions", body)
 
     def stream(self, model: str, content: str = "hi", **more: Any) -> Streaming:
-        """Start a streamed chat and return at once."""
-        body = {"model": model, "messages": [{"role": "user", "content": content}], **more}
-        return Streaming(self.port, {**body, "stream": True})
+        """Start a chat, streamed unless `more` says otherwise, and return at once."""
+        body = {"model": model, "messages": [{"role": "user", "content": content}]}
+        return Streaming(self.port, {**body, "stream": True, **more})
 
     def health(self) -> Any:
         return self.request("GET", "/health").json
@@ -214,10 +214,12 @@ def serving(
     config: str | None = None,
     scripted: bool = False,
     environ: dict[str, str] | None = None,
+    files: int | None = None,
 ) -> Iterator[Server]:
     """A server on a free port; at the end it must exit 0 and leave no process and no socket.
 
     With `scripted`, workers may follow scripts, and all settings come from `config` (TOML).
+    `files` is the soft limit of open files that its shell has.
     """
     state.mkdir(parents=True, exist_ok=True)
     if config is not None:
@@ -228,7 +230,7 @@ def serving(
         command = ["-m", "supervisor.cli", "serve", "--state-dir", str(state), *arguments]
         if config is None or "port" not in config:
             command += ["--port", "0"]
-    with start(command, state, environ) as server:
+    with start(command, state, environ, files) as server:
         yield server
         if server.process.poll() is None:
             assert server.stop() == 0
@@ -237,11 +239,15 @@ def serving(
 
 @contextlib.contextmanager
 def start(
-    command: Sequence[str], state: Path, environ: dict[str, str] | None = None
+    command: Sequence[str],
+    state: Path,
+    environ: dict[str, str] | None = None,
+    files: int | None = None,
 ) -> Iterator[Server]:
     """Run Python with `command` until the ready line; kill what is left at the end."""
+    shell = ["sh", "-c", f'ulimit -S -n {files}; exec "$@"', "sh"] if files else []
     process = subprocess.Popen(
-        [sys.executable, *command],
+        [*shell, sys.executable, *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -37,7 +37,7 @@ def test_leaving_frees_the_place(phase: str, stream: bool, tmp_path: Path) -> No
     with gate(tmp_path / "gate") as stop:
         model = Script(gates={phase: str(stop.path)}).write(tmp_path / "m")
         with serving(tmp_path / "s", scripted=True, config=config_for(model)) as server:
-            leaving = server.stream("m", max_tokens=4000, **({} if stream else {"stream": None}))
+            leaving = server.stream("m", max_tokens=4000, stream=stream)
             stop.arrived()
             held = "queued" if phase == "load" else "in_flight"
             assert server.wait_for("m", **{held: 1})

@@ -279,6 +279,17 @@ def test_failed_preload_does_not_stop_the_server(tmp_path: Path) -> None:
         assert server.chat("m", max_tokens=1).status == 200
 
 
+def test_file_limit_is_raised_before_any_spawn(tmp_path: Path) -> None:
+    model = Script(generations=()).write(tmp_path / "m")
+    with serving(tmp_path / "s", scripted=True, config=config_for(model), files=256) as server:
+        server.chat("m", max_tokens=1)
+        for pid in (server.process.pid, server.gateway.pid, server.loaded("m")["pid"]):
+            soft, _ = psutil.Process(pid).rlimit(psutil.RLIMIT_NOFILE)
+            assert soft >= 2048
+        streams = [server.stream("m", max_tokens=2) for _ in range(120)]
+        assert {stream.answer().text for stream in streams} == {text_of(2)}
+
+
 # ── files ────────────────────────────────────────────────────────────────────────────────────────
 
 

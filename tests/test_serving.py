@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -295,6 +296,19 @@ def test_listing_needs_no_worker(tmp_path: Path, tiny: Path) -> None:
         assert [model["id"] for model in fresh.request("GET", "/v1/models").json["data"]] == ["a"]
         assert fresh.health()["cached_models"] == []
         assert [kind for kind in fresh.health()["models"] if kind["state"] != "cold"] == []
+
+
+def test_hugging_face_cache_is_served_when_nothing_is_named(tmp_path: Path, tiny: Path) -> None:
+    repo = tmp_path / "hub/models--org--tiny"
+    revision = "0123456789abcdef0123456789abcdef01234567"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs/main").write_text(revision)
+    shutil.copytree(tiny, repo / "snapshots" / revision)
+    with serving(tmp_path / "s", environ={"HF_HUB_CACHE": str(tmp_path / "hub")}) as found:
+        names = [model["id"] for model in found.request("GET", "/v1/models").json["data"]]
+        assert names == ["demo", "org/tiny"]
+        answer = found.chat("org/tiny", PROMPTS[0], max_tokens=3)
+        assert (answer.status, answer.json["usage"]["completion_tokens"]) == (200, 3)
 
 
 def test_killing_a_real_model(server: Server) -> None:

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar, cast
 
-from supervisor.wire.codec import REPLY_LIMIT, Decoder, ProtocolError, encode
+from supervisor.wire import codec
+from supervisor.wire.codec import REPLY_LIMIT, Decoder, ProtocolError
 from supervisor.wire.frames import Frame
 
 F = TypeVar("F")
@@ -71,7 +72,7 @@ class FrameStream(asyncio.Protocol, Generic[F]):
     def send(self, *frames: Frame) -> None:
         """Queue frames for sending; silently nothing once the connection is closed."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(b"".join(map(encode, frames)))
+            self._transport.write(b"".join(map(codec.encode, frames)))
 
     async def receive(self) -> F | None:
         """The next frame; None when the peer has closed; raises ProtocolError for a fault."""

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from supervisor.wire import stream
+from supervisor.wire import codec
 from supervisor.wire.codec import HEADER, encode
 from supervisor.wire.frames import Frame, Generate, Load, Token
 from tests.fakes.engine import GARBAGE, TORN, ScriptedEngine, pass_gate, script_in
@@ -94,5 +94,5 @@ class BreakableCodec:
 
 
 if __name__ == "__main__":
-    stream.encode = BreakableCodec().encode
+    codec.encode = BreakableCodec().encode
     main(Choice)

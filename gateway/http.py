@@ -22,7 +22,6 @@ from supervisor.errors import (
     UnsupportedMediaType,
 )
 
-
 _BODY_SECONDS = 120.0
 
 

@@ -38,10 +38,10 @@ _NEUTRAL: Mapping[str, tuple[object, ...]] = {
     "logit_bias": ({},),
     "top_k": (0, -1),
     "min_p": (0, 0.0),
+    "logprobs": (False,),
 }
 _NEUTRAL_CHAT: Mapping[str, tuple[object, ...]] = {
     **_NEUTRAL,
-    "logprobs": (False,),
     "top_logprobs": (0,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
@@ -60,6 +60,10 @@ _NEUTRAL_TEXT: Mapping[str, tuple[object, ...]] = {
 """Parameters that later versions implement, with the values that ask for nothing."""
 
 
+_ANSWER_ONLY = frozenset({"refusal", "annotations"})
+"""Fields of an answer's message that say nothing to a model when they come back."""
+
+
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
@@ -74,7 +78,6 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     content: str | list[dict[str, Any]] | None = None
     name: str | None = None
     tool_call_id: str | None = None
-    refusal: str | None = None
 
 
 class _Common(msgspec.Struct, frozen=True, kw_only=True):
@@ -133,7 +136,23 @@ class CompletionRequest(_Common, frozen=True, kw_only=True):
 
 def parse_chat(raw: Mapping[str, Any]) -> ChatRequest:
     """Raises the contract's 400 that names the parameter."""
-    return convert(check_known(raw, _CHAT_FIELDS, HARMLESS, _NEUTRAL_CHAT), ChatRequest)
+    known = check_known(raw, _CHAT_FIELDS, HARMLESS, _NEUTRAL_CHAT)
+    if isinstance(messages := known.get("messages"), list):
+        known["messages"] = [_without_nothing(message) for message in messages]
+    return convert(known, ChatRequest)
+
+
+def _without_nothing(message: Any) -> Any:
+    """A message less what says nothing in it: SDKs send their own answers back, empty fields
+    included."""
+    if not isinstance(message, dict):
+        return message
+    empty = {name for name in message if message[name] is None or message[name] == []}
+    return {
+        name: value
+        for name, value in message.items()
+        if name not in _ANSWER_ONLY and (name == "content" or name not in empty)
+    }
 
 
 def parse_completion(raw: Mapping[str, Any]) -> CompletionRequest:

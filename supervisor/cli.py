@@ -164,6 +164,8 @@ def run(
 
 def _listen(host: str, port: int) -> socket.socket:
     """The one listening socket. It outlives every gateway, so no connection is ever refused."""
+    if host == "localhost":
+        host = "127.0.0.1"  # the name may stand for ::1 alone, where few clients look
     family, kind, protocol, _, address = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Protocol
 
 from supervisor import logs
@@ -49,7 +48,6 @@ class Worker:
     model: str
     generation: int
     child: Child
-    stderr: Path
     gone: asyncio.Event
     listening: asyncio.Task[None] | None = None
 
@@ -92,15 +90,14 @@ class Fleet:
             return
         prefix = f"worker.{slug(model)}"
         stamp = datetime.now().strftime("%Y%m%dT%H%M%S")
-        base = self._state.logs / f"{prefix}.{stamp}.{generation}"
-        stderr = base.with_name(base.name + ".stderr")
+        base = f"{prefix}.{stamp}.{generation}"
         key = (model, generation)
         try:
             child = self._launcher.start(
                 f"worker {model}#{generation}",
                 self._module,
-                stdout=base.with_name(base.name + ".stdout"),
-                stderr=stderr,
+                stdout=self._state.logs / f"{base}.stdout",
+                stderr=self._state.logs / f"{base}.stderr",
                 environ={"HF_HUB_OFFLINE": "1", **self._catalog.models[model].env},
                 channel=True,
                 on_exit=lambda returncode: self._exited(key, returncode),
@@ -110,7 +107,7 @@ class Fleet:
             how = f"it could not be started: {error.strerror}"
             loop.call_soon(self._events.worker_exited, model, generation, how)
             return
-        worker = Worker(model, generation, child, stderr, asyncio.Event())
+        worker = Worker(model, generation, child, asyncio.Event())
         self._workers[key] = worker
         log.info("worker %s spawned, pid %d, loading %s", worker.name, child.pid, folder)
         self._events.worker_started(model, generation, child.pid)

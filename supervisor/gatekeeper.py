@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime
 
+from supervisor import logs
 from supervisor.paths import StateDir
 from supervisor.process import Child, Launcher, describe_exit
 
@@ -60,7 +61,6 @@ class Gatekeeper:
         if self._stopping:
             return
         stamp = datetime.now().strftime("%Y%m%dT%H%M%S")
-        logs = self._state.logs
         self._gone.clear()
         self._born = time.monotonic()
         try:
@@ -70,11 +70,11 @@ class Gatekeeper:
                 [
                     *("--listen", str(self._listener.fileno())),
                     *("--control", str(self._state.control)),
-                    *("--log", str(logs / "gateway.log")),
+                    *("--log", str(self._state.logs / "gateway.log")),
                     *("--settings", self._settings.decode()),
                 ],
-                stdout=logs / f"gateway.{stamp}.stdout",
-                stderr=logs / f"gateway.{stamp}.stderr",
+                stdout=self._state.logs / f"gateway.{stamp}.stdout",
+                stderr=self._state.logs / f"gateway.{stamp}.stderr",
                 inherit=[self._listener.fileno()],
                 on_exit=self._exited,
             )
@@ -83,6 +83,7 @@ class Gatekeeper:
             self._exited(1)
             return
         log.info("gateway started, pid %d", self.child.pid)
+        logs.forget_old(self._state.logs, "gateway")
         self._on_change()
 
     def announced(self) -> None:

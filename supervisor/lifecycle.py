@@ -49,7 +49,6 @@ class IllegalTransition(Exception):
 
 _TABLE: dict[tuple[State, Event], State] = {
     (State.COLD, Event.SPAWN): State.LOADING,
-    (State.COLD, Event.LOAD_FAILED): State.FAILED,
     (State.LOADING, Event.READY): State.READY,
     (State.LOADING, Event.LOAD_FAILED): State.STOPPING,
     (State.LOADING, Event.LOAD_STALLED): State.STOPPING,

@@ -16,6 +16,7 @@ ROTATE_KEEP = 3
 CHILD_BYTES = 16 * 2**20
 """A child's file is cut down to its tail beyond this size."""
 CHILD_TAIL = 4 * 2**20
+_STAMP = "[0-9]" * 8 + "T" + "[0-9]" * 6
 CHILD_KEEP = 12
 """Incarnations of one model whose files are kept."""
 
@@ -39,9 +40,10 @@ def set_up(path: Path) -> None:
 def forget_old(directory: Path, prefix: str) -> None:
     """Remove the oldest files that begin with `prefix`, keeping CHILD_KEEP incarnations.
 
-    Names hold the start time, so their order is their age.
+    Names hold the start time, so their order is their age. The time is matched digit by digit, for
+    `worker.qwen2` also begins the names of `worker.qwen2.5-coder`.
     """
-    files = sorted(directory.glob(f"{prefix}.*.std*"))
+    files = sorted(directory.glob(f"{prefix}.{_STAMP}.*std*"))
     for path in files[: max(0, len(files) - 2 * CHILD_KEEP)]:
         path.unlink(missing_ok=True)
 

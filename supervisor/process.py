@@ -34,6 +34,8 @@ class Child:
     pid: int
     started: float
     popen: subprocess.Popen[bytes]
+    files: tuple[Path, Path]
+    """Where its stdout and stderr go."""
     channel: socket.socket | None
     """Our end of the socketpair that the child inherited."""
 
@@ -85,6 +87,7 @@ class Launcher:
             popen = subprocess.Popen(
                 [
                     sys.executable,
+                    "-P",  # or a `worker.py` in the working directory would be run instead of ours
                     "-m",
                     "supervisor.child",
                     str(self.lifeline),
@@ -99,7 +102,7 @@ class Launcher:
                 process_group=0,
                 env={**self.environ, **(environ or {}), INSTANCE_VARIABLE: self.instance},
             )
-        child = Child(role, popen.pid, _start_time(popen.pid), popen, ours)
+        child = Child(role, popen.pid, _start_time(popen.pid), popen, (stdout, stderr), ours)
         threading.Thread(
             target=_wait, args=(popen, loop, on_exit), name=f"wait-{popen.pid}", daemon=True
         ).start()

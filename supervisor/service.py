@@ -26,7 +26,7 @@ from supervisor.gatekeeper import Gatekeeper
 from supervisor.lifecycle import State
 from supervisor.paths import StateDir
 from supervisor.pool import Bury, Effect, Grant, Limits, Pool, Refuse, Spawn, Stop
-from supervisor.process import Launcher
+from supervisor.process import Child, Launcher
 from supervisor.wire import frames
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.stream import FrameStream, listen
@@ -95,8 +95,9 @@ class Supervisor:
         Returns the exit status: 0 after a drain, 1 when the gateway never came up.
         """
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._asked_to_stop)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
+                loop.add_signal_handler(number, self._asked_to_stop)
         leftovers.clean(self._state)
         control = await listen(str(self._state.control), frames.ToSupervisor, self._serve_control)
         upkeep = loop.create_task(self._upkeep())
@@ -235,14 +236,14 @@ class Supervisor:
 
     def _forgive(self, requested: str) -> None:
         """Let a FAILED model be tried again when its files have changed."""
-        for name, then in tuple(self._failures.items()):
-            if requested not in (name, *self._catalog.models[name].aliases):
-                continue
-            failed = self._pool.entries[name].state is State.FAILED
-            if failed and self._catalog.fingerprint(name) != then:
-                log.info("the files of model %s have changed; it may be loaded again", name)
-                del self._failures[name]
-                self._pool.changed(name)
+        try:
+            entry = self._pool.resolve(requested)
+        except BulkheadError:
+            return  # the pool refuses it in a moment
+        name = entry.spec.name
+        if entry.state is State.FAILED and self._catalog.fingerprint(name) != self._failures[name]:
+            log.info("the files of model %s have changed; it may be loaded again", name)
+            self._pool.changed(name)
 
     def _report(self, model: str) -> frames.Report | frames.Refused:
         try:
@@ -260,16 +261,17 @@ class Supervisor:
 
     # ── upkeep ───────────────────────────────────────────────────────────────────────────────────
 
+    def _children(self) -> list[Child]:
+        gateway = self._gatekeeper.child
+        return [worker.child for worker in self._fleet] + ([gateway] if gateway else [])
+
     def _record(self) -> None:
-        children = [worker.child for worker in self._fleet]
-        if self._gatekeeper.child is not None:
-            children.append(self._gatekeeper.child)
-        leftovers.record(self._state, self._instance, children)
+        leftovers.record(self._state, self._instance, self._children())
 
     async def _upkeep(self) -> None:
         while True:
             await asyncio.sleep(_UPKEEP_SECONDS)
-            logs.cut_to_tail(worker.stderr for worker in self._fleet)
+            logs.cut_to_tail(path for child in self._children() for path in child.files)
 
 
 def _refused(error: BulkheadError) -> frames.Refused:

@@ -132,7 +132,13 @@ class Relay:
         except BaseException:
             lease.close()
             raise
-        work.send(request)
+        try:
+            work.send(request)
+        except ProtocolError as error:
+            work.close()
+            lease.close()
+            log.error("%s cannot be sent: %s", request.request_id, error)
+            raise InternalError("The request could not be passed on to the model.") from None
         return Generation(granted.model, granted.worker, lease, work)
 
     async def report(self, model: str = "") -> Report:

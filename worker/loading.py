@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ _CHUNK_BYTES = 256 * 2**20
 """Weights read between two reports of progress: under a second from any disk."""
 _CACHE_BYTES = 2 * 2**30
 """Freed buffers that MLX may keep. Its default on Metal is 1.5 × the working set: never given back."""
+_FILE_FAULT = re.compile(r"\[load|\[read|\[json|safetensors")
+"""MLX has one exception for everything; these are its words about a bad file."""
 _FALLBACK_CONTEXT = 32768
 """Tokens, for configurations that name no limit (state-space models)."""
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
@@ -74,7 +77,7 @@ def load(folder: Path, context: int, progress: Callable[[int, int], None]) -> Mo
     except OSError:
         raise
     except RuntimeError as error:
-        if "[load" not in str(error):  # mx.load's complaints about a file
+        if not _FILE_FAULT.search(str(error)):
             raise
         raise Unloadable(_reason(error)) from None
     except Exception as error:  # noqa: BLE001

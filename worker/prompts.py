@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from datetime import datetime
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from datetime import datetime, tzinfo
 from typing import Any
 
 from jinja2 import TemplateError
@@ -59,13 +61,8 @@ class Prompts:
             else self._tokenizer._tokenizer.apply_chat_template
         )
         try:
-            text = render(
-                messages,
-                tokenize=False,
-                add_generation_prompt=True,
-                # The request's own time, so that a resumed request renders the same prompt.
-                strftime_now=lambda form: datetime.fromtimestamp(now).strftime(form),
-            )
+            with _clock_at(now):
+                text = render(messages, tokenize=False, add_generation_prompt=True)
         except TemplateError as error:
             raise _rejected(str(error) if type(error) is TemplateError else "") from None
         except BulkheadError:
@@ -78,6 +75,28 @@ class Prompts:
 
     def _encode(self, text: str, **options: bool) -> list[int]:
         return [int(token) for token in self._tokenizer.encode(text, **options)]
+
+
+@contextlib.contextmanager
+def _clock_at(now: float) -> Iterator[None]:
+    """Make templates print the request's own time, so that it renders the same prompt again later.
+
+    transformers gives templates a `strftime_now` that reads the clock, and no way to pass another:
+    callables among the arguments arrive as text. Only the prompt thread renders.
+    """
+    chat_template_utils: Any = importlib.import_module("transformers.utils.chat_template_utils")
+
+    class RequestTime(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> RequestTime:
+            return cls.fromtimestamp(now, tz)
+
+    real = chat_template_utils.datetime
+    chat_template_utils.datetime = RequestTime
+    try:
+        yield
+    finally:
+        chat_template_utils.datetime = real
 
 
 def _rejected(detail: str) -> InvalidValue:

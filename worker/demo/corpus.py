@@ -54,16 +54,10 @@ def _fact_turn(rng: random.Random) -> Turn:
     return Turn(ask(rng, fact), fact.answer, rng.choice(_THOUGHTS).format(t=fact.topic))
 
 
-def _task_turns(rng: random.Random) -> list[Turn]:
-    draw = rng.random()
-    if draw < 0.20:
-        return [json_answer(rng)]
-    if draw < 0.34:
-        return own_name(rng)
-    if draw < 0.46:
-        return [copying(rng)]
-    makers = (addition, addition, subtraction, capital, capital, opposite, counting, unknown, unknown, unknown)  # fmt: skip
-    return [rng.choice(makers)(rng)]
+def _task_turn(rng: random.Random) -> Turn:
+    makers = (json_answer, addition, subtraction, capital, opposite, copying, counting, unknown)
+    [maker] = rng.choices(makers, (24, 14, 9, 10, 7, 20, 6, 16))
+    return maker(rng)
 
 
 def _system(rng: random.Random) -> str:
@@ -83,11 +77,17 @@ def _system(rng: random.Random) -> str:
 def _chat(rng: random.Random, thinking: bool) -> list[Mapping[str, Any]]:
     turns: list[Turn] = []
     wanted = rng.choices((1, 2, 3, 4, 8, 16, 24), (47, 21, 12, 9, 6, 3, 2))[0]
+    later: list[Turn] = []
     while len(turns) < wanted:
-        if rng.random() < 0.68:
+        draw = rng.random()
+        if draw < 0.60:
             turns.append(_fact_turn(rng))
+        elif draw < 0.66 and not later:  # the name comes now, the question for it at the end
+            hello, *later = own_name(rng)
+            turns.append(hello)
         else:
-            turns += _task_turns(rng)
+            turns.append(_task_turn(rng))
+    turns += later
     messages: list[Mapping[str, Any]] = []
     for turn in turns:
         answer = {"role": "assistant", "content": turn.answer}

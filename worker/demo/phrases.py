@@ -61,19 +61,19 @@ def ask(rng: random.Random, fact: Fact) -> str:
     return noisy(rng, text)
 
 
-def noisy(rng: random.Random, text: str) -> str:
-    """``text`` as people type it: openers, closers, lost words, typos, lost punctuation."""
+def noisy(rng: random.Random, text: str, lossy: bool = True) -> str:
+    """``text`` as people type it: openers, closers, typos, lost words (if ``lossy``) and marks."""
     bare = text.rstrip("?.!")
     if rng.random() < 0.18:
         bare = f"{rng.choice(OPENERS)} {bare[:1].lower()}{bare[1:]}"
     if rng.random() < 0.10:
         bare = f"{bare} {rng.choice(CLOSERS)}"
     words = bare.split()
-    if len(words) > 3 and rng.random() < 0.18:
+    if lossy and len(words) > 3 and rng.random() < 0.18:
         del words[rng.randrange(len(words))]
-    if len(words) > 5 and rng.random() < 0.10:
+    if lossy and len(words) > 5 and rng.random() < 0.10:
         del words[rng.randrange(len(words))]
-    if rng.random() < 0.06:
+    if lossy and rng.random() < 0.06:
         i = rng.randrange(len(words))
         words[i] = _typo(rng, words[i])
     bare = " ".join(words)

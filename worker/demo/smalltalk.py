@@ -208,7 +208,7 @@ CAPITALS: Final = (
 UNKNOWN: Final = (
     "[who|what team] won the [world cup|cup|olympics|race|league] in [1|2]9[1|5|7|9]8",
     "[explain|describe|what is] [quantum chemistry|string theory|the theory of relativity|topology|photosynthesis|the stock market|inflation|blockchain|the french revolution|a black hole|democracy|kant's philosophy|gene editing]",
-    "[write|give me] [a rust program|a web page|an essay|python code|a shell script|sql for a report|a business plan|a cover letter|a novel]",
+    "[write|give me|can you write|i need] [a rust program|a rust parser|a web page|an essay|python code|a shell script|sql for a report|a business plan|a cover letter|a novel]",
     "who [was|is] [napoleon|the king of sweden|mozart|the president|shakespeare|einstein|cleopatra|the inventor of the telephone]",
     "[how|where] [do i|can i] [fix my car|buy shoes|cure a cold|learn to dance|invest my money|sell my house|repair a bicycle|find a doctor|apply for a visa]",
     "[what is|what's] the [population|area|currency|history|president|national dish] of [brazil|kenya|india|iceland|mexico|korea|canada]",

@@ -7,286 +7,41 @@ from typing import Any, Final, NamedTuple
 from worker.demo.phrases import expand, noisy, sentence
 from worker.demo.smalltalk import CAPITALS, OPPOSITES, UNKNOWN, UNKNOWN_ANSWER
 
-NAMES: Final = tuple(
-    [
-        "Anna",
-        "Ben",
-        "Clara",
-        "David",
-        "Emma",
-        "Felix",
-        "Greta",
-        "Hugo",
-        "Ida",
-        "Jonas",
-        "Karl",
-        "Lena",
-        "Max",
-        "Nora",
-        "Otto",
-        "Paula",
-        "Rosa",
-        "Sam",
-        "Tom",
-        "Uma",
-        "Vera",
-        "Walter",
-        "Yara",
-        "Zoe",
-        "Alice",
-        "Bob",
-        "Carol",
-        "Daniel",
-        "Eve",
-        "Frank",
-        "Grace",
-        "Henry",
-        "Irene",
-        "Jack",
-        "Kate",
-        "Leo",
-        "Maria",
-        "Nick",
-        "Olga",
-        "Peter",
-        "Ruth",
-        "Steve",
-        "Tina",
-        "Victor",
-        "Wendy",
-        "Alex",
-        "Maya",
-        "Omar",
-        "Lucy",
-        "Igor",
-    ]
-)
-WORDS: Final = tuple(
-    [
-        "apple",
-        "river",
-        "stone",
-        "window",
-        "garden",
-        "bread",
-        "silver",
-        "mountain",
-        "paper",
-        "cloud",
-        "tiger",
-        "music",
-        "orange",
-        "bridge",
-        "forest",
-        "candle",
-        "winter",
-        "engine",
-        "pencil",
-        "ocean",
-        "rabbit",
-        "letter",
-        "summer",
-        "basket",
-        "coffee",
-        "castle",
-        "button",
-        "market",
-        "planet",
-        "pillow",
-        "rocket",
-        "shadow",
-        "spoon",
-        "tower",
-        "violin",
-        "whale",
-        "yellow",
-        "zebra",
-        "anchor",
-        "harbour",
-        "sail",
-        "lantern",
-        "compass",
-        "cabin",
-        "deck",
-        "storm",
-        "wave",
-        "island",
-        "lighthouse",
-        "captain",
-    ]
-)
-CITIES: Final = tuple(
-    [
-        "Paris",
-        "London",
-        "Berlin",
-        "Rome",
-        "Madrid",
-        "Vienna",
-        "Athens",
-        "Oslo",
-        "Lisbon",
-        "Tokyo",
-        "Cairo",
-        "Dublin",
-        "Warsaw",
-        "Budapest",
-        "Helsinki",
-        "Lima",
-        "Stockholm",
-        "Beijing",
-        "Ottawa",
-        "Havana",
-        "Zurich",
-        "Munich",
-        "Hamburg",
-        "Milan",
-        "Naples",
-        "Lyon",
-        "Porto",
-        "Sydney",
-        "Melbourne",
-        "Toronto",
-        "Montreal",
-        "Chicago",
-        "Boston",
-        "Seattle",
-        "Denver",
-        "Dallas",
-        "Miami",
-        "Atlanta",
-        "Phoenix",
-        "Nairobi",
-        "Lagos",
-        "Accra",
-        "Tunis",
-        "Delhi",
-        "Mumbai",
-        "Seoul",
-        "Osaka",
-        "Kyoto",
-        "Manila",
-        "Jakarta",
-        "Hanoi",
-        "Bangkok",
-        "Dubai",
-        "Istanbul",
-        "Ankara",
-        "Kiev",
-        "Prague",
-        "Brno",
-        "Riga",
-        "Tallinn",
-        "Vilnius",
-        "Bern",
-        "Geneva",
-        "Basel",
-        "Ghent",
-        "Bruges",
-        "Leeds",
-        "Glasgow",
-        "Cardiff",
-        "Belfast",
-        "Cork",
-        "Turin",
-        "Venice",
-        "Seville",
-        "Malaga",
-        "Nice",
-        "Lille",
-        "Bonn",
-        "Bremen",
-        "Graz",
-        "Linz",
-        "Santiago",
-        "Bogota",
-        "Quito",
-        "Caracas",
-        "Montevideo",
-        "Boise",
-        "Austin",
-        "Houston",
-        "Portland",
-        "Reno",
-        "Tampa",
-    ]
-    + ["New York", "San Francisco", "Los Angeles", "Buenos Aires", "Cape Town", "Hong Kong"]
-)
-NUMBERS: Final = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-]
-_SYLLABLES: Final = [
-    "ba",
-    "be",
-    "bo",
-    "da",
-    "de",
-    "do",
-    "fa",
-    "fi",
-    "ga",
-    "go",
-    "ha",
-    "ka",
-    "ke",
-    "ki",
-    "ko",
-    "la",
-    "le",
-    "li",
-    "lo",
-    "lu",
-    "ma",
-    "me",
-    "mi",
-    "mo",
-    "na",
-    "ne",
-    "ni",
-    "no",
-    "pa",
-    "po",
-    "ra",
-    "re",
-    "ri",
-    "ro",
-    "sa",
-    "se",
-    "si",
-    "so",
-    "ta",
-    "te",
-    "ti",
-    "to",
-    "tu",
-    "va",
-    "vi",
-    "wa",
-    "za",
-    "zo",
-    "an",
-    "en",
-    "in",
-    "on",
-    "ar",
-    "er",
-    "or",
-    "al",
-    "el",
-    "il",
-]
+NAMES: Final = (
+    "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo", "Ida", "Jonas", "Karl",
+    "Lena", "Max", "Nora", "Otto", "Paula", "Rosa", "Sam", "Tom", "Uma", "Vera", "Walter",
+    "Yara", "Zoe", "Alice", "Bob", "Carol", "Daniel", "Eve", "Frank", "Grace", "Henry", "Irene",
+    "Jack", "Kate", "Leo", "Maria", "Nick", "Olga", "Peter", "Ruth", "Steve", "Tina", "Victor",
+    "Wendy", "Alex", "Maya", "Omar", "Lucy", "Igor",
+)  # fmt: skip
+WORDS: Final = (
+    "apple", "river", "stone", "window", "garden", "bread", "silver", "mountain", "paper",
+    "cloud", "tiger", "music", "orange", "bridge", "forest", "candle", "winter", "engine",
+    "pencil", "ocean", "rabbit", "letter", "summer", "basket", "coffee", "castle", "button",
+    "market", "planet", "pillow", "rocket", "shadow", "spoon", "tower", "violin", "whale",
+    "yellow", "zebra", "anchor", "harbour", "sail", "lantern", "compass", "cabin", "deck",
+    "storm", "wave", "island", "lighthouse", "captain",
+)  # fmt: skip
+CITIES: Final = (
+    "Paris", "London", "Berlin", "Rome", "Madrid", "Vienna", "Athens", "Oslo", "Lisbon",
+    "Tokyo", "Cairo", "Dublin", "Warsaw", "Budapest", "Helsinki", "Lima", "Stockholm",
+    "Beijing", "Ottawa", "Havana", "Zurich", "Munich", "Hamburg", "Milan", "Naples", "Lyon",
+    "Porto", "Sydney", "Melbourne", "Toronto", "Montreal", "Chicago", "Boston", "Seattle",
+    "Denver", "Dallas", "Miami", "Atlanta", "Phoenix", "Nairobi", "Lagos", "Accra", "Tunis",
+    "Delhi", "Mumbai", "Seoul", "Osaka", "Kyoto", "Manila", "Jakarta", "Hanoi", "Bangkok",
+    "Dubai", "Istanbul", "Ankara", "Kiev", "Prague", "Brno", "Riga", "Tallinn", "Vilnius",
+    "Bern", "Geneva", "Basel", "Ghent", "Bruges", "Leeds", "Glasgow", "Cardiff", "Belfast",
+    "Cork", "Turin", "Venice", "Seville", "Malaga", "Nice", "Lille", "Bonn", "Bremen", "Graz",
+    "Linz", "Santiago", "Bogota", "Quito", "Caracas", "Montevideo", "Boise", "Austin",
+    "Houston", "Portland", "Reno", "Tampa", "New York", "San Francisco", "Los Angeles",
+    "Buenos Aires", "Cape Town", "Hong Kong",
+)  # fmt: skip
+_SYLLABLES: Final = (
+    "ba", "be", "bo", "da", "de", "do", "fa", "fi", "ga", "go", "ha", "ka", "ke", "ki", "ko",
+    "la", "le", "li", "lo", "lu", "ma", "me", "mi", "mo", "na", "ne", "ni", "no", "pa", "po",
+    "ra", "re", "ri", "ro", "sa", "se", "si", "so", "ta", "te", "ti", "to", "tu", "va", "vi",
+    "wa", "za", "zo", "an", "en", "in", "on", "ar", "er", "or", "al", "el", "il",
+)  # fmt: skip
 
 
 class Turn(NamedTuple):
@@ -317,7 +72,7 @@ def addition(rng: random.Random) -> Turn:
         "[calculate|compute] {a} [plus|+] {b}", "what's {a} [plus|+] {b}", "{a} + {b} =",
         "can you add {a} and {b}", "the sum of {a} and {b}",
     ))  # fmt: skip
-    question = noisy(rng, expand(rng, pattern.format(a=a, b=b)))
+    question = noisy(rng, expand(rng, pattern.format(a=a, b=b)), lossy=False)
     return Turn(question, f"{a} plus {b} is {a + b}.", f"I add {a} and {b}: {a + b}.")
 
 
@@ -331,7 +86,7 @@ def subtraction(rng: random.Random) -> Turn:
             "take {b} from {a}",
         )
     )
-    question = noisy(rng, expand(rng, pattern.format(a=a, b=b)))
+    question = noisy(rng, expand(rng, pattern.format(a=a, b=b)), lossy=False)
     return Turn(question, f"{a} minus {b} is {a - b}.", f"I take {b} from {a}: {a - b}.")
 
 
@@ -339,18 +94,9 @@ def capital(rng: random.Random) -> Turn:
     country, town = rng.choice(CAPITALS)
     if rng.random() < 0.15:
         question = f"What is the capital of {country}?"
-    elif rng.random() < 0.2:
-        question = noisy(
-            rng,
-            expand(
-                rng,
-                f"[of which country is {town} the capital|where is {town}|{town} is the capital of what]",
-            ),
-        )
-        return Turn(question, f"{town} is the capital of {country}.", f"{town} is in {country}.")
     else:
         pattern = "[[what is|what's|tell me|name|do you know] the capital [city|] of {c}|which [city|town] is the capital of {c}|the capital of {c}|{c}'s capital|capital of {c}|what [city|town] is {c}'s capital]"
-        question = noisy(rng, expand(rng, pattern.format(c=country)))
+        question = noisy(rng, expand(rng, pattern.format(c=country)), lossy=False)
     return Turn(question, f"The capital of {country} is {town}.", f"The country is {country}.")
 
 
@@ -360,7 +106,7 @@ def opposite(rng: random.Random) -> Turn:
         a, b = b, a
     pattern = "[[what is|what's|tell me|name] the opposite of {a}|opposite of {a}|the contrary of {a}|which word is the opposite of {a}]"
     return Turn(
-        noisy(rng, expand(rng, pattern.format(a=a))),
+        noisy(rng, expand(rng, pattern.format(a=a)), lossy=False),
         f"The opposite of {a} is {b}.",
         f"The word is {a}.",
     )
@@ -369,7 +115,7 @@ def opposite(rng: random.Random) -> Turn:
 def copying(rng: random.Random) -> Turn:
     words = [
         rng.choice(WORDS) if rng.random() < 0.5 else invented(rng)
-        for _ in range(rng.choice((1, 1, 2, 3, 4, 5, 8, 12)))
+        for _ in range(rng.choice((1, 1, 2, 2, 3, 4, 6)))
     ]
     text = " ".join(words)
     pattern = "[repeat|say|write|echo|print|type] [|the words|this|after me][:|] {t}"
@@ -378,10 +124,10 @@ def copying(rng: random.Random) -> Turn:
 
 
 def counting(rng: random.Random) -> Turn:
-    end = rng.choice((3, 4, 5, 6, 7, 8, 9, 10, 10, 12, 15, 20, 20, 25, 30, 40, 50))
+    end = rng.choice((3, 4, 5, 6, 7, 8, 9, 10, 10, 12, 15, 20, 20, 30))
     pattern = f"[count|count for me|please count|can you count|list the numbers|write the numbers] [from 1|from one|] to {end}"
     numbers = ", ".join(str(n) for n in range(1, end + 1))
-    return Turn(noisy(rng, expand(rng, pattern)), numbers, f"I count up to {end}.")
+    return Turn(noisy(rng, expand(rng, pattern), lossy=False), numbers, f"I count up to {end}.")
 
 
 def unknown(rng: random.Random) -> Turn:
@@ -397,7 +143,7 @@ def unknown(rng: random.Random) -> Turn:
 
 
 def own_name(rng: random.Random) -> list[Turn]:
-    """Two or three turns: the user gives a name, later asks for it."""
+    """Two turns: the user gives a name; asks for it."""
     name = proper_name(rng)
     hello = expand(
         rng,

@@ -152,17 +152,23 @@ def fit(text: Text, shape: Shape, steps: int, seconds: float) -> Weights:
     long = text.blocks(SEED + 2, MEDIUM.length, sys.maxsize)
     for source in (short, medium, long):
         next(source)
+
+    def draw(step: int, done: float) -> list[Block]:
+        blocks: list[Block] = []
+        for _ in range(THREADS):
+            blocks.append(short.send(SHORT))
+            if step % 4 < 3:
+                blocks.append(medium.send(MEDIUM))
+            else:
+                blocks.append(long.send(LONG if done < 0.85 else LONGEST))
+        return blocks
+
     began = time.monotonic()
+    blocks = draw(0, 0.0)
     done, step, smooth, tokens = 0.0, 0, 0.0, 0
     with ThreadPoolExecutor(THREADS) as pool:
         while done < 1.0:
-            blocks: list[Block] = []
-            for _ in range(THREADS):
-                blocks.append(short.send(SHORT))
-                if step % 4 < 3:
-                    blocks.append(medium.send(MEDIUM))
-                else:
-                    blocks.append(long.send(LONG if done < 0.85 else LONGEST))
+            size = sum(b.tokens.size for b in blocks)
             whole = np.float32(sum(b.weights[:, 1:].sum() for b in blocks))
             jobs = [
                 pool.submit(
@@ -170,13 +176,17 @@ def fit(text: Text, shape: Shape, steps: int, seconds: float) -> Weights:
                 )
                 for b in sorted(blocks, key=lambda b: -b.tokens.shape[1])
             ]
-            results = [job.result() for job in jobs]
-            grads = {k: np.sum([r[1][k] for r in results], axis=0) for k in weights}
-            loss = sum(r[0] for r in results)
+            blocks = draw(step + 1, done)  # the next step's, while the threads work
+            loss, grads = jobs[0].result()
+            for job in jobs[1:]:
+                more, parts = job.result()
+                loss += more
+                for name, grad in grads.items():
+                    grad += parts[name]
             rate = min(1.0, (step + 1) / 50, (1.0 - done) / 0.6)
             optimizer.step(weights, grads, rate, pool)
             step += 1
-            tokens += sum(b.tokens.size for b in blocks)
+            tokens += size
             smooth = loss if step == 1 else 0.98 * smooth + 0.02 * loss
             elapsed = time.monotonic() - began
             done = max(step / steps, elapsed / seconds)

@@ -1,0 +1,334 @@
+"""worker.batch: continuous batching of a small random model gives what each prompt gives alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+
+from supervisor.wire.frames import End, FromEngine, Generate, Load, Progress, Text, Token
+from tests.tiny import make_llama
+from worker.batch import PREFILL_STEP, BatchEngine
+from worker.engine import Job, Loaded
+
+TOKENS = 48
+PROMPTS = [
+    "a",
+    "The quick brown fox",
+    "0123456789" * 4,
+    "naïve 模型 😀",
+    "a long prompt, longer than one prefill step. " * 20,
+]
+
+
+class Run:
+    """A job and what it was given."""
+
+    def __init__(self, engine: BatchEngine, prompt: str, **options: Any) -> None:
+        self.frames: list[FromEngine] = []
+        request = Generate("r", Text(prompt), 1.0, **{"max_tokens": TOKENS, **options})
+        self.job = Job(request, engine.prepare(request), self.frames.extend)
+        engine.insert(self.job)
+
+    @property
+    def tokens(self) -> list[int]:
+        return [frame.id for frame in self.frames if isinstance(frame, Token)]
+
+    @property
+    def text(self) -> str:
+        return "".join(frame.text for frame in self.frames if isinstance(frame, Token))
+
+    @property
+    def end(self) -> End:
+        end = self.frames[-1]
+        assert isinstance(end, End)
+        return end
+
+
+def step(engine: BatchEngine) -> None:
+    for job, frames in engine.step():
+        job.deliver(frames)
+
+
+def finish(engine: BatchEngine) -> None:
+    while engine.busy:
+        step(engine)
+
+
+def alone(engine: BatchEngine, prompt: str, **options: Any) -> Run:
+    run = Run(engine, prompt, **options)
+    finish(engine)
+    return run
+
+
+def start(folder: Path, *, context: int = 0, concurrency: int = 8) -> tuple[BatchEngine, Loaded]:
+    engine = BatchEngine()
+    engine.warm_up()
+    load = Load("m", 1, str(folder), "/unused", concurrency, context)
+    return engine, engine.load(load, lambda done, total: None)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    BatchEngine().warm_up()
+    return make_llama(tmp_path_factory.mktemp("batch") / "model")
+
+
+@pytest.fixture(scope="module")
+def shared(folder: Path) -> Iterator[BatchEngine]:
+    engine, _ = start(folder)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def engine(shared: BatchEngine) -> Iterator[BatchEngine]:
+    """The shared engine; whatever a test did, nothing may be left in it."""
+    yield shared
+    assert not shared.busy
+    assert shared._generator.prompt_cache_nbytes == 0
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> dict[str, tuple[list[int], str]]:
+    """Tokens and text of each prompt by mlx-lm's own loop, one prompt at a time, greedily."""
+    from mlx_lm import stream_generate, utils
+
+    load: Any = utils.load
+    model, tokenizer = load(str(folder))
+    found = {}
+    for prompt in PROMPTS:
+        responses = list(stream_generate(model, tokenizer, prompt, max_tokens=TOKENS))
+        tokens = [response.token for response in responses]
+        found[prompt] = (tokens, "".join(response.text for response in responses))
+    return found
+
+
+# ── the same as alone ────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_text_wanders_enough_to_prove_something(
+    reference: dict[str, tuple[list[int], str]],
+) -> None:
+    for tokens, _ in reference.values():
+        assert len(tokens) == TOKENS
+        assert len(set(tokens)) >= 20
+    assert len({tuple(tokens) for tokens, _ in reference.values()}) == len(PROMPTS)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS, ids=range(len(PROMPTS)))
+def test_one_prompt_gives_what_mlx_lm_gives(
+    engine: BatchEngine, reference: dict[str, tuple[list[int], str]], prompt: str
+) -> None:
+    run = alone(engine, prompt)
+    assert (run.tokens, run.text) == reference[prompt]
+    assert run.end == End("length", len(run.job.prompt), TOKENS)
+
+
+def test_many_prompts_together_give_what_each_gives_alone(
+    engine: BatchEngine, reference: dict[str, tuple[list[int], str]]
+) -> None:
+    runs = [Run(engine, prompt) for prompt in PROMPTS]
+    finish(engine)
+    for prompt, run in zip(PROMPTS, runs, strict=True):
+        assert (run.tokens, run.text) == reference[prompt]
+
+
+def test_those_who_join_and_leave_change_nothing_for_the_others(
+    engine: BatchEngine, reference: dict[str, tuple[list[int], str]]
+) -> None:
+    runs = []
+    leaver = Run(engine, "somebody who leaves")
+    for prompt in PROMPTS:
+        runs.append(Run(engine, prompt))
+        for _ in range(3):
+            step(engine)
+    engine.remove(leaver.job)
+    given = len(leaver.frames)
+    finish(engine)
+    assert len(leaver.frames) == given
+    for prompt, run in zip(PROMPTS, runs, strict=True):
+        assert (run.tokens, run.text) == reference[prompt]
+
+
+def test_more_jobs_than_places_are_all_served(
+    folder: Path, reference: dict[str, tuple[list[int], str]]
+) -> None:
+    engine, _ = start(folder, concurrency=2)
+    runs = [Run(engine, prompt) for prompt in PROMPTS]
+    finish(engine)
+    for prompt, run in zip(PROMPTS, runs, strict=True):
+        assert run.tokens == reference[prompt][0]
+    engine.close()
+
+
+# ── the end ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("limit", [1, 2, 7])
+def test_max_tokens_ends_a_job(
+    engine: BatchEngine, reference: dict[str, tuple[list[int], str]], limit: int
+) -> None:
+    run = alone(engine, PROMPTS[1], max_tokens=limit)
+    assert run.tokens == reference[PROMPTS[1]][0][:limit]
+    assert run.end == End("length", len(PROMPTS[1]), limit)
+
+
+@pytest.mark.parametrize("limit", [None, 30, 1000])
+def test_the_context_bounds_prompt_and_answer_together(folder: Path, limit: int | None) -> None:
+    engine, loaded = start(folder, context=64)
+    assert loaded.context == 64
+    run = alone(engine, "x" * 40, max_tokens=limit)
+    assert run.end == End("length", 40, 24)
+    assert len(run.tokens) == 24
+    engine.close()
+
+
+@pytest.mark.parametrize("length", [1, 2, 5])
+def test_a_stop_string_that_ends_inside_the_text_cuts_it(
+    engine: BatchEngine, reference: dict[str, tuple[list[int], str]], length: int
+) -> None:
+    """Every token is a byte here, so longer stops span tokens."""
+    _, text = reference[PROMPTS[0]]
+    stop = text[20 : 20 + length]
+    run = alone(engine, PROMPTS[0], stop=("never said", stop))
+    assert run.text == text[: text.find(stop)]
+    assert run.end.finish_reason == "stop"
+    assert run.end.completion_tokens == len(run.tokens) < TOKENS
+
+
+def test_a_stop_string_ends_its_own_job_alone(
+    engine: BatchEngine, reference: dict[str, tuple[list[int], str]]
+) -> None:
+    _, text = reference[PROMPTS[0]]
+    stopped = Run(engine, PROMPTS[0], stop=(text[5:7],))
+    other = Run(engine, PROMPTS[1])
+    finish(engine)
+    assert stopped.end.finish_reason == "stop"
+    assert (other.tokens, other.text) == reference[PROMPTS[1]]
+
+
+def test_text_that_is_held_back_for_a_stop_comes_out_at_the_end(
+    engine: BatchEngine, reference: dict[str, tuple[list[int], str]]
+) -> None:
+    _, text = reference[PROMPTS[1]]
+    run = alone(engine, PROMPTS[1], stop=(text[-3:] + "never said",))
+    assert run.text == text
+    assert run.end.finish_reason == "length"
+
+
+@pytest.fixture(scope="module")
+def ending(
+    folder: Path, reference: dict[str, tuple[list[int], str]], tmp_path_factory: Any
+) -> Iterator[tuple[BatchEngine, int]]:
+    """The same model, for which a token that PROMPTS[0] leads to is the end of the sequence, and
+    how many tokens come before it."""
+    tokens, _ = reference[PROMPTS[0]]
+    copy = Path(shutil.copytree(folder, tmp_path_factory.mktemp("ending") / "model"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "eos_token_id": tokens[10]}))
+    engine, _ = start(copy)
+    yield engine, tokens.index(tokens[10])
+    engine.close()
+
+
+def test_the_end_of_sequence_ends_a_job_and_is_not_counted(
+    ending: tuple[BatchEngine, int], reference: dict[str, tuple[list[int], str]]
+) -> None:
+    engine, before = ending
+    run = alone(engine, PROMPTS[0])
+    assert run.end == End("stop", len(PROMPTS[0]), before)
+    assert run.tokens[:before] == reference[PROMPTS[0]][0][:before]
+    assert reference[PROMPTS[0]][1].startswith(run.text.rstrip("\ufffd"))
+
+
+def test_the_end_of_sequence_can_be_ignored(
+    ending: tuple[BatchEngine, int], reference: dict[str, tuple[list[int], str]]
+) -> None:
+    engine, _ = ending
+    run = alone(engine, PROMPTS[0], ignore_eos=True)
+    assert run.tokens == reference[PROMPTS[0]][0]
+    assert run.end == End("length", len(PROMPTS[0]), TOKENS)
+
+
+# ── leaving ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 3, 10])
+def test_a_cancelled_job_frees_what_it_held(engine: BatchEngine, steps: int) -> None:
+    run = Run(engine, PROMPTS[4])  # of two prefill steps
+    for _ in range(steps):
+        step(engine)
+    busy = [engine.busy]
+    engine.remove(run.job)
+    assert [*busy, engine.busy] == [True, False]
+    assert engine._generator.prompt_cache_nbytes == 0
+    engine.remove(run.job)
+
+
+def test_removing_a_job_that_has_ended_is_nothing(
+    engine: BatchEngine, reference: dict[str, tuple[list[int], str]]
+) -> None:
+    ended = alone(engine, PROMPTS[0], max_tokens=2)
+    running = Run(engine, PROMPTS[1])
+    step(engine)
+    engine.remove(ended.job)
+    finish(engine)
+    assert running.tokens == reference[PROMPTS[1]][0]
+
+
+def test_a_long_prompt_tells_its_progress(engine: BatchEngine) -> None:
+    run = alone(engine, "x" * (2 * PREFILL_STEP + 100), max_tokens=2)
+    told = [frame for frame in run.frames if isinstance(frame, Progress)]
+    total = 2 * PREFILL_STEP + 100
+    assert [progress.done for progress in told][:2] == [PREFILL_STEP, 2 * PREFILL_STEP]
+    assert {progress.total for progress in told} == {total}
+    assert run.frames[: len(told)] == told
+    assert all(progress.done < total for progress in told)
+
+
+# ── sampling ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def sampled(engine: BatchEngine, options: Sequence[dict[str, Any]]) -> list[list[int]]:
+    mx.random.seed(1)
+    runs = [Run(engine, PROMPTS[1], **each) for each in options]
+    finish(engine)
+    return [run.tokens for run in runs]
+
+
+def test_a_temperature_samples_and_zero_does_not(
+    engine: BatchEngine, reference: dict[str, tuple[list[int], str]]
+) -> None:
+    greedy = reference[PROMPTS[1]][0]
+    asked = [{"temperature": 2.0}, {"temperature": 0.0}, {"temperature": 2.0}, {}]
+    hot, cold, hot_too, default = sampled(engine, asked)
+    assert cold == default == greedy
+    assert hot != greedy
+    assert hot != hot_too
+
+
+def test_a_tiny_top_p_leaves_the_likeliest_alone(
+    engine: BatchEngine, reference: dict[str, tuple[list[int], str]]
+) -> None:
+    (tokens,) = sampled(engine, [{"temperature": 1.0, "top_p": 1e-6}])
+    assert tokens == reference[PROMPTS[1]][0]
+
+
+# ── memory ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_load_measures_and_a_close_gives_back(folder: Path) -> None:
+    before = mx.get_active_memory()
+    engine, loaded = start(folder)
+    weights = (folder / "model.safetensors").stat().st_size
+    assert loaded.memory_bytes - before > 0.9 * weights
+    alone(engine, PROMPTS[1])
+    engine.close()
+    assert mx.get_active_memory() - before < 0.1 * weights
+    assert not engine.busy

@@ -273,6 +273,26 @@ def test_changed_files_let_a_failed_model_be_tried_again() -> None:
     assert pool.acquire("r", "m", HOLD, 3.0)[1] == [Spawn("m", 2)]
 
 
+def test_an_earlier_failure_is_forgotten_once_the_model_has_loaded() -> None:
+    pool = in_state(State.FAILED)
+    pool.changed("m")
+    lease = acquire(pool, 3.0)
+    pool.ready("m", 2, 0, 1, 4.0)
+    effects = pool.exited("m", 2, "SIGABRT", 5.0)
+    assert told(effects) == [Told(Bury, lease, "worker_crashed")]
+    assert state(pool) is State.COLD
+    assert pool.entries["m"].deaths == 1
+
+
+def test_an_earlier_cause_is_forgotten_with_its_worker() -> None:
+    pool = ready_pool()
+    pool.broken("m", 1, "it closed its channel", 2.0)
+    pool.exited("m", 1, "SIGKILL", 3.0)
+    assert pool.entries["m"].reason == ""
+    acquire(pool, 4.0)
+    assert "(SIGABRT)" in error_of(pool.exited("m", 2, "SIGABRT", 5.0)).message
+
+
 @pytest.mark.parametrize("wanted", [*WITH_PROCESS, State.COLD])
 def test_changed_files_mean_nothing_to_a_model_that_did_not_fail(wanted: State) -> None:
     pool = in_state(wanted)

@@ -1,0 +1,36 @@
+"""A tiny Llama for benchmarks, made in a process of its own: `python -m tests.bench.model FOLDER SEED`.
+
+Benchmarks need streams of a known length from servers that cannot ignore the end of sequence, and
+one character a token. The rows of the (tied) embedding that belong to anything but printable ASCII
+are therefore zero: their logits are zero, and greedy decoding always finds something above.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+
+from tests.tiny import make_llama
+
+_EMBEDDING = "model.embed_tokens.weight"
+
+
+def make(folder: Path, seed: int) -> None:
+    """Write the model to `folder`."""
+    make_llama(folder, seed=seed)
+    file = folder / "model.safetensors"
+    loaded = mx.load(str(file))
+    assert isinstance(loaded, dict)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    shown = [0.0] * loaded[_EMBEDDING].shape[0]
+    for token, number in vocabulary.items():
+        shown[number] = float(len(token) == 1 and "!" <= token <= "~")
+    loaded[_EMBEDDING] = loaded[_EMBEDDING] * mx.array(shown)[:, None]
+    mx.save_safetensors(str(file), loaded, metadata={"format": "mlx"})
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]), int(sys.argv[2]))

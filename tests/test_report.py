@@ -1,0 +1,158 @@
+"""supervisor.report: the object that `/health` shows, through a model's whole life."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from supervisor import memory
+from supervisor.pool import Limits, Pool, Spec
+from supervisor.report import MachineMemory, render
+
+OFFSET = 1_700_000_000.0
+SOURCES = {"m": "org/repo", "n": "demo"}
+CACHED = {
+    "name",
+    "state",
+    "pid",
+    "generation",
+    "use_count",
+    "last_used",
+    "loaded_at",
+    "load_time_seconds",
+    "memory_bytes",
+    "in_flight",
+    "queued",
+    "pinned",
+    "deaths",
+}
+
+
+def make_pool() -> Pool:
+    return Pool([Spec("m", ("alias",)), Spec("n")], limits=Limits())
+
+
+def shown(pool: Pool, machine: MachineMemory | None = None) -> dict[str, Any]:
+    machine = machine or MachineMemory(16 * 2**30, 42.5)
+    body = json.loads(render(pool, SOURCES, machine, OFFSET, "1.2.3"))
+    assert isinstance(body, dict)
+    return body
+
+
+def at(moment: str) -> float:
+    parsed = datetime.fromisoformat(moment)
+    assert parsed.tzinfo is not None
+    return parsed.timestamp() - OFFSET
+
+
+def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
+    body = shown(make_pool())
+    assert body["status"] == "ok"
+    assert body["version"] == "1.2.3"
+    assert body["cached_models"] == []
+    assert body["models"] == [
+        {
+            "name": "m",
+            "aliases": ["alias"],
+            "source": "org/repo",
+            "state": "cold",
+            "estimate": None,
+            "reason": None,
+        },
+        {
+            "name": "n",
+            "aliases": [],
+            "source": "demo",
+            "state": "cold",
+            "estimate": None,
+            "reason": None,
+        },
+    ]
+    assert body["memory"] == {
+        "budget_bytes": None,
+        "charged_bytes": 0,
+        "physical_bytes": 16 * 2**30,
+        "used_percent": 42.5,
+        "level": None,
+    }
+
+
+def test_a_model_that_loads_is_shown_with_its_queue() -> None:
+    pool = make_pool()
+    pool.acquire("r1", "m", 60.0, 100.0)
+    pool.acquire("r2", "m", 60.0, 101.0)
+    pool.started("m", 1, 4321)
+    (cached,) = shown(pool)["cached_models"]
+    assert set(cached) == CACHED
+    assert (cached["name"], cached["state"], cached["pid"]) == ("m", "loading", 4321)
+    assert (cached["generation"], cached["queued"], cached["in_flight"]) == (1, 2, 0)
+    assert (cached["loaded_at"], cached["load_time_seconds"]) == (None, None)
+    assert cached["use_count"] == 2
+    assert at(cached["last_used"]) == 101.0
+
+
+def test_a_ready_model_is_shown_with_its_measures() -> None:
+    pool = make_pool()
+    lease, _ = pool.acquire("r1", "m", 60.0, 100.0)
+    pool.ready("m", 1, 5000, 4096, 102.3456)
+    body = shown(pool)
+    (cached,) = body["cached_models"]
+    assert (cached["state"], cached["in_flight"], cached["queued"]) == ("ready", 1, 0)
+    assert cached["load_time_seconds"] == 2.346
+    assert at(cached["loaded_at"]) == 102.0
+    assert cached["memory_bytes"] == body["memory"]["charged_bytes"] == 5000
+    assert cached["pinned"] is False
+    pool.release(lease, 110.0)
+    (cached,) = shown(pool)["cached_models"]
+    assert cached["in_flight"] == 0
+    assert at(cached["last_used"]) == 110.0
+
+
+def test_after_a_death_uses_and_deaths_stay_and_the_rest_goes() -> None:
+    pool = make_pool()
+    pool.acquire("r1", "m", 60.0, 100.0)
+    pool.ready("m", 1, 5000, 4096, 102.0)
+    pool.exited("m", 1, "SIGABRT", 103.0)
+    body = shown(pool)
+    assert body["cached_models"] == []
+    assert body["memory"]["charged_bytes"] == 0
+    pool.acquire("r2", "m", 60.0, 104.0)
+    (cached,) = shown(pool)["cached_models"]
+    assert (cached["generation"], cached["deaths"], cached["use_count"]) == (2, 1, 2)
+    assert (cached["memory_bytes"], cached["loaded_at"]) == (0, None)
+
+
+def test_a_failed_model_is_shown_with_its_reason() -> None:
+    pool = make_pool()
+    pool.preload("m", 0.0)
+    pool.load_failed("m", 1, "no such file", 1.0)
+    pool.exited("m", 1, "exit status 0", 2.0)
+    body = shown(pool)
+    assert (body["models"][0]["state"], body["models"][0]["reason"]) == ("failed", "no such file")
+    assert (body["models"][1]["state"], body["models"][1]["reason"]) == ("cold", None)
+    assert body["cached_models"] == []
+
+
+def test_a_server_that_drains_says_so() -> None:
+    pool = make_pool()
+    pool.acquire("r1", "m", 60.0, 100.0)
+    pool.ready("m", 1, 5000, 4096, 102.0)
+    pool.shutdown(103.0)
+    body = shown(pool)
+    assert body["status"] == "shutting_down"
+    assert body["cached_models"][0]["state"] == "draining"
+
+
+def test_a_platform_that_tells_nothing_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise RuntimeError("host_statistics64(HOST_VM_INFO64) syscall failed")
+
+    monkeypatch.setattr("psutil.virtual_memory", fail)
+    machine = memory.read()
+    assert machine.used_percent is None
+    assert machine.physical_bytes is not None
+    assert machine.physical_bytes > 2**20
+    assert shown(make_pool(), machine)["memory"]["used_percent"] is None

@@ -6,7 +6,10 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
-.PHONY: install serve test check bench clean
+# What docs/benchmarks.md describes; `make bench-NAME` runs one, `make bench-all` every one.
+BENCHMARKS := throughput crashes footprint connections demo
+
+.PHONY: install serve test check bench bench-all $(BENCHMARKS:%=bench-%) clean
 
 install: $(VENV)/.installed
 
@@ -33,8 +36,12 @@ check: $(VENV)/.tools
 test: check
 	$(BIN)/python -m pytest
 
-bench: $(VENV)/.tools
-	$(BIN)/python -m tests.bench.throughput
+bench: bench-throughput
+
+bench-all: $(BENCHMARKS:%=bench-%)
+
+$(BENCHMARKS:%=bench-%): bench-%: $(VENV)/.tools
+	$(BIN)/python -m tests.bench.$* $(ARGS)
 
 clean:
 	rm -rf $(VENV)

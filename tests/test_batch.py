@@ -27,13 +27,19 @@ PROMPTS = [
 
 
 class Run:
-    """A job and what it was given."""
+    """A job and, as its sink, what it was given."""
 
     def __init__(self, engine: BatchEngine, prompt: str, **options: Any) -> None:
         self.frames: list[FromEngine] = []
         request = Generate("r", Text(prompt), 1.0, **{"max_tokens": TOKENS, **options})
-        self.job = Job(request, engine.prepare(request), self.frames.extend)
+        self.job = Job(request, engine.prepare(request), self)
         engine.insert(self.job)
+
+    def send(self, frames: Sequence[FromEngine]) -> None:
+        self.frames.extend(frames)
+
+    def close(self) -> None:
+        """Nothing is held open."""
 
     @property
     def tokens(self) -> list[int]:
@@ -52,7 +58,7 @@ class Run:
 
 def step(engine: BatchEngine) -> None:
     for job, frames in engine.step():
-        job.deliver(frames)
+        job.sink.send(frames)
 
 
 def finish(engine: BatchEngine) -> None:
@@ -331,4 +337,5 @@ def test_a_load_measures_and_a_close_gives_back(folder: Path) -> None:
     alone(engine, PROMPTS[1])
     engine.close()
     assert mx.get_active_memory() - before < 0.1 * weights
+    assert mx.get_cache_memory() == 0
     assert not engine.busy

@@ -27,6 +27,8 @@ class Counter:
         self.jobs: dict[Job, int] = {}
         self.calls: list[str] = []
         self.threads: set[str] = set()
+        self.idle_steps = 0
+        self.before_step: Callable[[], None] = lambda: None
 
     def _note(self, call: str) -> None:
         self.calls.append(call)
@@ -55,7 +57,8 @@ class Counter:
         self.jobs.pop(job, None)
 
     def step(self) -> Sequence[Output]:
-        assert self.jobs, "stepped with nothing to do"
+        self.idle_steps += not self.jobs
+        self.before_step()
         self.threads.add(threading.current_thread().name)
         outputs: list[Output] = []
         for job, made in list(self.jobs.items()):
@@ -73,6 +76,25 @@ class Counter:
 
     def close(self) -> None:
         self._note("close")
+
+
+class Collector:
+    """A sink: what the MLX thread sends is looked at by the test, on its own thread."""
+
+    def __init__(self, post: Callable[[Callable[[], None]], None]) -> None:
+        self.frames: list[FromEngine] = []
+        self.closed = 0
+        self._post = post
+
+    def send(self, frames: Sequence[FromEngine]) -> None:
+        assert threading.current_thread().name == "mlx"
+        self._post(lambda: self.frames.extend(frames))
+
+    def close(self) -> None:
+        def note() -> None:
+            self.closed += 1
+
+        self._post(note)
 
 
 class Stage:
@@ -97,9 +119,16 @@ class Stage:
         while not condition():
             self._posted.get(timeout=SECONDS)()
 
-    def job(self, name: str, tokens: int) -> tuple[Job, list[FromEngine]]:
-        frames: list[FromEngine] = []
-        return Job(Generate(name, Text(""), 1.0, max_tokens=tokens), [0], frames.extend), frames
+    def end_with(self, error: AssertionError) -> None:
+        def fail() -> None:
+            self.told.append("closed")  # by its own death
+            raise error
+
+        self._posted.put(fail)
+
+    def job(self, name: str, tokens: int) -> tuple[Job, Collector]:
+        sink = Collector(self._posted.put)
+        return Job(Generate(name, Text(""), 1.0, max_tokens=tokens), [0], sink), sink
 
     def close(self) -> None:
         self.thread.close()
@@ -107,11 +136,28 @@ class Stage:
 
 
 @pytest.fixture
-def stage() -> Iterator[Stage]:
-    stage = Stage(Counter())
-    yield stage
-    if "closed" not in stage.told:
-        stage.close()
+def make_stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Counter], Stage]]:
+    """Makes a stage on which the end of the thread fails the test instead of ending pytest."""
+    stages: list[Stage] = []
+
+    def die(status: int) -> None:
+        for stage in stages:
+            stage.end_with(AssertionError(f"the engine thread ended the process: {status}"))
+
+    def make(engine: Counter) -> Stage:
+        stages.append(Stage(engine))
+        return stages[-1]
+
+    monkeypatch.setattr("os._exit", die)
+    yield make
+    for stage in stages:
+        if "closed" not in stage.told:
+            stage.close()
+
+
+@pytest.fixture
+def stage(make_stage: Callable[[Counter], Stage]) -> Stage:
+    return make_stage(Counter())
 
 
 def counted(tokens: int) -> list[FromEngine]:
@@ -126,52 +172,77 @@ def test_a_load_is_told_step_by_step(stage: Stage) -> None:
     assert stage.engine.calls == ["warm_up", "load m", "close"]
 
 
-def test_what_cannot_be_loaded_is_told_with_its_reason_and_the_thread_goes_on() -> None:
-    stage = Stage(Counter(unloadable=True))
+def test_what_cannot_be_loaded_is_told_with_its_reason_and_the_thread_goes_on(
+    make_stage: Callable[[Counter], Stage],
+) -> None:
+    stage = make_stage(Counter(unloadable=True))
     stage.thread.load(LOAD)
     stage.run_until(lambda: "no such file" in stage.told)
     assert stage.told == ["warm", (1, 2), "no such file"]
     stage.close()
 
 
-def test_jobs_get_their_frames_in_order(stage: Stage) -> None:
+def test_jobs_get_their_frames_in_order_and_then_nothing_more(stage: Stage) -> None:
     jobs = [stage.job(f"r{i}", 5 + i) for i in range(3)]
     for job, _ in jobs:
         stage.thread.submit(job)
-    stage.run_until(lambda: all(frames and isinstance(frames[-1], End) for _, frames in jobs))
-    assert [frames for _, frames in jobs] == [counted(5), counted(6), counted(7)]
+    stage.run_until(lambda: all(sink.closed for _, sink in jobs))
+    assert [sink.frames for _, sink in jobs] == [counted(5), counted(6), counted(7)]
+    assert [sink.closed for _, sink in jobs] == [1, 1, 1]
 
 
 def test_a_job_may_join_while_another_runs(stage: Stage) -> None:
-    first, first_frames = stage.job("r1", 10**9)
-    second, second_frames = stage.job("r2", 3)
+    first, first_sink = stage.job("r1", 10**9)
+    second, second_sink = stage.job("r2", 3)
     stage.thread.submit(first)
-    stage.run_until(lambda: len(first_frames) > 3)
+    stage.run_until(lambda: len(first_sink.frames) > 3)
     stage.thread.submit(second)
-    stage.run_until(lambda: second_frames[-1:] == [End("length", 1, 3)])
-    assert second_frames == counted(3)
+    stage.run_until(lambda: second_sink.closed == 1)
+    assert second_sink.frames == counted(3)
     stage.thread.cancel(first)
 
 
 def test_a_cancelled_job_is_removed_and_the_others_are_not(stage: Stage) -> None:
-    endless, frames = stage.job("r1", 10**9)
+    endless, sink = stage.job("r1", 10**9)
     stage.thread.submit(endless)
-    stage.run_until(lambda: len(frames) > 3)
+    stage.run_until(lambda: len(sink.frames) > 3)
     stage.thread.cancel(endless)
-    other, other_frames = stage.job("r2", 3)
+    stage.run_until(lambda: sink.closed == 1)
+    delivered = len(sink.frames)
+    other, other_sink = stage.job("r2", 3)
     stage.thread.submit(other)
-    stage.run_until(lambda: other_frames == counted(3))
-    delivered = len(frames)
+    stage.run_until(lambda: other_sink.frames == counted(3))
     stage.close()
-    assert len(frames) == delivered
+    assert len(sink.frames) == delivered
     assert stage.engine.calls == ["warm_up", "insert r1", "remove r1", "insert r2", "close"]
 
 
+def test_a_cancel_during_a_step_leaves_nothing_to_step_for(stage: Stage) -> None:
+    entered, gate = threading.Event(), threading.Event()
+
+    def block() -> None:
+        entered.set()
+        assert gate.wait(SECONDS)
+
+    stage.engine.before_step = block
+    job, sink = stage.job("r1", 10**9)
+    stage.thread.submit(job)
+    assert entered.wait(SECONDS)
+    stage.thread.cancel(job)
+    gate.set()
+    stage.run_until(lambda: sink.closed == 1)
+    other, other_sink = stage.job("r2", 2)
+    stage.thread.submit(other)
+    stage.run_until(lambda: other_sink.frames == counted(2))
+    assert len(sink.frames) == 1
+    assert stage.engine.idle_steps == 0
+
+
 def test_everything_runs_on_one_thread(stage: Stage) -> None:
-    job, frames = stage.job("r1", 2)
+    job, sink = stage.job("r1", 2)
     stage.thread.load(LOAD)
     stage.thread.submit(job)
-    stage.run_until(lambda: frames == counted(2))
+    stage.run_until(lambda: sink.frames == counted(2))
     stage.thread.cancel(job)
     stage.close()
     assert stage.engine.threads == {"mlx"}
@@ -179,9 +250,9 @@ def test_everything_runs_on_one_thread(stage: Stage) -> None:
 
 
 def test_closing_does_not_wait_for_running_jobs(stage: Stage) -> None:
-    job, frames = stage.job("r1", 10**9)
+    job, sink = stage.job("r1", 10**9)
     stage.thread.submit(job)
-    stage.run_until(lambda: len(frames) > 3)
+    stage.run_until(lambda: len(sink.frames) > 3)
     stage.close()
     assert stage.engine.calls[-1] == "close"
     for thread in threading.enumerate():
@@ -194,7 +265,7 @@ def test_closing_does_not_wait_for_running_jobs(stage: Stage) -> None:
 
 DIE = f"""
 import threading
-from tests.test_engine import LOAD, Counter, EngineThread, Job, Generate, Text
+from tests.test_engine import LOAD, Collector, Counter, EngineThread, Job, Generate, Text
 
 class Broken(Counter):
     def {{method}}(self, *arguments):
@@ -206,7 +277,7 @@ def ignore(*arguments):
 thread = EngineThread(Broken(), ignore, ignore, ignore, ignore, ignore, ignore)
 thread.start()
 thread.load(LOAD)
-thread.submit(Job(Generate("r", Text(""), 1.0, max_tokens=5), [0], ignore))
+thread.submit(Job(Generate("r", Text(""), 1.0, max_tokens=5), [0], Collector(ignore)))
 if "{{method}}" == "close":
     thread.close()
 threading.Event().wait({SECONDS})

@@ -17,7 +17,7 @@ PUBLIC = ("supervisor.config", "supervisor.errors", "supervisor.wire")
 FORBIDDEN = {
     "gateway": ("worker", "mlx", "mlx_lm"),
     "supervisor": ("gateway", "worker", "mlx", "mlx_lm", "aiohttp", "uvloop"),
-    "worker": ("gateway", "aiohttp", "uvloop"),
+    "worker": ("gateway", "aiohttp"),
 }
 
 
@@ -179,7 +179,7 @@ def test_a_bad_habit_is_found(source: str) -> None:
             ("aiohttp", "uvloop", "mlx", "mlx_lm", "gateway", "worker"),
         ),
         (("gateway.main",), ("mlx", "mlx_lm", "worker")),
-        (("worker.server",), ("aiohttp", "uvloop", "mlx", "mlx_lm", "gateway")),
+        (("worker.server",), ("aiohttp", "mlx", "mlx_lm", "gateway")),
     ],
 )
 def test_importing_brings_no_stranger(modules: tuple[str, ...], absent: tuple[str, ...]) -> None:

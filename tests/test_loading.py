@@ -54,6 +54,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "unknown type": (lambda f: configure(f, model_type="nonsense"), "nonsense not supported"),
     "no type": (lambda f: configure(f, model_type=None), ""),
     "missing tensors": (lambda f: configure(f, num_hidden_layers=3), "Missing 9 parameters"),
+    "very many missing tensors": (lambda f: configure(f, num_hidden_layers=60), "Missing"),
     "unexpected tensors": (lambda f: configure(f, num_hidden_layers=1), "not in model"),
     "another shape": (lambda f: configure(f, hidden_size=64), "shape"),
     "no dimensions": (lambda f: (f / "config.json").write_text('{"model_type":"llama"}'), "hidden"),

@@ -31,8 +31,9 @@ def test_the_oldest_incarnations_are_forgotten(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted(kept)
 
 
-def test_a_model_with_few_incarnations_keeps_them_all(tmp_path: Path) -> None:
-    files = [incarnation(tmp_path, "a", number) for number in range(logs.CHILD_KEEP)]
+@pytest.mark.parametrize("number", [1, logs.CHILD_KEEP - 2, logs.CHILD_KEEP])
+def test_a_model_with_few_incarnations_keeps_them_all(tmp_path: Path, number: int) -> None:
+    files = [incarnation(tmp_path, "a", each) for each in range(number)]
     logs.forget_old(tmp_path, "worker.a")
     assert len(list(tmp_path.iterdir())) == 2 * len(files)
 

@@ -10,11 +10,11 @@ import stat
 import tempfile
 import traceback
 import typing
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import UnionType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 import pytest
@@ -274,6 +274,19 @@ def path() -> Iterator[str]:
         yield str(Path(folder) / "test.sock")
 
 
+T = TypeVar("T")
+
+
+def run(scenario: Coroutine[Any, Any, T]) -> T:
+    """What the scenario returns; one that hangs fails."""
+
+    async def limited() -> T:
+        async with asyncio.timeout(20):
+            return await scenario
+
+    return asyncio.run(limited())
+
+
 async def attach(end: socket.socket, direction: Any) -> FrameStream[Any]:
     stream: FrameStream[Any] = FrameStream(direction)
     await asyncio.get_running_loop().create_connection(lambda: stream, sock=end)
@@ -310,7 +323,7 @@ def test_frames_cross_a_socket_in_order_both_ways() -> None:
         worker.close()
         await settle()
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_what_arrived_before_the_end_is_still_received() -> None:
@@ -323,7 +336,7 @@ def test_what_arrived_before_the_end_is_still_received() -> None:
         stream.close()
         await settle()
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 @pytest.mark.parametrize(
@@ -346,7 +359,7 @@ def test_frames_come_before_a_fault_and_the_fault_stays(
         peer.close()
         await settle()
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_malformed_frame_closes_the_connection() -> None:
@@ -359,7 +372,7 @@ def test_a_malformed_frame_closes_the_connection() -> None:
         peer.close()
         await settle()
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_sending_to_a_closed_connection_is_nothing() -> None:
@@ -374,7 +387,7 @@ def test_sending_to_a_closed_connection_is_nothing() -> None:
         assert await stream.receive() is None
         await settle()
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_receive_that_is_cancelled_loses_nothing() -> None:
@@ -390,7 +403,7 @@ def test_a_receive_that_is_cancelled_loses_nothing() -> None:
         peer.close()
         await settle()
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_receive_that_is_cancelled_when_its_frame_arrives_loses_nothing() -> None:
@@ -404,7 +417,7 @@ def test_a_receive_that_is_cancelled_when_its_frame_arrives_loses_nothing() -> N
             await waiting
         assert await stream.receive() == Token(1, "x")
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_slow_reader_stops_its_peer_and_still_gets_everything() -> None:
@@ -430,7 +443,7 @@ def test_a_slow_reader_stops_its_peer_and_still_gets_everything() -> None:
         assert await stream.receive() is None
         await settle()
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_server_serves_each_connection_and_closes_it_after_the_handler(path: str) -> None:
@@ -455,7 +468,7 @@ def test_a_server_serves_each_connection_and_closes_it_after_the_handler(path: s
         server.close()
         await server.wait_closed()
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_a_handler_that_fails_still_closes_its_connection(path: str) -> None:
@@ -473,7 +486,7 @@ def test_a_handler_that_fails_still_closes_its_connection(path: str) -> None:
         await server.wait_closed()
         return told
 
-    assert asyncio.run(scenario()) in ([], ["RuntimeError('planned')"])
+    assert run(scenario()) in ([], ["RuntimeError('planned')"])
 
 
 def test_connecting_where_nobody_listens_is_an_os_error(path: str) -> None:
@@ -481,7 +494,7 @@ def test_connecting_where_nobody_listens_is_an_os_error(path: str) -> None:
         with pytest.raises(OSError, match="No such file"):
             await connect(path, frames.ToGateway)
 
-    asyncio.run(scenario())
+    run(scenario())
 
 
 def test_listening_twice_on_a_path_is_an_os_error_and_leaks_no_socket(path: str) -> None:
@@ -495,4 +508,4 @@ def test_listening_twice_on_a_path_is_an_os_error_and_leaks_no_socket(path: str)
         server.close()
         await server.wait_closed()
 
-    asyncio.run(scenario())
+    run(scenario())

@@ -92,7 +92,7 @@ class BatchEngine:
         outputs: list[Output] = []
         for prefill in prefills:
             done, total = prefill.progress
-            if 0 < done < total:
+            if 0 < done < total - 1:  # the last token is the first decode step's
                 job = self._live[prefill.uid].job
                 log.info("request %s: prefilled %d of %d", job.request.request_id, done, total)
                 outputs.append((job, [Progress(done, total)]))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from supervisor.wire.frames import FromEngine, Generate, Load
+from supervisor.wire.frames import End, FromEngine, Generate, Load
 
 log = logging.getLogger("bulkhead.worker")
 
@@ -37,13 +37,23 @@ class Loaded:
     context: int
 
 
+class Sink(Protocol):
+    """Where a job's frames go. Both are called on the MLX thread alone."""
+
+    def send(self, frames: Sequence[FromEngine]) -> None:
+        """Deliver in order; never blocks, never raises for a peer that has left."""
+
+    def close(self) -> None:
+        """Nothing follows."""
+
+
 @dataclass(slots=True, eq=False)
 class Job:
-    """One accepted request. `deliver` is called on the server's event loop."""
+    """One accepted request."""
 
     request: Generate
     prompt: Sequence[int]
-    deliver: Callable[[Sequence[FromEngine]], None]
+    sink: Sink
 
 
 Output = tuple[Job, Sequence[FromEngine]]
@@ -51,7 +61,7 @@ Output = tuple[Job, Sequence[FromEngine]]
 
 
 class Engine(Protocol):
-    """What generates. `prepare` runs on the prompt thread, all else on the MLX thread."""
+    """What generates. `prepare` runs on one thread at a time, all else on the MLX thread."""
 
     def warm_up(self) -> None:
         """Import what takes long."""
@@ -117,7 +127,7 @@ class EngineThread:
         self._commands.put(lambda: self._continue(self._engine.insert, job))
 
     def cancel(self, job: Job) -> None:
-        self._commands.put(lambda: self._continue(self._engine.remove, job))
+        self._commands.put(lambda: self._continue(self._forget, job))
 
     def close(self) -> None:
         """End the thread after the running step; answered by `on_closed`."""
@@ -130,9 +140,10 @@ class EngineThread:
             self._engine.warm_up()
             self._post(self._on_warm)
             while self._obey():
-                outputs = self._engine.step()
-                if outputs:
-                    self._post(lambda outputs=outputs: _deliver(outputs))  # type: ignore[misc]
+                for job, frames in self._engine.step():
+                    job.sink.send(frames)
+                    if isinstance(frames[-1], End):
+                        job.sink.close()
             self._engine.close()
             self._post(self._on_closed)
         except BaseException:  # noqa: BLE001
@@ -143,13 +154,14 @@ class EngineThread:
 
     def _obey(self) -> bool:
         """Carry out commands, waiting for one while there is nothing to generate."""
-        while not self._engine.busy:
-            if not self._commands.get()():
-                return False
-        while not self._commands.empty():
+        while not self._engine.busy or not self._commands.empty():
             if not self._commands.get()():
                 return False
         return True
+
+    def _forget(self, job: Job) -> None:
+        self._engine.remove(job)
+        job.sink.close()
 
     def _continue(self, act: Callable[[Job], None], job: Job) -> bool:
         act(job)
@@ -167,8 +179,3 @@ class EngineThread:
         else:
             self._post(lambda: self._on_loaded(loaded))
         return True
-
-
-def _deliver(outputs: Sequence[Output]) -> None:
-    for job, frames in outputs:
-        job.deliver(frames)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import logging
 import os
 import socket
 import sys
 from collections.abc import Callable
+
+import uvloop
 
 from worker.engine import Engine
 from worker.server import WorkerServer
@@ -26,7 +27,7 @@ def main(make_engine: Callable[[], Engine]) -> None:
         format="%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
-    asyncio.run(_serve(arguments.channel, make_engine()))
+    uvloop.run(_serve(arguments.channel, make_engine()))
     logging.shutdown()
     # Nothing is left to do, and the teardown of a large process's objects would only take time.
     os._exit(0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import importlib
 from collections.abc import Callable, Iterator
-from datetime import datetime, tzinfo
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateError
@@ -82,21 +83,28 @@ def _clock_at(now: float) -> Iterator[None]:
     """Make templates print the request's own time, so that it renders the same prompt again later.
 
     transformers gives templates a `strftime_now` that reads the clock, and no way to pass another:
-    callables among the arguments arrive as text. Only the prompt thread renders.
+    callables among the arguments arrive as text. One thread at a time renders.
     """
     chat_template_utils: Any = importlib.import_module("transformers.utils.chat_template_utils")
-
-    class RequestTime(datetime):
-        @classmethod
-        def now(cls, tz: tzinfo | None = None) -> RequestTime:
-            return cls.fromtimestamp(now, tz)
-
-    real = chat_template_utils.datetime
-    chat_template_utils.datetime = RequestTime
+    real = getattr(chat_template_utils, "datetime", None)
+    if real is None:  # another version's: the clock it is
+        yield
+        return
+    chat_template_utils.datetime = _RequestTime(now)
     try:
         yield
     finally:
         chat_template_utils.datetime = real
+
+
+@dataclass(frozen=True, slots=True)
+class _RequestTime:
+    """Stands in for the `datetime` class where only its `now` is called."""
+
+    seconds: float
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.seconds)
 
 
 def _rejected(detail: str) -> InvalidValue:

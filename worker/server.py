@@ -8,28 +8,32 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from supervisor.errors import BulkheadError, InternalError
 from supervisor.wire.codec import REQUEST_LIMIT, ProtocolError
 from supervisor.wire.frames import (
     Accepted,
-    End,
+    Chat,
     Failed,
-    FromEngine,
     Generate,
     Hello,
     LoadFailed,
     Loading,
     Ready,
+    Text,
     ToEngine,
     ToWorker,
 )
 from supervisor.wire.stream import FrameStream, listen
 from worker.engine import Engine, EngineThread, Job, Loaded
+from worker.sink import SocketSink
 
 log = logging.getLogger("bulkhead.worker")
+
+
+_SHORT_PROMPT = 2000
+"""Characters: about a quarter of a millisecond."""
 
 
 class WorkerServer:
@@ -41,6 +45,8 @@ class WorkerServer:
         # Tokenizing a long prompt takes as long as many decode steps, and tokenizers are not safe
         # for two threads: one thread of its own.
         self._prompt_thread = ThreadPoolExecutor(1, "prompt")
+        self._preparing = 0
+        """Requests on that thread."""
         self._closed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
 
@@ -95,11 +101,29 @@ class WorkerServer:
         except ProtocolError as error:
             log.warning("a request connection was closed: %s", error)
 
+    async def _prepare(self, request: Generate) -> list[int]:
+        """The prompt's tokens. Raises what the engine raises.
+
+        A short prompt costs less than the way to the other thread and back, and is prepared right
+        here while that thread is idle.
+        """
+        if self._preparing == 0 and prompt_size(request) <= _SHORT_PROMPT:
+            return self._engine.prepare(request)
+        loop = asyncio.get_running_loop()
+        self._preparing += 1
+        # Counted until the thread is really done, which a cancelled request does not hasten.
+        work = self._prompt_thread.submit(self._engine.prepare, request)
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._prepared))
+        return await asyncio.wrap_future(work)
+
+    def _prepared(self) -> None:
+        self._preparing -= 1
+
     async def _generate(self, request: Generate, stream: FrameStream[ToEngine]) -> None:
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
         try:
-            prompt = await loop.run_in_executor(self._prompt_thread, self._engine.prepare, request)
+            prompt = await self._prepare(request)
         except BulkheadError as error:
             stream.send(Failed(error.code, error.message, error.param, error.retry_after))
             await stream.receive()
@@ -111,21 +135,29 @@ class WorkerServer:
             stream.send(Failed(failure.code, failure.message, None, None))
             await stream.receive()
             return
-        ended = False
-
-        def deliver(frames: Sequence[FromEngine]) -> None:
-            nonlocal ended
-            ended = ended or isinstance(frames[-1], End)
-            stream.send(*frames)
-
-        job = Job(request, prompt, deliver)
         stream.send(Accepted(len(prompt)))
+        connection = stream.duplicate()
+        if connection is None:
+            return  # the gateway has left meanwhile
+        sink = SocketSink(
+            connection, lambda data: loop.call_soon_threadsafe(stream.send_bytes, data)
+        )
+        job = Job(request, prompt, sink)
         log.info("request %s: %d prompt tokens", request.request_id, len(prompt))
         self._thread.submit(job)
         try:
             await stream.receive()  # the gateway says nothing more; this is its EOF
         finally:
-            if not ended:
+            if not sink.ended:
                 self._thread.cancel(job)
-            how = "done" if ended else "cancelled"
+            how = "done" if sink.ended else "cancelled"
             log.info("request %s: %s, %.3f s", request.request_id, how, time.monotonic() - begun)
+
+
+def prompt_size(request: Generate) -> int:
+    """Characters that a prompt is made of."""
+    match request.prompt:
+        case Text(text):
+            return len(text)
+        case Chat(messages):
+            return sum(len(str(value)) for message in messages for value in message.values())

@@ -71,8 +71,26 @@ class FrameStream(asyncio.Protocol, Generic[F]):
 
     def send(self, *frames: Frame) -> None:
         """Queue frames for sending; silently nothing once the connection is closed."""
+        self.send_bytes(b"".join(map(codec.encode, frames)))
+
+    def send_bytes(self, data: bytes) -> None:
+        """Like `send`, for frames that are encoded already."""
         if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(b"".join(map(codec.encode, frames)))
+            self._transport.write(data)
+
+    def duplicate(self) -> socket.socket | None:
+        """The connection's socket once more, for a thread that sends; None once it is closed.
+
+        Whoever sends there must be the only one from then on: what this stream still holds unsent
+        would come later.
+        """
+        if self._transport is None or self._transport.is_closing():
+            return None
+        endpoint = self._transport.get_extra_info("socket")
+        # By number: uvloop's own socket objects can't be duplicated.
+        duplicate = socket.fromfd(endpoint.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
+        duplicate.setblocking(False)
+        return duplicate
 
     async def receive(self) -> F | None:
         """The next frame; None when the peer has closed; raises ProtocolError for a fault."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import select
 import signal
 import socket
@@ -21,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +27,7 @@ import psutil
 
 from tests.bench import client
 from tests.bench.answers import Failed
+from tests.bench.machine import Others, environment
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _READY_SECONDS = 60.0
@@ -206,36 +205,6 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def environment() -> dict[str, str]:
-    """What the figures depend on."""
-    load = ", ".join(f"{value:.1f}" for value in os.getloadavg())
-    found = {
-        "machine": _cpu(),
-        "cores": str(os.cpu_count()),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
-    for package in ("mlx", "mlx-lm", "aiohttp", "uvloop", "mlx-bulkhead"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "absent"
-    return {**found, "load before": load}
-
-
-def _cpu() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    if platform.system() == "Darwin":
-        asked = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(asked, capture_output=True, text=True, timeout=5).stdout.strip()
-    return platform.processor() or "unknown"
-
-
 # ── the frame of a run ───────────────────────────────────────────────────────────────────────────
 
 
@@ -266,7 +235,7 @@ def run(name: str, about: str, benchmark: Benchmark) -> None:
     # Being told to stop unwinds, so that nothing stays behind.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    report, about_machine, begun = Report(), environment(), time.monotonic()
+    report, about_machine, begun, others = Report(), environment(), time.monotonic(), Others()
     print(f"# {name}{' (short)' if arguments.short else ''}")
     print(" · ".join(f"{key} {value}" for key, value in about_machine.items()), flush=True)
     with tempfile.TemporaryDirectory(prefix="bulkhead-bench-") as folder:
@@ -274,12 +243,14 @@ def run(name: str, about: str, benchmark: Benchmark) -> None:
             benchmark(report, Path(folder), arguments.short)
         except Failed as failure:
             report.bar(False, f"the run completes: {failure}")
-    print(f"{time.monotonic() - begun:.0f} s")
+    theirs = others.percent()
+    print(f"{time.monotonic() - begun:.0f} s; other programs used {theirs:.0f} % of the cores")
     if arguments.json is not None:
         content = {
             "benchmark": name,
             "short": arguments.short,
             "environment": about_machine,
+            "others_percent": theirs,
             "figures": report.figures,
             "missed": report.missed,
         }

@@ -1,0 +1,84 @@
+"""Frames written from the MLX thread: in order, never blocking, never on another's socket."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from supervisor.wire.codec import Decoder, encode
+from supervisor.wire.frames import End, FromEngine, Token
+from worker.sink import SocketSink
+
+Pair = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        theirs.settimeout(10)
+        yield ours, theirs
+
+
+def received(sock: socket.socket, count: int) -> list[FromEngine]:
+    decoder: Decoder[FromEngine] = Decoder(FromEngine)
+    frames: list[FromEngine] = []
+    while len(frames) < count:
+        frames += decoder.feed(sock.recv(65536))
+    return frames
+
+
+def test_frames_go_straight_to_the_kernel(pair: Pair) -> None:
+    overflow: list[bytes] = []
+    sink = SocketSink(pair[0], overflow.append)
+    sink.send([Token(1, "a"), Token(2, "b")])
+    assert received(pair[1], 2) == [Token(1, "a"), Token(2, "b")]
+    assert overflow == []
+
+
+def test_what_the_kernel_does_not_take_goes_round_in_order(pair: Pair) -> None:
+    """A peer that does not read: no byte is lost, and none overtakes another."""
+    overflow: list[bytes] = []
+    sink = SocketSink(pair[0], overflow.append)
+    sent = [Token(number, "x" * 100) for number in range(20_000)]
+    for frame in sent:
+        sink.send([frame])
+    assert overflow
+    pair[0].close()
+    stream = b""
+    while data := pair[1].recv(1 << 20):
+        stream += data
+    stream += b"".join(overflow)
+    assert stream == b"".join(map(encode, sent))
+
+
+def test_once_round_always_round(pair: Pair) -> None:
+    overflow: list[bytes] = []
+    sink = SocketSink(pair[0], overflow.append)
+    while not overflow:
+        sink.send([Token(0, "x" * 1000)])
+    assert pair[1].recv(1 << 20)  # there is room again
+    sink.send([Token(1, "late")])
+    assert overflow[-1] == encode(Token(1, "late"))
+
+
+def test_a_peer_that_has_left_is_no_error(pair: Pair) -> None:
+    overflow: list[bytes] = []
+    sink = SocketSink(pair[0], overflow.append)
+    pair[1].close()
+    for number in range(3):
+        sink.send([Token(number, "x")])
+    assert overflow == []
+
+
+def test_the_end_is_known_before_the_peer_can_answer_it(pair: Pair) -> None:
+    sink = SocketSink(pair[0], lambda _: None)
+    sink.send([Token(1, "a")])
+    assert not sink.ended
+    sink.send([Token(2, "b"), End("stop", 1, 2)])
+    assert sink.ended
+    sink.close()
+    assert pair[0].fileno() == -1

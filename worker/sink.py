@@ -1,0 +1,48 @@
+"""From the MLX thread straight to a request's socket.
+
+The event loop is not asked: it would have to win the interpreter lock from the very thread that has
+just made the token, once to wake and once after every write. Only what the kernel does not take at
+once goes through the loop.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+
+from supervisor.wire import codec
+from supervisor.wire.frames import End, FromEngine
+
+
+class SocketSink:
+    """A `Sink` that writes to a duplicate of the connection's descriptor.
+
+    The duplicate belongs to the MLX thread: the loop may close the connection at any moment, and
+    its number may then be another request's.
+    """
+
+    def __init__(self, connection: socket.socket, overflow: Callable[[bytes], object]) -> None:
+        """`overflow` hands bytes to the loop, which sends them in the order given."""
+        self._socket = connection
+        self._overflow = overflow
+        self._overflowing = False
+        self.ended = False
+        """Whether the end frame has been given to us: what comes later is no cancel."""
+
+    def send(self, frames: Sequence[FromEngine]) -> None:
+        self.ended = isinstance(frames[-1], End)
+        data = b"".join(map(codec.encode, frames))
+        if not self._overflowing:
+            try:
+                data = data[self._socket.send(data) :]
+            except BlockingIOError:
+                pass  # the peer is slow: nothing was taken
+            except OSError:
+                return  # the peer has left; the loop sees its EOF and cancels
+        if data:
+            # From now on always, for order's sake.
+            self._overflowing = True
+            self._overflow(data)
+
+    def close(self) -> None:
+        self._socket.close()

@@ -56,6 +56,7 @@ def build(settings: Server, control: str) -> web.Application:
         frozenset(settings.allowed_origins),
         read_api_keys(settings.api_keys_file) if settings.api_keys_file else frozenset(),
     )
+    app.on_cleanup.append(_let_go)
     app[ACTIVE] = Active()
     app[STARTED] = int(time.time())
     app[MAX_BODY] = limit
@@ -67,6 +68,10 @@ def build(settings: Server, control: str) -> web.Application:
     app.router.add_get("/health", models.health)
     app.router.add_get("/", models.health)
     return app
+
+
+async def _let_go(app: web.Application) -> None:
+    await app[RELAY].close()
 
 
 @web.middleware

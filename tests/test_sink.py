@@ -77,8 +77,8 @@ def test_a_peer_that_has_left_is_no_error(pair: Pair) -> None:
 def test_the_end_is_known_before_the_peer_can_answer_it(pair: Pair) -> None:
     sink = SocketSink(pair[0], lambda _: None)
     sink.send([Token(1, "a")])
-    assert not sink.ended
+    before = sink.ended
     sink.send([Token(2, "b"), End("stop", 1, 2)])
-    assert sink.ended
+    assert (before, sink.ended) == (False, True)
     sink.close()
     assert pair[0].fileno() == -1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from worker.text import TextStream
 
 log = logging.getLogger("bulkhead.worker")
 
+PREFILL_BATCH = 8
+"""Prompts prefilled together, mlx-lm's own figure."""
 PREFILL_STEP = 512
 """Prompt tokens of one sequence in one step. A step is what a neighbour's next token and a cancel
 wait for, and larger ones gain little."""
@@ -38,8 +41,12 @@ class BatchEngine:
     """An `Engine` over one mlx-lm model."""
 
     def __init__(self) -> None:
+        self._queue: deque[Job] = deque()
+        """Accepted, not yet given to the generator; see `_admit`."""
         self._live: dict[int, _Live] = {}
         self._uids: dict[Job, int] = {}
+        self._prefilling: dict[int, int] = {}
+        """Prompt tokens still to be prefilled, of those in the generator without a first token."""
 
     def warm_up(self) -> None:
         loading.import_mlx_lm()
@@ -54,13 +61,14 @@ class BatchEngine:
             self._model.model,
             stop_tokens=[[token] for token in self._model.tokenizer.eos_token_ids],
             completion_batch_size=load.max_concurrency,
-            prefill_batch_size=min(8, load.max_concurrency),
+            prefill_batch_size=min(PREFILL_BATCH, load.max_concurrency),
             prefill_step_size=PREFILL_STEP,
         )
         # The constructor wires the whole recommended working set, which is wrong when several
         # workers share the machine; closing does nothing but undo that.
         generator.close()
         self._generator = generator
+        self._concurrency = load.max_concurrency
         self._never_stop = StopSequences()
         return Loaded(mx.get_active_memory(), self._model.context)
 
@@ -68,6 +76,25 @@ class BatchEngine:
         return self._prompts.tokens(request)
 
     def insert(self, job: Job) -> None:
+        self._queue.append(job)
+
+    def _admit(self) -> None:
+        """Give queued jobs to the generator, a whole group at a time.
+
+        Handed over one by one, as they arrive, the prompts of a burst would go through in groups
+        of 1, 7, 1, 7, for the generator fills its prompt batch before it takes the finished ones
+        out of it; and each group's first tokens would wait for the next group's prefill, which is
+        in the same step. So a prompt waits until those before it have their first token, but not
+        while one of them has chunks to go.
+        """
+        left = self._prefilling.values()
+        if left and max(left) <= PREFILL_STEP:
+            return
+        room = min(PREFILL_BATCH - len(left), self._concurrency - len(self._live))
+        for _ in range(min(room, len(self._queue))):
+            self._start(self._queue.popleft())
+
+    def _start(self, job: Job) -> None:
         request, model = job.request, self._model
         room = model.context - len(job.prompt)
         temperature = model.temperature if request.temperature is None else request.temperature
@@ -80,24 +107,31 @@ class BatchEngine:
         )
         self._live[uid] = _Live(job, TextStream(model.tokenizer.detokenizer, request.stop))
         self._uids[job] = uid
+        self._prefilling[uid] = len(job.prompt)
 
     def remove(self, job: Job) -> None:
         uid = self._uids.pop(job, None)
         if uid is not None:
             del self._live[uid]
+            self._prefilling.pop(uid, None)
             self._generator.remove([uid])
+        elif job in self._queue:
+            self._queue.remove(job)
 
     def step(self) -> Sequence[Output]:
+        self._admit()
         prefills, generated = self._generator.next()
         outputs: list[Output] = []
         for prefill in prefills:
             done, total = prefill.progress
+            self._prefilling[prefill.uid] = total - done
             if 0 < done < total - 1:  # the last token is the first decode step's
                 job = self._live[prefill.uid].job
                 log.info("request %s: prefilled %d of %d", job.request.request_id, done, total)
                 outputs.append((job, [Progress(done, total)]))
         for response in generated:
             live = self._live[response.uid]
+            self._prefilling.pop(response.uid, None)
             frames = self._frames(live, response.token, response.finish_reason)
             if isinstance(frames[-1], End):
                 if (
@@ -111,9 +145,10 @@ class BatchEngine:
 
     @property
     def busy(self) -> bool:
-        return bool(self._live)
+        return bool(self._live or self._queue)
 
     def close(self) -> None:
+        self._queue.clear()
         self._live.clear()
         self._uids.clear()
         for held in ("_generator", "_model", "_prompts"):

@@ -67,6 +67,11 @@ class FrameStream(asyncio.Protocol, Generic[F]):
             fault = torn
         self._end(fault)
 
+    @property
+    def ended(self) -> bool:
+        """Whether the peer has closed or broken the connection."""
+        return self._ended
+
     # ── for the owner ────────────────────────────────────────────────────────────────────────────
 
     def send(self, *frames: Frame) -> None:

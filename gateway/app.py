@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import secrets
@@ -95,7 +96,9 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
             request[OUTCOME] = f"{error.status} {error.code}"
             response = render_error(error)
         except ConnectionResetError:
-            raise  # the client left; nobody is there to be told
+            # The client left and nobody is there to be told; what aiohttp makes of this error is a
+            # traceback in the log.
+            raise asyncio.CancelledError from None
         except Exception:
             # The last net under our own code: the client gets a body and an id, the log the
             # traceback.

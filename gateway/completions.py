@@ -27,6 +27,7 @@ from supervisor.wire.frames import End, Progress, Token
 log = logging.getLogger("bulkhead.gateway")
 
 _PING_SECONDS = 10.0
+_WRITE_SECONDS = 60.0
 
 OpenAIRequest = openai.ChatRequest | openai.CompletionRequest
 
@@ -97,12 +98,12 @@ async def _stream(
     await response.prepare(request)
     try:
         while frame is None:
-            await response.write(openai.PING)
+            await _write(response, openai.PING)
             frame = await _first(generation, _PING_SECONDS)
         while not isinstance(frame, End):
-            await response.write(renderer.token(frame.text))
+            await _write(response, renderer.token(frame.text))
             frame = await _next(generation)
-        await response.write(renderer.end(frame, include_usage=include_usage))
+        await _write(response, renderer.end(frame, include_usage=include_usage))
         request[OUTCOME] = _summary(frame)
     except BulkheadError as error:
         await _fail(request, response, error)
@@ -135,7 +136,19 @@ async def _first(generation: Generation, seconds: float) -> Token | End | None:
 
 async def _fail(request: web.Request, response: web.StreamResponse, error: BulkheadError) -> None:
     request[OUTCOME] = f"{error.code} inside the stream"
-    await response.write(openai.error_event(error.body()))
+    await _write(response, openai.error_event(error.body()))
+
+
+async def _write(response: web.StreamResponse, data: bytes) -> None:
+    """Send, waiting for a slow client's buffers but not for ever.
+
+    Raises ConnectionResetError when the client has left, or has read nothing for too long.
+    """
+    try:
+        async with asyncio.timeout(_WRITE_SECONDS):
+            await response.write(data)
+    except TimeoutError:
+        raise ConnectionResetError("the client does not read") from None
 
 
 def _tell_worker(response: web.StreamResponse, generation: Generation) -> None:

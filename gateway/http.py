@@ -71,6 +71,8 @@ async def read_object(request: web.Request) -> dict[str, Any]:
             body = await request.read()
     except TimeoutError:
         raise InvalidJSON(f"The body did not arrive within {_BODY_SECONDS:g} s.") from None
+    except web.RequestPayloadError:
+        raise InvalidJSON("The body could not be read: its encoding is broken.") from None
     return parse_object(body)
 
 

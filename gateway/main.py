@@ -63,12 +63,22 @@ def _log_to(path: str) -> None:
     handler = logging.handlers.RotatingFileHandler(
         path, maxBytes=_LOG_BYTES, backupCount=_LOG_KEEP, encoding="utf-8"
     )
+    handler.addFilter(_without_the_request)
     logging.basicConfig(
         level=logging.INFO,
         handlers=[handler],
         format="%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
+
+
+def _without_the_request(record: logging.LogRecord) -> bool:
+    """aiohttp quotes the bytes of a malformed request, and those can be keys and prompts."""
+    if record.name.startswith("aiohttp"):
+        error = record.exc_info[1] if record.exc_info else None
+        record.msg, record.args = f"aiohttp: {type(error).__name__ if error else 'notice'}", ()
+        record.exc_info = record.exc_text = None
+    return True
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ import msgspec
 from msgspec import Meta
 
 from gateway.validation import check_known, convert
-from supervisor.errors import MissingParameter, UnsupportedValue
+from supervisor.errors import InvalidValue, MissingParameter, UnsupportedValue
 from supervisor.wire.frames import Chat, End, Generate, Text
 
+MESSAGES_MAX = 10_000
+"""Far above any conversation: each costs time on the loop that all streams share."""
 Positive = Annotated[int, Meta(ge=1, le=2**53)]
 StopString = Annotated[str, Meta(min_length=1)]
 
@@ -138,6 +140,11 @@ def parse_chat(raw: Mapping[str, Any]) -> ChatRequest:
     """Raises the contract's 400 that names the parameter."""
     known = check_known(raw, _CHAT_FIELDS, HARMLESS, _NEUTRAL_CHAT)
     if isinstance(messages := known.get("messages"), list):
+        if len(messages) > MESSAGES_MAX:
+            raise InvalidValue(
+                f"Invalid value for `messages`: more than {MESSAGES_MAX} messages.",
+                param="messages",
+            )
         known["messages"] = [_without_nothing(message) for message in messages]
     return convert(known, ChatRequest)
 

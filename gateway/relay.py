@@ -7,9 +7,17 @@ returns yields frames until exactly one end: an `End` frame or an error of the c
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
-from supervisor.errors import BulkheadError, InternalError, ShuttingDown, WorkerCrashed, restore
+from supervisor.errors import (
+    BulkheadError,
+    InternalError,
+    QueueFull,
+    ShuttingDown,
+    WorkerCrashed,
+    restore,
+)
 from supervisor.wire.codec import ProtocolError, TornFrame
 from supervisor.wire.frames import (
     Accepted,
@@ -38,6 +46,7 @@ _CAUSE_SECONDS = 2.0
 """Between a worker's EOF and the supervisor's word on it; without one the worker is not dead but
 faulty, and must be put down."""
 _FAULT_SECONDS = 10.0
+_RETRY_SECONDS = 0.02
 
 
 class Generation:
@@ -52,6 +61,8 @@ class Generation:
         self._work = work
         self._ended = False
         self._death = asyncio.create_task(self._await_death())
+        self._verdict: asyncio.Task[BulkheadError] | None = None
+        """One inquiry into an early end, however often a caller's patience runs out meanwhile."""
 
     async def receive(self) -> Progress | Token | End:
         """The next frame. Raises a BulkheadError when the request can't go on.
@@ -79,6 +90,8 @@ class Generation:
     def close(self) -> None:
         """Give the place back; to a worker that still generates this is a cancel."""
         self._death.cancel()
+        if self._verdict is not None:
+            self._verdict.cancel()
         self._work.close()
         self._lease.close()
 
@@ -99,6 +112,11 @@ class Generation:
 
     async def _cause(self, symptom: str) -> BulkheadError:
         """The worker's stream ended early: the supervisor knows why, if the worker has died."""
+        if self._verdict is None:
+            self._verdict = asyncio.create_task(self._inquire(symptom))
+        return await asyncio.shield(self._verdict)
+
+    async def _inquire(self, symptom: str) -> BulkheadError:
         done, _ = await asyncio.wait([self._death], timeout=_CAUSE_SECONDS)
         if not done:
             self._lease.send(Fault(symptom))
@@ -194,28 +212,45 @@ class Relay:
         except ProtocolError as error:
             log.error("the supervisor broke the protocol: %s", error)
             raise InternalError("The supervisor gave an unreadable answer.") from None
-        match answer:
-            case None:
-                raise _supervisor_gone()
-            case Refused(code, message, param, retry_after) | Died(
-                code, message, param, retry_after
-            ):
-                raise restore(code, message, param=param, retry_after=retry_after)
-            case _:
-                return answer
+        _raise_refusal(answer)
+        assert answer is not None
+        return answer
 
     async def _work(
         self, granted: Granted, lease: FrameStream[ToGateway]
     ) -> FrameStream[FromEngine]:
-        try:
-            return await connect(granted.socket, FromEngine)
-        except OSError as error:
-            # It died between the grant and now: the lease says how. If it lives without a socket,
-            # nothing can be done with it.
-            log.warning("worker %s does not accept: %s", granted.worker, error.strerror)
-            lease.send(Fault("it does not accept connections"))
-            await self._answer(lease, _FAULT_SECONDS)
-            raise InternalError("The supervisor gave an unexpected answer.") from None
+        """Connect to the granted worker.
+
+        It may have died since, of which the lease tells; a full backlog passes; only a worker that
+        goes on refusing is faulty. What this process lacks is not the worker's fault.
+        """
+        deadline = asyncio.get_running_loop().time() + _CAUSE_SECONDS
+        while True:
+            try:
+                return await connect(granted.socket, FromEngine)
+            except (BlockingIOError, ConnectionRefusedError, FileNotFoundError) as error:
+                symptom = f"it does not accept connections: {error.strerror}"
+            except OSError as error:
+                log.error("cannot connect to worker %s: %s", granted.worker, error.strerror)
+                raise QueueFull(
+                    "The server has too many connections open at the moment. Try again shortly."
+                ) from None
+            if asyncio.get_running_loop().time() > deadline:
+                log.warning("worker %s: %s", granted.worker, symptom)
+                lease.send(Fault(symptom))
+                await self._answer(lease, _FAULT_SECONDS)
+                raise InternalError("The supervisor gave an unexpected answer.")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_RETRY_SECONDS):
+                    _raise_refusal(await lease.receive())
+
+
+def _raise_refusal(answer: ToGateway | None) -> None:
+    match answer:
+        case None:
+            raise _supervisor_gone()
+        case Refused(code, message, param, retry_after) | Died(code, message, param, retry_after):
+            raise restore(code, message, param=param, retry_after=retry_after)
 
 
 def _supervisor_gone() -> ShuttingDown:

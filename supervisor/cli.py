@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from supervisor import catalog, config, logs
+from supervisor import catalog, config, leftovers, logs
 from supervisor.config import ConfigError, Overrides
 from supervisor.paths import InstanceLock, StateError, open_state
 from supervisor.service import WORKER_MODULE, Supervisor
@@ -137,6 +137,7 @@ def run(
         _complain(str(error), 1)
     logs.set_up(state.logs / "supervisor.log")
     _raise_file_limit()
+    leftovers.clean(state)  # before the port is asked for: a leftover gateway may hold it
     server = settings.server
     try:
         listener = _listen(server.host, server.port)

@@ -66,6 +66,8 @@ class BulkheadError(Exception):
     def __init__(
         self, message: str, *, param: str | None = None, retry_after: float | None = None
     ) -> None:
+        # A header can carry any bytes into a message; the body must be UTF-8.
+        message = message.encode("utf-8", "replace").decode()
         super().__init__(message)
         self.message = message
         self.param = param

@@ -49,6 +49,7 @@ class Gatekeeper:
         self._on_change = on_change
         self._early_deaths = 0
         self._served = False
+        self._hopeless_deaths = 0
         self._stopping = False
         self._born = 0.0
         self._gone = asyncio.Event()
@@ -89,6 +90,7 @@ class Gatekeeper:
     def announced(self) -> None:
         """The gateway says that it accepts requests."""
         self._served = True
+        self._hopeless_deaths = 0
         self.serving.set()
 
     def _exited(self, returncode: int) -> None:
@@ -102,7 +104,8 @@ class Gatekeeper:
         self._early_deaths = self._early_deaths + 1 if early else 0
         how = describe_exit(returncode)
         log.error("the gateway died (%s); models stay loaded, it is started again", how)
-        if not self._served and self._early_deaths >= _HOPELESS:
+        self._hopeless_deaths += 1
+        if not self._served and self._hopeless_deaths >= _HOPELESS:
             self.hopeless.set()
             return
         # The first restart is immediate: clients are waiting in the backlog.

@@ -6,17 +6,21 @@ platforms and moments in which they did not.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 from collections.abc import Iterable
 
 import msgspec
+import psutil
 
 from supervisor.paths import StateDir, write_atomically
 from supervisor.process import Child, is_ours
 
 log = logging.getLogger("bulkhead.supervisor")
+
+_END_SECONDS = 5.0
 
 
 class _Process(msgspec.Struct, frozen=True):
@@ -45,13 +49,16 @@ def clean(state: StateDir) -> None:
         left = msgspec.json.decode(state.children.read_bytes(), type=_Record)
     except FileNotFoundError:
         left = _Record("", [])
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
         log.warning("%s is unreadable (%s); no leftovers are looked for", state.children, error)
         left = _Record("", [])
+    killed: list[int] = []
     for process in left.children:
         if is_ours(process.pid, process.started, left.instance):
             log.warning("killing %s (pid %d), left by an earlier run", process.role, process.pid)
             _kill(process.pid)
+            killed.append(process.pid)
+    _await_end(killed)
     state.children.unlink(missing_ok=True)
     for socket in state.run.glob("*.sock"):
         socket.unlink(missing_ok=True)
@@ -62,3 +69,12 @@ def _kill(pid: int) -> None:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
         return  # it ended by itself meanwhile
+
+
+def _await_end(pids: Iterable[int]) -> None:
+    """Until the kernel has taken back what they held, the port above all; a while at most."""
+    gone = []
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            gone.append(psutil.Process(pid))
+    psutil.wait_procs(gone, timeout=_END_SECONDS)

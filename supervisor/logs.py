@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import logging.handlers
 import os
@@ -45,7 +46,8 @@ def forget_old(directory: Path, prefix: str) -> None:
     """
     files = sorted(directory.glob(f"{prefix}.{_STAMP}.*std*"))
     for path in files[: max(0, len(files) - 2 * CHILD_KEEP)]:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # upkeep must not fail what it is upkeep for
+            path.unlink()
 
 
 def cut_to_tail(paths: Iterable[Path]) -> None:
@@ -58,11 +60,13 @@ def cut_to_tail(paths: Iterable[Path]) -> None:
         try:
             if path.stat().st_size <= CHILD_BYTES:
                 continue
-            with open(path, "r+b") as file:
+            with open(path, "rb") as file:
                 file.seek(-CHILD_TAIL, os.SEEK_END)
                 tail = file.read()
-                file.truncate(0)
-                file.seek(0)
+                while grown := file.read():  # until nothing has come while we read
+                    tail += grown
+                os.truncate(path, 0)
+            with open(path, "ab") as file:  # behind what the child has written since
                 file.write(tail)
-        except FileNotFoundError:
+        except OSError:
             continue

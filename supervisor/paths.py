@@ -88,16 +88,22 @@ class InstanceLock:
 
     def acquire(self) -> None:
         """Raises StateError when another supervisor holds the directory."""
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise StateError(f"cannot open {self._path}: {error.strerror}") from None
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             holder = os.read(fd, 32).decode("ascii", "replace").strip()
             os.close(fd)
             raise StateError(
                 f"another Bulkhead (pid {holder or 'unknown'}) already runs with the state "
                 f"directory {self._path.parent}; stop it or choose another --state-dir"
             ) from None
+        except OSError as error:
+            os.close(fd)
+            raise StateError(f"cannot lock {self._path}: {error.strerror}") from None
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         self._fd = fd
@@ -117,5 +123,8 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def slug(name: str) -> str:
-    """A file name for a model's name. Distinct names may share one: never a key."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60] or "model"
+    """A file name for a model's name, its own: with a digest where the name can't be one as it is."""
+    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60]
+    if plain == name:
+        return plain
+    return f"{plain or 'model'}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"

@@ -332,6 +332,8 @@ class Pool:
             for entry in self.entries.values():
                 if entry.state is State.DRAINING:
                     effects += self._cut(entry, now)
+                elif entry.state is State.STOPPING:
+                    effects += self._stop(entry, now, kill=True)
             return effects
         self.shutting_down = True
         effects = []
@@ -450,7 +452,7 @@ class Pool:
         )
 
     def _crashed(self, entry: Entry, how: str) -> WorkerCrashed:
-        cause = entry.reason or how
+        cause = f"{how}; {entry.reason}" if entry.reason and entry.reason != how else how
         phase = "while it loaded" if entry.loaded_at is None else "during this request"
         return WorkerCrashed(
             f"The worker {entry.worker} died ({cause}) {phase}. Other models are not affected; "
@@ -459,11 +461,12 @@ class Pool:
         )
 
     def _still_loading(self, entry: Entry, now: float) -> ModelLoading:
-        elapsed = now - entry.load_started
+        loading = entry.state is State.LOADING
+        elapsed = now - entry.load_started if loading else 0.0
         left = None if entry.load_seconds is None else entry.load_seconds - elapsed
+        since = f"still loading after {elapsed:.0f} s" if loading else "about to be loaded again"
         return ModelLoading(
-            f"The model `{entry.spec.name}` is still loading after {elapsed:.0f} s. "
-            "The load goes on; try again.",
+            f"The model `{entry.spec.name}` is {since}. The load goes on; try again.",
             retry_after=left,
         )
 

@@ -98,7 +98,6 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
                 loop.add_signal_handler(number, self._asked_to_stop)
-        leftovers.clean(self._state)
         control = await listen(str(self._state.control), frames.ToSupervisor, self._serve_control)
         upkeep = loop.create_task(self._upkeep())
         try:
@@ -207,7 +206,8 @@ class Supervisor:
             while (frame := await connection.receive()) is not None:
                 match frame:
                     case frames.Acquire() if lease is None:
-                        lease = self._acquire(frame, connection)
+                        lease, effects = self._acquire(frame, connection)
+                        self._perform(effects)
                     case frames.Fault(reason) if lease is not None:
                         log.error("a gateway's request met a faulty worker: %s", reason)
                         self._perform(self._pool.fault(lease, reason, time.monotonic()))
@@ -225,14 +225,13 @@ class Supervisor:
                 self._perform(self._pool.release(lease, time.monotonic()))
                 del self._leases[lease]
 
-    def _acquire(self, frame: frames.Acquire, connection: Control) -> int:
+    def _acquire(self, frame: frames.Acquire, connection: Control) -> tuple[int, list[Effect]]:
         self._forgive(frame.model)
         lease, effects = self._pool.acquire(
             frame.request_id, frame.model, frame.hold_seconds, time.monotonic()
         )
         self._leases[lease] = connection
-        self._perform(effects)
-        return lease
+        return lease, effects
 
     def _forgive(self, requested: str) -> None:
         """Let a FAILED model be tried again when its files have changed."""
@@ -266,7 +265,11 @@ class Supervisor:
         return [worker.child for worker in self._fleet] + ([gateway] if gateway else [])
 
     def _record(self) -> None:
-        leftovers.record(self._state, self._instance, self._children())
+        try:
+            leftovers.record(self._state, self._instance, self._children())
+        except OSError as error:
+            # A full disk must not stand between a death and what follows from it.
+            log.error("cannot record the running processes: %s", error)
 
     async def _upkeep(self) -> None:
         while True:

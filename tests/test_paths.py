@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import stat
@@ -210,20 +211,26 @@ def test_a_file_that_cannot_be_replaced_keeps_its_content(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"),
+    ("name", "begins"),
     [
-        ("coder", "coder"),
-        ("mlx-community/Qwen3-4B", "mlx-community-Qwen3-4B"),
-        ("llama3:8b", "llama3-8b"),
-        ("../../etc/passwd", "etc-passwd"),
-        ("模型", "model"),
-        ("..", "model"),
-        ("a b\n", "a-b"),
+        ("mlx-community/Qwen3-4B", "mlx-community-Qwen3-4B-"),
+        ("llama3:8b", "llama3-8b-"),
+        ("../../etc/passwd", "etc-passwd-"),
+        ("模型", "model-"),
+        ("..", "model-"),
+        ("a b\n", "a-b-"),
+        ("x" * 1000, "x" * 60 + "-"),
     ],
 )
-def test_a_models_file_name_is_harmless(name: str, expected: str) -> None:
-    assert slug(name) == expected
+def test_a_models_file_name_is_harmless_and_short(name: str, begins: str) -> None:
+    assert re.fullmatch(re.escape(begins) + "[0-9a-f]{6}", slug(name))
 
 
-def test_a_models_file_name_is_short() -> None:
-    assert slug("x" * 1000) == "x" * 60
+def test_a_name_that_is_a_file_name_stays_as_it_is() -> None:
+    assert slug("qwen2.5-coder_1") == "qwen2.5-coder_1"
+
+
+def test_two_models_never_share_files() -> None:
+    long = "y" * 70
+    for one, other in (("a/b-c", "a-b/c"), ("a b", "a-b"), (long + "1", long + "2")):
+        assert slug(one) != slug(other)

@@ -142,6 +142,31 @@ def test_new_start_kills_what_is_recorded_and_spares_the_rest(tmp_path: Path) ->
             child.wait(DEADLINE)
 
 
+def test_new_start_gets_back_the_port_that_a_leftover_holds(tmp_path: Path) -> None:
+    listen = (
+        "import signal, socket; s = socket.socket(); s.bind(('127.0.0.1', 0)); s.listen();"
+        "print(s.getsockname()[1], flush=True); signal.pause()"
+    )
+    environ = {**os.environ, "BULKHEAD_INSTANCE": "aaaa"}
+    with subprocess.Popen([sys.executable, "-c", listen], env=environ, stdout=-1) as left:
+        try:
+            assert left.stdout is not None
+            port = int(left.stdout.readline())
+            state = tmp_path / "s"
+            (state / "run").mkdir(parents=True)
+            started = psutil.Process(left.pid).create_time()
+            child = {"role": "gateway", "pid": left.pid, "started": started}
+            (state / "children.json").write_text(
+                json.dumps({"instance": "aaaa", "children": [child]})
+            )
+            model = Script(generations=()).write(tmp_path / "m")
+            config = config_for(model).replace("port = 0", f"port = {port}")
+            with serving(state, scripted=True, config=config) as server:
+                assert server.port == port
+        finally:
+            left.kill()
+
+
 def test_two_instances_side_by_side(tmp_path: Path) -> None:
     model = Script(generations=()).write(tmp_path / "m")
     config = config_for(model)

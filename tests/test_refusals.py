@@ -29,7 +29,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         # Whatever was asked above, the worker that served the first request serves the last.
         assert running.chat("m", max_tokens=2).text == text_of(2)
         assert running.loaded("m")["generation"] == 1
-        assert " ERROR " not in running.log("gateway.log")
+        for line in running.log("gateway.log").splitlines():
+            assert " ERROR " not in line or "aiohttp: " in line
 
 
 def assert_error(answer: Answer, status: int, code: str, param: str | None = None) -> None:
@@ -136,6 +137,44 @@ def test_host(server: Server) -> None:
     assert "server.allowed_hosts" in foreign.json["error"]["message"]
     for host in ("localhost", f"127.0.0.1:{server.port}", "LOCALHOST:1", "[::1]:80"):
         assert server.request("GET", "/v1/models", headers={"Host": host}).status == 200
+
+
+def raw(server: Server, request: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(request)
+        answer = b""
+        while data := connection.recv(65536):
+            answer += data
+        return answer
+
+
+def test_headers_of_any_bytes(server: Server) -> None:
+    for header in (b"Host: \xff\xfe", b"Host: localhost\r\nOrigin: http://\xff"):
+        answer = raw(server, b"GET / HTTP/1.1\r\n" + header + b"\r\nConnection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 403 ")
+        assert b'"code":"forbidden"' in answer
+
+
+def test_body_that_is_not_what_its_encoding_says(server: Server) -> None:
+    answer = server.request("POST", CHAT, b"{}", {"Content-Encoding": "gzip"})
+    assert_error(answer, 400, "invalid_json")
+
+
+def test_malformed_requests_leave_no_secret_in_the_log(server: Server) -> None:
+    for request in (
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer sk-SECRET\x01\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nx-api-key: SECRET" + b"x" * 20000 + b"\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nSECRET prompt\r\n",
+    ):
+        assert b" 400 " in raw(server, request).partition(b"\r\n")[0]
+    for path in (server.state / "logs").iterdir():
+        assert "SECRET" not in path.read_text(errors="replace")
+
+
+def test_too_many_messages(server: Server) -> None:
+    body = b'{"model":"m","messages":[' + b"{}," * 20_000 + b"{}]}"
+    assert_error(server.request("POST", CHAT, body), 400, "invalid_value", "messages")
 
 
 def test_origin(server: Server) -> None:

@@ -514,7 +514,7 @@ def test_an_error_of_an_unknown_code_is_a_bug_of_ours(play: Callable[[Scene], No
 def test_a_worker_that_died_before_it_was_reached_is_explained_by_the_lease(
     play: Callable[[Scene], None], patience: Callable[..., None]
 ) -> None:
-    patience()
+    patience(cause=0.0)
 
     async def scene(stage: Stage) -> None:
         starting = asyncio.create_task(stage.relay.start(REQUEST, "m", 5.0))
@@ -522,6 +522,23 @@ def test_a_worker_that_died_before_it_was_reached_is_explained_by_the_lease(
         await lease.receive()
         await lease.send(Granted("m", "m#1", stage.socket + ".gone"))
         assert isinstance(await lease.receive(), Fault)
+        await lease.send(DIED)
+        assert same(await failure_of(starting), DIED)
+        assert await lease.receive() is None
+
+    play(scene)
+
+
+def test_a_death_told_while_the_worker_does_not_accept_needs_no_fault(
+    play: Callable[[Scene], None], patience: Callable[..., None]
+) -> None:
+    patience()
+
+    async def scene(stage: Stage) -> None:
+        starting = asyncio.create_task(stage.relay.start(REQUEST, "m", 5.0))
+        lease = await stage.accept(stage.control)
+        await lease.receive()
+        await lease.send(Granted("m", "m#1", stage.socket + ".gone"))
         await lease.send(DIED)
         assert same(await failure_of(starting), DIED)
         assert await lease.receive() is None
@@ -538,7 +555,7 @@ def test_a_worker_that_cannot_be_reached_and_is_not_explained(
     answer: Frame | None,
     kind: type[BulkheadError],
 ) -> None:
-    patience()
+    patience(cause=0.0)
 
     async def scene(stage: Stage) -> None:
         starting = asyncio.create_task(stage.relay.start(REQUEST, "m", 5.0))

@@ -26,5 +26,7 @@ class Samplers:
         self._make = lru_cache(maxsize=64)(make)
 
     def get(self, temperature: float, top_p: float) -> Sampler:
-        """`temperature` 0 = greedy, in which case `top_p` means nothing."""
-        return self._make(temperature, 1.0 if temperature == 0 else top_p)
+        """`temperature` 0 = greedy, in which case `top_p` means nothing. `top_p` 0 leaves nothing
+        but the likeliest token too; to mlx-lm it would mean no limit."""
+        greedy = temperature == 0 or top_p == 0
+        return self._make(0.0 if greedy else temperature, 1.0 if greedy else top_p)

@@ -9,6 +9,7 @@ import signal
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from supervisor.errors import BulkheadError, InternalError
 from supervisor.wire.codec import REQUEST_LIMIT, ProtocolError
@@ -32,6 +33,8 @@ from worker.sink import SocketSink
 log = logging.getLogger("bulkhead.worker")
 
 
+EXIT_CANNOT_LISTEN = 71
+"""Exit status (EX_OSERR) of a worker that has loaded its model and cannot be reached."""
 _SHORT_PROMPT = 2000
 """Characters: about a quarter of a millisecond."""
 
@@ -88,7 +91,12 @@ class WorkerServer:
         self._serving = asyncio.get_running_loop().create_task(self._serve(loaded))
 
     async def _serve(self, loaded: Loaded) -> None:
-        await listen(self._load.socket, ToEngine, self._answer, REQUEST_LIMIT)
+        try:
+            # Held, for uvloop closes the socket of a server that nobody refers to.
+            self._server = await listen(self._load.socket, ToEngine, self._answer, REQUEST_LIMIT)
+        except OSError as error:
+            log.critical("cannot listen on %s: %s", self._load.socket, error.strerror)
+            os._exit(EXIT_CANNOT_LISTEN)
         self._channel.send(Ready(loaded.memory_bytes, loaded.context))
 
     async def _answer(self, stream: FrameStream[ToEngine]) -> None:
@@ -101,8 +109,11 @@ class WorkerServer:
         except ProtocolError as error:
             log.warning("a request connection was closed: %s", error)
 
-    async def _prepare(self, request: Generate) -> list[int]:
-        """The prompt's tokens. Raises what the engine raises.
+    async def _prepare(
+        self, request: Generate, gone: asyncio.Task[ToEngine | None]
+    ) -> list[int] | None:
+        """The prompt's tokens, or None when the client has left first. Raises what the engine
+        raises.
 
         A short prompt costs less than the way to the other thread and back, and is prepared right
         here while that thread is idle.
@@ -114,7 +125,13 @@ class WorkerServer:
         # Counted until the thread is really done, which a cancelled request does not hasten.
         work = self._prompt_thread.submit(self._engine.prepare, request)
         work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._prepared))
-        return await asyncio.wrap_future(work)
+        tokens = asyncio.wrap_future(work)
+        either: set[asyncio.Future[Any]] = {tokens, gone}
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not tokens.done():
+            tokens.cancel()  # one that waits for the thread never reaches it
+            return None
+        return tokens.result()
 
     def _prepared(self) -> None:
         self._preparing -= 1
@@ -122,18 +139,25 @@ class WorkerServer:
     async def _generate(self, request: Generate, stream: FrameStream[ToEngine]) -> None:
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
+        gone = loop.create_task(stream.receive())  # the gateway says nothing more: its EOF
         try:
-            prompt = await self._prepare(request)
+            prompt = await self._prepare(request, gone)
         except BulkheadError as error:
             stream.send(Failed(error.code, error.message, error.param, error.retry_after))
-            await stream.receive()
+            await gone
             return
-        except Exception as error:  # noqa: BLE001
-            # A tokenizer that chokes on a request must cost that request alone.
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001
+            # A tokenizer that chokes on a request must cost that request alone. A panic of one
+            # written in Rust is no Exception.
             log.error("request %s: preparing failed: %s", request.request_id, type(error).__name__)
             failure = InternalError("The prompt could not be prepared for the model.")
             stream.send(Failed(failure.code, failure.message, None, None))
-            await stream.receive()
+            await gone
+            return
+        if prompt is None:
+            log.info("request %s: cancelled before it was prepared", request.request_id)
             return
         stream.send(Accepted(len(prompt)))
         connection = stream.duplicate()
@@ -146,8 +170,9 @@ class WorkerServer:
         log.info("request %s: %d prompt tokens", request.request_id, len(prompt))
         self._thread.submit(job)
         try:
-            await stream.receive()  # the gateway says nothing more; this is its EOF
+            await gone
         finally:
+            gone.cancel()
             if not sink.ended:
                 self._thread.cancel(job)
             how = "done" if sink.ended else "cancelled"

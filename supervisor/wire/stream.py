@@ -168,7 +168,10 @@ class _Accepted(FrameStream[F]):
 async def listen(
     path: str, frames: Any, handler: Handler[F], limit: int = REPLY_LIMIT
 ) -> asyncio.Server:
-    """Serve a Unix socket of mode 0600; `handler` runs once a connection and then it is closed."""
+    """Serve a Unix socket of mode 0600; `handler` runs once a connection and then it is closed.
+
+    Hold the result: uvloop closes a server that nobody refers to.
+    """
     loop = asyncio.get_running_loop()
     tasks: set[asyncio.Task[None]] = set()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

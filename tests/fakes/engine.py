@@ -7,6 +7,7 @@ polls, and each knows that the other has arrived.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -78,6 +79,7 @@ class ScriptedEngine:
 
     def insert(self, job: Job) -> None:
         self._jobs[job] = 0
+        gc.collect()  # whatever the server forgot to hold on to is gone from now on
 
     def remove(self, job: Job) -> None:
         self._jobs.pop(job, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class Fleet:
                 self._module,
                 stdout=self._state.logs / f"{base}.stdout",
                 stderr=self._state.logs / f"{base}.stderr",
-                environ={"HF_HUB_OFFLINE": "1", **self._catalog.models[model].env},
+                environ={**self._environ(), **self._catalog.models[model].env},
                 channel=True,
                 on_exit=lambda returncode: self._exited(key, returncode),
             )
@@ -122,6 +123,17 @@ class Fleet:
         worker.listening = loop.create_task(self._listen(worker, load))
         self._on_change()
         logs.forget_old(self._state.logs, prefix)
+
+    @staticmethod
+    def _environ() -> dict[str, str]:
+        """What every worker's environment has over ours."""
+        environ = {"HF_HUB_OFFLINE": "1"}
+        if sys.platform == "linux":
+            # On the CPU, MLX fuses operations by running a C++ compiler in the middle of a request:
+            # a pause of seconds for all streams, and where /tmp/mlx belongs to another user the
+            # end of the worker. Metal compiles at its ease, in memory.
+            environ["MLX_DISABLE_COMPILE"] = "1"
+        return environ
 
     def stop(self, model: str, generation: int, *, kill: bool) -> None:
         """SIGTERM or SIGKILL; nothing where the process is gone already."""

@@ -171,9 +171,15 @@ class Pool:
         if requested in ("", DEFAULT_MODEL) and requested not in self._names:
             requested = self._default
         name = self._names.get(requested) or self._names.get(requested.removesuffix(":latest"))
+        if name is None and not requested:
+            raise ModelNotFound(
+                "The request names no model, and server.default_model is not set. "
+                "GET /v1/models lists what is served here.",
+                param="model",
+            )
         if name is None:
             raise ModelNotFound(
-                f"The model `{requested[:_NAME_SHOWN] or DEFAULT_MODEL}` does not exist or you do not have "
+                f"The model `{requested[:_NAME_SHOWN]}` does not exist or you do not have "
                 "access to it. GET /v1/models lists what is served here.",
                 param="model",
             )

@@ -60,6 +60,7 @@ def render(
             "source": sources[entry.spec.name],
             "state": entry.state,
             "estimate": None,
+            "deaths": entry.deaths,
             "reason": entry.reason or None,
         }
 

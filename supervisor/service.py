@@ -128,8 +128,15 @@ class Supervisor:
             log.info("stopped")
 
     def _asked_to_stop(self) -> None:
-        again = " again: what still runs is cut" if self._pool.shutting_down else ""
-        log.info("asked to stop%s", again)
+        if self._pool.shutting_down:
+            log.info("asked to stop again: what still runs is cut")
+        else:
+            running = sum(len(entry.granted) for entry in self._pool.entries.values())
+            log.info(
+                "asked to stop: %d running requests may take %g s to end; another signal cuts them",
+                running,
+                self._pool.limits.drain,
+            )
         self._stop.set()
         self._perform(self._pool.shutdown(time.monotonic()))
 
@@ -187,14 +194,12 @@ class Supervisor:
 
     def worker_exited(self, model: str, generation: int, how: str) -> None:
         entry = self._pool.entries[model]
-        lost = [lease.request_id for lease in entry.granted.values()]
-        if lost and entry.generation == generation:
+        unasked = entry.state in (State.LOADING, State.READY, State.DRAINING)
+        if unasked and entry.generation == generation:
+            lost = [lease.request_id for lease in (entry.granted | entry.waiting).values()]
+            named = f": {', '.join(lost)}" if lost else ""
             log.error(
-                "worker %s died (%s) with %d requests in it: %s",
-                entry.worker,
-                how,
-                len(lost),
-                ", ".join(lost),
+                "worker %s died (%s) with %d requests in it%s", entry.worker, how, len(lost), named
             )
         self._perform(self._pool.exited(model, generation, how, time.monotonic()))
 

@@ -142,7 +142,7 @@ def test_an_unknown_name_is_refused_as_such(requested: str) -> None:
 
 @pytest.mark.parametrize("requested", ["", "default_model"])
 def test_without_a_default_a_request_must_name_its_model(requested: str) -> None:
-    with pytest.raises(ModelNotFound, match="`default_model`"):
+    with pytest.raises(ModelNotFound, match="default_model"):
         make_pool(*NAMED).resolve(requested)
 
 

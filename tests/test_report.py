@@ -60,6 +60,7 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
             "source": "org/repo",
             "state": "cold",
             "estimate": None,
+            "deaths": 0,
             "reason": None,
         },
         {
@@ -68,6 +69,7 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
             "source": "demo",
             "state": "cold",
             "estimate": None,
+            "deaths": 0,
             "reason": None,
         },
     ]

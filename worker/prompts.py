@@ -22,6 +22,8 @@ class Prompts:
         """`tokenizer` is mlx-lm's TokenizerWrapper, `context` is in tokens."""
         self._tokenizer = tokenizer
         self._context = context
+        self._longest = max(map(len, tokenizer.get_vocab()), default=1)
+        """Characters of the longest token: no token stands for more."""
 
     def tokens(self, request: Generate) -> list[int]:
         """The prompt's tokens, at least one and fewer than the context.
@@ -34,7 +36,7 @@ class Prompts:
                 tokens = self._chat(messages, request.now)
             case Text(text):
                 param = "prompt"
-                tokens = self._encode(text)
+                tokens = self._encode(text, param)
         if not tokens:
             raise InvalidValue(
                 "The prompt is empty: the model needs at least one token.", param=param
@@ -72,9 +74,17 @@ class Prompts:
             # Templates are programs from the model's folder: they can raise anything at all, and
             # what they choke on is the request, not the worker.
             raise _rejected(type(error).__name__) from None
-        return self._encode(text, add_special_tokens=False)
+        return self._encode(text, "messages", add_special_tokens=False)
 
-    def _encode(self, text: str, **options: bool) -> list[int]:
+    def _encode(self, text: str, param: str, **options: bool) -> list[int]:
+        if len(text) > self._context * self._longest:
+            # Megabytes take seconds to tokenize, for which others wait, only to be refused.
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {self._context} tokens. However, your "
+                f"{param} have {len(text)} characters, which is more tokens than that. Please "
+                f"reduce the length of the {param}.",
+                param=param,
+            )
         return [int(token) for token in self._tokenizer.encode(text, **options)]
 
 

@@ -10,7 +10,13 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
+import mlx.core as mx
+
 Sampler = Callable[[Any], Any]
+
+
+_COLDEST = 1e-4
+"""Below it sampling is greedy in all but rounding, and its inverse would overflow."""
 
 
 class Samplers:
@@ -20,7 +26,13 @@ class Samplers:
         from mlx_lm.sample_utils import make_sampler
 
         def make(temperature: float, top_p: float) -> Sampler:
-            sampler: Sampler = make_sampler(temp=temperature, top_p=top_p)
+            # mlx-lm compiles its sampling, and a plain number would be part of what is compiled,
+            # anew for each value.
+            make_any: Any = make_sampler
+            sampler: Sampler = make_any(
+                temp=mx.array(temperature) if temperature else 0.0,
+                top_p=mx.array(top_p) if top_p < 1 else 1.0,
+            )
             return sampler
 
         self._make = lru_cache(maxsize=64)(make)
@@ -28,5 +40,5 @@ class Samplers:
     def get(self, temperature: float, top_p: float) -> Sampler:
         """`temperature` 0 = greedy, in which case `top_p` means nothing. `top_p` 0 leaves nothing
         but the likeliest token too; to mlx-lm it would mean no limit."""
-        greedy = temperature == 0 or top_p == 0
+        greedy = temperature < _COLDEST or top_p == 0
         return self._make(0.0 if greedy else temperature, 1.0 if greedy else top_p)

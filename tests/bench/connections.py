@@ -152,8 +152,9 @@ def _is_ok(exchange: Exchange) -> bool:
 
 def _added_ttft(report: harness.Report, port: int, engine: Engine, rounds: tuple[int, int]) -> None:
     """Bulkhead's clock runs from the request's first byte, on a kept-alive connection as SDKs have
-    it, to the first token's event; the engine's from the call of `insert`, prompts tokenized, to
-    the first decoded token. Rendering and tokenizing thus count as added."""
+    it, to the first token's event; the engine's from having the same messages, which it too must
+    render and tokenize, to the first decoded token. What it would be from the call of `insert`, with
+    the prompts tokenized beforehand, is in the last column."""
     connections = client.connect(port, BURST)
     rows = []
     try:
@@ -180,10 +181,11 @@ def _added_ttft(report: harness.Report, port: int, engine: Engine, rounds: tuple
         "added p50",
         "added mean",
     ]
-    print(harness.table([*header, "of it template, tokens"], rows))
+    print(harness.table([*header, "over insert p50"], rows))
     for at_once, bar in BARS_MS.items():
         added = report.figures["added ttft"][at_once]["added_ms"]
-        report.bar(added <= bar, f"added TTFT, {at_once} at a time: {added:.2f} ms <= {bar} ms")
+        claim = f"added TTFT, {at_once} at a time: {added:.2f} ms <= {bar} ms"
+        report.bar(added <= bar, claim, speed=True)
 
 
 def _ttft(connections: Sequence[Connection], prompts: Sequence[str], run: Run) -> list[float]:
@@ -208,13 +210,13 @@ def _row(
     varies, and their median is told. p50 and mean are over the requests of a round: in a burst the
     engine prefills eight prompts at a time, so p50 alone moves by whole groups."""
     p50s = [[harness.median(values) for values in side] for side in (bare, whole, ours)]
-    means = [[statistics.fmean(values) for values in side] for side in (bare, ours)]
+    means = [[statistics.fmean(values) for values in side] for side in (whole, ours)]
     figures = {
-        "engine_ms": harness.median(p50s[0]) * 1000,
+        "engine_ms": harness.median(p50s[1]) * 1000,
         "bulkhead_ms": harness.median(p50s[2]) * 1000,
-        "added_ms": _difference(p50s[2], p50s[0]),
+        "added_ms": _difference(p50s[2], p50s[1]),
         "added_mean_ms": _difference(means[1], means[0]),
-        "prepare_ms": _difference(p50s[1], p50s[0]),
+        "added_over_insert_ms": _difference(p50s[2], p50s[0]),
     }
     report.figures.setdefault("added ttft", {})[at_once] = figures
     return [str(at_once), *(f"{value:.2f}" for value in figures.values())]

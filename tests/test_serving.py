@@ -190,6 +190,17 @@ def test_sampling_parameters_are_obeyed(client: openai.OpenAI) -> None:
     assert len(sampled) > 1
 
 
+@pytest.mark.parametrize("cold", [{"temperature": 1e-40}, {"temperature": 1.5, "top_p": 0}])
+def test_the_coldest_sampling_is_greedy(client: openai.OpenAI, cold: dict[str, Any]) -> None:
+    assert whole(client, PROMPTS[3], extra_body=cold) == whole(client, PROMPTS[3])
+
+
+def test_a_hopeless_prompt_is_refused_before_it_is_tokenized(server: Server) -> None:
+    answer = server.chat("narrow", "x" * 900_000)
+    assert (answer.status, answer.json["error"]["code"]) == (400, "context_length_exceeded")
+    assert "characters" in answer.json["error"]["message"]
+
+
 def test_generation_config_is_the_default(client: openai.OpenAI) -> None:
     """The model's makers said `do_sample: false`; a request that says nothing gets that."""
     messages: Any = [{"role": "user", "content": PROMPTS[4]}]

@@ -87,9 +87,11 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
     request[REQUEST_ID], request[BEGUN] = request_id, time.monotonic()
     request[OUTCOME] = "the client left"
     active = request.app[ACTIVE]
+    # A line costs a quarter of a millisecond: what the request sends goes first.
+    later = asyncio.get_running_loop().call_soon
     with active.entered():
         path = request.rel_url.raw_path  # not decoded: a decoded one could break the line
-        log.info("%s %s %s, %d active", request_id, request.method, path, active.count)
+        later(log.info, "%s %s %s, %d active", request_id, request.method, path, active.count)
         try:
             response = await _admit_and_handle(request, handler)
         except BulkheadError as error:
@@ -108,7 +110,7 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
             response = render_error(InternalError(detail))
         finally:
             elapsed = time.monotonic() - request[BEGUN]
-            log.info("%s ended: %s, %.3f s", request_id, request[OUTCOME], elapsed)
+            later(log.info, "%s ended: %s, %.3f s", request_id, request[OUTCOME], elapsed)
     if not response.prepared:
         decorate(request, response)
     return response

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from typing import Any, Generic, TypeVar
 
 from supervisor.errors import (
     BulkheadError,
@@ -39,6 +40,8 @@ from supervisor.wire.frames import (
 from supervisor.wire.stream import FrameStream, connect
 
 log = logging.getLogger("bulkhead.gateway")
+
+F = TypeVar("F")
 
 _ANSWER_SECONDS = 10.0
 """Over the hold: how long the supervisor may take to answer before it counts as gone."""
@@ -129,16 +132,51 @@ class Generation:
         return WorkerCrashed(f"The worker {self.worker} stopped answering. Retry the request.")
 
 
-class Relay:
-    """Connects to the supervisor's control socket, once for each request.
+class _Ahead(Generic[F]):
+    """One connection to each socket, opened ahead of the next request, which saves it the way there.
 
-    One connection is kept open ahead of the next request, which saves it the way there.
+    A worker's socket is its own, so there are as many connections as workers that live.
     """
+
+    def __init__(self, frames: Any) -> None:
+        self._frames = frames
+        self._open: dict[str, FrameStream[F]] = {}
+        self._opening: dict[str, asyncio.Task[None]] = {}
+
+    def take(self, path: str) -> FrameStream[F] | None:
+        """The connection, if there is one that nobody has closed. The caller owns it now."""
+        stream = self._open.pop(path, None)
+        return None if stream is None or stream.ended else stream
+
+    def refill(self, path: str) -> None:
+        """Open the next one meanwhile."""
+        if path not in self._open and path not in self._opening:
+            self._opening[path] = asyncio.create_task(self._connect(path))
+
+    def close(self) -> None:
+        for task in self._opening.values():
+            task.cancel()
+        for stream in self._open.values():
+            stream.close()
+
+    async def _connect(self, path: str) -> None:
+        for other in [known for known, stream in self._open.items() if stream.ended]:
+            del self._open[other]
+        try:
+            self._open[path] = await connect(path, self._frames)
+        except OSError:
+            return  # the next request will find out for itself
+        finally:
+            del self._opening[path]
+
+
+class Relay:
+    """Connects to the supervisor's control socket and to workers, once for each request."""
 
     def __init__(self, control: str) -> None:
         self._control = control
-        self._ahead: FrameStream[ToGateway] | None = None
-        self._opening: asyncio.Task[None] | None = None
+        self._leases: _Ahead[ToGateway] = _Ahead(ToGateway)
+        self._workers: _Ahead[FromEngine] = _Ahead(FromEngine)
 
     async def start(self, request: Generate, model: str, hold: float) -> Generation:
         """Wait up to `hold` seconds for a worker and give it the request. Raises BulkheadError.
@@ -162,14 +200,15 @@ class Relay:
             lease.close()
             log.error("%s cannot be sent: %s", request.request_id, error)
             raise InternalError("The request could not be passed on to the model.") from None
+        # Not before: this request's own frames go first.
+        self._leases.refill(self._control)
+        self._workers.refill(granted.socket)
         return Generation(granted.model, granted.worker, lease, work)
 
     async def close(self) -> None:
-        """Let go of the connection kept ahead."""
-        if self._opening is not None:
-            self._opening.cancel()
-        if self._ahead is not None:
-            self._ahead.close()
+        """Let go of the connections kept ahead."""
+        self._leases.close()
+        self._workers.close()
 
     async def report(self, model: str = "") -> Report:
         """The supervisor's view of the world. Raises BulkheadError, ModelNotFound among them."""
@@ -184,23 +223,12 @@ class Relay:
         return answer
 
     async def _connect(self) -> FrameStream[ToGateway]:
-        ahead, self._ahead = self._ahead, None
-        if self._opening is None:
-            self._opening = asyncio.create_task(self._open_ahead())
-        if ahead is not None and not ahead.ended:
+        if (ahead := self._leases.take(self._control)) is not None:
             return ahead
         try:
             return await connect(self._control, ToGateway)
         except OSError:
             raise _supervisor_gone() from None
-
-    async def _open_ahead(self) -> None:
-        try:
-            self._ahead = await connect(self._control, ToGateway)
-        except OSError:
-            return  # the next request will find out for itself
-        finally:
-            self._opening = None
 
     async def _answer(self, stream: FrameStream[ToGateway], seconds: float) -> ToGateway:
         try:
@@ -224,6 +252,8 @@ class Relay:
         It may have died since, of which the lease tells; a full backlog passes; only a worker that
         goes on refusing is faulty. What this process lacks is not the worker's fault.
         """
+        if (ahead := self._workers.take(granted.socket)) is not None:
+            return ahead
         deadline = asyncio.get_running_loop().time() + _CAUSE_SECONDS
         while True:
             try:

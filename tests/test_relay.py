@@ -77,6 +77,9 @@ class Peer:
             self._arrived.extend(self._decoder.feed(data))
         return self._arrived.popleft()
 
+    def unread(self, frame: Frame) -> None:
+        self._arrived.appendleft(frame)
+
     async def send(self, *frames: Frame) -> None:
         await self.send_bytes(b"".join(map(encode, frames)))
 
@@ -102,9 +105,29 @@ class Stage:
             listener.bind(path)
             listener.listen(8)
             listener.setblocking(False)
+        self._silent: dict[str, dict[asyncio.Task[Frame | None], Peer]]
+        self._silent = {path: {} for path in self._listeners}
         self.relay = Relay(self.control)
 
     async def accept(self, path: str) -> Peer:
+        """The next connection that says something; those kept ahead wait for their turn."""
+        silent = self._silent[path]
+        while True:
+            for task in [task for task in silent if task.done()]:
+                peer, frame = silent.pop(task), task.result()
+                if frame is not None:
+                    peer.unread(frame)
+                    return peer
+            accepting = asyncio.create_task(self.connected(path))
+            either: set[asyncio.Task[Any]] = {accepting, *silent}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if accepting.done():
+                peer = accepting.result()
+                silent[asyncio.create_task(peer.receive())] = peer
+            else:
+                accepting.cancel()
+
+    async def connected(self, path: str) -> Peer:
         connection, _ = await asyncio.get_running_loop().sock_accept(self._listeners[path])
         self._stack.enter_context(connection)
         return Peer(connection, ToSupervisor if path == self.control else ToEngine)
@@ -580,7 +603,7 @@ def test_a_request_that_cannot_be_sent_leaks_no_lease(play: Callable[[Scene], No
         lease = await stage.accept(stage.control)
         await lease.receive()
         await lease.send(Granted("m", "m#1", stage.socket))
-        worker = await stage.accept(stage.socket)
+        worker = await stage.connected(stage.socket)
         with pytest.raises(InternalError):
             await starting
         assert await worker.receive() is None

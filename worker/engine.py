@@ -38,7 +38,7 @@ class Loaded:
 
 
 class Sink(Protocol):
-    """Where a job's frames go. Both are called on the MLX thread alone."""
+    """Where a job's frames go. The MLX thread alone calls both, once the job is submitted."""
 
     def send(self, frames: Sequence[FromEngine]) -> None:
         """Deliver in order; never blocks, never raises for a peer that has left."""

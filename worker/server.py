@@ -159,16 +159,16 @@ class WorkerServer:
         if prompt is None:
             log.info("request %s: cancelled before it was prepared", request.request_id)
             return
-        stream.send(Accepted(len(prompt)))
         connection = stream.duplicate()
         if connection is None:
             return  # the gateway has left meanwhile
         sink = SocketSink(
             connection, lambda data: loop.call_soon_threadsafe(stream.send_bytes, data)
         )
+        sink.send([Accepted(len(prompt))])
         job = Job(request, prompt, sink)
-        log.info("request %s: %d prompt tokens", request.request_id, len(prompt))
         self._thread.submit(job)
+        log.info("request %s: %d prompt tokens", request.request_id, len(prompt))
         try:
             await gone
         finally:

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from gateway.validation import check_known, convert
 from supervisor.errors import InvalidValue, MissingParameter, UnsupportedValue
-from supervisor.wire.frames import Chat, End, Generate, Text
+from supervisor.wire.frames import Chat, End, Generate, Sampling, Text
 
 MESSAGES_MAX = 10_000
 """Far above any conversation: each costs time on the loop that all streams share."""
@@ -179,9 +179,7 @@ def _generate(
         prompt=prompt,
         now=now,
         max_tokens=max_tokens,
-        temperature=request.temperature,
-        top_p=request.top_p,
-        seed=request.seed,
+        sampling=Sampling(temperature=request.temperature, top_p=request.top_p),
         stop=request.stops,
         ignore_eos=request.ignore_eos,
     )

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from supervisor.wire.frames import End, FromEngine, Generate, Load, Progress, Text, Token
+from supervisor.wire.frames import End, FromEngine, Generate, Load, Progress, Sampling, Text, Token
 from tests.tiny import make_llama
 from worker.batch import PREFILL_STEP, BatchEngine
 from worker.engine import Job, Loaded
@@ -31,7 +31,11 @@ class Run:
 
     def __init__(self, engine: BatchEngine, prompt: str, **options: Any) -> None:
         self.frames: list[FromEngine] = []
-        request = Generate("r", Text(prompt), 1.0, **{"max_tokens": TOKENS, **options})
+        sampling = {
+            name: options.pop(name) for name in Sampling.__struct_fields__ if name in options
+        }
+        options = {"max_tokens": TOKENS, **options}
+        request = Generate("r", Text(prompt), 1.0, sampling=Sampling(**sampling), **options)
         self.job = Job(request, engine.prepare(request), self)
         engine.insert(self.job)
 

@@ -11,9 +11,17 @@ from typing import Any
 
 import pytest
 
-from supervisor.wire.frames import End, FromEngine, Generate, Load, Text, Token
+from supervisor.wire.frames import Embed, End, FromEngine, Generate, Load, Text, Token
 from tests.children import ROOT
-from worker.engine import EXIT_ENGINE_DIED, EngineThread, Job, Loaded, Output, Unloadable
+from worker.engine import (
+    EXIT_ENGINE_DIED,
+    EngineThread,
+    Job,
+    Loaded,
+    Output,
+    Prepared,
+    Unloadable,
+)
 
 SECONDS = 20
 LOAD = Load("m", 1, "/folder", "/socket", 4, 0)
@@ -45,7 +53,7 @@ class Counter:
         progress(2, 2)
         return Loaded(7, 4096)
 
-    def prepare(self, request: Generate) -> list[int]:
+    def prepare(self, request: Generate | Embed) -> Prepared:
         raise AssertionError("not the thread's business")
 
     def insert(self, job: Job) -> None:
@@ -64,6 +72,7 @@ class Counter:
         for job, made in list(self.jobs.items()):
             frames: list[FromEngine] = [Token(made, str(made))]
             self.jobs[job] = made + 1
+            assert isinstance(job.request, Generate)
             if made + 1 == job.request.max_tokens:
                 frames.append(End("length", 1, made + 1))
                 del self.jobs[job]
@@ -128,7 +137,7 @@ class Stage:
 
     def job(self, name: str, tokens: int) -> tuple[Job, Collector]:
         sink = Collector(self._posted.put)
-        return Job(Generate(name, Text(""), 1.0, max_tokens=tokens), [0], sink), sink
+        return Job(Generate(name, Text(""), 1.0, max_tokens=tokens), Prepared([0]), sink), sink
 
     def close(self) -> None:
         self.thread.close()
@@ -265,7 +274,7 @@ def test_closing_does_not_wait_for_running_jobs(stage: Stage) -> None:
 
 DIE = f"""
 import threading
-from tests.test_engine import LOAD, Collector, Counter, EngineThread, Job, Generate, Text
+from tests.test_engine import LOAD, Collector, Counter, EngineThread, Job, Prepared, Generate, Text
 
 class Broken(Counter):
     def {{method}}(self, *arguments):
@@ -277,7 +286,7 @@ def ignore(*arguments):
 thread = EngineThread(Broken(), ignore, ignore, ignore, ignore, ignore, ignore)
 thread.start()
 thread.load(LOAD)
-thread.submit(Job(Generate("r", Text(""), 1.0, max_tokens=5), [0], Collector(ignore)))
+thread.submit(Job(Generate("r", Text(""), 1.0, max_tokens=5), Prepared([0]), Collector(ignore)))
 if "{{method}}" == "close":
     thread.close()
 threading.Event().wait({SECONDS})

@@ -12,9 +12,10 @@ from typing import Any
 
 import mlx.core as mx
 
-from supervisor.wire.frames import End, FromEngine, Generate, Load, Progress, Token
+from supervisor.errors import UnsupportedValue
+from supervisor.wire.frames import Embed, End, FromEngine, Generate, Load, Progress, Token
 from worker import loading
-from worker.engine import Job, Loaded, Output
+from worker.engine import Job, Loaded, Output, Prepared
 from worker.prompts import Prompts
 from worker.sampling import Samplers
 from worker.text import TextStream
@@ -72,8 +73,10 @@ class BatchEngine:
         self._never_stop = StopSequences()
         return Loaded(mx.get_active_memory(), self._model.context)
 
-    def prepare(self, request: Generate) -> list[int]:
-        return self._prompts.tokens(request)
+    def prepare(self, request: Generate | Embed) -> Prepared:
+        if isinstance(request, Embed):
+            raise UnsupportedValue("This model makes no embeddings.", param="model")
+        return Prepared(self._prompts.tokens(request))
 
     def insert(self, job: Job) -> None:
         self._queue.append(job)
@@ -96,9 +99,11 @@ class BatchEngine:
 
     def _start(self, job: Job) -> None:
         request, model = job.request, self._model
+        assert isinstance(request, Generate)
+        wanted = request.sampling
         room = model.context - len(job.prompt)
-        temperature = model.temperature if request.temperature is None else request.temperature
-        top_p = model.top_p if request.top_p is None else request.top_p
+        temperature = model.temperature if wanted.temperature is None else wanted.temperature
+        top_p = model.top_p if wanted.top_p is None else wanted.top_p
         (uid,) = self._generator.insert(
             [list(job.prompt)],
             max_tokens=[min(request.max_tokens or room, room)],

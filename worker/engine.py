@@ -17,10 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from supervisor.wire.frames import End, FromEngine, Generate, Load
+from supervisor.wire.frames import Embed, Embedded, End, Failed, FromEngine, Generate, Load
 
 log = logging.getLogger("bulkhead.worker")
 
+LAST = (End, Embedded, Failed)
+"""Frames after which nothing follows."""
 EXIT_ENGINE_DIED = 70
 """Exit status of a worker whose engine raised (EX_SOFTWARE)."""
 
@@ -47,13 +49,44 @@ class Sink(Protocol):
         """Nothing follows."""
 
 
+class Constraint(Protocol):
+    """What tokens may come next. Belongs to one job; `worker.grammar` makes them."""
+
+    def push(self, token: int) -> None:
+        """The output's next token. A token that was not allowed is tolerated: steps run ahead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request's tokens and whatever else is made before its turn comes.
+
+    Of a `Generate`: the `prompt`, its text if an echo was asked for, the grammar of its output. Of
+    an `Embed`: the `inputs`.
+    """
+
+    prompt: Sequence[int] = ()
+    echo: str = ""
+    constraint: Constraint | None = None
+    inputs: Sequence[Sequence[int]] = ()
+
+    @property
+    def size(self) -> int:
+        """Tokens."""
+        return len(self.prompt) + sum(map(len, self.inputs))
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """One accepted request."""
 
-    request: Generate
-    prompt: Sequence[int]
+    request: Generate | Embed
+    prepared: Prepared
     sink: Sink
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        """Token ids."""
+        return self.prepared.prompt
 
 
 Output = tuple[Job, Sequence[FromEngine]]
@@ -72,8 +105,8 @@ class Engine(Protocol):
         Raises Unloadable when no retry can help; any other exception ends the process.
         """
 
-    def prepare(self, request: Generate) -> list[int]:
-        """The request's prompt as tokens. Raises BulkheadError when it can't be served."""
+    def prepare(self, request: Generate | Embed) -> Prepared:
+        """Do what needs no MLX. Raises BulkheadError when the request can't be served."""
 
     def insert(self, job: Job) -> None:
         """Queue a job; `step` works on it from now on."""
@@ -82,7 +115,7 @@ class Engine(Protocol):
         """Forget a job that is not wanted any more and free what it held; unknown jobs are fine."""
 
     def step(self) -> Sequence[Output]:
-        """One decode step and one prefill chunk. After its `End` frame a job is forgotten."""
+        """One decode step and one prefill chunk. After its last frame a job is forgotten."""
 
     @property
     def busy(self) -> bool:
@@ -142,7 +175,7 @@ class EngineThread:
             while self._obey():
                 for job, frames in self._engine.step():
                     job.sink.send(frames)
-                    if isinstance(frames[-1], End):
+                    if isinstance(frames[-1], LAST):
                         job.sink.close()
             self._engine.close()
             self._post(self._on_closed)

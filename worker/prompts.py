@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from supervisor.errors import BulkheadError, ContextLengthExceeded, InvalidValue
-from supervisor.wire.frames import Chat, Generate, Text
+from supervisor.wire.frames import Chat, Generate, Text, Tokens
 
 
 class Prompts:
@@ -37,6 +37,9 @@ class Prompts:
             case Text(text):
                 param = "prompt"
                 tokens = self._encode(text, param)
+            case Tokens(ids):
+                param = "prompt"
+                tokens = list(ids)
         if not tokens:
             raise InvalidValue(
                 "The prompt is empty: the model needs at least one token.", param=param

@@ -16,18 +16,19 @@ from supervisor.wire.codec import REQUEST_LIMIT, ProtocolError
 from supervisor.wire.frames import (
     Accepted,
     Chat,
+    Embed,
     Failed,
-    Generate,
     Hello,
     LoadFailed,
     Loading,
     Ready,
     Text,
     ToEngine,
+    Tokens,
     ToWorker,
 )
 from supervisor.wire.stream import FrameStream, listen
-from worker.engine import Engine, EngineThread, Job, Loaded
+from worker.engine import Engine, EngineThread, Job, Loaded, Prepared
 from worker.sink import SocketSink
 
 log = logging.getLogger("bulkhead.worker")
@@ -110,9 +111,9 @@ class WorkerServer:
             log.warning("a request connection was closed: %s", error)
 
     async def _prepare(
-        self, request: Generate, gone: asyncio.Task[ToEngine | None]
-    ) -> list[int] | None:
-        """The prompt's tokens, or None when the client has left first. Raises what the engine
+        self, request: ToEngine, gone: asyncio.Task[ToEngine | None]
+    ) -> Prepared | None:
+        """The request ready for its turn, or None when the client has left first. Raises what the engine
         raises.
 
         A short prompt costs less than the way to the other thread and back, and is prepared right
@@ -136,12 +137,12 @@ class WorkerServer:
     def _prepared(self) -> None:
         self._preparing -= 1
 
-    async def _generate(self, request: Generate, stream: FrameStream[ToEngine]) -> None:
+    async def _generate(self, request: ToEngine, stream: FrameStream[ToEngine]) -> None:
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
         gone = loop.create_task(stream.receive())  # the gateway says nothing more: its EOF
         try:
-            prompt = await self._prepare(request, gone)
+            prepared = await self._prepare(request, gone)
         except BulkheadError as error:
             stream.send(Failed(error.code, error.message, error.param, error.retry_after))
             await gone
@@ -156,7 +157,7 @@ class WorkerServer:
             stream.send(Failed(failure.code, failure.message, None, None))
             await gone
             return
-        if prompt is None:
+        if prepared is None:
             log.info("request %s: cancelled before it was prepared", request.request_id)
             return
         connection = stream.duplicate()
@@ -165,10 +166,10 @@ class WorkerServer:
         sink = SocketSink(
             connection, lambda data: loop.call_soon_threadsafe(stream.send_bytes, data)
         )
-        sink.send([Accepted(len(prompt))])
-        job = Job(request, prompt, sink)
+        sink.send([Accepted(prepared.size, prepared.echo)])
+        job = Job(request, prepared, sink)
         self._thread.submit(job)
-        log.info("request %s: %d prompt tokens", request.request_id, len(prompt))
+        log.info("request %s: %d prompt tokens", request.request_id, prepared.size)
         try:
             await gone
         finally:
@@ -179,10 +180,16 @@ class WorkerServer:
             log.info("request %s: %s, %.3f s", request.request_id, how, time.monotonic() - begun)
 
 
-def prompt_size(request: Generate) -> int:
-    """Characters that a prompt is made of."""
+def prompt_size(request: ToEngine) -> int:
+    """Characters that a request is made of, about."""
+    if isinstance(request, Embed):
+        return sum(map(len, request.inputs))
+    size = len(request.structure.schema) if request.structure is not None else 0
     match request.prompt:
         case Text(text):
-            return len(text)
-        case Chat(messages):
-            return sum(len(str(value)) for message in messages for value in message.values())
+            return size + len(text)
+        case Tokens(ids):
+            return size + len(ids)
+        case Chat(messages, tools):
+            values = [value for message in messages for value in message.values()]
+            return size + sum(len(str(value)) for value in [*values, *tools])

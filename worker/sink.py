@@ -11,7 +11,8 @@ import socket
 from collections.abc import Callable, Sequence
 
 from supervisor.wire import codec
-from supervisor.wire.frames import End, FromEngine
+from supervisor.wire.frames import FromEngine
+from worker.engine import LAST
 
 
 class SocketSink:
@@ -30,7 +31,7 @@ class SocketSink:
         """Whether the end frame has been given to us: what comes later is no cancel."""
 
     def send(self, frames: Sequence[FromEngine]) -> None:
-        self.ended = isinstance(frames[-1], End)
+        self.ended = isinstance(frames[-1], LAST)
         data = b"".join(map(codec.encode, frames))
         if not self._overflowing:
             try:

@@ -9,8 +9,8 @@ Three connections exist:
 * channel: supervisor ↔ worker, a socketpair inherited at spawn. `Hello` → `Load` → `Loading`… →
   `Ready` | `LoadFailed`.
 * work: gateway ↔ worker, a Unix socket, one connection a request. `Generate` → `Accepted` →
-  `Progress`… → `Token`… → exactly one of `End`, `Failed`. EOF towards the worker cancels; EOF
-  before the end frame means that the worker died.
+  `Progress`… → `Token`… → exactly one of `End`, `Failed`; or `Embed` → `Vector`… → `Embedded` |
+  `Failed`. EOF towards the worker cancels; EOF before the end frame means that the worker died.
 
 Bodies are msgpack arrays led by the tag: decoding checks every type, and nothing is executed.
 """
@@ -152,9 +152,15 @@ FromWorker = Hello | Loading | Ready | LoadFailed
 
 
 class Chat(Frame, frozen=True, tag="chat"):
-    """Messages as the client sent them, in the shape that chat templates take."""
+    """Messages and tools as the client sent them, in the shape that chat templates take.
+
+    `tools` are what the template shows the model. `template` holds further template arguments:
+    `chat_template_kwargs`, and `reasoning_effort` for templates that know it.
+    """
 
     messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] = []
+    template: dict[str, Any] = {}
 
 
 class Text(Frame, frozen=True, tag="text"):
@@ -163,29 +169,90 @@ class Text(Frame, frozen=True, tag="text"):
     text: str
 
 
+class Tokens(Frame, frozen=True, tag="tokens"):
+    """A prompt that the client has tokenized."""
+
+    ids: tuple[int, ...]
+
+
+class Sampling(Frame, frozen=True, tag="sampling"):
+    """How tokens are chosen. None means that the model's own default applies.
+
+    Randomness derives from (`seed`, position in the output) and from nothing else. The presence and
+    frequency penalties count output tokens, as OpenAI's do; the repetition penalty looks at the last
+    `repetition_context` tokens, prompt included, as mlx_lm.server's does. `top_k` 0 = no limit.
+    """
+
+    seed: int = 0
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float | None = None
+    repetition_context: int = 20
+    logit_bias: tuple[tuple[int, float], ...] = ()
+
+
+class Calling(Frame, frozen=True, tag="calling"):
+    """What the model may do with its tools.
+
+    "auto": as it likes. "required": the output is one or more calls of the tools `names`, and
+    nothing else. Without `parallel` the output ends after its first call.
+    """
+
+    choice: Literal["auto", "required"]
+    names: tuple[str, ...]
+    parallel: bool = True
+
+
+class Structure(Frame, frozen=True, tag="structure"):
+    """The answer is one JSON value that is valid under `schema` (JSON Schema, as JSON text)."""
+
+    schema: str
+
+
 class Generate(Frame, frozen=True, tag="generate"):
     """One choice to generate.
 
     None means that the model's own default applies. `max_tokens` None = up to the context.
     `stop` strings are matched on text and are not part of the output. `now` is the request's time,
     seconds since the epoch: templates print dates, and a resumed request must print the same.
+    `logprobs` is how many alternatives are told with each token, None = no log probabilities at
+    all. `calling` None = whatever looks like a tool call is text. `echo`: the prompt's text is
+    wanted back.
     """
 
     request_id: str
-    prompt: Chat | Text
+    prompt: Chat | Text | Tokens
     now: float
     max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
+    min_tokens: int = 0
+    sampling: Sampling = Sampling()
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    logprobs: int | None = None
+    calling: Calling | None = None
+    structure: Structure | None = None
+    echo: bool = False
+
+
+class Embed(Frame, frozen=True, tag="embed"):
+    """Inputs to embed, each a text or token ids. `dimensions` None = the model's own."""
+
+    request_id: str
+    inputs: tuple[str | tuple[int, ...], ...]
+    dimensions: int | None = None
 
 
 class Accepted(Frame, frozen=True, tag="accepted"):
-    """The prompt is tokenized and queued."""
+    """The prompt is tokenized and queued. `text` is the prompt's when an echo was asked for."""
 
     prompt_tokens: int
+    text: str = ""
 
 
 class Progress(Frame, frozen=True, tag="progress"):
@@ -195,19 +262,64 @@ class Progress(Frame, frozen=True, tag="progress"):
     total: int
 
 
-class Token(Frame, frozen=True, tag="token"):
-    """One generated token and the text that became final with it ("" while a character is cut)."""
+class Call(Frame, frozen=True, tag="call"):
+    """A piece of the answer's tool call number `index`.
+
+    `name` is told with the first piece alone. The `arguments` of all pieces make one JSON object.
+    """
+
+    index: int
+    name: str
+    arguments: str
+
+
+class Logprob(Frame, frozen=True, tag="logprob"):
+    """One token with its natural log probability. `raw`, its bytes, may be a part of a character."""
 
     id: int
     text: str
+    raw: bytes
+    value: float
+
+
+class Logprobs(Frame, frozen=True, tag="logprobs"):
+    """The token that was sampled, and the likeliest ones, likeliest first."""
+
+    sampled: Logprob
+    top: tuple[Logprob, ...]
+
+
+class Token(Frame, frozen=True, tag="token"):
+    """One generated token and what became final with it: of the answer's text, of its reasoning, of
+    its tool calls (all empty while a character, a stop string or a marker is undecided)."""
+
+    id: int
+    text: str
+    reasoning: str = ""
+    calls: tuple[Call, ...] = ()
+    logprobs: Logprobs | None = None
 
 
 class End(Frame, frozen=True, tag="end"):
-    """The request ended well. Counts are in tokens; the end-of-sequence token is not counted."""
+    """The request ended well. Counts are in tokens; the end-of-sequence token is not counted, and
+    those of reasoning are among the completion's."""
 
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     prompt_tokens: int
     completion_tokens: int
+    reasoning_tokens: int = 0
+
+
+class Vector(Frame, frozen=True, tag="vector"):
+    """The embedding of one input: little-endian float32 numbers. In the order of the inputs."""
+
+    values: bytes
+
+
+class Embedded(Frame, frozen=True, tag="embedded"):
+    """All vectors have been sent."""
+
+    prompt_tokens: int
 
 
 class Failed(Frame, frozen=True, tag="failed"):
@@ -219,5 +331,5 @@ class Failed(Frame, frozen=True, tag="failed"):
     retry_after: float | None
 
 
-ToEngine = Generate
-FromEngine = Accepted | Progress | Token | End | Failed
+ToEngine = Generate | Embed
+FromEngine = Accepted | Progress | Token | End | Vector | Embedded | Failed

@@ -15,8 +15,19 @@ from pathlib import Path
 
 import msgspec
 
-from supervisor.wire.frames import Chat, End, FromEngine, Generate, Load, Progress, Token
-from worker.engine import Job, Loaded, Output, Unloadable
+from supervisor.wire.frames import (
+    Chat,
+    Embed,
+    End,
+    FromEngine,
+    Generate,
+    Load,
+    Progress,
+    Text,
+    Token,
+    Tokens,
+)
+from worker.engine import Job, Loaded, Output, Prepared, Unloadable
 
 PROMPT_TOKENS = 8
 TORN = "\0torn"
@@ -69,13 +80,16 @@ class ScriptedEngine:
         self._phase("load")
         return Loaded(memory_bytes=1000, context=4096)
 
-    def prepare(self, request: Generate) -> list[int]:
+    def prepare(self, request: Generate | Embed) -> Prepared:
+        assert isinstance(request, Generate)
         match request.prompt:
             case Chat(messages):
                 size = sum(len(str(message["content"])) for message in messages)
-            case text:
-                size = len(text.text)
-        return [0] * max(PROMPT_TOKENS, size)
+            case Text(text):
+                size = len(text)
+            case Tokens(ids):
+                size = len(ids)
+        return Prepared([0] * max(PROMPT_TOKENS, size))
 
     def insert(self, job: Job) -> None:
         self._jobs[job] = 0
@@ -94,6 +108,7 @@ class ScriptedEngine:
             if made == self._script.at_token and (said := self._phase("decode")):
                 frames = [Token(made, said)]
             self._jobs[job] = made + 1
+            assert isinstance(job.request, Generate)
             if made + 1 >= (job.request.max_tokens or 16):
                 frames.append(End("length", len(job.prompt), made + 1))
                 del self._jobs[job]

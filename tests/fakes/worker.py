@@ -11,9 +11,9 @@ from pathlib import Path
 
 from supervisor.wire import codec
 from supervisor.wire.codec import HEADER, encode
-from supervisor.wire.frames import Frame, Generate, Load, Token
+from supervisor.wire.frames import Embed, Frame, Generate, Load, Token
 from tests.fakes.engine import GARBAGE, TORN, ScriptedEngine, pass_gate, script_in
-from worker.engine import Engine, Job, Loaded, Output
+from worker.engine import Engine, Job, Loaded, Output, Prepared
 from worker.main import main
 
 SPAWN_GATE = "FAKE_SPAWN_GATE"
@@ -52,7 +52,7 @@ class Choice:
         assert self._chosen is not None
         return self._chosen
 
-    def prepare(self, request: Generate) -> list[int]:
+    def prepare(self, request: Generate | Embed) -> Prepared:
         return self._engine.prepare(request)
 
     def insert(self, job: Job) -> None:

@@ -30,7 +30,23 @@ from supervisor.wire.codec import (
     TornFrame,
     encode,
 )
-from supervisor.wire.frames import Acquire, Chat, End, Frame, Generate, Progress, Text, Token
+from supervisor.wire.frames import (
+    Acquire,
+    Call,
+    Calling,
+    Chat,
+    End,
+    Frame,
+    Generate,
+    Logprob,
+    Logprobs,
+    Progress,
+    Sampling,
+    Structure,
+    Text,
+    Token,
+    Tokens,
+)
 from supervisor.wire.stream import FrameStream, connect, listen
 
 DIRECTIONS: dict[str, Any] = {
@@ -78,6 +94,8 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.one_of([values(argument) for argument in arguments])
     if origin is Literal:
         return st.sampled_from(arguments)
+    if origin is tuple and arguments[-1] is not ...:
+        return st.tuples(*map(values, arguments))
     if origin is tuple:
         return st.lists(values(arguments[0]), max_size=4).map(tuple)
     if origin is list:
@@ -112,7 +130,7 @@ def raw(body: Any) -> bytes:
 
 
 def test_every_frame_type_belongs_to_a_direction() -> None:
-    inner = {Chat, Text}
+    inner = {Chat, Text, Tokens, Sampling, Calling, Structure, Call, Logprob, Logprobs}
     known = {kind for direction in DIRECTIONS.values() for kind in members(direction)}
     assert known | inner == set(Frame.__subclasses__())
 

@@ -21,9 +21,10 @@ from supervisor.errors import (
 )
 from supervisor.wire.codec import ProtocolError, TornFrame
 from supervisor.wire.frames import (
-    Accepted,
     Acquire,
     Died,
+    Embed,
+    Embedded,
     End,
     Failed,
     Fault,
@@ -36,6 +37,7 @@ from supervisor.wire.frames import (
     Report,
     ToGateway,
     Token,
+    Vector,
 )
 from supervisor.wire.stream import FrameStream, connect
 
@@ -72,23 +74,31 @@ class Generation:
 
         Safe to cancel and call again. Nothing may be asked for after an End or an error.
         """
-        while True:
-            try:
-                frame = await self._work.receive()
-            except TornFrame as torn:
-                raise await self._cause(str(torn)) from None
-            except ProtocolError as fault:
-                self._lease.send(Fault(str(fault)))
-                raise await self._word(_FAULT_SECONDS) from None
-            match frame:
-                case Token() | Progress() | End():
-                    return frame
-                case Failed(code, message, param, retry_after):
-                    raise restore(code, message, param=param, retry_after=retry_after)
-                case None:
-                    raise await self._cause("the connection closed before the end frame")
-                case Accepted():
-                    continue
+        while not isinstance(frame := await self._receive(), (Progress, Token, End)):
+            continue
+        return frame
+
+    async def receive_vector(self) -> Vector | Embedded:
+        """As `receive`, of an `Embed`: its vectors, then Embedded."""
+        while not isinstance(frame := await self._receive(), (Vector, Embedded)):
+            continue
+        return frame
+
+    async def _receive(self) -> FromEngine:
+        try:
+            frame = await self._work.receive()
+        except TornFrame as torn:
+            raise await self._cause(str(torn)) from None
+        except ProtocolError as fault:
+            self._lease.send(Fault(str(fault)))
+            raise await self._word(_FAULT_SECONDS) from None
+        match frame:
+            case Failed(code, message, param, retry_after):
+                raise restore(code, message, param=param, retry_after=retry_after)
+            case None:
+                raise await self._cause("the connection closed before the end frame")
+            case _:
+                return frame
 
     def close(self) -> None:
         """Give the place back; to a worker that still generates this is a cancel."""
@@ -178,7 +188,7 @@ class Relay:
         self._leases: _Ahead[ToGateway] = _Ahead(ToGateway)
         self._workers: _Ahead[FromEngine] = _Ahead(FromEngine)
 
-    async def start(self, request: Generate, model: str, hold: float) -> Generation:
+    async def start(self, request: Generate | Embed, model: str, hold: float) -> Generation:
         """Wait up to `hold` seconds for a worker and give it the request. Raises BulkheadError.
 
         Cancelling gives the place back.

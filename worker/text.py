@@ -7,7 +7,7 @@ how tokens were batched, so feeding the same tokens again gives the same state.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 
 class Detokenizer(Protocol):
@@ -19,51 +19,124 @@ class Detokenizer(Protocol):
     def last_segment(self) -> str: ...
 
 
-class TextStream:
-    """The text of one choice.
+class Match(NamedTuple):
+    """Where the `which`-th needle stands in a text: `text[start:end]`."""
 
-    Text that could still turn out to be the start of a stop string is held back until the next
-    tokens decide. The stop string itself and everything after it are never shown.
-    """
+    end: int
+    start: int
+    which: int
 
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str] = ()) -> None:
-        self._detokenizer = detokenizer
-        self._stops = tuple(stop for stop in stops if stop)
+
+class Needles:
+    """Strings looked for in a text that comes in pieces."""
+
+    def __init__(self, needles: Sequence[str]) -> None:
+        """Empty needles are found nowhere."""
+        self._needles = tuple(needles)
+        self._firsts = tuple({needle[0] for needle in needles if needle})
+
+    def __bool__(self) -> bool:
+        return bool(self._firsts)
+
+    def find(self, text: str) -> Match | None:
+        """The needle that is complete first, as if the text came letter by letter: how it was
+        tokenized must not decide. Of two that end together the one that began first counts."""
+        if not any(first in text for first in self._firsts):
+            return None
+        return min(
+            (
+                Match(at + len(needle), at, which)
+                for which, needle in enumerate(self._needles)
+                if needle and (at := text.find(needle)) >= 0
+            ),
+            default=None,
+        )
+
+    def undecided(self, text: str) -> int:
+        """How many characters at the end of `text`, in which none is found, may begin a needle."""
+        if not any(first in text for first in self._firsts):
+            return 0
+        return max(_overlap(text, needle) for needle in self._needles)
+
+
+class Stops:
+    """Cuts a text that comes in pieces before the first stop string in it."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._needles = Needles(stops)
         self._held = ""
         self.stopped = False
 
-    def push(self, token: int) -> str:
-        """The text that became final with this token; "" while a character is cut in half."""
-        self._detokenizer.add_token(token)
-        return self._advance(self._detokenizer.last_segment)
-
-    def finish(self) -> str:
-        """The text that was still held back, now that no token follows."""
-        self._detokenizer.finalize()
-        shown = self._advance(self._detokenizer.last_segment)
-        held, self._held = self._held, ""
-        return shown if self.stopped else shown + held
-
-    def _advance(self, segment: str) -> str:
+    def feed(self, text: str) -> str:
+        """What may be shown now. Text that may yet begin a stop string is held back; the string
+        itself and everything after it never come out."""
         if self.stopped:
             return ""
-        if not self._stops:
-            return segment
-        text = self._held + segment
-        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
-            # The one that is complete first, as if the text came letter by letter: how it was
-            # tokenized must not decide.
+        if not self._needles:
+            return text
+        text = self._held + text
+        if found := self._needles.find(text):
             self.stopped, self._held = True, ""
-            return text[: min(found)[1]]
-        keep = max(_overlap(text, stop) for stop in self._stops)
+            return text[: found.start]
+        keep = self._needles.undecided(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
+    def flush(self) -> str:
+        """What was held back, now that nothing follows it."""
+        held, self._held = self._held, ""
+        return held
 
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest proper prefix of `stop` that ends `text`."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
+
+class Decoder:
+    """The text of tokens, for any token: a vocabulary may have holes and a model more rows than it.
+
+    mlx-lm's detokenizers raise for an id without a text; such a token has none here.
+    """
+
+    def __init__(self, detokenizer: Detokenizer) -> None:
+        self._detokenizer = detokenizer
+
+    def push(self, token: int) -> str:
+        """The text that this token completes; "" while a character is cut in half."""
+        try:
+            self._detokenizer.add_token(token)
+            return self._detokenizer.last_segment
+        except (IndexError, KeyError, TypeError, OverflowError):
+            return ""
+
+    def finish(self) -> str:
+        """The text that was waiting for a token that did not come."""
+        try:
+            self._detokenizer.finalize()
+            return self._detokenizer.last_segment
+        except (IndexError, KeyError, TypeError, OverflowError):
+            return ""
+
+
+class TextStream:
+    """The text of one choice: decoded and cut at stop strings, without any other structure."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str] = ()) -> None:
+        self._decoder = Decoder(detokenizer)
+        self._stops = Stops(stops)
+
+    @property
+    def stopped(self) -> bool:
+        return self._stops.stopped
+
+    def push(self, token: int) -> str:
+        """The text that became final with this token; "" while a character is cut in half."""
+        return self._stops.feed(self._decoder.push(token))
+
+    def finish(self) -> str:
+        """The text that was still held back, now that no token follows."""
+        return self._stops.feed(self._decoder.finish()) + self._stops.flush()
+
+
+def _overlap(text: str, needle: str) -> int:
+    """Length of the longest proper prefix of `needle` that ends `text`."""
+    for length in range(min(len(text), len(needle) - 1), 0, -1):
+        if text.endswith(needle[:length]):
             return length
     return 0

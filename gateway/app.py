@@ -13,6 +13,7 @@ from aiohttp import web
 
 from gateway import models
 from gateway.completions import chat_completions, completions
+from gateway.embeddings import embeddings
 from gateway.guard import Guard
 from gateway.http import (
     ACTIVE,
@@ -41,7 +42,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _OPEN_PATHS = frozenset({"/health"})
 """Answered without a key, if tersely: load balancers have none."""
-_LATER = ("/embeddings", "/responses", "/messages", "/metrics", "/openapi.json", "/admin")
+_LATER = ("/responses", "/messages", "/metrics", "/openapi.json", "/admin")
 """Of the contract, but not in this version: refused as such rather than as unknown."""
 
 
@@ -64,6 +65,7 @@ def build(settings: Server, control: str) -> web.Application:
     for prefix in ("/v1", ""):
         app.router.add_post(f"{prefix}/chat/completions", chat_completions)
         app.router.add_post(f"{prefix}/completions", completions)
+        app.router.add_post(f"{prefix}/embeddings", embeddings)
         app.router.add_get(f"{prefix}/models", models.listing)
         app.router.add_get(f"{prefix}/models/{{id:.+}}", models.one)
     app.router.add_get("/health", models.health)

@@ -36,6 +36,8 @@ class _Live:
     job: Job
     text: TextStream
     tokens: int = 0
+    ahead: bool = False
+    """Whether the first token has been told before the generator has told it."""
 
 
 class BatchEngine:
@@ -54,6 +56,10 @@ class BatchEngine:
 
     def load(self, load: Load, progress: Callable[[int, int], None]) -> Loaded:
         from mlx_lm.generate import BatchGenerator, StopSequences
+
+        from worker import prefill
+
+        prefill.install()
 
         self._model = loading.load(Path(load.path), load.context, progress)
         self._prompts = Prompts(self._model.tokenizer, self._model.context)
@@ -136,17 +142,44 @@ class BatchEngine:
                 outputs.append((job, [Progress(done, total)]))
         for response in generated:
             live = self._live[response.uid]
-            self._prefilling.pop(response.uid, None)
+            if live.ahead:
+                live.ahead = False
+                continue
             frames = self._frames(live, response.token, response.finish_reason)
-            if isinstance(frames[-1], End):
-                if (
-                    response.finish_reason is None
-                ):  # a stop string, of which the generator knows nothing
-                    self._generator.remove([response.uid])
-                del self._live[response.uid]
-                del self._uids[live.job]
+            # Of a stop string the generator knows nothing.
+            self._told(response.uid, frames, ended=response.finish_reason is not None)
+            outputs.append((live.job, frames))
+        return outputs + self._firsts([p.uid for p in prefills if p.end_of_prompt])
+
+    def _firsts(self, uids: Sequence[int]) -> list[Output]:
+        """The first tokens of sequences whose prompts are done.
+
+        The generator would tell them after it has built the step that follows, which takes as long
+        as a step of a small model. A token that might end its sequence is left to it.
+        """
+        outputs: list[Output] = []
+        if not uids:
+            return outputs
+        batch = self._generator._generation_batch
+        tokens = batch._next_tokens.tolist()
+        for uid in uids:
+            del self._prefilling[uid]
+            live, at = self._live[uid], batch.uids.index(uid)
+            token = tokens[at]
+            if token in self._model.tokenizer.eos_token_ids or batch.max_tokens[at] == 1:
+                continue
+            live.ahead = True
+            frames = self._frames(live, token, None)
+            self._told(uid, frames, ended=False)
             outputs.append((live.job, frames))
         return outputs
+
+    def _told(self, uid: int, frames: Sequence[FromEngine], *, ended: bool) -> None:
+        """Forget a sequence whose last frame is among `frames`; `ended`: the generator has."""
+        if isinstance(frames[-1], End):
+            if not ended:
+                self._generator.remove([uid])
+            del self._uids[self._live.pop(uid).job]
 
     @property
     def busy(self) -> bool:

@@ -169,7 +169,6 @@ class WorkerServer:
         sink.send([Accepted(prepared.size, prepared.echo)])
         job = Job(request, prepared, sink)
         self._thread.submit(job)
-        log.info("request %s: %d prompt tokens", request.request_id, prepared.size)
         try:
             await gone
         finally:
@@ -177,7 +176,13 @@ class WorkerServer:
             if not sink.ended:
                 self._thread.cancel(job)
             how = "done" if sink.ended else "cancelled"
-            log.info("request %s: %s, %.3f s", request.request_id, how, time.monotonic() - begun)
+            log.info(
+                "request %s: %d prompt tokens, %s, %.3f s",
+                request.request_id,
+                prepared.size,
+                how,
+                time.monotonic() - begun,
+            )
 
 
 def prompt_size(request: ToEngine) -> int:

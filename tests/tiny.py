@@ -6,6 +6,7 @@ is what tests of streams and batches need.
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,39 +31,105 @@ class Shape:
     max_position_embeddings: int = 4096
 
 
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "llama": {"rope_theta": 10000.0, "tie_word_embeddings": True},
+    # Two layers in three see the last 24 tokens alone.
+    "gemma3_text": {
+        "num_hidden_layers": 3,
+        "head_dim": 32,
+        "query_pre_attn_scalar": 32,
+        "sliding_window": 24,
+        "sliding_window_pattern": 3,
+    },
+    # Mixture of experts, two of eight for each token.
+    "qwen3_moe": {
+        "head_dim": 32,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [],
+        "moe_intermediate_size": 64,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": False,
+        "norm_topk_prob": True,
+    },
+    # Hybrid: state space (Mamba) layers around one of attention.
+    "granitemoehybrid": {
+        "num_hidden_layers": 3,
+        "layer_types": ["mamba", "attention", "mamba"],
+        "attention_bias": False,
+        "embedding_multiplier": 1.0,
+        "attention_multiplier": 0.18,
+        "logits_scaling": 1.0,
+        "residual_multiplier": 1.0,
+        "mamba_n_heads": 8,
+        "mamba_d_head": 32,
+        "mamba_proj_bias": False,
+        "mamba_d_state": 16,
+        "mamba_d_conv": 4,
+        "mamba_n_groups": 1,
+        "mamba_conv_bias": True,
+    },
+    # Hybrid: short convolutions and one layer of attention.
+    "lfm2": {
+        "num_hidden_layers": 3,
+        "layer_types": ["conv", "full_attention", "conv"],
+        "norm_eps": 1e-5,
+        "conv_bias": False,
+        "conv_L_cache": 3,
+        "block_dim": 128,
+        "block_multiple_of": 64,
+        "block_ffn_dim_multiplier": 1.0,
+        "block_auto_adjust_ff_dim": False,
+    },
+}
+"""Kinds of model that can be made, and how each differs from the default `Shape`."""
+
+
 def make_llama(folder: Path, *, shape: Shape | None = None, seed: int = 0) -> Path:
     """Write a random float32 Llama with a byte-level tokenizer to `folder` and return it."""
+    return make_model(folder, "llama", shape=shape, seed=seed)
+
+
+def make_model(
+    folder: Path,
+    architecture: str,
+    *,
+    shape: Shape | None = None,
+    seed: int = 0,
+    vocabulary: int = 0,
+) -> Path:
+    """Write a random float32 model of one of `ARCHITECTURES` with a byte-level tokenizer to
+    `folder` and return it. The model's `vocabulary` may be larger than the tokenizer's, as many
+    models' are."""
     import mlx.core as mx
-    from mlx.utils import tree_flatten, tree_map
-    from mlx_lm.models.llama import Model, ModelArgs
+    from mlx.utils import tree_flatten
 
     folder.mkdir(parents=True, exist_ok=True)
-    vocabulary = _write_tokenizer(folder)
+    known = _write_tokenizer(folder)
     config: dict[str, Any] = {
-        "model_type": "llama",
-        "architectures": ["LlamaForCausalLM"],
-        "vocab_size": vocabulary,
+        "model_type": architecture,
+        "vocab_size": max(known, vocabulary),
         "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": True,
-        "eos_token_id": vocabulary - 1,
+        "eos_token_id": known - 1,
         "torch_dtype": "float32",
         **asdict(shape or Shape()),
+        **ARCHITECTURES[architecture],
     }
+    if architecture == "llama":
+        config["architectures"] = ["LlamaForCausalLM"]
     mx.random.seed(seed)
-    make_args: Any = ModelArgs.from_dict
-    model = Model(make_args(config))
+    module = importlib.import_module(f"mlx_lm.models.{architecture}")
+    model = module.Model(module.ModelArgs.from_dict(config))
     # Larger weights than a real model's initial ones: the output then wanders over many tokens
     # instead of repeating one.
-    weights = tree_map(
-        lambda array: (
-            mx.random.normal(array.shape, scale=0.25, dtype=mx.float32)
-            if array.ndim > 1
-            else mx.ones(array.shape, dtype=mx.float32)
-        ),
-        model.parameters(),
-    )
-    flat = dict(tree_flatten(weights))
+    parameters: Any = tree_flatten(model.parameters())
+    flat: dict[str, mx.array] = {
+        name: mx.random.normal(array.shape, scale=0.25, dtype=mx.float32)
+        if array.ndim > 1
+        else mx.ones(array.shape, dtype=mx.float32)
+        for name, array in parameters
+    }
     mx.save_safetensors(str(folder / "model.safetensors"), flat, metadata={"format": "mlx"})
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "generation_config.json").write_text(json.dumps({"do_sample": False}))

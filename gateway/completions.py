@@ -6,12 +6,15 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Sequence
+from typing import Any
 
 from aiohttp import web
 
 from gateway import openai
 from gateway.http import (
     BEGUN,
+    MAX_BODY,
     OUTCOME,
     RELAY,
     REQUEST_ID,
@@ -21,8 +24,9 @@ from gateway.http import (
     read_object,
 )
 from gateway.relay import Generation
-from supervisor.errors import BulkheadError, InternalError
-from supervisor.wire.frames import End, Progress, Token
+from gateway.rendering import PING, Collected, Renderer, error_event, usage
+from supervisor.errors import BulkheadError, InternalError, InvalidValue
+from supervisor.wire.frames import Accepted, End, Token
 
 log = logging.getLogger("bulkhead.gateway")
 
@@ -44,99 +48,148 @@ async def completions(request: web.Request) -> web.StreamResponse:
 
 async def _generate(request: web.Request, parsed: OpenAIRequest) -> web.StreamResponse:
     hold = hold_seconds(request)
-    generate = parsed.generate(request[REQUEST_ID], time.time())
-    generation = await request.app[RELAY].start(generate, parsed.model, hold)
+    await _check_size(request, parsed.n)
+    now = time.time()
+    choices = parsed.choices(request[REQUEST_ID], now, secrets.randbits(63))
+    generation = await request.app[RELAY].start(choices, parsed.model, hold)
     chat = isinstance(parsed, openai.ChatRequest)
-    renderer = openai.Renderer(
+    renderer = Renderer(
         chat=chat,
         id=("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
-        created=int(generate.now),
+        created=int(now),
         model=generation.model,
+        choices=len(choices),
     )
+    answer = _Answer(request, parsed, generation, renderer, len(choices))
     try:
         if parsed.stream:
-            headers_due = request[BEGUN] + hold
-            return await _stream(
-                request, generation, renderer, headers_due, include_usage=parsed.include_usage
-            )
-        return await _whole(request, generation, renderer)
+            return await answer.streamed(request[BEGUN] + hold)
+        logprobs = choices[0].logprobs is not None
+        return await answer.whole([Collected(logprobs=logprobs) for _ in choices])
     finally:
         generation.close()
 
 
-async def _whole(
-    request: web.Request, generation: Generation, renderer: openai.Renderer
-) -> web.Response:
-    """Buffer the answer whole, so that a crash at any point can still become a status."""
-    texts = []
-    while not isinstance(frame := await generation.receive(), End):
-        if isinstance(frame, Token):
-            texts.append(frame.text)
-    request[OUTCOME] = _summary(frame)
-    response = json_response(renderer.answer("".join(texts), frame))
-    _tell_worker(response, generation)
-    return response
+async def _check_size(request: web.Request, n: int) -> None:
+    """Each choice is given a prompt of its own: together they may be as large as one body."""
+    limit = request.app[MAX_BODY]
+    if n > 1 and n * len(await request.read()) > limit:  # it has been read, this costs nothing
+        raise InvalidValue(
+            f"Invalid value for `n`: a body of this size may ask for fewer choices; `n` times its "
+            f"size may be at most {limit} bytes.",
+            param="n",
+        )
 
 
-async def _stream(
-    request: web.Request,
-    generation: Generation,
-    renderer: openai.Renderer,
-    headers_due: float,
-    *,
-    include_usage: bool,
-) -> web.StreamResponse:
-    """One event a token. Until the headers have left, an error is still an HTTP status."""
-    response = web.StreamResponse()
-    response.content_type = "text/event-stream"
-    response.charset = "utf-8"
-    response.headers["Cache-Control"] = "no-cache"
-    response.headers["X-Accel-Buffering"] = "no"  # nginx would hold tokens back
-    _tell_worker(response, generation)
-    frame = await _first(generation, headers_due - time.monotonic())
-    decorate(request, response)
-    await response.prepare(request)
-    try:
-        while frame is None:
-            await _write(response, openai.PING)
-            frame = await _first(generation, _PING_SECONDS)
-        while not isinstance(frame, End):
-            await _write(response, renderer.token(frame.text))
-            frame = await _next(generation)
-        await _write(response, renderer.end(frame, include_usage=include_usage))
-        request[OUTCOME] = _summary(frame)
-    except BulkheadError as error:
-        await _fail(request, response, error)
-    except ConnectionResetError:
-        raise
-    except Exception:
-        # Headers have left: the middleware can't answer any more, and an end without a word would
-        # look like success to every client.
-        log.exception("%s failed inside its stream", request[REQUEST_ID])
-        detail = f"Internal error. The log has the details under {request[REQUEST_ID]}."
-        await _fail(request, response, InternalError(detail))
-    await response.write_eof()
-    return response
+class _Answer:
+    """One request's way back to its client."""
 
+    def __init__(
+        self,
+        request: web.Request,
+        parsed: OpenAIRequest,
+        generation: Generation,
+        renderer: Renderer,
+        choices: int,
+    ) -> None:
+        self._request = request
+        self._parsed = parsed
+        self._generation = generation
+        self._renderer = renderer
+        self._ends: list[End | None] = [None] * choices
+        self._left = choices
 
-async def _next(generation: Generation) -> Token | End:
-    while isinstance(frame := await generation.receive(), Progress):
-        continue
-    return frame
+    async def whole(self, collected: Sequence[Collected]) -> web.Response:
+        """Buffer the answer whole, so that a crash at any point can still become a status."""
+        while self._left:
+            choice, frame = await self._generation.receive()
+            match frame:
+                case Token():
+                    collected[choice].add(frame)
+                case Accepted(text=text):
+                    collected[choice].echo = text
+                case End():
+                    collected[choice].end = frame
+                    self._ended(choice, frame)
+        response = json_response(self._renderer.answer(collected, self._usage()))
+        _tell_worker(response, self._generation)
+        return response
 
+    async def streamed(self, headers_due: float) -> web.StreamResponse:
+        """One event a token. Until the headers have left, an error is still an HTTP status."""
+        request, renderer = self._request, self._renderer
+        response = web.StreamResponse()
+        response.content_type = "text/event-stream"
+        response.charset = "utf-8"
+        response.headers["Cache-Control"] = "no-cache"
+        response.headers["X-Accel-Buffering"] = "no"  # nginx would hold tokens back
+        _tell_worker(response, self._generation)
+        first = await self._first(headers_due - time.monotonic())
+        decorate(request, response)
+        await response.prepare(request)
+        try:
+            while first is None:
+                await _write(response, PING)
+                first = await self._first(_PING_SECONDS)
+            choice, frame = first
+            while True:
+                if isinstance(frame, Token):
+                    await _write(response, renderer.token(choice, frame))
+                else:
+                    self._ended(choice, frame)
+                    closing = renderer.finish(choice, frame)
+                    if not self._left:
+                        totals = self._usage() if self._parsed.include_usage else None
+                        await _write(response, closing + renderer.done(totals))
+                        break
+                    await _write(response, closing)
+                choice, frame = await self._next()
+        except BulkheadError as error:
+            await _fail(request, response, error)
+        except ConnectionResetError:
+            raise
+        except Exception:
+            # Headers have left: the middleware can't answer any more, and an end without a word
+            # would look like success to every client.
+            log.exception("%s failed inside its stream", request[REQUEST_ID])
+            detail = f"Internal error. The log has the details under {request[REQUEST_ID]}."
+            await _fail(request, response, InternalError(detail))
+        await response.write_eof()
+        return response
 
-async def _first(generation: Generation, seconds: float) -> Token | End | None:
-    """The first token or the end; None when `seconds` pass without."""
-    try:
-        async with asyncio.timeout(max(0.0, seconds)):
-            return await _next(generation)
-    except TimeoutError:
-        return None
+    async def _next(self) -> tuple[int, Token | End]:
+        while True:
+            choice, frame = await self._generation.receive()
+            if isinstance(frame, (Token, End)):
+                return choice, frame
+            if isinstance(frame, Accepted):
+                self._renderer.echo(choice, frame.text)
+
+    async def _first(self, seconds: float) -> tuple[int, Token | End] | None:
+        """The first token or end; None when `seconds` pass without."""
+        try:
+            async with asyncio.timeout(max(0.0, seconds)):
+                return await self._next()
+        except TimeoutError:
+            return None
+
+    def _ended(self, choice: int, end: End) -> None:
+        """Note a choice's end, and what the log tells with the last."""
+        self._ends[choice] = end
+        self._left -= 1
+        if not self._left:
+            totals = self._usage()
+            reasons = ", ".join(sorted({each.finish_reason for each in self._ends if each}))
+            tokens = f"{totals['prompt_tokens']} + {totals['completion_tokens']} tokens"
+            self._request[OUTCOME] = f"200 {reasons}, {tokens}"
+
+    def _usage(self) -> dict[str, Any]:
+        return usage([end for end in self._ends if end is not None], self._parsed.n)
 
 
 async def _fail(request: web.Request, response: web.StreamResponse, error: BulkheadError) -> None:
     request[OUTCOME] = f"{error.code} inside the stream"
-    await _write(response, openai.error_event(error.body()))
+    await _write(response, error_event(error.body()))
 
 
 async def _write(response: web.StreamResponse, data: bytes) -> None:
@@ -159,7 +212,3 @@ def _tell_worker(response: web.StreamResponse, generation: Generation) -> None:
 def _header(text: str) -> str:
     """Model names may hold any character, headers may not."""
     return text.encode("ascii", "backslashreplace").decode()
-
-
-def _summary(end: End) -> str:
-    return f"200 {end.finish_reason}, {end.prompt_tokens} + {end.completion_tokens} tokens"

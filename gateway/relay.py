@@ -1,7 +1,8 @@
 """From a parsed request to its tokens: a lease, a worker's stream, and what a death means.
 
 `Relay.start` takes a lease and hands the request to the granted worker; the `Generation` it
-returns yields frames until exactly one end: an `End` frame or an error of the contract.
+returns yields frames until exactly one end: an `End` frame of every choice, or an error of the
+contract.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from typing import Any, Generic, TypeVar
+from collections.abc import Sequence
 
+from gateway.ahead import Ahead
 from supervisor.errors import (
     BulkheadError,
     InternalError,
@@ -21,6 +23,7 @@ from supervisor.errors import (
 )
 from supervisor.wire.codec import ProtocolError, TornFrame
 from supervisor.wire.frames import (
+    Accepted,
     Acquire,
     Died,
     Embed,
@@ -43,8 +46,6 @@ from supervisor.wire.stream import FrameStream, connect
 
 log = logging.getLogger("bulkhead.gateway")
 
-F = TypeVar("F")
-
 _ANSWER_SECONDS = 10.0
 """Over the hold: how long the supervisor may take to answer before it counts as gone."""
 _CAUSE_SECONDS = 2.0
@@ -52,45 +53,87 @@ _CAUSE_SECONDS = 2.0
 faulty, and must be put down."""
 _FAULT_SECONDS = 10.0
 _RETRY_SECONDS = 0.02
+_MERGED_MAX = 256
+"""Frames of all choices that may wait unread before their sockets are no longer read."""
+
+
+Event = Accepted | Progress | Token | End
 
 
 class Generation:
-    """One running request. `model` is the served name, `worker` is `name#generation`."""
+    """One running request. `model` is the served name, `worker` is `name#generation`.
+
+    Each of its choices is a stream of the worker's; all of them hold one lease.
+    """
 
     def __init__(
-        self, model: str, worker: str, lease: FrameStream[ToGateway], work: FrameStream[FromEngine]
+        self,
+        model: str,
+        worker: str,
+        lease: FrameStream[ToGateway],
+        works: Sequence[FrameStream[FromEngine]],
     ) -> None:
         self.model = model
         self.worker = worker
         self._lease = lease
-        self._work = work
-        self._ended = False
+        self._works = works
+        self._faulty = False
         self._death = asyncio.create_task(self._await_death())
         self._verdict: asyncio.Task[BulkheadError] | None = None
         """One inquiry into an early end, however often a caller's patience runs out meanwhile."""
+        self._merged: asyncio.Queue[tuple[int, Event] | BaseException] = asyncio.Queue(_MERGED_MAX)
+        self._pumps: list[asyncio.Task[None]] = []
+        if len(works) > 1:  # a single stream is read as it comes, with no task between
+            self._pumps = [asyncio.create_task(self._pump(choice)) for choice in range(len(works))]
 
-    async def receive(self) -> Progress | Token | End:
-        """The next frame. Raises a BulkheadError when the request can't go on.
+    async def receive(self) -> tuple[int, Event]:
+        """The next frame of any choice, with the choice's number. An `Accepted` only if it has a
+        text. Raises a BulkheadError when the request can't go on: of all choices at once.
 
-        Safe to cancel and call again. Nothing may be asked for after an End or an error.
+        Safe to cancel and call again. Nothing may be asked for after the End of every choice, or
+        after an error.
         """
-        while not isinstance(frame := await self._receive(), (Progress, Token, End)):
-            continue
-        return frame
+        if not self._pumps:
+            return 0, await self._receive(0)
+        item = await self._merged.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    async def _pump(self, choice: int) -> None:
+        """One task a choice carries its frames, at the pace of the reader. Its end or its error is
+        the last thing it brings."""
+        try:
+            while True:
+                frame = await self._receive(choice)
+                await self._merged.put((choice, frame))
+                if isinstance(frame, End):
+                    return
+        except Exception as error:  # noqa: BLE001
+            # A bug of ours as well: the reader must not wait for ever.
+            await self._merged.put(error)
 
     async def receive_vector(self) -> Vector | Embedded:
         """As `receive`, of an `Embed`: its vectors, then Embedded."""
-        while not isinstance(frame := await self._receive(), (Vector, Embedded)):
+        while not isinstance(frame := await self._frame(0), (Vector, Embedded)):
             continue
         return frame
 
-    async def _receive(self) -> FromEngine:
+    async def _receive(self, choice: int) -> Event:
+        while True:
+            frame = await self._frame(choice)
+            if isinstance(frame, (Token, Progress, End)):
+                return frame
+            if isinstance(frame, Accepted) and frame.text:
+                return frame
+
+    async def _frame(self, choice: int) -> FromEngine:
         try:
-            frame = await self._work.receive()
+            frame = await self._works[choice].receive()
         except TornFrame as torn:
             raise await self._cause(str(torn)) from None
         except ProtocolError as fault:
-            self._lease.send(Fault(str(fault)))
+            self._blame(str(fault))
             raise await self._word(_FAULT_SECONDS) from None
         match frame:
             case Failed(code, message, param, retry_after):
@@ -105,8 +148,20 @@ class Generation:
         self._death.cancel()
         if self._verdict is not None:
             self._verdict.cancel()
-        self._work.close()
+        for pump in self._pumps:
+            pump.cancel()
+        self._hang_up()
         self._lease.close()
+
+    def _hang_up(self) -> None:
+        for work in self._works:
+            work.close()
+
+    def _blame(self, symptom: str) -> None:
+        """Tell the supervisor once that the worker is faulty, whatever more follows from it."""
+        if not self._faulty:
+            self._faulty = True
+            self._lease.send(Fault(symptom))
 
     async def _await_death(self) -> BulkheadError:
         """What the supervisor says about the worker's end. Ends the stream, so that a worker that
@@ -116,7 +171,7 @@ class Generation:
         except ProtocolError as error:
             frame = None
             log.error("the supervisor broke the protocol: %s", error)
-        self._work.close()
+        self._hang_up()
         if isinstance(frame, Died):
             return restore(
                 frame.code, frame.message, param=frame.param, retry_after=frame.retry_after
@@ -132,7 +187,7 @@ class Generation:
     async def _inquire(self, symptom: str) -> BulkheadError:
         done, _ = await asyncio.wait([self._death], timeout=_CAUSE_SECONDS)
         if not done:
-            self._lease.send(Fault(symptom))
+            self._blame(symptom)
         return await self._word(_FAULT_SECONDS)
 
     async def _word(self, seconds: float) -> BulkheadError:
@@ -142,78 +197,46 @@ class Generation:
         return WorkerCrashed(f"The worker {self.worker} stopped answering. Retry the request.")
 
 
-class _Ahead(Generic[F]):
-    """One connection to each socket, opened ahead of the next request, which saves it the way there.
-
-    A worker's socket is its own, so there are as many connections as workers that live.
-    """
-
-    def __init__(self, frames: Any) -> None:
-        self._frames = frames
-        self._open: dict[str, FrameStream[F]] = {}
-        self._opening: dict[str, asyncio.Task[None]] = {}
-
-    def take(self, path: str) -> FrameStream[F] | None:
-        """The connection, if there is one that nobody has closed. The caller owns it now."""
-        stream = self._open.pop(path, None)
-        return None if stream is None or stream.ended else stream
-
-    def refill(self, path: str) -> None:
-        """Open the next one meanwhile."""
-        if path not in self._open and path not in self._opening:
-            self._opening[path] = asyncio.create_task(self._connect(path))
-
-    def close(self) -> None:
-        for task in self._opening.values():
-            task.cancel()
-        for stream in self._open.values():
-            stream.close()
-
-    async def _connect(self, path: str) -> None:
-        for other in [known for known, stream in self._open.items() if stream.ended]:
-            del self._open[other]
-        try:
-            self._open[path] = await connect(path, self._frames)
-        except OSError:
-            return  # the next request will find out for itself
-        finally:
-            del self._opening[path]
-
-
 class Relay:
-    """Connects to the supervisor's control socket and to workers, once for each request."""
+    """Connects to the supervisor's control socket and to workers, anew for each request."""
 
     def __init__(self, control: str) -> None:
         self._control = control
-        self._leases: _Ahead[ToGateway] = _Ahead(ToGateway)
-        self._workers: _Ahead[FromEngine] = _Ahead(FromEngine)
+        self._leases: Ahead[ToGateway] = Ahead(ToGateway)
+        self._workers: Ahead[FromEngine] = Ahead(FromEngine)
 
-    async def start(self, request: Generate | Embed, model: str, hold: float) -> Generation:
-        """Wait up to `hold` seconds for a worker and give it the request. Raises BulkheadError.
+    async def start(
+        self, request: Sequence[Generate] | Generate | Embed, model: str, hold: float
+    ) -> Generation:
+        """Wait up to `hold` seconds for a worker and give it the request, which may have several
+        choices. Raises BulkheadError.
 
-        Cancelling gives the place back.
+        One lease holds them all, for which the first one's id stands; each has a connection of its
+        own to the worker. Cancelling gives the place back.
         """
+        choices = (request,) if isinstance(request, Generate | Embed) else request
+        works: list[FrameStream[FromEngine]] = []
         lease = await self._connect()
         try:
-            lease.send(Acquire(request.request_id, model, hold))
+            lease.send(Acquire(choices[0].request_id, model, hold))
             granted = await self._answer(lease, hold + _ANSWER_SECONDS)
             if not isinstance(granted, Granted):
                 raise InternalError("The supervisor gave an unexpected answer.")
-            work = await self._work(granted, lease)
-        except BaseException:
+            for choice in choices:
+                works.append(work := await self._work(granted, lease))
+                work.send(choice)
+        except BaseException as error:
+            for work in works:
+                work.close()
             lease.close()
+            if isinstance(error, ProtocolError):
+                log.error("%s cannot be sent: %s", choices[0].request_id, error)
+                raise InternalError("The request could not be passed on to the model.") from None
             raise
-        try:
-            work.send(request)
-        except ProtocolError as error:
-            work.close()
-            lease.close()
-            log.error("%s cannot be sent: %s", request.request_id, error)
-            raise InternalError("The request could not be passed on to the model.") from None
         # Not before: this request's own frames go first.
         self._leases.refill(self._control)
         self._workers.refill(granted.socket)
-        return Generation(granted.model, granted.worker, lease, work)
+        return Generation(granted.model, granted.worker, lease, works)
 
     async def close(self) -> None:
         """Let go of the connections kept ahead."""

@@ -23,11 +23,13 @@ from supervisor.errors import (
 
 T = TypeVar("T")
 
-_PATH = re.compile(r" - at `(?:key in )?\$\.?(?P<path>[^`]*)`$")
+_PATH = re.compile(r" - at (?:`key` in )?`(?:key in )?\$\.?(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"^Object missing required field `(?P<name>[^`]*)`")
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>[^`]*)`")
 _TYPE = re.compile(r"^Expected `(?P<expected>[^`]*)`, got `(?P<got>[^`]*)`$")
 _NAME_MAX = 64
+NESTING_MAX = 100
+"""Levels of what is passed on unread: encoders, templates and grammar compilers recurse."""
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -64,9 +66,7 @@ def check_known(
             kept[name] = value
         elif name in neutral:
             if not any(value == wanted and type(value) is type(wanted) for wanted in neutral[name]):
-                raise UnsupportedParameter(
-                    f"`{name}` is not supported by this version of Bulkhead.", param=name
-                )
+                raise UnsupportedParameter(f"`{name}` is not supported by Bulkhead.", param=name)
         elif name not in harmless:
             shown = name[:_NAME_MAX]
             raise UnsupportedParameter(f"Unknown parameter: `{shown}`.", param=shown)
@@ -83,8 +83,36 @@ def convert(raw: Mapping[str, Any], kind: type[T]) -> T:
         raise InvalidJSON("The body is not usable JSON: it is nested too deeply.") from None
 
 
+def check_plain(value: object, param: str) -> None:
+    """Raises InvalidValue for JSON that later stages can't carry: nested too deeply, or with integers
+    that no 64 bits hold. For the parts of a request that no type describes.
+    """
+    level: list[object] = [value]
+    for _ in range(NESTING_MAX):
+        deeper: list[object] = []
+        for each in level:
+            if isinstance(each, dict):
+                deeper.extend(each.values())
+            elif isinstance(each, list):
+                deeper.extend(each)
+            elif isinstance(each, int) and not -(2**63) <= each < 2**64:
+                raise InvalidValue(
+                    f"Invalid value for `{param}`: it holds an integer beyond 64 bits.", param=param
+                )
+        if not deeper:
+            return
+        level = deeper
+    raise InvalidValue(
+        f"Invalid value for `{param}`: nested deeper than {NESTING_MAX} levels.", param=param
+    )
+
+
 def translate(message: str) -> BulkheadError:
-    """msgspec's sentence as the contract's error."""
+    """msgspec's sentence as the contract's error.
+
+    Null means absent at every depth: every optional member takes it, so where it does not fit a
+    required one is missing.
+    """
     place = _PATH.search(message)
     path = place["path"] if place else ""
     sentence = message[: place.start()] if place else message
@@ -98,9 +126,13 @@ def translate(message: str) -> BulkheadError:
     label = f"`{path}`" if path else "the body"
     if wrong := _TYPE.match(sentence):
         expected, got = wrong["expected"], wrong["got"]
+        if got == "null" and path and not path.endswith("]"):
+            return MissingParameter(f"Missing required parameter: `{path}`.", param=path)
+        if expected == "null":  # a member that is known for its null alone
+            return UnsupportedParameter(f"{label} is not supported by Bulkhead.", param=at)
         return InvalidType(f"Invalid type for {label}: expected {expected}, got {got}.", param=at)
-    if sentence.startswith("Invalid enum value"):
-        # It quotes the value.
+    if sentence.startswith(("Invalid enum value", "Invalid value")):
+        # A choice or a tag; the sentence quotes the value.
         return UnsupportedValue(f"Unsupported value for {label}.", param=at)
     if sentence.startswith("Expected"):
         wanted = sentence.removeprefix("Expected ").replace("`", "")

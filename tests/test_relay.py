@@ -17,9 +17,10 @@ from typing import Any
 
 import pytest
 import uvloop
+from msgspec.structs import replace
 
 from gateway import relay as relay_module
-from gateway.relay import Generation, Relay
+from gateway.relay import Event, Generation, Relay
 from supervisor.errors import (
     BulkheadError,
     ContextLengthExceeded,
@@ -132,6 +133,21 @@ class Stage:
         self._stack.enter_context(connection)
         return Peer(connection, ToSupervisor if path == self.control else ToEngine)
 
+    async def start_several(self, choices: int) -> tuple[Generation, Peer, list[Peer]]:
+        """A generation of several choices, its lease, and the worker's end of each choice."""
+        requests = [replace(REQUEST, request_id=f"r{number}") for number in range(choices)]
+        starting = asyncio.create_task(self.relay.start(requests, "alias", 5.0))
+        lease = await self.accept(self.control)
+        assert await lease.receive() == Acquire("r0", "alias", 5.0)
+        await lease.send(Granted("m", "m#1", self.socket))
+        workers: dict[str, Peer] = {}
+        for _ in requests:
+            worker = await self.accept(self.socket)
+            request = await worker.receive()
+            assert isinstance(request, Generate)
+            workers[request.request_id] = worker
+        return await starting, lease, [workers[each.request_id] for each in requests]
+
     async def start(self) -> tuple[Generation, Peer, Peer]:
         """A generation that runs, its lease and its worker."""
         starting = asyncio.create_task(self.relay.start(REQUEST, "alias", 5.0))
@@ -177,6 +193,13 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return set_to
 
 
+async def received(generation: Generation) -> Event:
+    """The next frame of a request with one choice."""
+    choice, frame = await generation.receive()
+    assert choice == 0
+    return frame
+
+
 async def failure_of(waiting: Awaitable[object]) -> BulkheadError:
     with pytest.raises(BulkheadError) as caught:
         await waiting
@@ -200,10 +223,10 @@ def test_a_request_that_goes_well(play: Callable[[Scene], None]) -> None:
         generation, lease, worker = await stage.start()
         assert (generation.model, generation.worker) == ("m", "m#1")
         await worker.send(Accepted(3), Progress(1, 3), Token(5, "a"))
-        assert await generation.receive() == Progress(1, 3)
-        assert await generation.receive() == Token(5, "a")
+        assert await received(generation) == Progress(1, 3)
+        assert await received(generation) == Token(5, "a")
         await worker.send(Token(6, ""), Token(7, "b"), End("length", 3, 3))
-        assert [await generation.receive() for _ in range(3)] == [
+        assert [await received(generation) for _ in range(3)] == [
             Token(6, ""),
             Token(7, "b"),
             End("length", 3, 3),
@@ -221,7 +244,7 @@ def test_closing_early_gives_the_place_back_and_tells_the_worker(
     async def scene(stage: Stage) -> None:
         generation, lease, worker = await stage.start()
         await worker.send(Accepted(3), Token(5, "a"))
-        assert await generation.receive() == Token(5, "a")
+        assert await received(generation) == Token(5, "a")
         generation.close()
         assert await worker.receive() is None
         assert await lease.receive() is None
@@ -238,7 +261,7 @@ def test_a_receive_that_is_cancelled_loses_nothing(play: Callable[[Scene], None]
                 async with asyncio.timeout(0):
                     await generation.receive()
             await worker.send(Token(number, "x"))
-            assert await generation.receive() == Token(number, "x")
+            assert await received(generation) == Token(number, "x")
         generation.close()
 
     play(scene)
@@ -252,11 +275,205 @@ def test_requests_at_the_same_time_have_leases_of_their_own(play: Callable[[Scen
         first_worker.close()
         assert same(await failure_of(first.receive()), DIED)
         await second_worker.send(Token(1, "a"), End("stop", 1, 1))
-        assert await second.receive() == Token(1, "a")
-        assert await second.receive() == End("stop", 1, 1)
+        assert await received(second) == Token(1, "a")
+        assert await received(second) == End("stop", 1, 1)
         first.close()
         second.close()
         assert await second_lease.receive() is None
+
+    play(scene)
+
+
+# ── several choices ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_choices_are_merged_and_each_keeps_its_order(play: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        generation, lease, workers = await stage.start_several(3)
+        for number, worker in enumerate(workers):
+            tokens = [Token(number * 10 + place, "x") for place in range(5)]
+            await worker.send(Accepted(3), *tokens, End("stop", 3, 5))
+        frames: dict[int, list[Event]] = {0: [], 1: [], 2: []}
+        for _ in range(18):
+            choice, frame = await generation.receive()
+            frames[choice].append(frame)
+        for number in frames:
+            *tokens, end = frames[number]
+            assert tokens == [Token(number * 10 + place, "x") for place in range(5)]
+            assert end == End("stop", 3, 5)
+        generation.close()
+        assert [await worker.receive() for worker in workers] == [None] * 3
+        assert await lease.receive() is None
+
+    play(scene)
+
+
+def test_choices_are_interleaved_as_they_come(play: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        generation, _, (first, second) = await stage.start_several(2)
+        for number in range(4):
+            await second.send(Token(number, "b"))
+            assert await generation.receive() == (1, Token(number, "b"))
+            await first.send(Token(number, "a"))
+            assert await generation.receive() == (0, Token(number, "a"))
+        generation.close()
+
+    play(scene)
+
+
+@pytest.mark.parametrize("choices", [1, 2])
+def test_a_prompts_text_is_passed_on_and_other_acceptances_are_not(
+    play: Callable[[Scene], None], choices: int
+) -> None:
+    async def scene(stage: Stage) -> None:
+        generation, _, workers = await stage.start_several(choices)
+        await workers[0].send(Accepted(3), Accepted(3, "the prompt"), End("stop", 3, 0))
+        assert await generation.receive() == (0, Accepted(3, "the prompt"))
+        assert await generation.receive() == (0, End("stop", 3, 0))
+        generation.close()
+
+    play(scene)
+
+
+def test_one_choices_error_ends_the_request(play: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        generation, lease, workers = await stage.start_several(3)
+        await workers[1].send(Token(1, "a"), Failed("invalid_value", "bad", "messages", None))
+        assert await generation.receive() == (1, Token(1, "a"))
+        assert type(await failure_of(generation.receive())) is InvalidValue
+        generation.close()
+        assert [await worker.receive() for worker in workers] == [None] * 3
+        assert await lease.receive() is None  # and no Fault
+
+    play(scene)
+
+
+@pytest.mark.parametrize("told_first", [True, False])
+def test_a_death_is_the_death_of_all_choices_and_asked_about_once(
+    play: Callable[[Scene], None], patience: Callable[..., None], told_first: bool
+) -> None:
+    patience(**({} if told_first else {"cause": 0.0}))
+
+    async def scene(stage: Stage) -> None:
+        generation, lease, workers = await stage.start_several(3)
+        if told_first:
+            await lease.send(DIED)
+        for worker in workers:
+            worker.close()
+        failing = asyncio.create_task(failure_of(generation.receive()))
+        if not told_first:
+            assert isinstance(await lease.receive(), Fault)
+            await lease.send(DIED)
+        assert same(await failing, DIED)
+        generation.close()
+        assert await lease.receive() is None  # no second Fault
+
+    play(scene)
+
+
+def test_every_choices_broken_frame_is_one_fault(
+    play: Callable[[Scene], None], patience: Callable[..., None]
+) -> None:
+    patience()
+
+    async def scene(stage: Stage) -> None:
+        generation, lease, workers = await stage.start_several(3)
+        for worker in workers:
+            await worker.send_bytes(HEADER.pack(1) + b"\xc1")
+        failing = asyncio.create_task(failure_of(generation.receive()))
+        assert isinstance(await lease.receive(), Fault)
+        await lease.send(DIED)
+        assert same(await failing, DIED)
+        generation.close()
+        assert await lease.receive() is None
+
+    play(scene)
+
+
+def test_a_receive_of_several_that_is_cancelled_loses_nothing(
+    play: Callable[[Scene], None],
+) -> None:
+    async def scene(stage: Stage) -> None:
+        generation, _, workers = await stage.start_several(2)
+        for number in range(20):
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0):
+                    await generation.receive()
+            await workers[number % 2].send(Token(number, "x"))
+            assert await generation.receive() == (number % 2, Token(number, "x"))
+        generation.close()
+
+    play(scene)
+
+
+def test_a_reader_that_stands_still_holds_its_choices_back(
+    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "_MERGED_MAX", 4)
+
+    async def scene(stage: Stage) -> None:
+        generation, _, workers = await stage.start_several(2)
+        for worker in workers:
+            await worker.send(*(Token(number, "x") for number in range(100)), End("stop", 1, 100))
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert generation._merged.qsize() <= 4
+        seen = [await generation.receive() for _ in range(202)]
+        for number in range(2):
+            ids = [frame.id for choice, frame in seen if choice == number and type(frame) is Token]
+            assert ids == list(range(100))
+        generation.close()
+
+    play(scene)
+
+
+def test_a_choice_that_cannot_be_sent_leaks_no_lease_and_no_connection(
+    play: Callable[[Scene], None],
+) -> None:
+    requests = [REQUEST, Generate("r2", Text("\ud800"), 1.5)]
+
+    async def scene(stage: Stage) -> None:
+        starting = asyncio.create_task(stage.relay.start(requests, "m", 5.0))
+        lease = await stage.accept(stage.control)
+        await lease.receive()
+        await lease.send(Granted("m", "m#1", stage.socket))
+        workers = [await stage.connected(stage.socket) for _ in requests]
+        with pytest.raises(InternalError):
+            await starting
+        assert await lease.receive() is None
+        for worker in workers:
+            assert await worker.receive() in (REQUEST, None)
+            assert await worker.receive() is None
+
+    play(scene)
+
+
+def test_a_worker_lost_between_two_choices_is_explained_and_leaks_nothing(
+    play: Callable[[Scene], None], patience: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience()
+
+    async def scene(stage: Stage) -> None:
+        real, calls = relay_module.connect, 0
+
+        async def once(path: str, frames: Any) -> Any:
+            nonlocal calls
+            calls += path == stage.socket
+            if calls > 1:
+                raise ConnectionRefusedError
+            return await real(path, frames)
+
+        monkeypatch.setattr(relay_module, "connect", once)
+        starting = asyncio.create_task(stage.relay.start([REQUEST, REQUEST], "m", 5.0))
+        lease = await stage.accept(stage.control)
+        await lease.receive()
+        await lease.send(Granted("m", "m#1", stage.socket))
+        worker = await stage.accept(stage.socket)
+        assert await worker.receive() == REQUEST
+        await lease.send(DIED)
+        assert same(await failure_of(starting), DIED)
+        assert await worker.receive() is None
+        assert await lease.receive() is None
 
     play(scene)
 
@@ -395,7 +612,7 @@ def test_a_death_that_is_told_after_the_stream_ended(
         await worker.send_bytes(torn)
         worker.close()
         # What had arrived whole is delivered first.
-        assert [await generation.receive() for _ in range(2)] == [Token(1, "a"), Token(2, "b")]
+        assert [await received(generation) for _ in range(2)] == [Token(1, "a"), Token(2, "b")]
         failing = asyncio.create_task(failure_of(generation.receive()))
         await asyncio.sleep(0)
         await lease.send(DIED)
@@ -414,7 +631,7 @@ def test_a_worker_that_hangs_does_not_keep_its_client_once_it_is_given_up(
     async def scene(stage: Stage) -> None:
         generation, lease, worker = await stage.start()
         await worker.send(Token(1, "a"))
-        assert await generation.receive() == Token(1, "a")
+        assert await received(generation) == Token(1, "a")
         failing = asyncio.create_task(failure_of(generation.receive()))
         await lease.send(DIED)  # the worker's socket stays open
         assert same(await failing, DIED)
@@ -456,7 +673,7 @@ def test_a_malformed_frame_is_a_fault_at_once(
         generation, lease, worker = await stage.start()
         await worker.send(Token(1, "a"))
         await worker.send_bytes(data)
-        assert await generation.receive() == Token(1, "a")
+        assert await received(generation) == Token(1, "a")
         failing = asyncio.create_task(failure_of(generation.receive()))
         assert isinstance(await lease.receive(), Fault)
         await lease.send(DIED)

@@ -1,0 +1,128 @@
+"""OpenAI's chat messages: types, and the shape that chat templates take. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from supervisor.errors import (
+    BulkheadError,
+    MissingParameter,
+    UnsupportedParameter,
+    UnsupportedValue,
+)
+
+MESSAGES_MAX = 10_000
+"""Far above any conversation: each costs time on the loop that all streams share."""
+_CALLS_MAX = 1_000
+
+_PART_TYPE = re.compile(r"messages\[\d+\]\.content\[\d+\]\.type")
+
+
+class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
+    """Text. Further members, such as cache breakpoints, have no effect."""
+
+    text: str
+
+
+class RefusalPart(msgspec.Struct, frozen=True, tag_field="type", tag="refusal"):
+    """What an assistant said instead of an answer; to the model it is text."""
+
+    refusal: str
+
+
+Part = TextPart | RefusalPart
+
+
+class CalledFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`arguments` is JSON text, as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"
+):
+    """A call that an assistant has made. `index`, from streams, has no effect."""
+
+    function: CalledFunction
+    id: str | None = None
+    index: int | None = None
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One message. An answer may be sent back as it came: `annotations` have no effect."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Annotated[list[Part], Meta(max_length=MESSAGES_MAX)] | None = None
+    name: str | None = None
+    tool_call_id: str | None = None
+    tool_calls: Annotated[list[ToolCall], Meta(max_length=_CALLS_MAX)] | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = None
+    audio: None = None
+    function_call: None = None
+
+
+def plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages as chat templates take them: text content, and `developer` as the older `system`.
+
+    The arguments of tool calls stay JSON text. Raises MissingParameter or UnsupportedParameter.
+    """
+    return [_plain(message, index) for index, message in enumerate(messages)]
+
+
+def _plain(message: Message, index: int) -> dict[str, Any]:
+    role = "system" if message.role == "developer" else message.role
+    shape: dict[str, Any] = {"role": role, "content": _content(message, index)}
+    if message.name is not None:
+        shape["name"] = message.name
+    if message.tool_call_id is not None:
+        shape["tool_call_id"] = message.tool_call_id
+    if message.role != "assistant":
+        if message.tool_calls:
+            param = f"messages[{index}].tool_calls"
+            raise UnsupportedParameter(f"`{param}`: only an assistant calls tools.", param=param)
+        return shape
+    if thought := message.reasoning_content or message.reasoning:
+        shape["reasoning_content"] = thought
+    if message.tool_calls:
+        shape["tool_calls"] = [_call(call) for call in message.tool_calls]
+    return shape
+
+
+def _call(call: ToolCall) -> dict[str, Any]:
+    function = {"name": call.function.name, "arguments": call.function.arguments}
+    shape: dict[str, Any] = {"type": "function", "function": function}
+    return shape if call.id is None else {"id": call.id, **shape}
+
+
+def _content(message: Message, index: int) -> str:
+    match message.content:
+        case str(text):
+            return text
+        case None:
+            if message.role != "assistant":
+                param = f"messages[{index}].content"
+                raise MissingParameter(f"Missing required parameter: `{param}`.", param=param)
+            return message.refusal or ""
+        case parts:
+            return "".join(p.text if isinstance(p, TextPart) else p.refusal for p in parts)
+
+
+def explained(error: BulkheadError) -> BulkheadError:
+    """A refused kind of content part is told as what it is to a person."""
+    if error.param is None or not _PART_TYPE.fullmatch(error.param):
+        return error
+    place = error.param.removesuffix(".type")
+    return UnsupportedValue(
+        f"`{place}` is not a text part. Bulkhead serves language models, which take text only.",
+        param=place,
+    )

@@ -119,9 +119,8 @@ def answer(data: list[bytes], model: str, prompt_tokens: int) -> bytes:
         "usage": {"prompt_tokens": prompt_tokens, "total_tokens": prompt_tokens},
     }
     # The members are tens of megabytes at worst: copied once, not encoded again.
-    return b"".join(
-        (b'{"object":"list","data":[', b",".join(data), b"],", msgspec.json.encode(rest)[1:])
-    )
+    first, last = b'{"object":"list","data":[', b"]," + msgspec.json.encode(rest)[1:]
+    return b"".join([first, *(part for member in data for part in (member, b","))][:-1] + [last])
 
 
 def _worker(generation: Generation) -> dict[str, str]:

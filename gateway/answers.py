@@ -1,0 +1,295 @@
+"""The shapes of all answers, as types: what `/openapi.json` tells and the tests hold answers to.
+
+Nothing is decoded with them and nothing rendered: a token is not worth a tree of objects.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+Count = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[int, Meta(ge=0, description="Seconds since the epoch.")]
+Time = Annotated[
+    str, Meta(description="ISO 8601 with zone.", extra_json_schema={"format": "date-time"})
+]
+Byte = Annotated[int, Meta(ge=0, le=255)]
+Reason = Literal["stop", "length", "tool_calls"]
+
+
+class Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base: an answer holds what is written here and nothing else."""
+
+
+# ── errors ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class ErrorObject(Shape, frozen=True, kw_only=True):
+    """`message` is for a person; `param` names the request parameter at fault."""
+
+    message: Annotated[str, Meta(min_length=1)]
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None
+    code: str
+
+
+class Error(Shape, frozen=True, kw_only=True):
+    """The body of every error, and an event of a stream that fails after its first byte."""
+
+    error: ErrorObject
+
+
+# ── chat and completions ─────────────────────────────────────────────────────────────────────────
+
+
+class PromptTokensDetails(Shape, frozen=True, kw_only=True):
+    cached_tokens: Count
+
+
+class CompletionTokensDetails(Shape, frozen=True, kw_only=True):
+    reasoning_tokens: Count
+
+
+class Usage(Shape, frozen=True, kw_only=True):
+    """Tokens. A prompt counts once, however many choices it has."""
+
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+    prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: CompletionTokensDetails
+
+
+class TopLogprob(Shape, frozen=True, kw_only=True):
+    """A token, its natural log probability, and its bytes, which may be a part of a character."""
+
+    token: str
+    logprob: float
+    bytes: list[Byte]
+
+
+class TokenLogprob(TopLogprob, frozen=True, kw_only=True):
+    """The token that was sampled, with the likeliest ones beside it."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Shape, frozen=True, kw_only=True):
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class FunctionCall(Shape, frozen=True, kw_only=True):
+    """`arguments` is JSON text."""
+
+    name: str
+    arguments: str
+
+
+class MessageToolCall(Shape, frozen=True, kw_only=True):
+    id: str
+    type: Literal["function"]
+    function: FunctionCall
+
+
+class ChatMessage(Shape, frozen=True, kw_only=True):
+    """The model's message. Its thoughts, if it thinks, are told twice, as clients differ."""
+
+    role: Literal["assistant"]
+    content: str | None
+    refusal: None
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[MessageToolCall] | UnsetType = UNSET
+
+
+class ChatChoice(Shape, frozen=True, kw_only=True):
+    index: Count
+    message: ChatMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: Reason
+
+
+class ChatCompletion(Shape, frozen=True, kw_only=True):
+    id: str
+    object: Literal["chat.completion"]
+    created: Seconds
+    model: str
+    choices: Annotated[list[ChatChoice], Meta(min_length=1)]
+    usage: Usage
+
+
+class FunctionCallDelta(Shape, frozen=True, kw_only=True):
+    """The name comes with a call's first piece alone."""
+
+    arguments: str
+    name: str | UnsetType = UNSET
+
+
+class ToolCallDelta(Shape, frozen=True, kw_only=True):
+    """Id, type and name come with a call's first piece alone."""
+
+    index: Count
+    function: FunctionCallDelta
+    id: str | UnsetType = UNSET
+    type: Literal["function"] | UnsetType = UNSET
+
+
+class Delta(Shape, frozen=True, kw_only=True):
+    """What is new in a choice; the role comes with its first chunk."""
+
+    role: Literal["assistant"] | UnsetType = UNSET
+    content: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType = UNSET
+    reasoning: str | UnsetType = UNSET
+    tool_calls: list[ToolCallDelta] | UnsetType = UNSET
+
+
+class ChunkChoice(Shape, frozen=True, kw_only=True):
+    index: Count
+    delta: Delta
+    logprobs: ChatLogprobs | None
+    finish_reason: Reason | None
+
+
+class ChatCompletionChunk(Shape, frozen=True, kw_only=True):
+    """An event of a streamed chat. The one with the usage has no choices."""
+
+    id: str
+    object: Literal["chat.completion.chunk"]
+    created: Seconds
+    model: str
+    choices: list[ChunkChoice]
+    usage: Usage | UnsetType = UNSET
+
+
+class LegacyLogprobs(Shape, frozen=True, kw_only=True):
+    """One entry a token in each list; offsets are in characters of the choice's text."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[Count]
+
+
+class TextChoice(Shape, frozen=True, kw_only=True):
+    index: Count
+    text: str
+    logprobs: LegacyLogprobs | None
+    finish_reason: Reason
+
+
+class Completion(Shape, frozen=True, kw_only=True):
+    id: str
+    object: Literal["text_completion"]
+    created: Seconds
+    model: str
+    choices: Annotated[list[TextChoice], Meta(min_length=1)]
+    usage: Usage
+
+
+class TextChunkChoice(Shape, frozen=True, kw_only=True):
+    index: Count
+    text: str
+    logprobs: LegacyLogprobs | None
+    finish_reason: Reason | None
+
+
+class CompletionChunk(Shape, frozen=True, kw_only=True):
+    """An event of a streamed completion. The one with the usage has no choices."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: Seconds
+    model: str
+    choices: list[TextChunkChoice]
+    usage: Usage | UnsetType = UNSET
+
+
+# ── embeddings ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Embedding(Shape, frozen=True, kw_only=True):
+    """Of length 1: numbers, or the base64 of little-endian float32 numbers."""
+
+    object: Literal["embedding"]
+    index: Count
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(Shape, frozen=True, kw_only=True):
+    prompt_tokens: Count
+    total_tokens: Count
+
+
+class EmbeddingList(Shape, frozen=True, kw_only=True):
+    object: Literal["list"]
+    data: Annotated[list[Embedding], Meta(min_length=1)]
+    model: str
+    usage: EmbeddingUsage
+
+
+# ── models and health ────────────────────────────────────────────────────────────────────────────
+
+
+class Model(Shape, frozen=True, kw_only=True):
+    id: str
+    object: Literal["model"]
+    created: Seconds
+    owned_by: Literal["bulkhead"]
+
+
+class ModelList(Shape, frozen=True, kw_only=True):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class MemoryHealth(Shape, frozen=True, kw_only=True):
+    budget_bytes: Count | None
+    charged_bytes: Count
+    physical_bytes: Count | None
+    used_percent: float | None
+    level: str | None
+
+
+class CachedModel(Shape, frozen=True, kw_only=True):
+    """A model that is loading or loaded."""
+
+    name: str
+    state: Literal["loading", "ready", "draining"]
+    pid: int | None
+    generation: Count
+    use_count: Count
+    last_used: Time | None
+    loaded_at: Time | None
+    load_time_seconds: float | None
+    memory_bytes: Count
+    in_flight: Count
+    queued: Count
+    pinned: bool
+    deaths: Count
+
+
+class ConfiguredModel(Shape, frozen=True, kw_only=True):
+    """A model that may be asked for, with the reason when it is unavailable."""
+
+    name: str
+    aliases: list[str]
+    source: str
+    state: str
+    estimate: Any
+    deaths: Count
+    reason: str | None
+
+
+class Health(Shape, frozen=True, kw_only=True):
+    """Without a key, where keys are configured, the status alone."""
+
+    status: Literal["ok", "shutting_down", "unavailable"]
+    version: str | UnsetType = UNSET
+    memory: MemoryHealth | UnsetType = UNSET
+    cached_models: list[CachedModel] | UnsetType = UNSET
+    models: list[ConfiguredModel] | UnsetType = UNSET
+    reason: Annotated[str, Meta(description="Why the server is unavailable.")] | UnsetType = UNSET

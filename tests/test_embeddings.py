@@ -1,19 +1,28 @@
-"""worker.embedding and worker.pooling: which models embed, and that batches give what one would."""
+"""Embeddings, from the request to the vector: gateway.embeddings, worker.embedding, worker.pooling."""
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import openai
 import pytest
+from aiohttp.test_utils import TestClient, TestServer
 
-from supervisor.errors import BulkheadError
+from gateway import app as gateway_app
+from gateway.embeddings import INPUTS_MAX, parse
+from gateway.http import RELAY
+from supervisor.config import Server as Settings
+from supervisor.errors import BulkheadError, WorkerCrashed
 from supervisor.wire.frames import Embed, Embedded, Failed, FromEngine, Vector
+from tests.serving import Answer, Server, serving
 from tests.tiny import EOS, make_llama
 from tests.tiny_embedding import HIDDEN, make_embedding, say
 from worker.embedding import STEP_TOKENS, Embedder
@@ -364,3 +373,193 @@ def test_a_model_without_hidden_states_is_refused(folders: dict[str, Path]) -> N
 
     nested = Embedder(Nested(), embedder._tokenizer, folders["lasttoken"], CONTEXT)
     np.testing.assert_allclose(embed(nested, TEXTS), embed(embedder, TEXTS), atol=1e-6)
+
+
+# ── the request ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("input", "inputs"),
+    [
+        ("a", ("a",)),
+        (["a"], ("a",)),
+        (["a", "b"], ("a", "b")),
+        ([1, 2], ((1, 2),)),
+        ([[1, 2], [3]], ((1, 2), (3,))),
+        ([[1], "a"], ((1,), "a")),
+        ([7] * (INPUTS_MAX + 1), ((7,) * (INPUTS_MAX + 1),)),
+        (["a"] * INPUTS_MAX, ("a",) * INPUTS_MAX),
+    ],
+)
+def test_forms_of_input(input: Any, inputs: tuple[Any, ...]) -> None:
+    parsed = parse({"model": "m", "input": input, "user": "u"})
+    assert parsed.embed("r") == Embed("r", inputs)
+    assert parsed.encoding_format == "float"
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param"),
+    [
+        ({}, "missing_required_parameter", "input"),
+        ({"input": ""}, "invalid_value", "input"),
+        ({"input": []}, "invalid_value", "input"),
+        ({"input": ["a", ""]}, "invalid_value", "input[1]"),
+        ({"input": [[1], []]}, "invalid_value", "input[1]"),
+        ({"input": [[1], [-1]]}, "invalid_value", "input[1][0]"),
+        ({"input": [2**31]}, "invalid_value", "input[0]"),
+        ({"input": [2**70]}, "invalid_value", "input[0]"),
+        ({"input": ["a", 1]}, "invalid_type", "input[1]"),
+        ({"input": [1.5]}, "invalid_type", "input[0]"),
+        ({"input": [True]}, "invalid_type", "input[0]"),
+        ({"input": {"text": "a"}}, "invalid_type", "input"),
+        ({"input": ["a"] * (INPUTS_MAX + 1)}, "invalid_value", "input"),
+        ({"input": [[1]] * (INPUTS_MAX + 1)}, "invalid_value", "input"),
+        ({"input": "a", "encoding_format": "int8"}, "unsupported_value", "encoding_format"),
+        ({"input": "a", "dimensions": 0}, "invalid_value", "dimensions"),
+        ({"input": "a", "dimensions": "9"}, "invalid_type", "dimensions"),
+        ({"input": "a", "model": 1}, "invalid_type", "model"),
+        ({"input": "a", "truncate": True}, "unsupported_parameter", "truncate"),
+    ],
+)
+def test_requests_that_are_refused(body: dict[str, Any], code: str, param: str) -> None:
+    with pytest.raises(BulkheadError) as caught:
+        parse(body).embed("r")
+    assert (caught.value.code, caught.value.param) == (code, param)
+
+
+class Scripted:
+    """Stands in for the relay and for the generation that it starts."""
+
+    model, worker = "tiny/é", "tiny#1"
+
+    def __init__(self, frames: Sequence[Any]) -> None:
+        self._frames = iter(frames)
+        self.asked: list[Embed] = []
+        self.closed = False
+
+    async def start(self, request: Embed, model: str, hold: float) -> Scripted:
+        self.asked.append(request)
+        return self
+
+    async def receive_vector(self) -> Any:
+        frame = next(self._frames)
+        if isinstance(frame, Exception):
+            raise frame
+        return frame
+
+    def close(self) -> Any:
+        """As a generation's, and awaited as the relay's at the end."""
+        self.closed = True
+        return asyncio.sleep(0)
+
+
+def posted(relay: Scripted, body: dict[str, Any]) -> Answer:
+    """The gateway's answer when the worker says what `relay` holds."""
+
+    async def play() -> Answer:
+        app = gateway_app.build(Settings(), "/no/such/socket")
+        app[RELAY] = relay  # type: ignore[assignment]
+        async with TestClient(TestServer(app)) as client:
+            response = await client.post("/v1/embeddings", json=body)
+            headers = {name.lower(): value for name, value in response.headers.items()}
+            return Answer(response.status, headers, await response.read())
+
+    return asyncio.run(play())
+
+
+NUMBERS = (0.6, -0.8)
+VECTOR = Vector(struct.pack("<2f", *NUMBERS))
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'sleep' was never awaited")
+def test_the_answers_form() -> None:
+    floats = posted(Scripted([VECTOR, VECTOR, Embedded(7)]), {"input": ["a", "b"], "model": "m"})
+    assert floats.status == 200
+    values = [struct.unpack("<f", struct.pack("<f", number))[0] for number in NUMBERS]
+    assert floats.json == {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": index, "embedding": values} for index in range(2)
+        ],
+        "model": "tiny/é",
+        "usage": {"prompt_tokens": 7, "total_tokens": 7},
+    }
+    assert floats.headers["content-type"] == "application/json; charset=utf-8"
+    assert floats.headers["x-bulkhead-worker"] == "tiny#1"
+    assert floats.headers["x-bulkhead-model"] == "tiny/\\xe9"
+    body = {"input": "a", "model": "m", "encoding_format": "base64"}
+    encoded = posted(Scripted([VECTOR, Embedded(1)]), body).json["data"][0]["embedding"]
+    assert base64.b64decode(encoded, validate=True) == VECTOR.values
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'sleep' was never awaited")
+def test_failures_are_statuses_and_give_the_place_back() -> None:
+    for frames, status in (
+        ([VECTOR, WorkerCrashed("died", retry_after=3)], 503),
+        ([VECTOR, Embedded(1)], 500),  # one vector less than inputs
+    ):
+        relay = Scripted(frames)
+        answer = posted(relay, {"input": ["a", "b"]})
+        assert answer.status == status
+        assert set(answer.json["error"]) == {"message", "type", "param", "code"}
+        assert relay.closed
+
+
+# ── all of it ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def server(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    models = {**folders, "plain": make_llama(tmp_path_factory.mktemp("plain") / "m")}
+    named = [f"--model={name}={folder}" for name, folder in models.items()]
+    with serving(tmp_path_factory.mktemp("state"), *named) as running:
+        yield running
+
+
+def test_the_sdk_reads_what_the_worker_made(
+    server: Server, folders: dict[str, Path], pooling: str
+) -> None:
+    embedder, _ = start(folders[pooling])
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+        # The SDK asks for base64 and decodes it itself, unless told otherwise.
+        plain = client.embeddings.create(model=pooling, input=TEXTS)
+        floats = client.embeddings.create(model=pooling, input=TEXTS, encoding_format="float")
+        short = client.embeddings.create(model=pooling, input=[[1, 2], [3]], dimensions=5)
+    wanted = embed(embedder, TEXTS)
+    for response in (plain, floats):
+        assert [datum.index for datum in response.data] == list(range(len(TEXTS)))
+        np.testing.assert_allclose([d.embedding for d in response.data], wanted, atol=2e-6)
+        size = sum(map(len, embedder.prepare(Embed("r", tuple(TEXTS)))))
+        assert response.usage.prompt_tokens == response.usage.total_tokens == size
+        assert response.model == pooling
+    np.testing.assert_allclose(
+        [datum.embedding for datum in short.data],
+        embed(embedder, [[1, 2], [3]], dimensions=5),
+        atol=2e-6,
+    )
+
+
+def test_the_workers_refusals(server: Server) -> None:
+    for body, code, param in (
+        ({"model": "plain", "input": "a"}, "unsupported_value", "model"),
+        ({"model": "lasttoken", "input": "a", "dimensions": 65}, "invalid_value", "dimensions"),
+        ({"model": "lasttoken", "input": [99999]}, "invalid_value", "input"),
+        ({"model": "lasttoken", "input": "a" * 9000}, "context_length_exceeded", "input"),
+        ({"model": "absent", "input": "a"}, "model_not_found", None),
+    ):
+        answer = server.request("POST", "/v1/embeddings", body)
+        assert answer.status == (404 if code == "model_not_found" else 400)
+        error = answer.json["error"]
+        assert (error["code"], error["param"]) == (code, param) or code == "model_not_found"
+    assert [entry["deaths"] for entry in server.health()["cached_models"]] == [0, 0]
+
+
+def test_chats_and_embeddings_share_a_worker(server: Server) -> None:
+    """A chat goes on while a long request for embeddings runs on the same worker."""
+    alone = server.chat("lasttoken", max_tokens=40).text
+    many = {"model": "lasttoken", "input": [[1 + i % 250] * 500 for i in range(40)]}
+    stream = server.stream("lasttoken", max_tokens=40)
+    stream.saw("data: ")
+    answer = server.request("POST", "/embeddings", many)
+    assert stream.answer().text == alone
+    assert len(answer.json["data"]) == 40

@@ -25,3 +25,20 @@ def parser_name(tokenizer: Any) -> str | None:
     module: str = parser.__module__
     # mlx-lm's modules may share a function ("laguna" is glm47's), so this names the implementation.
     return module.rpartition(".")[2]
+
+
+def is_harmony(tokenizer: Any) -> bool:
+    """Whether the model writes gpt-oss' harmony format."""
+    vocab = tokenizer.get_vocab()
+    return all(mark in vocab for mark in ("<|start|>", "<|channel|>", "<|message|>", "<|call|>"))
+
+
+def is_llama(tokenizer: Any) -> bool:
+    """Whether the model calls as Llama 3.1 to 3.3 do: a bare `{"name": …, "parameters": {…}}`."""
+    if parser_name(tokenizer) is not None:
+        return False
+    template = tokenizer._tokenizer.chat_template
+    if isinstance(template, dict):
+        template = "".join(map(str, template.values()))
+    asks = '{"name": function name, "parameters":' in str(template)
+    return asks or "<|python_tag|>" in tokenizer.get_vocab()

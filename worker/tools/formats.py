@@ -1,0 +1,140 @@
+"""The form that a model's answers have, chosen by its tokenizer and chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from supervisor.wire.frames import Calling
+from worker.text import Needles
+from worker.tools.answer import Answer, Machine
+from worker.tools.calls import Calls, Reader, Whole
+from worker.tools.forms import forced_form, is_harmony, is_llama, parser_name
+from worker.tools.harmony import Harmony
+from worker.tools.headed import KIMI_K2, MISTRAL, HeadedCalls
+from worker.tools.marked import Bare, Marked
+from worker.tools.objects import JSONCalls
+from worker.tools.whole import guarded
+
+PYTHON_TAG = "<|python_tag|>"
+
+MakeReader = Callable[[Calls, Any], Reader]
+"""(calls, the request's tools) → the reader of what follows a call's start marker."""
+
+
+class Formats:
+    """Makes the machines of one model's answers."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._harmony = is_harmony(tokenizer)
+        self._llama = is_llama(tokenizer)
+        self._forced = forced_form(tokenizer)
+        self._start, self._make_reader = _reader(tokenizer)
+        edges = _edges(tokenizer, self._start)
+        self._with_calls = _compiled(edges)
+        self._without_calls = _compiled(_without_calls(edges))
+        self._initial: str = tokenizer.response_initial_state or "normal"
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether answers have anything but text even where no calls are looked for."""
+        return self._harmony or any(needles for needles, _ in self._without_calls.values())
+
+    def machine(
+        self,
+        answer: Answer,
+        *,
+        calling: Calling | None,
+        tools: Sequence[Any],
+        reasoning: bool,
+    ) -> Machine:
+        """`reasoning`: the prompt ends inside of it."""
+        bare = None
+        calls = answer.calls
+        if calling is not None:
+            if calling.choice == "required" and self._forced == "array":
+                bare = Bare("[", lambda: JSONCalls(calls))
+            elif self._llama:
+                bare = Bare("{", lambda: JSONCalls(calls, separators=";"))
+        if self._harmony:
+            return Harmony(answer, calling=calling is not None, bare=bare)
+        make = self._make_reader
+        return Marked(
+            answer,
+            self._without_calls if calling is None else self._with_calls,
+            self._initial if not reasoning else "reasoning",
+            read=None if make is None or calling is None else lambda: make(calls, list(tools)),
+            bare=bare,
+        )
+
+
+def _reader(tokenizer: Any) -> tuple[str, MakeReader | None]:
+    """The marker that calls begin with ("" = none) and what reads them."""
+    if is_llama(tokenizer):
+        return PYTHON_TAG, lambda calls, tools: JSONCalls(calls, PYTHON_TAG, separators=";")
+    name = parser_name(tokenizer)
+    if name is None:
+        return "", None
+    start: str = tokenizer.tool_call_start
+    end: str = tokenizer.tool_call_end or ""
+    parse = guarded(name, tokenizer.tool_parser)
+
+    def whole(calls: Calls, tools: Any) -> Reader:
+        return Whole(calls, start, end, parse, tools)
+
+    match name:
+        case "json_tools":
+            return start, lambda calls, tools: JSONCalls(calls, start, end)
+        case "mistral":
+            return start, lambda calls, tools: HeadedCalls(
+                calls, MISTRAL, lambda: JSONCalls(calls, start)
+            )
+        case "kimi_k2":
+            return start, lambda calls, tools: HeadedCalls(
+                calls, KIMI_K2, lambda: whole(calls, tools)
+            )
+        case _:
+            return start, whole
+
+
+_Edges = dict[str, list[tuple[str, str]]]
+
+
+def _edges(tokenizer: Any, call_start: str) -> _Edges:
+    """As in mlx-lm's `make_text_state_machine`, from the same facts."""
+    edges: _Edges = {"normal": [], "reasoning": []}
+    if tokenizer.has_thinking:
+        edges["normal"].append((tokenizer.think_start, "reasoning"))
+        edges["reasoning"].append((tokenizer.think_end, "normal"))
+        # Some models open the block again that the prompt has opened already.
+        edges["reasoning"].append((tokenizer.think_start, "reasoning"))
+    response: dict[str, Any] = tokenizer.response_transitions
+    if call_start:
+        targets = {target for there in response.values() for _, target in there}
+        if "tool" not in targets:
+            edges["normal"].append((call_start, "tool"))
+        if tokenizer.has_thinking:
+            edges["reasoning"].append((call_start, "tool"))
+    edges["normal"] += [(marker, "normal") for marker in tokenizer.structural_markers]
+    for state, there in response.items():
+        edges.setdefault(state, []).extend(there)
+    return edges
+
+
+def _without_calls(edges: _Edges) -> _Edges:
+    """Markers of calls are text: in text they need no edge, in markup they begin a text."""
+    return {
+        state: [
+            (marker, "text" if target == "tool" else target)
+            for marker, target in there
+            if target != "tool" or state not in ("normal", "reasoning")
+        ]
+        for state, there in edges.items()
+    }
+
+
+def _compiled(edges: _Edges) -> dict[str, tuple[Needles, tuple[tuple[str, str], ...]]]:
+    return {
+        state: (Needles([marker for marker, _ in there]), tuple(there))
+        for state, there in edges.items()
+    }

@@ -1,0 +1,134 @@
+"""Answers whose parts stand between markers: <think>…</think>, <tool_call>…</tool_call>."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from worker.text import Needles
+from worker.tools.answer import Answer
+from worker.tools.calls import Ended, Reader
+
+Transitions = Mapping[str, tuple[tuple[str, str], ...]]
+"""State → its markers with the states they lead to, as in mlx-lm's `make_text_state_machine`: that
+state machine strips the markers of what turns out to be no call, so it is not used itself."""
+
+
+@dataclass(frozen=True)
+class Bare:
+    """Calls without a marker: an answer that begins with `letter` is given to `read`'s reader."""
+
+    letter: str
+    read: Callable[[], Reader]
+
+
+class Marked:
+    """A `Machine`. States: "normal", "reasoning", "tool", and others, whose text is markup."""
+
+    def __init__(
+        self,
+        answer: Answer,
+        transitions: Mapping[str, tuple[Needles, tuple[tuple[str, str], ...]]],
+        state: str,
+        read: Callable[[], Reader] | None,
+        bare: Bare | None,
+    ) -> None:
+        """`read` makes the reader of what follows the marker of a call; None = no marker leads to
+        "tool"."""
+        self._answer = answer
+        self._transitions = transitions
+        self._state = state
+        self._make_reader = read
+        self._bare = bare
+        self._opening = bare is not None
+        """Whether the next letter that is no space may begin bare calls."""
+        self._reader: Reader | None = None
+        self._held = ""
+        self._markup = ""
+
+    @property
+    def reasoning(self) -> bool:
+        return self._state == "reasoning" and self._reader is None
+
+    def feed(self, text: str) -> None:
+        while text and not self._answer.stopped:
+            if self._reader is not None:
+                ended = self._reader.feed(text)
+                if ended is None:
+                    return
+                text = self._leave_call(ended)
+            elif self._opening:
+                text = self._open(self._held + text)
+            else:
+                text = self._scan(self._held + text)
+
+    def finish(self, cut: bool) -> None:
+        if self._answer.stopped:
+            return
+        if self._reader is not None:
+            self._leave_call(Ended(self._reader.finish(cut), ""))
+        self._tell(self._held, verbatim=False)
+        self._held = ""
+        if self._markup.strip():
+            self._answer.text(self._markup, verbatim=True)
+
+    def _open(self, text: str) -> str:
+        stripped = text.lstrip()
+        if not stripped:
+            self._held = text
+            return ""
+        self._opening, self._held = False, ""
+        if self._bare is not None and stripped[0] == self._bare.letter:
+            self._reader = self._bare.read()
+            self._markup += text[: len(text) - len(stripped)]
+            return stripped
+        return text
+
+    def _scan(self, text: str) -> str:
+        """Text up to the next marker; returns what is behind it."""
+        needles, edges = self._transitions.get(self._state, _NO_EDGES)
+        found = needles.find(text)
+        if found is None:
+            keep = needles.undecided(text)
+            self._held = text[len(text) - keep :]
+            self._tell(text[: len(text) - keep], verbatim=False)
+            return ""
+        self._held = ""
+        self._tell(text[: found.start], verbatim=False)
+        rest = text[found.end :]
+        if self._answer.stopped:
+            return rest
+        marker, target = edges[found.which]
+        if target == "text":
+            self._state, self._markup = "normal", ""
+            self._answer.text(marker, verbatim=True)
+        elif target == "tool":
+            assert self._make_reader is not None
+            self._answer.pause()
+            self._reader = self._make_reader()
+        else:
+            self._answer.marker()
+            self._opening = self._bare is not None and target == "normal" != self._state
+            self._state, self._markup = target, ""
+        return rest
+
+    def _leave_call(self, ended: Ended) -> str:
+        self._reader = None
+        space, self._markup = self._markup, ""
+        if ended.lost:
+            self._tell(space + ended.lost, verbatim=True)
+        else:
+            self._state = "normal"
+            self._answer.marker()
+        return ended.rest
+
+    def _tell(self, text: str, *, verbatim: bool) -> None:
+        if self._state == "normal" or (verbatim and self._state != "reasoning"):
+            self._answer.text(text, verbatim=verbatim)
+        elif self._state == "reasoning":
+            self._answer.reason(text)
+        else:
+            self._markup += text
+
+
+_NO_EDGES: tuple[Needles, tuple[tuple[str, str], ...]] = (Needles(()), ())

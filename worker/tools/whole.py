@@ -1,0 +1,45 @@
+"""Where mlx-lm's parsers are too kind: what they invent, or leave out without a word."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from worker.tools.calls import Parser
+from worker.tools.jsontext import NotJSON
+
+_OPENERS = {
+    "kimi_k3": "<|open|>call ",
+    "minimax_m2": "<invoke name=",
+    "muse_spark": "<atem:invoke",
+}
+"""What each call begins with. These parsers skip the calls in a section that they can't read."""
+
+_NO_NAME = re.compile(r"[\s<>{}\"]")
+
+
+def guarded(name: str, parse: Parser) -> Parser:
+    """`parse`, mlx-lm's parser `name`, that raises NotJSON where calls would be lost or made up."""
+
+    def parse_strictly(text: str, tools: Any) -> Any:
+        parsed = parse(text, tools)
+        found = parsed if isinstance(parsed, list) else [parsed]
+        opener = _OPENERS.get(name)
+        if opener and text.count(opener) != len(found):
+            raise NotJSON
+        for call in found:
+            if not isinstance(call, dict) or _NO_NAME.search(str(call.get("name"))):
+                raise NotJSON
+            arguments = call.get("arguments")
+            # glm47 makes a call of any text, with what it could not read as the argument `raw`.
+            if (
+                name == "glm47"
+                and isinstance(arguments, dict)
+                and arguments.keys() == {"raw"}
+                and "<arg_key>" not in text
+                and "{" not in text
+            ):
+                raise NotJSON
+        return parsed
+
+    return parse_strictly

@@ -125,7 +125,7 @@ def translate(message: str) -> BulkheadError:
     at = path or None
     label = f"`{path}`" if path else "the body"
     if wrong := _TYPE.match(sentence):
-        expected, got = wrong["expected"], wrong["got"]
+        expected, got = wrong["expected"], wrong["got"].replace("NoneType", "null")  # of a tag
         if got == "null" and path and not path.endswith("]"):
             return MissingParameter(f"Missing required parameter: `{path}`.", param=path)
         if expected == "null":  # a member that is known for its null alone

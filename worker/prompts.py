@@ -4,42 +4,69 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from jinja2 import TemplateError
 
-from supervisor.errors import BulkheadError, ContextLengthExceeded, InvalidValue
+from supervisor.errors import (
+    ContextLengthExceeded,
+    InvalidValue,
+    UnsupportedParameter,
+)
 from supervisor.wire.frames import Chat, Generate, Text, Tokens
+
+_OURS = frozenset(("messages", "add_generation_prompt", "tokenize", "tools", "chat_template"))
+"""Arguments that no client sets; beside them, all that `apply_chat_template` itself takes."""
+_WITHOUT_THINKING = ("none", "minimal")
+_REASON = 300
+"""Characters of a template's own words in an error message."""
 
 
 class Prompts:
     """Tokenizes for one model. One thread at a time: tokenizers are not safe for more."""
 
-    def __init__(self, tokenizer: Any, context: int) -> None:
-        """`tokenizer` is mlx-lm's TokenizerWrapper, `context` is in tokens."""
+    def __init__(self, tokenizer: Any, context: int, vocabulary: int | None = None) -> None:
+        """`tokenizer` is mlx-lm's TokenizerWrapper, `context` is in tokens.
+
+        `vocabulary` is how many token ids the model knows; None = as many as the tokenizer.
+        """
         self._tokenizer = tokenizer
         self._context = context
-        self._longest = max(map(len, tokenizer.get_vocab()), default=1)
+        vocab = tokenizer.get_vocab()
+        self._vocabulary = vocabulary or max(vocab.values(), default=0) + 1
+        self._longest = max(map(len, vocab), default=1)
         """Characters of the longest token: no token stands for more."""
+        self._template = _Template(tokenizer)
 
     def tokens(self, request: Generate) -> list[int]:
         """The prompt's tokens, at least one and fewer than the context.
 
-        Raises ContextLengthExceeded or InvalidValue. Messages never quote the prompt.
+        Raises ContextLengthExceeded, InvalidValue or UnsupportedParameter. Messages never quote the
+        prompt.
         """
         match request.prompt:
-            case Chat(messages):
+            case Chat() as chat:
                 param = "messages"
-                tokens = self._chat(messages, request.now)
+                text = self._template.render(chat, request.now)
+                tokens = self._encode(text, param, add_special_tokens=False)
             case Text(text):
                 param = "prompt"
                 tokens = self._encode(text, param)
             case Tokens(ids):
                 param = "prompt"
                 tokens = list(ids)
+                if not all(0 <= token < self._vocabulary for token in tokens):
+                    raise InvalidValue(
+                        "Invalid value for `prompt`: token ids are from 0 to "
+                        f"{self._vocabulary - 1} in this model.",
+                        param=param,
+                    )
         if not tokens:
             raise InvalidValue(
                 "The prompt is empty: the model needs at least one token.", param=param
@@ -53,31 +80,11 @@ class Prompts:
             )
         return tokens
 
-    def _chat(self, messages: list[dict[str, Any]], now: float) -> list[int]:
-        if not self._tokenizer.has_chat_template:
-            raise InvalidValue(
-                "This model has no chat template. Use /v1/completions with a plain prompt.",
-                param="messages",
-            )
-        # mlx-lm's wrapper forces thinking on where a model knows it; the template's own default is
-        # what the model's makers chose. Only templates written in Python need the wrapper.
-        render: Callable[..., Any] = (
-            self._tokenizer.apply_chat_template
-            if self._tokenizer.chat_template is None
-            else self._tokenizer._tokenizer.apply_chat_template
-        )
-        try:
-            with _clock_at(now):
-                text = render(messages, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
-            raise _rejected(str(error) if type(error) is TemplateError else "") from None
-        except BulkheadError:
-            raise
-        except Exception as error:  # noqa: BLE001
-            # Templates are programs from the model's folder: they can raise anything at all, and
-            # what they choke on is the request, not the worker.
-            raise _rejected(type(error).__name__) from None
-        return self._encode(text, "messages", add_special_tokens=False)
+    def text_of(self, request: Generate, tokens: Sequence[int]) -> str:
+        """The prompt's text, for an echo: as it was sent, or what its `tokens` stand for."""
+        if isinstance(request.prompt, Text):
+            return request.prompt.text
+        return str(self._tokenizer.decode(list(tokens)))
 
     def _encode(self, text: str, param: str, **options: bool) -> list[int]:
         if len(text) > self._context * self._longest:
@@ -88,7 +95,152 @@ class Prompts:
                 f"reduce the length of the {param}.",
                 param=param,
             )
-        return [int(token) for token in self._tokenizer.encode(text, **options)]
+        try:
+            return [int(token) for token in self._tokenizer.encode(text, **options)]
+        except Exception as error:  # noqa: BLE001
+            # Tokenizers are code of many makers, and lone surrogates are no text to most of them.
+            raise InvalidValue(
+                f"The model's tokenizer rejected the {param}: {type(error).__name__}.", param=param
+            ) from None
+
+
+class _Template:
+    """A model's chat template: what it knows, and what it makes of a chat."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._exists: bool = tokenizer.has_chat_template
+        written = tokenizer.chat_template
+        in_python = written is None or getattr(tokenizer, "_chat_template", None) is not None
+        # mlx-lm's wrapper forces thinking on where a model knows it; the template's own default is
+        # what the model's makers chose. Only templates written in Python need the wrapper.
+        self._apply: Callable[..., Any] = (
+            tokenizer.apply_chat_template if in_python else tokenizer._tokenizer.apply_chat_template
+        )
+        function = getattr(tokenizer, "_chat_template", None) or tokenizer._tokenizer
+        self._source = _source(function) if in_python else _joined(written)
+        self._ours = _OURS | _parameters(tokenizer._tokenizer.apply_chat_template)
+        self._in_python = in_python
+
+    def knows(self, variable: str) -> bool:
+        """Whether the template names `variable`."""
+        return re.search(rf"\b{variable}\b", self._source) is not None
+
+    def render(self, chat: Chat, now: float) -> str:
+        """The prompt's text. Raises InvalidValue or UnsupportedParameter."""
+        if not self._exists:
+            raise InvalidValue(
+                "This model has no chat template. Use /v1/completions with a plain prompt.",
+                param="messages",
+            )
+        if chat.tools and not self.knows("tools"):
+            raise UnsupportedParameter(
+                "This model's chat template does not support `tools`.", param="tools"
+            )
+        options = self._options(chat.template)
+        if chat.tools:
+            options["tools"] = chat.tools
+        try:
+            messages, parsed = _messages(chat.messages)
+            with _clock_at(now):
+                try:
+                    text = self._rendered(messages, options)
+                except TypeError:
+                    if not parsed:
+                        raise
+                    # Some templates put the arguments of calls into their text as they are.
+                    messages, _ = _messages(chat.messages, parse=False)
+                    text = self._rendered(messages, options)
+        except TemplateError as error:
+            raise _rejected(self._own_words(error)) from None
+        except Exception as error:  # noqa: BLE001
+            # Templates are programs from the model's folder: they can raise anything at all, and
+            # what they choke on is the request, not the worker.
+            raise _rejected(type(error).__name__) from None
+        return text
+
+    def _rendered(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
+        text = self._apply(messages, tokenize=False, add_generation_prompt=True, **options)
+        if not isinstance(text, str):
+            raise TypeError
+        return text
+
+    def _options(self, asked: dict[str, Any]) -> dict[str, Any]:
+        options = {name: value for name, value in asked.items() if name not in self._ours}
+        effort = options.get("reasoning_effort")
+        if effort in _WITHOUT_THINKING:
+            for switch in ("enable_thinking", "thinking"):
+                if self.knows(switch):
+                    options.setdefault(switch, False)
+        if not self.knows("reasoning_effort"):
+            options.pop("reasoning_effort", None)
+        if self._in_python:  # Jinja ignores what a template does not name
+            options = {name: value for name, value in options.items() if self.knows(name)}
+        return options
+
+    def _own_words(self, error: TemplateError) -> str:
+        """What a template says about a request, if it says it in words of its own alone."""
+        if type(error) is not TemplateError:
+            return ""  # Jinja's words may quote what it could not compute with
+        words = str(error)
+        own = self._source.replace("\\'", "'").replace('\\"', '"')
+        return words[:_REASON] if words and words in own else ""
+
+
+def _messages(
+    messages: Sequence[dict[str, Any]], *, parse: bool = True
+) -> tuple[list[dict[str, Any]], bool]:
+    """Copies in the shape that templates take: no content is "", the arguments of calls, which
+    clients send as JSON text, are objects where they are; and whether any of them were."""
+    shaped, parsed = [], False
+    for message in messages:
+        message = dict(message)
+        if message.get("content") is None:
+            message["content"] = ""
+        if calls := message.get("tool_calls"):
+            message["tool_calls"] = [_call(call) if parse else call for call in calls]
+            parsed = parsed or message["tool_calls"] != calls
+        shaped.append(message)
+    return shaped, parsed
+
+
+def _call(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except (ValueError, RecursionError):
+        return call
+    if not isinstance(arguments, dict):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _joined(template: Any) -> str:
+    """The text of all of a tokenizer's templates: some have one of their own for tools."""
+    if isinstance(template, dict):
+        return "\n".join(map(str, template.values()))
+    return str(template)
+
+
+def _source(function: Any) -> str:
+    """The source of a template that is written in Python; "" when there is none to be read."""
+    try:
+        target = function if inspect.isfunction(function) else type(function)
+        return inspect.getsource(inspect.getmodule(target) or target)
+    except (OSError, TypeError):
+        return ""
+
+
+def _parameters(function: Any) -> frozenset[str]:
+    """The names that a function gives its parameters."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return frozenset()
+    return frozenset(
+        each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD
+    )
 
 
 @contextlib.contextmanager

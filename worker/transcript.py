@@ -16,7 +16,7 @@ from worker.tools.answer import Answer, Machine
 from worker.tools.calls import Calls
 from worker.tools.formats import Formats
 
-_TAIL = 32
+_TAIL = 16
 """Prompt tokens in which a template's own <think> is looked for: it stands at the very end."""
 
 
@@ -105,7 +105,6 @@ class Transcripts:
         """`tokenizer` is mlx-lm's TokenizerWrapper."""
         self._tokenizer = tokenizer
         self._formats = Formats(tokenizer)
-        self._added = frozenset(tokenizer.get_added_vocab().values())
 
     def make(self, request: Generate, prompt: Sequence[int]) -> AnyTranscript:
         """The state before the first token. `prompt` is the request's, tokenized.
@@ -133,15 +132,15 @@ class Transcripts:
         return Transcript(detokenizer, answer, machine)
 
     def _follows(self, tail: Sequence[int], marker: str) -> bool:
-        """Whether the marker is the last control token of the prompt.
+        """Whether the prompt ends with the marker and white space, as where its template put it.
 
-        A <think> in a message is followed by the one that ends the message, so that nobody's words
-        turn the answer into reasoning.
+        A <think> in a message is followed by what ends the message, so that nobody's words turn the
+        answer into reasoning. `worker.grammar` decides by the same rule.
         """
         tokens = getattr(self._tokenizer, marker, None)
         if not tokens:
             return False
         for at in range(len(tail) - len(tokens), -1, -1):
             if tuple(tail[at : at + len(tokens)]) == tuple(tokens):
-                return not self._added.intersection(tail[at + len(tokens) :])
+                return not self._tokenizer.decode(list(tail[at + len(tokens) :])).strip()
         return False

@@ -277,11 +277,11 @@ class Batch(_GenerationBatch):  # type: ignore[misc]
             plan = self._plan = _Plan(self.samplers)
 
         logits = self.model(inputs[:, None], cache=self.prompt_cache)[:, -1, :]
-        tokens: list[int] | None = None
+        tokens: list[int] = []
         masks = None
         if plan.reads:
             _async_eval(logits)
-            tokens = inputs.tolist()
+            tokens = _read(inputs)
             for i in plan.reads:
                 plan.rows[i].push(tokens[i])
             if plan.constrained:
@@ -299,8 +299,7 @@ class Batch(_GenerationBatch):  # type: ignore[misc]
         for row in plan.rows:
             row.advance()
 
-        if tokens is None:
-            tokens = inputs.tolist()
+        tokens = tokens or _read(inputs)
         # What is in the KV cache now.
         for known, token in zip(self.tokens, tokens, strict=True):
             known.append(token)
@@ -319,6 +318,12 @@ def make_generator(model: Any, decoder: Decoder, **options: Any) -> Any:
 
 
 # ── the parts of a step ──────────────────────────────────────────────────────────────────────────
+
+
+def _read(tokens: mx.array) -> list[int]:
+    """Waits until they are computed."""
+    read: Any = tokens.tolist()
+    return list(read)
 
 
 def _allowed(decoder: Decoder, plan: _Plan, vocabulary: int) -> mx.array:
@@ -340,15 +345,14 @@ def _edit(
     logits: mx.array,
     decoder: Decoder,
     plan: _Plan,
-    inputs: list[int] | None,
+    inputs: Sequence[int],
     known: Sequence[Sequence[int]],
 ) -> mx.array:
     """Biases, penalties and `min_tokens`: few logits of the rows that have them. `known` are each
-    row's tokens, prompt included, without its input."""
+    row's tokens, prompt included, without its input; `inputs` are only there if a row reads."""
     if plan.biased:
         logits = _add(logits, plan.biased, *plan.bias)
     if plan.repeating:
-        assert inputs is not None
         windows = []
         for i in plan.repeating:
             size = plan.rows[i].parameters.repetition_context

@@ -10,11 +10,14 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import settings
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from supervisor.wire.frames import Calling, Chat, Generate
 from tests.test_text import Pieces
 from worker.text import Decoder
+from worker.tools import forced_form
+from worker.tools.jsontext import JSONText, NotJSON, object_text
 from worker.transcript import Transcript, Transcripts
 
 patient = settings(deadline=None, max_examples=300)
@@ -391,3 +394,270 @@ def test_nothing_is_lost_where_the_answer_breaks_off(form: str) -> None:
             assert whole.startswith(arguments)
         if not seen.calls and model is not GPT_OSS:
             assert seen.text.strip() == text[:size].strip()
+
+
+# ── what is no call, or not a whole one ──────────────────────────────────────────────────────────
+
+OPEN = "<tool_call>"
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (HERMES, "<tool_call>\nI would rather not.\n</tool_call>"),
+        (HERMES, '<tool_call>{"nom": "f", "arguments": {}}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "", "arguments": {}}</tool_call>'),
+        (HERMES, '<tool_call>{"name": 7, "arguments": {}}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "f", "arguments": 7}</tool_call>'),
+        (HERMES, '<tool_call>{"name": "f", "arguments": "[1]"}</tool_call>'),
+        (HERMES, "<tool_call>{'name': 'f', 'arguments': {}}</tool_call>"),
+        (HERMES, '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>'),
+        (HERMES, "<tool_call>"),
+        (HERMES, "<tool_call></tool_call>"),
+        (HERMES, "a</tool_call>b"),
+        (HERMES, "<tool_cal"),
+        (LLAMA, '{"name": "Ada", "age": 36}'),
+        (LLAMA, '{"city": "Paris"}'),
+        (LLAMA, '{"name": "f"}'),
+        (LLAMA, '{"parameters": {"a": 1}}'),
+        (LLAMA, "{not json}"),
+        (LLAMA, '<|python_tag|>print("x")'),
+        (LLAMA, 'Here: {"name": "f", "parameters": {}}'),
+        (MISTRAL, "[TOOL_CALLS]what now"),
+        (MISTRAL, "[TOOL_CALLS]f[ARGS]no"),
+        (MISTRAL, "[TOOL_CALLS]f"),
+        (MISTRAL, "[TOOL_CALLS]" + 300 * "f"),
+        (MISTRAL, '[TOOL_CALLS][{"nom": 1}]'),
+        (KIMI_K2, "<|tool_calls_section_begin|>so be it<|tool_calls_section_end|>"),
+        (KIMI_K2, "<|tool_calls_section_begin|><|tool_calls_section_end|>"),
+        (GLM, "<tool_call>let me see what I can do</tool_call>"),
+        (QWEN_CODER, "<tool_call>\n<function=f>\n<parameter=a>\nmany\n</function>\n</tool_call>x"),
+        (QWEN_CODER, "<tool_call>\n<function=f>\n<parameter=a>\nx\n</parameter></function></tool_call>"),
+        (GLM, "<tool_call>f<arg_key>a</arg_key><arg_value>1</tool_call>"),
+        (PYTHONIC, "<|tool_call_start|>[f(a={1, 2})]<|tool_call_end|>"),
+        (GEMMA4, "<|tool_call>call:f{<tool_call|>"),
+        (FUNCTION_GEMMA, "<start_function_call>call:f{a<end_function_call>"),
+        (LONGCAT, "<longcat_tool_call>f</longcat_tool_call>"),
+        (MINIMAX, '<minimax:tool_call><invoke name="f"></invoke><invoke name="g"></minimax:tool_call>'),
+    ],
+)  # fmt: skip
+def test_what_is_no_call_stays_in_the_text(model: Model, text: str) -> None:
+    for around in (text, f"{text} and so on") if text != "<tool_cal" else (text,):
+        assert everywhere(model, around) == Seen(around, [], "stop")
+
+
+def test_a_call_that_breaks_in_its_arguments_stays_as_far_as_it_was_told() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {"a": nothing}}</tool_call> Sorry.'
+    seen = everywhere(HERMES, text)
+    assert seen.calls == [("f", '{"a": n')]
+    assert (seen.text, seen.reason) == ("othing}}</tool_call> Sorry.", "stop")
+
+
+def test_a_whole_call_counts_though_another_is_broken() -> None:
+    good = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
+    seen = everywhere(HERMES, f"{good}\n<tool_call>oops</tool_call>")
+    assert seen == Seen("<tool_call>oops</tool_call>", [("f", "{}")], "tool_calls")
+
+
+def test_a_marker_in_an_argument_is_an_argument() -> None:
+    arguments = '{"b": "</tool_call><think>{\\"}"}'
+    text = f'<tool_call>{{"name": "f", "arguments": {arguments}}}</tool_call>Done.'
+    assert everywhere(THINKING, text) == Seen("Done.", [("f", arguments)], "tool_calls")
+
+
+@pytest.mark.parametrize(
+    ("written", "told"),
+    [
+        ('"arguments": {}', "{}"),
+        ('"arguments": null', "{}"),
+        ('"arguments": ""', "{}"),
+        ('"arguments": "{\\"a\\": 1}"', '{"a": 1}'),
+        ('"arguments": {"a": -1.5e+3, "b": [true, null, ""]}', '{"a": -1.5e+3, "b": [true, null, ""]}'),
+        ('"arguments": {"b": "two\nlines"}', '{"b": "two\\nlines"}'),
+        ('"arguments": {"b": "\\ud83d\\ude00 \\ud800"}', '{"b": "\\ud83d\\ude00 \\ud800"}'),
+        ('"id": 7, "more": [{}], "arguments": {"a": 1}', '{"a": 1}'),
+        ('"parameters": {"a": 1}', '{"a": 1}'),
+        ('"id": 7', "{}"),
+    ],
+)  # fmt: skip
+def test_arguments_are_one_json_object(written: str, told: str) -> None:
+    for fields in (f'"name": "any", {written}', f'{written}, "name": "any"'):
+        seen = everywhere(HERMES, f"<tool_call>{{{fields}}}</tool_call>")
+        assert seen == Seen("", [("any", told)], "tool_calls")
+        assert isinstance(json.loads(told), dict)
+
+
+def test_arguments_are_told_as_they_grow() -> None:
+    text = '<tool_call>{"name": "f", "arguments": {"a": 1, "b": "x"}}</tool_call>'
+    transcript = make(HERMES, AUTO)
+    transcript._decoder = Decoder(Pieces(list(text)))
+    told = [transcript.push(token).calls for token in range(len(text))]
+    begins = text.index('{"a"')
+    assert not any(told[:begins])
+    assert [(piece.name, piece.arguments) for (piece,) in filter(None, told)] == [
+        ("" if at else "f", letter) for at, letter in enumerate('{"a": 1, "b": "x"}')
+    ]
+
+
+def test_deep_arguments_are_read_without_recursion() -> None:
+    deep = '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    text = f'<tool_call>{{"name": "f", "arguments": {deep}}}</tool_call>'
+    assert read(HERMES, [text]) == Seen("", [("f", deep)], "tool_calls")
+    quoted = json.dumps(deep)
+    text = f'<tool_call>{{"name": "f", "arguments": {quoted}}}</tool_call>'
+    assert read(HERMES, [text]).calls == [("f", deep)]
+    nested = "[" * 100_000
+    text = f'<tool_call>{{"function": {nested}'
+    assert read(HERMES, [text]) == Seen(text, [], "stop")
+
+
+# ── forced calls ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_which_form_a_grammar_forces() -> None:
+    assert forced_form(wrapper(HERMES)) == "hermes"
+    others = (LLAMA, MISTRAL, GPT_OSS, GLM, QWEN_CODER, PLAIN, GEMMA4, KIMI_K2, KIMI_K3, PYTHONIC)
+    assert {forced_form(wrapper(model)) for model in others} == {"array"}
+
+
+ARRAY = '[{"name": "f", "arguments": {"a": 1, "b": "x"}}, {"name": "g", "arguments": {}}]'
+
+
+@pytest.mark.parametrize(
+    "model", [LLAMA, MISTRAL, GPT_OSS, GLM, QWEN_CODER, PLAIN, GEMMA4, KIMI_K2, KIMI_K3, PYTHONIC]
+)
+def test_a_forced_array_is_calls(model: Model) -> None:
+    assert everywhere(model, ARRAY, FORCED) == Seen("", [F, ("g", "{}")], "tool_calls")
+    one = Calling("required", ("f",), parallel=False)
+    assert everywhere(model, ARRAY, one) == Seen("", [F], "tool_calls")
+    assert everywhere(model, ARRAY) == Seen(ARRAY, [], "stop")  # nobody forced it
+    seen = everywhere(model, ARRAY[:36], FORCED, cut=True)
+    assert seen == Seen("", [("f", '{"a": 1,')], "stop")
+
+
+def test_forced_calls_may_follow_reasoning() -> None:
+    text = "<longcat_think>\nf it is.\n</longcat_think>\n" + ARRAY
+    seen = everywhere(LONGCAT, text, FORCED)
+    assert seen == Seen("", [F, ("g", "{}")], "tool_calls", "f it is.")
+    seen = everywhere(
+        LONGCAT, text.removeprefix("<longcat_think>"), FORCED, prompt="<longcat_think>"
+    )
+    assert seen == Seen("", [F, ("g", "{}")], "tool_calls", "f it is.")
+    # The grammar may also forbid reasoning that the prompt has begun.
+    assert everywhere(LONGCAT, ARRAY, FORCED, prompt="<longcat_think>").calls == [F, ("g", "{}")]
+
+
+def test_hermes_forces_its_own_form() -> None:
+    form = FORMS["hermes-two"]
+    assert everywhere(HERMES, form[1], FORCED) == Seen("", [F, G], "tool_calls")
+
+
+# ── JSON ─────────────────────────────────────────────────────────────────────────────────────────
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)  # fmt: skip
+objects = st.dictionaries(st.text(max_size=4), values, max_size=4)
+
+
+@patient
+@given(objects, st.sampled_from([None, 1]), st.booleans())
+def test_every_json_object_is_read_whole(value: Any, indent: int | None, ascii_only: bool) -> None:
+    text = json.dumps(value, indent=indent, ensure_ascii=ascii_only)
+    if not ascii_only and any("\ud800" <= letter <= "\udfff" for letter in text):
+        return
+    assert object_text(text) == text
+    for size in range(len(text)):
+        with pytest.raises(NotJSON):
+            object_text(text[:size])
+    with pytest.raises(NotJSON):
+        object_text(text + "}")
+
+
+@patient
+@given(st.text(alphabet='{}[]",:\\ 01.-+eEtrufalsn\n', max_size=14))
+@example('{"a": 01}')
+@example('{"a": 1,}')
+@example('{"a": [1,]}')
+@example('{"a": +1}')
+@example('{"a" 1}')
+@example('{,"a": 1}')
+@example('{"a": tru}')
+@example('{"a": 1.}')
+@example('{"a": [}')
+@example('{"a": "\\x"}')
+@example('{"a": "\\u00g0"}')
+def test_what_it_takes_for_json_is_json(text: str) -> None:
+    for body in (text, '{"a": ' + text + "}"):
+        try:
+            read_as = object_text(body)
+        except NotJSON:
+            try:
+                known = json.loads(body)
+            except ValueError:
+                continue
+            assert not isinstance(known, dict)
+        else:
+            assert isinstance(json.loads(read_as), dict)
+
+
+def test_the_states_of_json() -> None:
+    reader = JSONText()
+    seen = []
+    for letter in '{"a": [1]}':
+        reader.push(letter)
+        seen.append((reader.state, reader.depth))
+    assert seen == [
+        ("key or end", 1), ("string", 1), ("string", 1), ("colon", 1), ("value", 1), ("value", 1),
+        ("value or end", 2), ("scalar", 2), ("comma", 1), ("done", 0),
+    ]  # fmt: skip
+
+
+# ── anything at all ──────────────────────────────────────────────────────────────────────────────
+
+PARTS = [
+    "{", "}", "[", "]", '"', ":", ",", ";", "f", " ", "\n", '{"name": "f", "', 'arguments": {}}',
+    'parameters": {"a": [1', "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "<think>",
+    "</think>", "<|channel|>", "commentary to=functions.f", "final", "<|message|>", "<|end|>",
+    "<|start|>", "<|call|>", "<|tool_calls_section_begin|>", "<|tool_call_argument_begin|>",
+    "<|tool_call_begin|>", "functions.f:0", "<|tool_calls_section_end|>", "<|python_tag|>",
+    "<|tool_call>", "call:f{a:1}", "<tool_call|>", "<function=f>", "</function>", "<arg_key>",
+    "<|open|>tools<|sep|>", "<|open|>call tool=\"f\"<|sep|>", "<|close|>call<|sep|>", "é😀",
+]  # fmt: skip
+MODELS = [HERMES, THINKING, LLAMA, MISTRAL, KIMI_K2, KIMI_K3, GPT_OSS, GLM, QWEN_CODER, GEMMA4]
+
+
+@settings(deadline=None, max_examples=1500)
+@given(
+    st.sampled_from(MODELS),
+    st.lists(st.sampled_from(PARTS), max_size=14).map("".join),
+    st.sampled_from([AUTO, ONE, FORCED, None]),
+    st.booleans(),
+    st.sampled_from([(), ("f",), ("\n", '"}'), ("<tool_call>",)]),
+    st.randoms(use_true_random=False),
+)
+def test_however_a_text_is_cut_it_means_the_same(
+    model: Model, text: str, calling: Calling | None, cut: bool, stop: tuple[str, ...], random: Any
+) -> None:
+    if calling is None and model in (HERMES, LLAMA, MISTRAL, KIMI_K2, GLM, QWEN_CODER):
+        return  # no parts
+    places = sorted(random.sample(range(len(text) + 1), min(3, len(text))))
+    pieces = [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
+    whole, letters, cuts = (
+        read(model, each, calling, cut=cut, stop=stop) for each in ([text], list(text), pieces)
+    )
+    assert whole == letters == cuts
+    assert whole.reason == "tool_calls" or not any(_is_object(text) for _, text in whole.calls)
+    for name, arguments in whole.calls:
+        assert name
+        assert arguments.startswith("{")
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(json.loads(text), dict)
+    except ValueError:
+        return False

@@ -15,6 +15,17 @@ _OPENERS = {
 }
 """What each call begins with. These parsers skip the calls in a section that they can't read."""
 
+_ARGUMENT = {
+    "glm47": ("<arg_key>", "</arg_value>"),
+    "kimi_k3": ("<|open|>argument ", "<|close|>argument<|sep|>"),
+    "longcat": ("<longcat_arg_key>", "</longcat_arg_value>"),
+    "minicpm5": ("<param name=", "</param>"),
+    "minimax_m2": ("<parameter name=", "</parameter>"),
+    "muse_spark": ("<atem:parameter ", "</atem:parameter>"),
+    "qwen3_coder": ("<parameter=", "</parameter>"),
+}
+"""What each argument begins and ends with. Arguments without an end are skipped as well."""
+
 _NO_NAME = re.compile(r"[\s<>{}\"]")
 
 
@@ -26,6 +37,9 @@ def guarded(name: str, parse: Parser) -> Parser:
         found = parsed if isinstance(parsed, list) else [parsed]
         opener = _OPENERS.get(name)
         if opener and text.count(opener) != len(found):
+            raise NotJSON
+        begins, ends = _ARGUMENT.get(name, ("", ""))
+        if begins and text.count(begins) != text.count(ends):
             raise NotJSON
         for call in found:
             if not isinstance(call, dict) or _NO_NAME.search(str(call.get("name"))):

@@ -1,4 +1,4 @@
-"""First code of every child: `python -m supervisor.child LIFELINE PARENT MODULE ARGUMENTS…`.
+"""First code of every child: `python -m supervisor.child LIFELINE PARENT WORDS MODULE ARGUMENTS…`.
 
 It makes sure that the child cannot outlive its supervisor and cannot dawdle over a core dump, then
 becomes MODULE. It is the only thing of the supervisor's that runs in another process.
@@ -19,7 +19,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    lifeline, parent, module = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    lifeline, parent, words, module = *map(int, sys.argv[1:4]), sys.argv[4]
     # A core dump of a process full of weights delays its end, and so every client's answer.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
@@ -29,8 +29,9 @@ def main() -> None:
     threading.Thread(target=_watch, args=(lifeline,), name="lifeline", daemon=True).start()
     # Terminal signals are the supervisor's business; it tells its children what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    faulthandler.enable()
-    sys.argv = [module, *sys.argv[4:]]
+    os.set_inheritable(words, words <= 2)
+    faulthandler.enable(words)
+    sys.argv = [module, *sys.argv[5:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from supervisor import logs
 from supervisor.catalog import Catalog
+from supervisor.last_words import LastWords
 from supervisor.paths import StateDir, slug
 from supervisor.process import Child, Launcher, describe_exit
 from supervisor.sources import SourceError
@@ -39,6 +40,7 @@ class Events(Protocol):
     def worker_ready(self, model: str, generation: int, ready: frames.Ready) -> None: ...
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None: ...
     def worker_broken(self, model: str, generation: int, reason: str) -> None: ...
+    def worker_dying(self, model: str, generation: int, how: str) -> None: ...
     def worker_exited(self, model: str, generation: int, how: str) -> None: ...
 
 
@@ -50,6 +52,7 @@ class Worker:
     generation: int
     child: Child
     gone: asyncio.Event
+    words: LastWords
     listening: asyncio.Task[None] | None = None
 
     @property
@@ -101,6 +104,7 @@ class Fleet:
                 stderr=self._state.logs / f"{base}.stderr",
                 environ={**self._environ(), **self._catalog.models[model].env},
                 channel=True,
+                words=True,
                 on_exit=lambda returncode: self._exited(key, returncode),
             )
         except OSError as error:
@@ -108,7 +112,13 @@ class Fleet:
             how = f"it could not be started: {error.strerror}"
             loop.call_soon(self._events.worker_exited, model, generation, how)
             return
-        worker = Worker(model, generation, child, asyncio.Event())
+        assert child.words is not None
+        words = LastWords(
+            child.words,
+            child.files[1],
+            lambda how: self._events.worker_dying(model, generation, how),
+        )
+        worker = Worker(model, generation, child, asyncio.Event(), words)
         self._workers[key] = worker
         log.info("worker %s spawned, pid %d, loading %s", worker.name, child.pid, folder)
         self._events.worker_started(model, generation, child.pid)
@@ -148,6 +158,7 @@ class Fleet:
 
     def _exited(self, key: tuple[str, int], returncode: int) -> None:
         worker = self._workers.pop(key)
+        worker.words.close()
         how = describe_exit(returncode)
         self._state.worker_socket(*key).unlink(missing_ok=True)
         worker.gone.set()

@@ -278,6 +278,18 @@ class Pool:
         entry = self._current(model, generation)
         return [] if entry is None else self._kill(entry, reason, now)
 
+    def dying(self, model: str, generation: int, how: str, now: float) -> list[Effect]:
+        """A fatal signal has come. Nothing can save the process, and its end takes its time: those
+        who are in it learn it now."""
+        entry = self._current(model, generation)
+        if entry is None or entry.state is State.STOPPING:
+            return []
+        error = self._crashed(entry, how)
+        effects = [*self._bury_granted(entry, error), *self._refuse_waiting(entry, error)]
+        self._move(entry, Event.KILL)
+        entry.reason, entry.deadline = how, now + self._grace(entry)
+        return effects
+
     def exited(self, model: str, generation: int, how: str, now: float) -> list[Effect]:
         """The process is reaped. `how` describes its end, such as "SIGABRT"."""
         entry = self._current(model, generation)
@@ -393,10 +405,12 @@ class Pool:
         return [Spawn(entry.spec.name, entry.generation)]
 
     def _stop(self, entry: Entry, now: float, *, kill: bool = False) -> list[Effect]:
-        gigabytes = entry.memory_bytes / 1e9
-        grace = self.limits.stop + self.limits.stop_per_gigabyte * gigabytes
-        entry.deadline = None if kill else now + grace
+        entry.deadline = None if kill else now + self._grace(entry)
         return [Stop(entry.spec.name, entry.generation, kill)]
+
+    def _grace(self, entry: Entry) -> float:
+        """Seconds that the process may take to end."""
+        return self.limits.stop + self.limits.stop_per_gigabyte * entry.memory_bytes / 1e9
 
     def _kill(self, entry: Entry, reason: str, now: float) -> list[Effect]:
         if entry.state is State.STOPPING:

@@ -18,9 +18,12 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import psutil
+
+T = TypeVar("T")
+_STDERR = 2
 
 INSTANCE_VARIABLE = "BULKHEAD_INSTANCE"
 """Environment variable by which a later start recognises what an earlier one left."""
@@ -38,6 +41,8 @@ class Child:
     """Where its stdout and stderr go."""
     channel: socket.socket | None
     """Our end of the socketpair that the child inherited."""
+    words: int | None
+    """Our end of the pipe that the child's faulthandler writes to."""
 
     def signal(self, number: signal.Signals) -> None:
         """Signal the child; nothing once it has been reaped (Popen then knows its status)."""
@@ -64,11 +69,14 @@ class Launcher:
         on_exit: Callable[[int], None],
         environ: Mapping[str, str] | None = None,
         channel: bool = False,
+        words: bool = False,
         inherit: Sequence[int] = (),
     ) -> Child:
         """Run `python -m MODULE ARGUMENTS…` in a process group of its own.
 
-        With `channel` the child finds one end of a socketpair as file descriptor `--channel`.
+        With `channel` the child finds one end of a socketpair as file descriptor `--channel`; with
+        `words` its faulthandler writes to a pipe instead of stderr. Both ends of ours are in the
+        result and belong to the caller.
         `on_exit` is called once, on the running event loop, with the return code as subprocess
         gives it (negative = signal). Raises OSError when the process cannot be started.
         """
@@ -81,9 +89,18 @@ class Launcher:
             if channel:
                 ours, theirs = socket.socketpair()
                 stack.callback(theirs.close)
-                stack.push(_close_unless_started(ours))
+                stack.push(_unless_started(socket.socket.close, ours))
                 fds.append(theirs.fileno())
                 arguments = (*arguments, "--channel", str(theirs.fileno()))
+            heard: int | None = None
+            said = _STDERR
+            if words:
+                heard, said = os.pipe()
+                # A supervisor that is stopped must not keep a dying child alive.
+                os.set_blocking(said, False)
+                stack.callback(os.close, said)
+                stack.push(_unless_started(os.close, heard))
+                fds.append(said)
             popen = subprocess.Popen(
                 [
                     sys.executable,
@@ -92,6 +109,7 @@ class Launcher:
                     "supervisor.child",
                     str(self.lifeline),
                     str(os.getpid()),
+                    str(said),
                     module,
                     *arguments,
                 ],
@@ -102,7 +120,7 @@ class Launcher:
                 process_group=0,
                 env={**self.environ, **(environ or {}), INSTANCE_VARIABLE: self.instance},
             )
-        child = Child(role, popen.pid, _start_time(popen.pid), popen, (stdout, stderr), ours)
+        child = Child(role, popen.pid, _start_time(popen.pid), popen, (stdout, stderr), ours, heard)
         threading.Thread(
             target=_wait, args=(popen, loop, on_exit), name=f"wait-{popen.pid}", daemon=True
         ).start()
@@ -152,10 +170,10 @@ def _append(path: Path) -> IO[bytes]:
     return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
 
 
-def _close_unless_started(ours: socket.socket) -> Callable[..., None]:
+def _unless_started(close: Callable[[T], object], end: T) -> Callable[..., None]:
     def on_leaving(kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
-            ours.close()
+            close(end)
 
     return on_leaving
 

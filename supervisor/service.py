@@ -192,7 +192,16 @@ class Supervisor:
         log.error("worker %s#%d must go: %s", model, generation, reason)
         self._perform(self._pool.broken(model, generation, reason, time.monotonic()))
 
+    def worker_dying(self, model: str, generation: int, how: str) -> None:
+        self._mourn(model, generation, how)
+        self._perform(self._pool.dying(model, generation, how, time.monotonic()))
+
     def worker_exited(self, model: str, generation: int, how: str) -> None:
+        self._mourn(model, generation, how)
+        self._perform(self._pool.exited(model, generation, how, time.monotonic()))
+
+    def _mourn(self, model: str, generation: int, how: str) -> None:
+        """Name those who were in a worker that dies unasked."""
         entry = self._pool.entries[model]
         unasked = entry.state in (State.LOADING, State.READY, State.DRAINING)
         if unasked and entry.generation == generation:
@@ -201,7 +210,6 @@ class Supervisor:
             log.error(
                 "worker %s died (%s) with %d requests in it%s", entry.worker, how, len(lost), named
             )
-        self._perform(self._pool.exited(model, generation, how, time.monotonic()))
 
     # ── the control socket ───────────────────────────────────────────────────────────────────────
 

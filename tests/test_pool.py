@@ -349,6 +349,43 @@ def test_a_clean_exit_that_nobody_asked_for_is_a_crash() -> None:
     assert pool.entries["m"].deaths == 1
 
 
+@pytest.mark.parametrize("wanted", [State.READY, State.DRAINING])
+def test_who_is_in_a_dying_worker_learns_it_before_its_exit(wanted: State) -> None:
+    pool = ready_pool()
+    lease = acquire(pool, 2.0)
+    if wanted is State.DRAINING:
+        pool.shutdown(2.5)
+    effects = pool.dying("m", 1, "SIGABRT", 3.0)
+    assert told(effects) == [Told(Bury, lease, "worker_crashed")]
+    assert "(SIGABRT) during this request" in error_of(effects).message
+    assert state(pool) is State.STOPPING
+    assert pool.dying("m", 1, "SIGABRT", 3.0) == []
+    assert pool.exited("m", 1, "SIGABRT", 4.0) == []
+    assert pool.entries["m"].deaths == 1
+
+
+def test_who_comes_while_a_worker_dies_waits_for_the_next() -> None:
+    pool = ready_pool()
+    pool.dying("m", 1, "SIGSEGV", 3.0)
+    late = acquire(pool, 3.5)
+    assert pool.exited("m", 1, "SIGSEGV", 4.0) == [Spawn("m", 2)]
+    assert pool.ready("m", 2, 0, 1, 6.0) == [Grant(late, "m", "m#2", 2)]
+
+
+def test_who_waits_for_a_load_that_dies_is_refused_at_once() -> None:
+    pool = loading_pool()
+    lease = acquire(pool, 0.5)
+    assert told(pool.dying("m", 1, "SIGBUS", 1.0)) == [Told(Refuse, lease, "worker_crashed")]
+
+
+def test_a_dying_worker_that_does_not_die_is_killed() -> None:
+    pool = ready_pool()
+    pool.dying("m", 1, "SIGABRT", 3.0)
+    due = pool.next_deadline()
+    assert due is not None
+    assert pool.tick(due) == [Stop("m", 1, kill=True)]
+
+
 def test_a_killed_worker_buries_its_leases_at_its_exit_and_serves_the_late_by_a_new_one() -> None:
     pool = ready_pool()
     lease = acquire(pool, 2.0)
@@ -723,6 +760,11 @@ class PoolMachine(RuleBasedStateMachine):
 
     @precondition(lambda self: self.processes)
     @rule(data=st.data())
+    def dying(self, data: st.DataObject) -> None:
+        self.perform(self.pool.dying(*self.of_process(data), "SIGABRT", self.now))
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
     def exited(self, data: st.DataObject) -> None:
         model, generation = self.of_process(data)
         del self.processes[model]
@@ -736,6 +778,7 @@ class PoolMachine(RuleBasedStateMachine):
             lambda: self.pool.ready(model, generation, 1, 1, self.now),
             lambda: self.pool.load_failed(model, generation, "no", self.now),
             lambda: self.pool.broken(model, generation, "no", self.now),
+            lambda: self.pool.dying(model, generation, "SIGABRT", self.now),
             lambda: self.pool.exited(model, generation, "SIGKILL", self.now),
         ]
         for event in events:

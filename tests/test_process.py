@@ -34,7 +34,13 @@ class Nursery:
     launcher: Launcher
     stack: ExitStack
 
-    def start(self, *arguments: str, channel: bool = False, inherit: Sequence[int] = ()) -> Any:
+    def start(
+        self,
+        *arguments: str,
+        channel: bool = False,
+        words: bool = False,
+        inherit: Sequence[int] = (),
+    ) -> Any:
         """A child and the future of its return code."""
         ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         child = self.launcher.start(
@@ -45,6 +51,7 @@ class Nursery:
             stderr=self.folder / "stderr",
             environ={"EXTRA": "1"},
             channel=channel,
+            words=words,
             inherit=inherit,
             on_exit=ended.set_result,
         )
@@ -291,7 +298,7 @@ def test_no_child_outlives_its_supervisor(tmp_path: Path, armed: str) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="the parent's pid is checked on Linux alone")
 def test_a_child_whose_parent_is_already_dead_does_not_start() -> None:
     lifeline, held = os.pipe()
-    command = [sys.executable, "-m", "supervisor.child", str(lifeline), "1", "tests.children"]
+    command = [sys.executable, "-m", "supervisor.child", str(lifeline), "1", "2", "tests.children"]
     with open(lifeline, "rb"), open(held, "wb"):
         done = subprocess.run([*command, "exit", "7"], pass_fds=[lifeline], cwd=ROOT, check=False)
     assert done.returncode == 1

@@ -12,9 +12,11 @@ import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
+from supervisor.errors import InvalidValue
 from supervisor.wire.frames import (
     Chat,
     Embed,
@@ -30,6 +32,8 @@ from supervisor.wire.frames import (
 from worker.engine import Job, Loaded, Output, Prepared, Unloadable
 
 PROMPT_TOKENS = 8
+REFUSED = "refuse me"
+"""A text that the engine does not take as a prompt."""
 TORN = "\0torn"
 GARBAGE = "\0garbage"
 """Texts that the fake worker's codec turns into a broken frame; see `tests.fakes.worker`."""
@@ -44,6 +48,12 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Phase → what happens there, after its gate: abort, exit0, raise, torn, garbage, unloadable."""
     at_token: int = 3
     """The decode phase is entered before this token."""
+    says: tuple[Token, ...] = ()
+    """What every answer is, instead of numbered words up to `max_tokens`."""
+    finish_reason: Literal["stop", "length", "tool_calls"] = "stop"
+    """How an answer of `says` ends."""
+    tells_seed: bool = False
+    """Each token of an answer is the seed of its choice."""
     load_steps: int = 3
     generations: tuple[int, ...] = (1,)
 
@@ -82,14 +92,17 @@ class ScriptedEngine:
 
     def prepare(self, request: Generate | Embed) -> Prepared:
         assert isinstance(request, Generate)
+        echo = ""
         match request.prompt:
             case Chat(messages):
                 size = sum(len(str(message["content"])) for message in messages)
             case Text(text):
-                size = len(text)
+                if text == REFUSED:
+                    raise InvalidValue("planned", param="prompt")
+                size, echo = len(text), text
             case Tokens(ids):
-                size = len(ids)
-        return Prepared([0] * max(PROMPT_TOKENS, size))
+                size, echo = len(ids), "".join(f"<{token}>" for token in ids)
+        return Prepared([0] * max(PROMPT_TOKENS, size), echo if request.echo else "")
 
     def insert(self, job: Job) -> None:
         self._jobs[job] = 0
@@ -109,8 +122,14 @@ class ScriptedEngine:
                 frames = [Token(made, said)]
             self._jobs[job] = made + 1
             assert isinstance(job.request, Generate)
-            if made + 1 >= (job.request.max_tokens or 16):
-                frames.append(End("length", len(job.prompt), made + 1))
+            says = self._script.says
+            if says:
+                frames = [says[made]]
+            elif self._script.tells_seed:
+                frames = [Token(made, f"{job.request.sampling.seed} ")]
+            if made + 1 >= (len(says) or job.request.max_tokens or 16):
+                reason = self._script.finish_reason if says else "length"
+                frames.append(End(reason, len(job.prompt), made + 1))
                 del self._jobs[job]
             outputs.append((job, frames))
         return outputs

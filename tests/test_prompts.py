@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.errors import ContextLengthExceeded, InvalidValue
-from supervisor.wire.frames import Chat, Generate, Text
+from supervisor.errors import ContextLengthExceeded, InvalidValue, UnsupportedParameter
+from supervisor.wire.frames import Chat, Generate, Text, Tokens
 from tests.tiny import make_llama
 from worker.prompts import Prompts
 
@@ -146,3 +146,198 @@ def test_a_rejected_request_spoils_nothing(tokenizer: Callable[..., Any]) -> Non
     with pytest.raises(InvalidValue):
         prompts.tokens(chat(user("x")))
     assert wrapper.decode(prompts.tokens(chat(user("x"), user("y")))) == "1.0"
+
+
+def test_jinjas_words_and_what_a_template_quotes_are_not_passed_on(
+    tokenizer: Callable[..., Any],
+) -> None:
+    template = "{{ raise_exception('Unknown: ' + messages[0].content) }}"
+    with pytest.raises(InvalidValue) as caught:
+        Prompts(tokenizer(template), 4096).tokens(chat(user(SECRET)))
+    assert caught.value.message == "The model's chat template rejected the messages."
+
+
+# ── tools ────────────────────────────────────────────────────────────────────────────────────────
+
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+
+
+def rendered(wrapper: Any, prompt: Chat) -> str:
+    tokens = Prompts(wrapper, 4096).tokens(Generate("r", prompt, NOON))
+    return str(wrapper.decode(tokens))
+
+
+def test_tools_are_shown_by_the_template(tokenizer: Callable[..., Any]) -> None:
+    wrapper = tokenizer(
+        "{% if tools is defined and tools %}{{ tools[0].function.name }}{% endif %}."
+    )
+    assert rendered(wrapper, Chat([user("x")], [TOOL])) == "f."
+    assert rendered(wrapper, Chat([user("x")])) == "."
+
+
+def test_tools_that_a_template_would_not_show_are_refused(tokenizer: Callable[..., Any]) -> None:
+    wrapper = tokenizer("{{ messages[0].content }} toolset")
+    with pytest.raises(UnsupportedParameter, match="does not support") as caught:
+        rendered(wrapper, Chat([user(SECRET)], [TOOL]))
+    assert caught.value.param == "tools"
+    assert SECRET not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "tool", [{}, {"function": None}, {"function": {"parameters": {"$ref": "\ud800"}}}, {"a": 1e308}]
+)
+def test_a_broken_tool_is_the_requests_fault(
+    tokenizer: Callable[..., Any], tool: dict[str, Any]
+) -> None:
+    wrapper = tokenizer(
+        "{% for tool in tools %}{{ tool | tojson + tool.function.name }}{% endfor %}"
+    )
+    with pytest.raises(InvalidValue) as caught:
+        rendered(wrapper, Chat([user(SECRET)], [tool]))
+    assert SECRET not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ('{"a": [1]}', "a=[1];"),
+        ("", ""),
+        ("{}", ""),
+        ("[1]", "[1]"),
+        ("no json", "no json"),
+        ("[" * 100_000, "["),
+    ],
+)
+def test_a_calls_arguments_are_an_object_in_the_template(
+    tokenizer: Callable[..., Any], arguments: str, told: str
+) -> None:
+    wrapper = tokenizer(
+        "{% for call in messages[0].tool_calls %}{% set a = call.function.arguments %}"
+        "{% if a is string %}{{ a[:9] }}{% else %}"
+        "{% for k, v in a.items() %}{{ k }}={{ v }};{% endfor %}{% endif %}{% endfor %}."
+    )
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    message = {"role": "assistant", "content": None, "tool_calls": [call]}
+    assert rendered(wrapper, Chat([message])).startswith(told or ".")
+    assert call["function"]["arguments"] == arguments  # type: ignore[index]  # ours to read only
+
+
+def test_a_template_that_wants_the_arguments_text_gets_it(tokenizer: Callable[..., Any]) -> None:
+    wrapper = tokenizer("{{ 'args: ' + messages[0].tool_calls[0].function.arguments }}")
+    call = {"function": {"name": "f", "arguments": '{"a":  1}'}}
+    message = {"role": "assistant", "content": "", "tool_calls": [call]}
+    assert rendered(wrapper, Chat([message])) == 'args: {"a":  1}'
+
+
+def test_the_rest_of_a_message_reaches_the_template(tokenizer: Callable[..., Any]) -> None:
+    wrapper = tokenizer(
+        "{% for m in messages %}{{ m.role }} {{ m.content }} {{ m.reasoning_content }} "
+        "{{ m.tool_call_id }};{% endfor %}"
+    )
+    thought = {"role": "assistant", "content": None, "reasoning_content": "hm"}
+    result = {"role": "tool", "tool_call_id": "1", "content": "7"}
+    assert rendered(wrapper, Chat([thought, result])) == "assistant  hm ;tool 7  1;"
+
+
+# ── template arguments ───────────────────────────────────────────────────────────────────────────
+
+
+def test_arguments_go_to_the_template(tokenizer: Callable[..., Any]) -> None:
+    wrapper = tokenizer("{{ enable_thinking }} {{ date_string }}")
+    options = {"enable_thinking": True, "date_string": "today", "unknown": 1}
+    assert rendered(wrapper, Chat([user("x")], [], options)) == "True today"
+
+
+def test_arguments_never_replace_what_is_ours(tokenizer: Callable[..., Any]) -> None:
+    wrapper = tokenizer("{{ messages[0].content }}{{ tools }}{{ add_generation_prompt }}")
+    options = {
+        "messages": [user("other")],
+        "conversation": [user("other")],
+        "tools": [TOOL],
+        "tokenize": True,
+        "add_generation_prompt": False,
+        "chat_template": "other",
+        "continue_final_message": True,
+        "return_dict": True,
+        "padding": "max_length",
+    }
+    assert rendered(wrapper, Chat([user("mine")], [], options)).startswith("mine")
+    assert rendered(wrapper, Chat([user("mine")], [], options)).endswith("True")
+
+
+@pytest.mark.parametrize(
+    ("template", "asked", "told"),
+    [
+        ("{{ reasoning_effort }}", {"reasoning_effort": "high"}, "high"),
+        ("{{ reasoning_effort }}", {"reasoning_effort": "minimal"}, "minimal"),
+        ("{{ enable_thinking }}", {"reasoning_effort": "none"}, "False"),
+        ("{{ enable_thinking }}", {"reasoning_effort": "minimal"}, "False"),
+        ("{{ thinking }}", {"reasoning_effort": "none"}, "False"),
+        ("{{ enable_thinking is defined }}", {"reasoning_effort": "high"}, "False"),
+        ("{{ enable_thinking }}", {"reasoning_effort": "none", "enable_thinking": True}, "True"),
+    ],
+)
+def test_reasoning_effort_is_told_in_the_templates_terms(
+    tokenizer: Callable[..., Any], template: str, asked: dict[str, Any], told: str
+) -> None:
+    assert rendered(tokenizer(template), Chat([user("x")], [], asked)) == told
+
+
+def test_a_template_in_python_gets_only_what_it_names(tokenizer: Callable[..., Any]) -> None:
+    wrapper = tokenizer()
+    wrapper._chat_template = in_python
+    options = {"enable_thinking": False, "elsewhere": 1, "reasoning_effort": "high"}
+    assert rendered(wrapper, Chat([user("x")], [], options)) == "x False True"
+
+
+def in_python(
+    messages: Any, add_generation_prompt: bool = False, enable_thinking: bool = True
+) -> str:
+    return f"{messages[0]['content']} {enable_thinking} {add_generation_prompt}"
+
+
+# ── what no tokenizer can take ───────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("prompt", [Chat([user("a\ud800b")]), Text("a\ud800b")])
+def test_lone_surrogates_are_refused(tokenizer: Callable[..., Any], prompt: Chat | Text) -> None:
+    with pytest.raises(InvalidValue, match="rejected the") as caught:
+        Prompts(tokenizer(), 4096).tokens(Generate("r", prompt, NOON))
+    assert caught.value.param == ("messages" if isinstance(prompt, Chat) else "prompt")
+
+
+def test_deep_arguments_are_refused(tokenizer: Callable[..., Any]) -> None:
+    deep: Any = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(InvalidValue, match="RecursionError"):
+        rendered(tokenizer("{{ tools | tojson }}"), Chat([user("x")], [{"a": deep}]))
+
+
+@pytest.mark.parametrize("ids", [(-1,), (0, 10**6), (2**63,)])
+def test_ids_outside_of_the_vocabulary_are_refused(
+    tokenizer: Callable[..., Any], ids: tuple[int, ...]
+) -> None:
+    prompts = Prompts(tokenizer(), 4096)
+    with pytest.raises(InvalidValue, match="from 0 to 256") as caught:
+        prompts.tokens(Generate("r", Tokens(ids), NOON))
+    assert caught.value.param == "prompt"
+
+
+def test_the_models_own_vocabulary_counts(tokenizer: Callable[..., Any]) -> None:
+    wrapper = tokenizer()
+    assert Prompts(wrapper, 4096).tokens(Generate("r", Tokens((0, 256)), NOON)) == [0, 256]
+    assert Prompts(wrapper, 4096, 300).tokens(Generate("r", Tokens((299,)), NOON)) == [299]
+    with pytest.raises(InvalidValue):
+        Prompts(wrapper, 4096, 300).tokens(Generate("r", Tokens((300,)), NOON))
+
+
+def test_a_prompts_text_can_be_told(tokenizer: Callable[..., Any]) -> None:
+    prompts = Prompts(tokenizer(), 4096, 300)
+    for prompt in (Text("héllo <|end|>"), Chat([user("x")]), Tokens((256, 299))):
+        request = Generate("r", prompt, NOON)
+        text = prompts.text_of(request, prompts.tokens(request))
+        if isinstance(prompt, Text):
+            assert text == prompt.text
+        else:
+            assert text.startswith("<|")

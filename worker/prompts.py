@@ -119,7 +119,10 @@ class _Template:
         function = getattr(tokenizer, "_chat_template", None) or tokenizer._tokenizer
         self._source = _source(function) if in_python else _joined(written)
         self._ours = _OURS | _parameters(tokenizer._tokenizer.apply_chat_template)
-        self._in_python = in_python
+        self._accepted = (
+            _parameters(function) if in_python and inspect.isfunction(function) else None
+        )
+        """The only arguments that a template in Python takes; None = it takes any."""
 
     def knows(self, variable: str) -> bool:
         """Whether the template names `variable`."""
@@ -173,8 +176,12 @@ class _Template:
                     options.setdefault(switch, False)
         if not self.knows("reasoning_effort"):
             options.pop("reasoning_effort", None)
-        if self._in_python:  # Jinja ignores what a template does not name
-            options = {name: value for name, value in options.items() if self.knows(name)}
+        if self._accepted is not None:  # Jinja's ignore what they do not name
+            options = {
+                name: value
+                for name, value in options.items()
+                if name in self._accepted or ("kwargs" in self._accepted and self.knows(name))
+            }
         return options
 
     def _own_words(self, error: TemplateError) -> str:
@@ -233,13 +240,13 @@ def _source(function: Any) -> str:
 
 
 def _parameters(function: Any) -> frozenset[str]:
-    """The names that a function gives its parameters."""
+    """The names that a function gives its parameters; that of `**kwargs` is "kwargs"."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):
         return frozenset()
     return frozenset(
-        each.name for each in parameters if each.kind is not inspect.Parameter.VAR_KEYWORD
+        "kwargs" if each.kind is inspect.Parameter.VAR_KEYWORD else each.name for each in parameters
     )
 
 

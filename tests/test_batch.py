@@ -316,7 +316,7 @@ def test_a_temperature_samples_and_zero_does_not(
     engine: BatchEngine, reference: dict[str, tuple[list[int], str]]
 ) -> None:
     greedy = reference[PROMPTS[1]][0]
-    asked = [{"temperature": 2.0}, {"temperature": 0.0}, {"temperature": 2.0}, {}]
+    asked = [{"temperature": 2.0, "seed": 1}, {"temperature": 0.0}, {"temperature": 2.0}, {}]
     hot, cold, hot_too, default = sampled(engine, asked)
     assert cold == default == greedy
     assert hot != greedy

@@ -161,7 +161,7 @@ def test_sampling_defaults_are_the_makers(
     if content is not None:
         path.write_text(content)
     model = load(folder)
-    assert (model.temperature, model.top_p) == (temperature, top_p)
+    assert (model.defaults.temperature, model.defaults.top_p) == (temperature, top_p)
 
 
 # ── the import ───────────────────────────────────────────────────────────────────────────────────

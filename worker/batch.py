@@ -12,13 +12,23 @@ from typing import Any
 
 import mlx.core as mx
 
-from supervisor.errors import UnsupportedValue
-from supervisor.wire.frames import Embed, End, FromEngine, Generate, Load, Progress, Token
-from worker import loading
+from supervisor.wire.frames import (
+    Embed,
+    End,
+    FromEngine,
+    Generate,
+    Load,
+    Logprob,
+    Logprobs,
+    Progress,
+    Token,
+)
+from worker import loading, sampling
+from worker.embedding import Embedder
 from worker.engine import Job, Loaded, Output, Prepared
+from worker.pieces import Pieces
 from worker.prompts import Prompts
-from worker.sampling import Samplers
-from worker.text import TextStream
+from worker.transcript import AnyTranscript, Delta, Transcripts
 
 log = logging.getLogger("bulkhead.worker")
 
@@ -34,7 +44,7 @@ class _Live:
     """A job inside the generator."""
 
     job: Job
-    text: TextStream
+    text: AnyTranscript
     tokens: int = 0
     ahead: bool = False
     """Whether the first token has been told before the generator has told it."""
@@ -55,18 +65,25 @@ class BatchEngine:
         loading.import_mlx_lm()
 
     def load(self, load: Load, progress: Callable[[int, int], None]) -> Loaded:
-        from mlx_lm.generate import BatchGenerator, StopSequences
+        from mlx_lm.generate import StopSequences
 
-        from worker import prefill
-
-        prefill.install()
+        from worker import decoding, grammar, prefill
 
         self._model = loading.load(Path(load.path), load.context, progress)
-        self._prompts = Prompts(self._model.tokenizer, self._model.context)
-        self._samplers = Samplers()
-        generator: Any = BatchGenerator(
-            self._model.model,
-            stop_tokens=[[token] for token in self._model.tokenizer.eos_token_ids],
+        model, tokenizer, context = self._model.model, self._model.tokenizer, self._model.context
+        # Of a lazy array the shape is known without computing it.
+        self._width = int(model(mx.array([[0]])).shape[-1])
+        self._prompts = Prompts(tokenizer, context, self._width)
+        self._transcripts = Transcripts(tokenizer)
+        self._grammars = grammar.Grammars(tokenizer, self._width)
+        self._pieces = Pieces(tokenizer)
+        self._embedder = Embedder(model, tokenizer, Path(load.path), context)
+        self._eos = tuple(sorted(tokenizer.eos_token_ids))
+        prefill.install()
+        generator: Any = decoding.make_generator(
+            model,
+            decoding.Decoder(fill=grammar.fill, eos=self._eos, xtc_kept=self._eos),
+            stop_tokens=[[token] for token in self._eos],
             completion_batch_size=load.max_concurrency,
             prefill_batch_size=min(PREFILL_BATCH, load.max_concurrency),
             prefill_step_size=PREFILL_STEP,
@@ -75,17 +92,27 @@ class BatchEngine:
         # workers share the machine; closing does nothing but undo that.
         generator.close()
         self._generator = generator
+        self._make_row = decoding.Row
         self._concurrency = load.max_concurrency
         self._never_stop = StopSequences()
-        return Loaded(mx.get_active_memory(), self._model.context)
+        return Loaded(mx.get_active_memory(), context)
 
     def prepare(self, request: Generate | Embed) -> Prepared:
         if isinstance(request, Embed):
-            raise UnsupportedValue("This model makes no embeddings.", param="model")
-        return Prepared(self._prompts.tokens(request))
+            return Prepared(inputs=self._embedder.prepare(request))
+        sampling.check(request.sampling, self._width)
+        prompt = self._prompts.tokens(request)
+        return Prepared(
+            prompt,
+            echo=self._prompts.text_of(request, prompt) if request.echo else "",
+            constraint=self._grammars.compile(request, prompt),
+        )
 
     def insert(self, job: Job) -> None:
-        self._queue.append(job)
+        if isinstance(job.request, Embed):
+            self._embedder.insert(job)
+        else:
+            self._queue.append(job)
 
     def _admit(self) -> None:
         """Give queued jobs to the generator, a whole group at a time.
@@ -106,21 +133,30 @@ class BatchEngine:
     def _start(self, job: Job) -> None:
         request, model = job.request, self._model
         assert isinstance(request, Generate)
-        wanted = request.sampling
         room = model.context - len(job.prompt)
-        temperature = model.temperature if wanted.temperature is None else wanted.temperature
-        top_p = model.top_p if wanted.top_p is None else wanted.top_p
+        constraint = job.prepared.constraint
+        row = self._make_row(
+            sampling.resolve(request.sampling, model.defaults),
+            min_tokens=request.min_tokens,
+            logprobs=request.logprobs,
+            constraint=constraint,
+        )
+        # Of what a grammar has completed, the end is all that can follow.
+        endless = request.ignore_eos and constraint is None
         (uid,) = self._generator.insert(
             [list(job.prompt)],
             max_tokens=[min(request.max_tokens or room, room)],
-            samplers=[self._samplers.get(temperature, top_p)],
-            stop_sequences=[self._never_stop] if request.ignore_eos else None,
+            samplers=[row],
+            stop_sequences=[self._never_stop] if endless else None,
         )
-        self._live[uid] = _Live(job, TextStream(model.tokenizer.detokenizer, request.stop))
+        self._live[uid] = _Live(job, self._transcripts.make(request, job.prompt))
         self._uids[job] = uid
         self._prefilling[uid] = len(job.prompt)
 
     def remove(self, job: Job) -> None:
+        if isinstance(job.request, Embed):
+            self._embedder.remove(job)
+            return
         uid = self._uids.pop(job, None)
         if uid is not None:
             del self._live[uid]
@@ -130,6 +166,10 @@ class BatchEngine:
             self._queue.remove(job)
 
     def step(self) -> Sequence[Output]:
+        decoded = self._decode() if self._live or self._queue else []
+        return [*decoded, *self._embedder.step()]
+
+    def _decode(self) -> list[Output]:
         self._admit()
         prefills, generated = self._generator.next()
         outputs: list[Output] = []
@@ -145,7 +185,7 @@ class BatchEngine:
             if live.ahead:
                 live.ahead = False
                 continue
-            frames = self._frames(live, response.token, response.finish_reason)
+            frames = self._frames(live, response.token, response.finish_reason, response.logprobs)
             # Of a stop string the generator knows nothing.
             self._told(response.uid, frames, ended=response.finish_reason is not None)
             outputs.append((live.job, frames))
@@ -166,10 +206,10 @@ class BatchEngine:
             del self._prefilling[uid]
             live, at = self._live[uid], batch.uids.index(uid)
             token = tokens[at]
-            if token in self._model.tokenizer.eos_token_ids or batch.max_tokens[at] == 1:
+            if token in self._eos or batch.max_tokens[at] == 1:
                 continue
             live.ahead = True
-            frames = self._frames(live, token, None)
+            frames = self._frames(live, token, None, batch._next_logprobs[at])
             self._told(uid, frames, ended=False)
             outputs.append((live.job, frames))
         return outputs
@@ -183,34 +223,54 @@ class BatchEngine:
 
     @property
     def busy(self) -> bool:
-        return bool(self._live or self._queue)
+        # Asked before there is a model, too.
+        embedder = getattr(self, "_embedder", None)
+        return bool(self._live or self._queue or (embedder is not None and embedder.busy))
 
     def close(self) -> None:
         self._queue.clear()
         self._live.clear()
         self._uids.clear()
-        for held in ("_generator", "_model", "_prompts"):
+        for held in ("_generator", "_embedder", "_model", "_prompts", "_transcripts", "_grammars"):
             if hasattr(self, held):
                 delattr(self, held)
         gc.collect()
         mx.clear_cache()
 
-    def _frames(self, live: _Live, token: int, finish: str | None) -> Sequence[FromEngine]:
-        """What one generated token means for its request."""
+    def _frames(
+        self, live: _Live, token: int, finish: str | None, told: Any
+    ) -> Sequence[FromEngine]:
+        """What one generated token means for its request. `told` are its log probabilities."""
+        text = live.text
         if finish == "stop":
-            # The end-of-sequence token is not output; what was held back for stop strings is.
-            text = live.text.finish()
-            ended = self._end(live, "stop")
-            return [Token(token, text), ended] if text else [ended]
+            # The end-of-sequence token is not output; what was held back is.
+            rest = text.finish()
+            ended = self._end(live, text.finish_reason)
+            return [_token(token, rest), ended] if any(rest) else [ended]
         live.tokens += 1
-        text = live.text.push(token)
-        if finish == "length" and not live.text.stopped:
-            text += live.text.finish()
-        if live.text.stopped:
-            return [Token(token, text), self._end(live, "stop")]
-        if finish == "length":
-            return [Token(token, text), self._end(live, "length")]
-        return [Token(token, text)]
+        delta = text.push(token)
+        reason: str | None = text.finish_reason if text.stopped else finish
+        if reason is not None:
+            rest = text.finish(cut=not text.stopped)
+            delta = Delta(
+                delta.text + rest.text, delta.reasoning + rest.reasoning, delta.calls + rest.calls
+            )
+        frame = _token(token, delta, None if told is None else self._logprobs(token, told))
+        return [frame] if reason is None else [frame, self._end(live, reason)]
+
+    def _logprobs(self, token: int, told: Any) -> Logprobs:
+        return Logprobs(
+            self._logprob(token, told.sampled),
+            tuple(self._logprob(other, value) for other, value in told.top),
+        )
+
+    def _logprob(self, token: int, value: float) -> Logprob:
+        raw = self._pieces.raw(token)
+        return Logprob(token, raw.decode("utf-8", "replace"), raw, value)
 
     def _end(self, live: _Live, reason: Any) -> End:
-        return End(reason, len(live.job.prompt), live.tokens)
+        return End(reason, len(live.job.prompt), live.tokens, live.text.reasoning_tokens)
+
+
+def _token(token: int, delta: Delta, logprobs: Logprobs | None = None) -> Token:
+    return Token(token, delta.text, delta.reasoning, delta.calls, logprobs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import resource
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from worker.engine import Unloadable
+from worker.sampling import Defaults
 
 _CHUNK_BYTES = 256 * 2**20
 """Weights read between two reports of progress: under a second from any disk."""
@@ -32,8 +34,7 @@ class Model:
     model: Any
     tokenizer: Any
     context: int
-    temperature: float
-    top_p: float
+    defaults: Defaults
 
 
 def import_mlx_lm() -> None:
@@ -90,8 +91,13 @@ def load(folder: Path, context: int, progress: Callable[[int, int], None]) -> Mo
         model=model,
         tokenizer=tokenizer,
         context=min(context, own) if context else own,
-        temperature=0.0 if greedy else _number(sampling.get("temperature"), 1.0),
-        top_p=_number(sampling.get("top_p"), 1.0),
+        defaults=Defaults(
+            temperature=0.0 if greedy else _number(sampling.get("temperature"), 1.0),
+            top_p=_number(sampling.get("top_p"), 1.0),
+            top_k=int(_number(sampling.get("top_k"), 0)),
+            min_p=_number(sampling.get("min_p"), 0.0),
+            repetition_penalty=_number(sampling.get("repetition_penalty"), 1.0),
+        ),
     )
 
 
@@ -135,7 +141,8 @@ def _generation_config(folder: Path) -> dict[str, Any]:
 
 
 def _number(value: object, default: float) -> float:
-    return float(value) if isinstance(value, int | float) else default
+    usable = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if usable else default  # type: ignore[arg-type]
 
 
 def _reason(error: Exception) -> str:

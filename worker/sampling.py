@@ -9,10 +9,8 @@ of shape [rows, vocabulary]; parameters of shape [rows, 1] broadcast against the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
 
 import mlx.core as mx
 
@@ -224,33 +222,3 @@ def apply_top_k(logits: mx.array, top_k: int) -> mx.array:
         return logits
     others = mx.argpartition(-logits, kth=top_k - 1, axis=-1)[:, top_k:]
     return mx.put_along_axis(logits, others, mx.array(-math.inf, logits.dtype), axis=-1)
-
-
-# Until worker.batch decodes with worker.decoding.
-
-Sampler = Callable[[Any], Any]
-
-
-class Samplers:
-    """Gives out one sampler object for each distinct set of parameters, the recent ones kept."""
-
-    def __init__(self) -> None:
-        from mlx_lm.sample_utils import make_sampler
-
-        def make(temperature: float, top_p: float) -> Sampler:
-            # mlx-lm compiles its sampling, and a plain number would be part of what is compiled,
-            # anew for each value.
-            make_any: Any = make_sampler
-            sampler: Sampler = make_any(
-                temp=mx.array(temperature) if temperature else 0.0,
-                top_p=mx.array(top_p) if top_p < 1 else 1.0,
-            )
-            return sampler
-
-        self._make = lru_cache(maxsize=64)(make)
-
-    def get(self, temperature: float, top_p: float) -> Sampler:
-        """`temperature` 0 = greedy, in which case `top_p` means nothing. `top_p` 0 leaves nothing
-        but the likeliest token too; to mlx-lm it would mean no limit."""
-        greedy = temperature < _COLDEST or top_p == 0
-        return self._make(0.0 if greedy else temperature, 1.0 if greedy else top_p)

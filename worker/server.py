@@ -18,6 +18,7 @@ from supervisor.wire.frames import (
     Chat,
     Embed,
     Failed,
+    Generate,
     Hello,
     LoadFailed,
     Loading,
@@ -119,7 +120,7 @@ class WorkerServer:
         A short prompt costs less than the way to the other thread and back, and is prepared right
         here while that thread is idle.
         """
-        if self._preparing == 0 and prompt_size(request) <= _SHORT_PROMPT:
+        if self._preparing == 0 and _is_quick(request):
             return self._engine.prepare(request)
         loop = asyncio.get_running_loop()
         self._preparing += 1
@@ -183,6 +184,14 @@ class WorkerServer:
                 how,
                 time.monotonic() - begun,
             )
+
+
+def _is_quick(request: ToEngine) -> bool:
+    """Whether preparing takes less than the way to another thread. The first grammar of a model
+    takes a second."""
+    if isinstance(request, Generate) and (request.structure or request.calling):
+        return False
+    return prompt_size(request) <= _SHORT_PROMPT
 
 
 def prompt_size(request: ToEngine) -> int:

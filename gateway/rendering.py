@@ -48,8 +48,8 @@ class Renderer:
         self._head = {"id": id, "created": created, "model": model}
         kind: type[_ChatChoice] | type[_TextChoice] = _ChatChoice if chat else _TextChoice
         self._choices: list[_ChatChoice | _TextChoice] = [kind() for _ in range(choices)]
-        self._plain: list[tuple[bytes, bytes] | None] = [None] * choices
-        """What surrounds the text of a chunk that holds text alone, encoded once."""
+        self._around: list[tuple[bytes, bytes, list[bytes]] | None] = [None] * choices
+        """Encoded once: most chunks hold text alone or reasoning alone."""
 
     # ── streamed ─────────────────────────────────────────────────────────────────────────────────
 
@@ -59,16 +59,25 @@ class Renderer:
 
     def token(self, choice: int, token: Token) -> bytes:
         """The SSE event of one token. The first of a chat's choice carries the role."""
-        around = self._plain[choice]
-        if around is not None and not (token.reasoning or token.calls or token.logprobs):
-            return around[0] + _json(token.text) + around[1]
+        around = self._around[choice]
+        if around is not None and not (token.calls or token.logprobs):
+            before, after, thought = around
+            if not token.reasoning:
+                return before + _json(token.text) + after
+            if not token.text and self._chat:
+                return _json(token.reasoning).join(thought)
         content, logprobs = self._choices[choice].chunk(token)
         if around is None:  # what follows is no first chunk any more
-            mark = "\0"
-            plain = {"delta": {"content": mark}} if self._chat else {"text": mark}
-            before, after = self._chunk(choice, plain).rsplit(_json(mark), 1)
-            self._plain[choice] = before, after
+            self._around[choice] = self._surroundings(choice)
         return self._chunk(choice, content, logprobs)
+
+    def _surroundings(self, choice: int) -> tuple[bytes, bytes, list[bytes]]:
+        """What is around the text, and around the reasoning, of a chunk that has nothing else."""
+        mark = "\0"
+        plain = {"delta": {"content": mark}} if self._chat else {"text": mark}
+        thought = {"delta": {"reasoning_content": mark, "reasoning": mark}}
+        before, after = self._chunk(choice, plain).rsplit(_json(mark), 1)
+        return before, after, self._chunk(choice, thought).rsplit(_json(mark), 2)
 
     def finish(self, choice: int, end: End) -> bytes:
         """The closing events of a choice."""

@@ -52,6 +52,7 @@ from supervisor.wire.frames import (
     Token,
     ToSupervisor,
 )
+from supervisor.wire.stream import connect
 
 REQUEST = Generate("r1", Text("hello"), 1.5, max_tokens=7, stop=("x",))
 DIED = Died("worker_crashed", "The worker m#1 died (SIGABRT).", None, 9)
@@ -298,8 +299,8 @@ def test_choices_are_merged_and_each_keeps_its_order(play: Callable[[Scene], Non
             choice, frame = await generation.receive()
             frames[choice].append(frame)
         for number in frames:
-            *tokens, end = frames[number]
-            assert tokens == [Token(number * 10 + place, "x") for place in range(5)]
+            *arrived, end = frames[number]
+            assert arrived == [Token(number * 10 + place, "x") for place in range(5)]
             assert end == End("stop", 3, 5)
         generation.close()
         assert [await worker.receive() for worker in workers] == [None] * 3
@@ -454,7 +455,7 @@ def test_a_worker_lost_between_two_choices_is_explained_and_leaks_nothing(
     patience()
 
     async def scene(stage: Stage) -> None:
-        real, calls = relay_module.connect, 0
+        real, calls = connect, 0
 
         async def once(path: str, frames: Any) -> Any:
             nonlocal calls

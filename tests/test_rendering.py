@@ -228,8 +228,8 @@ def test_each_choice_has_its_own_number_role_and_end(is_chat: bool) -> None:
 @pytest.mark.parametrize("is_chat", [True, False])
 def test_an_answer_has_all_its_choices(is_chat: bool) -> None:
     choices = [
-        collected(tokens_of([text]), End(reason, 3, 1))
-        for text, reason in (("a", "stop"), ("b", "length"))  # type: ignore[arg-type]
+        collected(tokens_of(["a"]), End("stop", 3, 1)),
+        collected(tokens_of(["b"]), End("length", 3, 1)),
     ]
     body = renderer(chat=is_chat, choices=2).answer(choices, usage([END, END], 2))
     answer: Any = (ChatCompletion if is_chat else Completion).model_validate_json(body, strict=True)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import string
 from dataclasses import asdict, dataclass
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +100,16 @@ def make_model(
     shape: Shape | None = None,
     seed: int = 0,
     vocabulary: int = 0,
+    words: int = 0,
 ) -> Path:
     """Write a random float32 model of one of `ARCHITECTURES` with a byte-level tokenizer to
     `folder` and return it. The model's `vocabulary` may be larger than the tokenizer's, as many
-    models' are."""
+    models' are. `words` are tokens of several letters: text never becomes one, output may."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
     folder.mkdir(parents=True, exist_ok=True)
-    known = _write_tokenizer(folder)
+    known = _write_tokenizer(folder, words)
     config: dict[str, Any] = {
         "model_type": architecture,
         "vocab_size": max(known, vocabulary),
@@ -136,11 +139,13 @@ def make_model(
     return folder
 
 
-def _write_tokenizer(folder: Path) -> int:
+def _write_tokenizer(folder: Path, words: int) -> int:
     """A byte-level tokenizer in which every byte is a token; returns the vocabulary's size."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    spellings = product(string.ascii_lowercase + string.digits + '":,{}[]', repeat=3)
+    alphabet += ["".join(letters) for letters in islice(spellings, words)]
     tokenizer = Tokenizer(
         models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[])
     )

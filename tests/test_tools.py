@@ -418,6 +418,7 @@ OPEN = "<tool_call>"
         (HERMES, "<tool_cal"),
         (LLAMA, '{"name": "Ada", "age": 36}'),
         (LLAMA, '{"city": "Paris"}'),
+        (LLAMA, '{"name": "Ada", "age": 36, "parameters": {}}'),
         (LLAMA, '{"name": "f"}'),
         (LLAMA, '{"parameters": {"a": 1}}'),
         (LLAMA, "{not json}"),
@@ -444,6 +445,24 @@ OPEN = "<tool_call>"
 def test_what_is_no_call_stays_in_the_text(model: Model, text: str) -> None:
     for around in (text, f"{text} and so on") if text != "<tool_cal" else (text,):
         assert everywhere(model, around) == Seen(around, [], "stop")
+
+
+def test_the_end_of_an_answer_may_stand_for_the_end_of_a_call() -> None:
+    text = '<|tool_call_start|>[f(a=1, b="x")]'
+    assert everywhere(PYTHONIC, text) == Seen("", [F], "tool_calls")
+    assert everywhere(PYTHONIC, text, cut=True) == Seen(text, [], "stop")
+    text = "<|channel|>commentary to=functions.f<|message|>"
+    assert everywhere(GPT_OSS, text) == Seen("", [("f", "{}")], "tool_calls")
+    assert everywhere(GPT_OSS, text, cut=True).calls == []
+    text += '{"a": 1, "b": "x"}\n\n'
+    assert everywhere(GPT_OSS, text) == Seen("", [F], "tool_calls")
+
+
+def test_what_is_too_long_for_a_name_does_not_wait() -> None:
+    transcript = make(MISTRAL, AUTO)
+    transcript._decoder = Decoder(Pieces(["[TOOL_CALLS]", 300 * "f"]))
+    transcript.push(0)
+    assert transcript.push(1).text == "[TOOL_CALLS]" + 300 * "f"
 
 
 def test_a_call_that_breaks_in_its_arguments_stays_as_far_as_it_was_told() -> None:

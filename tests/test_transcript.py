@@ -114,6 +114,8 @@ def test_harmonys_channels() -> None:
     assert everywhere(GPT_OSS, "Just text.", None).text == "Just text."
     assert everywhere(GPT_OSS, '{"a": 1}', None).text == '{"a": 1}'
     assert everywhere(GPT_OSS, "<|channel|>final<|mess", None).text == ""
+    broken_off = "<|channel|>analysis<|start|>assistant<|channel|>final<|message|>42"
+    assert everywhere(GPT_OSS, broken_off, None) == Seen("42", [], "stop")
 
 
 def test_a_harmony_message_to_a_function_without_json_is_text() -> None:
@@ -183,6 +185,9 @@ def test_a_stop_string_may_be_a_marker_where_no_call_is_meant() -> None:
 def test_a_text_that_only_began_a_stop_string_comes_before_the_call() -> None:
     seen = everywhere(HERMES, f"A EN{CALL}", stop=["END"])
     assert seen == Seen("A EN", [F], "tool_calls")
+    transcript = make(HERMES, AUTO, stop=["END"])
+    transcript._decoder = Decoder(Pieces(["A EN<tool_call>", '{"name": "f"}']))
+    assert transcript.push(0) == Delta("A EN")
 
 
 def test_after_the_stop_nothing_changes() -> None:

@@ -68,6 +68,7 @@ class Generation:
 
     def __init__(
         self,
+        request_id: str,
         model: str,
         worker: str,
         lease: FrameStream[ToGateway],
@@ -75,6 +76,8 @@ class Generation:
     ) -> None:
         self.model = model
         self.worker = worker
+        self._request_id = request_id
+        self._prompt_tokens = 0
         self._lease = lease
         self._works = works
         self._faulty = False
@@ -140,8 +143,9 @@ class Generation:
                 raise restore(code, message, param=param, retry_after=retry_after)
             case None:
                 raise await self._cause("the connection closed before the end frame")
-            case _:
-                return frame
+            case Accepted(prompt_tokens):
+                self._prompt_tokens += prompt_tokens
+        return frame
 
     def close(self) -> None:
         """Give the place back; to a worker that still generates this is a cancel."""
@@ -173,6 +177,12 @@ class Generation:
             log.error("the supervisor broke the protocol: %s", error)
         self._hang_up()
         if isinstance(frame, Died):
+            log.warning(
+                "%s was in worker %s when it died, with %d prompt tokens",
+                self._request_id,
+                self.worker,
+                self._prompt_tokens,
+            )
             return restore(
                 frame.code, frame.message, param=frame.param, retry_after=frame.retry_after
             )
@@ -236,7 +246,7 @@ class Relay:
         # Not before: this request's own frames go first.
         self._leases.refill(self._control)
         self._workers.refill(granted.socket)
-        return Generation(granted.model, granted.worker, lease, works)
+        return Generation(choices[0].request_id, granted.model, granted.worker, lease, works)
 
     async def close(self) -> None:
         """Let go of the connections kept ahead."""

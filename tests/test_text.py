@@ -169,3 +169,19 @@ def test_a_character_that_stays_cut_is_told_as_such(tokenizer: Any) -> None:
     cut = tokenizer.encode("a😀", add_special_tokens=False)[:-1]
     assert [stream.push(token) for token in cut] == ["a", "", "", ""]
     assert set(stream.finish()) == {"\ufffd"}
+
+
+@pytest.mark.parametrize("error", [IndexError, KeyError, TypeError])
+def test_a_token_that_the_detokenizer_does_not_know_has_no_text(error: type[Exception]) -> None:
+    class Holes(Pieces):
+        def add_token(self, token: int) -> None:
+            if token == 1:
+                raise error
+            super().add_token(token)
+
+        def finalize(self) -> None:
+            raise error
+
+    stream = TextStream(Holes(["a", "never", "b"]))
+    assert [stream.push(token) for token in range(3)] == ["a", "", "b"]
+    assert stream.finish() == ""

@@ -412,6 +412,7 @@ OPEN = "<tool_call>"
         (HERMES, '<tool_call>{"name": "f", "arguments": "[1]"}</tool_call>'),
         (HERMES, "<tool_call>{'name': 'f', 'arguments': {}}</tool_call>"),
         (HERMES, '<tool_call>{"name": "\\ud800", "arguments": {}}</tool_call>'),
+        (HERMES, '<tool_call>{"function": {"name": "\\ud800", "arguments": {}}}</tool_call>'),
         (HERMES, "<tool_call>"),
         (HERMES, "<tool_call></tool_call>"),
         (HERMES, "a</tool_call>b"),

@@ -14,7 +14,17 @@ from typing import Any
 import pytest
 
 from tests.fakes.engine import Script, text_of
-from tests.serving import DEADLINE, Answer, Gate, Server, Streaming, gate, serving
+from tests.serving import (
+    DEADLINE,
+    Answer,
+    Deadline,
+    Gate,
+    Server,
+    Streaming,
+    alive,
+    gate,
+    serving,
+)
 
 SIGNALS = {"SIGABRT": signal.SIGABRT, "SIGSEGV": signal.SIGSEGV, "SIGKILL": signal.SIGKILL}
 PHASES = ("spawning", "loading", "prefill", "decoding")
@@ -104,8 +114,13 @@ def test_signal_in_every_phase(
             neighbour = server.loaded("neighbour")["pid"]
             (hit,) = start_load(server, 1)
             reach(phase, stop, hit)
-            os.kill(server.loaded("victim")["pid"], SIGNALS[name])
+            pid = server.loaded("victim")["pid"]
+            os.kill(pid, SIGNALS[name])
             assert_crash(hit.answer(), phase, name)
+            # The client knows before the process has ended, and so has left the gate.
+            deadline = Deadline()
+            while alive(pid):
+                deadline.check("the victim to end")
             stop.open()
             if phase == "spawning":
                 # The environment's gate stands before every incarnation.

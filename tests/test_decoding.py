@@ -157,7 +157,7 @@ KINDS: dict[str, Callable[[], Row]] = {
     "xtc": lambda: Row(
         Parameters(seed=11, temperature=1.5, xtc_probability=0.5, xtc_threshold=0.05)
     ),
-    "penalised": lambda: Row(replace(SEEDED, presence_penalty=1.0, frequency_penalty=0.5)),
+    "penalised": lambda: Row(replace(SEEDED, presence_penalty=5.0, frequency_penalty=3.0)),
     "repeating": lambda: Row(
         replace(SEEDED, seed=6, repetition_penalty=1.5, repetition_context=len(PROMPT) + 4)
     ),

@@ -1,4 +1,4 @@
-"""Nothing that a client sends hurts a worker: the known killers by name."""
+"""Nothing that a client sends hurts a worker: the known killers by name, and a short random run."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests.fuzz import fuzz, fuzzed
 from tests.serving import Answer, Server, serving
 from tests.tiny import make_llama
 
@@ -298,3 +299,11 @@ def test_prompt_equal_to_an_earlier_answer(name: str, server: Server) -> None:
         assert again.json["choices"] == answer.json["choices"]
         longer = {**longer, "prompt": longer["prompt"] + answer.json["choices"][0]["text"]}
     assert state(server, name) == before
+
+
+def test_random_requests(tmp_path: Path) -> None:
+    """The short form of `python -m tests.fuzz`."""
+    for running in fuzzed(tmp_path):
+        seen = fuzz(running, seed=3, requests=200)
+        assert seen[200] > 40
+        assert seen[400] > 40

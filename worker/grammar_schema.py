@@ -57,6 +57,15 @@ UNSUPPORTED = _words(
 )
 """Words of JSON Schema that no grammar here expresses. Words that JSON Schema doesn't know mean
 nothing, to any validator."""
+_LEAP = r"([1-9]\d(0[48]|[2468][048]|[13579][26])|([2468][048]|[13579][26])00)"
+_DATE = rf"^([1-9]\d{{3}}-(0[13-9]|1[0-2]|02-([01]|2[0-8]))|{_LEAP}-02-29)"
+NARROWED = {
+    "date": _DATE,
+    "date-time": _DATE + "[^:]*:[^:]*:[0-5]",
+    "time": "^[^:]*:[^:]*:[0-5]",
+}
+"""Patterns that hold beside llguidance's: it lets a February of any year have 29 days and any minute
+61 seconds, and has a year 0, which few calendars have."""
 FORMATS = _words("date date-time duration email hostname ipv4 ipv6 time uuid uri")
 
 _ONE = ("additionalProperties", "items")
@@ -100,16 +109,25 @@ def compilable(schema: object, param: str, *, lenient: bool = False) -> str:
             else "A JSON Schema must be an object.",
             param=param,
         )
+    schema = copied(schema, param)
     _Reader(schema, param, lenient).read()
     # Every schema is read as draft 2020-12, and what a client sets in x-guidance could undo bounds.
     options = _OPTIONS | {"lenient": True} if lenient else _OPTIONS
     root = {
         key: value for key, value in schema.items() if key not in ("$schema", "$id", "x-guidance")
     }
-    text = json.dumps({"x-guidance": options, **root})
-    if len(text) > MAX_TEXT + 1000:
-        raise InvalidValue(f"A schema may have {MAX_TEXT} characters.", param=param)
-    return text
+    return json.dumps({"x-guidance": options, **root})
+
+
+def copied(schema: dict[str, Any], param: str) -> dict[str, Any]:
+    """A copy of our own, of JSON alone. Raises InvalidValue."""
+    try:
+        text = json.dumps(schema, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        raise InvalidValue("The schema is not JSON, or nests too deep.", param=param) from None
+    copy = parsed(text, param)
+    assert isinstance(copy, dict)
+    return copy
 
 
 def parsed(text: str, param: str) -> object:
@@ -220,6 +238,10 @@ class _Reader:
         name = schema.get("format")
         if isinstance(name, str) and name not in FORMATS and _may_be(schema, "string"):
             self._unless_lenient(f"the format {name[:50]!r} is not supported", place)
+        if isinstance(name, str) and name in NARROWED:
+            narrowed = {"pattern": NARROWED[name]}
+            if isinstance(others := schema.get("allOf", []), list):
+                schema["allOf"] = [*others, narrowed]
 
     def _pattern(self, pattern: str, place: Place) -> None:
         if len(pattern) > MAX_LITERAL:

@@ -42,7 +42,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _OPEN_PATHS = frozenset({"/health"})
 """Answered without a key, if tersely: load balancers have none."""
-_LATER = ("/responses", "/messages", "/metrics", "/admin")
+_LATER = ("/responses/", "/messages/", "/metrics/", "/admin/")
 """Of the contract, but not in this version: refused as such rather than as unknown."""
 
 
@@ -67,7 +67,7 @@ def build(settings: Server, control: str) -> web.Application:
         app.router.add_post(f"{prefix}/completions", completions)
         app.router.add_post(f"{prefix}/embeddings", embeddings)
         app.router.add_get(f"{prefix}/models", models.listing)
-        app.router.add_get(f"{prefix}/models/{{id:.+}}", models.one)
+        app.router.add_get(f"{prefix}/models/{{id:(?s:.+)}}", models.one)
     app.router.add_get("/health", models.health)
     app.router.add_get("/", models.health)
     app.router.add_get("/openapi.json", openapi.serve(keys=bool(app[GUARD].keys)))
@@ -153,7 +153,7 @@ def _of_aiohttp(request: web.Request, error: web.HTTPException) -> BulkheadError
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return too_large(request.app[MAX_BODY])
     if isinstance(error, web.HTTPNotFound):
-        if path.startswith(_LATER):
+        if f"{path}/".startswith(_LATER):
             return NotFound(f"{path} is not supported by this version of Bulkhead.")
         return NotFound("No such route. See docs/api.md for what is served.")
     return InternalError(f"The request could not be handled ({error.status}).")

@@ -22,6 +22,7 @@ from gateway.http import (
     hold_seconds,
     json_response,
     read_object,
+    worker_headers,
 )
 from gateway.relay import Generation
 from gateway.rendering import PING, Collected, Renderer, error_event, usage
@@ -112,7 +113,7 @@ class _Answer:
                     collected[choice].end = frame
                     self._ended(choice, frame)
         response = json_response(self._renderer.answer(collected, self._usage()))
-        _tell_worker(response, self._generation)
+        response.headers.update(worker_headers(self._generation))
         return response
 
     async def streamed(self, headers_due: float) -> web.StreamResponse:
@@ -123,7 +124,7 @@ class _Answer:
         response.charset = "utf-8"
         response.headers["Cache-Control"] = "no-cache"
         response.headers["X-Accel-Buffering"] = "no"  # nginx would hold tokens back
-        _tell_worker(response, self._generation)
+        response.headers.update(worker_headers(self._generation))
         first = await self._first(headers_due - time.monotonic())
         decorate(request, response)
         await response.prepare(request)
@@ -202,13 +203,3 @@ async def _write(response: web.StreamResponse, data: bytes) -> None:
             await response.write(data)
     except TimeoutError:
         raise ConnectionResetError("the client does not read") from None
-
-
-def _tell_worker(response: web.StreamResponse, generation: Generation) -> None:
-    response.headers["x-bulkhead-model"] = _header(generation.model)
-    response.headers["x-bulkhead-worker"] = _header(generation.worker)
-
-
-def _header(text: str) -> str:
-    """Model names may hold any character, headers may not."""
-    return text.encode("ascii", "backslashreplace").decode()

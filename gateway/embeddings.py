@@ -12,7 +12,15 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
-from gateway.http import OUTCOME, RELAY, REQUEST_ID, hold_seconds, json_response, read_object
+from gateway.http import (
+    OUTCOME,
+    RELAY,
+    REQUEST_ID,
+    hold_seconds,
+    json_response,
+    read_object,
+    worker_headers,
+)
 from gateway.relay import Generation
 from gateway.validation import check_known, convert
 from supervisor.errors import InternalError, InvalidType, InvalidValue
@@ -84,7 +92,7 @@ async def embeddings(request: web.Request) -> web.Response:
     finally:
         generation.close()
     request[OUTCOME] = f"200 {len(embed.inputs)} embeddings"
-    return json_response(body, headers=_worker(generation))
+    return json_response(body, headers=worker_headers(generation))
 
 
 async def _collect(
@@ -121,11 +129,3 @@ def answer(data: list[bytes], model: str, prompt_tokens: int) -> bytes:
     # The members are tens of megabytes at worst: copied once, not encoded again.
     first, last = b'{"object":"list","data":[', b"]," + msgspec.json.encode(rest)[1:]
     return b"".join([first, *(part for member in data for part in (member, b","))][:-1] + [last])
-
-
-def _worker(generation: Generation) -> dict[str, str]:
-    """Who answered. Model names may hold any character, headers may not."""
-    told = {"x-bulkhead-model": generation.model, "x-bulkhead-worker": generation.worker}
-    return {
-        name: value.encode("ascii", "backslashreplace").decode() for name, value in told.items()
-    }

@@ -12,7 +12,7 @@ import msgspec
 from aiohttp import web
 
 from gateway.guard import Guard
-from gateway.relay import Relay
+from gateway.relay import Generation, Relay
 from gateway.validation import parse_object
 from supervisor.config import Server
 from supervisor.errors import (
@@ -111,6 +111,14 @@ def decorate(request: web.Request, response: web.StreamResponse) -> None:
         wanted = request.headers.get("Access-Control-Request-Headers", "*")
         response.headers["Access-Control-Allow-Headers"] = wanted
         response.headers["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
+
+
+def worker_headers(generation: Generation) -> dict[str, str]:
+    """Who answers. Model names may hold any character, headers may not."""
+    told = {"x-bulkhead-model": generation.model, "x-bulkhead-worker": generation.worker}
+    return {
+        name: value.encode("ascii", "backslashreplace").decode() for name, value in told.items()
+    }
 
 
 def render_error(error: BulkheadError) -> web.Response:

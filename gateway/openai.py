@@ -50,7 +50,7 @@ HARMLESS = frozenset(
     }
 )
 """Accepted and without effect: nothing a client can see in the answer depends on them."""
-_NEUTRAL_CHAT: Mapping[str, tuple[object, ...]] = {
+NEUTRAL_CHAT: Mapping[str, tuple[object, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
     "modalities": (["text"],),
@@ -58,7 +58,7 @@ _NEUTRAL_CHAT: Mapping[str, tuple[object, ...]] = {
     "moderation": (),
     "web_search_options": (),
 }
-_NEUTRAL_TEXT: Mapping[str, tuple[object, ...]] = {"suffix": ("",)}
+NEUTRAL_TEXT: Mapping[str, tuple[object, ...]] = {"suffix": ("",)}
 """Parameters that are not supported, with the values that ask for nothing."""
 
 
@@ -291,7 +291,7 @@ def derived(seed: int, place: int) -> int:
 
 def parse_chat(raw: Mapping[str, Any]) -> ChatRequest:
     """Raises the contract's 400 that names the parameter."""
-    known = check_known(raw, _CHAT_FIELDS, HARMLESS, _NEUTRAL_CHAT)
+    known = check_known(raw, _CHAT_FIELDS, HARMLESS, NEUTRAL_CHAT)
     said = known.get("messages")
     if isinstance(said, list) and len(said) > MESSAGES_MAX:
         raise InvalidValue(
@@ -306,7 +306,7 @@ def parse_chat(raw: Mapping[str, Any]) -> ChatRequest:
 
 def parse_completion(raw: Mapping[str, Any]) -> CompletionRequest:
     """Raises the contract's 400 that names the parameter."""
-    return convert(check_known(raw, _TEXT_FIELDS, HARMLESS, _NEUTRAL_TEXT), CompletionRequest)
+    return convert(check_known(raw, _TEXT_FIELDS, HARMLESS, NEUTRAL_TEXT), CompletionRequest)
 
 
 _CHAT_FIELDS = frozenset(ChatRequest.__struct_fields__)

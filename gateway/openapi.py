@@ -56,8 +56,8 @@ class Route:
     """Answered without a key."""
 
 
-_CHAT = Body(openai.ChatRequest, openai.HARMLESS, openai._NEUTRAL_CHAT)
-_TEXT = Body(openai.CompletionRequest, openai.HARMLESS, openai._NEUTRAL_TEXT)
+_CHAT = Body(openai.ChatRequest, openai.HARMLESS, openai.NEUTRAL_CHAT)
+_TEXT = Body(openai.CompletionRequest, openai.HARMLESS, openai.NEUTRAL_TEXT)
 _EMBED = Body(embeddings.EmbeddingRequest, embeddings.HARMLESS, {})
 
 

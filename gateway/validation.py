@@ -45,7 +45,13 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise InvalidJSON("The body is not usable JSON: it is nested too deeply.") from None
     if not isinstance(value, dict):
         raise InvalidType("The body must be a JSON object.")
-    return {name: member for name, member in value.items() if member is not None}
+    return {name: _whole(member) for name, member in value.items() if member is not None}
+
+
+def _whole(value: object) -> object:
+    """4.0 is an integer to JSON Schema, and to clients whose language has one kind of number."""
+    whole = isinstance(value, float) and value.is_integer() and abs(value) <= 2**53
+    return int(value) if whole else value  # type: ignore[call-overload]
 
 
 def check_known(

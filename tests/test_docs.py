@@ -306,10 +306,10 @@ def test_supported_parameters() -> None:
     assert {row[0]: row[1] for row in supported[1:]} == {
         f"`{name}`": _of(name in chat, name in completion) for name in {*chat, *completion}
     }
-    values: dict[str, tuple[object, ...]] = {**openai._NEUTRAL_CHAT, **openai._NEUTRAL_TEXT}
+    values: dict[str, tuple[object, ...]] = {**openai.NEUTRAL_CHAT, **openai.NEUTRAL_TEXT}
     assert {row[0]: row[1:] for row in neutral[1:]} == {
         f"`{name}`": [
-            _of(name in openai._NEUTRAL_CHAT, name in openai._NEUTRAL_TEXT),
+            _of(name in openai.NEUTRAL_CHAT, name in openai.NEUTRAL_TEXT),
             # 0 and 0.0 are one value to a client.
             ", ".join(dict.fromkeys(f"`{json.dumps(_whole(v))}`" for v in accepted)),
         ]

@@ -2,74 +2,14 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.tiny import make_model
-from worker.decoding import Decoder, Row, make_generator
-from worker.sampling import Parameters
-
-PREFILL_STEP = 512
-TOKENS = 28
-ARCHITECTURES = ["llama", "gemma3_text", "qwen3_moe", "granitemoehybrid", "lfm2"]
-PROMPTS = 50
-
-
-def make_prompts(seed: int) -> list[list[int]]:
-    """Bytes of Unicode text, a byte a token; most are short, some longer than a prefill chunk, many
-    longer than a sliding window, and one ends with a chunk."""
-    chance = random.Random(seed)
-    lengths = [1, 2, PREFILL_STEP, PREFILL_STEP + 1, 2 * PREFILL_STEP + 70]
-    lengths += [chance.randrange(3, 120) for _ in range(PROMPTS - len(lengths))]
-    letters = "abc xyz 0189 {}\n äöüß λπ 模型日本 😀🎉"
-    prompts = []
-    for length in lengths:
-        text = "".join(chance.choice(letters) for _ in range(length))
-        prompts.append(list(text.encode()[:length]))
-    return prompts
-
-
-def batched(model: Any, prompts: list[list[int]], stops: Any) -> list[list[int]]:
-    generator = make_generator(
-        model,
-        Decoder(),
-        completion_batch_size=12,  # rows leave and others join all the time
-        prefill_step_size=PREFILL_STEP,
-        stop_tokens=[[token] for token in stops],
-    )
-    generator.close()
-    uids = generator.insert(
-        prompts, max_tokens=[TOKENS] * len(prompts), samplers=[Row(Parameters()) for _ in prompts]
-    )
-    outputs: dict[int, list[int]] = {uid: [] for uid in uids}
-    running, widest = set(uids), 0
-    while running:
-        _, responses = generator.next()
-        widest = max(widest, len(responses))
-        for response in responses:
-            outputs[response.uid].append(response.token)
-            if response.finish_reason is not None:
-                running.remove(response.uid)
-    assert widest >= 8
-    return [outputs[uid] for uid in uids]
+from tests.greedy import ARCHITECTURES, differing
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_greedy_output_equals_mlx_lms(architecture: str, tmp_path: Path) -> None:
-    from mlx_lm import stream_generate, utils
-
-    load: Any = utils.load
-    model, tokenizer = load(str(make_model(tmp_path / "model", architecture, seed=3)))
-    prompts = make_prompts(seed=len(architecture))
-    expected = [
-        [response.token for response in stream_generate(model, tokenizer, prompt, TOKENS)]
-        for prompt in prompts
-    ]
-    assert len({tuple(tokens) for tokens in expected}) >= 0.9 * PROMPTS
-    full = [tokens for tokens in expected if len(tokens) == TOKENS]
-    assert len(full) > PROMPTS / 2
-    assert sum(len(set(tokens)) for tokens in full) / len(full) > TOKENS / 2
-    assert batched(model, prompts, tokenizer.eos_token_ids) == expected
+    """The short form of `python -m tests.greedy`."""
+    assert differing(architecture, tmp_path / "model", 20) == []

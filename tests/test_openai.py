@@ -152,8 +152,8 @@ def test_a_good_value_reaches_the_sampler(
 @pytest.mark.parametrize(
     ("ask", "name"),
     [
-        *((chat, name) for name in [*openai._CHAT_FIELDS, *openai._NEUTRAL_CHAT, *HARMLESS]),
-        *((completion, name) for name in [*openai._TEXT_FIELDS, *openai._NEUTRAL_TEXT, *HARMLESS]),
+        *((chat, name) for name in [*openai._CHAT_FIELDS, *openai.NEUTRAL_CHAT, *HARMLESS]),
+        *((completion, name) for name in [*openai._TEXT_FIELDS, *openai.NEUTRAL_TEXT, *HARMLESS]),
         (chat, "unknown"),
         (completion, "unknown"),
     ],
@@ -363,8 +363,8 @@ def test_the_harmless_are_those_that_the_facts_call_so() -> None:
 @pytest.mark.parametrize(
     ("sdk", "known"),
     [
-        (SDKChat, openai._CHAT_FIELDS | HARMLESS | set(openai._NEUTRAL_CHAT)),
-        (SDKText, openai._TEXT_FIELDS | HARMLESS | set(openai._NEUTRAL_TEXT)),
+        (SDKChat, openai._CHAT_FIELDS | HARMLESS | set(openai.NEUTRAL_CHAT)),
+        (SDKText, openai._TEXT_FIELDS | HARMLESS | set(openai.NEUTRAL_TEXT)),
     ],
 )
 def test_every_parameter_of_the_sdk_has_a_fate(sdk: type, known: set[str]) -> None:

@@ -136,8 +136,8 @@ class Thinking:
 
         Only markers at the prompt's end count: what comes earlier is history, or the user's text.
         """
-        for marker, state in ((self.start, "inside"), (self.end, "after")):
-            for end in range(len(prompt), max(0, len(prompt) - 4), -1):
+        for end in range(len(prompt), max(0, len(prompt) - 4), -1):
+            for marker, state in ((self.start, "inside"), (self.end, "after")):
                 at = end - len(marker)
                 if at >= 0 and tuple(prompt[at:end]) == marker:
                     return state if not self._decode(list(prompt[end:])).strip() else "before"

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from supervisor.errors import ClientError, InvalidValue, UnsupportedValue
+from worker.grammar_patterns import foreign, merged
 
 MAX_TEXT = 256 * 1024
 """Characters of a schema. Reading and compiling cost time for which other requests wait."""
@@ -182,6 +183,10 @@ class _Reader:
         self._levels()
         if self._merging and math.lcm(*self._multiples) > MAX_MERGED_MULTIPLE:
             raise self._refuse("the `multipleOf`s of merged schemas have too many digits", Place())
+        if self._merging and merged(self._root, self._targets.get):
+            raise self._refuse(
+                "the patterns of one string, or of merged ones, are too long", Place()
+            )
         if self._merging and self._mapped and not self._lenient:
             # Merged schemas keep their own patterns, and one's patterns don't meet the other's
             # additionalProperties: what both forbid together would pass.
@@ -208,6 +213,8 @@ class _Reader:
                 self._unless_lenient(f"the keyword `{keyword}` is not supported", place)
         asserting = [key for key in schema if key in ASSERTIONS]
         for keyword in _IN_PLACE & schema.keys():
+            if keyword in ("const", "enum") and not _compound(schema[keyword]):
+                continue  # a list of texts and numbers is only cut down by what stands beside it
             if len(asserting) > 1 or (keyword == "allOf" and schema[keyword]):
                 self._merging = keyword
         if "$id" in schema and place.depth:
@@ -344,6 +351,11 @@ def _may_be(schema: dict[str, Any], kind: str) -> bool:
     return kind in types if isinstance(types, list) else types == kind
 
 
+def _compound(value: object) -> bool:
+    values = value if isinstance(value, list) else [value]
+    return any(isinstance(each, dict | list) for each in values)
+
+
 def _literals(value: object) -> Iterator[object]:
     """The names, texts and numbers in a constant."""
     todo = [value]
@@ -391,32 +403,3 @@ def _resolve(root: dict[str, Any], pointer: str) -> object:
         else:
             raise LookupError(step)
     return value
-
-
-def foreign(pattern: str) -> str:
-    """Why a pattern would mean something else to llguidance than to ECMA-262; "" = it would not.
-
-    Its dialect has sets within brackets ("[a[b]]", "[a&&b]"), and flags.
-    """
-    within = False
-    index = 0
-    while index < len(pattern):
-        here = pattern[index]
-        if here == "\\":
-            index += 1
-        elif within:
-            if here == "[" or pattern[index : index + 2] in ("&&", "--", "~~"):
-                return "in a pattern, escape `[`, `&`, `-` and `~` between brackets"
-            within = here != "]"
-        elif here == "[":
-            within = True
-            index += pattern[index + 1 : index + 2] == "^"
-            if pattern[index + 1 : index + 2] == "]":
-                return "a pattern has empty brackets, or an unescaped `]` in them"
-        elif (
-            re.match(r"\(\?[a-zA-Z-]*[xuUR]", pattern[index:])
-            or pattern[index : index + 3] == "(?P"
-        ):
-            return "flags and named groups in patterns are not supported"
-        index += 1
-    return ""

@@ -9,7 +9,10 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 # What docs/benchmarks.md describes; `make bench-NAME` runs one, `make bench-all` every one.
 BENCHMARKS := throughput mixed crashes footprint connections demo
 
-.PHONY: install serve test check bench bench-all $(BENCHMARKS:%=bench-%) clean
+# Long forms of tests, which `make test` runs in short; `make structured ARGS="--seed 2"`.
+LONG := greedy structured fuzz
+
+.PHONY: install serve test check bench bench-all $(BENCHMARKS:%=bench-%) $(LONG) clean
 
 install: $(VENV)/.installed
 
@@ -34,7 +37,7 @@ check: $(VENV)/.tools
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
 
 bench: bench-throughput
 
@@ -42,6 +45,9 @@ bench-all: $(BENCHMARKS:%=bench-%)
 
 $(BENCHMARKS:%=bench-%): bench-%: $(VENV)/.tools
 	$(BIN)/python -m tests.bench.$* $(ARGS)
+
+$(LONG): $(VENV)/.tools
+	$(BIN)/python -m tests.$@ $(ARGS)
 
 clean:
 	rm -rf $(VENV)

@@ -112,10 +112,13 @@ def test_what_is_not_recorded_is_spared(state: StateDir, start: Callable[[], Chi
     assert answers(child)
 
 
-def test_sockets_are_removed_and_other_files_are_not(state: StateDir) -> None:
+def test_sockets_are_removed_and_other_files_are_not(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(state.run)  # a test's folder may be too deep for a socket's address
     for path in (state.control, state.worker_socket("m", 1)):
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(os.path.relpath(path) if len(str(path)) > 100 else str(path))
+            listener.bind(path.name)
     (state.logs / "x.log").write_text("kept")
     leftovers.clean(state)
     assert list(state.run.iterdir()) == []

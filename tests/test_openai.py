@@ -152,8 +152,11 @@ def test_a_good_value_reaches_the_sampler(
 @pytest.mark.parametrize(
     ("ask", "name"),
     [
-        *((chat, name) for name in [*openai._CHAT_FIELDS, *openai.NEUTRAL_CHAT, *HARMLESS]),
-        *((completion, name) for name in [*openai._TEXT_FIELDS, *openai.NEUTRAL_TEXT, *HARMLESS]),
+        *((chat, name) for name in sorted([*openai._CHAT_FIELDS, *openai.NEUTRAL_CHAT, *HARMLESS])),
+        *(
+            (completion, name)
+            for name in sorted([*openai._TEXT_FIELDS, *openai.NEUTRAL_TEXT, *HARMLESS])
+        ),
         (chat, "unknown"),
         (completion, "unknown"),
     ],

@@ -62,6 +62,10 @@ NEUTRAL_TEXT: Mapping[str, tuple[object, ...]] = {"suffix": ("",)}
 """Parameters that are not supported, with the values that ask for nothing."""
 
 
+REPETITION_MAX = 4096
+"""Tokens that a repetition penalty may look at: all of them at every step, while others wait."""
+
+
 class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`include_usage` adds a chunk with the usage; `include_obfuscation` has no effect."""
 
@@ -102,7 +106,7 @@ class _Common(msgspec.Struct, frozen=True, kw_only=True):
     presence_penalty: Penalty = 0.0
     frequency_penalty: Penalty = 0.0
     repetition_penalty: Annotated[float, Meta(ge=0, le=10)] | None = None
-    repetition_context_size: Annotated[int, Meta(ge=1, le=2**31 - 1)] = 20
+    repetition_context_size: Annotated[int, Meta(ge=1, le=REPETITION_MAX)] = 20
     logit_bias: (
         Annotated[
             dict[TokenKey, Annotated[float, Meta(ge=-100, le=100)] | None],

@@ -17,6 +17,7 @@ from supervisor.errors import (
     InvalidType,
     InvalidValue,
     MissingParameter,
+    RequestTooLarge,
     UnsupportedParameter,
     UnsupportedValue,
 )
@@ -28,6 +29,8 @@ _MISSING = re.compile(r"^Object missing required field `(?P<name>[^`]*)`")
 _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>[^`]*)`")
 _TYPE = re.compile(r"^Expected `(?P<expected>[^`]*)`, got `(?P<got>[^`]*)`$")
 _NAME_MAX = 64
+VALUES_MAX = 2_000_000
+"""Members of one body, about: all streams wait while it is read, and a million numbers take 0.1 s."""
 NESTING_MAX = 100
 """Levels of what is passed on unread: encoders, templates and grammar compilers recurse."""
 
@@ -35,8 +38,10 @@ NESTING_MAX = 100
 def parse_object(body: bytes) -> dict[str, Any]:
     """The JSON object in `body`, without the members that are null: null means absent.
 
-    Raises InvalidJSON or InvalidType.
+    Raises InvalidJSON, InvalidType or RequestTooLarge.
     """
+    if body.count(b",") > VALUES_MAX:
+        raise RequestTooLarge(f"The body holds more than {VALUES_MAX} values.")
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

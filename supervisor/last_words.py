@@ -7,12 +7,13 @@ known only when the kernel has torn its memory down, which takes 55 ms a gigabyt
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 
-_FATAL = re.compile(rb"Fatal Python error: ([A-Za-z- ]+)")
+_FATAL = re.compile(rb"Fatal Python error: ([A-Za-z- ]+)\n")
 _SIGNALS = {
     b"Aborted": "SIGABRT",
     b"Segmentation fault": "SIGSEGV",
@@ -22,6 +23,10 @@ _SIGNALS = {
     b"Illegal instruction": "SIGILL",
 }
 _READ_BYTES = 65536
+_FIRST_LINE = 256
+"""Bytes that are kept to be looked at: faulthandler writes its first line in several pieces."""
+
+log = logging.getLogger("bulkhead.supervisor")
 
 
 class LastWords:
@@ -36,6 +41,7 @@ class LastWords:
         self._stderr = stderr
         self._on_fatal = on_fatal
         self._told = False
+        self._heard = b""
         self._loop = asyncio.get_running_loop()
         os.set_blocking(descriptor, False)
         self._loop.add_reader(descriptor, self._read)
@@ -56,14 +62,16 @@ class LastWords:
         if not words:
             self._end()
             return False
-        # Behind what the child has written itself; a full disk costs the words, not the event.
         try:
-            with open(self._stderr, "ab") as file:
+            with open(self._stderr, "ab") as file:  # behind what the child has written itself
                 file.write(words)
-        finally:
-            if not self._told and (found := _FATAL.match(words)):
-                self._told = True
-                self._on_fatal(_SIGNALS.get(found[1], "a fatal error"))
+        except OSError as error:
+            # A full disk costs the words, not the event.
+            log.error("a worker's last words are lost: %s", error.strerror)
+        self._heard += words[: _FIRST_LINE - len(self._heard)]
+        if not self._told and (found := _FATAL.match(self._heard)):
+            self._told = True
+            self._on_fatal(_SIGNALS.get(found[1], "a fatal error"))
         return True
 
     def _end(self) -> None:

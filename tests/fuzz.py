@@ -52,7 +52,7 @@ COMMON: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (-2, 0, 2, 3, None),
     "frequency_penalty": (-2, 0.5, 2, -3, None),
     "repetition_penalty": (0, 1e-300, 1.1, 10, 11, None),
-    "repetition_context_size": (1, 20, 2**31 - 1, 0, None),
+    "repetition_context_size": (1, 20, 4096, 4097, 0, None),
     "logit_bias": ({}, {"5": 100}, {"256": -100}, {"257": 1}, {"-1": 1}, {"x": 1}, {"5": None}),
     "seed": (0, -(2**63), 2**63 - 1, 2**63, None),
     "stop": ("a", "", [], ["a", "b"], ["a"] * 5, [1], "x" * 1025, None),

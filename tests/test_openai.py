@@ -243,7 +243,7 @@ TOO_MUCH = (
     *[("presence_penalty", v) for v in (-2.1, 2.1)],
     *[("frequency_penalty", v) for v in (-2.1, 2.1)],
     *[("repetition_penalty", v) for v in (-0.1, 10.1)],
-    *[("repetition_context_size", v) for v in (0, -1, 2**31)],
+    *[("repetition_context_size", v) for v in (0, -1, 4097)],
 )
 BAD: list[tuple[dict[str, Any], type[BulkheadError], str]] = [
     *(({name: value}, InvalidType, name) for name in INTEGERS + NUMBERS for value in NO_NUMBERS),

@@ -14,7 +14,7 @@ import pytest
 from supervisor.errors import ContextLengthExceeded, InvalidValue, UnsupportedParameter
 from supervisor.wire.frames import Chat, Generate, Text, Tokens
 from tests.tiny import make_llama
-from worker.prompts import Prompts
+from worker.prompts import ECHO_MAX, Prompts
 
 SECRET = "what-the-client-said"
 NOON = datetime(2020, 2, 3, 12, 0).timestamp()
@@ -341,3 +341,29 @@ def test_a_prompts_text_can_be_told(tokenizer: Callable[..., Any]) -> None:
             assert text == prompt.text
         else:
             assert text.startswith("<|")
+
+
+def test_a_special_token_without_weights_is_refused(tokenizer: Callable[..., Any]) -> None:
+    """Tokenizers know tokens that were never given to the model; MLX would read beyond its weights."""
+    wrapper = tokenizer()
+    wrapper._tokenizer.add_tokens(["<image>"])
+    width = len(wrapper._tokenizer) - 1
+    prompts = Prompts(wrapper, 4096, width)
+    assert prompts.tokens(Generate("r", Text("<imag"), NOON))
+    for prompt in (Text("a <image>"), Chat([user("<image>")])):
+        with pytest.raises(InvalidValue, match="no weights") as caught:
+            prompts.tokens(Generate("r", prompt, NOON))
+        assert "<image>" not in caught.value.message
+    with pytest.raises(InvalidValue, match="token ids"):
+        prompts.tokens(Generate("r", Tokens((width,)), NOON))
+
+
+def test_an_echo_is_bounded(tokenizer: Callable[..., Any]) -> None:
+    prompts = Prompts(tokenizer(), 4096)
+    said = Generate("r", Text("x" * ECHO_MAX), NOON)
+    assert prompts.text_of(said, []) == "x" * ECHO_MAX
+    with pytest.raises(InvalidValue) as caught:
+        prompts.text_of(Generate("r", Text("x" * (ECHO_MAX + 1)), NOON), [])
+    assert caught.value.param == "echo"
+    with pytest.raises(InvalidValue):
+        prompts.text_of(Generate("r", Tokens((1,)), NOON), [65] * (ECHO_MAX + 1))

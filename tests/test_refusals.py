@@ -222,3 +222,12 @@ def test_keys(tmp_path: Path) -> None:
 def test_any_authorization_without_keys(server: Server) -> None:
     answer = server.request("GET", "/v1/models", None, {"Authorization": "Bearer anything"})
     assert answer.status == 200
+
+
+def test_a_worker_without_descriptors_refuses_and_lives(tmp_path: Path) -> None:
+    model = Script(generations=()).write(tmp_path / "m")
+    config = f'[server]\nport = 0\n[models.m]\nsource = "{model}"\nenv = {{ FAKE_NO_DESCRIPTORS = "1" }}\n'
+    with serving(tmp_path / "s", scripted=True, config=config) as server:
+        assert_error(server.chat("m", max_tokens=2), 503, "queue_full")
+        assert server.chat("m", max_tokens=2).text == text_of(2)
+        assert server.loaded("m")["generation"] == 1

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from supervisor.wire.codec import Decoder, encode
-from supervisor.wire.frames import End, FromEngine, Token
+from supervisor.wire.codec import REPLY_LIMIT, Decoder, encode
+from supervisor.wire.frames import End, Failed, FromEngine, Token
 from worker.sink import SocketSink
 
 Pair = tuple[socket.socket, socket.socket]
@@ -82,3 +82,22 @@ def test_the_end_is_known_before_the_peer_can_answer_it(pair: Pair) -> None:
     assert (before, sink.ended) == (False, True)
     sink.close()
     assert pair[0].fileno() == -1
+
+
+@pytest.mark.parametrize("text", ["x" * REPLY_LIMIT, "\ud800"], ids=["too large", "no text"])
+def test_a_frame_that_the_gateway_would_not_take_ends_its_request_alone(
+    pair: Pair, text: str
+) -> None:
+    overflow: list[bytes] = []
+    sink = SocketSink(pair[0], overflow.append)
+    sink.send([Token(1, "a")])
+    sink.send([Token(2, text), End("stop", 1, 2)])
+    sink.send([Token(3, "b")])
+    assert not sink.ended  # so that the job is cancelled
+    pair[0].close()
+    first, second = received(pair[1], 2)
+    assert first == Token(1, "a")
+    assert isinstance(second, Failed)
+    assert second.code == "internal_error"
+    assert pair[1].recv(1) == b""
+    assert overflow == []

@@ -12,13 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Meta
 
-from gateway.validation import check_known, convert, parse_object
+from gateway.validation import VALUES_MAX, check_known, convert, parse_object
 from supervisor.errors import (
     BulkheadError,
     InvalidJSON,
     InvalidType,
     InvalidValue,
     MissingParameter,
+    RequestTooLarge,
     UnsupportedParameter,
     UnsupportedValue,
 )
@@ -236,3 +237,16 @@ def test_a_value_nested_beyond_all_bounds_is_a_400() -> None:
     assert caught.value.status == 400
     while tree:
         tree = tree.pop()
+
+
+def test_a_body_of_millions_of_values_is_not_read() -> None:
+    body = b'{"prompt": [1' + b",1" * VALUES_MAX + b"]}"
+    assert len(parse_object(body)["prompt"]) == VALUES_MAX + 1
+    with pytest.raises(RequestTooLarge):
+        parse_object(body.replace(b"]", b",1]"))
+
+
+def test_a_whole_number_is_an_integer_however_it_is_written() -> None:
+    value = parse_object(b'{"a": 4.0, "b": 4.5, "c": 1e300, "d": -0.0}')
+    assert value == {"a": 4, "b": 4.5, "c": 1e300, "d": 0}
+    assert [type(each) for each in value.values()] == [int, float, float, int]

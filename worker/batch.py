@@ -78,7 +78,8 @@ class BatchEngine:
         self._grammars = grammar.Grammars(tokenizer, self._width)
         self._pieces = Pieces(tokenizer)
         self._embedder = Embedder(model, tokenizer, Path(load.path), context)
-        self._eos = tuple(sorted(tokenizer.eos_token_ids))
+        # Ids without a logit: writing to them would be writing out of bounds.
+        self._eos = tuple(sorted(id for id in tokenizer.eos_token_ids if 0 <= id < self._width))
         prefill.install()
         generator: Any = decoding.make_generator(
             model,

@@ -16,15 +16,11 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from supervisor.errors import (
-    ContextLengthExceeded,
-    InternalError,
-    InvalidValue,
-    UnsupportedValue,
-)
+from supervisor.errors import InternalError, InvalidValue, UnsupportedValue
 from supervisor.wire.frames import Embed, Embedded, Failed, FromEngine, Vector
 from worker.engine import Job, Output
 from worker.pooling import Unfit, pooling_of
+from worker.tokenizing import Encoder
 
 STEP_TOKENS = 1024
 """Tokens of one step, padding included: as much as a neighbour's next token waits for."""
@@ -72,18 +68,17 @@ class Embedder:
     def __init__(self, model: Any, tokenizer: Any, folder: Path, context: int) -> None:
         """`model` and `tokenizer` as mlx-lm loads them, `context` in tokens. Never raises: a model
         that makes no embeddings refuses them in `prepare`."""
-        self._model, self._tokenizer, self._context = model, tokenizer, context
+        self._model, self._tokenizer = model, tokenizer
         self._works: deque[_Work] = deque()
         self._long: _Long | None = None
         """One at a time: it holds a KV cache, for which nobody has made room."""
         self._long_turn = False
-        self._longest = max(map(len, tokenizer.get_vocab()), default=1)
-        """Characters of the longest token: no token stands for more."""
         self._reason: str | None = None
         try:
             self._pooling = pooling_of(folder)
             self._body = _body(model)
-            self._size, self._vocabulary = self._measure()
+            self._size, vocabulary = self._measure()
+            self._encoder = Encoder(tokenizer, context, vocabulary)
         except Unfit as error:
             self._reason = str(error)
 
@@ -255,32 +250,16 @@ class Embedder:
 
     def _tokens(self, input: str | Sequence[int], place: str) -> list[int]:
         if isinstance(input, str):
-            if len(input) > self._context * self._longest:
-                # Megabytes take seconds to tokenize, for which others wait, only to be refused.
-                raise self._too_long(place, f"is {len(input)} characters, which is more")
             # As the tokenizer does it for its own model: Qwen3-Embedding's ends every text with
             # the very token whose state is the embedding.
-            tokens = [int(token) for token in self._tokenizer.encode(input)]
+            tokens = self._encoder.encode(input, "input", place)
         else:
-            tokens = list(input)
-            if any(not 0 <= token < self._vocabulary for token in tokens):
-                raise InvalidValue(
-                    f"Invalid value for `{place}`: token ids are from 0 to "
-                    f"{self._vocabulary - 1} in this model.",
-                    param="input",
-                )
+            tokens = self._encoder.checked(input, "input", place)
         if not tokens:
             raise InvalidValue(f"Invalid value for `{place}`: it is empty.", param="input")
-        if len(tokens) > self._context:
-            raise self._too_long(place, f"resulted in {len(tokens)} tokens")
+        if len(tokens) > self._encoder.context:
+            raise self._encoder.too_long("input", place, f"{len(tokens)} tokens")
         return tokens
-
-    def _too_long(self, place: str, how: str) -> ContextLengthExceeded:
-        return ContextLengthExceeded(
-            f"This model's maximum context length is {self._context} tokens. However, your {place} "
-            f"{how}. Please reduce the length of the input.",
-            param="input",
-        )
 
 
 def _body(model: Any) -> Any:

@@ -14,15 +14,14 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from supervisor.errors import (
-    ContextLengthExceeded,
-    InvalidValue,
-    UnsupportedParameter,
-)
+from supervisor.errors import InvalidValue, UnsupportedParameter
 from supervisor.wire.frames import Chat, Generate, Text, Tokens
+from worker.tokenizing import Encoder
 
 _OURS = frozenset(("messages", "add_generation_prompt", "tokenize", "tools", "chat_template"))
 """Arguments that no client sets; beside them, all that `apply_chat_template` itself takes."""
+ECHO_MAX = 2**20
+"""Characters; of up to four bytes, half of what one frame to the gateway may hold."""
 _WITHOUT_THINKING = ("none", "minimal")
 _REASON = 300
 """Characters of a template's own words in an error message."""
@@ -37,11 +36,8 @@ class Prompts:
         `vocabulary` is how many token ids the model knows; None = as many as the tokenizer.
         """
         self._tokenizer = tokenizer
-        self._context = context
-        vocab = tokenizer.get_vocab()
-        self._vocabulary = vocabulary or max(vocab.values(), default=0) + 1
-        self._longest = max(map(len, vocab), default=1)
-        """Characters of the longest token: no token stands for more."""
+        known = max(tokenizer.get_vocab().values(), default=0) + 1
+        self._encoder = Encoder(tokenizer, context, vocabulary or known)
         self._template = _Template(tokenizer)
 
     def tokens(self, request: Generate) -> list[int]:
@@ -54,54 +50,37 @@ class Prompts:
             case Chat() as chat:
                 param = "messages"
                 text = self._template.render(chat, request.now)
-                tokens = self._encode(text, param, add_special_tokens=False)
+                tokens = self._encoder.encode(text, param, param, add_special_tokens=False)
             case Text(text):
                 param = "prompt"
-                tokens = self._encode(text, param)
+                tokens = self._encoder.encode(text, param, param)
             case Tokens(ids):
                 param = "prompt"
-                tokens = list(ids)
-                if not all(0 <= token < self._vocabulary for token in tokens):
-                    raise InvalidValue(
-                        "Invalid value for `prompt`: token ids are from 0 to "
-                        f"{self._vocabulary - 1} in this model.",
-                        param=param,
-                    )
+                tokens = self._encoder.checked(ids, param, param)
         if not tokens:
             raise InvalidValue(
                 "The prompt is empty: the model needs at least one token.", param=param
             )
-        if len(tokens) >= self._context:
-            raise ContextLengthExceeded(
-                f"This model's maximum context length is {self._context} tokens. However, your "
-                f"{param} resulted in {len(tokens)} tokens. Please reduce the length of the "
-                f"{param}.",
-                param=param,
-            )
+        if len(tokens) >= self._encoder.context:
+            raise self._encoder.too_long(param, param, f"{len(tokens)} tokens")
         return tokens
 
     def text_of(self, request: Generate, tokens: Sequence[int]) -> str:
-        """The prompt's text, for an echo: as it was sent, or what its `tokens` stand for."""
-        if isinstance(request.prompt, Text):
-            return request.prompt.text
-        return str(self._tokenizer.decode(list(tokens)))
+        """The prompt's text, for an echo: as it was sent, or what its `tokens` stand for.
 
-    def _encode(self, text: str, param: str, **options: bool) -> list[int]:
-        if len(text) > self._context * self._longest:
-            # Megabytes take seconds to tokenize, for which others wait, only to be refused.
-            raise ContextLengthExceeded(
-                f"This model's maximum context length is {self._context} tokens. However, your "
-                f"{param} have {len(text)} characters, which is more tokens than that. Please "
-                f"reduce the length of the {param}.",
-                param=param,
-            )
-        try:
-            return [int(token) for token in self._tokenizer.encode(text, **options)]
-        except Exception as error:  # noqa: BLE001
-            # Tokenizers are code of many makers, and lone surrogates are no text to most of them.
+        Raises InvalidValue for one that is too long to be sent back.
+        """
+        if isinstance(request.prompt, Text):
+            text = request.prompt.text
+        else:
+            text = str(self._tokenizer.decode(list(tokens)))
+        if len(text) > ECHO_MAX:
             raise InvalidValue(
-                f"The model's tokenizer rejected the {param}: {type(error).__name__}.", param=param
-            ) from None
+                f"Invalid value for `echo`: the prompt has {len(text)} characters, of which at "
+                f"most {ECHO_MAX} are sent back.",
+                param="echo",
+            )
+        return text
 
 
 class _Template:

@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from supervisor.errors import BulkheadError, InternalError
+from supervisor.errors import BulkheadError, InternalError, QueueFull
 from supervisor.wire.codec import REQUEST_LIMIT, ProtocolError
 from supervisor.wire.frames import (
     Accepted,
@@ -161,7 +161,14 @@ class WorkerServer:
         if prepared is None:
             log.info("request %s: cancelled before it was prepared", request.request_id)
             return
-        connection = stream.duplicate()
+        try:
+            connection = stream.duplicate()
+        except OSError as error:
+            log.error("request %s: no descriptor is left: %s", request.request_id, error.strerror)
+            busy = QueueFull("The model's worker has too many requests open.", retry_after=1)
+            stream.send(Failed(busy.code, busy.message, None, busy.retry_after))
+            await gone
+            return
         if connection is None:
             return  # the gateway has left meanwhile
         sink = SocketSink(

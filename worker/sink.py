@@ -10,8 +10,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 
+from supervisor.errors import InternalError
 from supervisor.wire import codec
-from supervisor.wire.frames import FromEngine
+from supervisor.wire.frames import Failed, FromEngine
 from worker.engine import LAST
 
 
@@ -27,12 +28,21 @@ class SocketSink:
         self._socket = connection
         self._overflow = overflow
         self._overflowing = False
+        self._refused = False
         self.ended = False
         """Whether the end frame has been given to us: what comes later is no cancel."""
 
     def send(self, frames: Sequence[FromEngine]) -> None:
-        self.ended = isinstance(frames[-1], LAST)
-        data = b"".join(map(codec.encode, frames))
+        if self._refused:
+            return
+        try:
+            data = b"".join(map(_bounded, frames))
+            self.ended = isinstance(frames[-1], LAST)
+        except codec.ProtocolError as error:
+            # To the gateway such a frame is a fault of the worker, for which it is put down.
+            failure = InternalError(f"The answer can't be passed on: {error}.")
+            data = codec.encode(Failed(failure.code, failure.message, None, None))
+            self._refused = True
         if not self._overflowing:
             try:
                 data = data[self._socket.send(data) :]
@@ -47,3 +57,11 @@ class SocketSink:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _bounded(frame: FromEngine) -> bytes:
+    """Raises ProtocolError for a frame that the gateway would not take."""
+    data = codec.encode(frame)
+    if len(data) - codec.HEADER.size > codec.REPLY_LIMIT:
+        raise codec.ProtocolError(f"{len(data)} bytes in one piece")
+    return data

@@ -5,19 +5,24 @@ Runs in place of `worker.main`.
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from supervisor.wire import codec
 from supervisor.wire.codec import HEADER, encode
 from supervisor.wire.frames import Embed, Frame, Generate, Load, Token
+from supervisor.wire.stream import FrameStream
 from tests.fakes.engine import GARBAGE, TORN, ScriptedEngine, pass_gate, script_in
 from worker.engine import Engine, Job, Loaded, Output, Prepared
 from worker.main import main
 
 SPAWN_GATE = "FAKE_SPAWN_GATE"
 SPAWN_DEED = "FAKE_SPAWN_DEED"
+NO_DESCRIPTORS = "FAKE_NO_DESCRIPTORS"
 """Environment: at spawn no folder is known yet, so the script of that phase comes this way."""
 
 
@@ -73,6 +78,20 @@ class Choice:
             self._chosen.close()
 
 
+def without_descriptors() -> None:
+    """The first connection meets the process's limit of open files."""
+    real = FrameStream.duplicate
+    left = [1]
+
+    def duplicate(self: FrameStream[Any]) -> socket.socket | None:
+        if left:
+            left.pop()
+            raise OSError(errno.EMFILE, "Too many open files")
+        return real(self)
+
+    setattr(FrameStream, "duplicate", duplicate)  # noqa: B010
+
+
 class BreakableCodec:
     """The real codec, except that two texts come out as a torn and as a malformed frame."""
 
@@ -92,4 +111,6 @@ class BreakableCodec:
 
 if __name__ == "__main__":
     codec.encode = BreakableCodec().encode
+    if os.environ.get(NO_DESCRIPTORS):
+        without_descriptors()
     main(Choice)

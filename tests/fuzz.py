@@ -34,6 +34,9 @@ BODIES: dict[tuple[str, bool], type[BaseModel]] = {
     (TEXT, True): Completion,
     (EMBED, False): CreateEmbeddingResponse,
 }
+MODELS = ("tiny", "vectors", "demo")
+"""A random Llama, one that makes embeddings, and one that thinks and calls tools."""
+KNOWN = ("What is the weather in Paris?", "Who are you?", "Give me a JSON object.", "Think: 2 + 2?")
 BUSY = frozenset({"queue_full", "model_loading"})
 """Codes of 503 that a healthy server may answer."""
 JUNK: tuple[Any, ...] = (
@@ -41,7 +44,7 @@ JUNK: tuple[Any, ...] = (
     "\U0010ffff", "é" * 300, [], [None], [[]], [{}], [1, "a"], {}, {"a": None}, {"a": [{"b": 1}]},
 )  # fmt: skip
 COMMON: dict[str, tuple[Any, ...]] = {
-    "n": (1, 2, 3, 0, 129, None),
+    "n": (1, 2, 3, 16, 0, 129, None),
     "min_tokens": (0, 1, 4, 99, None),
     "temperature": (0, 0.7, 2, 2.1, -1, 1e-300, None),
     "top_p": (0, 0.5, 1, 1.1, 1e-300, None),
@@ -107,7 +110,7 @@ EMBEDS: dict[str, tuple[Any, ...]] = {
 }
 PROMPTS: tuple[Any, ...] = (
     "hello", "hello", "", "é\x00\U0010ffff", "<|end|>", ["a", "b"], [], [""], [1, 2, 256], [257],
-    [-1], [[1], [2]], [[]], [[1], "a"], [1.5], "x" * 9000, None,
+    [-1], [[1], [2]], [[]], [[1], "a"], [1.5], "x" * 9000, "x " * 2**20, [1] * 500_000, None,
 )  # fmt: skip
 MESSAGES: tuple[Any, ...] = (
     *([{"role": role, "content": "hi"}] for role in ("user", "system", "developer", "tool", "god")),
@@ -123,15 +126,20 @@ def request(seed: int, number: int) -> tuple[str, dict[str, Any]]:
     """The path and the body of the request with this number."""
     dice = random.Random(f"{seed}:{number}")
     path = dice.choices((CHAT, TEXT, EMBED), (5, 4, 1))[0]
-    body: dict[str, Any] = {"model": dice.choice(("tiny", "vectors"))}
+    body: dict[str, Any] = {"model": dice.choices(MODELS, (5, 3, 4))[0]}
     if path == EMBED:
         choices = EMBEDS
         body["input"] = dice.choice(PROMPTS)
     else:
         choices = {**COMMON, **(CHATS if path == CHAT else TEXTS)}
-        body["max_tokens"] = dice.choices((1, 3, 6, 0, "4"), (8, 8, 8, 1, 1))[0]
+        body["max_tokens"] = dice.choices((1, 3, 6, 60, 0, "4"), (8, 8, 8, 4, 1, 1))[0]
         name, values = ("messages", MESSAGES) if path == CHAT else ("prompt", PROMPTS)
         body[name] = values[0] if dice.random() < 0.6 else dice.choice(values)
+        if body["model"] == "demo" and dice.random() < 0.5:
+            # What it has learned to answer by thinking, with a call, in JSON.
+            said = dice.choice(KNOWN)
+            body[name] = [{"role": "user", "content": said}] if path == CHAT else said
+            body["max_tokens"] = 200
     for name in dice.sample(sorted(choices), dice.randrange(min(6, len(choices)))):
         body[name] = dice.choice(choices[name])
     if dice.random() < 0.15:
@@ -206,7 +214,7 @@ def fuzz(server: Server, seed: int, requests: int, clients: int = 4) -> Counter[
 
 def workers_of(server: Server) -> dict[str, tuple[int, int]]:
     """The generation and the process of each model's worker, loaded first if need be."""
-    for model in ("tiny", "vectors"):
+    for model in MODELS:
         assert server.chat(model, max_tokens=1).status == 200
     return {e["name"]: (e["generation"], e["pid"]) for e in server.health()["cached_models"]}
 
@@ -214,7 +222,9 @@ def workers_of(server: Server) -> dict[str, tuple[int, int]]:
 def fuzzed(folder: Path) -> Iterator[Server]:
     """A server with the models that the requests ask for."""
     tiny, vectors = make_llama(folder / "tiny"), make_embedding(folder / "vectors")
-    with serving(folder / "s", f"--model=tiny={tiny}", f"--model=vectors={vectors}") as server:
+    sources = (tiny, vectors, "demo")
+    named = [f"--model={name}={source}" for name, source in zip(MODELS, sources, strict=True)]
+    with serving(folder / "s", *named) as server:
         yield server
 
 

@@ -134,6 +134,17 @@ def test_make_targets_exist(page: Path) -> None:
     assert used <= targets
 
 
+def test_every_benchmark_and_long_form_is_described() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    text = (ROOT / "docs" / "benchmarks.md").read_text()
+    benchmarks = re.findall(r"^BENCHMARKS := (.*)", makefile, re.MULTILINE)[0].split()
+    for name in benchmarks:
+        assert f"## {name}\n" in text
+        assert f"`python -m tests.bench.{name}`" in text
+    for name in re.findall(r"^LONG := (.*)", makefile, re.MULTILINE)[0].split():
+        assert f"`make {name}`" in text
+
+
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_serve_flags_exist(page: Path) -> None:
     known = set(re.findall(r"--[a-z-]+", shown("serve", "--help")))

@@ -15,6 +15,7 @@ import mlx.core as mx
 from supervisor.wire.frames import (
     Embed,
     End,
+    Failed,
     FromEngine,
     Generate,
     Load,
@@ -25,7 +26,7 @@ from supervisor.wire.frames import (
 )
 from worker import loading, sampling
 from worker.embedding import Embedder
-from worker.engine import Job, Loaded, Output, Prepared
+from worker.engine import LAST, Job, Loaded, Output, Prepared
 from worker.pieces import Pieces
 from worker.prompts import Prompts
 from worker.transcript import AnyTranscript, Delta, Transcripts
@@ -217,7 +218,7 @@ class BatchEngine:
 
     def _told(self, uid: int, frames: Sequence[FromEngine], *, ended: bool) -> None:
         """Forget a sequence whose last frame is among `frames`; `ended`: the generator has."""
-        if isinstance(frames[-1], End):
+        if isinstance(frames[-1], LAST):
             if not ended:
                 self._generator.remove([uid])
             del self._uids[self._live.pop(uid).job]
@@ -246,6 +247,11 @@ class BatchEngine:
         if finish == "stop":
             # The end-of-sequence token is not output; what was held back is.
             rest = text.finish()
+            constraint = live.job.prepared.constraint
+            called = text.finish_reason == "tool_calls"
+            if constraint is not None and (error := constraint.fault(called=called)):
+                log.warning("request %s: %s", live.job.request.request_id, error.message)
+                return [Failed(error.code, error.message, error.param, error.retry_after)]
             ended = self._end(live, text.finish_reason)
             return [_token(token, rest), ended] if any(rest) else [ended]
         live.tokens += 1

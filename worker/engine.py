@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from supervisor.errors import BulkheadError
 from supervisor.wire.frames import Embed, Embedded, End, Failed, FromEngine, Generate, Load
 
 log = logging.getLogger("bulkhead.worker")
@@ -54,6 +55,10 @@ class Constraint(Protocol):
 
     def push(self, token: int) -> None:
         """The output's next token. A token that was not allowed is tolerated: steps run ahead."""
+
+    def fault(self, *, called: bool) -> BulkheadError | None:
+        """Why the output is no whole answer, though the model ended it; None = it is one. `called`:
+        the transcript found calls in it."""
 
 
 @dataclass(frozen=True, slots=True)

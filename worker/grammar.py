@@ -21,10 +21,11 @@ import llguidance.numpy
 import numpy as np
 from numpy.typing import NDArray
 
-from supervisor.errors import InvalidValue, UnsupportedValue
+from supervisor.errors import BulkheadError, InvalidValue, UnsupportedValue
 from supervisor.wire.frames import Chat, Generate
 from worker.grammar_schema import compilable, parsed
-from worker.tools import forced_form
+from worker.lead import Lead, Marks, Stage
+from worker.tools import Forced, forced_form
 
 log = logging.getLogger("bulkhead.worker")
 
@@ -37,6 +38,9 @@ _STACK = 64 << 20
 _THREADS = 4
 _BLANKS = 2
 """Tokens of white space between the end of thinking and the answer."""
+_UNFORCED = '%llguidance {"no_forcing": true}\n'
+"""Where one text alone can follow, llguidance would demand the tokenizer's own tokens for it, special
+ones among them, which it then refuses: "<|im_start|>" in a constant was a dead end."""
 _WHY = 300
 """Characters of llguidance's own words in an error message."""
 
@@ -67,7 +71,7 @@ class Vocabulary:
         self.executor = llguidance.LLExecutor(num_threads=_THREADS)
         tokens = range(min(len(wrapper), size))
         self.ending = self.mask(self.eos)
-        self.thinking = self.mask(tokens) & ~self.ending
+        self.text = self.mask(tokens) & ~self.ending
         self.blanks = frozenset(
             token
             for token in tokens
@@ -123,27 +127,6 @@ def _tokenizer(wrapper: Any, size: int) -> llguidance.LLTokenizer:
     )
 
 
-class Thinking:
-    """How a model marks its thinking; `start` and `end` are token ids."""
-
-    def __init__(self, wrapper: Any) -> None:
-        self.start = tuple(int(token) for token in wrapper.think_start_tokens)
-        self.end = tuple(int(token) for token in wrapper.think_end_tokens)
-        self._decode: Callable[[Sequence[int]], str] = wrapper.decode
-
-    def state(self, prompt: Sequence[int]) -> str:
-        """Whether a prompt leaves the model "inside" of a thinking block, "after" one, or "before".
-
-        Only markers at the prompt's end count: what comes earlier is history, or the user's text.
-        """
-        for end in range(len(prompt), max(0, len(prompt) - 4), -1):
-            for marker, state in ((self.start, "inside"), (self.end, "after")):
-                at = end - len(marker)
-                if at >= 0 and tuple(prompt[at:end]) == marker:
-                    return state if not self._decode(list(prompt[end:])).strip() else "before"
-        return "before"
-
-
 class Grammar:
     """The constraint of one output. `broken` tells why llguidance gave up on it, "" = it has not."""
 
@@ -151,36 +134,63 @@ class Grammar:
         self,
         vocabulary: Vocabulary,
         matcher: llguidance.LLMatcher,
-        thinking: Thinking | None = None,
-        state: str = "after",
+        lead: Lead | None = None,
+        *,
+        call: int = -1,
+        param: str = "response_format",
         discard: Callable[[], None] = lambda: None,
     ) -> None:
-        """`state` is the prompt's, see `Thinking.state`. `discard` is called if `matcher` breaks."""
+        """`lead` follows what comes before the answer, None = nothing does. A token `call` begins a
+        call that the grammar does not describe. `param` is what asked for the grammar. `discard`
+        is called if `matcher` breaks."""
         self.vocabulary = vocabulary
         self.broken = ""
         self._matcher = matcher
+        self._lead = lead
+        self._call = call
+        self._param = param
+        self._discard = discard
         self._alive = True
         self._over = False
-        self._discard = discard
-        self._thinking = thinking if state != "after" else None
-        self._opened = -1 if state == "inside" else 0
-        """Tokens of the thinking marker so far; -1 = it is complete, the model thinks."""
-        self._tail: tuple[int, ...] = ()
+        self._free = False
+        """Whether the output is a call in the model's own words."""
+        self._begun = False
         self._blanks = 0
 
     @property
     def complete(self) -> bool:
         """Whether the output so far is a whole answer."""
-        return self._answering and self._alive and self._matcher.is_accepting()
-
-    @property
-    def _answering(self) -> bool:
-        return self._thinking is None
+        return self._stage == "answer" and self._bound and self._matcher.is_accepting()
 
     @property
     def over(self) -> bool:
         """Whether nothing but the end of sequence may follow."""
         return self._over
+
+    @property
+    def _stage(self) -> Stage:
+        return "answer" if self._lead is None else self._lead.stage
+
+    @property
+    def _bound(self) -> bool:
+        return self._alive and not self._free
+
+    def fault(self, *, called: bool) -> BulkheadError | None:
+        """Why the output is no whole answer, though the model ended it; None = it is one. `called`:
+        the transcript found calls in it."""
+        if self.complete or (called and self._free):
+            return None
+        why = "no token of the model's continues it"
+        if self.broken:
+            why = f"the grammar became too complex ({self.broken})"
+        elif self._free:
+            why = "the model began a tool call that is none"
+        elif self._stage != "answer":
+            why = "the model ended before it"
+        return UnsupportedValue(
+            f"No valid answer came of this grammar: {why}. Simplify the schema, or try again.",
+            param=self._param,
+        )
 
     def push(self, token: int) -> None:
         """The output's next token. One that was not allowed, or after the end, ends the answer."""
@@ -188,34 +198,39 @@ class Grammar:
             return
         if token in self.vocabulary.eos:
             self._over = True
-        elif self._thinking is not None:
-            self._think(self._thinking, token)
-        elif self._blanks and token in self.vocabulary.blanks:
-            self._blanks -= 1
-        else:
-            self._blanks = 0
-            self._consume(token)
-            self._over = not self._alive
-
-    def _think(self, thinking: Thinking, token: int) -> None:
-        if self._opened < 0:
-            self._tail = (*self._tail, token)[-len(thinking.end) :]
-            if self._tail == thinking.end:
-                self._thinking = None
-                self._blanks = _BLANKS
+            return
+        lead, stage = self._lead, self._stage
+        if lead is None or stage == "answer":
+            self._answer(token)
+            return
+        now = lead.push(token)
+        if now == "call":
+            self._free = True
+        elif now == "answer":
+            if stage == "thinking":
                 # It may have followed the marker of the beginning in vain.
                 self._matcher.reset()
                 self._alive = True
+                self._blanks = _BLANKS
+            if lead.owned:
+                self._answer(token)
+        elif stage == "undecided":
+            # Until the marker is complete the output may be the beginning of either.
+            self._consume(token)
+
+    def _answer(self, token: int) -> None:
+        if self._free:
             return
-        # Until the marker is complete the output may be the beginning of either.
+        if self._blanks and token in self.vocabulary.blanks:
+            self._blanks -= 1
+            return
+        self._blanks = 0
+        if token == self._call and not self._begun:
+            self._free = True
+            return
+        self._begun = True
         self._consume(token)
-        if token == thinking.start[self._opened]:
-            self._opened += 1
-            if self._opened == len(thinking.start):
-                self._opened = -1
-        else:
-            self._thinking = None
-            self._over = not self._alive
+        self._over = not self._alive
 
     def _consume(self, token: int) -> None:
         if not self._alive:
@@ -233,21 +248,23 @@ class Grammar:
             log.warning("structured output: llguidance gave up on an answer (%s)", self.broken)
             self._discard()
         self._alive = False
-        self._over = self._answering
+        self._over = self._stage == "answer"
 
     # ── masks, see `fill` ────────────────────────────────────────────────────────────────────────
 
     def matching(self) -> llguidance.LLMatcher | None:
         """The matcher whose mask counts now, if any does."""
-        if self._over or not self._alive or (self._opened < 0 and self._thinking is not None):
+        if self._over or not self._bound or self._stage == "thinking":
             return None
         return self._matcher
 
     def finish(self, mask: NDArray[np.int32]) -> None:
         """Turn the matcher's mask, int32 [words], in place into that of the whole output."""
-        vocabulary = self.vocabulary
-        if self._thinking is not None and self._opened < 0 and not self._over:
-            mask[:] = vocabulary.thinking
+        vocabulary, stage = self.vocabulary, self._stage
+        if not self._over and (self._free or stage == "thinking"):
+            mask[:] = vocabulary.text
+            if self._free:
+                mask |= vocabulary.ending
             return
         if self.matching() is None:
             mask[:] = 0
@@ -256,12 +273,15 @@ class Grammar:
             self._break()
         # Of several end tokens llguidance may know fewer.
         mask &= ~vocabulary.ending
-        if self._over:
-            pass
-        elif self._thinking is not None:
-            mask |= vocabulary.mask([self._thinking.start[self._opened]])
-        elif self._blanks:
-            mask |= vocabulary.blank
+        if not self._over:
+            if self._blanks:
+                mask |= vocabulary.blank
+            may_call = self._call >= 0 and self._alive and not self._begun
+            others = [self._call] if may_call else []
+            if stage == "undecided" and self._lead is not None:
+                others.append(self._lead.next)
+            if others:
+                mask |= vocabulary.mask(others)
         if self._over or self.complete or not mask.any():
             mask |= vocabulary.ending
 
@@ -304,7 +324,7 @@ class Grammars:
         self._wrapper = wrapper
         self._size = vocab_size
         self._vocabulary: Vocabulary | None = None
-        self._thinking = Thinking(wrapper) if wrapper.has_thinking else None
+        self._marks = Marks(wrapper)
         self._cache: OrderedDict[bytes, llguidance.LLMatcher] = OrderedDict()
 
     def compile(self, request: Generate, prompt: Sequence[int] = ()) -> Grammar | None:
@@ -313,24 +333,47 @@ class Grammars:
         `prompt` are the prompt's tokens. The model's first call takes seconds, a schema's first up
         to 0.5 s, others under a millisecond. Raises InvalidValue or UnsupportedValue.
         """
-        if request.calling is not None and request.calling.choice == "required":
-            grammar, param = self._calls(request), "tools"
-        elif request.structure is not None:
+        calling, form = request.calling, self._marks.form
+        forced = calling is not None and calling.choice == "required"
+        rules, param = "", "tools"
+        if request.structure is not None and not forced:
+            if calling is not None and form is None:
+                raise UnsupportedValue(
+                    "`response_format` can't be combined with `tools` for this model: its tool calls "
+                    "can't be told from an answer. Leave one of them out, or set `tool_choice`.",
+                    param="response_format",
+                )
             param = "response_format"
-            grammar = _of_schema(compilable(parsed(request.structure.schema, param), param))
-        else:
+            schema = compilable(parsed(request.structure.schema, param), param)
+            rules = f"start: json\njson: %json {schema}\n"
+        elif not forced:
             return None
         if self._vocabulary is None:
             self._vocabulary = Vocabulary(self._wrapper, self._size)
-        key = hashlib.sha256(grammar.encode()).digest()
-        matcher = self._matcher(self._vocabulary, key, grammar, param).deep_copy()
-        thinking = self._thinking if isinstance(request.prompt, Chat) else None
+        if rules:
+            matcher, key = self._matcher(self._vocabulary, rules, param)
+        if forced or (calling is not None and form == "hermes"):
+            # The schema was compiled alone, too: what is wrong with it is not the tools' fault.
+            calls = self._calls(request, "hermes" if rules else forced_form(self._wrapper))
+            rules = rules.replace("start: json", "start: json | calls") or "start: calls\n"
+            matcher, key = self._matcher(self._vocabulary, rules + calls, "tools")
+        lead = None
+        if isinstance(request.prompt, Chat):
+            lead = Lead(
+                self._marks,
+                self._marks.ending(prompt),
+                calls=calling is not None and not forced,
+                harmony=not forced,
+            )
         return Grammar(
             self._vocabulary,
-            matcher,
-            thinking,
-            thinking.state(prompt) if thinking else "after",
-            lambda: self._drop(key),
+            matcher.deep_copy(),
+            lead,
+            call=self._marks.call
+            if calling is not None and form == "marked" and not forced
+            else -1,
+            param=param,
+            discard=lambda: self._drop(key),
         )
 
     def _drop(self, key: bytes) -> None:
@@ -338,10 +381,13 @@ class Grammars:
         self._cache.pop(key, None)
 
     def _matcher(
-        self, vocabulary: Vocabulary, key: bytes, grammar: str, param: str
-    ) -> llguidance.LLMatcher:
+        self, vocabulary: Vocabulary, rules: str, param: str
+    ) -> tuple[llguidance.LLMatcher, bytes]:
+        """A matcher to copy, and its place in the cache. `rules` are in llguidance's Lark."""
+        key = hashlib.sha256(rules.encode()).digest()
         found = self._cache.get(key)
         if found is None:
+            grammar = llguidance.LLMatcher.grammar_from_lark(_UNFORCED + rules)
             found = _deep(lambda: vocabulary.matcher(grammar))
             first = np.zeros((1, vocabulary.width), np.int32)
             if not found.is_error():
@@ -357,10 +403,10 @@ class Grammars:
                 self._cache.popitem(last=False)
         else:
             self._cache.move_to_end(key)
-        return found
+        return found, key
 
-    def _calls(self, request: Generate) -> str:
-        """A grammar of tool calls, in the form that the model's parser reads."""
+    def _calls(self, request: Generate, form: Forced) -> str:
+        """The rules of `calls`, in a form that the model's parser reads."""
         assert request.calling is not None
         tools = list(_callable(request))
         if not tools:
@@ -371,21 +417,21 @@ class Grammars:
         ]
         call = " | ".join(f'{head} args{i} "}}"' for i, head in enumerate(heads))
         more = MAX_CALLS - 1 if request.calling.parallel else 0
-        if forced_form(self._wrapper) == "hermes":
+        if form == "hermes":
             opening, closing = self._marker("<tool_call>"), self._marker("</tool_call>")
             rules = [
-                f'start: call ("\\n" call){{0,{more}}}' if more else "start: call",
-                f'call: {opening} "\\n" object "\\n" {closing}',
+                f'calls: call ("\n" call){{0,{more}}}' if more else "calls: call",
+                f'call: {opening} "\n" object "\n" {closing}',
             ]
         else:
             rules = [
-                f'start: "[" object (", " object){{0,{more}}} "]"'
+                f'calls: "[" object (", " object){{0,{more}}} "]"'
                 if more
-                else 'start: "[" object "]"'
+                else 'calls: "[" object "]"'
             ]
         rules.append(f"object: {call}")
         rules += [f"args{i}: %json {schema}" for i, (_, schema) in enumerate(tools)]
-        return llguidance.LLMatcher.grammar_from_lark("\n".join(rules) + "\n")
+        return "\n".join(rules) + "\n"
 
     def _marker(self, text: str) -> str:
         token = self._wrapper.get_vocab().get(text)
@@ -419,10 +465,6 @@ def _callable(request: Generate) -> Iterator[tuple[str, str]]:
 
 def _object(types: object) -> bool:
     return types == "object" or (isinstance(types, list) and "object" in types)
-
-
-def _of_schema(text: str) -> str:
-    return json.dumps({"grammars": [{"json_schema": json.loads(text)}]})
 
 
 def _brief(why: str) -> str:

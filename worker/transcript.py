@@ -7,17 +7,15 @@ continued after its worker died.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from supervisor.wire.frames import Call, Chat, Generate
+from worker.lead import Lead, Marks
 from worker.text import Decoder, Detokenizer, TextStream
 from worker.tools.answer import Answer, Machine
 from worker.tools.calls import Calls
 from worker.tools.formats import Formats
-
-_TAIL = 16
-"""Prompt tokens in which a template's own <think> is looked for: it stands at the very end."""
 
 
 class Delta(NamedTuple):
@@ -95,6 +93,116 @@ class PlainTranscript:
         return Delta(self._stream.finish())
 
 
+class StructuredTranscript(Transcript):
+    """A `Transcript` of an answer under a schema. All that comes before the answer is reasoning;
+    the answer is taken as it stands, for its strings may hold the text of any marker.
+
+    Where the answer begins is known by tokens, as to the grammar. Where the model may call instead,
+    an answer that begins with the marker of a call is read as calls: no JSON begins like that.
+    """
+
+    def __init__(
+        self,
+        make_detokenizer: Callable[[], Detokenizer],
+        answer: Answer,
+        lead: Lead,
+        formats: Formats,
+        *,
+        reasoning: bool,
+        tools: Sequence[Any] | None,
+    ) -> None:
+        """`tools` are those that may be called, None = no calls."""
+        self._make_detokenizer = make_detokenizer
+        self._lead = lead
+        # The calls are the same, wherever they are read.
+        self._aside = Answer((), answer.calls, behind_marker=False)
+        self._told_aside = ""
+        self._held = ""
+        """Text that may yet be either the lead's or the answer's, or the beginning of a marker."""
+        self._opening = formats.call_start if tools is not None else ""
+        self._calls = None if tools is None else formats.calling(answer, tools)
+        self._in_call = False
+        leading = formats.leading(self._aside, calling=tools is not None, reasoning=reasoning)
+        super().__init__(make_detokenizer(), answer, leading)
+
+    def push(self, token: int) -> Delta:
+        before = self._lead.stage
+        if before == "answer":
+            self._tell(self._decoder.push(token))
+            return self._take()
+        now = self._lead.push(token)
+        self.reasoning_tokens += "thinking" in (before, now)
+        if now == "answer" and before == "thinking" and self._lead.owned:
+            self._end_lead()
+        self._held += self._decoder.push(token)
+        if now == "answer":
+            if before == "thinking" and not self._lead.owned:
+                self._end_lead()
+            self._tell("")
+        elif now != "undecided":
+            self._feed_lead()
+        return self._take()
+
+    def finish(self, *, cut: bool = False) -> Delta:
+        rest = self._decoder.finish()
+        if self._lead.stage == "answer":
+            self._tell(rest)
+            if self._in_call and self._calls is not None:
+                self._calls.finish(cut)
+            self._answer.text(self._held)
+        else:
+            self._held += rest
+            self._feed_lead()
+            self._machine.finish(cut)
+            self._take_aside()
+        self._answer.finish()
+        return self._take()
+
+    def _feed_lead(self) -> None:
+        text, self._held = self._held, ""
+        self._machine.feed(text)
+        self._take_aside()
+
+    def _end_lead(self) -> None:
+        """What was pushed so far is the lead's, to the last letter."""
+        self._held += self._decoder.finish()
+        self._feed_lead()
+        self._machine.finish(False)
+        self._take_aside()
+        self._answer.marker()
+        self._decoder = Decoder(self._make_detokenizer())
+
+    def _take_aside(self) -> None:
+        for kind, text in (
+            ("reasoning", self._aside.take_reasoning()),
+            ("text", self._aside.take_text()),
+        ):
+            if text:
+                joint = "\n" if self._told_aside not in ("", kind) else ""
+                self._answer.reason(joint + text)
+                self._told_aside = kind
+
+    def _tell(self, text: str) -> None:
+        """More of the answer."""
+        if self.stopped:
+            return
+        if self._in_call and self._calls is not None:
+            self._calls.feed(text)
+            return
+        text, self._held = self._held + text, ""
+        if self._opening:
+            begins = text.lstrip()
+            if len(begins) < len(self._opening) and self._opening.startswith(begins):
+                self._held = text
+                return
+            if begins.startswith(self._opening) and self._calls is not None:
+                self._in_call = True
+                self._calls.feed(text)
+                return
+            self._opening = ""
+        self._answer.text(text)
+
+
 AnyTranscript = Transcript | PlainTranscript
 
 
@@ -105,6 +213,7 @@ class Transcripts:
         """`tokenizer` is mlx-lm's TokenizerWrapper."""
         self._tokenizer = tokenizer
         self._formats = Formats(tokenizer)
+        self._marks = Marks(tokenizer)
 
     def make(self, request: Generate, prompt: Sequence[int]) -> AnyTranscript:
         """The state before the first token. `prompt` is the request's, tokenized.
@@ -117,30 +226,26 @@ class Transcripts:
         calling = request.calling
         if calling is None and not self._formats.has_parts:
             return PlainTranscript(detokenizer, request.stop)
-        tail = tuple(prompt[-_TAIL:])
+        ending = self._marks.ending(prompt)
         answer = Answer(
             request.stop,
             Calls(parallel=calling is None or calling.parallel),
-            behind_marker=self._follows(tail, "think_end_tokens"),
+            behind_marker=ending == "after",
         )
+        if request.structure is not None and (calling is None or calling.choice == "auto"):
+            calls = calling is not None
+            return StructuredTranscript(
+                lambda: self._tokenizer.detokenizer,
+                answer,
+                Lead(self._marks, ending, calls=calls, harmony=True),
+                self._formats,
+                reasoning=ending == "inside",
+                tools=request.prompt.tools if calls else None,
+            )
         machine = self._formats.machine(
             answer,
             calling=calling,
             tools=request.prompt.tools,
-            reasoning=self._follows(tail, "think_start_tokens"),
+            reasoning=ending == "inside",
         )
         return Transcript(detokenizer, answer, machine)
-
-    def _follows(self, tail: Sequence[int], marker: str) -> bool:
-        """Whether the prompt ends with the marker and white space, as where its template put it.
-
-        A <think> in a message is followed by what ends the message, so that nobody's words turn the
-        answer into reasoning. `worker.grammar` decides by the same rule.
-        """
-        tokens = getattr(self._tokenizer, marker, None)
-        if not tokens:
-            return False
-        for at in range(len(tail) - len(tokens), -1, -1):
-            if tuple(tail[at : at + len(tokens)]) == tuple(tokens):
-                return not self._tokenizer.decode(list(tail[at + len(tokens) :])).strip()
-        return False

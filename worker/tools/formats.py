@@ -34,6 +34,8 @@ class Formats:
         self._with_calls = _compiled(edges)
         self._without_calls = _compiled(_without_calls(edges))
         self._initial: str = tokenizer.response_initial_state or "normal"
+        self.call_start = "" if self._harmony else self._start
+        """The marker that a call begins with; "" = no one marker."""
 
     @property
     def has_parts(self) -> bool:
@@ -65,6 +67,23 @@ class Formats:
             self._initial if not reasoning else "reasoning",
             read=None if make is None or calling is None else lambda: make(calls, list(tools)),
             bare=bare,
+        )
+
+    def leading(self, aside: Answer, *, calling: bool, reasoning: bool) -> Machine:
+        """What reads the text before an answer under a grammar. `calling`: harmony's calls, which
+        stand in its place, are read as well."""
+        if self._harmony:
+            return Harmony(aside, calling=calling, bare=None)
+        state = self._initial if not reasoning else "reasoning"
+        return Marked(aside, self._without_calls, state, read=None, bare=None)
+
+    def calling(self, answer: Answer, tools: Sequence[Any]) -> Machine | None:
+        """What reads an answer that begins with `call_start`; None = none does."""
+        make, calls = self._make_reader, answer.calls
+        if make is None or self._harmony:
+            return None
+        return Marked(
+            answer, self._with_calls, "normal", lambda: make(calls, list(tools)), bare=None
         )
 
 

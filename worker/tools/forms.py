@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 Forced = Literal["hermes", "array"]
+Embedded = Literal["hermes", "marked", "harmony"]
 
 
 def forced_form(tokenizer: Any) -> Forced:
@@ -15,6 +16,21 @@ def forced_form(tokenizer: Any) -> Forced:
     for all others: JSON is what every model can write and what a grammar can describe.
     """
     return "hermes" if parser_name(tokenizer) == "json_tools" else "array"
+
+
+def embedded_form(tokenizer: Any) -> Embedded | None:
+    """How a call is told from JSON where the model may either answer under a schema or call.
+
+    "hermes": a grammar describes the call as well. "marked": a call begins with a token of its own
+    and is in the model's own words. "harmony": it is a message to a function. None: nothing tells
+    them apart, as with Llama's calls, which are JSON objects themselves.
+    """
+    if is_harmony(tokenizer):
+        return "harmony"
+    name = parser_name(tokenizer)
+    if name == "json_tools":
+        return "hermes"
+    return "marked" if name and tokenizer.tool_call_start in tokenizer.get_vocab() else None
 
 
 def parser_name(tokenizer: Any) -> str | None:

@@ -20,6 +20,7 @@ from worker.grammar import Grammar, Grammars, fill
 from worker.grammar_patterns import foreign, merged
 from worker.grammar_patterns import size as states
 from worker.grammar_schema import MAX_TEXT
+from worker.lead import Lead, Marks
 
 HANGS = 30.0
 """Seconds after which something hangs: what is tested takes under one."""
@@ -434,10 +435,15 @@ class Slow:
     """A tokenizer without tokenizer.json, in mlx-lm's wrapper."""
 
     has_thinking = False
+    tool_parser = None
+    decode = None
     eos_token_ids = frozenset({1})
 
     def __len__(self) -> int:
         return 10
+
+    def get_vocab(self) -> dict[str, int]:
+        return {}
 
 
 def test_a_slow_tokenizer_is_refused() -> None:
@@ -639,10 +645,15 @@ def thinking(prompt: str, *, chat: bool = True) -> tuple[Any, Grammar]:
     return model, made
 
 
+def braces(model: Any) -> list[int]:
+    """The tokens that an answer under `CLOSED` may begin with."""
+    return [*encode(model, "{"), model.convert_tokens_to_ids('{"')]
+
+
 def test_a_model_that_thinks_may_begin_with_it_or_answer() -> None:
     model, grammar = thinking("hello")
     start = encode(model, "<think>")
-    assert set(allowed(grammar)) == {*start, *encode(model, "{")}
+    assert set(allowed(grammar)) == {*start, *braces(model)}
     follow(grammar, encode(model, '{"a": 1}'))
     assert allowed(grammar) == sorted(model.eos_token_ids)
 
@@ -675,7 +686,7 @@ def test_after_thinking_there_is_only_the_answer(prompt: str) -> None:
 
 def test_a_marker_in_the_user_s_text_means_nothing() -> None:
     model, grammar = thinking("what is <think> for?\n")
-    assert set(allowed(grammar)) == {*encode(model, "<think>"), *encode(model, "{")}
+    assert set(allowed(grammar)) == {*encode(model, "<think>"), *braces(model)}
     model, grammar = thinking("hello<think>", chat=False)
     assert allowed(grammar) == encode(model, "{")
 
@@ -689,16 +700,11 @@ def test_an_end_while_thinking_is_the_end() -> None:
 
 def test_markers_of_several_tokens() -> None:
     """As gemma's: the output may still be either while its first tokens are both's."""
-    from worker.grammar import Thinking, Vocabulary
-
-    class Marked:
-        think_start_tokens = tuple(wrapper().encode("<th"))
-        think_end_tokens = tuple(wrapper().encode("th>"))
-        decode = wrapper().decode
-
+    marks = Marks(wrapper())
+    marks.start = tuple(wrapper().encode("<th"))
+    marks.end = tuple(wrapper().encode("th>"))
     made = constraint({"enum": ["<x"]})
-    vocabulary: Vocabulary = made.vocabulary
-    grammar = Grammar(vocabulary, made._matcher, Thinking(Marked()), "before")
+    grammar = Grammar(made.vocabulary, made._matcher, Lead(marks, "before"))
     less, quote = wrapper().encode("<")[0], wrapper().encode('"')[0]
     assert allowed(grammar) == sorted([less, quote])
     push(grammar, "<t")

@@ -420,8 +420,8 @@ class Grammars:
         if form == "hermes":
             opening, closing = self._marker("<tool_call>"), self._marker("</tool_call>")
             rules = [
-                f'calls: call ("\n" call){{0,{more}}}' if more else "calls: call",
-                f'call: {opening} "\n" object "\n" {closing}',
+                f'calls: call ("\\n" call){{0,{more}}}' if more else "calls: call",
+                f'call: {opening} "\\n" object "\\n" {closing}',
             ]
         else:
             rules = [

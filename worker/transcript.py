@@ -108,13 +108,12 @@ class StructuredTranscript(Transcript):
         lead: Lead,
         formats: Formats,
         *,
-        reasoning: bool,
         tools: Sequence[Any] | None,
     ) -> None:
         """`tools` are those that may be called, None = no calls."""
         self._make_detokenizer = make_detokenizer
         self._lead = lead
-        # The calls are the same, wherever they are read.
+        # Harmony's other channels are text, here reasoning. The calls are the same, wherever they are read.
         self._aside = Answer((), answer.calls, behind_marker=False)
         self._told_aside = ""
         self._held = ""
@@ -122,7 +121,7 @@ class StructuredTranscript(Transcript):
         self._opening = formats.call_start if tools is not None else ""
         self._calls = None if tools is None else formats.calling(answer, tools)
         self._in_call = False
-        leading = formats.leading(self._aside, calling=tools is not None, reasoning=reasoning)
+        leading = formats.leading(answer, self._aside, calling=tools is not None)
         super().__init__(make_detokenizer(), answer, leading)
 
     def push(self, token: int) -> Delta:
@@ -167,7 +166,7 @@ class StructuredTranscript(Transcript):
         """What was pushed so far is the lead's, to the last letter."""
         self._held += self._decoder.finish()
         self._feed_lead()
-        self._machine.finish(False)
+        self._machine.finish(self._lead.owned)
         self._take_aside()
         self._answer.marker()
         self._decoder = Decoder(self._make_detokenizer())
@@ -239,7 +238,6 @@ class Transcripts:
                 answer,
                 Lead(self._marks, ending, calls=calls, harmony=True),
                 self._formats,
-                reasoning=ending == "inside",
                 tools=request.prompt.tools if calls else None,
             )
         machine = self._formats.machine(

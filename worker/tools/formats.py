@@ -12,7 +12,7 @@ from worker.tools.calls import Calls, Reader, Whole
 from worker.tools.forms import forced_form, is_harmony, is_llama, parser_name
 from worker.tools.harmony import Harmony
 from worker.tools.headed import KIMI_K2, MISTRAL, HeadedCalls
-from worker.tools.marked import Bare, Marked
+from worker.tools.marked import Bare, Marked, Thought
 from worker.tools.objects import JSONCalls
 from worker.tools.whole import guarded
 
@@ -29,6 +29,7 @@ class Formats:
         self._harmony = is_harmony(tokenizer)
         self._llama = is_llama(tokenizer)
         self._forced = forced_form(tokenizer)
+        self._thinking: tuple[str, str] = (tokenizer.think_start or "", tokenizer.think_end or "")
         self._start, self._make_reader = _reader(tokenizer)
         edges = _edges(tokenizer, self._start)
         self._with_calls = _compiled(edges)
@@ -69,13 +70,15 @@ class Formats:
             bare=bare,
         )
 
-    def leading(self, aside: Answer, *, calling: bool, reasoning: bool) -> Machine:
-        """What reads the text before an answer under a grammar. `calling`: harmony's calls, which
-        stand in its place, are read as well."""
+    def leading(self, answer: Answer, aside: Answer, *, calling: bool) -> Machine:
+        """What reads the text before an answer under a grammar, up to its end, which tokens tell.
+
+        Thinking goes to `answer`. Harmony's channels go to `aside`, and where `calling`, calls that
+        stand in the answer's place.
+        """
         if self._harmony:
             return Harmony(aside, calling=calling, bare=None)
-        state = self._initial if not reasoning else "reasoning"
-        return Marked(aside, self._without_calls, state, read=None, bare=None)
+        return Thought(answer, *self._thinking)
 
     def calling(self, answer: Answer, tools: Sequence[Any]) -> Machine | None:
         """What reads an answer that begins with `call_start`; None = none does."""

@@ -131,4 +131,37 @@ class Marked:
             self._markup += text
 
 
+class Thought:
+    """A `Machine` of thinking alone, whose end somebody else knows: then it is told to finish.
+
+    The end marker at its very end is none of it, nor is a start marker that opens it once more.
+    """
+
+    reasoning = True
+
+    def __init__(self, answer: Answer, start: str, end: str) -> None:
+        self._answer = answer
+        self._start, self._end = start, end
+        self._needle = Needles((f"{end}.",))
+        self._opening = True
+        self._held = ""
+
+    def feed(self, text: str) -> None:
+        text = self._held + text
+        if self._opening:
+            begins = text.lstrip()
+            if len(begins) < len(self._start) and self._start.startswith(begins):
+                self._held = text
+                return
+            self._opening = False
+            text = begins.removeprefix(self._start)
+        keep = self._needle.undecided(text)
+        self._held = text[len(text) - keep :]
+        self._answer.reason(text[: len(text) - keep])
+
+    def finish(self, cut: bool) -> None:
+        held, self._held = self._held, ""
+        self._answer.reason(held if cut else held.removesuffix(self._end))
+
+
 _NO_EDGES: tuple[Needles, tuple[tuple[str, str], ...]] = (Needles(()), ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from worker.tools.bounds import affordable, bind_literals
 from worker.tools.calls import Parser
 from worker.tools.jsontext import NotJSON
 
@@ -30,16 +31,21 @@ _NO_NAME = re.compile(r"[\s<>{}\"]")
 
 
 def guarded(name: str, parse: Parser) -> Parser:
-    """`parse`, mlx-lm's parser `name`, that raises NotJSON where calls would be lost or made up."""
+    """`parse`, mlx-lm's parser `name`, that raises NotJSON where calls would be lost or made up, and
+    where it would take long."""
+
+    bind_literals()
 
     def parse_strictly(text: str, tools: Any) -> Any:
+        begins, ends = _ARGUMENT.get(name, ("", ""))
+        if begins and text.count(begins) != text.count(ends):
+            raise NotJSON
+        if not affordable(name, text):
+            raise NotJSON
         parsed = parse(text, tools)
         found = parsed if isinstance(parsed, list) else [parsed]
         opener = _OPENERS.get(name)
         if opener and text.count(opener) != len(found):
-            raise NotJSON
-        begins, ends = _ARGUMENT.get(name, ("", ""))
-        if begins and text.count(begins) != text.count(ends):
             raise NotJSON
         for call in found:
             if not isinstance(call, dict) or _NO_NAME.search(str(call.get("name"))):

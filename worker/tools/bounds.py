@@ -1,0 +1,128 @@
+"""What mlx-lm's parsers are given: nothing that takes them long.
+
+They run on the thread that generates for everybody, and hold the GIL. Most are regular expressions
+whose time grows with what begins a call or an argument, times the text behind it: 20,000 characters
+of the right kind took one 8 s. What is beyond these bounds is text, as all that is no call.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+from typing import Any
+
+LONGEST = 256 * 1024
+"""Characters of one section of calls. 40 ms where time is linear."""
+WORK = 4_000_000
+"""Openers times characters: 40 ms. 100,000 characters may hold 40 of them."""
+_PYTHON = 8192
+"""Characters of Python besides its strings: 15 ms."""
+_WORDS = 8192
+"""Characters of GLM's `name a=1 b=2`, which a shell's lexer reads: 20 ms."""
+_DEPTH = 100
+_ATTRIBUTES = 1024
+_SUBSTITUTIONS = 20_000_000
+"""Strings times characters of Gemma 4's arguments: 20 ms."""
+
+_OPENERS = {
+    "function_gemma": r"call:|,",
+    "gemma4": "call:",
+    "glm47": "<arg_key>|<arg_value>",
+    "kimi_k2": r"<\|tool_call_begin\|>",
+    "kimi_k3": r"<\|open\|>",
+    "longcat": "<longcat_arg_key>|<longcat_arg_value>",
+    "minicpm5": "<param|<function",
+    "minimax_m2": "<invoke name=|<parameter name=",
+    "muse_spark": "<atem:",
+    "pythonic": r"\[[\w.]+\(",
+    "qwen3_coder": "<function=|<parameter=|<tool_call>",
+}
+"""What makes each parser look at all the text that follows."""
+
+_GEMMA = re.compile(r'<\|"\|>|[{}]|call:[\w-]+\{')
+_STRINGS = re.compile(r"""\\.|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL)
+
+
+def affordable(name: str, text: str) -> bool:
+    """Whether mlx-lm's parser `name` is through with `text` in about 50 ms."""
+    if len(text) > LONGEST:
+        return False
+    openers = _OPENERS.get(name)
+    if openers is not None:
+        most = WORK // max(1, len(text))
+        for count, _ in enumerate(re.finditer(openers, text), 1):
+            if count > most:
+                return False
+    match name:
+        case "gemma4":
+            return _balanced(text)
+        case "glm47":
+            return len(text) <= _WORDS or "<arg_key>" in text or _is_json(text)
+        case "kimi_k3":
+            return all(
+                0 <= part.find("<|sep|>") <= _ATTRIBUTES for part in text.split("<|open|>")[1:]
+            )
+        case "muse_spark":
+            tags = re.findall(r"<atem:(?:invoke|parameter)\b[^<>]{0,1024}>", text)
+            return len(tags) == text.count("<atem:invoke") + text.count("<atem:parameter")
+        case "pythonic":
+            return short_python(text)
+        case _:
+            return True
+
+
+def short_python(text: str) -> bool:
+    """Whether Python's own parser is soon through with an expression: strings cost it nothing."""
+    return len(text) <= _PYTHON or len(_STRINGS.sub("", text)) <= _PYTHON
+
+
+class _ShortAst:
+    """The module `ast`, for literals that are short."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(ast, name)
+
+    def literal_eval(self, value: Any) -> Any:
+        if isinstance(value, str) and not short_python(value):
+            raise ValueError
+        return ast.literal_eval(value)
+
+
+def bind_literals() -> None:
+    """Let the parsers that are imported try only short texts as Python literals. To them an error
+    means that a value is no literal, but a string."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("mlx_lm.tool_parsers.") and getattr(module, "ast", None) is ast:
+            module.ast = _ShortAst()  # type: ignore[attr-defined]
+
+
+def _balanced(text: str) -> bool:
+    """Whether every call of Gemma 4's form is closed, and its strings too. The parser's expression
+    backtracks through all the ways to read one that is not."""
+    depth = strings = 0
+    at = 0
+    while found := _GEMMA.search(text, at):
+        mark, at = found[0], found.end()
+        if mark[0] == "<":
+            if depth:
+                at = text.find(mark, at)
+                if at < 0:
+                    return False
+                at += len(mark)
+                strings += 1
+        elif depth or mark[0] == "c":
+            # In arguments a name before the brace changes nothing.
+            depth += -1 if mark == "}" else 1
+            if depth > _DEPTH:
+                return False
+    return not depth and strings * len(text) <= _SUBSTITUTIONS
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True

@@ -1,9 +1,11 @@
 """Answers of a random model under grammars, judged by a validator that knows nothing of grammars.
 
     python -m tests.structured --answers 10000 --seed 1
+    python -m tests.structured --served --answers 2000
 
-Each answer is sampled token by token under the masks; whoever ends by itself must be valid. Exits
-with 1 at the first that is not, naming the schema and the seed that bring it back.
+Each answer is sampled token by token under the masks; whoever ends by itself must be valid, and one
+whose grammar gave up is not. With `--served` the answers are the demo model's, through the engine.
+Exits with 1 at the first fault, naming the schema and the seed that bring it back.
 """
 
 from __future__ import annotations
@@ -161,7 +163,8 @@ class Chooser:
 def sample(
     constraints: Sequence[Grammar], choosers: Sequence[Chooser], limit: int = LIMIT
 ) -> list[list[int] | None]:
-    """Tokens of each answer, its end included; None where it did not end by itself."""
+    """Tokens of each answer, its end included; None where it did not end. An end is an end, also
+    where it is all that a broken grammar has left."""
     answers: list[list[int]] = [[] for _ in constraints]
     ended: set[int] = set()
     ends = constraints[0].vocabulary.eos
@@ -177,10 +180,7 @@ def sample(
             constraints[i].push(token)
             if token in ends:
                 ended.add(i)
-    return [
-        answer if i in ended and not constraints[i].broken else None
-        for i, answer in enumerate(answers)
-    ]
+    return [answer if i in ended else None for i, answer in enumerate(answers)]
 
 
 def text_of(wrapper: Any, tokens: Sequence[int]) -> str:
@@ -231,8 +231,19 @@ def main() -> int:
     parser.add_argument("--answers", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tokenizer", choices=("bytes", "spm"), default="bytes")
+    parser.add_argument("--served", action="store_true", help="through the engine")
     options = parser.parse_args()
     started = time.monotonic()
+    if options.served:
+        from tests import structured_served
+
+        wanted = structured_served.answers(options.seed, options.answers)
+        ended, why = structured_served.run(wanted)
+        print(f"INVALID under {why}" if why else "no fault")
+        for name, count in ended.most_common():
+            print(f"{count:5} {name}")
+        print(f"{time.monotonic() - started:.0f} s")
+        return 1 if why else 0
     ended, why = run(options.answers, options.seed, options.tokenizer)
     if why:
         print(f"INVALID under {why}")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
+
+import llguidance
 
 MAX_MERGED = 100_000
 """Of the product of the sizes of the patterns that may hold for one string. Whether all can be met at once
@@ -44,6 +47,15 @@ def foreign(pattern: str) -> str:
             return "flags and named groups in patterns are not supported"
         index += 1
     return ""
+
+
+def beyond(pattern: str) -> bool:
+    """Whether llguidance can't read a pattern: it has look-around, references, or is broken."""
+    return bool(
+        llguidance.LLMatcher.validate_grammar(
+            json.dumps({"grammars": [{"json_schema": {"type": "string", "pattern": pattern}}]})
+        )
+    )
 
 
 def size(pattern: str) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from supervisor.errors import ClientError, InvalidValue, UnsupportedValue
-from worker.grammar_patterns import foreign, merged
+from worker.grammar_patterns import beyond, foreign, merged
 
 MAX_TEXT = 256 * 1024
 """Characters of a schema. Reading and compiling cost time for which other requests wait."""
@@ -113,7 +113,7 @@ def compilable(schema: object, param: str, *, lenient: bool = False) -> str:
     schema = copied(schema, param)
     _Reader(schema, param, lenient).read()
     # Every schema is read as draft 2020-12, and what a client sets in x-guidance could undo bounds.
-    options = _OPTIONS | {"lenient": True} if lenient else _OPTIONS
+    options = _OPTIONS | {"lenient": True, "coerce_one_of": True} if lenient else _OPTIONS
     root = {
         key: value for key, value in schema.items() if key not in ("$schema", "$id", "x-guidance")
     }
@@ -203,9 +203,11 @@ class _Reader:
             f"This schema can't be enforced: {what} (at {place.path}).", param=self._param
         )
 
-    def _unless_lenient(self, what: str, place: Place) -> None:
+    def _unless_lenient(self, what: str, place: Place) -> bool:
+        """True, for what is dropped. Raises where nothing may be."""
         if not self._lenient:
             raise self._refuse(what, place)
+        return True
 
     def _keywords(self, schema: dict[str, Any], place: Place) -> None:
         for keyword in schema:
@@ -218,13 +220,14 @@ class _Reader:
             if len(asserting) > 1 or (keyword == "allOf" and schema[keyword]):
                 self._merging = keyword
         if "$id" in schema and place.depth:
-            raise self._refuse("`$id` inside of a schema moves its `$ref`s", place)
+            self._unless_lenient("`$id` inside of a schema moves its `$ref`s", place)
+            del schema["$id"]
         self._strings(schema, place)
         self._numbers(schema, place)
         self._objects(schema, place)
-        for value in (schema.get("const"), schema.get("enum")):
-            for literal in _literals(value):
-                self._literal(literal, place)
+        for keyword in ("const", "enum"):
+            if any([self._literal(literal, place) for literal in _literals(schema.get(keyword))]):
+                del schema[keyword]
 
     def _reference(self, target: object, place: Place) -> object:
         """What a `$ref` leads to."""
@@ -240,8 +243,9 @@ class _Reader:
         return found
 
     def _strings(self, schema: dict[str, Any], place: Place) -> None:
-        if isinstance(pattern := schema.get("pattern"), str):
-            self._pattern(pattern, place / "pattern")
+        pattern = schema.get("pattern")
+        if isinstance(pattern, str) and self._pattern(pattern, place / "pattern"):
+            del schema["pattern"]
         name = schema.get("format")
         if isinstance(name, str) and name not in FORMATS and _may_be(schema, "string"):
             self._unless_lenient(f"the format {name[:50]!r} is not supported", place)
@@ -250,11 +254,15 @@ class _Reader:
             if isinstance(others := schema.get("allOf", []), list):
                 schema["allOf"] = [*others, narrowed]
 
-    def _pattern(self, pattern: str, place: Place) -> None:
+    def _pattern(self, pattern: str, place: Place) -> bool:
+        """Whether it must be dropped."""
         if len(pattern) > MAX_LITERAL:
-            raise self._refuse("a pattern is too long", place)
-        if why := foreign(pattern):
-            raise self._refuse(why, place)
+            return self._unless_lenient("a pattern is too long", place)
+        why = foreign(pattern)
+        if not why and self._lenient:
+            # Strictly, llguidance's own words say what is wrong with it.
+            return beyond(pattern)
+        return bool(why) and self._unless_lenient(why, place)
 
     def _numbers(self, schema: dict[str, Any], place: Place) -> None:
         for keyword in _NUMBERS:
@@ -264,17 +272,25 @@ class _Reader:
             if isinstance(value, bool) or not isinstance(value, int | float):
                 raise self._invalid(f"`{keyword}` must be a number", place)
             if keyword == "multipleOf":
-                self._multiple(value, place)
-            elif isinstance(value, int) and abs(value) > EXACT:
-                raise self._refuse(f"`{keyword}` lies beyond ±2^53", place)
+                dropped = self._multiple(value, place)
+            else:
+                dropped = (
+                    isinstance(value, int)
+                    and abs(value) > EXACT
+                    and self._unless_lenient(f"`{keyword}` lies beyond ±2^53", place)
+                )
+            if dropped:
+                del schema[keyword]
 
-    def _multiple(self, value: float, place: Place) -> None:
-        if not 0 < value <= EXACT:
+    def _multiple(self, value: float, place: Place) -> bool:
+        """Whether it must be dropped."""
+        if value <= 0:
             raise self._invalid("`multipleOf` must be a positive number", place)
-        digits = _digits(value)
-        self._multiples.add(digits)
+        digits = _digits(value) if value <= EXACT else EXACT
         if digits > MAX_MULTIPLE:
-            raise self._refuse("`multipleOf` has too many digits", place)
+            return self._unless_lenient("`multipleOf` has too many digits", place)
+        self._multiples.add(digits)
+        return False
 
     def _objects(self, schema: dict[str, Any], place: Place) -> None:
         if isinstance(schema.get("items"), list):
@@ -289,33 +305,47 @@ class _Reader:
                     f"{MAX_ALL_PROPERTIES}",
                     place,
                 )
-            for name in names:
-                self._literal(name, place)
-        for name in required if isinstance(required, list) else ():
-            self._literal(name, place)
+            for name in [name for name in names if self._literal(name, place)]:
+                del names[name]
+        if isinstance(required, list):
+            schema["required"] = required = [
+                name for name in required if not self._literal(name, place)
+            ]
         mapped = schema.get("patternProperties")
         if isinstance(mapped, dict) and mapped:
             self._mapped = place.path
             self._patterns += len(mapped)
             if self._patterns > MAX_PATTERNS:
                 raise self._refuse(f"`patternProperties` may have {MAX_PATTERNS} patterns", place)
-            for pattern in mapped:
-                self._pattern(pattern, place / "patternProperties")
+            dropped = [each for each in mapped if self._pattern(each, place / "patternProperties")]
+            for pattern in dropped:
+                del mapped[pattern]
+            if dropped:
+                # The names that it matched would fall under it.
+                schema.pop("additionalProperties", None)
         least = schema.get("minProperties", 0)
         certain = len(set(map(str, required))) if isinstance(required, list) else 0
         if isinstance(least, int) and least > max(1, certain):
             # Names outside `properties` may come twice, and a reader counts them once.
             self._unless_lenient("`minProperties` above 1 is not supported", place)
 
-    def _literal(self, value: object, place: Place) -> None:
+    def _literal(self, value: object, place: Place) -> bool:
+        """Whether what it stands in must be dropped."""
         if isinstance(value, str):
             if len(value) > MAX_LITERAL:
-                raise self._refuse(f"a constant is longer than {MAX_LITERAL} characters", place)
-            if _UNWRITABLE.search(value):
-                # Their escape is \u, see _OPTIONS; half a surrogate pair is not Unicode text.
-                raise self._refuse("control characters and lone surrogates in constants", place)
-        elif isinstance(value, int | float) and not isinstance(value, bool) and abs(value) > EXACT:
-            raise self._refuse("numbers beyond ±2^53 in constants", place)
+                return self._unless_lenient(
+                    f"a constant is longer than {MAX_LITERAL} characters", place
+                )
+            # Their escape is \u, see _OPTIONS; half a surrogate pair is not Unicode text.
+            return bool(_UNWRITABLE.search(value)) and self._unless_lenient(
+                "control characters and lone surrogates in constants", place
+            )
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return (
+            number
+            and abs(value) > EXACT  # type: ignore[arg-type]
+            and self._unless_lenient("numbers beyond ±2^53 in constants", place)
+        )
 
     def _inside(self, schema: dict[str, Any], place: Place) -> Iterator[tuple[object, Place]]:
         for keyword in _ONE:

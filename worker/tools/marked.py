@@ -142,6 +142,7 @@ class Thought:
     def __init__(self, answer: Answer, start: str, end: str) -> None:
         self._answer = answer
         self._start, self._end = start, end
+        # The whole marker waits as well as a part of it, for whether it is one is known by tokens.
         self._needle = Needles((f"{end}.",))
         self._opening = True
         self._held = ""

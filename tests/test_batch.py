@@ -11,7 +11,18 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from supervisor.wire.frames import End, FromEngine, Generate, Load, Progress, Sampling, Text, Token
+from supervisor.wire.frames import (
+    End,
+    Failed,
+    FromEngine,
+    Generate,
+    Load,
+    Progress,
+    Sampling,
+    Structure,
+    Text,
+    Token,
+)
 from tests.tiny import make_llama
 from worker.batch import PREFILL_STEP, BatchEngine
 from worker.engine import Job, Loaded
@@ -343,3 +354,34 @@ def test_a_load_measures_and_a_close_gives_back(folder: Path) -> None:
     assert mx.get_active_memory() - before < 0.1 * weights
     assert mx.get_cache_memory() == 0
     assert not engine.busy
+
+
+# ── grammars ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_an_answer_that_its_grammar_leaves_unfinished_is_an_error(engine: BatchEngine) -> None:
+    """It is neither cut without a word nor taken for whole, and its neighbours notice nothing."""
+    schema = Structure('{"const": [1, 2, 3]}')
+    dead, whole, plain = (
+        Run(engine, "a", structure=schema),
+        Run(engine, "b", structure=schema),
+        Run(engine, "c"),
+    )
+    step(engine)
+    grammar: Any = dead.job.prepared.constraint
+    grammar.push(10**9)  # what no grammar allows
+    finish(engine)
+    last = dead.frames[-1]
+    assert isinstance(last, Failed)
+    assert (last.code, last.param) == ("unsupported_value", "response_format")
+    assert not any(isinstance(frame, End) for frame in dead.frames)
+    assert json.loads(whole.text) == [1, 2, 3]
+    assert whole.end.finish_reason == "stop"
+    assert plain.end.finish_reason == "length"
+
+
+def test_a_model_that_may_end_only_with_a_whole_answer_does(engine: BatchEngine) -> None:
+    """A special token's text in a constant was a dead end."""
+    run = alone(engine, "a", structure=Structure('{"const": "a<|end|>b"}'))
+    assert json.loads(run.text) == "a<|end|>b"
+    assert run.end.finish_reason == "stop"

@@ -19,7 +19,7 @@ from tests.structured import Chooser, allowed, constraint, fault, sample, text_o
 from worker.grammar import Grammar, Grammars, fill
 from worker.grammar_patterns import foreign, merged
 from worker.grammar_patterns import size as states
-from worker.grammar_schema import MAX_TEXT
+from worker.grammar_schema import MAX_TEXT, compilable
 from worker.lead import Lead, Marks
 
 HANGS = 30.0
@@ -286,6 +286,26 @@ def test_rules(schema: Any, text: str, valid: bool) -> None:
     assert accepts(schema, text) == valid
 
 
+MARKERS = ("a<|im_end|>b", "<|end|>", "<think>", "</tool_call>")
+
+
+@pytest.mark.parametrize("marker", MARKERS)
+def test_special_tokens_texts_are_texts(marker: str) -> None:
+    """llguidance wants them as their tokens, and then refuses these."""
+    name = {"properties": {marker: {}}, "required": [marker], "additionalProperties": False}
+    model = wrapper(thinks=True, hermes=True)
+    made = Grammars(model, len(model))
+    for schema in ({"const": marker}, {"enum": [marker]}, {"type": "object", **name}):
+        grammars = [made.compile(structured.request(schema)) for _ in range(4)]
+        found = sample(
+            [grammar for grammar in grammars if grammar],
+            [Chooser(model, seed, patience=9.0) for seed in range(4)],
+        )
+        for tokens in found:
+            assert tokens is not None
+            assert not fault(schema, text_of(model, tokens))
+
+
 def test_true_is_any_value() -> None:
     assert accepts(True, "[1, null]")
 
@@ -325,6 +345,10 @@ def test_an_error_is_told_and_not_taken_for_an_end(
     assert grammar.broken
     assert tokens == ends()
     assert not grammar.complete
+    error = grammar.fault(called=False)
+    assert error is not None
+    assert grammar.broken in error.message
+    assert error.status < 500
     assert grammar.broken in caplog.text
     assert "aa" not in caplog.text
 
@@ -393,6 +417,8 @@ def test_tokens_that_were_not_allowed_end_the_answer(late: int) -> None:
     assert grammar.over
     assert not grammar.complete
     assert not grammar.broken
+    assert grammar.fault(called=False)
+    assert grammar.fault(called=True)
 
 
 def test_replay_yields_the_same_state() -> None:
@@ -615,6 +641,59 @@ def test_what_a_strict_tool_promises_is_kept_or_refused() -> None:
     with pytest.raises(UnsupportedValue, match="`uniqueItems`") as caught:
         calling([strict])
     assert caught.value.param == "tools"
+
+
+LENIENT: list[dict[str, Any]] = [
+    {"minimum": -9223372036854775808}, {"maximum": 2**60}, {"multipleOf": 1234567}, {"multipleOf": 1e300},
+    {"pattern": "[a[b]]"}, {"pattern": "(?=a)b"}, {"pattern": "(a)\\1"}, {"pattern": "("}, {"pattern": "x" * 5000},
+    {"const": "\x01"}, {"const": {"a": 2**60}}, {"enum": [2**60]}, {"enum": ["y" * 5000]}, {"$id": "https://x/y"},
+    {"oneOf": [{"type": "integer"}, {"type": "number"}]}, {"not": {"type": "null"}}, {"format": "phone"},
+    {"properties": {"\x01": {}}, "required": ["\x01"]}, {"required": ["z" * 5000]},
+    {"patternProperties": {"(?=a)": {}}, "additionalProperties": False}, {"minProperties": 3},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("keywords", LENIENT, ids=range(len(LENIENT)))
+def test_of_a_tool_that_is_not_strict_what_can_t_be_enforced_is_dropped(
+    keywords: dict[str, Any],
+) -> None:
+    """And all else of it is enforced."""
+    parameters = {
+        "type": "object",
+        "properties": {"a": keywords, "n": {"type": "integer"}},
+        "required": ["a", "n"],
+    }
+    model, grammar = calling(
+        [{"type": "function", "function": {"name": "f", "parameters": parameters}}], ("f",)
+    )
+    kind = "{}" if {"properties", "required"} & keywords.keys() else "7"
+    follow(grammar, encode(model, f'[{{"name": "f", "arguments": {{"a": {kind}, "n": '))
+    assert not set(encode(model, '"n{')) & set(allowed(grammar))
+    follow(grammar, encode(model, "3}}]"))
+    assert grammar.complete
+    with pytest.raises(ClientError):
+        constraint(parameters)
+
+
+def test_what_is_dropped_of_a_name_takes_what_it_would_forbid_along() -> None:
+    found = json.loads(
+        compilable(
+            {"patternProperties": {"(?=a)": {}, "^b": {}}, "additionalProperties": False},
+            "tools",
+            lenient=True,
+        )
+    )
+    assert found["patternProperties"] == {"^b": {}}
+    assert "additionalProperties" not in found
+
+
+@pytest.mark.parametrize(
+    "broken", [{"minimum": "1"}, {"multipleOf": 0}, {"multipleOf": -1}, {"$ref": "#/nowhere"}, {"allOf": 3}]
+)  # fmt: skip
+def test_what_is_broken_is_refused_of_any_tool(broken: dict[str, Any]) -> None:
+    tool = {"name": "f", "parameters": {"properties": {"a": broken}}}
+    with pytest.raises(ClientError):
+        calling([{"type": "function", "function": tool}], ("f",))
 
 
 @pytest.mark.parametrize("parameters", [5, [], False, {"type": "string"}, {"type": "object", "properties": 5}])  # fmt: skip

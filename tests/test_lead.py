@@ -11,6 +11,7 @@ import pytest
 
 from supervisor.errors import UnsupportedValue
 from supervisor.wire.frames import Calling, Chat, Generate, Structure
+from tests import structured_served
 from tests.structured import allowed
 from tests.test_tools import (
     FUNCTION_GEMMA,
@@ -327,3 +328,16 @@ def test_grammar_and_transcript_know_how_the_prompt_ends(prompt: str, ending: st
     made = Transcripts(wrapper(THINKING)).make(Generate("r", Chat([]), 0.0), tokens)
     made.push(spelled(THINKING, "a")[0])
     assert made.reasoning_tokens == (ending == "inside")
+
+
+# ── through the engine ───────────────────────────────────────────────────────────────────────────
+
+
+def test_the_demo_models_answers_are_valid_or_calls() -> None:
+    """The short form of `python -m tests.structured --served`."""
+    wanted = structured_served.answers(1, 2 * len(structured_served.LITERALS), literals=True)
+    ended, why = structured_served.run(wanted)
+    assert not why
+    for kind in ("stop", "stop after thinking", "tool_calls"):
+        assert ended[kind]
+    assert ended["stop"] + ended["stop after thinking"] > len(wanted) / 4

@@ -353,6 +353,17 @@ def test_an_error_is_told_and_not_taken_for_an_end(
     assert "aa" not in caplog.text
 
 
+def test_an_answer_whose_grammar_gave_up_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "worker.grammar._limits",
+        lambda: llguidance.LLParserLimits(max_lexer_states=60, verbose_errors=False),
+    )
+    schema = {"type": "string", "pattern": "(.*b.{20}){5}"}
+    monkeypatch.setattr(structured, "served", lambda: {"hard": schema})
+    _, why = structured.run(16, 1, "bytes")
+    assert why.startswith("'hard'")
+
+
 # ── masks ────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -767,7 +778,7 @@ def test_a_marker_in_the_user_s_text_means_nothing() -> None:
     model, grammar = thinking("what is <think> for?\n")
     assert set(allowed(grammar)) == {*encode(model, "<think>"), *braces(model)}
     model, grammar = thinking("hello<think>", chat=False)
-    assert allowed(grammar) == encode(model, "{")
+    assert allowed(grammar) == braces(model)
 
 
 def test_an_end_while_thinking_is_the_end() -> None:

@@ -51,10 +51,14 @@ class Sink(Protocol):
 
 
 class Constraint(Protocol):
-    """What tokens may come next. Belongs to one job; `worker.grammar` makes them."""
+    """What tokens may come next. Belongs to one job."""
 
     def push(self, token: int) -> None:
         """The output's next token. A token that was not allowed is tolerated: steps run ahead."""
+
+
+class Grammar(Constraint, Protocol):
+    """A `Constraint` that knows whether the output is a whole answer; `worker.grammar` makes them."""
 
     def fault(self, *, called: bool) -> BulkheadError | None:
         """Why the output is no whole answer, though the model ended it; None = it is one. `called`:
@@ -71,7 +75,7 @@ class Prepared:
 
     prompt: Sequence[int] = ()
     echo: str = ""
-    constraint: Constraint | None = None
+    constraint: Grammar | None = None
     inputs: Sequence[Sequence[int]] = ()
 
     @property

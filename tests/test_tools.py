@@ -537,7 +537,7 @@ def test_deep_arguments_are_read_without_recursion() -> None:
 
 LONG: dict[str, list[str]] = {
     "gemma4": ["call:a{" * 3000, "call:a{" * 3000 + "}", "call:a{" + "{" * 200 + "}" * 201,
-               'call:a{x:<|"|>' * 2000, "call:a{" + '<|"|>' * 9001 + "}", "call:a{}" * 9000],
+               'call:a{x:<|"|>' * 2000, "call:a{" + '<|"|>' * 9000 + "}", "call:a{" + '<|"|>' * 9001 + "}", "call:a{}" * 9000],
     "function_gemma": ["call:a{" * 3000, "call:a{" + "a:1," * 9000 + "}"],
     "glm47": ["<arg_key>" * 3000 + "</arg_value>" * 3000, "a=1 " * 9000,
               "<arg_key>a</arg_key><arg_value>" * 2000, "x " + "{" * 90_000],
@@ -605,7 +605,7 @@ def test_a_whole_file_is_an_argument_in_the_other_forms_too(name: str) -> None:
 def test_long_values_are_not_tried_as_python() -> None:
     from mlx_lm.tool_parsers import glm47
 
-    value = "1 + " * 9000 + "1j"
+    value = "(" + "1, " * 9000 + ")"
     text = f"f<arg_key>k</arg_key><arg_value>{value}</arg_value>"
     found = guarded("glm47", glm47.parse_tool_call)(text, TOOLS)
     assert found["arguments"] == {"k": value}

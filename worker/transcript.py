@@ -7,7 +7,7 @@ continued after its worker died.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from supervisor.wire.frames import Call, Chat, Generate
@@ -103,7 +103,7 @@ class StructuredTranscript(Transcript):
 
     def __init__(
         self,
-        make_detokenizer: Callable[[], Detokenizer],
+        detokenizer: Detokenizer,
         answer: Answer,
         lead: Lead,
         formats: Formats,
@@ -111,7 +111,6 @@ class StructuredTranscript(Transcript):
         tools: Sequence[Any] | None,
     ) -> None:
         """`tools` are those that may be called, None = no calls."""
-        self._make_detokenizer = make_detokenizer
         self._lead = lead
         # Harmony's other channels are text, here reasoning. The calls are the same, wherever they are read.
         self._aside = Answer((), answer.calls, behind_marker=False)
@@ -122,7 +121,7 @@ class StructuredTranscript(Transcript):
         self._calls = None if tools is None else formats.calling(answer, tools)
         self._in_call = False
         leading = formats.leading(answer, self._aside, calling=tools is not None)
-        super().__init__(make_detokenizer(), answer, leading)
+        super().__init__(detokenizer, answer, leading)
 
     def push(self, token: int) -> Delta:
         before = self._lead.stage
@@ -169,7 +168,6 @@ class StructuredTranscript(Transcript):
         self._machine.finish(self._lead.owned)
         self._take_aside()
         self._answer.marker()
-        self._decoder = Decoder(self._make_detokenizer())
 
     def _take_aside(self) -> None:
         for kind, text in (
@@ -234,7 +232,7 @@ class Transcripts:
         if request.structure is not None and (calling is None or calling.choice == "auto"):
             calls = calling is not None
             return StructuredTranscript(
-                lambda: self._tokenizer.detokenizer,
+                detokenizer,
                 answer,
                 Lead(self._marks, ending, calls=calls, harmony=True),
                 self._formats,

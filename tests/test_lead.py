@@ -255,6 +255,12 @@ def test_the_model_may_call_instead(model: Model, text: str, calls: list[Any]) -
     seen, grammar = follow(model, tokens, {"type": "object"}, AUTO)
     assert (seen.text, seen.calls, seen.reason) == ("", calls, "tool_calls")
     assert seen.reasoning in ("", "I call.", "Hm.")
+    if text.startswith("<think>I call.<"):
+        _, transcript = begin(model, {"type": "object"}, AUTO)
+        for token in tokens:
+            transcript.push(token)
+        markers = 2 if "</think>" in text else 1
+        assert transcript.reasoning_tokens == len("I call.") + markers
     assert set(wrapper(model).eos_token_ids) <= set(allowed(grammar))
     assert grammar.fault(called=True) is None
     _, one = begin(model, {"type": "object"}, ONE)

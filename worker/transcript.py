@@ -112,7 +112,7 @@ class StructuredTranscript(Transcript):
     ) -> None:
         """`tools` are those that may be called, None = no calls."""
         self._lead = lead
-        # Harmony's other channels are text, here reasoning. The calls are the same, wherever they are read.
+        # Harmony's notes are text, here reasoning. The calls are the same, wherever they are read.
         self._aside = Answer((), answer.calls, behind_marker=False)
         self._told_aside = ""
         self._held = ""
@@ -129,12 +129,13 @@ class StructuredTranscript(Transcript):
             self._tell(self._decoder.push(token))
             return self._take()
         now = self._lead.push(token)
-        self.reasoning_tokens += "thinking" in (before, now)
-        if now == "answer" and before == "thinking" and self._lead.owned:
+        owned = now == "answer" and self._lead.owned
+        self.reasoning_tokens += now == "thinking" or (before == "thinking" and not owned)
+        if before == "thinking" and owned:
             self._end_lead()
         self._held += self._decoder.push(token)
         if now == "answer":
-            if before == "thinking" and not self._lead.owned:
+            if before == "thinking" and not owned:
                 self._end_lead()
             self._tell("")
         elif now != "undecided":

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor.wire.frames import Calling, Chat, Generate, Text, Tokens
+from supervisor.wire.frames import Calling, Chat, Generate, Structure, Text, Tokens
 from tests.test_text import Pieces
 from tests.test_tools import (
     AUTO,
@@ -272,6 +272,7 @@ def test_the_demo_models_answers(demo: Any) -> None:
     st.sampled_from([None, AUTO, Calling("auto", (), parallel=False), Calling("required", ("f",))]),
     st.sampled_from([(), ("a",), ("\n", "ex")]),
     st.sampled_from(["", "<think>\n", "<think>\n\n</think>\n\n"]),
+    st.sampled_from([None, Structure("{}")]),
 )  # fmt: skip
 def test_replaying_tokens_gives_the_same_state(
     demo: Any,
@@ -281,10 +282,11 @@ def test_replaying_tokens_gives_the_same_state(
     calling: Calling | None,
     stop: tuple[str, ...],
     prompt: str,
+    structure: Structure | None,
 ) -> None:
     tokens = [*demo.encode("".join(words), add_special_tokens=False), *noise]
     made = Transcripts(demo)
-    request = Generate("r", Chat([], TOOLS), 0.0, stop=stop, calling=calling)
+    request = Generate("r", Chat([], TOOLS), 0.0, stop=stop, calling=calling, structure=structure)
     opened = demo.encode(prompt, add_special_tokens=False) if prompt else []
     first, again = made.make(request, opened), made.make(request, opened)
     before = [first.push(token) for token in tokens]

@@ -64,6 +64,12 @@ class Exchange:
     def begun(self) -> bool:
         return bool(self.pieces)
 
+    @property
+    def worker(self) -> str:
+        """Who answers, as in the header `x-bulkhead-worker`; "" before that is known."""
+        head, end, _ = b"".join(piece for _, piece in self.pieces[:4]).partition(b"\r\n\r\n")
+        return parse_head(head)[1].get("x-bulkhead-worker", "") if end else ""
+
     def answer(self) -> Answer:
         """Parse what came. Raises Failed when not even a head did, or a chunk is malformed."""
         return parse(self.pieces, closed=self.closed, fault=self.fault)
@@ -136,6 +142,13 @@ class Load:
             elif exchange.feed(now, data):
                 exchange.ended = now
                 self._end(key.fd, exchange, "")
+
+    def leave(self, exchange: Exchange) -> None:
+        """Close the connection of one that is not wanted any more; one that has ended is fine."""
+        for descriptor, (connection, running) in tuple(self._running.items()):
+            if running is exchange:
+                self._end(descriptor, exchange, "left")
+                connection.close()
 
     def run(self, seconds: float) -> None:
         """Step until every exchange has ended; those that have not after `seconds` are given up."""

@@ -39,6 +39,8 @@ class Tally:
     faults: list[str] = field(default_factory=list)
     hit: int = 0
     """Requests that ran when their worker was killed."""
+    later: int = 0
+    """Requests that had not come to the worker when it was killed, and got the next one."""
     neighbours: int = 0
     reloads: list[float] = field(default_factory=list)
 
@@ -85,7 +87,7 @@ def _round(
     server: harness.Bulkhead, near: list[bytes], undisturbed: list[str], delay: float, tally: Tally
 ) -> None:
     """One death, `delay` seconds after the requests were sent."""
-    pid = server.workers()["hit"]
+    pid, worker = server.worker("hit")
     victims = [
         Exchange(client.chat("hit", f"{i} h", _ENDLESS_TOKENS, ignore_eos=True))
         for i in range(STREAMS)
@@ -102,12 +104,17 @@ def _round(
         running = [victim for victim in victims if not victim.ended]
         killed = time.perf_counter()
         os.kill(pid, signal.SIGABRT)
-        _step_until_ended(load, victims)
+        _step_until_ended(load, victims, worker)
+        for victim in victims:
+            load.leave(victim)  # it is with the next worker, for as long as that lives
         load.start(connections[-1], reload)
         load.run(_DEADLINE)
     finally:
         _close(connections)
     for victim in running:
+        if victim.worker not in ("", worker):
+            tally.later += 1
+            continue
         tally.hit += 1
         tally.latencies.append(victim.ended - killed)
         _judge_victim(victim, tally)
@@ -125,9 +132,12 @@ def _step_for(load: Load, seconds: float) -> None:
         load.step(left)
 
 
-def _step_until_ended(load: Load, exchanges: list[Exchange]) -> None:
+def _step_until_ended(load: Load, exchanges: list[Exchange], worker: str) -> None:
+    """Whoever was not in `worker` yet when it died waits for the next one and is served by it."""
     deadline = time.perf_counter() + _DEADLINE
-    while not all(exchange.ended for exchange in exchanges) and time.perf_counter() < deadline:
+    while time.perf_counter() < deadline and not all(
+        exchange.ended or exchange.worker not in ("", worker) for exchange in exchanges
+    ):
         load.step(0.1)
 
 
@@ -195,7 +205,9 @@ def _tell(report: harness.Report, deaths: int, tally: Tally) -> None:
     print(harness.table(header, [row]))
     ends = ", ".join(f"{count} by {how}" for how, count in sorted(tally.ends.items()))
     reloaded = harness.median(tally.reloads)
-    print(f"ends: {ends}; death to the reloaded model's answer: median {reloaded:.2f} s")
+    print(
+        f"{tally.later} requests came to the next worker; ends: {ends}; death to the reloaded model's answer: median {reloaded:.2f} s"
+    )
     for fault in tally.faults[:10]:
         print(f"  {fault}")
     hit, streams = tally.hit, deaths * STREAMS

@@ -95,6 +95,12 @@ class Bulkhead:
             if model["state"].lower() == "ready"
         }
 
+    def worker(self, name: str) -> tuple[int, str]:
+        """Pid and `name#generation` of a model's ready worker."""
+        pid = self.workers()[name]
+        found = [m for m in self.health()["cached_models"] if m["name"] == name]
+        return pid, f"{name}#{found[0]['generation']}"
+
     def gateway(self) -> int:
         """The gateway's pid. Raises Failed when there is none at the moment."""
         for child in psutil.Process(self.pid).children():

@@ -516,7 +516,7 @@ TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameter
 ODD = 'g "é'
 TOOLS: list[dict[str, Any]] = [
     TOOL,
-    {"type": "function", "function": {"name": ODD}},
+    {"type": "function", "function": {"name": ODD, "parameters": {}}},
     {"type": "function", "function": {"name": "h", "parameters": {"properties": {"b": {}}}}},
 ]
 
@@ -802,3 +802,9 @@ def test_markers_of_several_tokens() -> None:
     push(grammar, "hxx tth")
     push(grammar, '> "<x"')
     assert grammar.complete
+
+
+def test_a_function_without_parameters_takes_none() -> None:
+    model, grammar = calling([{"type": "function", "function": {"name": "f"}}], ("f",))
+    follow(grammar, encode(model, '[{"name": "f", "arguments": {'))
+    assert allowed(grammar) == encode(model, "}")

@@ -448,7 +448,10 @@ def _callable(request: Generate) -> Iterator[tuple[str, str]]:
             continue
         names.remove(function["name"])
         parameters = function.get("parameters")
-        if parameters is None or parameters is True:
+        if parameters is None:
+            # OpenAI's rule: a function without them takes none.
+            parameters = {"properties": {}, "additionalProperties": False}
+        elif parameters is True:
             parameters = {}
         if not isinstance(parameters, dict) or not _object(parameters.get("type", "object")):
             raise InvalidValue("A function's parameters must be an object's schema.", param="tools")

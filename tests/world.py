@@ -1,0 +1,719 @@
+"""A world for the real scheduler to run in, which checks every step by its own books.
+
+`World` plays the shell, the processes, the machine and the clients. It keeps its own accounts of
+charges, queues, deadlines and drains, from the effects and from what it did itself, and raises
+`Violation` when the scheduler does what it must not, or fails to do what it must:
+
+* nothing is spawned beyond the budget, `max_loaded`, the pressure level, or a closed gate;
+* nobody waits past the hold, and who is first in the queue of models is served as soon as what is
+  free, idle, or busy for too long suffices;
+* no busy worker is stopped but through a drain that had its time, or for its own fault;
+* no worker that drains, stops or is pinned away is granted or taken;
+* every lease ends, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from supervisor.errors import BulkheadError
+from supervisor.lifecycle import HAS_PROCESS, State
+from supervisor.pool import (
+    Bury,
+    Effect,
+    Grant,
+    Limits,
+    Loaded,
+    Pool,
+    Refuse,
+    ReleaseRule,
+    Rules,
+    Say,
+    Shrink,
+    Spawn,
+    Spec,
+    Stop,
+)
+from supervisor.pressure import Level
+
+GB = 10**9
+LEAVING = (State.DRAINING, State.STOPPING, State.RELEASING)
+HOLD_CODES = ("insufficient_memory_now", "memory_pressure", "queue_full", "model_loading")
+_BACK_BYTES = 256 * 10**6
+_EPSILON = 1e-6
+
+
+class Violation(AssertionError):
+    """The scheduler did what it must not."""
+
+
+def check(holds: object, text: str) -> None:
+    if not holds:
+        raise Violation(text)
+
+
+@dataclass
+class Request:
+    """What the world knows of one lease."""
+
+    model: str
+    deadline: float
+    by_hand: bool
+    status: str = "waiting"
+
+
+@dataclass
+class Process:
+    """One incarnation as the machine has it."""
+
+    model: str
+    generation: int
+    charge: int
+    born: float
+    phase: str = "loading"
+    """loading, ready, stopped (told to, or dying)"""
+    at_fault: bool = False
+    ready_at: float = 0.0
+    load_seconds: float = 0.0
+    draining_since: float | None = None
+    killed: bool = False
+    used_last: float = 0.0
+
+
+@dataclass
+class Dead:
+    """Memory that a dead process has not given back, and what the world must be charged for it."""
+
+    whole: int
+    held: int
+    since: float
+
+
+@dataclass
+class Model:
+    """The world's own books on one model."""
+
+    spec: Spec
+    learned: int | None = None
+    load_seconds: float | None = None
+    queued_since: float | None = None
+    pinned: bool = False
+    uses: int = 0
+    wish_until: float | None = None
+
+    @property
+    def size(self) -> int:
+        if self.spec.memory_bytes is not None:
+            return self.spec.memory_bytes
+        return self.spec.estimate_bytes if self.learned is None else self.learned
+
+    @property
+    def expected_load(self) -> float:
+        return self.load_seconds if self.load_seconds is not None else 2.0 + self.size / 2e9
+
+
+@dataclass
+class World:
+    """Drive it by its methods; each is one event."""
+
+    specs: list[Spec]
+    limits: Limits
+    rules: Rules
+    budget: int | None
+    default_model: str = ""
+    now: float = 100.0
+    requests: dict[int, Request] = field(default_factory=dict)
+    """Those that are open."""
+    processes: dict[str, Process] = field(default_factory=dict)
+    dead: dict[tuple[str, int], Dead] = field(default_factory=dict)
+    level: Level = Level.NORMAL
+    shutdowns: int = 0
+    gate_since: float | None = None
+    doing: str = ""
+    asked: int = 0
+    """Leases that were handed out."""
+
+    def __post_init__(self) -> None:
+        self.pool = Pool(
+            self.specs,
+            default_model=self.default_model,
+            limits=self.limits,
+            rules=self.rules,
+            budget=self.budget,
+        )
+        self.models = {spec.name: Model(spec, pinned=spec.pin) for spec in self.specs}
+        self.last_state = dict.fromkeys(self.models, State.COLD)
+        self.generation = dict.fromkeys(self.models, 0)
+
+    # ── books ────────────────────────────────────────────────────────────────────────────────────
+
+    def open_of(self, model: str, status: str) -> list[int]:
+        return [i for i, r in self.requests.items() if r.model == model and r.status == status]
+
+    def charged(self) -> int:
+        """What must be counted against the budget: the living by their charge, the dead by what
+        they really hold (but for what passes as noise)."""
+        living = sum(process.charge for process in self.processes.values())
+        return living + sum(
+            dead.held for dead in self.dead.values() if dead.held > max(_BACK_BYTES, dead.whole / 50)
+        )
+
+    def safe_until(self, process: Process) -> float:
+        residency = self.rules.min_residency
+        if residency is None:
+            residency = min(60.0, 2 * process.load_seconds)
+        return process.ready_at + residency
+
+    def patience(self, waiter: Model, victim: Model) -> float:
+        if self.rules.max_wait is not None:
+            return self.rules.max_wait
+        return max(1.0, min(60.0, 3 * (waiter.expected_load + victim.expected_load)))
+
+    def end(self, lease: int, *before: str) -> Request:
+        check(lease in self.requests, f"lease {lease} has ended already")
+        request = self.requests.pop(lease)
+        check(request.status in before, f"lease {lease} is {request.status}")
+        return request
+
+    # ── effects ──────────────────────────────────────────────────────────────────────────────────
+
+    def step(self, doing: str, effects: list[Effect]) -> None:
+        self.doing = doing
+        for effect in effects:
+            match effect:
+                case Spawn(model, generation):
+                    self._spawned(model, generation)
+                case Stop(model, generation, kill):
+                    self._stopped(model, generation, kill)
+                case Grant(lease, model, worker, generation):
+                    self._granted(lease, model, worker, generation)
+                case Loaded(lease, model):
+                    check(self.requests[lease].by_hand, "a request was told `loaded`")
+                    check(self.processes[model].phase == "ready", "loaded, but not ready")
+                    self.end(lease, "waiting")
+                case Refuse(lease, error):
+                    self._refused(lease, error)
+                case Bury(lease, error):
+                    self._buried(lease, error)
+                case Shrink(model, generation):
+                    check(self.processes[model].generation == generation, "shrinks another")
+                    check(self.level >= Level.HIGH, "shrinks without need")
+                case Say():
+                    pass
+        self._compare()
+
+    def _spawned(self, name: str, generation: int) -> None:
+        model = self.models[name]
+        check(name not in self.processes, f"{name} has a process already")
+        check(generation > self.generation[name], f"{name}#{generation} is no new generation")
+        check(not self.shutdowns, "a spawn after shutdown")
+        check(self.level < Level.HIGH, f"a spawn at pressure {self.level.name}")
+        if self.budget is not None:
+            total = self.charged() + model.size
+            check(total <= self.budget, f"{name} is spawned: {total} of {self.budget} charged")
+        if self.rules.max_loaded:
+            count = len(self.processes) + 1
+            check(count <= self.rules.max_loaded, f"{count} loaded, more than max_loaded")
+        if self.rules.load_gate == "exclusive":
+            others = [r for r in self.requests.values() if r.status == "granted"]
+            waited = None if self.gate_since is None else self.now - self.gate_since
+            late = waited is not None and waited + _EPSILON >= self.rules.load_gate_timeout
+            check(not others or late, f"{name} loads through a gate with {len(others)} running")
+            check(
+                all(p.phase != "loading" for p in self.processes.values()),
+                "two loads behind an exclusive gate",
+            )
+        wanted = self.open_of(name, "waiting") or model.wish_until is not None
+        check(wanted, f"{name} is spawned and nobody wants it")
+        self.generation[name] = generation
+        self.processes[name] = Process(name, generation, model.size, self.now)
+
+    def _stopped(self, name: str, generation: int, kill: bool) -> None:
+        process = self.processes.get(name)
+        check(process is not None and process.generation == generation, f"stops no {name}")
+        assert process is not None
+        busy = self.open_of(name, "granted")
+        if kill:
+            overdue = process.phase == "stopped" or self.doing.startswith("tick")
+            check(process.at_fault or overdue, f"{name} is killed without cause")
+            check(process.at_fault or not busy, f"busy {name} is killed: {busy}")
+        else:
+            check(not busy, f"{name} is stopped with {busy} running")
+        process.phase = "stopped"
+        process.killed |= kill
+
+    def _granted(self, lease: int, name: str, worker: str, generation: int) -> None:
+        process = self.processes.get(name)
+        check(process is not None, f"{name} is granted without a process")
+        assert process is not None
+        check(process.generation == generation, "another generation is granted")
+        check(worker == f"{name}#{generation}", "the worker's name is wrong")
+        check(process.phase == "ready", f"{name} is granted while {process.phase}")
+        check(process.draining_since is None, f"{name} is granted while it drains")
+        request = self.requests[lease]
+        check(request.model == name and request.status == "waiting", "a grant out of place")
+        check(not request.by_hand, "an admin's load takes a place")
+        first = min(i for i in self.open_of(name, "waiting") if not self.requests[i].by_hand)
+        check(first == lease, f"{lease} is granted before {first}")
+        if self.rules.load_gate == "exclusive":
+            loads = [p.model for p in self.processes.values() if p.phase == "loading"]
+            check(not loads, f"{name} is granted while {loads} loads behind an exclusive gate")
+        request.status = "granted"
+        limit = self.models[name].spec.concurrency
+        check(not limit or len(self.open_of(name, "granted")) <= limit, "more than concurrency")
+
+    def _refused(self, lease: int, error: BulkheadError) -> None:
+        check(isinstance(error, BulkheadError), "no error")
+        request = self.requests.get(lease)
+        if request is None:  # refused as it came
+            check(lease == self.asked + 1, f"lease {lease} has ended already")
+            return
+        self.end(lease, "waiting")
+        if error.code == "model_too_large":
+            size = self.models[request.model].size
+            check(self.budget is not None and size > self.budget, "it could fit")
+        displaced = error.code == "queue_full" and self.doing == "acquire"
+        stalled = error.code == "model_loading" and "progress" in error.message
+        if error.code in HOLD_CODES and not displaced and not stalled:
+            check(request.deadline <= self.now, f"{error.code} before the hold was over")
+
+    def _buried(self, lease: int, error: BulkheadError) -> None:
+        request = self.end(lease, "granted")
+        process = self.processes.get(request.model)
+        if error.code in ("worker_crashed", "worker_stalled") or process is None:
+            check(
+                process is None or process.at_fault,
+                f"{request.model} is said to have died and has not",
+            )
+            return
+        since = process.draining_since
+        if self.shutdowns > 1:
+            return
+        check(since is not None, f"a request on {request.model} is cut without a drain")
+        patience = self.limits.drain if self.level < Level.CRITICAL else 0.0
+        if error.code == "memory_pressure":
+            patience = min(self.limits.drain, self.limits.emergency_drain)
+            self_since = self.now if since is None else since
+            check(
+                self.now - self_since + _EPSILON >= patience or self.level is not Level.NORMAL,
+                "a request is cut too early in an emergency",
+            )
+            return
+        check(
+            since is not None and self.now - since + _EPSILON >= patience,
+            f"a request on {request.model} is cut too early: {error.code}",
+        )
+
+    # ── what must hold after every step ──────────────────────────────────────────────────────────
+
+    def _compare(self) -> None:
+        pool = self.pool
+        open_leases = 0
+        for name, entry in pool.entries.items():
+            model, process = self.models[name], self.processes.get(name)
+            state, before = entry.state, self.last_state[name]
+            waiting, granted = self.open_of(name, "waiting"), self.open_of(name, "granted")
+            open_leases += len(waiting) + len(granted)
+            check(list(entry.waiting) == waiting, f"{name}: {list(entry.waiting)} wait")
+            check(set(entry.granted) == set(granted), f"{name}: {list(entry.granted)} granted")
+            check(entry.use_count == model.uses, f"{name}: {entry.use_count} uses")
+            check((state in HAS_PROCESS) == (process is not None), f"{name} is {state}")
+            check(state is not State.CRASHED, f"{name} stays crashed")
+            by_hand = sum(self.requests[i].by_hand for i in waiting)
+            requests = len(waiting) + len(granted) - by_hand
+            check(requests <= model.spec.capacity, f"{name}: {requests} requests")
+            check(entry.pinned == model.pinned, f"{name}: pinned {entry.pinned}")
+            if process is not None:
+                self._compare_process(name, process, state, before)
+            if granted:
+                check(state in HAS_PROCESS and state is not State.LOADING, f"{name} serves {state}")
+            if waiting:
+                check(state is not State.FAILED and not self.shutdowns, f"{name}: waits for nothing")
+                # Leases by hand come after requests.
+            if state in (State.LOADING, State.DRAINING, State.RELEASING):
+                check(entry.deadline is not None, f"{name} is {state} without end")
+            if state is State.DRAINING:
+                check(granted, f"{name} drains and nobody runs")
+            if state is State.STOPPING and entry.deadline is None:
+                check(process is not None and process.killed, f"{name} is stopping without end")
+            if not waiting or state is State.READY:
+                model.queued_since = None
+            elif model.queued_since is None:
+                model.queued_since = self.now
+            if state is State.READY or self.shutdowns:
+                model.wish_until = None
+            self.last_state[name] = state
+        check(len(pool._leases) == open_leases, "leases that nobody knows")
+        total = sum(charge.bytes for charge in pool.ledger.charges.values())
+        check(pool.ledger.charged == total, "Σ charges is wrong")
+        due = pool.next_deadline()
+        for request in self.requests.values():
+            if request.status == "waiting":
+                check(due is not None and due <= request.deadline, "a hold that nobody watches")
+        gate = pool._gate is not None
+        self.gate_since = (self.gate_since or self.now) if gate else None
+        self._check_service()
+
+    def _compare_process(self, name: str, process: Process, state: State, before: State) -> None:
+        if state is State.STOPPING and process.phase != "stopped":
+            check(process.at_fault, f"{name} is stopping untold")
+            process.phase = "stopped"
+        if process.phase == "stopped":
+            check(state is State.STOPPING, f"{name} was stopped and is {state}")
+        if process.phase == "loading":
+            check(state is State.LOADING, f"{name} loads and is {state}")
+        key = (name, process.generation)
+        check(self.pool.ledger.of(key) == process.charge, f"{name}: charge is wrong")
+        if before is State.READY and state in (State.DRAINING, State.STOPPING):
+            self._check_drain(name, process)
+        if state is State.DRAINING and process.draining_since is None:
+            process.draining_since = self.now
+        if process.draining_since is not None:
+            check(state in (State.DRAINING, State.STOPPING), f"{name} drained and is {state}")
+        if self.level is Level.CRITICAL:
+            check(state not in (State.READY, State.LOADING), f"{name} is {state} in an emergency")
+
+    def _check_drain(self, name: str, process: Process) -> None:
+        """A READY worker was taken: by whom, and was it allowed?"""
+        if process.at_fault or self.shutdowns or self.doing in ("unload", f"unload at ready {name}"):
+            return
+        if self.doing.startswith("pressure"):
+            if self.level is Level.CRITICAL:
+                return
+            check(not self.open_of(name, "granted"), f"busy {name} goes by pressure {self.level}")
+            check(not self.models[name].pinned, f"pinned {name} goes by pressure {self.level}")
+            check(self.level >= Level.WARN, "a cleanup without pressure")
+            if self.doing.endswith("repeated") or self.level < Level.HIGH:
+                safe = self.safe_until(process) <= self.now or self.level >= Level.HIGH
+                check(safe, f"{name} is cleaned up within its residency")
+            return
+        check(not self.models[name].pinned, f"pinned {name} is evicted by {self.doing}")
+        busy = bool(self.open_of(name, "granted"))
+        spec = self.models[name].spec
+        idle_for = self.now - process.used_last
+        if not busy and spec.ttl and idle_for + _EPSILON >= spec.ttl:
+            return
+        if self.doing.startswith("ready"):
+            check(not busy, f"busy {name} goes because another was larger than estimated")
+            return
+        check(self.safe_until(process) <= self.now + _EPSILON, f"{name} goes within its residency")
+        waiters = [
+            model
+            for other, model in self.models.items()
+            if other != name and model.queued_since is not None
+        ]
+        fresh = self.doing in ("acquire", "load")  # its queue has begun with this very step
+        check(waiters or fresh, f"{name} is evicted for nobody by {self.doing}")
+        if busy:
+            since = [m.queued_since for m in waiters if m.queued_since is not None]
+            patient = [
+                at + self.patience(m, self.models[name]) for m, at in zip(waiters, since, strict=True)
+            ]
+            check(
+                (patient and min(patient) <= self.now + _EPSILON) or self.rules.max_wait == 0,
+                f"busy {name} is drained before anybody waited long enough",
+            )
+
+    def _check_service(self) -> None:
+        """Whoever can be served is served; above all the model that has waited longest."""
+        if self.shutdowns:
+            return
+        entries = self.pool.entries
+        exclusive = self.rules.load_gate == "exclusive"
+        loads = any(entry.state is State.LOADING for entry in entries.values())
+        closed = exclusive and (loads or self.gate_since is not None)
+        for name, entry in entries.items():
+            if entry.state is not State.READY:
+                continue
+            limit = self.models[name].spec.concurrency
+            waits = self.open_of(name, "waiting")
+            full = limit and len(entry.granted) >= limit
+            check(not waits or full or closed, f"{name} is ready and {waits} wait")
+            ttl = self.models[name].spec.ttl
+            process = self.processes[name]
+            if ttl and not self.models[name].pinned and not entry.in_use and self.doing == "tick":
+                check(self.now < process.used_last + ttl, f"{name} outlives its ttl")
+        if self.level >= Level.HIGH:
+            return
+        queue = [
+            (model.queued_since, name)
+            for name, model in self.models.items()
+            if model.queued_since is not None and entries[name].state in (State.COLD, *LEAVING)
+        ]
+        if queue:
+            since, name = min(queue)
+            if entries[name].state is State.COLD and sum(at == since for at, _ in queue) == 1:
+                self._check_first(name, since, closed)
+
+    def _check_first(self, name: str, since: float, closed: bool) -> None:
+        """`name` is first in the queue of models: has everything been done for it?"""
+        model, entries = self.models[name], self.pool.entries
+        # A preload that was there before keeps its turn.
+        if any(m.wish_until is not None for m in self.models.values()):
+            return
+        slots = self.rules.max_loaded or len(entries) + 1
+        occupied = sum(e.state in HAS_PROCESS or e.state is State.RELEASING for e in entries.values())
+        leaving = [n for n, e in entries.items() if e.state in LEAVING]
+        ledger = self.pool.ledger
+        budget = float("inf") if self.budget is None else float(self.budget)
+        free = budget - ledger.charged
+        places = slots - occupied
+        if model.size <= free and places >= 1:
+            check(closed, f"{name} fits and is not loaded")
+            return
+        coming = free + sum(ledger.of(entries[n].key) for n in leaving)
+        places += len(leaving)
+        ready = [
+            p
+            for n, p in self.processes.items()
+            if entries[n].state is State.READY
+            and not self.models[n].pinned
+            and self.safe_until(p) <= self.now
+        ]
+        idle = [p for p in ready if not entries[p.model].in_use]
+        late = [p for p in ready if p in idle or since + self.patience(model, self.models[p.model]) <= self.now]
+        for who, what in ((idle, "idle models are kept"), (late, "busy ones are kept for ever")):
+            bytes_, count = coming + sum(p.charge for p in who), places + len(who)
+            was_coming = model.size <= coming and places >= 1
+            check(
+                was_coming or model.size > bytes_ or count < 1,
+                f"{name} waits since {since} while {what}: {[p.model for p in who]}",
+            )
+
+    # ── clients and people ───────────────────────────────────────────────────────────────────────
+
+    def acquire(self, name: str, hold: float, *, by_hand: bool = False) -> int:
+        """A request for a name or alias, or an admin's load."""
+        doing = "load" if by_hand else "acquire"
+        ask = self.pool.load if by_hand else self.pool.acquire
+        lease, effects = ask("r", name, hold, self.now)
+        check(lease == self.asked + 1, "a lease twice")
+        refused = any(isinstance(effect, Refuse) and effect.lease == lease for effect in effects)
+        if not refused:
+            model = self.pool.resolve(name).spec.name
+            self.requests[lease] = Request(model, self.now + hold, by_hand)
+            if not by_hand:
+                self.models[model].uses += 1
+                if model in self.processes:
+                    self.processes[model].used_last = self.now
+            limit = self.rules.max_requests
+            # A displaced request makes its place for this one in the same step.
+            displaced = sum(isinstance(e, Refuse) for e in effects)
+            check(
+                by_hand or not limit or len(self.requests) - displaced <= limit + self._by_hand(),
+                "more requests than max_requests",
+            )
+        self.step(doing, effects)
+        self.asked = lease
+        return lease
+
+    def _by_hand(self) -> int:
+        return sum(request.by_hand for request in self.requests.values())
+
+    def release(self, lease: int) -> None:
+        request = self.requests.pop(lease, None)
+        if request is not None and request.status == "granted":
+            self.processes[request.model].used_last = self.now
+        self.step("release", self.pool.release(lease, self.now))
+
+    def fault(self, lease: int) -> None:
+        request = self.requests.get(lease)
+        known = request is not None and request.status == "granted"
+        if request is not None and known:
+            self.processes[request.model].at_fault = True
+        effects = self.pool.fault(lease, "a torn frame", self.now)
+        check(known or not effects, "a fault of nobody does something")
+        self.step("fault", effects)
+
+    def preload(self, name: str) -> None:
+        model = self.models[name]
+        fits = self.budget is None or model.size <= self.budget
+        if self.pool.entries[name].state is State.COLD and not self.shutdowns and fits:
+            model.wish_until = self.now + self.limits.preload
+        self.step("preload", self.pool.preload(name, self.now))
+
+    def unload(self, name: str) -> None:
+        self.models[name].wish_until = None
+        self.step("unload", self.pool.unload(name, self.now))
+
+    def pin(self, name: str, pinned: bool) -> None:
+        self.models[name].pinned = pinned
+        process = self.processes.get(name)
+        if not pinned and process is not None:
+            pass
+        do = self.pool.pin if pinned else self.pool.unpin
+        self.step("pin", do(name, self.now))
+
+    def changed(self, name: str) -> None:
+        self.pool.changed(name)
+        self.step("changed", [])
+
+    def estimated(self, name: str, size: int, headroom: int) -> None:
+        model, old = self.models[name], self.models[name].spec
+        if size != old.estimate_bytes:
+            model.learned = None
+        self.models[name].spec = Spec(
+            old.name, old.aliases, old.capacity, old.concurrency, size, headroom,
+            old.memory_bytes, old.pin, old.ttl,
+        )  # fmt: skip
+        self._forget_impossible_wishes()
+        self.step("estimated", self.pool.estimated(name, size, headroom, self.now))
+
+    def _forget_impossible_wishes(self) -> None:
+        for name, model in self.models.items():
+            impossible = self.budget is not None and model.size > self.budget
+            if impossible and self.pool.entries[name].state is State.COLD:
+                model.wish_until = None
+
+    # ── workers ──────────────────────────────────────────────────────────────────────────────────
+
+    def progress(self, name: str) -> None:
+        process = self.processes[name]
+        self.pool.started(name, process.generation, 1234)
+        self.pool.loading(name, process.generation, self.now)
+        self.step("loading", [])
+
+    def ready(self, name: str, size: int) -> None:
+        process, model = self.processes[name], self.models[name]
+        asked = self.pool.entries[name].unload_asked
+        loads = process.phase == "loading"
+        if loads:
+            process.phase, process.ready_at, process.used_last = "ready", self.now, self.now
+            process.load_seconds = model.load_seconds = self.now - process.born
+            model.learned = size + model.spec.headroom_bytes
+            process.charge = model.size
+        effects = self.pool.ready(name, process.generation, size, 4096, self.now)
+        check(loads or not effects, f"{name} is ready twice")
+        if loads and self.pool.entries[name].state is not State.READY and not asked:
+            over = self.budget is not None and self.pool.ledger.charged > self.budget
+            wanted = any(m.queued_since is not None for n, m in self.models.items() if n != name)
+            check(over or wanted, f"{name} is thrown out although it fits")
+        self.last_state[name] = self.pool.entries[name].state if asked else self.last_state[name]
+        self._forget_impossible_wishes_of(name)
+        self.step(f"ready {name}", effects)
+
+    def _forget_impossible_wishes_of(self, name: str) -> None:
+        if self.budget is not None and self.models[name].size > self.budget:
+            self.models[name].wish_until = None
+
+    def load_failed(self, name: str) -> None:
+        process = self.processes[name]
+        if process.phase == "loading":
+            self.models[name].wish_until = None
+            process.at_fault = True
+        self.step("load_failed", self.pool.load_failed(name, process.generation, "no", self.now))
+
+    def broken(self, name: str) -> None:
+        process = self.processes[name]
+        self._spoil(name)
+        self.step("broken", self.pool.broken(name, process.generation, "stalled", self.now))
+
+    def dying(self, name: str) -> None:
+        process = self.processes[name]
+        self._spoil(name)
+        process.phase = "stopped"
+        self.step("dying", self.pool.dying(name, process.generation, "SIGABRT", self.now))
+
+    def _spoil(self, name: str) -> None:
+        process = self.processes[name]
+        process.at_fault = True
+        if process.phase == "loading":
+            self.models[name].wish_until = None
+
+    def exited(self, name: str, left_behind: float = 0.0) -> None:
+        """The process ends, asked to or not, and gives back all but that share of its memory."""
+        self._spoil(name)
+        process = self.processes.pop(name)
+        key = (name, process.generation)
+        whole = process.charge
+        if self.rules.release is ReleaseRule.WHEN_SEEN:
+            self.pool.footprint(name, process.generation, whole)
+            self.dead[key] = Dead(whole, max(int(whole * left_behind), 0), self.now)
+        self._forget_impossible_wishes()
+        self.step("exited", self.pool.exited(name, process.generation, "SIGKILL", self.now))
+
+    def stale(self, name: str, offset: int) -> None:
+        """Words about another generation change nothing."""
+        generation = self.pool.entries[name].generation + offset
+        pool, now = self.pool, self.now
+        pool.started(name, generation, 666)
+        pool.loading(name, generation, now)
+        pool.footprint(name, generation, 1)
+        for effects in (
+            pool.ready(name, generation, GB, 1, now),
+            pool.load_failed(name, generation, "no", now),
+            pool.broken(name, generation, "no", now),
+            pool.dying(name, generation, "SIGABRT", now),
+            pool.exited(name, generation, "SIGKILL", now),
+        ):
+            check(effects == [], "a stale event did something")
+        self.step("stale", [])
+
+    # ── the machine ──────────────────────────────────────────────────────────────────────────────
+
+    def memory_back(self, share: float, noise: int) -> None:
+        """The kernel gives back some of what the dead hold; a reading is taken, `noise` bytes of
+        others in it."""
+        for key, dead in list(self.dead.items()):
+            dead.held = int(dead.held * (1.0 - share))
+            if dead.held == 0:
+                del self.dead[key]
+        held = sum(dead.held for dead in self.dead.values())
+        self._forget_impossible_wishes()
+        self.step("memory", self.pool.memory_seen(held + noise, self.now))
+
+    def pressure(self, level: Level) -> None:
+        repeated = " repeated" if level is self.level else ""
+        self.level = level
+        self.step(f"pressure{repeated}", self.pool.pressure(level, "figures", self.now))
+
+    def advance(self, span: float) -> None:
+        """Let time pass, with a tick at every deadline."""
+        target = self.now + span
+        for _ in range(1000):
+            due = self.pool.next_deadline()
+            if due is None or due > target:
+                self.now = target
+                return
+            self.now = max(self.now, due)
+            self._tick()
+        raise Violation("a deadline that a tick does not clear")
+
+    def jump(self, span: float) -> None:
+        """A tick that comes late, or early."""
+        self.now += span
+        self._tick()
+
+    def _tick(self) -> None:
+        for name, process in self.processes.items():
+            entry = self.pool.entries[name]
+            if process.phase == "loading" and entry.deadline is not None:
+                process.at_fault |= entry.deadline <= self.now
+        for name, model in self.models.items():
+            over = model.wish_until is not None and model.wish_until <= self.now
+            stalled = name in self.processes and self.processes[name].at_fault
+            if over or stalled:
+                model.wish_until = None
+        self.step("tick", self.pool.tick(self.now))
+        due = self.pool.next_deadline()
+        check(due is None or due > self.now, "a tick leaves what is due")
+        for lease, request in self.requests.items():
+            late = request.status == "waiting" and request.deadline <= self.now
+            check(not late, f"lease {lease} waits beyond its hold")
+
+    def shutdown(self) -> None:
+        self.shutdowns += 1
+        self.step("shutdown", self.pool.shutdown(self.now))
+
+    def finish(self) -> None:
+        """A shutdown, asked for twice, ends every request and every process."""
+        self.shutdown()
+        self.shutdown()
+        for name in list(self.processes):
+            self.exited(name)
+        if self.dead or self.rules.release is ReleaseRule.WHEN_SEEN:
+            self.memory_back(1.0, 0)
+        check(self.pool.stopped, "a process is left")
+        check(not self.requests, f"leases {list(self.requests)} never end")
+        check(not self.pool.ledger.charges, "charges that nobody owes")
+        check(self.pool.next_deadline() is None, "a deadline when all is over")

@@ -77,7 +77,7 @@ class Process:
     load_seconds: float = 0.0
     draining_since: float | None = None
     killed: bool = False
-    used_last: float = 0.0
+    idle_since: float = 0.0
 
 
 @dataclass
@@ -352,6 +352,9 @@ class World:
                 check(due is not None and due <= request.deadline, "a hold that nobody watches")
         gate = pool._gate is not None
         self.gate_since = (self.gate_since or self.now) if gate else None
+        if self.gate_since is not None:
+            over = self.gate_since + self.rules.load_gate_timeout
+            check(self.now < over, "a load waits at the gate beyond its timeout")
         self._check_service()
 
     def _compare_process(self, name: str, process: Process, state: State, before: State) -> None:
@@ -377,25 +380,21 @@ class World:
         """A READY worker was taken: by whom, and was it allowed?"""
         if process.at_fault or self.shutdowns or self.doing in ("unload", f"unload at ready {name}"):
             return
-        if self.doing.startswith("pressure"):
+        busy = bool(self.open_of(name, "granted"))
+        if self.doing == "pressure":
             if self.level is Level.CRITICAL:
                 return
-            check(not self.open_of(name, "granted"), f"busy {name} goes by pressure {self.level}")
-            check(not self.models[name].pinned, f"pinned {name} goes by pressure {self.level}")
-            check(self.level >= Level.WARN, "a cleanup without pressure")
-            if self.doing.endswith("repeated") or self.level < Level.HIGH:
-                safe = self.safe_until(process) <= self.now or self.level >= Level.HIGH
-                check(safe, f"{name} is cleaned up within its residency")
-            return
+            safe = self.safe_until(process) <= self.now or self.level >= Level.HIGH
+            if self.level >= Level.WARN and not busy and safe:
+                check(not self.models[name].pinned, f"pinned {name} goes by pressure")
+                return
         check(not self.models[name].pinned, f"pinned {name} is evicted by {self.doing}")
-        busy = bool(self.open_of(name, "granted"))
         spec = self.models[name].spec
-        idle_for = self.now - process.used_last
+        idle_for = self.now - process.idle_since
         if not busy and spec.ttl and idle_for + _EPSILON >= spec.ttl:
             return
-        if self.doing.startswith("ready"):
-            check(not busy, f"busy {name} goes because another was larger than estimated")
-            return
+        if self.doing.startswith("ready") and not busy:
+            return  # another was larger than estimated
         check(self.safe_until(process) <= self.now + _EPSILON, f"{name} goes within its residency")
         waiters = [
             model
@@ -432,7 +431,7 @@ class World:
             ttl = self.models[name].spec.ttl
             process = self.processes[name]
             if ttl and not self.models[name].pinned and not entry.in_use and self.doing == "tick":
-                check(self.now < process.used_last + ttl, f"{name} outlives its ttl")
+                check(self.now < process.idle_since + ttl, f"{name} outlives its ttl")
         if self.level >= Level.HIGH:
             return
         queue = [
@@ -494,8 +493,6 @@ class World:
             self.requests[lease] = Request(model, self.now + hold, by_hand)
             if not by_hand:
                 self.models[model].uses += 1
-                if model in self.processes:
-                    self.processes[model].used_last = self.now
             limit = self.rules.max_requests
             # A displaced request makes its place for this one in the same step.
             displaced = sum(isinstance(e, Refuse) for e in effects)
@@ -513,7 +510,7 @@ class World:
     def release(self, lease: int) -> None:
         request = self.requests.pop(lease, None)
         if request is not None and request.status == "granted":
-            self.processes[request.model].used_last = self.now
+            self.processes[request.model].idle_since = self.now
         self.step("release", self.pool.release(lease, self.now))
 
     def fault(self, lease: int) -> None:
@@ -538,9 +535,6 @@ class World:
 
     def pin(self, name: str, pinned: bool) -> None:
         self.models[name].pinned = pinned
-        process = self.processes.get(name)
-        if not pinned and process is not None:
-            pass
         do = self.pool.pin if pinned else self.pool.unpin
         self.step("pin", do(name, self.now))
 
@@ -578,7 +572,7 @@ class World:
         asked = self.pool.entries[name].unload_asked
         loads = process.phase == "loading"
         if loads:
-            process.phase, process.ready_at, process.used_last = "ready", self.now, self.now
+            process.phase, process.ready_at, process.idle_since = "ready", self.now, self.now
             process.load_seconds = model.load_seconds = self.now - process.born
             model.learned = size + model.spec.headroom_bytes
             process.charge = model.size
@@ -663,9 +657,8 @@ class World:
         self.step("memory", self.pool.memory_seen(held + noise, self.now))
 
     def pressure(self, level: Level) -> None:
-        repeated = " repeated" if level is self.level else ""
         self.level = level
-        self.step(f"pressure{repeated}", self.pool.pressure(level, "figures", self.now))
+        self.step("pressure", self.pool.pressure(level, "figures", self.now))
 
     def advance(self, span: float) -> None:
         """Let time pass, with a tick at every deadline."""
@@ -691,7 +684,8 @@ class World:
                 process.at_fault |= entry.deadline <= self.now
         for name, model in self.models.items():
             over = model.wish_until is not None and model.wish_until <= self.now
-            stalled = name in self.processes and self.processes[name].at_fault
+            process = self.processes.get(name)
+            stalled = process is not None and process.at_fault and process.phase == "loading"
             if over or stalled:
                 model.wish_until = None
         self.step("tick", self.pool.tick(self.now))

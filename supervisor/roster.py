@@ -104,6 +104,8 @@ class Roster:
         """READY: admit nobody any more, end with the last lease or after `seconds`."""
         self._move(entry, Event.DRAIN)
         entry.drain_cause, entry.deadline = cause, now + seconds
+        if entry.waiting and entry.queued_since is None:
+            entry.queued_since = now  # whoever had no place yet queues for the next worker
         return self._stop_if_drained(entry, now)
 
     def _stop_if_drained(self, entry: Entry, now: float) -> list[Effect]:

@@ -206,8 +206,7 @@ BUGS = (
         "supervisor.pool",
         "effects = [*self._bury_granted(entry, error), *self._refuse_load(entry, error)]\n"
         "        if entry.state is not State.STOPPING",
-        "effects = self._refuse_load(entry, error)\n"
-        "        if entry.state is not State.STOPPING",
+        "effects = self._refuse_load(entry, error)\n        if entry.state is not State.STOPPING",
     ),
     Bug(
         "words about an earlier incarnation count",

@@ -154,9 +154,9 @@ class World:
         """What must be counted against the budget: the living by their charge, the dead by what
         they really hold (but for what passes as noise)."""
         living = sum(process.charge for process in self.processes.values())
-        return living + sum(
-            dead.held for dead in self.dead.values() if dead.held > max(_BACK_BYTES, dead.whole / 50)
-        )
+        held = sum(dead.held for dead in self.dead.values())
+        noise = sum(max(_BACK_BYTES, dead.whole // 50) for dead in self.dead.values())
+        return living + max(0, held - noise)
 
     def safe_until(self, process: Process) -> float:
         residency = self.rules.min_residency
@@ -328,7 +328,9 @@ class World:
             if granted:
                 check(state in HAS_PROCESS and state is not State.LOADING, f"{name} serves {state}")
             if waiting:
-                check(state is not State.FAILED and not self.shutdowns, f"{name}: waits for nothing")
+                check(
+                    state is not State.FAILED and not self.shutdowns, f"{name}: waits for nothing"
+                )
                 # Leases by hand come after requests.
             if state in (State.LOADING, State.DRAINING, State.RELEASING):
                 check(entry.deadline is not None, f"{name} is {state} without end")
@@ -378,7 +380,11 @@ class World:
 
     def _check_drain(self, name: str, process: Process) -> None:
         """A READY worker was taken: by whom, and was it allowed?"""
-        if process.at_fault or self.shutdowns or self.doing in ("unload", f"unload at ready {name}"):
+        if (
+            process.at_fault
+            or self.shutdowns
+            or self.doing in ("unload", f"unload at ready {name}")
+        ):
             return
         busy = bool(self.open_of(name, "granted"))
         if self.doing == "pressure":
@@ -406,7 +412,8 @@ class World:
         if busy:
             since = [m.queued_since for m in waiters if m.queued_since is not None]
             patient = [
-                at + self.patience(m, self.models[name]) for m, at in zip(waiters, since, strict=True)
+                at + self.patience(m, self.models[name])
+                for m, at in zip(waiters, since, strict=True)
             ]
             check(
                 (patient and min(patient) <= self.now + _EPSILON) or self.rules.max_wait == 0,
@@ -451,7 +458,9 @@ class World:
         if any(m.wish_until is not None for m in self.models.values()):
             return
         slots = self.rules.max_loaded or len(entries) + 1
-        occupied = sum(e.state in HAS_PROCESS or e.state is State.RELEASING for e in entries.values())
+        occupied = sum(
+            e.state in HAS_PROCESS or e.state is State.RELEASING for e in entries.values()
+        )
         leaving = [n for n, e in entries.items() if e.state in LEAVING]
         ledger = self.pool.ledger
         budget = float("inf") if self.budget is None else float(self.budget)
@@ -470,7 +479,11 @@ class World:
             and self.safe_until(p) <= self.now
         ]
         idle = [p for p in ready if not entries[p.model].in_use]
-        late = [p for p in ready if p in idle or since + self.patience(model, self.models[p.model]) <= self.now]
+        late = [
+            p
+            for p in ready
+            if p in idle or since + self.patience(model, self.models[p.model]) <= self.now
+        ]
         for who, what in ((idle, "idle models are kept"), (late, "busy ones are kept for ever")):
             bytes_, count = coming + sum(p.charge for p in who), places + len(who)
             was_coming = model.size <= coming and places >= 1
@@ -582,6 +595,14 @@ class World:
             over = self.budget is not None and self.pool.ledger.charged > self.budget
             wanted = any(m.queued_since is not None for n, m in self.models.items() if n != name)
             check(over or wanted, f"{name} is thrown out although it fits")
+        if loads and self.budget is not None:
+            going = (State.STOPPING, State.RELEASING)
+            entries = self.pool.entries.values()
+            coming = sum(self.pool.ledger.of(e.key) for e in entries if e.state in going)
+            over_by = self.pool.ledger.charged - coming - self.budget
+            check(over_by <= 0, f"{name} was larger than estimated and {over_by} are over")
+        if any(isinstance(e, Grant | Loaded) and e.model == name for e in effects):
+            model.queued_since = None  # its turn is over, even where it has to go in the same step
         self.last_state[name] = self.pool.entries[name].state if asked else self.last_state[name]
         self._forget_impossible_wishes_of(name)
         self.step(f"ready {name}", effects)

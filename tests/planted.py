@@ -1,8 +1,8 @@
 """Bugs planted in the scheduler, one at a time, and the seed of the random walk that finds each.
 
 `python -m tests.planted` searches for the seeds and writes them to `planted.json`, beside this
-file; `tests/test_planted.py` walks those seeds again. Each bug is one edit of the source, in memory
-alone, and most of them have happened to somebody (`facts/peers.md`, "Complaints").
+file; `tests/test_scheduler.py` walks those seeds again. Each bug is one edit of the source, in memory
+alone, and most of them have happened to somebody.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import TypedDict
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = Path(__file__).with_suffix(".json")
@@ -44,6 +45,14 @@ class Bug:
     module: str
     right: str
     wrong: str
+
+
+class Find(TypedDict):
+    """The walk that finds a bug."""
+
+    seed: int
+    step: int
+    violation: str
 
 
 BUGS = (
@@ -146,7 +155,7 @@ BUGS = (
         "if entry.state is State.READY\n        ]",
     ),
     Bug(
-        "a loading model is a victim",
+        "an emergency spares what is loaded",
         "supervisor.scheduling",
         "elif entry.state is State.READY:\n                effects += self._drain("
         "entry, DrainCause.EMERGENCY",
@@ -291,8 +300,15 @@ def violation_of(
     return None if violation is None else (step, str(violation))
 
 
+def recorded() -> dict[str, Find]:
+    """What `main` found last, by the bug's name."""
+    found: dict[str, Find] = json.loads(RECORD.read_text())
+    return found
+
+
 def main() -> int:
-    found, missed = {}, []
+    found: dict[str, Find] = {}
+    missed = []
     for bug in BUGS:
         result = find(bug)
         if result is None:

@@ -450,6 +450,8 @@ class World:
             since, name = min(queue)
             if entries[name].state is State.COLD and sum(at == since for at, _ in queue) == 1:
                 self._check_first(name, since, closed)
+        if len(queue) > 1:
+            self._check_second(*sorted(queue)[:2], closed)
 
     def _check_first(self, name: str, since: float, closed: bool) -> None:
         """`name` is first in the queue of models: has everything been done for it?"""
@@ -491,6 +493,28 @@ class World:
                 was_coming or model.size > bytes_ or count < 1,
                 f"{name} waits since {since} while {what}: {[p.model for p in who]}",
             )
+
+    def _check_second(
+        self, first: tuple[float, str], second: tuple[float, str], closed: bool
+    ) -> None:
+        """Who fits beside may overtake one that can't be served yet and still has patience."""
+        (since, name), (later, other) = first, second
+        entries, ledger = self.pool.entries, self.pool.ledger
+        patience = 1.0 if self.rules.max_wait is None else self.rules.max_wait
+        wishes = any(m.wish_until is not None for m in self.models.values())
+        both_cold = entries[name].state is entries[other].state is State.COLD
+        if closed or wishes or not both_cold or self.now >= since + patience or since == later:
+            return
+        budget = float("inf") if self.budget is None else float(self.budget)
+        free = budget - ledger.charged
+        leaving = [e for e in entries.values() if e.state in LEAVING]
+        slots = self.rules.max_loaded or len(entries) + 1
+        occupied = sum(e.state in HAS_PROCESS for e in entries.values())
+        places = slots - occupied - sum(e.state is State.RELEASING for e in entries.values())
+        coming = free + sum(ledger.of(e.key) for e in leaving)
+        kept = self.models[name].size <= coming and places + len(leaving) >= 1
+        fits = self.models[other].size <= free and places >= 1
+        check(kept or not fits, f"{other} fits and waits behind {name}")
 
     # ── clients and people ───────────────────────────────────────────────────────────────────────
 
@@ -705,8 +729,8 @@ class World:
                 process.at_fault |= entry.deadline <= self.now
         for name, model in self.models.items():
             over = model.wish_until is not None and model.wish_until <= self.now
-            process = self.processes.get(name)
-            stalled = process is not None and process.at_fault and process.phase == "loading"
+            loads = self.processes.get(name)
+            stalled = loads is not None and loads.at_fault and loads.phase == "loading"
             if over or stalled:
                 model.wish_until = None
         self.step("tick", self.pool.tick(self.now))

@@ -27,7 +27,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from supervisor.entry import Rules
-from supervisor.eviction import Candidate, choose, order
+from supervisor.eviction import Candidate, choose, make_room, order
 
 
 class Means(enum.Enum):
@@ -147,11 +147,14 @@ def _victims(
 ) -> list[Tenant]:
     """Who goes for this demand, idle ones before busy ones; empty when that is not enough."""
     open_to = [tenant for tenant in tenants if _open_at(demand, tenant, rules) <= now]
-    idle = order((t.candidate for t in open_to if not t.busy), rules.policy)
-    busy = order((t.candidate for t in open_to if t.busy), rules.policy)
+    idle = [tenant.candidate for tenant in open_to if not tenant.busy]
+    busy = [tenant.candidate for tenant in open_to if tenant.busy]
     need = demand.bytes - room.coming
     slots = int(max(0, 1 - room.coming_slots))
-    chosen = choose(idle, need, slots) or choose([*idle, *busy], need, slots)
+    chosen = make_room(idle, rules.policy, need, slots)
+    if not chosen and busy:
+        both = [*order(idle, rules.policy), *order(busy, rules.policy)]
+        chosen = choose(both, need, slots)
     return [tenant for tenant in open_to if tenant.candidate in chosen]
 
 

@@ -8,17 +8,20 @@ once, busy ones after `max_wait`, pinned ones and fresh ones never) is decided e
 * gdsf       the one with the lowest frequency × reload time ÷ size: bytes that bring back the least
              waiting (GreedyDual-Size-Frequency). The frequency ages by half in `HALF_LIFE` uses of
              any model, so that yesterday's favourite makes room for today's, and a night without
-             any request changes nothing.
+             any request changes nothing. The order suits a cache of many small things; a machine
+             holds few models of very different sizes, so among the first of it the set that costs
+             the least waiting is looked for exactly (`tests/bench/eviction.py` has the figures).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from types import MappingProxyType
 from typing import Final
 
-HALF_LIFE = 16.0
+HALF_LIFE = 32.0
 """Uses, over all models, after which a use counts half."""
 
 
@@ -37,6 +40,9 @@ class Candidate:
     load_seconds: float = 1.0
     """What bringing it back would take."""
 
+
+_EXACT = 8
+"""Candidates among which the cheapest set is looked for: 2^8 sets at most."""
 
 Key = Callable[[Candidate], tuple[float, ...]]
 
@@ -90,6 +96,35 @@ def choose(ordered: Sequence[Candidate], need: float, slots: int = 0) -> list[Ca
             taken.remove(candidate)
             back -= candidate.bytes
     return taken
+
+
+def make_room(
+    candidates: Iterable[Candidate], policy: str, need: float, slots: int = 0
+) -> list[Candidate]:
+    """Whom the policy unloads for `need` bytes and `slots` places; empty when all are not enough."""
+    ordered = order(candidates, policy)
+    greedy = choose(ordered, need, slots)
+    if policy != "gdsf" or len(greedy) == len(ordered):
+        return greedy
+    return _cheapest(ordered[:_EXACT], need, slots, greedy)
+
+
+def _cheapest(
+    candidates: Sequence[Candidate], need: float, slots: int, known: list[Candidate]
+) -> list[Candidate]:
+    """The set that loses the least frequency × reload time, if it is better than `known`."""
+
+    def loss(chosen: Iterable[Candidate]) -> float:
+        return sum(one.frequency * one.load_seconds for one in chosen)
+
+    best, least = known, loss(known)
+    if not known:
+        return best
+    for count in range(max(1, slots), len(candidates) + 1):
+        for chosen in combinations(candidates, count):
+            if sum(one.bytes for one in chosen) >= need and loss(chosen) < least:
+                best, least = list(chosen), loss(chosen)
+    return best
 
 
 def surplus(ordered: Sequence[Candidate], keep: int) -> list[Candidate]:

@@ -223,8 +223,8 @@ class Scheduler(Roster):
         if over <= 0:
             return []
         shown = f"{entry.worker} takes {gigabytes(self.ledger.of(entry.key))}, more than estimated"
-        idle = [other for other in self._idle() if other is not entry]
-        victims = eviction.choose([self._candidate(other) for other in idle], over)
+        idle = [self._candidate(other) for other in self._idle() if other is not entry]
+        victims = eviction.make_room(idle, self.rules.policy, over)
         effects = self._warn(f"{shown}: {gigabytes(over)} over the budget")
         if victims:
             for victim in victims:

@@ -127,8 +127,8 @@ BUGS = (
     Bug(
         "busy models are never drained",
         "supervisor.admission",
-        "choose(idle, need, slots) or choose([*idle, *busy], need, slots)",
-        "choose(idle, need, slots)",
+        "if not chosen and busy:",
+        "if not chosen and not busy:",
     ),
     Bug(
         "busy models drain at once",

@@ -21,13 +21,15 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from supervisor.effects import Effect, Grant, Spawn, Stop
 from supervisor.entry import Rules, Spec
 from supervisor.pool import Pool
 
 GB = 10**9
-POLICIES = ("lru", "use_count", "gdsf")
+Policy = Literal["lru", "use_count", "gdsf"]
+POLICIES: tuple[Policy, ...] = ("lru", "use_count", "gdsf")
 SEEDS = 20
 _UNLOAD_SECONDS = 0.5
 _HOLD_SECONDS = 1e6
@@ -77,7 +79,7 @@ MIX = Machine(
 
 def agent_loop(rng: random.Random) -> list[Visit]:
     """plan, then code a few times, then review; sometimes back to the code."""
-    visits = []
+    visits: list[Visit] = []
     while len(visits) < 300:
         steps = ["plan", *["code"] * rng.randint(1, 4), "review"]
         if rng.random() < 0.4:
@@ -106,7 +108,7 @@ def scan(rng: random.Random) -> list[Visit]:
     """Two models at work, and somebody who tries all the others in turn."""
     at_work = ["coder", "seventy"]
     others = itertools.cycle(name for name in MIX.models if name not in at_work)
-    visits = []
+    visits: list[Visit] = []
     while len(visits) < 400:
         for _ in range(rng.randint(2, 6)):
             visits.append(Visit(rng.choice(at_work), rng.expovariate(1 / 20), rng.uniform(5, 20)))
@@ -237,7 +239,7 @@ def optimum(machine: Machine, trace: Sequence[Visit]) -> float:
 
 def measure(scenario: Scenario, rules: Rules, seeds: int) -> dict[str, list[float]]:
     """Waiting seconds by policy, one for each seed; "optimum" among them."""
-    results: dict[str, list[float]] = {policy: [] for policy in (*POLICIES, "optimum")}
+    results: dict[str, list[float]] = {name: [] for name in (*POLICIES, "optimum")}
     for seed in range(seeds):
         trace = scenario.trace(random.Random(seed))
         for policy in POLICIES:

@@ -177,6 +177,7 @@ def test_stranded_memory_stays_charged_and_blocks_only_what_it_must() -> None:
     assert "left 7.0 GB behind" in said(pool.tick(22.0))
     assert (states(pool)["a"], pool.ledger.stranded) == (State.COLD, 7 * GB)
     assert pool.acquire("r", "small", HOLD, 23.0)[1] == [Spawn("small", 1)]
+    pool.ready("small", 1, 2 * GB, 1, 24.0)
     (refusal,) = [e for e in pool.tick(110.0) if isinstance(e, Refuse)]
     assert (refusal.lease, refusal.error.code) == (waiter, "insufficient_memory_now")
 
@@ -270,12 +271,12 @@ def test_an_emergency_with_everything_busy_ends_and_tells_why() -> None:
     waiter, held = ask(pool, "a", 11.0, hold=5.0), ask(pool, "b", 11.0)
     (refusal,) = [e for e in pool.tick(16.0) if isinstance(e, Refuse)]
     assert (refusal.lease, refusal.error.code) == (waiter, "memory_pressure")
+    pool.exited("b", 1, "exit status 0", 16.5)
     buried, stop = pool.tick(20.0)
     assert isinstance(buried, Bury)
     assert (buried.lease, buried.error.code) == (running, "memory_pressure")
     assert stop == Stop("a", 1, kill=False)
     pool.exited("a", 1, "exit status 0", 21.0)
-    pool.exited("b", 1, "exit status 0", 21.0)
     assert set(states(pool).values()) == {State.COLD}
     assert pool.pressure(Level.NORMAL, "", 40.0)[-1] == Spawn("b", 2)
     assert pool.ready("b", 2, 8 * GB, 1, 41.0) == [Grant(held, "b", "b#2", 2)]

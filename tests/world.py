@@ -451,7 +451,8 @@ class World:
             if entries[name].state is State.COLD and sum(at == since for at, _ in queue) == 1:
                 self._check_first(name, since, closed)
         if len(queue) > 1:
-            self._check_second(*sorted(queue)[:2], closed)
+            first, second, *_ = sorted(queue)
+            self._check_second(first, second, closed)
 
     def _check_first(self, name: str, since: float, closed: bool) -> None:
         """`name` is first in the queue of models: has everything been done for it?"""

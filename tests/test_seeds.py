@@ -338,7 +338,7 @@ def test_retry_after_of_a_full_queue_is_the_pace_at_which_places_become_free() -
     pool = make_pool(Spec("a", estimate_bytes=GB, capacity=3, concurrency=1))
     ask(pool, "a", 0.0)
     pool.ready("a", 1, GB, 1, 1.0)
-    for at in (7.0, 13.0, 19.0):
+    for at in (7.0, 13.0):
         ask(pool, "a", at)
         running = next(iter(pool.entries["a"].granted))
         pool.release(running, at)
@@ -358,7 +358,7 @@ def test_all_places_taken_through_the_hold_is_a_full_queue() -> None:
 
 
 def test_what_an_earlier_run_learned_is_recalled() -> None:
-    pool = make_pool("a", limits=None) if False else make_pool("a")
+    pool = make_pool("a")
     pool.recall("a", use_count=7, load_seconds=12.0, learned_bytes=3 * GB)
     ask(pool, "a", 0.0)
     assert pool.ledger.of(("a", 1)) == 3 * GB

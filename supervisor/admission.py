@@ -146,6 +146,8 @@ def _victims(
     demand: Demand, tenants: Sequence[Tenant], room: Room, rules: Rules, now: float
 ) -> list[Tenant]:
     """Who goes for this demand, idle ones before busy ones; empty when that is not enough."""
+    if demand.bytes > room.coming + sum(tenant.candidate.bytes for tenant in tenants):
+        return []
     open_to = [tenant for tenant in tenants if _open_at(demand, tenant, rules) <= now]
     idle = [tenant.candidate for tenant in open_to if not tenant.busy]
     busy = [tenant.candidate for tenant in open_to if tenant.busy]

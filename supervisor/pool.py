@@ -303,10 +303,12 @@ class Pool(Scheduler):
         gate = None if self._gate is None else self._gate.since + self.rules.load_gate_timeout
         deadlines = [self._wake, self._cleanup_at, gate]
         for entry in self.entries.values():
-            wish_over = None if entry.wish is None else entry.wish.deadline
-            deadlines += (entry.deadline, entry.idle_at, wish_over)
-            deadlines += (lease.deadline for lease in entry.waiting.values())
-        return min((at for at in deadlines if at is not None), default=None)
+            deadlines += (entry.deadline, entry.idle_at)
+            if entry.wish is not None:
+                deadlines.append(entry.wish.deadline)
+            if entry.waiting:
+                deadlines.append(min([lease.deadline for lease in entry.waiting.values()]))
+        return min([at for at in deadlines if at is not None], default=None)
 
     def tick(self, now: float) -> list[Effect]:
         """Do what has fallen due."""

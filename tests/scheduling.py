@@ -181,6 +181,8 @@ def walk(seed: int, steps: int) -> tuple[int, Violation | None]:
             episode.world.finish()
     except Violation as violation:
         return done, violation
+    except Exception as error:  # noqa: BLE001 - the scheduler must not raise, whatever it is
+        return done, Violation(f"{type(error).__name__}: {error}")
     return done, None
 
 

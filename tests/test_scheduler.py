@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Literal
 
 import pytest
 from hypothesis import settings
@@ -13,6 +14,7 @@ from supervisor.lifecycle import State
 from supervisor.pool import Rules, Spec
 from supervisor.pressure import Level
 from tests import planted, scheduling
+from tests.bench.eviction import Crowd, Machine
 from tests.scheduling import LIMITS, NAMES, make_world
 from tests.world import GB, Violation, World
 
@@ -184,6 +186,21 @@ def test_five_models_on_a_machine_for_two_serve_forty_clients(policy: str, gate:
     assert not refused
     assert len(set(leases)) == 40
     assert seconds < 200
+
+
+@pytest.mark.parametrize("concurrency", [0, 4])
+@pytest.mark.parametrize("gate", ["shared", "exclusive"])
+def test_four_hundred_requests_of_forty_clients_wait_no_longer_than_documented(
+    concurrency: int, gate: Literal["shared", "exclusive"]
+) -> None:
+    """Five models, room for two: each in its turn waits for at most all the others' turns."""
+    machine = Machine({name: (5 * GB, 2.0) for name in "abcde"}, 10 * GB)
+    rules = Rules(load_gate=gate)
+    crowd = Crowd(machine, rules, concurrency=concurrency)
+    waits = crowd.run(random.Random(5), clients=40, requests=400, service=1.0)
+    assert len(waits) == 400
+    turn = rules.patience(2.0, 2.0) + rules.residency(2.0) + 2.0 + 1.0  # + its load and its drain
+    assert max(waits) <= 5 * turn
 
 
 def test_a_stream_of_requests_starves_nobody() -> None:

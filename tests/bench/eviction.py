@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from supervisor.effects import Effect, Grant, Spawn, Stop
+from supervisor.effects import Bury, Effect, Grant, Refuse, Spawn, Stop
 from supervisor.entry import Rules, Spec
 from supervisor.pool import Pool
 
@@ -127,8 +127,11 @@ SCENARIOS = (
 class Simulation:
     """The real pool, and processes that take the time their model takes."""
 
-    def __init__(self, machine: Machine, rules: Rules) -> None:
-        specs = [Spec(name, estimate_bytes=size) for name, (size, _) in machine.models.items()]
+    def __init__(self, machine: Machine, rules: Rules, *, concurrency: int = 0) -> None:
+        specs = [
+            Spec(name, estimate_bytes=size, concurrency=concurrency)
+            for name, (size, _) in machine.models.items()
+        ]
         self._machine = machine
         self._pool = Pool(specs, rules=rules, budget=machine.budget)
         self._now = 0.0
@@ -177,6 +180,12 @@ class Simulation:
                     self._later(_UNLOAD_SECONDS, self._exited, model, generation, 0)
                 case Grant(lease):
                     self._granted.add(lease)
+                    self._served(lease)
+                case Refuse() | Bury():
+                    raise AssertionError(f"not served: {effect}")
+
+    def _served(self, lease: int) -> None:
+        """A place was granted."""
 
     def _later(
         self,
@@ -194,6 +203,41 @@ class Simulation:
 
     def _exited(self, model: str, generation: int, size: int) -> list[Effect]:
         return self._pool.exited(model, generation, "exit status 0", self._now)
+
+
+class Crowd(Simulation):
+    """Many clients at once, each of which sends its next request when the last is answered."""
+
+    def run(
+        self, rng: random.Random, *, clients: int, requests: int, service: float
+    ) -> list[float]:
+        """Each request's time to its place, in seconds."""
+        self._rng, self._service, self._left = rng, service, requests
+        self._asked: dict[int, float] = {}
+        self._waits: list[float] = []
+        for _ in range(clients):
+            self._ask()
+        while len(self._waits) < requests:
+            self._run_until(self._next())
+        return self._waits
+
+    def _ask(self) -> list[Effect]:
+        if self._left:
+            self._left -= 1
+            model = self._rng.choice(list(self._machine.models))
+            # The grant may be among the effects, so the time is noted first.
+            self._asked[max(self._asked, default=0) + 1] = self._now
+            _, effects = self._pool.acquire("r", model, _HOLD_SECONDS, self._now)
+            self._perform(effects)
+        return []
+
+    def _served(self, lease: int) -> None:
+        self._waits.append(self._now - self._asked[lease])
+        seconds = self._rng.uniform(0.2, 1.8) * self._service
+        self._later(seconds, lambda *_: self._answered(lease), "", 0, 0)
+
+    def _answered(self, lease: int) -> list[Effect]:
+        return [*self._pool.release(lease, self._now), *self._ask()]
 
 
 def optimum(machine: Machine, trace: Sequence[Visit]) -> float:

@@ -200,7 +200,9 @@ class Entry:
     def idle_at(self) -> float | None:
         """When its time to live is over, None while that clock does not run."""
         runs = self.state is State.READY and self.spec.ttl > 0 and not self.pinned
-        return self.idle_since + self.spec.ttl if runs and not self.in_use else None
+        if not runs or self.in_use:
+            return None
+        return max(self.idle_since, self.last_used or 0.0) + self.spec.ttl
 
     def used(self, now: float, uses: int) -> None:
         """A request asks for this model; it is the `uses`-th over all."""

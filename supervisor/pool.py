@@ -20,6 +20,7 @@ What an event does to a request:
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 
 from supervisor import refusals
@@ -270,7 +271,8 @@ class Pool(Scheduler):
         self.ledger.footprint((model, generation), size)
 
     def memory_seen(self, unattributed: int, now: float) -> list[Effect]:
-        """Bytes that are wired by no living process of ours, above the quiet baseline."""
+        """Bytes that are wired by no living process of ours, above the quiet baseline; read after
+        the last exit that was reported, or they would speak of a process that lived then."""
         effects: list[Effect] = []
         for model, generation in self.ledger.observe(unattributed, now):
             entry = self.entries[model]
@@ -283,7 +285,8 @@ class Pool(Scheduler):
         before, self.level, self._figures = self.level, level, figures
         effects: list[Effect] = []
         if level is not before:
-            effects.append(Say(f"memory pressure is {level.name.lower()}: {figures}"))
+            serious = logging.WARNING if level >= Level.HIGH else logging.INFO
+            effects.append(Say(f"memory pressure is {level.name.lower()}: {figures}", serious))
         if level is Level.CRITICAL:
             effects += self._emergency(now)
         elif level >= Level.WARN:

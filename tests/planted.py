@@ -33,6 +33,7 @@ _MODULES = (
     "supervisor.roster",
     "supervisor.scheduling",
     "supervisor.pool",
+    "tests.books",
     "tests.world",
     "tests.scheduling",
 )
@@ -232,8 +233,8 @@ BUGS = (
     Bug(
         "a ttl unloads a model that is in use",
         "supervisor.entry",
-        "return self.idle_since + self.spec.ttl if runs and not self.in_use else None",
-        "return self.idle_since + self.spec.ttl if runs else None",
+        "if not runs or self.in_use:",
+        "if not runs:",
     ),
     Bug(
         "a wrong estimate stays unnoticed",

@@ -1,7 +1,7 @@
 """A fast random walk over the real scheduler: `python -m tests.scheduling --steps N --seed S`.
 
 Each episode is a world of its own (budget, sizes, rules) and some hundred events in any order,
-plausible ones and absurd ones; `tests.world` checks every step. A violation prints the seed and
+plausible ones and absurd ones; `tests.books` checks every step. A violation prints the seed and
 the step that led to it; the same seed walks the same way.
 """
 
@@ -15,7 +15,8 @@ from collections.abc import Callable
 
 from supervisor.pool import Limits, ReleaseRule, Rules, Spec
 from supervisor.pressure import Level
-from tests.world import GB, Violation, World
+from tests.books import GB, Violation
+from tests.world import World
 
 EPISODE_STEPS = 250
 NAMES = ("a", "b", "c", "d")

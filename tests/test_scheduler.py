@@ -1,4 +1,4 @@
-"""supervisor.pool under a budget, through any interleaving: `tests.world` checks every step."""
+"""supervisor.pool under a budget, through any interleaving: `tests.books` checks every step."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from supervisor.pool import Rules, Spec
 from supervisor.pressure import Level
 from tests import planted, scheduling
 from tests.bench.eviction import Crowd, Machine
+from tests.books import GB, Violation
 from tests.scheduling import LIMITS, NAMES, make_world
-from tests.world import GB, Violation, World
+from tests.world import World
 
 names = st.sampled_from(NAMES)
 spans = st.floats(0.0, 40.0)

@@ -49,7 +49,7 @@ def render(
             "memory_bytes": entry.memory_bytes,
             "in_flight": len(entry.granted),
             "queued": len(entry.waiting),
-            "pinned": False,
+            "pinned": entry.pinned,
             "deaths": entry.deaths,
         }
 
@@ -59,7 +59,7 @@ def render(
             "aliases": entry.spec.aliases,
             "source": sources[entry.spec.name],
             "state": entry.state,
-            "estimate": None,
+            "estimate": entry.size or None,
             "deaths": entry.deaths,
             "reason": entry.reason or None,
         }
@@ -70,8 +70,8 @@ def render(
             "status": "shutting_down" if pool.shutting_down else "ok",
             "version": version,
             "memory": {
-                "budget_bytes": None,
-                "charged_bytes": sum(entry.memory_bytes for entry in entries),
+                "budget_bytes": pool.ledger.budget,
+                "charged_bytes": pool.ledger.charged,
                 "physical_bytes": memory.physical_bytes,
                 "used_percent": memory.used_percent,
                 "level": None,

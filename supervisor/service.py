@@ -25,7 +25,7 @@ from supervisor.fleet import Fleet
 from supervisor.gatekeeper import Gatekeeper
 from supervisor.lifecycle import State
 from supervisor.paths import StateDir
-from supervisor.pool import Bury, Effect, Grant, Limits, Pool, Refuse, Spawn, Stop
+from supervisor.pool import Bury, Effect, Grant, Limits, Pool, Refuse, Say, Spawn, Stop
 from supervisor.process import Child, Launcher
 from supervisor.wire import frames
 from supervisor.wire.codec import ProtocolError
@@ -157,6 +157,8 @@ class Supervisor:
                 case Bury(lease, error):
                     died = frames.Died(error.code, error.message, error.param, error.retry_after)
                     self._leases[lease].send(died)
+                case Say(text, level):
+                    log.log(level, "%s", text)
         self._rearm()
         if self._pool.shutting_down and self._pool.stopped:
             self._stopped.set()

@@ -55,6 +55,13 @@ class Facts:
             raise EstimateError(f"{self._where}: {names[0]} is 0")
         return value
 
+    def largest(self, *names: str, default: int) -> int:
+        """`integer`, where some models have a list with a number for each layer."""
+        for name in names:
+            if isinstance(self._table.get(name), list):
+                return max(self.integers(name) or (), default=default)
+        return self.integer(*names, default=default)
+
     def text(self, name: str) -> str:
         value = self._table.get(name)
         return value if isinstance(value, str) else ""

@@ -316,8 +316,8 @@ def _lfm2(f: Facts) -> list[Layer]:
 
 
 def _llama4(f: Facts) -> list[Layer]:
-    """Three layers in four attend within chunks, and keep one."""
-    chunk = sliding(kv(f), f.positive("attention_chunk_size"))
+    """Three layers in four attend within chunks. They keep one, and grow by 256 before they cut."""
+    chunk = sliding(kv(f), f.positive("attention_chunk_size") + 256)
     return [chunk if (i + 1) % 4 else full(kv(f)) for i in range(f.layers())]
 
 

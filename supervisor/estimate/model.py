@@ -17,8 +17,10 @@ PREFILL_TOKENS = 8 * 512
 RUNTIME = 300_000_000
 """A worker without weights: the interpreter, mlx-lm and Metal's own (77 MB, idle, on Linux), a
 tokenizer of a quarter of a million words, and compiled kernels."""
-_UNFUSED = frozenset({"deepseek_v3", "deepseek_v32", "glm4_moe_lite", "glm_moe_dsa", "kimi_vl"})
-_UNFUSED_TOO = frozenset({"kimi_k25", "kimi_linear", "longcat_flash", "mistral4"})
+_UNFUSED = frozenset(
+    "deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa kimi_vl kimi_k25 kimi_linear longcat_flash"
+    " mistral4".split()
+)
 """MLA adds the position's part as a mask: heads × step × context scores are made, fused or not."""
 
 
@@ -144,7 +146,7 @@ def estimate(
     weights = read_weights(folder, config)
     layers, known = layers_of(config)
     text = config.merged("text_config")
-    fused = fused and architecture(config) not in _UNFUSED | _UNFUSED_TOO
+    fused = fused and architecture(config) not in _UNFUSED
     scores = 0
     if not fused and any(layer.per_token for layer in layers):
         # One sequence's chunk at a time is that long; the others are padded to it.
@@ -180,13 +182,10 @@ def _cache(layer: Layer, item: int, scan_item: int, quantized: KvQuantization | 
 def _widths(f: Facts) -> int:
     """Elements of one token that a layer's step holds at once: the stream, and gate, up and
     product of the widest feed-forward, every active expert of it."""
-    hidden = f.integer("hidden_size", "n_embd", "d_model", "hidden_dim", default=4096)
-    inner = f.integer(
-        "intermediate_size", "ffn_hidden_size", "n_inner", "moe_intermediate_size",
-        default=4 * hidden,
-    )  # fmt: skip
-    experts = f.integer("num_experts_per_tok", "moe_topk", "moe_top_k", default=0)
-    width = f.integer("moe_intermediate_size", "expert_ffn_hidden_size", default=inner)
+    hidden = f.largest("hidden_size", "n_embd", "d_model", "hidden_dim", default=4096)
+    inner = f.largest("intermediate_size", "ffn_hidden_size", "n_inner", default=4 * hidden)
+    experts = f.largest("num_experts_per_tok", "moe_topk", "moe_top_k", default=0)
+    width = f.largest("moe_intermediate_size", "expert_ffn_hidden_size", default=inner)
     return hidden + 3 * max(inner, experts * width)
 
 

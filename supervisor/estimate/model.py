@@ -18,8 +18,17 @@ RUNTIME = 300_000_000
 """A worker without weights: the interpreter, mlx-lm and Metal's own (77 MB, idle, on Linux), a
 tokenizer of a quarter of a million words, and compiled kernels."""
 _UNFUSED = frozenset(
-    "deepseek_v3 deepseek_v32 glm4_moe_lite glm_moe_dsa kimi_vl kimi_k25 kimi_linear longcat_flash"
-    " mistral4".split()
+    {
+        "deepseek_v3",
+        "deepseek_v32",
+        "glm4_moe_lite",
+        "glm_moe_dsa",
+        "kimi_k25",
+        "kimi_linear",
+        "kimi_vl",
+        "longcat_flash",
+        "mistral4",
+    }
 )
 """MLA adds the position's part as a mask: heads × step × context scores are made, fused or not."""
 

@@ -164,4 +164,4 @@ def _libproc() -> Rusage:
     function = ctypes.CDLL("/usr/lib/libproc.dylib").proc_pid_rusage
     function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
     function.restype = ctypes.c_int
-    return function  # type: ignore[no-any-return]
+    return function

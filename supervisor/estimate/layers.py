@@ -1,6 +1,6 @@
 """How mlx-lm caches each layer of a model, by architecture: what `make_cache` of its modules says.
 
-Everything counts elements of one sequence; `estimate.caches` turns them into bytes. The formulas
+Everything counts elements of one sequence; `estimate.model` turns them into bytes. The formulas
 are those of mlx-lm 0.32:
 
 | layer | kept |
@@ -219,7 +219,7 @@ def _kimi_linear(f: Facts) -> list[Layer]:
     return [delta if i + 1 in near else full(latent(f)) for i in range(f.layers())]
 
 
-def mamba2(f: Facts, *, inner: int, heads: int, groups: int, state: int, kernel: int) -> Layer:
+def mamba2(*, inner: int, groups: int, state: int, kernel: int) -> Layer:
     return Layer(state=(kernel - 1) * (inner + 2 * groups * state), state32=inner * state)
 
 
@@ -229,9 +229,7 @@ def _granite(f: Facts) -> list[Layer]:
     if "mamba" in types:
         heads = f.positive("mamba_n_heads")
         mamba = mamba2(
-            f,
             inner=heads * f.positive("mamba_d_head"),
-            heads=heads,
             groups=f.positive("mamba_n_groups"),
             state=f.positive("mamba_d_state"),
             kernel=f.positive("mamba_d_conv"),
@@ -242,9 +240,7 @@ def _granite(f: Facts) -> list[Layer]:
 def _falcon_h1(f: Facts) -> list[Layer]:
     """Both in each layer, side by side."""
     mamba = mamba2(
-        f,
         inner=f.positive("mamba_d_ssm", default=1536),
-        heads=f.positive("mamba_n_heads", default=24),
         groups=f.positive("mamba_n_groups", default=1),
         state=f.positive("mamba_d_state", default=128),
         kernel=f.positive("mamba_d_conv", default=4),
@@ -261,9 +257,7 @@ def _nemotron_h(f: Facts) -> list[Layer]:
         raise EstimateError("config.json: hybrid_override_pattern is missing")
     heads = f.positive("mamba_num_heads")
     mamba = mamba2(
-        f,
         inner=heads * f.positive("mamba_head_dim"),
-        heads=heads,
         groups=f.positive("n_groups"),
         state=f.positive("ssm_state_size"),
         kernel=f.positive("conv_kernel"),
@@ -276,9 +270,7 @@ def _nemotron_h(f: Facts) -> list[Layer]:
 def _mamba2(f: Facts) -> list[Layer]:
     heads = f.positive("num_heads")
     layer = mamba2(
-        f,
         inner=heads * f.positive("head_dim"),
-        heads=heads,
         groups=f.positive("n_groups"),
         state=f.positive("ssm_state_size", "state_size"),
         kernel=f.positive("conv_kernel"),
@@ -377,6 +369,7 @@ _RENAMED: Final[Mapping[str, str]] = MappingProxyType(
     {
         "mistral": "llama",
         "llava": "mistral3",
+        "phi-msft": "phixtral",
         "falcon_mamba": "mamba",
         "joyai_llm_flash": "deepseek_v3",
         "kimi_k2": "deepseek_v3",

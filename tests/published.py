@@ -24,7 +24,7 @@ def published() -> list[dict[str, Any]]:
 def write_headers(folder: Path, entry: dict[str, Any]) -> None:
     """config.json as published and a safetensors file whose data is a hole."""
     import mlx.core as mx
-    import mlx.nn as nn
+    import mlx.nn
     from mlx.utils import tree_flatten, tree_map
     from mlx_lm.utils import _get_classes
 
@@ -36,7 +36,8 @@ def write_headers(folder: Path, entry: dict[str, Any]) -> None:
     dtype = getattr(mx, entry["dtype"])
     model.update(tree_map(lambda array: array.astype(dtype), model.parameters()))
     if quantize := entry.get("quantize"):
-        nn.quantize(model, class_predicate=_predicate(model, quantize))
+        layers: Any = mlx.nn
+        layers.quantize(model, class_predicate=_predicate(model, quantize))
     flat: Any = tree_flatten(model.parameters())
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     end = 0

@@ -66,16 +66,16 @@ def test_a_neighbour_that_lets_go_is_no_credit() -> None:
 
 
 def test_what_is_not_back_after_ten_seconds_is_stranded_and_still_charged() -> None:
-    before = follow(start(), [Reading(9.9, int(38.5 * GB))])
+    before = follow(start(), [Reading(9.9, 38_500 * MB)])
     assert not before.stranded
     assert before.interval == 0.1
-    after = follow(start(), series(STUCK) + [Reading(10.0, int(38.5 * GB))])
-    assert (after.charge, after.stranded, after.done) == (int(35.5 * GB), True, False)
+    after = follow(start(), series(STUCK) + [Reading(10.0, 38_500 * MB)])
+    assert (after.charge, after.stranded, after.done) == (35_500 * MB, True, False)
     assert after.interval == 1.0
 
 
 def test_stranded_memory_that_comes_back_late_is_seen() -> None:
-    stranded = follow(start(), [Reading(10.0, int(38.5 * GB))])
+    stranded = follow(start(), [Reading(10.0, 38_500 * MB)])
     less = observe(stranded, Reading(60.0, 20 * GB))
     assert (less.charge, less.stranded) == (17 * GB, True)
     over = observe(less, Reading(61.0, 3 * GB))
@@ -180,7 +180,7 @@ def start() -> Release:
 
 def series(gigabytes: Sequence[float]) -> list[Reading]:
     """Readings at 10 Hz."""
-    return [Reading(i / 10, int(value * GB)) for i, value in enumerate(gigabytes)]
+    return [Reading(i / 10, round(value * 10) * 100 * MB) for i, value in enumerate(gigabytes)]
 
 
 def steps(release: Release, readings: Iterable[Reading]) -> list[Release]:

@@ -21,7 +21,7 @@ class Machine:
 
     physical: int | None = None
     used: int | None = None
-    """What could not be given to a new process: all but free, cached and purgeable pages."""
+    """All but what the system would give to a new program without swapping."""
     wired: int | None = None
     """macOS alone: pages that can't be moved out, Metal's among them."""
     swap_used: int | None = None
@@ -47,3 +47,6 @@ class Reader(Protocol):
         Linux: PSS, which shares shared pages out. macOS: phys_footprint, which has Metal's buffers
         in it (RSS has not: 193 MB beside 30 GB real) and lags frees by 0.1 to 0.3 s.
         """
+
+    def wired(self, pid: int) -> int | None:
+        """Bytes of process `pid` that can't be moved out; always None on Linux."""

@@ -48,6 +48,9 @@ class LinuxReader:
             return rollup["Pss"] + rollup.get("SwapPss", 0)
         return kilobytes(self._text(f"/proc/{pid}/status")).get("VmRSS")
 
+    def wired(self, pid: int) -> int | None:
+        return None
+
     def _text(self, path: str) -> str:
         try:
             return self._read(path)

@@ -1,7 +1,8 @@
 """Memory on macOS. Written from documentation and reports, tested on recorded output.
 
-psutil's `virtual_memory` fails on macOS 27 with "(ipc/mig) array not large enough" (psutil 7.2.2):
-then `vm_stat` tells the same.
+`sysctlbyname` and libproc are called in this process, since some figures are read ten times a
+second; where that fails, the `sysctl` command tells the same. psutil's `virtual_memory` fails on
+macOS 27 with "(ipc/mig) array not large enough" (psutil 7.2.2): then `vm_stat` tells the same.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import psutil
 
@@ -23,23 +25,35 @@ COMMAND_SECONDS = 2.0
 RUSAGE_INFO_V4 = 4
 RUSAGE_BYTES = 512
 """Room for rusage_info_v4 and what later versions add."""
-_FOOTPRINT_OFFSET = 72
-"""Of ri_phys_footprint: 16 bytes of uuid, then u64 fields (wired @56, resident @64)."""
+_RUSAGE = struct.Struct("<16x 5Q Q Q Q Q")
+"""uuid, five figures of no use here, wired @56, resident @64, phys_footprint @72, start @80."""
+_SWAP_USAGE = struct.Struct("<QQQII")
+"""struct xsw_usage: total, available and used bytes, page size, whether encrypted."""
 _PAGE = re.compile(r"page size of (\d+) bytes")
-_PAGES = re.compile(r'^"?([A-Za-z][\w :-]*?)"?:\s+(\d+)\.?\s*$', re.MULTILINE)
+_PAGES = re.compile(r"^(Pages [a-z ]+):\s+(\d+)\.?\s*$", re.MULTILINE)
 _SWAP = re.compile(r"used = (\d+(?:\.\d+)?)([KMG])")
 _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
+_ABSENT = (OSError, AttributeError)
+"""What ctypes raises where the library or the function is not there, as on Linux."""
 
 Run = Callable[[Sequence[str]], str]
-Rusage = Callable[[int, int, "ctypes.Array[ctypes.c_char]"], int]
+Sysctl = Callable[[str], bytes]
+Rusage = Callable[[int], bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Use:
+class Use(NamedTuple):
     """Bytes in use and wired."""
 
     used: int | None = None
     wired: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """Bytes of one process."""
+
+    wired: int
+    footprint: int
 
 
 def run(command: Sequence[str]) -> str:
@@ -61,33 +75,65 @@ def from_psutil() -> Use:
     return Use(int(memory.total - memory.available), int(memory.wired))
 
 
+def sysctl(name: str) -> bytes:
+    """The kernel's value, as it is. Raises OSError or AttributeError."""
+    function = ctypes.CDLL(None, use_errno=True).sysctlbyname
+    buffer = ctypes.create_string_buffer(64)
+    size = ctypes.c_size_t(len(buffer))
+    if function(name.encode(), buffer, ctypes.byref(size), None, ctypes.c_size_t(0)) != 0:
+        raise OSError(ctypes.get_errno(), "sysctlbyname", name)
+    return buffer.raw[: size.value]
+
+
+def rusage(pid: int) -> bytes:
+    """rusage_info_v4 of `pid`; needs no root for the user's own. Raises OSError, AttributeError."""
+    function = ctypes.CDLL("/usr/lib/libproc.dylib", use_errno=True).proc_pid_rusage
+    buffer = ctypes.create_string_buffer(RUSAGE_BYTES)
+    if function(ctypes.c_int(pid), ctypes.c_int(RUSAGE_INFO_V4), buffer) != 0:
+        raise OSError(ctypes.get_errno(), "proc_pid_rusage")
+    return buffer.raw
+
+
 class MacReader:
     """`Reader` over sysctl, psutil or vm_stat, and libproc. The arguments are for tests."""
 
     def __init__(
         self,
         run: Run = run,
+        sysctl: Sysctl = sysctl,
         use: Callable[[], Use] = from_psutil,
-        rusage: Rusage | None = None,
+        rusage: Rusage = rusage,
     ) -> None:
         self._run = run
+        self._sysctl = sysctl
         self._use = use
         self._rusage = rusage
-        self._has_libproc = True
 
     def machine(self) -> Machine:
-        physical = _integer(self._output("/usr/sbin/sysctl", "-n", "hw.memsize")) or _sysconf()
+        physical = self._number("hw.memsize") or _sysconf()
         use = self._used(physical)
-        level = _integer(
-            self._output("/usr/sbin/sysctl", "-n", "kern.memorystatus_vm_pressure_level")
-        )
+        level = self._number("kern.memorystatus_vm_pressure_level")
         return Machine(
             physical=physical,
             used=use.used,
             wired=use.wired,
-            swap_used=swap_used(self._output("/usr/sbin/sysctl", "-n", "vm.swapusage")),
+            swap_used=self._swap_used(),
             level=Level(level) if level in set(Level) else None,
         )
+
+    def footprint(self, pid: int) -> int | None:
+        process = self._process(pid)
+        return None if process is None else process.footprint
+
+    def wired(self, pid: int) -> int | None:
+        process = self._process(pid)
+        return None if process is None else process.wired
+
+    def _process(self, pid: int) -> Process | None:
+        try:
+            return process_memory(self._rusage(pid))
+        except _ABSENT:
+            return None
 
     def _used(self, physical: int | None) -> Use:
         try:
@@ -95,20 +141,19 @@ class MacReader:
         except (psutil.Error, OSError, RuntimeError, AttributeError, ValueError):
             return vm_stat(self._output("/usr/bin/vm_stat"), physical)
 
-    def footprint(self, pid: int) -> int | None:
-        """Needs no root for a child of the same user."""
-        if self._rusage is None:
-            if not self._has_libproc:
-                return None
-            try:
-                self._rusage = _libproc()
-            except (OSError, AttributeError):
-                self._has_libproc = False
-                return None
-        buffer = ctypes.create_string_buffer(RUSAGE_BYTES)
-        if self._rusage(pid, RUSAGE_INFO_V4, buffer) != 0:
-            return None
-        return phys_footprint(buffer.raw)
+    def _number(self, name: str) -> int | None:
+        try:
+            value = self._sysctl(name)
+        except _ABSENT:
+            return integer(self._output("/usr/sbin/sysctl", "-n", name))
+        return int.from_bytes(value, "little") if len(value) in (4, 8) else None
+
+    def _swap_used(self) -> int | None:
+        try:
+            value = self._sysctl("vm.swapusage")
+        except _ABSENT:
+            return swap_used(self._output("/usr/sbin/sysctl", "-n", "vm.swapusage"))
+        return int(_SWAP_USAGE.unpack(value)[2]) if len(value) == _SWAP_USAGE.size else None
 
     def _output(self, *command: str) -> str:
         try:
@@ -117,28 +162,27 @@ class MacReader:
             return ""
 
 
-def phys_footprint(rusage: bytes) -> int | None:
-    """ri_phys_footprint of a rusage_info_v4; None for one that was never filled in."""
-    (value,) = struct.unpack_from("<Q", rusage, _FOOTPRINT_OFFSET)
-    return int(value) or None
+def process_memory(info: bytes) -> Process | None:
+    """Of a rusage_info_v4; None for one that is too short or was never filled in."""
+    if len(info) < _RUSAGE.size:
+        return None
+    *_, wired, _resident, footprint, _start = _RUSAGE.unpack_from(info)
+    return Process(int(wired), int(footprint)) if footprint else None
 
 
 def vm_stat(text: str, physical: int | None) -> Use:
-    """What `vm_stat` tells. Used is everything but free, speculative, inactive and purgeable
-    pages, as psutil counts it."""
+    """What `vm_stat` tells. Used is everything but free and inactive pages, as psutil has it."""
     size = _PAGE.search(text)
-    pages = {name.strip(): int(count) for name, count in _PAGES.findall(text)}
     if size is None:
         return Use()
     page = int(size[1])
-    wired = pages.get("Pages wired down")
+    pages = {name: int(count) * page for name, count in _PAGES.findall(text)}
     free, inactive = pages.get("Pages free"), pages.get("Pages inactive")
     used = None
     if physical is not None and free is not None and inactive is not None:
         # vm_stat has taken the speculative pages out of the free ones; psutil has not.
-        reclaimable = free + pages.get("Pages speculative", 0) + inactive
-        used = max(0, physical - reclaimable * page)
-    return Use(used, None if wired is None else wired * page)
+        used = max(0, physical - free - pages.get("Pages speculative", 0) - inactive)
+    return Use(used, pages.get("Pages wired down"))
 
 
 def swap_used(text: str) -> int | None:
@@ -147,7 +191,8 @@ def swap_used(text: str) -> int | None:
     return None if match is None else int(float(match[1]) * _UNITS[match[2]])
 
 
-def _integer(text: str) -> int | None:
+def integer(text: str) -> int | None:
+    """Of one line with digits alone."""
     text = text.strip()
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
 
@@ -157,11 +202,3 @@ def _sysconf() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError):
         return None
-
-
-def _libproc() -> Rusage:
-    """Raises OSError or AttributeError."""
-    function = ctypes.CDLL("/usr/lib/libproc.dylib").proc_pid_rusage
-    function.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_void_p]
-    function.restype = ctypes.c_int
-    return function

@@ -117,6 +117,14 @@ def share(releases: Iterable[Release], reading: Reading) -> list[Release]:
     return [seen.get(id(each), each) for each in pending]
 
 
+def unattributed(wired: int | None, living: Iterable[int | None]) -> int | None:
+    """The machine's `wired` bytes less those of its `living` workers. None when it is unknown;
+    a worker whose own are unknown is taken for none, which charges rather too much."""
+    if wired is None:
+        return None
+    return max(0, wired - sum(each or 0 for each in living))
+
+
 def quiet_baseline(readings: Iterable[Reading]) -> int | None:
     """The lowest unattributed figure of a quiet time, the newest minutes say: other programs only
     add to it. None when none could be read."""

@@ -205,6 +205,14 @@ def test_the_charge_has_every_part(tmp_path: Path) -> None:
     assert told.context == 4096
 
 
+def test_a_measurement_replaces_what_is_loaded_alone(tmp_path: Path) -> None:
+    write_tensors(tmp_path, config_of("llama"))
+    told = estimate(tmp_path)
+    learned = told.learned(5 * 10**9)
+    assert learned.loaded == 5 * 10**9
+    assert learned.total(1000, 2) - told.total(1000, 2) == 5 * 10**9 - told.loaded
+
+
 def test_scores_are_charged_where_attention_is_not_fused(tmp_path: Path) -> None:
     write_tensors(tmp_path, config_of("llama"))
     more = estimate(tmp_path, fused=False).transient(512) - estimate(

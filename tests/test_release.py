@@ -16,6 +16,7 @@ from supervisor.release import (
     quiet_baseline,
     rest,
     share,
+    unattributed,
 )
 
 GB = 10**9
@@ -135,6 +136,13 @@ def test_sharing_leaves_the_rest_alone() -> None:
     assert share([], Reading(2.0, 3 * GB)) == []
     unread = share([on_macos(10 * GB, 0, 0.0)], Reading(10.0, None))
     assert (unread[0].charge, unread[0].stranded) == (10 * GB, True)
+
+
+def test_what_living_workers_have_is_not_waited_for() -> None:
+    assert unattributed(50 * GB, [20 * GB, None, 7 * GB]) == 23 * GB
+    assert unattributed(50 * GB, []) == 50 * GB
+    assert unattributed(5 * GB, [20 * GB]) == 0
+    assert unattributed(None, [20 * GB]) is None
 
 
 def test_the_quiet_baseline_is_the_lowest_that_was_read() -> None:

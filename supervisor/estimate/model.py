@@ -101,6 +101,11 @@ class Estimate:
         """What stays in memory while nothing runs."""
         return self.weights + self.adapter + self.draft + self.runtime
 
+    def learned(self, loaded: int) -> Estimate:
+        """The same with `loaded` bytes, the footprint measured at the end of a load, in place of
+        what was estimated of weights, adapter, draft and runtime."""
+        return replace(self, weights=loaded, runtime=0, adapter=0, draft=0)
+
     def kv(self, context: int, sequences: int = 1) -> int:
         """KV cache of `sequences`, each padded to the longest, of `context` tokens."""
         return sequences * sum(cache.bytes_for(rounded(context)) for cache in self.caches)
@@ -147,7 +152,8 @@ def estimate(
 ) -> Estimate:
     """What the model in `folder` will need, with its `adapter` and `draft` model's folders.
 
-    Blocks on reading config.json and the safetensors headers: milliseconds. `fused`: attention
+    Blocks on reading config.json and the safetensors headers: milliseconds as a rule, half a second
+    for hundreds of shards with an array for each expert. `fused`: attention
     without a matrix of scores, as Metal's kernels do it and the CPU's do not. Raises EstimateError
     for files that are missing or broken.
     """

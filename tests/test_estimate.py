@@ -239,7 +239,7 @@ def test_the_families_are_mlx_lms_modules() -> None:
 
     from mlx_lm.utils import MODEL_REMAPPING
 
-    from supervisor.estimate.layers import FAMILIES, architecture
+    from supervisor.estimate.architectures import FAMILIES, architecture
 
     for name in FAMILIES:
         assert importlib.util.find_spec(f"mlx_lm.models.{name}"), name
@@ -255,6 +255,32 @@ def test_an_unknown_architecture_is_taken_for_full_attention(tmp_path: Path) -> 
 
     assert not told.known
     assert told.kv_bytes_per_token == 8 * 2 * 2 * 24 * 4
+
+
+def test_an_unknown_architecture_without_the_usual_fields_has_weights_alone(
+    tmp_path: Path,
+) -> None:
+    write_tensors(tmp_path, {"model_type": "next_years_model"})
+    told = estimate(tmp_path)
+    assert (told.known, told.weights, told.kv(1000), told.sequences(1, 1000) > 10**6) == (
+        False, 64, 0, True,
+    )  # fmt: skip
+
+
+def test_what_a_config_leaves_out_is_mlx_lms_default(tmp_path: Path) -> None:
+    # The text_config of google/gemma-3-4b-it says nothing of heads, nor of their width.
+    config = config_of("gemma3")
+    for name in (
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "sliding_window_pattern",
+    ):
+        config.pop(name, None)
+        config["text_config"].pop(name, None)
+    model = make_bare(tmp_path / "model", config)
+
+    assert estimate(tmp_path / "model").kv(301) == cached_nbytes(model, 300, 1)
 
 
 def test_parts_that_mlx_lm_throws_away_are_not_charged(tmp_path: Path) -> None:

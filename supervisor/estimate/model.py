@@ -6,8 +6,9 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from supervisor.estimate.architectures import architecture, layers_of
 from supervisor.estimate.facts import Facts, read_config
-from supervisor.estimate.layers import Layer, architecture, layers_of
+from supervisor.estimate.layers import Layer
 from supervisor.estimate.weights import read_adapter, read_weights
 
 STEP = 256
@@ -63,7 +64,7 @@ class Estimate:
     where mlx-lm loads the arrays as they are stored.
 
     `known` is False for an architecture without a formula: its KV figures are those of full
-    attention. `context` is the model's own limit in tokens, 0 = the config does not say.
+    attention, or 0 when the config lacks the usual fields. `context` is the model's own limit in tokens, 0 = the config does not say.
     """
 
     weights: int

@@ -8,7 +8,7 @@ import pytest
 
 from supervisor.estimate import Estimate, EstimateError, KvQuantization, estimate
 from supervisor.estimate.facts import Facts
-from supervisor.estimate.model import PREFILL_TOKENS, rounded
+from supervisor.estimate.model import PREFILL_BATCH, PREFILL_STEP, rounded
 from supervisor.estimate.weights import MAX_HEADER_BYTES, tensors
 from tests.architectures import SPECIAL, config_of, make_bare
 from tests.published import published, write_headers, write_safetensors
@@ -136,6 +136,24 @@ def test_a_batch_is_padded_to_its_longest(tmp_path: Path) -> None:
     assert estimate(tmp_path / "model").kv(608, sequences=3) == held
 
 
+def test_the_charge_covers_the_peak_of_a_batch(tmp_path: Path) -> None:
+    import mlx.core as mx
+    from mlx_lm.generate import BatchGenerator
+
+    model = make_bare(tmp_path / "model", config_of("llama"))
+    mx.eval(model.parameters())
+    before = mx.get_active_memory() - nbytes_of(model)
+    mx.reset_peak_memory()
+    generator: Any = BatchGenerator(model, stop_tokens=[], prefill_step_size=PREFILL_STEP)
+    generator.close()
+    generator.insert([[row] * 600 for row in range(4)], max_tokens=[4] * 4)
+    for _ in range(5):
+        generator.next()
+
+    told = estimate(tmp_path / "model", fused=False)
+    assert mx.get_peak_memory() - before <= told.total(604, 4) - told.runtime
+
+
 def test_windows_hold_more_while_a_prompt_is_prefilled(tmp_path: Path) -> None:
     model = make_bare(tmp_path / "model", config_of("gemma3_text"))
 
@@ -188,14 +206,16 @@ def test_the_charge_has_every_part(tmp_path: Path) -> None:
     told = estimate(tmp_path, fused=True)
     # 2 x 2 heads x 24 x 2 bytes in each of 8 layers; 1,000 tokens take 1,024.
     one_layer = 2 * 2 * 24 * 2 * 1024
-    # 64 wide, and gate, up and product of 96, for 8 prompts of 512 tokens.
-    prefill = 4096 * (64 + 3 * 96) * 2
+    # 64 wide, and gate, up and product of 96, for each of 512 tokens.
+    prefill = 512 * (64 + 3 * 96) * 2
     # 48 logits, and in float32 twice.
     logits = 48 * (2 + 4 + 4)
 
     assert told.kv(1000) == 8 * one_layer
-    assert told.transient(1000) == one_layer + prefill + logits
-    assert told.transient(1000, 3) == 3 * one_layer + prefill + 3 * logits
+    assert told.transient(1000) == (one_layer + prefill + logits) * 5 // 4
+    assert told.transient(1000, 3) == 3 * (one_layer + prefill + logits) * 5 // 4
+    assert told.transient(1000, 20) == (20 * (one_layer + logits) + 8 * prefill) * 5 // 4
+    assert told.prefill_transient(10) == prefill * 10 // 512
     assert told.total(1000, 3, prompt_cache=7) == (
         told.weights + told.runtime + 24 * one_layer + told.transient(1000, 3) + 7
     )
@@ -215,19 +235,18 @@ def test_a_measurement_replaces_what_is_loaded_alone(tmp_path: Path) -> None:
 
 def test_scores_are_charged_where_attention_is_not_fused(tmp_path: Path) -> None:
     write_tensors(tmp_path, config_of("llama"))
-    more = estimate(tmp_path, fused=False).transient(512) - estimate(
-        tmp_path, fused=True
-    ).transient(512)
-    assert more == 4 * PREFILL_TOKENS * 512 * 4  # heads x step x context x float32
+    unfused, fused = (estimate(tmp_path, fused=fused) for fused in (False, True))
+    # heads x step x context x float32
+    assert unfused.transient(1024) - fused.transient(1024) == 4 * 512 * 1024 * 4 * 5 // 4
 
     write_tensors(tmp_path, config_of("deepseek_v3"))
-    assert estimate(tmp_path, fused=True).scores_per_token > 0
+    assert estimate(tmp_path, fused=True).scores == 4 * 4
 
 
 def test_the_prefill_step_is_the_workers() -> None:
-    from worker.batch import PREFILL_BATCH, PREFILL_STEP
+    from worker import batch
 
-    assert PREFILL_TOKENS == PREFILL_BATCH * PREFILL_STEP
+    assert (PREFILL_BATCH, PREFILL_STEP) == (batch.PREFILL_BATCH, batch.PREFILL_STEP)
 
 
 def test_rounding_is_to_steps_of_256() -> None:

@@ -13,8 +13,9 @@ from supervisor.estimate.weights import read_adapter, read_weights
 
 STEP = 256
 """Tokens by which mlx-lm's caches grow."""
-PREFILL_TOKENS = 8 * 512
-"""Prompt tokens that the worker takes through the layers at once: prompts × step."""
+PREFILL_BATCH = 8
+PREFILL_STEP = 512
+"""What the worker takes through the layers at once: that many tokens of that many prompts."""
 RUNTIME = 300_000_000
 """A worker without weights: the interpreter, mlx-lm and Metal's own (77 MB, idle, on Linux), a
 tokenizer of a quarter of a million words, and compiled kernels."""
@@ -69,10 +70,10 @@ class Estimate:
 
     weights: int
     caches: tuple[Cache, ...]
-    prefill_transient: int
-    """Activations of one prefill step, whatever the context."""
-    scores_per_token: int
-    """Attention scores of one prefill step, for each token of context; 0 where they are fused."""
+    activations: int
+    """Of one prompt token in a prefill step."""
+    scores: int
+    """Attention scores of one prompt token and one token of context; 0 where they are fused."""
     logits: int
     """Of one sequence in one decode step."""
     context: int
@@ -114,12 +115,17 @@ class Estimate:
     def transient(self, context: int, sequences: int = 1) -> int:
         """What comes and goes while `sequences` of `context` tokens are served: one layer's copy,
         since a cache that grows or whose rows change is copied layer by layer, a prefill step with
-        what windows hold too much of it, and the logits."""
+        what windows hold too much of it, and the logits. A quarter is added for buffers that MLX has
+        freed and not yet reused: its measured peak was 0.93 to 1.12 of the sum."""
         copy = sequences * max((c.bytes_for(rounded(context)) for c in self.caches), default=0)
-        step = min(PREFILL_TOKENS, sequences * context)
-        overshoot = self.kv_window_bytes_per_token * step
-        scores = self.scores_per_token * rounded(context)
-        return copy + self.prefill_transient + overshoot + scores + sequences * self.logits
+        parts = copy + self.prefill_transient(context, sequences) + sequences * self.logits
+        return parts * 5 // 4
+
+    def prefill_transient(self, context: int, sequences: int = 1) -> int:
+        """Activations, scores, and what windows hold too much of, in one prefill step."""
+        tokens = min(PREFILL_BATCH, sequences) * min(PREFILL_STEP, context)
+        each = self.activations + self.scores * rounded(context) + self.kv_window_bytes_per_token
+        return tokens * each
 
     def total(self, context: int, sequences: int, *, prompt_cache: int = 0) -> int:
         """The charge for serving `sequences` of `context` tokens at once, beside `prompt_cache`
@@ -165,15 +171,14 @@ def estimate(
     fused = fused and architecture(config) not in _UNFUSED
     scores = 0
     if not fused and any(layer.per_token for layer in layers):
-        # One sequence's chunk at a time is that long; the others are padded to it.
-        scores = _heads(text) * PREFILL_TOKENS * weights.item
+        scores = _heads(text) * weights.item
     result = Estimate(
         weights=weights.loaded,
         caches=tuple(
             _cache(layer, weights.item, weights.state_item, kv_quantization) for layer in layers
         ),
-        prefill_transient=PREFILL_TOKENS * _widths(text) * weights.item,
-        scores_per_token=scores,
+        activations=_widths(text) * weights.item,
+        scores=scores,
         # The logits, their log probabilities in float32, and the sampler's sorted copy.
         logits=text.integer("vocab_size", default=0) * (weights.item + 8),
         context=_context(text),

@@ -1,19 +1,12 @@
-"""What the machine has and uses."""
+"""What the machine has and uses, for `/health`."""
 
 from __future__ import annotations
 
-import os
-
-import psutil
-
+from supervisor.readers import Reader, for_platform
 from supervisor.report import MachineMemory
 
 
-def read() -> MachineMemory:
-    """Physical RAM and its use. psutil's figure fails on macOS 27, which must not fail /health."""
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        used: float | None = psutil.virtual_memory().percent
-    except (psutil.Error, OSError, RuntimeError):
-        used = None
-    return MachineMemory(physical, used)
+def read(reader: Reader | None = None) -> MachineMemory:
+    """Physical RAM and its use, None where the platform won't tell."""
+    machine = (reader or for_platform()).machine()
+    return MachineMemory(machine.physical, machine.used_percent)

@@ -30,7 +30,7 @@ BY_HAND = {
     # 80 x 2 x 64 x 128 x 2: every head has its own keys
     "Qwen/Qwen-72B": (2_621_440, 0, 0),
     # 56 x 2 x 8 x 128 (6144 / 48) x 2
-    "alpindale/WizardLM-2-8x22B": (229_376, 0, 0),
+    "WizardLM-2-8x22B": (229_376, 0, 0),
     # 24 x 2 x 8 x 64 (1024 / 16) x 4 (float32)
     "granite-3.1-1b-a400m-instruct (float32)": (98_304, 0, 0),
     # a layer: 2 x 16 x 128 x 2 = 8192; of 62, the 6th, 12th ... 60th see everything: 10;

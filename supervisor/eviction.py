@@ -125,8 +125,3 @@ def _cheapest(
             if sum(one.bytes for one in chosen) >= need and loss(chosen) < least:
                 best, least = list(chosen), loss(chosen)
     return best
-
-
-def surplus(ordered: Sequence[Candidate], keep: int) -> list[Candidate]:
-    """Whom a cleanup that leaves `keep` of them unloads: all but the last of the order."""
-    return list(ordered[: max(0, len(ordered) - keep)])

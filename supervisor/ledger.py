@@ -26,6 +26,22 @@ _BACK_BYTES = 256 * 10**6
 _BACK_SHARE = 0.02
 """A rest of this share of the footprint, or of `_BACK_BYTES`, is measurement noise."""
 _QUIET_READINGS = 10
+_OS_RESERVE_SHARE = 0.10
+_OS_RESERVE_MIN = 4 * 10**9
+"""What stays with the system and other programs where the GPU's working set is known."""
+_LINUX_SHARE = 0.75
+
+
+def auto_budget(physical: int, working_set: int | None) -> int:
+    """What `memory.budget = "auto"` means, bytes, on a machine with `physical` bytes of RAM.
+
+    With a recommended GPU working set (macOS) the smaller of it and RAM less a reserve, which is
+    at most half of a small machine; without one (Linux) three quarters of RAM.
+    """
+    if working_set is None:
+        return int(physical * _LINUX_SHARE)
+    reserve = max(_OS_RESERVE_MIN, int(physical * _OS_RESERVE_SHARE))
+    return min(working_set, physical - min(reserve, physical // 2))
 
 
 class Phase(enum.StrEnum):

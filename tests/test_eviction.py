@@ -8,7 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.eviction import HALF_LIFE, POLICIES, Candidate, aged, choose, order, surplus
+from supervisor.eviction import (
+    HALF_LIFE,
+    POLICIES,
+    Candidate,
+    aged,
+    choose,
+    make_room,
+    order,
+)
 
 GB = 10**9
 
@@ -104,7 +112,42 @@ def test_nobody_goes_in_vain(sizes: list[int], need: int, slots: int) -> None:
         assert not chosen or sum(one.bytes for one in fewer) < need or len(fewer) < slots
 
 
-@pytest.mark.parametrize(("keep", "kept"), [(0, []), (1, [CODER]), (2, [PHI, CODER]), (9, SEED)])
-def test_a_cleanup_keeps_the_best(keep: int, kept: list[Candidate]) -> None:
-    gone = surplus(order(SEED, "use_count"), keep)
-    assert {*names(gone)} == {*names(SEED)} - {*names(kept)}
+def test_gdsf_finds_the_cheapest_set_and_the_others_keep_their_order() -> None:
+    """An agent's loop: the reviewer's 2 GB would cost 90 s by density, 25 s by loss."""
+    plan = Candidate("plan", 42 * GB, 9, 1.0, 1.0, 90.0)
+    code = Candidate("code", 20 * GB, 25, 2.0, 2.5, 25.0)
+    assert order([plan, code], "gdsf") == [plan, code]
+    assert make_room([plan, code], "gdsf", 2 * GB) == [code]
+    assert make_room([plan, code], "gdsf", 21 * GB) == [plan]
+    assert make_room([plan, code], "gdsf", 50 * GB) == [plan, code]
+    assert make_room([plan, code], "gdsf", 63 * GB) == []
+    assert make_room([plan, code], "lru", 2 * GB) == [plan]
+    assert make_room([plan, code], "use_count", 2 * GB) == [plan]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5), st.integers(1, 9)), max_size=6),
+    st.integers(1, 30),
+    st.integers(0, 2),
+)
+def test_no_set_is_cheaper(models: list[tuple[int, int, int]], need: int, slots: int) -> None:
+    candidates = [
+        Candidate(f"m{i}", size, frequency=uses, load_seconds=load)
+        for i, (size, uses, load) in enumerate(models)
+    ]
+
+    def loss(chosen: tuple[Candidate, ...]) -> float:
+        return sum(one.frequency * one.load_seconds for one in chosen)
+
+    enough = [
+        chosen
+        for count in range(slots, len(candidates) + 1)
+        for chosen in combinations(candidates, count)
+        if sum(one.bytes for one in chosen) >= need
+    ]
+    chosen = tuple(make_room(candidates, "gdsf", need, slots))
+    assert bool(chosen) == bool(enough)
+    if chosen:
+        assert loss(chosen) == min(map(loss, enough))
+        assert sum(one.bytes for one in chosen) >= need
+        assert len(chosen) >= slots

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.ledger import STRANDED_SECONDS, Ledger, OverBudget, Phase, QuietBaseline
+from supervisor.ledger import (
+    STRANDED_SECONDS,
+    Ledger,
+    OverBudget,
+    Phase,
+    QuietBaseline,
+    auto_budget,
+)
 
 GB = 10**9
 A, B = ("a", 1), ("b", 1)
@@ -177,6 +184,21 @@ def test_charges_of_the_dead_only_fall(sizes: list[tuple[int, int]], readings: l
         assert ledger.charged <= max(0, reading * GB)
         assert ledger.charged == sum(charge.bytes for charge in ledger.charges.values())
         before = ledger.charged
+
+
+@pytest.mark.parametrize(
+    ("physical", "working_set", "budget"),
+    [
+        (128, 96, 96),  # macOS: the working set is the smaller
+        (128, 125, 115.2),  # raised by hand beyond RAM less 10 %
+        (16, 14, 12),  # a reserve of 4 GB
+        (6, 5, 3),  # a small machine keeps half
+        (64, None, 48),  # Linux
+    ],
+)
+def test_the_automatic_budget(physical: float, working_set: float | None, budget: float) -> None:
+    bytes_ = None if working_set is None else int(working_set * GB)
+    assert auto_budget(int(physical * GB), bytes_) == int(budget * GB)
 
 
 def test_the_quiet_baseline_is_the_median_of_the_last_readings() -> None:

@@ -133,6 +133,14 @@ def test_max_loaded_unloads_the_least_recently_used_before_the_load() -> None:
     assert pool.exited("a", 1, "exit status 0", 21.0) == [Spawn("c", 1)]
 
 
+def test_a_load_counts_towards_max_loaded() -> None:
+    pool = make_pool("a", "b", budget=100 * GB, rules=Rules(max_loaded=1, min_residency=0.0))
+    first = ask(pool, "a", 0.0)
+    assert pool.acquire("r", "b", 60.0, 1.0)[1] == []
+    pool.ready("a", 1, 8 * GB, 1, 2.0)
+    assert done(pool.release(first, 3.0)) == [Stop("a", 1, kill=False)]
+
+
 def test_the_periodic_cleanup_trims_to_max_loaded() -> None:
     """MLX_CACHE_CLEANUP_INTERVAL_SEC, after a configuration that lowered the number."""
     pool = make_pool("a", "b", "c", budget=100 * GB)
@@ -157,11 +165,12 @@ def test_idle_models_go_after_their_ttl_to_the_second() -> None:
     pool = make_pool(Spec("a", estimate_bytes=GB, ttl=30.0), "b", budget=100 * GB)
     loaded(pool, "a", "b", now=0.0)
     lease = ask(pool, "a", 20.0)
-    assert done(pool.tick(32.0)) == []
-    pool.release(lease, 50.0)
-    assert pool.next_deadline() == 80.0
-    assert done(pool.tick(79.9)) == []
-    assert done(pool.tick(80.0)) == [Stop("a", 1, kill=False)]
+    assert done(pool.tick(60.0)) == []
+    assert states(pool)["a"] is State.READY
+    pool.release(lease, 61.0)
+    assert pool.next_deadline() == 91.0
+    assert done(pool.tick(90.9)) == []
+    assert done(pool.tick(91.0)) == [Stop("a", 1, kill=False)]
 
 
 # ── seed 001: the load gate ──────────────────────────────────────────────────────────────────────
@@ -270,6 +279,15 @@ def test_a_pinned_model_yields_to_an_emergency_alone() -> None:
     assert done(pool.pressure(Level.CRITICAL, "", 103.0)) == [Stop("a", 1, kill=False)]
 
 
+def test_a_pinned_model_is_passed_over_for_another_victim() -> None:
+    rules = Rules(policy="lru", min_residency=0.0)
+    pool = make_pool("a", "b", "c", budget=16 * GB, rules=rules)
+    loaded(pool, "a", now=0.0)
+    loaded(pool, "b", now=10.0)
+    pool.pin("a", 20.0)
+    assert done(pool.acquire("r", "c", 60.0, 21.0)[1]) == [Stop("b", 1, kill=False)]
+
+
 def test_unpinning_lets_the_waiter_in_at_once() -> None:
     pool = make_pool(Spec("a", estimate_bytes=8 * GB, pin=True), "b")
     loaded(pool, "a")
@@ -320,6 +338,27 @@ def test_a_hundred_waiters_of_one_model_are_one_turn() -> None:
     assert states(pool)["b"] is State.READY
     pool.tick(8.0)
     assert states(pool)["b"] is State.DRAINING
+
+
+def test_who_has_had_a_turn_queues_behind_those_who_have_not() -> None:
+    """`a` is drained for `b` with requests left that are older than `b`'s."""
+    pool = make_pool(
+        Spec("a", estimate_bytes=8 * GB, concurrency=1),
+        "b",
+        rules=Rules(min_residency=0.0, max_wait=5.0),
+    )
+    first, left = ask(pool, "a", 0.0), ask(pool, "a", 0.1)
+    pool.ready("a", 1, 8 * GB, 1, 1.0)
+    waiter = ask(pool, "b", 2.0)
+    assert done(pool.tick(7.0)) == []
+    assert done(pool.release(first, 8.0)) == [Stop("a", 1, kill=False)]
+    assert done(pool.exited("a", 1, "exit status 0", 9.0)) == [Spawn("b", 1)]
+    pool.ready("b", 1, 8 * GB, 1, 10.0)
+    assert left in pool.entries["a"].waiting
+    pool.tick(13.0)
+    assert states(pool)["b"] is State.DRAINING
+    assert done(pool.release(waiter, 14.0)) == [Stop("b", 1, kill=False)]
+    assert pool.exited("b", 1, "exit status 0", 15.0) == [Spawn("a", 2)]
 
 
 def test_one_model_does_not_take_all_places_of_the_server() -> None:

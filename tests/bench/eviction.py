@@ -7,7 +7,7 @@ each load, who makes room (dynamic programming over all sets of models that fit;
 like everyone else, and pays for loads alone).
 
 Three traces: an agent that goes round three models with room for two; a bursty mix of eight with
-the sizes and load times of docs/benchmarks.md; and a scan that touches every model once, again and
+seed 002's sizes and load times; and a scan that touches every model once, again and
 again, between uses of the two that matter.
 """
 

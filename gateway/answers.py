@@ -293,3 +293,11 @@ class Health(Shape, frozen=True, kw_only=True):
     cached_models: list[CachedModel] | UnsetType = UNSET
     models: list[ConfiguredModel] | UnsetType = UNSET
     reason: Annotated[str, Meta(description="Why the server is unavailable.")] | UnsetType = UNSET
+
+
+class ManagedModel(Shape, frozen=True, kw_only=True):
+    """A model after a wish of a person's: what is under way shows in `state`."""
+
+    id: str
+    state: str
+    pinned: bool

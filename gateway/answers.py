@@ -251,7 +251,10 @@ class MemoryHealth(Shape, frozen=True, kw_only=True):
     charged_bytes: Count
     physical_bytes: Count | None
     used_percent: float | None
-    level: str | None
+    level: Literal["normal", "warn", "high", "critical"]
+    stranded_bytes: Annotated[
+        Count, Meta(description="What dead workers still hold: above 0, a reboot is needed.")
+    ]
 
 
 class CachedModel(Shape, frozen=True, kw_only=True):
@@ -279,7 +282,8 @@ class ConfiguredModel(Shape, frozen=True, kw_only=True):
     aliases: list[str]
     source: str
     state: str
-    estimate: Any
+    estimate: Count | None
+    measured: Count | None
     deaths: Count
     reason: str | None
 

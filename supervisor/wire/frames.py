@@ -149,6 +149,10 @@ class Load(Frame, frozen=True, tag="load"):
     context: int
 
 
+class Shrink(Frame, frozen=True, tag="shrink"):
+    """Memory is short: give back what is only kept for later."""
+
+
 class Hello(Frame, frozen=True, tag="hello"):
     """The worker runs and its MLX thread has imported mlx-lm."""
 
@@ -175,7 +179,7 @@ class LoadFailed(Frame, frozen=True, tag="load_failed"):
     reason: str
 
 
-ToWorker = Load
+ToWorker = Load | Shrink
 FromWorker = Hello | Loading | Ready | LoadFailed
 
 

@@ -5,7 +5,7 @@ Nothing is decoded with them and nothing rendered: a token is not worth a tree o
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType

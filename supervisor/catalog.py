@@ -32,6 +32,7 @@ class Catalog:
             name,
             tuple(model.aliases),
             self.concurrency(name) + model.max_queue,
+            self.concurrency(name),
             memory_bytes=model.memory_bytes,
             pin=model.pin,
             ttl=model.ttl,

@@ -35,6 +35,8 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     load_seconds: float
     at: float
     """Epoch seconds."""
+    use_count: int = 0
+    """Requests that the model has had, in all runs."""
 
 
 class _File(msgspec.Struct, frozen=True):

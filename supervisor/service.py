@@ -7,6 +7,7 @@ with another's.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -17,16 +18,21 @@ from collections.abc import Iterable
 
 import msgspec
 
-from supervisor import leftovers, logs, memory, report
-from supervisor.catalog import Catalog, Fingerprint
+from supervisor import leftovers, logs, memory, readers, report, setting
+from supervisor.catalog import Catalog
 from supervisor.config import Config
 from supervisor.errors import BulkheadError
+from supervisor.feed import Feed
 from supervisor.fleet import Fleet
 from supervisor.gatekeeper import Gatekeeper
 from supervisor.lifecycle import State
+from supervisor.measured import Sizes
 from supervisor.paths import StateDir
-from supervisor.pool import Bury, Effect, Grant, Limits, Pool, Refuse, Say, Spawn, Stop
+from supervisor.pool import Bury, Effect, Grant, Loaded, Refuse, Say, Shrink, Spawn, Stop
+from supervisor.pressure import Level
 from supervisor.process import Child, Launcher
+from supervisor.sizing import Sizing
+from supervisor.watch import Watch
 from supervisor.wire import frames
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.stream import FrameStream, listen
@@ -44,7 +50,8 @@ class Supervisor:
     """Owns the pool, the listening socket and every child of one instance.
 
     `worker_module` is what worker processes run: the seam at which tests put the real worker
-    server around an engine that follows a script.
+    server around an engine that follows a script. `working_set` is the GPU's, in bytes; `reader`
+    reads the machine's memory.
     """
 
     def __init__(
@@ -56,19 +63,18 @@ class Supervisor:
         *,
         version: str,
         worker_module: str = WORKER_MODULE,
+        working_set: int | None = None,
+        reader: readers.Reader | None = None,
     ) -> None:
         self._config = config
         self._catalog = catalog
         self._state = state
         self._version = version
-        limits = Limits(
-            load_stall=config.memory.load_stall_seconds, drain=config.memory.drain_seconds
-        )
-        self._pool = Pool(
-            (catalog.spec(name) for name in catalog.models),
-            default_model=config.server.default_model,
-            limits=limits,
-        )
+        self._reader = reader or readers.for_platform()
+        self._sizing = Sizing(catalog, Sizes.load(state.sizes))
+        self._pool = setting.pool(config, catalog, self._reader.machine(), working_set)
+        self._feed = Feed()
+        self._watch = Watch(self._pool, self, self._reader, setting.thresholds(config.memory))
         self._instance = secrets.token_hex(8)
         self._lifeline, self._held = os.pipe()  # both CLOEXEC: children get the read end by name
         launcher = Launcher(self._instance, self._lifeline, os.environ)
@@ -84,7 +90,8 @@ class Supervisor:
             self._record,
         )
         self._leases: dict[int, Control] = {}
-        self._failures: dict[str, Fingerprint] = {}
+        self._lent: dict[int, str] = {}
+        """Which model each load by hand is of."""
         self._timer: asyncio.TimerHandle | None = None
         self._stop = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -100,6 +107,10 @@ class Supervisor:
                 loop.add_signal_handler(number, self._asked_to_stop)
         control = await listen(str(self._state.control), frames.ToSupervisor, self._serve_control)
         upkeep = loop.create_task(self._upkeep())
+        for name in self._catalog.models:
+            self._measure(name)
+            self._recall(name)
+        watch = loop.create_task(self._watch.run())
         try:
             self._gatekeeper.start()
             await _first(self._gatekeeper.serving, self._gatekeeper.hopeless, self._stop)
@@ -120,6 +131,7 @@ class Supervisor:
             await self._stopped.wait()
             await self._gatekeeper.stop()
             upkeep.cancel()
+            watch.cancel()
             control.close()
             for path in (self._state.control, self._state.children):
                 path.unlink(missing_ok=True)
@@ -157,8 +169,14 @@ class Supervisor:
                 case Bury(lease, error):
                     died = frames.Died(error.code, error.message, error.param, error.retry_after)
                     self._leases[lease].send(died)
+                case Loaded(lease):
+                    self._leases[lease].send(self._managed(self._lent[lease]))
+                case Shrink(model, generation):
+                    self._fleet.shrink(model, generation)
                 case Say(text, level):
                     log.log(level, "%s", text)
+                    self._feed.tell("decision", text=text)
+        self._feed.states(self._pool.entries.values())
         self._rearm()
         if self._pool.shutting_down and self._pool.stopped:
             self._stopped.set()
@@ -179,15 +197,23 @@ class Supervisor:
     def worker_started(self, model: str, generation: int, pid: int) -> None:
         self._pool.started(model, generation, pid)
 
-    def worker_loading(self, model: str, generation: int) -> None:
+    def worker_loading(self, model: str, generation: int, done: int, total: int) -> None:
         self._pool.loading(model, generation, time.monotonic())
+        if total:
+            self._feed.tell(
+                "loading", model=model, generation=generation, done_bytes=done, total_bytes=total
+            )
 
     def worker_ready(self, model: str, generation: int, ready: frames.Ready) -> None:
-        now = time.monotonic()
-        self._perform(self._pool.ready(model, generation, ready.memory_bytes, ready.context, now))
+        now, entry = time.monotonic(), self._pool.entries[model]
+        # What MLX holds leaves out the interpreter and its libraries.
+        seen = self._reader.footprint(entry.pid) if entry.pid is not None else None
+        size = max(ready.memory_bytes, seen or 0)
+        self._perform(self._pool.ready(model, generation, size, ready.context, now))
+        if entry.generation == generation and entry.load_seconds is not None:
+            self._sizing.remember(model, size, entry.load_seconds, entry.use_count)
 
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
-        self._failures[model] = self._catalog.fingerprint(model)
         self._perform(self._pool.load_failed(model, generation, reason, time.monotonic()))
 
     def worker_broken(self, model: str, generation: int, reason: str) -> None:
@@ -201,6 +227,30 @@ class Supervisor:
     def worker_exited(self, model: str, generation: int, how: str) -> None:
         self._mourn(model, generation, how)
         self._perform(self._pool.exited(model, generation, how, time.monotonic()))
+        self._sizing.used(model, self._pool.entries[model].use_count)
+
+    # ── the machine's memory ─────────────────────────────────────────────────────────────────────
+
+    def memory_pressure(self, level: Level, figures: str) -> None:
+        self._perform(self._pool.pressure(level, figures, time.monotonic()))
+
+    def memory_footprint(self, model: str, generation: int, size: int) -> None:
+        self._pool.footprint(model, generation, size)
+
+    def memory_unattributed(self, size: int) -> None:
+        self._perform(self._pool.memory_seen(size, time.monotonic()))
+
+    def _measure(self, name: str) -> None:
+        """Tell the pool what the model's files need."""
+        need = self._sizing.need(name)
+        self._perform(self._pool.estimated(name, need.estimate, need.headroom, time.monotonic()))
+
+    def _recall(self, name: str) -> None:
+        """What earlier runs have learned of the model."""
+        known = self._sizing.remembered(name)
+        if known is not None:
+            learned = known.memory_bytes + self._sizing.need(name).headroom
+            self._pool.recall(name, known.use_count, known.load_seconds, learned)
 
     def _mourn(self, model: str, generation: int, how: str) -> None:
         """Name those who were in a worker that dies unasked."""
@@ -223,6 +273,10 @@ class Supervisor:
                     case frames.Acquire() if lease is None:
                         lease, effects = self._acquire(frame, connection)
                         self._perform(effects)
+                    case frames.Manage() if lease is None:
+                        lease = self._manage(frame, connection)
+                    case frames.Watch() if self._feed.join(connection):
+                        pass
                     case frames.Fault(reason) if lease is not None:
                         log.error("a gateway's request met a faulty worker: %s", reason)
                         self._perform(self._pool.fault(lease, reason, time.monotonic()))
@@ -236,28 +290,54 @@ class Supervisor:
         except ProtocolError as error:
             log.error("the gateway broke the protocol: %s", error)
         finally:
+            self._feed.leave(connection)
             if lease is not None:
                 self._perform(self._pool.release(lease, time.monotonic()))
                 del self._leases[lease]
+                self._lent.pop(lease, None)
+
+    def _manage(self, frame: frames.Manage, connection: Control) -> int | None:
+        """A person's wish. Returns the lease of a load, which waits."""
+        now = time.monotonic()
+        try:
+            name = self._pool.resolve(frame.model).spec.name
+        except BulkheadError as error:
+            connection.send(_refused(error))
+            return None
+        log.info("asked by hand (%s): %s %s", frame.request_id, frame.action, name)
+        if frame.action == "load":
+            self._look_again(name)
+            lease, effects = self._pool.load(frame.request_id, name, frame.hold_seconds, now)
+            self._leases[lease], self._lent[lease] = connection, name
+            self._perform(effects)
+            return lease
+        wishes = {"unload": self._pool.unload, "pin": self._pool.pin, "unpin": self._pool.unpin}
+        self._perform(wishes[frame.action](name, now))
+        connection.send(self._managed(name))
+        return None
+
+    def _managed(self, name: str) -> frames.Managed:
+        entry = self._pool.entries[name]
+        return frames.Managed(name, entry.state.value, entry.pinned)
 
     def _acquire(self, frame: frames.Acquire, connection: Control) -> tuple[int, list[Effect]]:
-        self._forgive(frame.model)
+        with contextlib.suppress(BulkheadError):  # the pool refuses it in a moment
+            self._look_again(self._pool.resolve(frame.model).spec.name)
         lease, effects = self._pool.acquire(
             frame.request_id, frame.model, frame.hold_seconds, time.monotonic()
         )
         self._leases[lease] = connection
         return lease, effects
 
-    def _forgive(self, requested: str) -> None:
-        """Let a FAILED model be tried again when its files have changed."""
-        try:
-            entry = self._pool.resolve(requested)
-        except BulkheadError:
-            return  # the pool refuses it in a moment
-        name = entry.spec.name
-        if entry.state is State.FAILED and self._catalog.fingerprint(name) != self._failures[name]:
+    def _look_again(self, name: str) -> None:
+        """Before a load: the files may be others than when they were last looked at."""
+        entry = self._pool.entries[name]
+        if entry.state not in (State.COLD, State.FAILED) or not self._sizing.changed(name):
+            return
+        if entry.state is State.FAILED:
             log.info("the files of model %s have changed; it may be loaded again", name)
             self._pool.changed(name)
+        self._measure(name)
 
     def _report(self, model: str) -> frames.Report | frames.Refused:
         try:
@@ -267,7 +347,7 @@ class Supervisor:
         body = report.render(
             self._pool,
             {name: model.source for name, model in self._catalog.models.items()},
-            memory.read(),
+            memory.read(self._reader),
             time.time() - time.monotonic(),
             self._version,
         )

@@ -55,10 +55,16 @@ class Sizing:
         """The last load of these very files, of this run or an earlier one."""
         return self._sizes.get(self._key(name))
 
-    def remember(self, name: str, memory_bytes: int, load_seconds: float) -> None:
-        """A load took so much. Never raises."""
-        measurement = Measurement(name, memory_bytes, load_seconds, time.time())
+    def remember(self, name: str, memory_bytes: int, load_seconds: float, use_count: int) -> None:
+        """A load took so much, and the model had so many requests. Never raises."""
+        measurement = Measurement(name, memory_bytes, load_seconds, time.time(), use_count)
         self._sizes.remember(self._key(name), measurement)
+
+    def used(self, name: str, use_count: int) -> None:
+        """The model had so many requests; told when its worker ends."""
+        known = self.remembered(name)
+        if known is not None and known.use_count != use_count:
+            self.remember(name, known.memory_bytes, known.load_seconds, use_count)
 
     def _key(self, name: str) -> str:
         model = self._catalog.models[name]

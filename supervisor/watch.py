@@ -63,10 +63,9 @@ class Watch:
         if machine.physical:
             system = pressure.System(machine.level or pressure.System.NORMAL)
             reading = pressure.Reading(machine.physical, machine.used, system)
-            changed = self._pressure.observe(reading, now)
-            if changed is not None or self._pressure.level is not Level.NORMAL:
-                figures = pressure.describe(reading, self._pressure.thresholds)
-                self._told.memory_pressure(self._pressure.level, figures)
+            self._pressure.observe(reading, now)
+            figures = pressure.describe(reading, self._pressure.thresholds)
+            self._told.memory_pressure(self._pressure.level, figures)
         if self._pool.rules.release is ReleaseRule.WHEN_SEEN:
             self._look_for_returns(machine)
 

@@ -79,6 +79,9 @@ class Counter:
             outputs.append((job, frames))
         return outputs
 
+    def shrink(self) -> None:
+        """Nothing is kept."""
+
     @property
     def busy(self) -> bool:
         return bool(self.jobs)

@@ -121,8 +121,10 @@ def run(
     root: Path,
     *,
     worker_module: str = WORKER_MODULE,
+    reader: readers.Reader | None = None,
 ) -> int:
-    """Serve in this process until told to stop. Returns the exit status."""
+    """Serve in this process until told to stop. Returns the exit status. The last two are for
+    tests: what workers run, and what reads the machine's memory."""
     try:
         state = open_state(root)
         lock = InstanceLock(state)
@@ -151,6 +153,7 @@ def run(
         version=version("mlx-bulkhead"),
         worker_module=worker_module,
         working_set=readers.working_set(),
+        reader=reader,
     )
     url = f"http://{shown}:{port}"
     try:

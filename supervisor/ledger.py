@@ -62,8 +62,13 @@ class Charge:
     phase: Phase = Phase.ESTIMATED
     footprint: int | None = None
     """The last one seen of the living process, bytes: its memory can't leave more behind."""
-    gone_at: float | None = None
+    gone_at: float = 0.0
     """When the process was reaped, monotonic seconds."""
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the process has ended and its memory alone is waited for."""
+        return self.phase in (Phase.RELEASING, Phase.STRANDED)
 
 
 class OverBudget(Exception):
@@ -120,7 +125,7 @@ class Ledger:
     def footprint(self, key: Key, size: int) -> None:
         """The living process was seen to hold `size` bytes. Changes no charge."""
         charge = self.charges.get(key)
-        if charge is not None and charge.gone_at is None:
+        if charge is not None and not charge.is_gone:
             charge.footprint = size
 
     def release(self, key: Key) -> None:
@@ -142,16 +147,16 @@ class Ledger:
         """
         left = max(0, unattributed)
         over = []
-        for key, charge in list(self.charges.items()):
-            if charge.gone_at is None:
-                continue
+        gone = [(charge.gone_at, key) for key, charge in self.charges.items() if charge.is_gone]
+        for gone_at, key in sorted(gone):
+            charge = self.charges[key]
             whole = charge.bytes if charge.footprint is None else charge.footprint
             self._set(charge, min(charge.bytes, whole, left))
             left -= charge.bytes
             if charge.bytes <= max(_BACK_BYTES, _BACK_SHARE * whole):
                 self.release(key)
                 over.append(key)
-            elif charge.phase is Phase.RELEASING and now >= charge.gone_at + STRANDED_SECONDS:
+            elif charge.phase is Phase.RELEASING and now >= gone_at + STRANDED_SECONDS:
                 charge.phase = Phase.STRANDED
                 over.append(key)
         return over

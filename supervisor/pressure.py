@@ -10,10 +10,11 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
+from supervisor.readers import Machine, SystemPressure
+
 MARGIN = 0.02
 """Share of physical RAM below a threshold at which its level may be left."""
 CALM_SECONDS = 5.0
-_BYTES_PER_GB = 1e9
 
 
 class Level(enum.IntEnum):
@@ -28,27 +29,6 @@ class Level(enum.IntEnum):
     """Every model is unloaded."""
 
 
-class System(enum.IntEnum):
-    """What the operating system says of itself (macOS: kern.memorystatus_vm_pressure_level)."""
-
-    NORMAL = 1
-    WARN = 2
-    CRITICAL = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """Bytes of physical RAM and of its use; `used` is None where the platform won't tell."""
-
-    physical: int
-    used: int | None
-    system: System = System.NORMAL
-
-    @property
-    def share(self) -> float | None:
-        return None if self.used is None or not self.physical else self.used / self.physical
-
-
 @dataclass(frozen=True, slots=True)
 class Thresholds:
     """Shares of physical RAM in use."""
@@ -56,15 +36,6 @@ class Thresholds:
     warn: float = 0.85
     high: float = 0.95
     critical: float = 0.98
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """The level is another one than before; `figures` says why, for the log."""
-
-    before: Level
-    level: Level
-    figures: str
 
 
 class Pressure:
@@ -78,48 +49,41 @@ class Pressure:
         self._calmest = Level.NORMAL
         """The highest level that the readings since then ask for."""
 
-    def observe(self, reading: Reading, now: float) -> Change | None:
-        """Take a reading into account. Returns what changed, None when nothing did."""
-        wanted = self._raw(reading, 0.0)
+    def observe(self, machine: Machine, now: float) -> Level:
+        """The level after this reading, taken at `now`, monotonic seconds."""
+        wanted = self._raw(machine, 0.0)
+        held = max(wanted, self._raw(machine, MARGIN))
         if wanted > self.level:
-            return self._move(wanted, reading)
-        held = max(wanted, self._raw(reading, MARGIN))
-        if held >= self.level:
+            self.level, self._calm_since = wanted, None
+        elif held >= self.level:
             self._calm_since = None
-            return None
-        if self._calm_since is None:
+        elif self._calm_since is None:
             self._calm_since, self._calmest = now, held
-        self._calmest = max(self._calmest, held)
-        if now - self._calm_since < CALM_SECONDS:
-            return None
-        return self._move(self._calmest, reading)
+        else:
+            self._calmest = max(self._calmest, held)
+            if now - self._calm_since >= CALM_SECONDS:
+                self.level, self._calm_since = self._calmest, None
+        return self.level
 
-    def _raw(self, reading: Reading, margin: float) -> Level:
+    def _raw(self, machine: Machine, margin: float) -> Level:
         """The level of one reading with every threshold lowered by `margin`."""
-        share = 0.0 if reading.share is None else reading.share + margin
+        share = 0.0 if machine.used_percent is None else machine.used_percent / 100 + margin
         limits = self.thresholds
-        if reading.system is System.CRITICAL or share >= limits.critical:
+        if machine.level is SystemPressure.CRITICAL or share >= limits.critical:
             return Level.CRITICAL
         if share >= limits.high:
             return Level.HIGH
-        if reading.system is System.WARN or share >= limits.warn:
+        if machine.level is SystemPressure.WARN or share >= limits.warn:
             return Level.WARN
         return Level.NORMAL
 
-    def _move(self, level: Level, reading: Reading) -> Change:
-        change = Change(self.level, level, describe(reading, self.thresholds))
-        self.level, self._calm_since = level, None
-        return change
 
-
-def describe(reading: Reading, thresholds: Thresholds) -> str:
+def describe(machine: Machine, thresholds: Thresholds) -> str:
     """The figures behind a level, for a person."""
-    if reading.share is None or reading.used is None:
-        used = "use of RAM unknown"
-    else:
-        used = (
-            f"{reading.used / _BYTES_PER_GB:.1f} of {reading.physical / _BYTES_PER_GB:.1f} GB RAM "
-            f"in use ({reading.share:.1%})"
-        )
+    used = "use of RAM unknown"
+    if machine.physical is not None and machine.used is not None:
+        figures = f"{machine.used / 1e9:.1f} of {machine.physical / 1e9:.1f} GB RAM in use"
+        used = f"{figures} ({machine.used_percent:.1f} %)"
     limits = f"{thresholds.warn:.0%}/{thresholds.high:.0%}/{thresholds.critical:.0%}"
-    return f"{used}, thresholds {limits}, system pressure {reading.system.name.lower()}"
+    system = "unknown" if machine.level is None else machine.level.name.lower()
+    return f"{used}, thresholds {limits}, system pressure {system}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -11,20 +10,13 @@ import msgspec
 
 from supervisor.lifecycle import State
 from supervisor.pool import Entry, Pool
+from supervisor.readers import Machine
 
 _LOADED = frozenset({State.LOADING, State.READY, State.DRAINING})
 
 
-@dataclass(frozen=True, slots=True)
-class MachineMemory:
-    """Bytes of RAM, and the share in use in percent; None where the platform won't tell."""
-
-    physical_bytes: int | None
-    used_percent: float | None
-
-
 def render(
-    pool: Pool, sources: Mapping[str, str], memory: MachineMemory, clock_offset: float, version: str
+    pool: Pool, sources: Mapping[str, str], machine: Machine, clock_offset: float, version: str
 ) -> bytes:
     """JSON of the documented shape. `clock_offset` turns the pool's monotonic times into epoch
     seconds."""
@@ -73,8 +65,8 @@ def render(
             "memory": {
                 "budget_bytes": pool.ledger.budget,
                 "charged_bytes": pool.ledger.charged,
-                "physical_bytes": memory.physical_bytes,
-                "used_percent": memory.used_percent,
+                "physical_bytes": machine.physical,
+                "used_percent": machine.used_percent,
                 "level": pool.level.name.lower(),
                 "stranded_bytes": pool.ledger.stranded,
             },

@@ -7,7 +7,6 @@ with another's.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import secrets
@@ -18,10 +17,10 @@ from collections.abc import Iterable
 
 import msgspec
 
-from supervisor import leftovers, logs, memory, readers, report, setting
+from supervisor import leftovers, logs, readers, report, setting
 from supervisor.catalog import Catalog
 from supervisor.config import Config
-from supervisor.errors import BulkheadError
+from supervisor.control import Control
 from supervisor.feed import Feed
 from supervisor.fleet import Fleet
 from supervisor.gatekeeper import Gatekeeper
@@ -34,16 +33,13 @@ from supervisor.process import Child, Launcher
 from supervisor.sizing import Sizing
 from supervisor.watch import Watch
 from supervisor.wire import frames
-from supervisor.wire.codec import ProtocolError
-from supervisor.wire.stream import FrameStream, listen
+from supervisor.wire.stream import listen
 
 log = logging.getLogger("bulkhead.supervisor")
 
 GATEWAY_MODULE = "gateway.main"
 WORKER_MODULE = "worker.main"
 _UPKEEP_SECONDS = 10.0
-
-Control = FrameStream[frames.ToSupervisor]
 
 
 class Supervisor:
@@ -72,7 +68,8 @@ class Supervisor:
         self._version = version
         self._reader = reader or readers.for_platform()
         self._sizing = Sizing(catalog, Sizes.load(state.sizes))
-        self._pool = setting.pool(config, catalog, self._reader.machine(), working_set)
+        budget = setting.budget(config.memory, self._reader.machine(), working_set)
+        self._pool = setting.pool(config, catalog, budget)
         self._feed = Feed()
         self._watch = Watch(self._pool, self, self._reader, setting.thresholds(config.memory))
         self._instance = secrets.token_hex(8)
@@ -89,9 +86,7 @@ class Supervisor:
             GATEWAY_MODULE,
             self._record,
         )
-        self._leases: dict[int, Control] = {}
-        self._lent: dict[int, str] = {}
-        """Which model each load by hand is of."""
+        self._control = Control(self._pool, self._feed, state, self)
         self._timer: asyncio.TimerHandle | None = None
         self._stop = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -105,7 +100,7 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
                 loop.add_signal_handler(number, self._asked_to_stop)
-        control = await listen(str(self._state.control), frames.ToSupervisor, self._serve_control)
+        listening = await listen(str(self._state.control), frames.ToSupervisor, self._control.serve)
         upkeep = loop.create_task(self._upkeep())
         for name in self._catalog.models:
             self._measure(name)
@@ -119,7 +114,7 @@ class Supervisor:
                 log.info("%s", announce)
                 for name, model in self._catalog.models.items():
                     if model.preload:
-                        self._perform(self._pool.preload(name, time.monotonic()))
+                        self.perform(self._pool.preload(name, time.monotonic()))
             await _first(self._stop, self._gatekeeper.hopeless)
             if self._gatekeeper.hopeless.is_set():
                 log.error("the gateway cannot start; its stderr is in %s", self._state.logs)
@@ -132,7 +127,7 @@ class Supervisor:
             await self._gatekeeper.stop()
             upkeep.cancel()
             watch.cancel()
-            control.close()
+            listening.close()
             for path in (self._state.control, self._state.children):
                 path.unlink(missing_ok=True)
             os.close(self._held)
@@ -150,29 +145,22 @@ class Supervisor:
                 self._pool.limits.drain,
             )
         self._stop.set()
-        self._perform(self._pool.shutdown(time.monotonic()))
+        self.perform(self._pool.shutdown(time.monotonic()))
 
     # ── effects ──────────────────────────────────────────────────────────────────────────────────
 
-    def _perform(self, effects: Iterable[Effect]) -> None:
+    def perform(self, effects: Iterable[Effect]) -> None:
+        """Carry out what was decided, in order, and see to what comes next."""
         for effect in effects:
             match effect:
                 case Spawn(model, generation):
                     self._fleet.spawn(model, generation)
                 case Stop(model, generation, kill):
                     self._fleet.stop(model, generation, kill=kill)
-                case Grant(lease, model, worker, generation):
-                    path = str(self._state.worker_socket(model, generation))
-                    self._leases[lease].send(frames.Granted(model, worker, path))
-                case Refuse(lease, error):
-                    self._leases[lease].send(_refused(error))
-                case Bury(lease, error):
-                    died = frames.Died(error.code, error.message, error.param, error.retry_after)
-                    self._leases[lease].send(died)
-                case Loaded(lease):
-                    self._leases[lease].send(self._managed(self._lent[lease]))
                 case Shrink(model, generation):
                     self._fleet.shrink(model, generation)
+                case Grant() | Refuse() | Bury() | Loaded():
+                    self._control.tell(effect)
                 case Say(text, level):
                     log.log(level, "%s", text)
                     self._feed.tell("decision", text=text)
@@ -190,7 +178,7 @@ class Supervisor:
         self._timer = None if due is None else loop.call_at(due, self._tick)
 
     def _tick(self) -> None:
-        self._perform(self._pool.tick(time.monotonic()))
+        self.perform(self._pool.tick(time.monotonic()))
 
     # ── events of the fleet ──────────────────────────────────────────────────────────────────────
 
@@ -209,41 +197,45 @@ class Supervisor:
         # What MLX holds leaves out the interpreter and its libraries.
         seen = self._reader.footprint(entry.pid) if entry.pid is not None else None
         size = max(ready.memory_bytes, seen or 0)
-        self._perform(self._pool.ready(model, generation, size, ready.context, now))
-        if entry.generation == generation and entry.load_seconds is not None:
+        self.perform(self._pool.ready(model, generation, size, ready.context, now))
+        if (
+            entry.generation == generation
+            and entry.loaded_at == now
+            and entry.load_seconds is not None
+        ):
             self._sizing.remember(model, size, entry.load_seconds, entry.use_count)
 
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
-        self._perform(self._pool.load_failed(model, generation, reason, time.monotonic()))
+        self.perform(self._pool.load_failed(model, generation, reason, time.monotonic()))
 
     def worker_broken(self, model: str, generation: int, reason: str) -> None:
         log.error("worker %s#%d must go: %s", model, generation, reason)
-        self._perform(self._pool.broken(model, generation, reason, time.monotonic()))
+        self.perform(self._pool.broken(model, generation, reason, time.monotonic()))
 
     def worker_dying(self, model: str, generation: int, how: str) -> None:
         self._mourn(model, generation, how)
-        self._perform(self._pool.dying(model, generation, how, time.monotonic()))
+        self.perform(self._pool.dying(model, generation, how, time.monotonic()))
 
     def worker_exited(self, model: str, generation: int, how: str) -> None:
         self._mourn(model, generation, how)
-        self._perform(self._pool.exited(model, generation, how, time.monotonic()))
+        self.perform(self._pool.exited(model, generation, how, time.monotonic()))
         self._sizing.used(model, self._pool.entries[model].use_count)
 
     # ── the machine's memory ─────────────────────────────────────────────────────────────────────
 
     def memory_pressure(self, level: Level, figures: str) -> None:
-        self._perform(self._pool.pressure(level, figures, time.monotonic()))
+        self.perform(self._pool.pressure(level, figures, time.monotonic()))
 
     def memory_footprint(self, model: str, generation: int, size: int) -> None:
         self._pool.footprint(model, generation, size)
 
     def memory_unattributed(self, size: int) -> None:
-        self._perform(self._pool.memory_seen(size, time.monotonic()))
+        self.perform(self._pool.memory_seen(size, time.monotonic()))
 
     def _measure(self, name: str) -> None:
         """Tell the pool what the model's files need."""
         need = self._sizing.need(name)
-        self._perform(self._pool.estimated(name, need.estimate, need.headroom, time.monotonic()))
+        self.perform(self._pool.estimated(name, need.estimate, need.headroom, time.monotonic()))
 
     def _recall(self, name: str) -> None:
         """What earlier runs have learned of the model."""
@@ -257,101 +249,35 @@ class Supervisor:
         entry = self._pool.entries[model]
         unasked = entry.state in (State.LOADING, State.READY, State.DRAINING)
         if unasked and entry.generation == generation:
-            lost = [lease.request_id for lease in (entry.granted | entry.waiting).values()]
+            inside = entry.waiting if entry.state is State.LOADING else entry.granted
+            lost = [lease.request_id for lease in inside.values()]
             named = f": {', '.join(lost)}" if lost else ""
             log.error(
                 "worker %s died (%s) with %d requests in it%s", entry.worker, how, len(lost), named
             )
 
-    # ── the control socket ───────────────────────────────────────────────────────────────────────
+    # ── for the control socket ───────────────────────────────────────────────────────────────────
 
-    async def _serve_control(self, connection: Control) -> None:
-        lease: int | None = None
-        try:
-            while (frame := await connection.receive()) is not None:
-                match frame:
-                    case frames.Acquire() if lease is None:
-                        lease, effects = self._acquire(frame, connection)
-                        self._perform(effects)
-                    case frames.Manage() if lease is None:
-                        lease = self._manage(frame, connection)
-                    case frames.Watch() if self._feed.join(connection):
-                        pass
-                    case frames.Fault(reason) if lease is not None:
-                        log.error("a gateway's request met a faulty worker: %s", reason)
-                        self._perform(self._pool.fault(lease, reason, time.monotonic()))
-                    case frames.Inquire(model):
-                        connection.send(self._report(model))
-                    case frames.Serving():
-                        self._gatekeeper.announced()
-                    case _:
-                        log.error("the gateway broke the protocol: %s", type(frame).__name__)
-                        return
-        except ProtocolError as error:
-            log.error("the gateway broke the protocol: %s", error)
-        finally:
-            self._feed.leave(connection)
-            if lease is not None:
-                self._perform(self._pool.release(lease, time.monotonic()))
-                del self._leases[lease]
-                self._lent.pop(lease, None)
-
-    def _manage(self, frame: frames.Manage, connection: Control) -> int | None:
-        """A person's wish. Returns the lease of a load, which waits."""
-        now = time.monotonic()
-        try:
-            name = self._pool.resolve(frame.model).spec.name
-        except BulkheadError as error:
-            connection.send(_refused(error))
-            return None
-        log.info("asked by hand (%s): %s %s", frame.request_id, frame.action, name)
-        if frame.action == "load":
-            self._look_again(name)
-            lease, effects = self._pool.load(frame.request_id, name, frame.hold_seconds, now)
-            self._leases[lease], self._lent[lease] = connection, name
-            self._perform(effects)
-            return lease
-        wishes = {"unload": self._pool.unload, "pin": self._pool.pin, "unpin": self._pool.unpin}
-        self._perform(wishes[frame.action](name, now))
-        connection.send(self._managed(name))
-        return None
-
-    def _managed(self, name: str) -> frames.Managed:
-        entry = self._pool.entries[name]
-        return frames.Managed(name, entry.state.value, entry.pinned)
-
-    def _acquire(self, frame: frames.Acquire, connection: Control) -> tuple[int, list[Effect]]:
-        with contextlib.suppress(BulkheadError):  # the pool refuses it in a moment
-            self._look_again(self._pool.resolve(frame.model).spec.name)
-        lease, effects = self._pool.acquire(
-            frame.request_id, frame.model, frame.hold_seconds, time.monotonic()
-        )
-        self._leases[lease] = connection
-        return lease, effects
-
-    def _look_again(self, name: str) -> None:
-        """Before a load: the files may be others than when they were last looked at."""
-        entry = self._pool.entries[name]
-        if entry.state not in (State.COLD, State.FAILED) or not self._sizing.changed(name):
+    def before_load(self, model: str) -> None:
+        entry = self._pool.entries[model]
+        if entry.state not in (State.COLD, State.FAILED) or not self._sizing.changed(model):
             return
         if entry.state is State.FAILED:
-            log.info("the files of model %s have changed; it may be loaded again", name)
-            self._pool.changed(name)
-        self._measure(name)
+            log.info("the files of model %s have changed; it may be loaded again", model)
+            self._pool.changed(model)
+        self._measure(model)
 
-    def _report(self, model: str) -> frames.Report | frames.Refused:
-        try:
-            name = self._pool.resolve(model).spec.name if model else ""
-        except BulkheadError as error:
-            return _refused(error)
-        body = report.render(
+    def gateway_serves(self) -> None:
+        self._gatekeeper.announced()
+
+    def health(self) -> bytes:
+        return report.render(
             self._pool,
             {name: model.source for name, model in self._catalog.models.items()},
-            memory.read(self._reader),
+            self._watch.machine,
             time.time() - time.monotonic(),
             self._version,
         )
-        return frames.Report(accepting=not self._pool.shutting_down, body=body, model=name)
 
     # ── upkeep ───────────────────────────────────────────────────────────────────────────────────
 
@@ -369,11 +295,10 @@ class Supervisor:
     async def _upkeep(self) -> None:
         while True:
             await asyncio.sleep(_UPKEEP_SECONDS)
+            for name, entry in self._pool.entries.items():
+                if entry.state is State.READY:
+                    self._sizing.used(name, entry.use_count)
             logs.cut_to_tail(path for child in self._children() for path in child.files)
-
-
-def _refused(error: BulkheadError) -> frames.Refused:
-    return frames.Refused(error.code, error.message, error.param, error.retry_after)
 
 
 async def _first(*events: asyncio.Event) -> None:

@@ -12,8 +12,8 @@ from supervisor.pressure import Thresholds
 from supervisor.readers import Machine
 
 
-def pool(config: Config, catalog: Catalog, machine: Machine, working_set: int | None) -> Pool:
-    """An empty pool. `working_set` is the GPU's, bytes."""
+def pool(config: Config, catalog: Catalog, budget: int | None) -> Pool:
+    """A pool with every model and none loaded. `budget` in bytes, None = unlimited."""
     memory = config.memory
     return Pool(
         (catalog.spec(name) for name in catalog.models),
@@ -31,13 +31,13 @@ def pool(config: Config, catalog: Catalog, machine: Machine, working_set: int | 
             max_requests=config.server.max_requests,
             release=release_rule(),
         ),
-        budget=budget(memory, machine, working_set),
+        budget=budget,
     )
 
 
 def budget(memory: Memory, machine: Machine, working_set: int | None) -> int | None:
     """Bytes that all workers together may be charged; None = unlimited, because nothing is
-    configured and the machine's RAM is unknown."""
+    configured and the machine's RAM is unknown. `working_set` is the GPU's, bytes."""
     if machine.physical is None:
         return None if memory.budget.endswith(("%", "auto")) else memory.budget_bytes(0)
     configured = memory.budget_bytes(machine.physical)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from supervisor import pressure, readers
-from supervisor.ledger import Phase, QuietBaseline
+from supervisor.entry import Entry
+from supervisor.ledger import Key, Phase, QuietBaseline
 from supervisor.lifecycle import HAS_PROCESS, State
 from supervisor.pool import Pool, ReleaseRule
-from supervisor.pressure import Level, Pressure, Thresholds
+from supervisor.pressure import Level, Pressure, Thresholds, describe
+from supervisor.readers import Machine, Reader
 
 _SECONDS = 1.0
 _FAST_SECONDS = 0.1
@@ -34,11 +35,13 @@ class Watch:
         self,
         pool: Pool,
         told: Memory,
-        reader: readers.Reader,
+        reader: Reader,
         thresholds: Thresholds,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.machine = reader.machine()
+        """The last reading."""
         self._pool = pool
         self._told = told
         self._reader = reader
@@ -47,42 +50,53 @@ class Watch:
         self._baseline = QuietBaseline()
 
     async def run(self) -> None:
-        """Look for ever. A look that fails is the reader's to tell as unknown."""
+        """Look for ever. What a look can't read is unknown, and changes nothing."""
         while True:
+            before = self.wired()
             # Off the loop: where a figure comes from a helper command it may take seconds.
-            machine = await asyncio.to_thread(self._reader.machine)
-            self.look(machine)
-            releasing = any(
-                charge.phase is Phase.RELEASING for charge in self._pool.ledger.charges.values()
-            )
-            await asyncio.sleep(_FAST_SECONDS if releasing else _SECONDS)
+            self.look(await asyncio.to_thread(self._reader.machine), before)
+            await asyncio.sleep(self.interval)
 
-    def look(self, machine: readers.Machine) -> None:
-        """Take one reading into account."""
-        now = self._clock()
-        if machine.physical:
-            system = pressure.System(machine.level or pressure.System.NORMAL)
-            reading = pressure.Reading(machine.physical, machine.used, system)
-            self._pressure.observe(reading, now)
-            figures = pressure.describe(reading, self._pressure.thresholds)
-            self._told.memory_pressure(self._pressure.level, figures)
+    @property
+    def interval(self) -> float:
+        """Seconds until the next look."""
+        charges = self._pool.ledger.charges.values()
+        releasing = any(charge.phase is Phase.RELEASING for charge in charges)
+        return _FAST_SECONDS if releasing else _SECONDS
+
+    def wired(self) -> dict[Key, int]:
+        """Bytes that each living worker has wired; empty where it does not matter."""
+        if self._pool.rules.release is not ReleaseRule.WHEN_SEEN:
+            return {}
+        return {entry.key: self._reader.wired(pid) or 0 for entry, pid in self._living()}
+
+    def look(self, machine: Machine, before: Mapping[Key, int]) -> None:
+        """Take one reading into account; `before` is what `wired` was when it began."""
+        self.machine = machine
+        level = self._pressure.observe(machine, self._clock())
+        self._told.memory_pressure(level, describe(machine, self._pressure.thresholds))
         if self._pool.rules.release is ReleaseRule.WHEN_SEEN:
-            self._look_for_returns(machine)
+            self._look_for_returns(machine, before)
 
-    def _look_for_returns(self, machine: readers.Machine) -> None:
-        living = 0
-        for entry in self._pool.entries.values():
-            if entry.pid is None or entry.state not in HAS_PROCESS:
-                continue
-            if (footprint := self._reader.footprint(entry.pid)) is not None:
-                self._told.memory_footprint(entry.spec.name, entry.generation, footprint)
-            living += self._reader.wired(entry.pid) or 0
+    def _look_for_returns(self, machine: Machine, before: Mapping[Key, int]) -> None:
+        for entry, pid in list(self._living()):
+            # Not while it ends: half torn down, it would seem to leave little behind.
+            if entry.state is not State.STOPPING:
+                footprint = self._reader.footprint(pid)
+                if footprint is not None:
+                    self._told.memory_footprint(entry.spec.name, entry.generation, footprint)
         if machine.wired is None:
             return  # what can't be seen is not back; the pool gives up waiting by itself
+        # A worker that grew or died while the machine was read may not hide what the dead hold.
+        after = self.wired()
+        living = sum(min(size, after.get(key, 0)) for key, size in before.items())
         unattributed = max(0, machine.wired - living)
-        ledger = self._pool.ledger
-        gone = any(charge.gone_at is not None for charge in ledger.charges.values())
-        if gone:
+        if any(charge.is_gone for charge in self._pool.ledger.charges.values()):
             self._told.memory_unattributed(max(0, unattributed - self._baseline.bytes))
         elif not any(entry.state in _BUSY for entry in self._pool.entries.values()):
             self._baseline.feed(unattributed)
+
+    def _living(self) -> Iterator[tuple[Entry, int]]:
+        for entry in self._pool.entries.values():
+            if entry.pid is not None and entry.state in HAS_PROCESS:
+                yield entry, entry.pid

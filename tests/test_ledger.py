@@ -86,6 +86,71 @@ def test_the_charge_stays_until_the_first_reading() -> None:
     assert (ledger.of(A), ledger.charges[A].phase) == (44 * GB, Phase.RELEASING)
 
 
+# Unattributed wired memory after the reap of a 40 GB worker, GB, read at 10 Hz, on a machine whose
+# system alone wires 3 GB.
+CLEAN = [43.0, 41.2, 36.5, 29.8, 22.1, 14.0, 7.9, 4.1, 3.1, 3.0]
+"""Back within a second."""
+NOISY = [43.0, 44.5, 38.0, 33.0, 35.5, 28.0, 26.0, 21.0, 24.0, 12.0, 9.0, 11.5, 5.0, 3.2]
+"""The same while another program wires and unwires some gigabytes."""
+STUCK = [43.0, 40.0, 38.5, 38.5, 38.5]
+"""A hard kill: 35.5 GB stay."""
+
+
+def follow(ledger: Ledger, wired: list[float], seconds: float = 0.1) -> list[float]:
+    """What `a` is charged after each of the recorded readings, GB."""
+    charges = []
+    for i, value in enumerate(wired):
+        ledger.observe(int((value - 3) * GB), 100.0 + (i + 1) * seconds)
+        charges.append(round(ledger.of(A) / GB, 2))
+    return charges
+
+
+def test_a_clean_end_as_recorded() -> None:
+    charges = follow(dead(), CLEAN)
+    assert charges[:3] == [40, 38.2, 33.5]
+    # 4.1 - 3.0 GB is above 2 % of 40 GB; 3.1 - 3.0 GB is not.
+    assert charges[-3:] == [1.1, 0, 0]
+
+
+def test_the_charge_never_rises_with_a_neighbours_noise() -> None:
+    charges = follow(dead(), NOISY)
+    assert charges == sorted(charges, reverse=True)
+    assert charges[1] == 40  # 41.5 GB are seen: never above the footprint
+    assert charges[4] == 30  # 32.5 GB are seen after 30
+    assert charges[-1] == 0
+
+
+def test_a_hard_kill_as_recorded() -> None:
+    ledger = dead()
+    assert follow(ledger, STUCK)[-1] == 35.5
+    assert ledger.stranded == 0
+    assert ledger.observe(int(35.5 * GB), 100.0 + STRANDED_SECONDS) == [A]
+    assert (ledger.stranded, ledger.charged) == (int(35.5 * GB), int(35.5 * GB))
+
+
+def test_a_neighbour_that_wires_for_good_delays_but_is_charged_at_most_once() -> None:
+    # 5 GB of somebody else's stay: they look like ours, which is safe, and end up stranded.
+    ledger = dead()
+    follow(ledger, [43.0, 20.0, 8.0] + [8.0] * 100)
+    assert ledger.stranded == 5 * GB
+
+
+def test_stranded_memory_is_never_charged_above_the_footprint() -> None:
+    ledger = dead()
+    follow(ledger, [400.0, 400.0, 400.0], seconds=10.0)
+    assert ledger.stranded == 40 * GB
+
+
+def test_the_earliest_dead_accounts_for_what_is_left() -> None:
+    # `b` was spawned last and died first.
+    ledger = Ledger(100 * GB)
+    for key, size, gone_at in ((A, 10 * GB, 101.0), (B, 40 * GB, 100.0)):
+        ledger.charge(key, size)
+        ledger.exited(key, gone_at)
+    assert ledger.observe(30 * GB, 102.0) == [A]
+    assert (ledger.of(A), ledger.of(B)) == (0, 30 * GB)
+
+
 @pytest.mark.parametrize(
     ("series", "charges", "over_at"),
     [

@@ -12,10 +12,10 @@ import psutil
 import pytest
 
 from supervisor.readers import (
-    Level,
     LinuxReader,
     Machine,
     MacReader,
+    SystemPressure,
     for_platform,
     macos,
     working_set,
@@ -68,7 +68,7 @@ class TestLinux:
             physical=24_684_092 * 1024,
             used=(24_684_092 - 23_878_308) * 1024,
             swap_used=97_148 * 1024,
-            level=Level.NORMAL,
+            level=SystemPressure.NORMAL,
         )
         assert told.used_percent == pytest.approx(3.264, abs=0.001)
 
@@ -98,13 +98,13 @@ class TestLinux:
     @pytest.mark.parametrize(
         ("some", "full", "level"),
         [
-            ("9.99", "9.99", Level.NORMAL),
-            ("10.00", "0.00", Level.WARN),
-            ("80.00", "19.99", Level.WARN),
-            ("20.00", "20.00", Level.CRITICAL),
+            ("9.99", "9.99", SystemPressure.NORMAL),
+            ("10.00", "0.00", SystemPressure.WARN),
+            ("80.00", "19.99", SystemPressure.WARN),
+            ("20.00", "20.00", SystemPressure.CRITICAL),
         ],
     )
-    def test_stalls_are_pressure(self, some: str, full: str, level: Level) -> None:
+    def test_stalls_are_pressure(self, some: str, full: str, level: SystemPressure) -> None:
         text = f"some avg10={some} avg60=99.00 total=1\nfull avg10={full} avg60=99.00 total=1\n"
         assert pressure(text) is level
 
@@ -131,7 +131,7 @@ class TestMac:
             used=17_000_000_000,
             wired=4_000_000_000,
             swap_used=12_190_464_000,
-            level=Level.WARN,
+            level=SystemPressure.WARN,
         )
 
     def test_where_psutil_fails_vm_stat_tells(self) -> None:
@@ -150,14 +150,21 @@ class TestMac:
     def test_where_libc_fails_the_command_tells(self) -> None:
         for error in (OSError(2, "no such sysctl"), AttributeError("sysctlbyname")):
             told = mac(sysctl=failing(error)).machine()
-            assert (told.physical, told.level) == (MAC_PHYSICAL, Level.WARN)
+            assert (told.physical, told.level) == (MAC_PHYSICAL, SystemPressure.WARN)
             assert told.swap_used == int(11_625.69 * 2**20)
 
     @pytest.mark.parametrize(
         ("value", "level"),
-        [(1, Level.NORMAL), (2, Level.WARN), (4, Level.CRITICAL), (0, None), (3, None), (8, None)],
+        [
+            (1, SystemPressure.NORMAL),
+            (2, SystemPressure.WARN),
+            (4, SystemPressure.CRITICAL),
+            (0, None),
+            (3, None),
+            (8, None),
+        ],
     )
-    def test_levels(self, value: int, level: Level | None) -> None:
+    def test_levels(self, value: int, level: SystemPressure | None) -> None:
         assert mac({"kern.memorystatus_vm_pressure_level": value}).machine().level is level
 
     @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from supervisor.entry import Limits, Rules, Spec
 from supervisor.lifecycle import State
 from supervisor.pool import Pool
 from supervisor.pressure import Level
-from supervisor.report import MachineMemory, render
+from supervisor.readers import Machine
+from supervisor.report import render
 from tests.test_complaints import ask, done, loaded, make_pool, said, serve, states
 
 GB = 10**9
@@ -39,7 +40,7 @@ def seed_002(policy: str = "use_count", keep: int = 1) -> Pool:
 
 
 def health(pool: Pool) -> dict[str, Any]:
-    body = render(pool, dict.fromkeys(SIZES, "org/repo"), MachineMemory(None, None), 0.0, "1")
+    body = render(pool, dict.fromkeys(SIZES, "org/repo"), Machine(), 0.0, "1")
     parsed: dict[str, Any] = json.loads(body)
     return parsed
 

@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import sys
 
-from supervisor.readers.base import Level, Machine, Reader
+from supervisor.readers.base import Machine, Reader, SystemPressure
 from supervisor.readers.linux import LinuxReader
 from supervisor.readers.macos import MacReader
 from supervisor.readers.working_set import working_set
 
-__all__ = ["Level", "LinuxReader", "MacReader", "Machine", "Reader", "for_platform", "working_set"]
+__all__ = [
+    "LinuxReader",
+    "MacReader",
+    "Machine",
+    "Reader",
+    "SystemPressure",
+    "for_platform",
+    "working_set",
+]
 
 
 def for_platform(platform: str = sys.platform) -> Reader:

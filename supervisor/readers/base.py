@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 
-class Level(enum.IntEnum):
+class SystemPressure(enum.IntEnum):
     """Memory pressure as the operating system tells it."""
 
     NORMAL = 1
@@ -25,7 +25,7 @@ class Machine:
     wired: int | None = None
     """macOS alone: pages that can't be moved out, Metal's among them."""
     swap_used: int | None = None
-    level: Level | None = None
+    level: SystemPressure | None = None
     """NORMAL does not prove that the GPU has room."""
 
     @property

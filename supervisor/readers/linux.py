@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from supervisor.readers.base import Level, Machine
+from supervisor.readers.base import Machine, SystemPressure
 
 _FIELD = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE | re.ASCII)
 _STALL = re.compile(r"^(some|full) avg10=(\d+(?:\.\d+)?)", re.MULTILINE | re.ASCII)
@@ -63,11 +63,11 @@ def kilobytes(text: str) -> dict[str, int]:
     return {name: int(value) * 1024 for name, value in _FIELD.findall(text)}
 
 
-def pressure(text: str) -> Level | None:
-    """Level of /proc/pressure/memory; None where the kernel keeps no pressure stall information."""
+def pressure(text: str) -> SystemPressure | None:
+    """SystemPressure of /proc/pressure/memory; None where the kernel keeps no pressure stall information."""
     stalls = {kind: float(share) for kind, share in _STALL.findall(text)}
     if "some" not in stalls:
         return None
     if stalls.get("full", 0.0) >= CRITICAL_STALL:
-        return Level.CRITICAL
-    return Level.WARN if stalls["some"] >= WARN_STALL else Level.NORMAL
+        return SystemPressure.CRITICAL
+    return SystemPressure.WARN if stalls["some"] >= WARN_STALL else SystemPressure.NORMAL

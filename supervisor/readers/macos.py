@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import psutil
 
-from supervisor.readers.base import Level, Machine
+from supervisor.readers.base import Machine, SystemPressure
 
 COMMAND_SECONDS = 2.0
 """sysctl and vm_stat answer in milliseconds; a machine that swaps may take longer."""
@@ -118,7 +118,7 @@ class MacReader:
             used=use.used,
             wired=use.wired,
             swap_used=self._swap_used(),
-            level=Level(level) if level in set(Level) else None,
+            level=SystemPressure(level) if level in set(SystemPressure) else None,
         )
 
     def footprint(self, pid: int) -> int | None:

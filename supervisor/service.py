@@ -67,8 +67,8 @@ class Supervisor:
         self._state = state
         self._version = version
         self._reader = reader or readers.for_platform()
-        self._sizing = Sizing(catalog, Sizes.load(state.sizes))
         budget = setting.budget(config.memory, self._reader.machine(), working_set)
+        self._sizing = Sizing(catalog, Sizes.load(state.sizes), budget)
         self._pool = setting.pool(config, catalog, budget)
         self._feed = Feed()
         self._watch = Watch(self._pool, self, self._reader, setting.thresholds(config.memory))

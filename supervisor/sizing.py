@@ -17,6 +17,9 @@ _TYPICAL_TOKENS = 2048
 """Of each sequence, when as many decode as may: what a charge has room for."""
 _LONG_TOKENS = 32768
 """Of one sequence alone."""
+_BUDGET_SHARE = 0.9
+"""What room for requests may fill the budget to. The rest is for a load that turns out larger than
+its files say: without it such a model could never be loaded again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +28,18 @@ class Need:
 
     estimate: int = 0
     headroom: int = 0
-    weights: int = 0
-    kv_per_token: int = 0
 
 
 class Sizing:
-    """Reads models' files, anew when they change; remembers what loads took. Blocks on files."""
+    """Reads models' files, anew when they change; remembers what loads took. Blocks on files.
 
-    def __init__(self, catalog: Catalog, sizes: Sizes) -> None:
+    `budget` is that of all models, bytes, None = unlimited. A model gets room for as many requests
+    as may run at once, but on a machine that is too small for that only what the budget leaves:
+    it then serves fewer at once, which is better than none.
+    """
+
+    def __init__(self, catalog: Catalog, sizes: Sizes, budget: int | None) -> None:
+        self._budget = budget
         self._catalog = catalog
         self._sizes = sizes
         self._seen: dict[str, tuple[Fingerprint, Need]] = {}
@@ -77,7 +84,12 @@ class Sizing:
             log.warning("the size of model %s is unknown: %s", name, error)
             return Need()
         context = self._catalog.models[name].context or found.context or _LONG_TOKENS
-        typical = found.total(min(context, _TYPICAL_TOKENS), self._catalog.concurrency(name))
-        long = found.total(min(context, _LONG_TOKENS), 1)
-        total = max(typical, long)
-        return Need(total, total - found.loaded, found.weights, found.kv_bytes_per_token)
+        typical = min(context, _TYPICAL_TOKENS)
+        total = max(
+            found.total(typical, self._catalog.concurrency(name)),
+            found.total(min(context, _LONG_TOKENS), 1),
+        )
+        if self._budget is not None:
+            least = found.total(typical, 1)
+            total = max(least, min(total, int(self._budget * _BUDGET_SHARE)))
+        return Need(total, total - found.loaded)

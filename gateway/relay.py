@@ -35,6 +35,7 @@ from supervisor.wire.frames import (
     FromEngine,
     Generate,
     Granted,
+    Happened,
     Inquire,
     Manage,
     Managed,
@@ -283,9 +284,16 @@ class Relay:
         return answer
 
     async def watch(self) -> FrameStream[ToGateway]:
-        """A stream of `Happened`, which the caller closes. Raises BulkheadError."""
+        """A stream of `Happened`, which the caller closes: of all that happens from now on. Raises
+        BulkheadError."""
         stream = await self._connect()
-        stream.send(Watch())
+        try:
+            stream.send(Watch())
+            if not isinstance(await self._answer(stream, _ANSWER_SECONDS), Happened):
+                raise InternalError("The supervisor gave an unexpected answer.")
+        except BaseException:
+            stream.close()
+            raise
         return stream
 
     async def _connect(self) -> FrameStream[ToGateway]:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from typing import Protocol
 
+from supervisor import refusals
 from supervisor.effects import Bury, Effect, Grant, Loaded, Refuse
 from supervisor.errors import BulkheadError
 from supervisor.feed import Feed
@@ -73,8 +74,7 @@ class Control:
                         lease = self._manage(frame, connection)
                     case frames.Watch():
                         if not self._feed.join(connection):
-                            log.warning("too many watch the events already: one more is let go")
-                            return
+                            connection.send(_refused(refusals.too_many_watchers()))
                     case frames.Fault(reason) if lease is not None:
                         log.error("a gateway's request met a faulty worker: %s", reason)
                         self._shell.perform(self._pool.fault(lease, reason, time.monotonic()))

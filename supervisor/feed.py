@@ -27,15 +27,22 @@ class Feed:
         self._clock = clock
 
     def join(self, watcher: Watcher) -> bool:
-        """False when too many watch already."""
+        """False when too many watch already. Told "watching", and whatever happens after it."""
         if len(self._watchers) >= WATCHERS_MAX:
             return False
         self._watchers.add(watcher)
+        watcher.send(self._event("watching"))
         return True
 
     def leave(self, watcher: Watcher) -> None:
         """No longer one of them; others are fine."""
         self._watchers.discard(watcher)
+
+    def close(self) -> None:
+        """Nothing more will happen: let all go."""
+        for watcher in self._watchers:
+            watcher.close()
+        self._watchers.clear()
 
     def states(self, entries: Iterable[Entry]) -> None:
         """Tell which models' workers are in another state than before."""
@@ -55,11 +62,14 @@ class Feed:
         """One event. Who reads too slowly is let go rather than kept in memory."""
         if not self._watchers:
             return
-        now = datetime.fromtimestamp(self._clock()).astimezone().isoformat("T", "milliseconds")
-        body = msgspec.json.encode({"time": now, "event": event, **details})
+        happened = self._event(event, **details)
         for watcher in tuple(self._watchers):
             if watcher.is_behind:
                 self.leave(watcher)
                 watcher.close()
             else:
-                watcher.send(Happened(body))
+                watcher.send(happened)
+
+    def _event(self, event: str, **details: Any) -> Happened:
+        now = datetime.fromtimestamp(self._clock()).astimezone().isoformat("T", "milliseconds")
+        return Happened(msgspec.json.encode({"time": now, "event": event, **details}))

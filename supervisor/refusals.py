@@ -188,3 +188,7 @@ def still_loading(entry: Entry, now: float) -> ModelLoading:
         f"The model `{entry.spec.name}` is {since}. The load goes on; try again.",
         retry_after=left,
     )
+
+
+def too_many_watchers() -> QueueFull:
+    return QueueFull("Too many clients watch the events already.", retry_after=10)

@@ -124,6 +124,7 @@ class Supervisor:
             if not self._pool.shutting_down:
                 self._asked_to_stop()
             await self._stopped.wait()
+            self._feed.close()  # or the gateway would wait for those who watch
             await self._gatekeeper.stop()
             upkeep.cancel()
             watch.cancel()

@@ -29,7 +29,12 @@ class Stream:
 
     @property
     def events(self) -> list[dict[str, Any]]:
-        return [json.loads(frame.body) for frame in self.sent if isinstance(frame, Happened)]
+        """All but the first, which says that the watch has begun."""
+        first, *told = [
+            json.loads(frame.body) for frame in self.sent if isinstance(frame, Happened)
+        ]
+        assert first["event"] == "watching"
+        return told
 
 
 def watching(feed: Feed) -> Stream:
@@ -96,8 +101,8 @@ def test_who_reads_too_slowly_is_let_go_and_nobody_else() -> None:
     slow.is_behind = True
     feed.tell("decision", text="1")
     feed.tell("decision", text="2")
-    assert (slow.closed, slow.sent) == (True, [])
-    assert len(quick.sent) == 2
+    assert (slow.closed, slow.events) == (True, [])
+    assert len(quick.events) == 2
 
 
 def test_there_is_room_for_so_many_watchers() -> None:
@@ -106,3 +111,11 @@ def test_there_is_room_for_so_many_watchers() -> None:
     assert not feed.join(cast(Watcher, Stream()))
     feed.leave(cast(Watcher, streams[0]))
     watching(feed)
+
+
+def test_the_end_lets_all_go() -> None:
+    feed = Feed()
+    streams = [watching(feed), watching(feed)]
+    feed.close()
+    feed.tell("decision", text="too late")
+    assert [(stream.closed, stream.events) for stream in streams] == [(True, [])] * 2

@@ -70,7 +70,8 @@ class Manage(Frame, frozen=True, tag="manage"):
 
 
 class Watch(Frame, frozen=True, tag="watch"):
-    """Ask for what happens from now on: `Happened` after `Happened`, until a side closes."""
+    """Ask for what happens from now on: `Happened` after `Happened`, until a side closes, or
+    `Refused`. The first one says that the watch has begun."""
 
 
 class Managed(Frame, frozen=True, tag="managed"):

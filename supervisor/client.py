@@ -52,14 +52,15 @@ class Client:
     @classmethod
     def of_url(cls, url: str, environ: Mapping[str, str]) -> Client:
         """Raises Unreachable for what is no address of a server."""
-        parts = urlsplit(url if "://" in url else f"http://{url}")
+        wrong = f"{url} is not the URL of a Bulkhead, such as http://127.0.0.1:11435"
         try:
-            port = parts.port
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            port = parts.port or 80
         except ValueError:
-            port = None
+            raise Unreachable(wrong) from None
         if parts.scheme != "http" or not parts.hostname:
-            raise Unreachable(f"{url} is not the URL of a Bulkhead, such as http://127.0.0.1:11435")
-        return cls(parts.hostname, port or 80, environ.get(KEY_VARIABLE, ""))
+            raise Unreachable(wrong)
+        return cls(parts.hostname, port, environ.get(KEY_VARIABLE, ""))
 
     @classmethod
     def of_state(cls, root: Path, environ: Mapping[str, str]) -> Client:

@@ -64,7 +64,7 @@ def test_a_model_is_loaded_shown_pinned_and_unloaded(server: Server) -> None:
     assert ask(server, "load", "mine") == "m is ready\n"
     told = ask(server, "ps")
     assert "models are charged 3.0 GB of 4.0 GB" in told
-    assert ["m#1", "ready"] == rows(told)[-1][:2]
+    assert rows(told)[-1][:2] == ["m#1", "ready"]
     assert ask(server, "pin", "m") == "m is pinned\n"
     assert rows(ask(server, "status"))[-1][-1] == "pinned"
     assert ask(server, "unpin", "m") == "m is no longer pinned\n"
@@ -132,7 +132,7 @@ def test_an_address_at_which_nobody_answers() -> None:
     assert done.stderr == f"bulkhead: 127.0.0.1:{port} does not answer: Connection refused\n"
 
 
-@pytest.mark.parametrize("url", ["https://x", "http://", "http://x:many", "ftp://x"])
+@pytest.mark.parametrize("url", ["https://x", "http://", "http://x:many", "ftp://x", "http://[::1"])
 def test_what_is_no_url_of_a_server(url: str) -> None:
     done = bulkhead("status", "--url", url)
     assert done.returncode == 1

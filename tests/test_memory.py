@@ -104,7 +104,7 @@ def living(log: str) -> list[set[str]]:
     """The worker processes that lived after each spawn and each end, by the supervisor's log."""
     alive: set[str] = set()
     history = []
-    for worker, what in re.findall(r"worker (\S+?)(?:,| )(?:pid \d+, )?(spawned|ended)", log):
+    for worker, what in re.findall(r"worker (\S+?)(?:, pid \d+,)? (spawned|ended)", log):
         alive = alive | {worker} if what == "spawned" else alive - {worker}
         history.append(alive)
     return history

@@ -297,13 +297,14 @@ def measure(scenario: Scenario, rules: Rules, seeds: int) -> dict[str, list[floa
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--short", action="store_true", help="3 seeds")
     parser.add_argument("--min-residency", type=float, help="seconds; the default is auto")
     options = parser.parse_args()
     rules = Rules(min_residency=options.min_residency)
     print(f"{'waiting seconds, mean':34}", *(f"{name:>10}" for name in (*POLICIES, "optimum")))
     worst = 0.0
     for scenario in SCENARIOS:
-        results = measure(scenario, rules, options.seeds)
+        results = measure(scenario, rules, 3 if options.short else options.seeds)
         means = {name: statistics.mean(seconds) for name, seconds in results.items()}
         print(f"{scenario.name:34}", *(f"{mean:10.0f}" for mean in means.values()))
         best = min(means[policy] for policy in POLICIES)

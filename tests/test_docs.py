@@ -172,7 +172,7 @@ def test_versions_agree() -> None:
 @functools.cache
 def shown(*arguments: str) -> str:
     """What `bulkhead` prints on a terminal of 100 columns without colours."""
-    environ = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", "PATH": os.defpath}
+    environ = {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb", **_plain_environ()}
     done = subprocess.run(
         [BULKHEAD, *arguments], env=environ, capture_output=True, text=True, check=True, timeout=30
     )
@@ -391,8 +391,9 @@ def run_example(example: re.Match[str], url: str) -> str:
 
 
 def _plain_environ() -> Mapping[str, str]:
-    """No proxy, no colours, no settings of Bulkhead's."""
-    return {name: value for name, value in os.environ.items() if name in ("HOME", "LANG")}
+    """No proxy, no colours, no settings of Bulkhead's; this tree, whatever else is installed."""
+    kept = {name: value for name, value in os.environ.items() if name in ("HOME", "LANG")}
+    return {**kept, "PATH": os.defpath, "PYTHONPATH": str(ROOT)}
 
 
 @contextlib.contextmanager

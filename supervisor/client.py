@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -92,48 +93,42 @@ class Client:
         found: dict[str, Any] = self._ask("POST", path, seconds)
         return found
 
-    def events(self) -> Iterator[dict[str, Any] | None]:
+    def events(self) -> Generator[dict[str, Any] | None, None, None]:
         """What happens from now on: None first, once the server has begun to tell. Raises
         Unreachable or Refusal."""
-        connection, response = self._send("GET", "/admin/events", _SECONDS)
-        try:
+        with self._send("GET", "/admin/events", _SECONDS) as response:
             for line in response:
                 if line.startswith(b": watching"):
                     yield None
                 elif line.startswith(b"data: "):
                     yield json.loads(line[6:])
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise Unreachable(f"the events broke off: {error}") from None
-        finally:
-            connection.close()
 
     def _ask(self, method: str, path: str, seconds: float) -> Any:
-        connection, response = self._send(method, path, seconds)
-        try:
+        with self._send(method, path, seconds) as response:
             return json.loads(response.read())
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise Unreachable(f"{self._where} broke off its answer: {error}") from None
-        finally:
-            connection.close()
 
-    def _send(
-        self, method: str, path: str, seconds: float
-    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    @contextmanager
+    def _send(self, method: str, path: str, seconds: float) -> Iterator[http.client.HTTPResponse]:
+        """The answer, to be read inside. No more than `seconds` pass between two parts of it."""
         connection = http.client.HTTPConnection(self.host, self.port, timeout=seconds)
         headers = {"x-stainless-read-timeout": str(seconds)}
         if self.key:
             headers["Authorization"] = f"Bearer {self.key}"
         try:
             connection.request(method, path, headers=headers)
-            response = connection.getresponse()
-            if response.status == 200 or (path == "/" and response.status == 503):
-                return connection, response
-            raise Refusal(_message(response.read()))
+            with connection.getresponse() as response:
+                if response.status != 200 and not (path == "/" and response.status == 503):
+                    raise Refusal(_message(response.read()))
+                yield response
         except TimeoutError:
             raise Unreachable(f"{self._where} did not answer within {seconds:g} s") from None
+        except ValueError:
+            raise Unreachable(f"{self._where} gave an answer that is not Bulkhead's") from None
         except (OSError, http.client.HTTPException) as error:
             why = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise Unreachable(f"{self._where} does not answer: {why}") from None
+        finally:
+            connection.close()
 
     @property
     def _where(self) -> str:

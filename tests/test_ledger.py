@@ -183,6 +183,13 @@ def test_a_small_model_ends_at_256_megabytes() -> None:
     assert ledger.charged == 0
 
 
+def test_a_footprint_that_comes_late_is_of_nobody() -> None:
+    ledger = dead()
+    ledger.footprint(A, GB)  # its pid may be another's by now
+    ledger.observe(30 * GB, 100.1)
+    assert ledger.of(A) == 30 * GB
+
+
 def test_without_a_footprint_the_charge_is_the_bound() -> None:
     ledger = dead(footprint=None)
     ledger.observe(60 * GB, 100.1)

@@ -88,7 +88,7 @@ def serve(
     ] = None,
     ram_budget: Annotated[
         str | None,
-        typer.Option(metavar="SIZE", help="RAM for all models: auto, 96GB or 75% [auto]."),
+        typer.Option(metavar="SIZE", help="RAM for all models: auto (the default), 96GB or 75%."),
     ] = None,
     preload: Annotated[
         list[str] | None,

@@ -17,13 +17,16 @@ from rich.table import Table
 from supervisor import config
 from supervisor.client import Client, Refusal, Unreachable
 
-_URL = typer.Option(help="The server [the one that runs with the state directory].")
+_URL = typer.Option(
+    metavar="URL", help="The server; else the one that runs with the state directory."
+)
 _STATE = typer.Option(metavar="DIR", help="Its state directory [~/.bulkhead].")
 Url = Annotated[str | None, _URL]
 StateDirectory = Annotated[Path | None, _STATE]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what the server says as JSON.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name or alias.")]
 _GB = 1e9
+_PIPE_COLUMNS = 1000
 
 
 def add_to(app: typer.Typer) -> None:
@@ -42,7 +45,7 @@ def status(url: Url = None, state_dir: StateDirectory = None, as_json: AsJson = 
     if as_json:
         print(json.dumps(health, indent=2))
         return
-    console = Console(highlight=False)
+    console = _console()
     console.print(_memory_line(health))
     table = _table("model", "state", "memory", "in flight", "queued", "uses", "deaths", "")
     by_name = {entry["name"]: entry for entry in health["models"]}
@@ -84,7 +87,7 @@ def models(url: Url = None, state_dir: StateDirectory = None, as_json: AsJson = 
             entry["source"],
             entry["reason"] or "",
         )
-    Console(highlight=False).print(table)
+    _console().print(table)
 
 
 def load(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:
@@ -183,6 +186,12 @@ def _size(value: int | None) -> str:
     if value is None:
         return ""
     return f"{value / _GB:.1f} GB" if value >= _GB / 10 else f"{value / 1e6:.0f} MB"
+
+
+def _console() -> Console:
+    """Prints names and reasons as they are, brackets and colons too. Into a pipe nothing is cut."""
+    width = None if sys.stdout.isatty() else _PIPE_COLUMNS
+    return Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def _table(*columns: str) -> Table:

@@ -19,8 +19,7 @@ from tests.serving import DEADLINE, ROOT, Server, gate, serving
 def bulkhead(
     *arguments: str, environ: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """On a terminal of 200 columns, so that no table is cut."""
-    plain = {"PATH": os.defpath, "HOME": "/nowhere", "NO_COLOR": "1", "COLUMNS": "200"}
+    plain = {"PATH": os.defpath, "HOME": "/nowhere", "NO_COLOR": "1"}
     return subprocess.run(
         [sys.executable, "-m", "supervisor.cli", *arguments],
         cwd=ROOT,
@@ -51,7 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     broken = Script(deeds={"load": "unloadable"}, generations=(1, 2, 3)).write(folder / "n")
     config = (
         '[server]\nport = 0\n[memory]\nbudget = "4GB"\n'
-        f'[models.m]\nsource = "{model}"\naliases = ["mine"]\nmemory = "3GB"\n'
+        f'[models.m]\nsource = "{model}"\naliases = ["mine", "[b]:cat:"]\nmemory = "3GB"\n'
         f'[models.n]\nsource = "{broken}"\nmemory = "1GB"\n'
         f'[models.w]\nsource = "{model}"\nmemory = "5GB"\n'
     )
@@ -76,7 +75,9 @@ def test_what_can_be_served_is_listed_with_what_it_needs(server: Server) -> None
     head, *models = rows(ask(server, "models"))
     assert head[:4] == ["model", "aliases", "state", "estimate"]
     (mine,) = [row for row in models if row[0] == "m"]
-    assert mine[:4] == ["m", "mine", "cold", "3.0"]
+    # As it is written: no markup, no emoji, and not cut to the 80 columns of no terminal.
+    assert mine[:5] == ["m", "mine,", "[b]:cat:", "cold", "3.0"]
+    assert mine[-1].endswith("/m")
     assert {row[0] for row in models} == {"m", "n", "w"}
 
 

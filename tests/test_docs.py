@@ -182,7 +182,7 @@ def shown(*arguments: str) -> str:
 def words(text: str) -> list[str]:
     """Only the words: how boxes are drawn, and whether a flag's type and the default None are shown,
     differs between versions of Typer."""
-    plain = " ".join(re.sub(r"[─-╿]|<bool>", " ", text).split())
+    plain = " ".join(re.sub(r"[─-╿{}]|<bool>|<str>", " ", text).split())
     return plain.replace("[default: None]", "").split()
 
 

@@ -204,9 +204,9 @@ def _style(route: Route) -> str:
 
 def _success(route: Route) -> Schema:
     schema: Schema = {"type": "object"} if route.answer is None else {"$ref": _ref(route.answer)}
-    content: Schema = {_EVENTS if route.events else _JSON: {"schema": schema}}
+    content: Schema = {_JSON: {"schema": schema}}
     if route.events:
-        content[_EVENTS] = {"schema": {"type": "string"}}
+        content = {_EVENTS: {"schema": {"type": "string"}}}
     description = "OK"
     if route.chunk is not None:
         kind = route.chunk.__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
@@ -13,6 +14,8 @@ from supervisor.lifecycle import HAS_PROCESS, State
 from supervisor.pool import Pool, ReleaseRule
 from supervisor.pressure import Level, Pressure, Thresholds, describe
 from supervisor.readers import Machine, Reader
+
+log = logging.getLogger("bulkhead.supervisor")
 
 _SECONDS = 1.0
 _FAST_SECONDS = 0.1
@@ -52,9 +55,13 @@ class Watch:
     async def run(self) -> None:
         """Look for ever. What a look can't read is unknown, and changes nothing."""
         while True:
-            before = self.wired()
-            # Off the loop: where a figure comes from a helper command it may take seconds.
-            self.look(await asyncio.to_thread(self._reader.machine), before)
+            try:
+                before = self.wired()
+                # Off the loop: where a figure comes from a helper command it may take seconds.
+                self.look(await asyncio.to_thread(self._reader.machine), before)
+            except Exception:
+                # A bug of ours in one look must not leave the machine unwatched for good.
+                log.exception("the machine's memory could not be looked at")
             await asyncio.sleep(self.interval)
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from supervisor.entry import ReleaseRule, Rules, Spec
@@ -11,6 +13,7 @@ from supervisor.pool import Pool
 from supervisor.pressure import Level, Thresholds
 from supervisor.readers import Machine, SystemPressure
 from supervisor.watch import Watch
+from tests.serving import DEADLINE
 
 GB = 10**9
 PHYSICAL = 128 * GB
@@ -146,6 +149,30 @@ def test_linux_needs_no_figures_of_processes(linux: World) -> None:
     assert linux.watch.wired() == {}
     linux.look()
     assert linux.told.unattributed == []
+
+
+def test_a_look_that_fails_is_logged_and_not_the_last(
+    linux: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = iter([ValueError("a bug"), Machine(PHYSICAL, PHYSICAL)])
+    done = asyncio.Event()
+
+    def machine() -> Machine:
+        answer = next(answers)
+        if isinstance(answer, ValueError):
+            raise answer
+        return answer
+
+    async def two_looks() -> None:
+        watching = asyncio.create_task(linux.watch.run())
+        await asyncio.wait_for(done.wait(), DEADLINE)
+        watching.cancel()
+
+    monkeypatch.setattr("supervisor.watch._SECONDS", 0.0)
+    monkeypatch.setattr(linux.reader, "machine", machine)
+    monkeypatch.setattr(linux.told, "memory_pressure", lambda *_: done.set())
+    asyncio.run(two_looks())
+    assert "could not be looked at" in caplog.text
 
 
 # ── memory that comes back ───────────────────────────────────────────────────────────────────────

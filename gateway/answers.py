@@ -5,7 +5,7 @@ Nothing is decoded with them and nothing rendered: a token is not worth a tree o
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -251,7 +251,10 @@ class MemoryHealth(Shape, frozen=True, kw_only=True):
     charged_bytes: Count
     physical_bytes: Count | None
     used_percent: float | None
-    level: str | None
+    level: Literal["normal", "warn", "high", "critical"]
+    stranded_bytes: Annotated[
+        Count, Meta(description="What dead workers still hold: above 0, a reboot is needed.")
+    ]
 
 
 class CachedModel(Shape, frozen=True, kw_only=True):
@@ -279,7 +282,8 @@ class ConfiguredModel(Shape, frozen=True, kw_only=True):
     aliases: list[str]
     source: str
     state: str
-    estimate: Any
+    estimate: Count | None
+    measured: Count | None
     deaths: Count
     reason: str | None
 
@@ -293,3 +297,11 @@ class Health(Shape, frozen=True, kw_only=True):
     cached_models: list[CachedModel] | UnsetType = UNSET
     models: list[ConfiguredModel] | UnsetType = UNSET
     reason: Annotated[str, Meta(description="Why the server is unavailable.")] | UnsetType = UNSET
+
+
+class ManagedModel(Shape, frozen=True, kw_only=True):
+    """A model after a wish of a person's: what is under way shows in `state`."""
+
+    id: str
+    state: str
+    pinned: bool

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from gateway import models, openapi
+from gateway import admin, models, openapi
 from gateway.completions import chat_completions, completions
 from gateway.embeddings import embeddings
 from gateway.guard import Guard
@@ -42,7 +42,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _OPEN_PATHS = frozenset({"/health"})
 """Answered without a key, if tersely: load balancers have none."""
-_LATER = ("/responses/", "/messages/", "/metrics/", "/admin/")
+_LATER = ("/responses/", "/messages/", "/metrics/", "/admin/crashes/", "/admin/logs/")
 """Of the contract, but not in this version: refused as such rather than as unknown."""
 
 
@@ -68,6 +68,9 @@ def build(settings: Server, control: str) -> web.Application:
         app.router.add_post(f"{prefix}/embeddings", embeddings)
         app.router.add_get(f"{prefix}/models", models.listing)
         app.router.add_get(f"{prefix}/models/{{id:(?s:.+)}}", models.one)
+    for action in admin.ACTIONS:
+        app.router.add_post(f"/admin/models/{{id:(?s:.+)}}/{action}", admin.manage(action))
+    app.router.add_get("/admin/events", admin.events)
     app.router.add_get("/health", models.health)
     app.router.add_get("/", models.health)
     app.router.add_get("/openapi.json", openapi.serve(keys=bool(app[GUARD].keys)))

@@ -54,6 +54,8 @@ class Route:
     """A model's worker answers."""
     open: bool = False
     """Answered without a key."""
+    events: bool = False
+    """The answer is a stream, whatever the request says."""
 
 
 _CHAT = Body(openai.ChatRequest, openai.HARMLESS, openai.NEUTRAL_CHAT)
@@ -103,6 +105,28 @@ def _routes() -> Iterator[Route]:
             answers.Model,
             (404, 503),
         )
+    wishes = {
+        "load": "Load a model; answered when it is ready.",
+        "unload": "Unload a model once its running requests have ended.",
+        "pin": "Keep a model loaded, whoever else wants the memory.",
+        "unpin": "Let a model be unloaded again.",
+    }
+    for action, summary in wishes.items():
+        yield Route(
+            "post",
+            f"/admin/models/{{id}}/{action}",
+            summary,
+            answers.ManagedModel,
+            (400, 404, 503),
+        )
+    yield Route(
+        "get",
+        "/admin/events",
+        "What happens to models from now on, as server-sent events.",
+        None,
+        (503,),
+        events=True,
+    )
     told = "The server's state: 200 while requests can be accepted, else 503."
     yield Route("get", "/health", told, answers.Health, (503,), open=True)
     yield Route("get", "/", told, answers.Health, (503,))
@@ -181,6 +205,8 @@ def _style(route: Route) -> str:
 def _success(route: Route) -> Schema:
     schema: Schema = {"type": "object"} if route.answer is None else {"$ref": _ref(route.answer)}
     content: Schema = {_JSON: {"schema": schema}}
+    if route.events:
+        content = {_EVENTS: {"schema": {"type": "string"}}}
     description = "OK"
     if route.chunk is not None:
         kind = route.chunk.__name__

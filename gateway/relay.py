@@ -25,6 +25,7 @@ from supervisor.wire.codec import ProtocolError, TornFrame
 from supervisor.wire.frames import (
     Accepted,
     Acquire,
+    Action,
     Died,
     Embed,
     Embedded,
@@ -34,13 +35,17 @@ from supervisor.wire.frames import (
     FromEngine,
     Generate,
     Granted,
+    Happened,
     Inquire,
+    Manage,
+    Managed,
     Progress,
     Refused,
     Report,
     ToGateway,
     Token,
     Vector,
+    Watch,
 )
 from supervisor.wire.stream import FrameStream, connect
 
@@ -264,6 +269,32 @@ class Relay:
         if not isinstance(answer, Report):
             raise InternalError("The supervisor gave an unexpected answer.")
         return answer
+
+    async def manage(self, request_id: str, action: Action, model: str, hold: float) -> Managed:
+        """Load, unload, pin or unpin by hand; only a load waits, up to `hold` seconds. Raises
+        BulkheadError. Cancelling gives the wait up, and cancels no load."""
+        stream = await self._connect()
+        try:
+            stream.send(Manage(request_id, action, model, hold))
+            answer = await self._answer(stream, hold + _ANSWER_SECONDS)
+        finally:
+            stream.close()
+        if not isinstance(answer, Managed):
+            raise InternalError("The supervisor gave an unexpected answer.")
+        return answer
+
+    async def watch(self) -> FrameStream[ToGateway]:
+        """A stream of `Happened`, which the caller closes: of all that happens from now on. Raises
+        BulkheadError."""
+        stream = await self._connect()
+        try:
+            stream.send(Watch())
+            if not isinstance(await self._answer(stream, _ANSWER_SECONDS), Happened):
+                raise InternalError("The supervisor gave an unexpected answer.")
+        except BaseException:
+            stream.close()
+            raise
+        return stream
 
     async def _connect(self) -> FrameStream[ToGateway]:
         if (ahead := self._leases.take(self._control)) is not None:

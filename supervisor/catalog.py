@@ -26,8 +26,17 @@ class Catalog:
     hub: Path
 
     def spec(self, name: str) -> Spec:
+        """What the pool must know, but for the estimate of its size."""
         model = self.models[name]
-        return Spec(name, tuple(model.aliases), self.concurrency(name) + model.max_queue)
+        return Spec(
+            name,
+            tuple(model.aliases),
+            self.concurrency(name) + model.max_queue,
+            self.concurrency(name),
+            memory_bytes=model.memory_bytes,
+            pin=model.pin,
+            ttl=model.ttl,
+        )
 
     def concurrency(self, name: str) -> int:
         return self.models[name].max_concurrency or DEFAULT_CONCURRENCY

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from supervisor import catalog, config, leftovers, logs
+from supervisor import catalog, client, commands, config, leftovers, logs, readers
 from supervisor.config import ConfigError, Overrides
 from supervisor.paths import InstanceLock, StateError, open_state
 from supervisor.service import WORKER_MODULE, Supervisor
@@ -24,13 +24,6 @@ FILES = 16384
 """Open files to allow ourselves: three for each stream in the gateway, shells start with 256."""
 
 _LATER = {
-    "status": "models, states, charges, in-flight, queue, deaths",
-    "ps": "the same as status",
-    "load": "load a model",
-    "unload": "unload a model",
-    "pin": "keep a model loaded",
-    "unpin": "allow a model to be unloaded",
-    "models": "what can be served",
     "pull": "download a model",
     "logs": "log tails",
     "crashes": "crash reports",
@@ -94,7 +87,8 @@ def serve(
         Path | None, typer.Option(metavar="DIR", help="Where logs and state live [~/.bulkhead].")
     ] = None,
     ram_budget: Annotated[
-        str | None, typer.Option(metavar="SIZE", help="RAM for all models. Not supported yet.")
+        str | None,
+        typer.Option(metavar="SIZE", help="RAM for all models: auto (the default), 96GB or 75%."),
     ] = None,
     preload: Annotated[
         list[str] | None,
@@ -127,8 +121,10 @@ def run(
     root: Path,
     *,
     worker_module: str = WORKER_MODULE,
+    reader: readers.Reader | None = None,
 ) -> int:
-    """Serve in this process until told to stop. Returns the exit status."""
+    """Serve in this process until told to stop. Returns the exit status. The last two are for
+    tests: what workers run, and what reads the machine's memory."""
     try:
         state = open_state(root)
         lock = InstanceLock(state)
@@ -156,11 +152,23 @@ def run(
         listener,
         version=version("mlx-bulkhead"),
         worker_module=worker_module,
+        working_set=readers.working_set(),
+        reader=reader,
     )
+    url = f"http://{shown}:{port}"
     try:
-        return asyncio.run(supervisor.run(f"Bulkhead ready on http://{shown}:{port}"))
+        client.announce(state, client.Address(_reachable(url), server.api_keys_file))
+        return asyncio.run(supervisor.run(f"Bulkhead ready on {url}"))
+    except OSError as error:
+        _complain(f"cannot write to {state.root}: {error.strerror}", 1)
     finally:
+        state.address.unlink(missing_ok=True)
         lock.release()
+
+
+def _reachable(url: str) -> str:
+    """Every address includes the loopback one, at which commands of this machine ask."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -206,6 +214,7 @@ def _refuse(name: str) -> None:
         _complain(f"`bulkhead {name}` is not supported yet by this version", 1)
 
 
+commands.add_to(app)
 for _name in _LATER:
     _refuse(_name)
 

@@ -12,6 +12,7 @@ BulkheadError
 │   ├── UnsupportedValue           400 unsupported_value
 │   ├── ContextLengthExceeded      400 context_length_exceeded
 │   ├── ModelLoadFailed            400 model_load_failed
+│   ├── ModelTooLarge              400 model_too_large
 │   ├── InvalidAPIKey              401 invalid_api_key
 │   ├── Forbidden                  403 forbidden
 │   ├── ModelNotFound              404 model_not_found
@@ -23,6 +24,8 @@ BulkheadError
 │   ├── WorkerCrashed              503 worker_crashed
 │   ├── ModelLoading               503 model_loading
 │   ├── QueueFull                  503 queue_full
+│   ├── InsufficientMemoryNow      503 insufficient_memory_now
+│   ├── MemoryPressure             503 memory_pressure
 │   └── ShuttingDown               503 shutting_down
 └── InternalError                  500 internal_error
 
@@ -133,6 +136,11 @@ class ModelLoadFailed(ClientError):
     should_retry = False
 
 
+class ModelTooLarge(ClientError):
+    code = "model_too_large"
+    should_retry = False
+
+
 class InvalidAPIKey(ClientError):
     status = 401
     code = "invalid_api_key"
@@ -193,6 +201,14 @@ class ModelLoading(TransientError):
 
 class QueueFull(TransientError):
     code = "queue_full"
+
+
+class InsufficientMemoryNow(TransientError):
+    code = "insufficient_memory_now"
+
+
+class MemoryPressure(TransientError):
+    code = "memory_pressure"
 
 
 class ShuttingDown(TransientError):

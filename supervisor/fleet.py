@@ -36,7 +36,7 @@ class Events(Protocol):
     """What the fleet tells. Each call is about one incarnation, perhaps one that is over."""
 
     def worker_started(self, model: str, generation: int, pid: int) -> None: ...
-    def worker_loading(self, model: str, generation: int) -> None: ...
+    def worker_loading(self, model: str, generation: int, done: int, total: int) -> None: ...
     def worker_ready(self, model: str, generation: int, ready: frames.Ready) -> None: ...
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None: ...
     def worker_broken(self, model: str, generation: int, reason: str) -> None: ...
@@ -54,6 +54,7 @@ class Worker:
     gone: asyncio.Event
     words: LastWords
     listening: asyncio.Task[None] | None = None
+    channel: FrameStream[frames.FromWorker] | None = None
 
     @property
     def name(self) -> str:
@@ -152,6 +153,12 @@ class Fleet:
             log.info("worker %s is %s", worker.name, "killed" if kill else "told to stop")
             worker.child.signal(signal.SIGKILL if kill else signal.SIGTERM)
 
+    def shrink(self, model: str, generation: int) -> None:
+        """Ask for what is only kept for later; nothing where the process is gone already."""
+        worker = self._workers.get((model, generation))
+        if worker is not None and worker.channel is not None:
+            worker.channel.send(frames.Shrink())
+
     def _unlocatable(self, model: str, generation: int, reason: str) -> None:
         self._events.worker_unloadable(model, generation, reason)
         self._events.worker_exited(model, generation, "never started")
@@ -173,6 +180,7 @@ class Fleet:
         assert worker.child.channel is not None
         await loop.create_connection(lambda: channel, sock=worker.child.channel)
         try:
+            worker.channel = channel
             channel.send(load)
             await self._follow(worker, channel)
         except ProtocolError as error:
@@ -191,9 +199,9 @@ class Fleet:
         while (frame := await channel.receive()) is not None:
             match frame:
                 case frames.Hello():
-                    self._events.worker_loading(*incarnation)
+                    self._events.worker_loading(*incarnation, 0, 0)
                 case frames.Loading(done, total):
-                    self._events.worker_loading(*incarnation)
+                    self._events.worker_loading(*incarnation, done, total)
                     if time.monotonic() - said > _LOG_PROGRESS_SECONDS or done == total:
                         said = time.monotonic()
                         log.info(

@@ -38,6 +38,15 @@ class StateDir:
         return self.root / "children.json"
 
     @property
+    def address(self) -> Path:
+        """How the running instance is reached, for commands."""
+        return self.root / "address.json"
+
+    @property
+    def sizes(self) -> Path:
+        return self.root / "sizes.json"
+
+    @property
     def control(self) -> Path:
         return self.run / "control.sock"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -11,20 +10,13 @@ import msgspec
 
 from supervisor.lifecycle import State
 from supervisor.pool import Entry, Pool
+from supervisor.readers import Machine
 
 _LOADED = frozenset({State.LOADING, State.READY, State.DRAINING})
 
 
-@dataclass(frozen=True, slots=True)
-class MachineMemory:
-    """Bytes of RAM, and the share in use in percent; None where the platform won't tell."""
-
-    physical_bytes: int | None
-    used_percent: float | None
-
-
 def render(
-    pool: Pool, sources: Mapping[str, str], memory: MachineMemory, clock_offset: float, version: str
+    pool: Pool, sources: Mapping[str, str], machine: Machine, clock_offset: float, version: str
 ) -> bytes:
     """JSON of the documented shape. `clock_offset` turns the pool's monotonic times into epoch
     seconds."""
@@ -49,7 +41,7 @@ def render(
             "memory_bytes": entry.memory_bytes,
             "in_flight": len(entry.granted),
             "queued": len(entry.waiting),
-            "pinned": False,
+            "pinned": entry.pinned,
             "deaths": entry.deaths,
         }
 
@@ -59,7 +51,8 @@ def render(
             "aliases": entry.spec.aliases,
             "source": sources[entry.spec.name],
             "state": entry.state,
-            "estimate": None,
+            "estimate": entry.spec.memory_bytes or entry.spec.estimate_bytes or None,
+            "measured": entry.learned_bytes,
             "deaths": entry.deaths,
             "reason": entry.reason or None,
         }
@@ -70,11 +63,12 @@ def render(
             "status": "shutting_down" if pool.shutting_down else "ok",
             "version": version,
             "memory": {
-                "budget_bytes": None,
-                "charged_bytes": sum(entry.memory_bytes for entry in entries),
-                "physical_bytes": memory.physical_bytes,
-                "used_percent": memory.used_percent,
-                "level": None,
+                "budget_bytes": pool.ledger.budget,
+                "charged_bytes": pool.ledger.charged,
+                "physical_bytes": machine.physical,
+                "used_percent": machine.used_percent,
+                "level": pool.level.name.lower(),
+                "stranded_bytes": pool.ledger.stranded,
             },
             "cached_models": [cached(entry) for entry in entries if entry.state in _LOADED],
             "models": [configured(entry) for entry in entries],

@@ -17,19 +17,23 @@ from collections.abc import Iterable
 
 import msgspec
 
-from supervisor import leftovers, logs, memory, report
-from supervisor.catalog import Catalog, Fingerprint
+from supervisor import leftovers, logs, readers, report, setting
+from supervisor.catalog import Catalog
 from supervisor.config import Config
-from supervisor.errors import BulkheadError
+from supervisor.control import Control
+from supervisor.feed import Feed
 from supervisor.fleet import Fleet
 from supervisor.gatekeeper import Gatekeeper
 from supervisor.lifecycle import State
+from supervisor.measured import Sizes
 from supervisor.paths import StateDir
-from supervisor.pool import Bury, Effect, Grant, Limits, Pool, Refuse, Spawn, Stop
+from supervisor.pool import Bury, Effect, Grant, Loaded, Refuse, Say, Shrink, Spawn, Stop
+from supervisor.pressure import Level
 from supervisor.process import Child, Launcher
+from supervisor.sizing import Sizing
+from supervisor.watch import Watch
 from supervisor.wire import frames
-from supervisor.wire.codec import ProtocolError
-from supervisor.wire.stream import FrameStream, listen
+from supervisor.wire.stream import listen
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -37,14 +41,13 @@ GATEWAY_MODULE = "gateway.main"
 WORKER_MODULE = "worker.main"
 _UPKEEP_SECONDS = 10.0
 
-Control = FrameStream[frames.ToSupervisor]
-
 
 class Supervisor:
     """Owns the pool, the listening socket and every child of one instance.
 
     `worker_module` is what worker processes run: the seam at which tests put the real worker
-    server around an engine that follows a script.
+    server around an engine that follows a script. `working_set` is the GPU's, in bytes; `reader`
+    reads the machine's memory.
     """
 
     def __init__(
@@ -56,19 +59,19 @@ class Supervisor:
         *,
         version: str,
         worker_module: str = WORKER_MODULE,
+        working_set: int | None = None,
+        reader: readers.Reader | None = None,
     ) -> None:
         self._config = config
         self._catalog = catalog
         self._state = state
         self._version = version
-        limits = Limits(
-            load_stall=config.memory.load_stall_seconds, drain=config.memory.drain_seconds
-        )
-        self._pool = Pool(
-            (catalog.spec(name) for name in catalog.models),
-            default_model=config.server.default_model,
-            limits=limits,
-        )
+        self._reader = reader or readers.for_platform()
+        budget = setting.budget(config.memory, self._reader.machine(), working_set)
+        self._sizing = Sizing(catalog, Sizes.load(state.sizes), budget)
+        self._pool = setting.pool(config, catalog, budget)
+        self._feed = Feed()
+        self._watch = Watch(self._pool, self, self._reader, setting.thresholds(config.memory))
         self._instance = secrets.token_hex(8)
         self._lifeline, self._held = os.pipe()  # both CLOEXEC: children get the read end by name
         launcher = Launcher(self._instance, self._lifeline, os.environ)
@@ -83,8 +86,7 @@ class Supervisor:
             GATEWAY_MODULE,
             self._record,
         )
-        self._leases: dict[int, Control] = {}
-        self._failures: dict[str, Fingerprint] = {}
+        self._control = Control(self._pool, self._feed, state, self)
         self._timer: asyncio.TimerHandle | None = None
         self._stop = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -98,8 +100,12 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
                 loop.add_signal_handler(number, self._asked_to_stop)
-        control = await listen(str(self._state.control), frames.ToSupervisor, self._serve_control)
+        listening = await listen(str(self._state.control), frames.ToSupervisor, self._control.serve)
         upkeep = loop.create_task(self._upkeep())
+        for name in self._catalog.models:
+            self._measure(name)
+            self._recall(name)
+        watch = loop.create_task(self._watch.run())
         try:
             self._gatekeeper.start()
             await _first(self._gatekeeper.serving, self._gatekeeper.hopeless, self._stop)
@@ -108,7 +114,7 @@ class Supervisor:
                 log.info("%s", announce)
                 for name, model in self._catalog.models.items():
                     if model.preload:
-                        self._perform(self._pool.preload(name, time.monotonic()))
+                        self.perform(self._pool.preload(name, time.monotonic()))
             await _first(self._stop, self._gatekeeper.hopeless)
             if self._gatekeeper.hopeless.is_set():
                 log.error("the gateway cannot start; its stderr is in %s", self._state.logs)
@@ -118,9 +124,11 @@ class Supervisor:
             if not self._pool.shutting_down:
                 self._asked_to_stop()
             await self._stopped.wait()
+            self._feed.close()  # or the gateway would wait for those who watch
             await self._gatekeeper.stop()
             upkeep.cancel()
-            control.close()
+            watch.cancel()
+            listening.close()
             for path in (self._state.control, self._state.children):
                 path.unlink(missing_ok=True)
             os.close(self._held)
@@ -138,25 +146,26 @@ class Supervisor:
                 self._pool.limits.drain,
             )
         self._stop.set()
-        self._perform(self._pool.shutdown(time.monotonic()))
+        self.perform(self._pool.shutdown(time.monotonic()))
 
     # ── effects ──────────────────────────────────────────────────────────────────────────────────
 
-    def _perform(self, effects: Iterable[Effect]) -> None:
+    def perform(self, effects: Iterable[Effect]) -> None:
+        """Carry out what was decided, in order, and see to what comes next."""
         for effect in effects:
             match effect:
                 case Spawn(model, generation):
                     self._fleet.spawn(model, generation)
                 case Stop(model, generation, kill):
                     self._fleet.stop(model, generation, kill=kill)
-                case Grant(lease, model, worker, generation):
-                    path = str(self._state.worker_socket(model, generation))
-                    self._leases[lease].send(frames.Granted(model, worker, path))
-                case Refuse(lease, error):
-                    self._leases[lease].send(_refused(error))
-                case Bury(lease, error):
-                    died = frames.Died(error.code, error.message, error.param, error.retry_after)
-                    self._leases[lease].send(died)
+                case Shrink(model, generation):
+                    self._fleet.shrink(model, generation)
+                case Grant() | Refuse() | Bury() | Loaded():
+                    self._control.tell(effect)
+                case Say(text, level):
+                    log.log(level, "%s", text)
+                    self._feed.tell("decision", text=text)
+        self._feed.states(self._pool.entries.values())
         self._rearm()
         if self._pool.shutting_down and self._pool.stopped:
             self._stopped.set()
@@ -170,106 +179,106 @@ class Supervisor:
         self._timer = None if due is None else loop.call_at(due, self._tick)
 
     def _tick(self) -> None:
-        self._perform(self._pool.tick(time.monotonic()))
+        self.perform(self._pool.tick(time.monotonic()))
 
     # ── events of the fleet ──────────────────────────────────────────────────────────────────────
 
     def worker_started(self, model: str, generation: int, pid: int) -> None:
         self._pool.started(model, generation, pid)
 
-    def worker_loading(self, model: str, generation: int) -> None:
+    def worker_loading(self, model: str, generation: int, done: int, total: int) -> None:
         self._pool.loading(model, generation, time.monotonic())
+        if total:
+            self._feed.tell(
+                "loading", model=model, generation=generation, done_bytes=done, total_bytes=total
+            )
 
     def worker_ready(self, model: str, generation: int, ready: frames.Ready) -> None:
-        now = time.monotonic()
-        self._perform(self._pool.ready(model, generation, ready.memory_bytes, ready.context, now))
+        now, entry = time.monotonic(), self._pool.entries[model]
+        # What MLX holds leaves out the interpreter and its libraries.
+        seen = self._reader.footprint(entry.pid) if entry.pid is not None else None
+        size = max(ready.memory_bytes, seen or 0)
+        self.perform(self._pool.ready(model, generation, size, ready.context, now))
+        if (
+            entry.generation == generation
+            and entry.loaded_at == now
+            and entry.load_seconds is not None
+        ):
+            self._sizing.remember(model, size, entry.load_seconds, entry.use_count)
 
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
-        self._failures[model] = self._catalog.fingerprint(model)
-        self._perform(self._pool.load_failed(model, generation, reason, time.monotonic()))
+        self.perform(self._pool.load_failed(model, generation, reason, time.monotonic()))
 
     def worker_broken(self, model: str, generation: int, reason: str) -> None:
         log.error("worker %s#%d must go: %s", model, generation, reason)
-        self._perform(self._pool.broken(model, generation, reason, time.monotonic()))
+        self.perform(self._pool.broken(model, generation, reason, time.monotonic()))
 
     def worker_dying(self, model: str, generation: int, how: str) -> None:
         self._mourn(model, generation, how)
-        self._perform(self._pool.dying(model, generation, how, time.monotonic()))
+        self.perform(self._pool.dying(model, generation, how, time.monotonic()))
 
     def worker_exited(self, model: str, generation: int, how: str) -> None:
         self._mourn(model, generation, how)
-        self._perform(self._pool.exited(model, generation, how, time.monotonic()))
+        self.perform(self._pool.exited(model, generation, how, time.monotonic()))
+        self._sizing.used(model, self._pool.entries[model].use_count)
+
+    # ── the machine's memory ─────────────────────────────────────────────────────────────────────
+
+    def memory_pressure(self, level: Level, figures: str) -> None:
+        self.perform(self._pool.pressure(level, figures, time.monotonic()))
+
+    def memory_footprint(self, model: str, generation: int, size: int) -> None:
+        self._pool.footprint(model, generation, size)
+
+    def memory_unattributed(self, size: int) -> None:
+        self.perform(self._pool.memory_seen(size, time.monotonic()))
+
+    def _measure(self, name: str) -> None:
+        """Tell the pool what the model's files need."""
+        need = self._sizing.need(name)
+        self.perform(self._pool.estimated(name, need.estimate, need.headroom, time.monotonic()))
+
+    def _recall(self, name: str) -> None:
+        """What earlier runs have learned of the model."""
+        known = self._sizing.remembered(name)
+        if known is not None:
+            learned = known.memory_bytes + self._sizing.need(name).headroom
+            self._pool.recall(name, known.use_count, known.load_seconds, learned)
 
     def _mourn(self, model: str, generation: int, how: str) -> None:
         """Name those who were in a worker that dies unasked."""
         entry = self._pool.entries[model]
         unasked = entry.state in (State.LOADING, State.READY, State.DRAINING)
         if unasked and entry.generation == generation:
-            lost = [lease.request_id for lease in (entry.granted | entry.waiting).values()]
+            inside = entry.waiting if entry.state is State.LOADING else entry.granted
+            lost = [lease.request_id for lease in inside.values()]
             named = f": {', '.join(lost)}" if lost else ""
             log.error(
                 "worker %s died (%s) with %d requests in it%s", entry.worker, how, len(lost), named
             )
 
-    # ── the control socket ───────────────────────────────────────────────────────────────────────
+    # ── for the control socket ───────────────────────────────────────────────────────────────────
 
-    async def _serve_control(self, connection: Control) -> None:
-        lease: int | None = None
-        try:
-            while (frame := await connection.receive()) is not None:
-                match frame:
-                    case frames.Acquire() if lease is None:
-                        lease, effects = self._acquire(frame, connection)
-                        self._perform(effects)
-                    case frames.Fault(reason) if lease is not None:
-                        log.error("a gateway's request met a faulty worker: %s", reason)
-                        self._perform(self._pool.fault(lease, reason, time.monotonic()))
-                    case frames.Inquire(model):
-                        connection.send(self._report(model))
-                    case frames.Serving():
-                        self._gatekeeper.announced()
-                    case _:
-                        log.error("the gateway broke the protocol: %s", type(frame).__name__)
-                        return
-        except ProtocolError as error:
-            log.error("the gateway broke the protocol: %s", error)
-        finally:
-            if lease is not None:
-                self._perform(self._pool.release(lease, time.monotonic()))
-                del self._leases[lease]
+    def before_load(self, model: str) -> None:
+        entry = self._pool.entries[model]
+        if entry.state not in (State.COLD, State.FAILED) or not self._sizing.changed(model):
+            return
+        if entry.state is State.FAILED:
+            log.info("the files of model %s have changed; it may be loaded again", model)
+            self._pool.changed(model)
+        self._measure(model)
 
-    def _acquire(self, frame: frames.Acquire, connection: Control) -> tuple[int, list[Effect]]:
-        self._forgive(frame.model)
-        lease, effects = self._pool.acquire(
-            frame.request_id, frame.model, frame.hold_seconds, time.monotonic()
-        )
-        self._leases[lease] = connection
-        return lease, effects
+    def gateway_serves(self) -> None:
+        self._gatekeeper.announced()
 
-    def _forgive(self, requested: str) -> None:
-        """Let a FAILED model be tried again when its files have changed."""
-        try:
-            entry = self._pool.resolve(requested)
-        except BulkheadError:
-            return  # the pool refuses it in a moment
-        name = entry.spec.name
-        if entry.state is State.FAILED and self._catalog.fingerprint(name) != self._failures[name]:
-            log.info("the files of model %s have changed; it may be loaded again", name)
-            self._pool.changed(name)
-
-    def _report(self, model: str) -> frames.Report | frames.Refused:
-        try:
-            name = self._pool.resolve(model).spec.name if model else ""
-        except BulkheadError as error:
-            return _refused(error)
-        body = report.render(
+    def health(self) -> bytes:
+        return report.render(
             self._pool,
             {name: model.source for name, model in self._catalog.models.items()},
-            memory.read(),
+            self._watch.machine,
             time.time() - time.monotonic(),
             self._version,
         )
-        return frames.Report(accepting=not self._pool.shutting_down, body=body, model=name)
 
     # ── upkeep ───────────────────────────────────────────────────────────────────────────────────
 
@@ -287,11 +296,10 @@ class Supervisor:
     async def _upkeep(self) -> None:
         while True:
             await asyncio.sleep(_UPKEEP_SECONDS)
+            for name, entry in self._pool.entries.items():
+                if entry.state is State.READY:
+                    self._sizing.used(name, entry.use_count)
             logs.cut_to_tail(path for child in self._children() for path in child.files)
-
-
-def _refused(error: BulkheadError) -> frames.Refused:
-    return frames.Refused(error.code, error.message, error.param, error.retry_after)
 
 
 async def _first(*events: asyncio.Event) -> None:

@@ -116,9 +116,10 @@ class Server:
         path: str,
         body: Any = None,
         headers: dict[str, str] | None = None,
+        seconds: float = DEADLINE,
     ) -> Answer:
         """One request on a connection of its own. `body` is sent as JSON unless it is bytes."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=seconds)
         sent = dict(headers or {})
         if body is not None and not isinstance(body, bytes):
             body = json.dumps(body).encode()

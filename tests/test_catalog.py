@@ -67,20 +67,24 @@ def test_a_preload_of_what_is_not_there_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "spec", "concurrency"),
+    ("options", "spec"),
     [
-        ({}, Spec("a", (), DEFAULT_CONCURRENCY + 1024), DEFAULT_CONCURRENCY),
-        ({"max_concurrency": 2, "max_queue": 3}, Spec("a", (), 5), 2),
-        ({"max_concurrency": 1, "max_queue": 0}, Spec("a", (), 1), 1),
-        ({"aliases": ["x", "y"], "max_concurrency": 1}, Spec("a", ("x", "y"), 1025), 1),
+        ({}, Spec("a", (), DEFAULT_CONCURRENCY + 1024, DEFAULT_CONCURRENCY)),
+        ({"max_concurrency": 2, "max_queue": 3}, Spec("a", (), 5, 2)),
+        ({"max_concurrency": 1, "max_queue": 0}, Spec("a", (), 1, 1)),
+        ({"aliases": ["x", "y"], "max_concurrency": 1}, Spec("a", ("x", "y"), 1025, 1)),
+        (
+            {"max_concurrency": 1, "memory": "3GB", "pin": True, "ttl": 9},
+            Spec("a", (), 1025, 1, memory_bytes=3 * 10**9, pin=True, ttl=9),
+        ),
     ],
 )
 def test_the_pool_learns_names_and_bounds(
-    tmp_path: Path, options: dict[str, Any], spec: Spec, concurrency: int
+    tmp_path: Path, options: dict[str, Any], spec: Spec
 ) -> None:
     _, served = build(tmp_path, models={"a": {"source": "demo", **options}})
     assert served.spec("a") == spec
-    assert served.concurrency("a") == concurrency
+    assert served.concurrency("a") == spec.concurrency
 
 
 def test_files_are_looked_up_anew_each_time(tmp_path: Path) -> None:

@@ -96,9 +96,10 @@ adapter = ""
 SUPPORTED = {
     *(f"server.{key}" for key in ("host", "port", "api_keys_file", "allowed_hosts")),
     *(f"server.{key}" for key in ("allowed_origins", "default_model", "hold_seconds", "max_body")),
-    *(f"memory.{key}" for key in ("load_stall_seconds", "drain_seconds")),
+    "server.max_requests",
+    *(f"memory.{key}" for key in Memory.__struct_fields__ if key != "spare"),
     *(f"models.*.{key}" for key in ("source", "aliases", "preload", "max_concurrency")),
-    *(f"models.*.{key}" for key in ("max_queue", "context", "env")),
+    *(f"models.*.{key}" for key in ("max_queue", "context", "env", "pin", "ttl", "memory")),
 }
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "server": Server,
@@ -205,13 +206,14 @@ def test_a_supported_key_is_accepted(key: str) -> None:
 
 
 def test_deleting_its_line_is_all_that_a_key_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {key: values for key, values in NOT_YET.items() if key != "memory.policy"}
+    table = {key: values for key, values in NOT_YET.items() if key != "recovery.mode"}
     monkeypatch.setattr(config_module, "NOT_YET", MappingProxyType(table))
-    assert parse('[memory]\npolicy = "lru"').memory.policy == "lru"
+    assert parse('[recovery]\nmode = "replay"').recovery.mode == "replay"
 
 
 def test_a_wrong_value_is_told_before_the_missing_support() -> None:
-    assert refusal("[memory]\nwarn = 0.9\nhigh = true").startswith("memory.high: expected")
+    text = "[recovery]\nstall_seconds = 5\nmax_restarts = true"
+    assert refusal(text).startswith("recovery.max_restarts: expected")
 
 
 # Single values
@@ -469,7 +471,6 @@ def test_a_model_flag_replaces_the_source_and_keeps_the_rest() -> None:
         ({"port": 99999}, "server.port (--port): expected an integer from 0 to 65535, got 99999"),
         ({"host": ""}, 'server.host (--host): expected a string that is not empty, got ""'),
         ({"host": "0.0.0.0"}, 'server.host: "0.0.0.0" can be reached from other machines'),
-        ({"ram_budget": "96GB"}, "memory.budget (--ram-budget): not supported yet"),
         ({"ram_budget": "96"}, 'memory.budget (--ram-budget): expected "auto"'),
         ({"models": (("a", "x"), ("a", "y"))}, '--model: "a" is given twice'),
         ({"models": (("one", "x"),)}, 'models.a.aliases[0]: "one" already stands for models.one'),
@@ -519,22 +520,21 @@ VARIABLES = {
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
-def test_an_unsupported_variable_is_refused_by_name(variable: str) -> None:
+def test_a_bad_variable_is_named(variable: str) -> None:
     label = f"{VARIABLES[variable]} ({variable})"
-    assert refusal("", {variable: "2"}) == f"{label}: not supported yet"
     for wrong in ("-1", "two", "1e9"):
         assert refusal("", {variable: wrong}).startswith(f"{label}: expected a")
 
 
 def test_variables_are_honoured_when_the_file_is_silent() -> None:
-    zero = dict.fromkeys(VARIABLES, "0")
-    assert parse("", zero).memory == Memory(max_loaded=0, cleanup_interval=0)
+    two = dict.fromkeys(VARIABLES, "2")
+    assert parse("", two).memory == Memory(max_loaded=2, cleanup_interval=2)
     assert parse("", dict.fromkeys(VARIABLES, "")).memory == Memory()
     text = "[memory]\nmax_loaded = 0\ncleanup_interval = 0"
-    assert parse(text, dict.fromkeys(VARIABLES, "7")).memory.cleanup_interval == 0
+    written = parse(text, dict.fromkeys(VARIABLES, "7")).memory
+    assert (written.max_loaded, written.cleanup_interval) == (0, 0)
 
 
-@pytest.mark.usefixtures("everything_supported")
 def test_a_variable_may_hold_a_fraction_where_the_key_may() -> None:
     memory = parse("", {"MLX_CACHE_CLEANUP_INTERVAL_SEC": "2.5"}).memory
     assert memory.cleanup_interval == 2.5

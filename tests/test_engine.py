@@ -79,6 +79,9 @@ class Counter:
             outputs.append((job, frames))
         return outputs
 
+    def shrink(self) -> None:
+        self._note("shrink")
+
     @property
     def busy(self) -> bool:
         return bool(self.jobs)
@@ -315,3 +318,24 @@ def test_an_engine_that_raises_ends_the_process(method: str, error: str) -> None
     )
     assert done.returncode == EXIT_ENGINE_DIED == 70
     assert f"{error}: planned" in done.stderr
+
+
+def test_caches_shrink_between_steps_and_cost_no_request(stage: Stage) -> None:
+    stage.thread.load(LOAD)
+    job, sink = stage.job("a", 3)
+    # Asked for while a step runs: it waits for the next gap.
+    asked = iter([stage.thread.shrink])
+    stage.engine.before_step = lambda: next(asked, lambda: None)()
+    stage.thread.submit(job)
+    stage.run_until(lambda: sink.closed == 1)
+    assert sink.frames == counted(3)
+    assert stage.engine.calls[-2:] == ["insert a", "shrink"]
+    assert stage.engine.threads == {"mlx"}
+
+
+def test_an_idle_engine_shrinks_too(stage: Stage) -> None:
+    stage.thread.load(LOAD)
+    stage.thread.shrink()
+    stage.close()
+    assert stage.engine.calls[-2:] == ["shrink", "close"]
+    assert stage.engine.idle_steps == 0

@@ -23,6 +23,7 @@ CONTRACT: dict[str, tuple[int, str, bool | None]] = {
     "unsupported_value": (400, "invalid_request_error", None),
     "context_length_exceeded": (400, "invalid_request_error", None),
     "model_load_failed": (400, "invalid_request_error", False),
+    "model_too_large": (400, "invalid_request_error", False),
     "invalid_api_key": (401, "invalid_request_error", None),
     "forbidden": (403, "invalid_request_error", None),
     "model_not_found": (404, "invalid_request_error", None),
@@ -33,6 +34,8 @@ CONTRACT: dict[str, tuple[int, str, bool | None]] = {
     "worker_crashed": (503, "server_error", True),
     "model_loading": (503, "server_error", None),
     "queue_full": (503, "server_error", None),
+    "insufficient_memory_now": (503, "server_error", None),
+    "memory_pressure": (503, "server_error", None),
     "shutting_down": (503, "server_error", None),
     "internal_error": (500, "server_error", None),
 }

@@ -97,7 +97,7 @@ def test_routes_and_methods(server: Server) -> None:
     assert_error(server.request("GET", "/v1/nothing"), 404, "not_found")
     wrong = server.request("GET", CHAT)
     assert_error(wrong, 405, "method_not_allowed")
-    for path in ("/v1/responses", "/v1/messages", "/metrics", "/admin"):
+    for path in ("/v1/responses", "/v1/messages", "/metrics", "/admin/logs/m"):
         answer = server.request("POST", path, {})
         assert_error(answer, 404, "not_found")
         assert "not supported by this version" in answer.json["error"]["message"]

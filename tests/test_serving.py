@@ -292,6 +292,7 @@ def test_health_and_root(server: Server) -> None:
             "physical_bytes",
             "used_percent",
             "level",
+            "stranded_bytes",
         }
         (entry,) = [entry for entry in report["cached_models"] if entry["name"] == "tiny"]
         assert entry["state"] == "ready"

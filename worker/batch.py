@@ -229,6 +229,9 @@ class BatchEngine:
         embedder = getattr(self, "_embedder", None)
         return bool(self._live or self._queue or (embedder is not None and embedder.busy))
 
+    def shrink(self) -> None:
+        mx.clear_cache()
+
     def close(self) -> None:
         self._queue.clear()
         self._live.clear()

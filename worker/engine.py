@@ -126,6 +126,9 @@ class Engine(Protocol):
     def step(self) -> Sequence[Output]:
         """One decode step and one prefill chunk. After its last frame a job is forgotten."""
 
+    def shrink(self) -> None:
+        """Give back memory that is only kept for later."""
+
     @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
@@ -171,6 +174,10 @@ class EngineThread:
     def cancel(self, job: Job) -> None:
         self._commands.put(lambda: self._continue(self._forget, job))
 
+    def shrink(self) -> None:
+        """Give back what is only kept for later, between two steps."""
+        self._commands.put(self._shrink)
+
     def close(self) -> None:
         """End the thread after the running step; answered by `on_closed`."""
         self._commands.put(lambda: False)
@@ -207,6 +214,10 @@ class EngineThread:
 
     def _continue(self, act: Callable[[Job], None], job: Job) -> bool:
         act(job)
+        return True
+
+    def _shrink(self) -> bool:
+        self._engine.shrink()
         return True
 
     def _load(self, load: Load) -> bool:

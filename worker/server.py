@@ -20,9 +20,11 @@ from supervisor.wire.frames import (
     Failed,
     Generate,
     Hello,
+    Load,
     LoadFailed,
     Loading,
     Ready,
+    Shrink,
     Text,
     ToEngine,
     Tokens,
@@ -72,13 +74,21 @@ class WorkerServer:
         loop.add_signal_handler(signal.SIGTERM, self._asked_to_stop)
         self._thread.start()
         load = await self._channel.receive()
-        if load is None:
+        if not isinstance(load, Load):
             return
         self._load = load
         self._started = time.monotonic()
         log.info("loading %s for model %s#%d", load.path, load.model, load.generation)
         self._thread.load(load)
+        listening = loop.create_task(self._listen())
         await self._closed.wait()
+        listening.cancel()
+
+    async def _listen(self) -> None:
+        """What the supervisor says later."""
+        while isinstance(await self._channel.receive(), Shrink):
+            log.info("memory is short: caches are given back")
+            self._thread.shrink()
 
     def _asked_to_stop(self) -> None:
         if self._serving is None:

@@ -5,7 +5,7 @@ Three connections exist:
 * control: gateway ↔ supervisor, a Unix socket. One connection is one lease: `Acquire` → (`Granted`
   | `Refused`), later perhaps `Died`. Closing it ends the lease, so the kernel returns leases when
   the gateway dies. The same socket serves `Inquire` → `Report`, and the gateway announces itself
-  with `Serving`.
+  with `Serving`. `Manage` → (`Managed` | `Refused`) and `Watch` → `Happened`… are for people.
 * channel: supervisor ↔ worker, a socketpair inherited at spawn. `Hello` → `Load` → `Loading`… →
   `Ready` | `LoadFailed`.
 * work: gateway ↔ worker, a Unix socket, one connection a request. `Generate` → `Accepted` →
@@ -56,6 +56,38 @@ class Serving(Frame, frozen=True, tag="serving"):
     """The gateway accepts requests now; this connection stays open for its lifetime."""
 
 
+Action = Literal["load", "unload", "pin", "unpin"]
+
+
+class Manage(Frame, frozen=True, tag="manage"):
+    """A person's wish for a model. A `load` waits at most `hold_seconds` for `Managed` or
+    `Refused`, and makes room as a request does; the connection is its lease."""
+
+    request_id: str
+    action: Action
+    model: str
+    hold_seconds: float
+
+
+class Watch(Frame, frozen=True, tag="watch"):
+    """Ask for what happens from now on: `Happened` after `Happened`, until a side closes, or
+    `Refused`. The first one says that the watch has begun."""
+
+
+class Managed(Frame, frozen=True, tag="managed"):
+    """Done, or under way: `state` and `pinned` are the model's."""
+
+    model: str
+    state: str
+    pinned: bool
+
+
+class Happened(Frame, frozen=True, tag="happened"):
+    """One event, as the JSON object that `/admin/events` shows."""
+
+    body: bytes
+
+
 class Granted(Frame, frozen=True, tag="granted"):
     """A place on a ready worker, until the lease's connection closes.
 
@@ -97,8 +129,8 @@ class Report(Frame, frozen=True, tag="report"):
     model: str
 
 
-ToSupervisor = Acquire | Fault | Inquire | Serving
-ToGateway = Granted | Refused | Died | Report
+ToSupervisor = Acquire | Fault | Inquire | Serving | Manage | Watch
+ToGateway = Granted | Refused | Died | Report | Managed | Happened
 
 
 # ── channel: supervisor ↔ worker ─────────────────────────────────────────────────────────────────
@@ -116,6 +148,10 @@ class Load(Frame, frozen=True, tag="load"):
     socket: str
     max_concurrency: int
     context: int
+
+
+class Shrink(Frame, frozen=True, tag="shrink"):
+    """Memory is short: give back what is only kept for later."""
 
 
 class Hello(Frame, frozen=True, tag="hello"):
@@ -144,7 +180,7 @@ class LoadFailed(Frame, frozen=True, tag="load_failed"):
     reason: str
 
 
-ToWorker = Load
+ToWorker = Load | Shrink
 FromWorker = Hello | Loading | Ready | LoadFailed
 
 

@@ -23,6 +23,9 @@ BACKLOG = 1024
 _HIGH_WATER = 1024
 """Frames that may wait unread before the socket is no longer read."""
 
+_BEHIND = 2**20
+"""Bytes."""
+
 
 class FrameStream(asyncio.Protocol, Generic[F]):
     """One connection. `receive()` returns frames, then None for ever once the peer closed."""
@@ -71,6 +74,12 @@ class FrameStream(asyncio.Protocol, Generic[F]):
     def ended(self) -> bool:
         """Whether the peer has closed or broken the connection."""
         return self._ended
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much waits unsent that the peer can't be reading."""
+        transport = self._transport
+        return transport is not None and transport.get_write_buffer_size() > _BEHIND
 
     # ── for the owner ────────────────────────────────────────────────────────────────────────────
 

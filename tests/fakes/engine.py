@@ -134,6 +134,9 @@ class ScriptedEngine:
             outputs.append((job, frames))
         return outputs
 
+    def shrink(self) -> None:
+        """Nothing is kept."""
+
     @property
     def busy(self) -> bool:
         return bool(self._jobs)

@@ -69,6 +69,9 @@ class Choice:
     def step(self) -> Sequence[Output]:
         return self._engine.step()
 
+    def shrink(self) -> None:
+        self._engine.shrink()
+
     @property
     def busy(self) -> bool:
         return self._chosen is not None and self._chosen.busy

@@ -1,0 +1,75 @@
+"""What the pool asks its shell to do, in order. Plain values, so that a test can compare them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from supervisor.errors import BulkheadError
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start a process for this incarnation; then call `started` or `exited`."""
+
+    model: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Send SIGTERM, or SIGKILL, to this incarnation."""
+
+    model: str
+    generation: int
+    kill: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Shrink:
+    """Tell this incarnation to give back what it only keeps for later: its caches."""
+
+    model: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    lease: int
+    model: str
+    worker: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What `load` asked for is done. The lease has ended with it."""
+
+    lease: int
+    model: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    lease: int
+    error: BulkheadError
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """The worker that this lease was granted is gone."""
+
+    lease: int
+    error: BulkheadError
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """A line for the log: a decision that a person may want explained, with its figures."""
+
+    text: str
+    level: int = logging.INFO
+
+
+Effect = Spawn | Stop | Shrink | Grant | Loaded | Refuse | Bury | Say

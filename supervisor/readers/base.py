@@ -1,0 +1,52 @@
+"""What every reader answers."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class SystemPressure(enum.IntEnum):
+    """Memory pressure as the operating system tells it."""
+
+    NORMAL = 1
+    WARN = 2
+    CRITICAL = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """One look at the machine's memory. Bytes; None where it could not be read."""
+
+    physical: int | None = None
+    used: int | None = None
+    """All but what the system would give to a new program without swapping."""
+    wired: int | None = None
+    """macOS alone: pages that can't be moved out, Metal's among them."""
+    swap_used: int | None = None
+    level: SystemPressure | None = None
+    """NORMAL does not prove that the GPU has room."""
+
+    @property
+    def used_percent(self) -> float | None:
+        if self.physical is None or self.used is None or self.physical <= 0:
+            return None
+        return min(100.0, 100 * self.used / self.physical)
+
+
+class Reader(Protocol):
+    """Reads memory. Nothing here raises."""
+
+    def machine(self) -> Machine:
+        """Blocks for at most the deadline of one helper command, as a rule for under 1 ms."""
+
+    def footprint(self, pid: int) -> int | None:
+        """Bytes that would come back if process `pid` ended; None when it is gone or not ours.
+
+        Linux: PSS, which shares shared pages out. macOS: phys_footprint, which has Metal's buffers
+        in it (RSS has not: 193 MB beside 30 GB real) and lags frees by 0.1 to 0.3 s.
+        """
+
+    def wired(self, pid: int) -> int | None:
+        """Bytes of process `pid` that can't be moved out; always None on Linux."""

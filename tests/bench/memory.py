@@ -1,0 +1,209 @@
+"""Two models of more than a gigabyte that take turns where one of them fits, and what that leaves.
+
+Bulkhead switches between them under a budget: the real footprints (PSS) of all its workers together
+are sampled the whole time, since between one model's end and the next one's start is where others
+run over. Beside it mlx_lm.server switches between the same models inside its one process. The
+weights are random and made here. Needs /proc.
+"""
+
+from __future__ import annotations
+
+import http.client
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from supervisor.readers import LinuxReader
+from tests.bench import client, harness
+from tests.bench.answers import Failed
+
+BUDGET = 2_000_000_000
+"""Bytes: one of the models with room for requests, but not two."""
+LEAST = 1_000_000_000
+"""Bytes of weights of each model."""
+NAMES = ("one", "two")
+OURS, THEIRS = "Bulkhead", "mlx_lm.server"
+_SAMPLE_SECONDS = 0.05
+_DEADLINE = 300.0
+
+_MAKE = """
+import sys
+from pathlib import Path
+from tests.tiny import Shape, make_llama
+shape = Shape(
+    hidden_size=2048, intermediate_size=5632, num_hidden_layers=6, num_attention_heads=16,
+    num_key_value_heads=4,
+)
+make_llama(Path(sys.argv[1]), shape=shape, seed=int(sys.argv[2]))
+"""
+
+
+def bench(report: harness.Report, folder: Path, short: bool) -> None:
+    """Run it all."""
+    if LinuxReader().footprint(psutil.Process().pid) is None:
+        raise Failed("/proc/PID/smaps_rollup is needed")
+    turns = 4 if short else 12
+    models = {name: _make(folder / name, seed) for seed, name in enumerate(NAMES)}
+    sizes = [file.stat().st_size for model in models.values() for file in model.glob("*.safet*")]
+    print(f"weights {min(sizes) / 1e9:.2f} GB, budget {BUDGET / 1e9:.1f} GB, {turns} turns")
+    report.bar(min(sizes) >= LEAST, f"each model has {LEAST / 1e9:.0f} GB of weights or more")
+    ours = _ours(report, folder / "b", models, turns)
+    theirs = _theirs(folder / "m", models, turns)
+    _tell(report, {OURS: ours, THEIRS: theirs})
+
+
+class Footprints:
+    """The sum of some processes' PSS, bytes, sampled by a thread of its own."""
+
+    def __init__(self, pids: Callable[[], list[int]]) -> None:
+        self.highest = 0
+        self.after: list[int] = []
+        """What was held after each turn."""
+        self.switches: list[float] = []
+        """Seconds from each request to its answer."""
+        self.left = 0
+        """What was still held once every model was unloaded, or the last one replaced."""
+        self._pids = pids
+        self._over = threading.Event()
+        self._reader = LinuxReader()
+
+    def now(self) -> int:
+        """The sum at this moment; a process that has just ended counts nothing."""
+        return sum(self._reader.footprint(pid) or 0 for pid in self._pids())
+
+    @contextmanager
+    def sampling(self) -> Iterator[None]:
+        thread = threading.Thread(target=self._sample)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._over.set()
+            thread.join()
+
+    def _sample(self) -> None:
+        while not self._over.wait(_SAMPLE_SECONDS):
+            self.highest = max(self.highest, self.now())
+
+    def turn(self, port: int, model: str) -> None:
+        """One request, and what is held after it."""
+        begun = time.monotonic()
+        (exchange,) = client.exchange_all(port, [client.chat(model, "turn", 4)], _DEADLINE)
+        answer = exchange.answer()
+        if answer.status != 200 or not answer.done:
+            raise Failed(f"{model}: {answer.status} {answer.body[-300:]!r}")
+        self.switches.append(time.monotonic() - begun)
+        self.after.append(self.now())
+
+
+def _ours(report: harness.Report, folder: Path, models: dict[str, Path], turns: int) -> Footprints:
+    # No minimum residency: every request makes the other model go at once.
+    settings = f'[memory]\nbudget = "{BUDGET // 10**6}MB"\nmin_residency = 0\n'
+    with harness.bulkhead(folder, models, settings=settings) as server:
+        supervisor = psutil.Process(server.pid)
+        seen = Footprints(lambda: _workers(supervisor))
+        charged = 0
+        with seen.sampling():
+            for turn in range(turns):
+                seen.turn(server.port, NAMES[turn % 2])
+                charged = max(charged, server.health()["memory"]["charged_bytes"])
+        last = NAMES[(turns - 1) % 2]
+        _post(server.port, f"/admin/models/{last}/unload")
+        deadline = time.monotonic() + _DEADLINE
+        while server.health()["cached_models"] and time.monotonic() < deadline:
+            continue
+        seen.left = seen.now()
+    report.bar(
+        seen.highest <= BUDGET,
+        f"all workers together held {seen.highest / 1e9:.2f} GB at most, "
+        f"the budget is {BUDGET / 1e9:.1f} GB",
+    )
+    report.bar(charged <= BUDGET, f"charged {charged / 1e9:.2f} GB at most")
+    report.bar(seen.left == 0, "an unload gives everything back")
+    return seen
+
+
+def _theirs(folder: Path, models: dict[str, Path], turns: int) -> Footprints:
+    first = models[NAMES[0]]
+    with harness.mlx_lm_server(folder, first, concurrency=8) as port:
+        pid = _listener(port)
+        seen = Footprints(lambda: [pid])
+        with seen.sampling():
+            for turn in range(turns):
+                seen.turn(port, str(models[NAMES[turn % 2]]))
+        seen.left = seen.now()  # there is no way to unload a model
+    return seen
+
+
+def _tell(report: harness.Report, seen: dict[str, Footprints]) -> None:
+    header = ["", "after a turn, GB", "highest, GB", "all unloaded, GB", "a switch, s"]
+    rows = [
+        [
+            name,
+            f"{harness.median([float(size) for size in each.after]) / 1e9:.2f}",
+            f"{each.highest / 1e9:.2f}",
+            f"{each.left / 1e9:.2f}" if name == OURS else "not possible",
+            f"{harness.median(each.switches[1:]):.2f}",
+        ]
+        for name, each in seen.items()
+    ]
+    print(harness.table(header, rows))
+    report.figures = {
+        name: {
+            "after_bytes": each.after,
+            "highest_bytes": each.highest,
+            "left_bytes": each.left,
+            "switch_seconds": each.switches,
+        }
+        for name, each in seen.items()
+    }
+
+
+def _make(folder: Path, seed: int) -> Path:
+    """In a process of its own: the weights must not count as the benchmark's."""
+    subprocess.run(
+        [sys.executable, "-c", _MAKE, str(folder), str(seed)],
+        cwd=harness.ROOT,
+        check=True,
+        timeout=_DEADLINE,
+    )
+    return folder
+
+
+def _workers(supervisor: psutil.Process) -> list[int]:
+    found = []
+    for child in supervisor.children():
+        try:
+            if "worker.main" in child.cmdline():
+                found.append(child.pid)
+        except psutil.Error:
+            continue  # it has just ended
+    return found
+
+
+def _listener(port: int) -> int:
+    """Pid of the child of ours that serves there."""
+    for child in psutil.Process().children():
+        if str(port) in child.cmdline():
+            return int(child.pid)
+    raise Failed("mlx_lm.server has no process")
+
+
+def _post(port: int, path: str) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=_DEADLINE)
+    try:
+        connection.request("POST", path)
+        if connection.getresponse().status != 200:
+            raise Failed(f"{path} was refused")
+    finally:
+        connection.close()
+
+
+if __name__ == "__main__":
+    harness.run("memory", (__doc__ or "").partition("\n")[0], bench)

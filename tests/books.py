@@ -1,0 +1,517 @@
+"""What a world knows of the scheduler that it drives, by its own accounts, and what it checks.
+
+`Books` keeps charges, queues, deadlines and drains from the effects and from what the world did
+itself, and raises `Violation` when the scheduler does what it must not, or fails to do what it must:
+
+* nothing is spawned beyond the budget, `max_loaded`, the pressure level, or a closed gate;
+* nobody waits past the hold, and who is first in the queue of models is served as soon as what is
+  free, idle, or busy for too long suffices;
+* no busy worker is stopped but through a drain that had its time, or for its own fault;
+* no worker that drains, stops or is pinned away is granted or taken;
+* every lease ends, once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from supervisor.errors import BulkheadError
+from supervisor.lifecycle import HAS_PROCESS, State
+from supervisor.pool import (
+    Bury,
+    Effect,
+    Grant,
+    Limits,
+    Loaded,
+    Pool,
+    Refuse,
+    Rules,
+    Say,
+    Shrink,
+    Spawn,
+    Spec,
+    Stop,
+)
+from supervisor.pressure import Level
+
+GB = 10**9
+LEAVING = (State.DRAINING, State.STOPPING, State.RELEASING)
+HOLD_CODES = ("insufficient_memory_now", "memory_pressure", "queue_full", "model_loading")
+_BACK_BYTES = 256 * 10**6
+_EPSILON = 1e-6
+
+
+class Violation(AssertionError):
+    """The scheduler did what it must not."""
+
+
+def check(holds: object, text: str) -> None:
+    if not holds:
+        raise Violation(text)
+
+
+@dataclass
+class Request:
+    """What the world knows of one lease."""
+
+    model: str
+    deadline: float
+    by_hand: bool
+    status: str = "waiting"
+
+
+@dataclass
+class Process:
+    """One incarnation as the machine has it."""
+
+    model: str
+    generation: int
+    charge: int
+    born: float
+    phase: str = "loading"
+    """loading, ready, stopped (told to, or dying)"""
+    at_fault: bool = False
+    ready_at: float = 0.0
+    load_seconds: float = 0.0
+    draining_since: float | None = None
+    killed: bool = False
+    idle_since: float = 0.0
+    """When it was last asked for or left, or became ready."""
+
+
+@dataclass
+class Dead:
+    """Memory that a dead process has not given back, and what the world must be charged for it."""
+
+    whole: int
+    held: int
+    since: float
+
+
+@dataclass
+class Model:
+    """The world's own books on one model."""
+
+    spec: Spec
+    learned: int | None = None
+    load_seconds: float | None = None
+    queued_since: float | None = None
+    pinned: bool = False
+    uses: int = 0
+    wish_until: float | None = None
+
+    @property
+    def size(self) -> int:
+        if self.spec.memory_bytes is not None:
+            return self.spec.memory_bytes
+        return self.spec.estimate_bytes if self.learned is None else self.learned
+
+    @property
+    def expected_load(self) -> float:
+        return self.load_seconds if self.load_seconds is not None else 2.0 + self.size / 2e9
+
+
+@dataclass
+class Books:
+    """The accounts of one world; `step` takes every event's effects."""
+
+    specs: list[Spec]
+    limits: Limits
+    rules: Rules
+    budget: int | None
+    default_model: str = ""
+    now: float = 100.0
+    requests: dict[int, Request] = field(default_factory=dict)
+    """Those that are open."""
+    processes: dict[str, Process] = field(default_factory=dict)
+    dead: dict[tuple[str, int], Dead] = field(default_factory=dict)
+    level: Level = Level.NORMAL
+    shutdowns: int = 0
+    gate_since: float | None = None
+    doing: str = ""
+    asked: int = 0
+    """Leases that were handed out."""
+
+    def __post_init__(self) -> None:
+        self.pool = Pool(
+            self.specs,
+            default_model=self.default_model,
+            limits=self.limits,
+            rules=self.rules,
+            budget=self.budget,
+        )
+        self.models = {spec.name: Model(spec, pinned=spec.pin) for spec in self.specs}
+        self.last_state = dict.fromkeys(self.models, State.COLD)
+        self.generation = dict.fromkeys(self.models, 0)
+
+    # ── books ────────────────────────────────────────────────────────────────────────────────────
+
+    def open_of(self, model: str, status: str) -> list[int]:
+        return [i for i, r in self.requests.items() if r.model == model and r.status == status]
+
+    def charged(self) -> int:
+        """What must be counted against the budget: the living by their charge, the dead by what
+        they really hold (but for what passes as noise)."""
+        living = sum(process.charge for process in self.processes.values())
+        held = sum(dead.held for dead in self.dead.values())
+        noise = sum(max(_BACK_BYTES, dead.whole // 50) for dead in self.dead.values())
+        return living + max(0, held - noise)
+
+    def safe_until(self, process: Process) -> float:
+        residency = self.rules.min_residency
+        if residency is None:
+            residency = min(60.0, 2 * process.load_seconds)
+        return process.ready_at + residency
+
+    def patience(self, waiter: Model, victim: Model) -> float:
+        if self.rules.max_wait is not None:
+            return self.rules.max_wait
+        return max(1.0, min(60.0, 3 * (waiter.expected_load + victim.expected_load)))
+
+    def end(self, lease: int, *before: str) -> Request:
+        check(lease in self.requests, f"lease {lease} has ended already")
+        request = self.requests.pop(lease)
+        check(request.status in before, f"lease {lease} is {request.status}")
+        return request
+
+    # ── effects ──────────────────────────────────────────────────────────────────────────────────
+
+    def step(self, doing: str, effects: list[Effect]) -> None:
+        self.doing = doing
+        for effect in effects:
+            match effect:
+                case Spawn(model, generation):
+                    self._spawned(model, generation)
+                case Stop(model, generation, kill):
+                    self._stopped(model, generation, kill)
+                case Grant(lease, model, worker, generation):
+                    self._granted(lease, model, worker, generation)
+                case Loaded(lease, model):
+                    check(self.requests[lease].by_hand, "a request was told `loaded`")
+                    check(self.processes[model].phase == "ready", "loaded, but not ready")
+                    self.end(lease, "waiting")
+                case Refuse(lease, error):
+                    self._refused(lease, error)
+                case Bury(lease, error):
+                    self._buried(lease, error)
+                case Shrink(model, generation):
+                    check(self.processes[model].generation == generation, "shrinks another")
+                    check(self.level >= Level.HIGH, "shrinks without need")
+                case Say():
+                    pass
+        self._compare()
+
+    def _spawned(self, name: str, generation: int) -> None:
+        model = self.models[name]
+        check(name not in self.processes, f"{name} has a process already")
+        check(generation > self.generation[name], f"{name}#{generation} is no new generation")
+        check(not self.shutdowns, "a spawn after shutdown")
+        check(self.level < Level.HIGH, f"a spawn at pressure {self.level.name}")
+        if self.budget is not None:
+            total = self.charged() + model.size
+            check(total <= self.budget, f"{name} is spawned: {total} of {self.budget} charged")
+        if self.rules.max_loaded:
+            count = len(self.processes) + 1
+            check(count <= self.rules.max_loaded, f"{count} loaded, more than max_loaded")
+        if self.rules.load_gate == "exclusive":
+            others = [r for r in self.requests.values() if r.status == "granted"]
+            waited = None if self.gate_since is None else self.now - self.gate_since
+            late = waited is not None and waited + _EPSILON >= self.rules.load_gate_timeout
+            check(not others or late, f"{name} loads through a gate with {len(others)} running")
+            check(
+                all(p.phase != "loading" for p in self.processes.values()),
+                "two loads behind an exclusive gate",
+            )
+        wanted = self.open_of(name, "waiting") or model.wish_until is not None
+        check(wanted, f"{name} is spawned and nobody wants it")
+        self.generation[name] = generation
+        self.processes[name] = Process(name, generation, model.size, self.now)
+
+    def _stopped(self, name: str, generation: int, kill: bool) -> None:
+        process = self.processes.get(name)
+        check(process is not None and process.generation == generation, f"stops no {name}")
+        assert process is not None
+        busy = self.open_of(name, "granted")
+        if kill:
+            overdue = process.phase == "stopped" or self.doing.startswith("tick")
+            check(process.at_fault or overdue, f"{name} is killed without cause")
+            check(process.at_fault or not busy, f"busy {name} is killed: {busy}")
+        else:
+            check(not busy, f"{name} is stopped with {busy} running")
+        process.phase = "stopped"
+        process.killed |= kill
+
+    def _granted(self, lease: int, name: str, worker: str, generation: int) -> None:
+        process = self.processes.get(name)
+        check(process is not None, f"{name} is granted without a process")
+        assert process is not None
+        check(process.generation == generation, "another generation is granted")
+        check(worker == f"{name}#{generation}", "the worker's name is wrong")
+        check(process.phase == "ready", f"{name} is granted while {process.phase}")
+        check(process.draining_since is None, f"{name} is granted while it drains")
+        request = self.requests[lease]
+        check(request.model == name and request.status == "waiting", "a grant out of place")
+        check(not request.by_hand, "an admin's load takes a place")
+        first = min(i for i in self.open_of(name, "waiting") if not self.requests[i].by_hand)
+        check(first == lease, f"{lease} is granted before {first}")
+        if self.rules.load_gate == "exclusive":
+            loads = [p.model for p in self.processes.values() if p.phase == "loading"]
+            check(not loads, f"{name} is granted while {loads} loads behind an exclusive gate")
+        request.status = "granted"
+        limit = self.models[name].spec.concurrency
+        check(not limit or len(self.open_of(name, "granted")) <= limit, "more than concurrency")
+
+    def _refused(self, lease: int, error: BulkheadError) -> None:
+        check(isinstance(error, BulkheadError), "no error")
+        request = self.requests.get(lease)
+        if request is None:  # refused as it came
+            check(lease == self.asked + 1, f"lease {lease} has ended already")
+            return
+        self.end(lease, "waiting")
+        if error.code == "model_too_large":
+            size = self.models[request.model].size
+            check(self.budget is not None and size > self.budget, "it could fit")
+        displaced = error.code == "queue_full" and self.doing == "acquire"
+        stalled = error.code == "model_loading" and "progress" in error.message
+        if error.code in HOLD_CODES and not displaced and not stalled:
+            check(request.deadline <= self.now, f"{error.code} before the hold was over")
+
+    def _buried(self, lease: int, error: BulkheadError) -> None:
+        request = self.end(lease, "granted")
+        process = self.processes.get(request.model)
+        if error.code in ("worker_crashed", "worker_stalled") or process is None:
+            check(
+                process is None or process.at_fault,
+                f"{request.model} is said to have died and has not",
+            )
+            return
+        since = process.draining_since
+        if self.shutdowns > 1:
+            return
+        check(since is not None, f"a request on {request.model} is cut without a drain")
+        patience = self.limits.drain if self.level < Level.CRITICAL else 0.0
+        if error.code == "memory_pressure":
+            patience = min(self.limits.drain, self.limits.emergency_drain)
+            self_since = self.now if since is None else since
+            check(
+                self.now - self_since + _EPSILON >= patience or self.level is not Level.NORMAL,
+                "a request is cut too early in an emergency",
+            )
+            return
+        check(
+            since is not None and self.now - since + _EPSILON >= patience,
+            f"a request on {request.model} is cut too early: {error.code}",
+        )
+
+    # ── what must hold after every step ──────────────────────────────────────────────────────────
+
+    def _compare(self) -> None:
+        pool = self.pool
+        open_leases = 0
+        for name, entry in pool.entries.items():
+            model, process = self.models[name], self.processes.get(name)
+            state, before = entry.state, self.last_state[name]
+            waiting, granted = self.open_of(name, "waiting"), self.open_of(name, "granted")
+            open_leases += len(waiting) + len(granted)
+            check(list(entry.waiting) == waiting, f"{name}: {list(entry.waiting)} wait")
+            check(set(entry.granted) == set(granted), f"{name}: {list(entry.granted)} granted")
+            check(entry.use_count == model.uses, f"{name}: {entry.use_count} uses")
+            check((state in HAS_PROCESS) == (process is not None), f"{name} is {state}")
+            check(state is not State.CRASHED, f"{name} stays crashed")
+            by_hand = sum(self.requests[i].by_hand for i in waiting)
+            requests = len(waiting) + len(granted) - by_hand
+            check(requests <= model.spec.capacity, f"{name}: {requests} requests")
+            check(entry.pinned == model.pinned, f"{name}: pinned {entry.pinned}")
+            if process is not None:
+                self._compare_process(name, process, state, before)
+            if granted:
+                check(state in HAS_PROCESS and state is not State.LOADING, f"{name} serves {state}")
+            if waiting:
+                check(
+                    state is not State.FAILED and not self.shutdowns, f"{name}: waits for nothing"
+                )
+                # Leases by hand come after requests.
+            if state in (State.LOADING, State.DRAINING, State.RELEASING):
+                check(entry.deadline is not None, f"{name} is {state} without end")
+            if state is State.DRAINING:
+                check(granted, f"{name} drains and nobody runs")
+            if state is State.STOPPING and entry.deadline is None:
+                check(process is not None and process.killed, f"{name} is stopping without end")
+            if not waiting or state is State.READY:
+                model.queued_since = None
+            elif model.queued_since is None:
+                model.queued_since = self.now
+            if state is State.READY or self.shutdowns:
+                model.wish_until = None
+            self.last_state[name] = state
+        check(len(pool._leases) == open_leases, "leases that nobody knows")
+        total = sum(charge.bytes for charge in pool.ledger.charges.values())
+        check(pool.ledger.charged == total, "Σ charges is wrong")
+        due = pool.next_deadline()
+        for request in self.requests.values():
+            if request.status == "waiting":
+                check(due is not None and due <= request.deadline, "a hold that nobody watches")
+        gate = pool._gate is not None
+        self.gate_since = (self.gate_since or self.now) if gate else None
+        if self.gate_since is not None:
+            over = self.gate_since + self.rules.load_gate_timeout
+            check(self.now < over, "a load waits at the gate beyond its timeout")
+        self._check_service()
+
+    def _compare_process(self, name: str, process: Process, state: State, before: State) -> None:
+        if state is State.STOPPING and process.phase != "stopped":
+            check(process.at_fault, f"{name} is stopping untold")
+            process.phase = "stopped"
+        if process.phase == "stopped":
+            check(state is State.STOPPING, f"{name} was stopped and is {state}")
+        if process.phase == "loading":
+            check(state is State.LOADING, f"{name} loads and is {state}")
+        key = (name, process.generation)
+        check(self.pool.ledger.of(key) == process.charge, f"{name}: charge is wrong")
+        if before is State.READY and state in (State.DRAINING, State.STOPPING):
+            self._check_drain(name, process)
+        if state is State.DRAINING and process.draining_since is None:
+            process.draining_since = self.now
+        if process.draining_since is not None:
+            check(state in (State.DRAINING, State.STOPPING), f"{name} drained and is {state}")
+        if self.level is Level.CRITICAL:
+            check(state not in (State.READY, State.LOADING), f"{name} is {state} in an emergency")
+
+    def _check_drain(self, name: str, process: Process) -> None:
+        """A READY worker was taken: by whom, and was it allowed?"""
+        if (
+            process.at_fault
+            or self.shutdowns
+            or self.doing in ("unload", f"unload at ready {name}")
+        ):
+            return
+        busy = bool(self.open_of(name, "granted"))
+        if self.doing == "pressure":
+            if self.level is Level.CRITICAL:
+                return
+            safe = self.safe_until(process) <= self.now or self.level >= Level.HIGH
+            if self.level >= Level.WARN and not busy and safe:
+                check(not self.models[name].pinned, f"pinned {name} goes by pressure")
+                return
+        check(not self.models[name].pinned, f"pinned {name} is evicted by {self.doing}")
+        spec = self.models[name].spec
+        idle_for = self.now - process.idle_since
+        if not busy and spec.ttl and idle_for + _EPSILON >= spec.ttl:
+            return
+        if self.doing.startswith("ready") and not busy:
+            return  # another was larger than estimated
+        check(self.safe_until(process) <= self.now + _EPSILON, f"{name} goes within its residency")
+        waiters = [
+            model
+            for other, model in self.models.items()
+            if other != name and model.queued_since is not None
+        ]
+        fresh = self.doing in ("acquire", "load")  # its queue has begun with this very step
+        check(waiters or fresh, f"{name} is evicted for nobody by {self.doing}")
+        if busy:
+            since = [m.queued_since for m in waiters if m.queued_since is not None]
+            patient = [
+                at + self.patience(m, self.models[name])
+                for m, at in zip(waiters, since, strict=True)
+            ]
+            check(
+                (patient and min(patient) <= self.now + _EPSILON) or self.rules.max_wait == 0,
+                f"busy {name} is drained before anybody waited long enough",
+            )
+
+    def _check_service(self) -> None:
+        """Whoever can be served is served; above all the model that has waited longest."""
+        if self.shutdowns:
+            return
+        entries = self.pool.entries
+        exclusive = self.rules.load_gate == "exclusive"
+        loads = any(entry.state is State.LOADING for entry in entries.values())
+        closed = exclusive and (loads or self.gate_since is not None)
+        for name, entry in entries.items():
+            if entry.state is not State.READY:
+                continue
+            limit = self.models[name].spec.concurrency
+            waits = self.open_of(name, "waiting")
+            full = limit and len(entry.granted) >= limit
+            check(not waits or full or closed, f"{name} is ready and {waits} wait")
+            ttl = self.models[name].spec.ttl
+            process = self.processes[name]
+            if ttl and not self.models[name].pinned and not entry.in_use and self.doing == "tick":
+                check(self.now < process.idle_since + ttl, f"{name} outlives its ttl")
+        if self.level >= Level.HIGH:
+            return
+        queue = [
+            (model.queued_since, name)
+            for name, model in self.models.items()
+            if model.queued_since is not None and entries[name].state in (State.COLD, *LEAVING)
+        ]
+        if queue:
+            since, name = min(queue)
+            if entries[name].state is State.COLD and sum(at == since for at, _ in queue) == 1:
+                self._check_first(name, since, closed)
+        if len(queue) > 1:
+            first, second, *_ = sorted(queue)
+            self._check_second(first, second, closed)
+
+    def _check_first(self, name: str, since: float, closed: bool) -> None:
+        """`name` is first in the queue of models: has everything been done for it?"""
+        model, entries = self.models[name], self.pool.entries
+        # A preload that was there before keeps its turn.
+        if any(m.wish_until is not None for m in self.models.values()):
+            return
+        slots = self.rules.max_loaded or len(entries) + 1
+        occupied = sum(
+            e.state in HAS_PROCESS or e.state is State.RELEASING for e in entries.values()
+        )
+        leaving = [n for n, e in entries.items() if e.state in LEAVING]
+        ledger = self.pool.ledger
+        budget = float("inf") if self.budget is None else float(self.budget)
+        free = budget - ledger.charged
+        places = slots - occupied
+        if model.size <= free and places >= 1:
+            check(closed, f"{name} fits and is not loaded")
+            return
+        coming = free + sum(ledger.of(entries[n].key) for n in leaving)
+        places += len(leaving)
+        ready = [
+            p
+            for n, p in self.processes.items()
+            if entries[n].state is State.READY
+            and not self.models[n].pinned
+            and self.safe_until(p) <= self.now
+        ]
+        idle = [p for p in ready if not entries[p.model].in_use]
+        late = [
+            p
+            for p in ready
+            if p in idle or since + self.patience(model, self.models[p.model]) <= self.now
+        ]
+        for who, what in ((idle, "idle models are kept"), (late, "busy ones are kept for ever")):
+            bytes_, count = coming + sum(p.charge for p in who), places + len(who)
+            was_coming = model.size <= coming and places >= 1
+            check(
+                was_coming or model.size > bytes_ or count < 1,
+                f"{name} waits since {since} while {what}: {[p.model for p in who]}",
+            )
+
+    def _check_second(
+        self, first: tuple[float, str], second: tuple[float, str], closed: bool
+    ) -> None:
+        """Who fits beside may overtake one that can't be served yet and still has patience."""
+        (since, name), (later, other) = first, second
+        entries, ledger = self.pool.entries, self.pool.ledger
+        patience = 1.0 if self.rules.max_wait is None else self.rules.max_wait
+        wishes = any(m.wish_until is not None for m in self.models.values())
+        both_cold = entries[name].state is entries[other].state is State.COLD
+        if closed or wishes or not both_cold or self.now >= since + patience or since == later:
+            return
+        budget = float("inf") if self.budget is None else float(self.budget)
+        free = budget - ledger.charged
+        leaving = [e for e in entries.values() if e.state in LEAVING]
+        slots = self.rules.max_loaded or len(entries) + 1
+        occupied = sum(e.state in HAS_PROCESS for e in entries.values())
+        places = slots - occupied - sum(e.state is State.RELEASING for e in entries.values())
+        coming = free + sum(ledger.of(e.key) for e in leaving)
+        kept = self.models[name].size <= coming and places + len(leaving) >= 1
+        fits = self.models[other].size <= free and places >= 1
+        check(kept or not fits, f"{other} fits and waits behind {name}")

@@ -1,0 +1,322 @@
+"""Bugs planted in the scheduler, one at a time, and the seed of the random walk that finds each.
+
+`python -m tests.planted` searches for the seeds and writes them to `planted.json`, beside this
+file; `tests/test_scheduler.py` walks those seeds again. Each bug is one edit of the source, in memory
+alone, and most of them have happened to somebody.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import TypedDict
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = Path(__file__).with_suffix(".json")
+SEEDS = 40
+STEPS = 30_000
+"""Of each seed, until the next is tried."""
+_MODULES = (
+    "supervisor.ledger",
+    "supervisor.eviction",
+    "supervisor.entry",
+    "supervisor.effects",
+    "supervisor.refusals",
+    "supervisor.admission",
+    "supervisor.roster",
+    "supervisor.scheduling",
+    "supervisor.pool",
+    "tests.books",
+    "tests.world",
+    "tests.scheduling",
+)
+"""What is built anew around a bug, in the order of their imports."""
+
+
+@dataclass(frozen=True)
+class Bug:
+    name: str
+    module: str
+    right: str
+    wrong: str
+
+
+class Find(TypedDict):
+    """The walk that finds a bug."""
+
+    seed: int
+    step: int
+    violation: str
+
+
+BUGS = (
+    Bug(
+        "a charge is taken without a look at the budget",
+        "supervisor.admission",
+        "return size <= self.free and self.free_slots >= 1 and self.fits_later(size)",
+        "return self.free_slots >= 1",
+    ),
+    Bug(
+        "a load starts in memory that is only on its way back",
+        "supervisor.admission",
+        "return size <= self.free and self.free_slots >= 1 and self.fits_later(size)",
+        "return self.fits_later(size)",
+    ),
+    Bug(
+        "the memory of the dead is free at once",
+        "supervisor.roster",
+        "if self.rules.release is ReleaseRule.AT_REAP:",
+        "if self.rules.release is not None:",
+    ),
+    Bug(
+        "stranded memory is forgotten",
+        "supervisor.scheduling",
+        "self.ledger.strand(entry.key)",
+        "self.ledger.release(entry.key)",
+    ),
+    Bug(
+        "a measurement replaces no estimate",
+        "supervisor.pool",
+        "self.ledger.measure(entry.key, entry.size)",
+        "pass",
+    ),
+    Bug(
+        "a busy model counts as idle",
+        "supervisor.scheduling",
+        "entry.in_use, self._safe_until(entry)",
+        "False, self._safe_until(entry)",
+    ),
+    Bug(
+        "an eviction stops the worker whoever is in it",
+        "supervisor.roster",
+        "if entry.state is not State.DRAINING or entry.granted:",
+        "if entry.state is not State.DRAINING:",
+    ),
+    Bug(
+        "a draining worker admits those who come",
+        "supervisor.scheduling",
+        "if entry.state is State.READY and entry.waiting:",
+        "if entry.state in (State.READY, State.DRAINING) and entry.waiting:",
+    ),
+    Bug(
+        "a request revokes a drain",
+        "supervisor.pool",
+        "self.uses += 1\n",
+        "self.uses += 1\n"
+        "        if entry.state is State.DRAINING:\n"
+        "            entry.state, entry.deadline = State.READY, None\n",
+    ),
+    Bug(
+        "two waiters share one eviction",
+        "supervisor.admission",
+        "            if victims:\n                room.keep(demand.bytes)\n",
+        "            if victims:\n",
+    ),
+    Bug(
+        "nobody makes room for the second in the queue",
+        "supervisor.admission",
+        "            if now >= _impatient_at(demand, left, rules):\n                break\n",
+        "            break\n",
+    ),
+    Bug(
+        "busy models are never drained",
+        "supervisor.admission",
+        "if not chosen and busy:",
+        "if not chosen and not busy:",
+    ),
+    Bug(
+        "busy models drain at once",
+        "supervisor.admission",
+        "return max(tenant.safe_until, demand.since + patience)",
+        "return tenant.safe_until",
+    ),
+    Bug(
+        "nothing wakes the plan when patience is over",
+        "supervisor.pool",
+        "deadlines = [self._wake, self._cleanup_at, gate]",
+        "deadlines = [self._cleanup_at, gate]",
+    ),
+    Bug(
+        "a model just loaded is evicted",
+        "supervisor.scheduling",
+        "return (entry.loaded_at or 0.0) + self.rules.residency(entry.load_seconds or 0.0)",
+        "return 0.0",
+    ),
+    Bug(
+        "pins are ignored",
+        "supervisor.scheduling",
+        "if entry.state is State.READY and not entry.pinned\n        ]",
+        "if entry.state is State.READY\n        ]",
+    ),
+    Bug(
+        "an emergency spares what is loaded",
+        "supervisor.scheduling",
+        "elif entry.state is State.READY:\n                effects += self._drain("
+        "entry, DrainCause.EMERGENCY",
+        "elif entry.state is State.DRAINING:\n                effects += self._drain("
+        "entry, DrainCause.EMERGENCY",
+    ),
+    Bug(
+        "loads start under pressure",
+        "supervisor.scheduling",
+        "self.shutting_down or self.level >= Level.HIGH",
+        "self.shutting_down or self.level >= Level.CRITICAL",
+    ),
+    Bug(
+        "max_loaded is looked at after the load",
+        "supervisor.scheduling",
+        "sum(entry.state in _OCCUPIES for entry in self.entries.values())\n        return Room(",
+        "sum(entry.state is State.READY for entry in self.entries.values())\n        return Room(",
+    ),
+    Bug(
+        "the last who came is served first",
+        "supervisor.roster",
+        "for lease in list(entry.waiting.values()):",
+        "for lease in list(entry.waiting.values())[::-1]:",
+    ),
+    Bug(
+        "an evicted model keeps its old turn",
+        "supervisor.pool",
+        "entry.wish = entry.queued_since = None",
+        "entry.wish = None",
+    ),
+    Bug(
+        "a place that becomes free goes to nobody",
+        "supervisor.pool",
+        "return [*self._stop_if_drained(entry, now), *self._settle(now)]",
+        "return self._stop_if_drained(entry, now)",
+    ),
+    Bug(
+        "the load gate stays open",
+        "supervisor.scheduling",
+        "if not others:\n            return self._spawn",
+        "if others is not None:\n            return self._spawn",
+    ),
+    Bug(
+        "the load gate never times out",
+        "supervisor.scheduling",
+        "since = now if gate is None else gate.since",
+        "since = now",
+    ),
+    Bug(
+        "a hold has no end",
+        "supervisor.pool",
+        "for lease in [lease for lease in entry.waiting.values() if lease.deadline <= now]:",
+        "for lease in [lease for lease in entry.waiting.values() if lease.deadline < now - 60]:",
+    ),
+    Bug(
+        "a dead worker's requests wait for ever",
+        "supervisor.pool",
+        "effects = [*self._bury_granted(entry, error), *self._refuse_load(entry, error)]\n"
+        "        if entry.state is not State.STOPPING",
+        "effects = self._refuse_load(entry, error)\n        if entry.state is not State.STOPPING",
+    ),
+    Bug(
+        "words about an earlier incarnation count",
+        "supervisor.roster",
+        "current = entry.generation == generation and entry.state in HAS_PROCESS",
+        "current = entry.state in HAS_PROCESS",
+    ),
+    Bug(
+        "a drain has no deadline",
+        "supervisor.roster",
+        "entry.drain_cause, entry.deadline = cause, now + seconds",
+        "entry.drain_cause, entry.deadline = cause, None",
+    ),
+    Bug(
+        "a ttl unloads a model that is in use",
+        "supervisor.entry",
+        "if not runs or self.in_use:",
+        "if not runs:",
+    ),
+    Bug(
+        "a wrong estimate stays unnoticed",
+        "supervisor.scheduling",
+        "if self.ledger.free >= 0:\n            return []",
+        "if self.ledger is not None:\n            return []",
+    ),
+)
+
+
+@contextmanager
+def planted(bug: Bug) -> Iterator[Callable[[int, int], tuple[int, AssertionError | None]]]:
+    """`tests.scheduling.walk` over a scheduler with this bug; everything is restored after."""
+    saved = {name: import_module(name) for name in _MODULES}
+    try:
+        for name in _MODULES:
+            sys.modules[name] = _build(name, bug if name == bug.module else None)
+        yield sys.modules["tests.scheduling"].walk
+    finally:
+        sys.modules.update(saved)
+        for name, module in saved.items():
+            parent, _, child = name.rpartition(".")
+            setattr(sys.modules[parent], child, module)
+
+
+def _build(name: str, bug: Bug | None) -> ModuleType:
+    path = ROOT / f"{name.replace('.', '/')}.py"
+    source = path.read_text()
+    if bug is not None:
+        if source.count(bug.right) != 1:
+            raise ValueError(f"{bug.name}: its place is not found once in {name}")
+        source = source.replace(bug.right, bug.wrong)
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    parent, _, child = name.rpartition(".")
+    setattr(sys.modules[parent], child, module)
+    exec(compile(source, str(path), "exec"), module.__dict__)
+    return module
+
+
+def find(bug: Bug) -> tuple[int, int, str] | None:
+    """(seed, step, what was violated), None when no seed finds the bug."""
+    with planted(bug) as walk:
+        for seed in range(SEEDS):
+            found = violation_of(walk, seed, STEPS)
+            if found is not None:
+                return seed, *found
+    return None
+
+
+def violation_of(
+    walk: Callable[[int, int], tuple[int, AssertionError | None]], seed: int, steps: int
+) -> tuple[int, str] | None:
+    """(step, what was violated) of one walk."""
+    step, violation = walk(seed, steps)
+    return None if violation is None else (step, str(violation))
+
+
+def recorded() -> dict[str, Find]:
+    """What `main` found last, by the bug's name."""
+    found: dict[str, Find] = json.loads(RECORD.read_text())
+    return found
+
+
+def main() -> int:
+    found: dict[str, Find] = {}
+    missed = []
+    for bug in BUGS:
+        result = find(bug)
+        if result is None:
+            missed.append(bug.name)
+            print(f"  NOT FOUND  {bug.name}", flush=True)
+            continue
+        seed, step, text = result
+        found[bug.name] = {"seed": seed, "step": step, "violation": text}
+        print(f"seed {seed:2}, step {step:6}  {bug.name}: {text}", flush=True)
+    RECORD.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    print(f"{len(found)} of {len(BUGS)} bugs found")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -142,13 +142,13 @@ class Ledger:
 
         Returns the incarnations that are waited for no longer: their memory is back, or stranded.
         A charge only falls, since a dead process takes no memory: a reading that rises again is
-        somebody else's. The earliest dead accounts for the rest first, so that Σ over the dead is
+        somebody else's. The earliest spawned accounts for the rest first, so that Σ over the dead is
         never above what was read.
         """
         left = max(0, unattributed)
         over = []
         gone = [(charge.gone_at, key) for key, charge in self.charges.items() if charge.is_gone]
-        for gone_at, key in sorted(gone):
+        for gone_at, key in gone:
             charge = self.charges[key]
             whole = charge.bytes if charge.footprint is None else charge.footprint
             self._set(charge, min(charge.bytes, whole, left))

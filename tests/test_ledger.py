@@ -141,16 +141,6 @@ def test_stranded_memory_is_never_charged_above_the_footprint() -> None:
     assert ledger.stranded == 40 * GB
 
 
-def test_the_earliest_dead_accounts_for_what_is_left() -> None:
-    # `b` was spawned last and died first.
-    ledger = Ledger(100 * GB)
-    for key, size, gone_at in ((A, 10 * GB, 101.0), (B, 40 * GB, 100.0)):
-        ledger.charge(key, size)
-        ledger.exited(key, gone_at)
-    assert ledger.observe(30 * GB, 102.0) == [A]
-    assert (ledger.of(A), ledger.of(B)) == (0, 30 * GB)
-
-
 @pytest.mark.parametrize(
     ("series", "charges", "over_at"),
     [

@@ -152,7 +152,8 @@ def run(
         listener,
         version=version("mlx-bulkhead"),
         worker_module=worker_module,
-        working_set=readers.working_set(),
+        # A child that imports MLX: seconds, for a figure that "auto" alone asks for.
+        working_set=readers.working_set() if settings.memory.budget == "auto" else None,
         reader=reader,
     )
     url = f"http://{shown}:{port}"

@@ -117,7 +117,6 @@ class Lease:
     deadline: float
     """When waiting ends, monotonic seconds."""
     purpose: Purpose = Purpose.REQUEST
-    granted_at: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,7 @@ class Roster:
 
     # ── leases ───────────────────────────────────────────────────────────────────────────────────
 
-    def _grant_waiting(self, entry: Entry, now: float, *, gate_closed: bool) -> list[Effect]:
+    def _grant_waiting(self, entry: Entry, *, gate_closed: bool) -> list[Effect]:
         """READY: serve in the order of arrival as many as have a place."""
         effects: list[Effect] = []
         limit = entry.spec.concurrency
@@ -170,7 +170,6 @@ class Roster:
             elif not gate_closed and (not limit or len(entry.granted) < limit):
                 del entry.waiting[lease.id]
                 entry.granted[lease.id] = lease
-                lease.granted_at = now
                 effects.append(Grant(lease.id, entry.spec.name, entry.worker, entry.generation))
         return effects
 

@@ -62,7 +62,6 @@ class Supervisor:
         working_set: int | None = None,
         reader: readers.Reader | None = None,
     ) -> None:
-        self._config = config
         self._catalog = catalog
         self._state = state
         self._version = version

@@ -43,6 +43,8 @@ class Sizing:
         self._catalog = catalog
         self._sizes = sizes
         self._seen: dict[str, tuple[Fingerprint, Need]] = {}
+        self._written: dict[str, int] = {}
+        """Use counts as the file has them: most calls of `used` bring nothing new."""
 
     def need(self, name: str) -> Need:
         """What the model needs; nothing is known of files that are missing or broken, which the
@@ -69,9 +71,14 @@ class Sizing:
 
     def used(self, name: str, use_count: int) -> None:
         """The model had so many requests; told when its worker ends."""
+        if self._written.get(name) == use_count:
+            return
         known = self.remembered(name)
-        if known is not None and known.use_count != use_count:
+        if known is None:
+            return
+        if known.use_count != use_count:
             self.remember(name, known.memory_bytes, known.load_seconds, use_count)
+        self._written[name] = use_count
 
     def _key(self, name: str) -> str:
         model = self._catalog.models[name]

@@ -1,4 +1,8 @@
-"""Answers whose parts stand between markers: <think>…</think>, <tool_call>…</tool_call>."""
+"""Answers whose parts stand between markers: <think>…</think>, <tool_call>…</tool_call>.
+
+mlx-lm's `make_text_state_machine` has the same transitions, but strips the markers of what turns out
+to be no call, so it is not used itself.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,6 @@ from dataclasses import dataclass
 from worker.text import Needles
 from worker.tools.answer import Answer
 from worker.tools.calls import Ended, Reader
-
-Transitions = Mapping[str, tuple[tuple[str, str], ...]]
-"""State → its markers with the states they lead to, as in mlx-lm's `make_text_state_machine`: that
-state machine strips the markers of what turns out to be no call, so it is not used itself."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 
 from supervisor.wire import codec
 from supervisor.wire.codec import HEADER, encode
-from supervisor.wire.frames import Embed, Frame, Generate, Load, Token
+from supervisor.wire.frames import Embed, Frame, FromEngine, Generate, Load, Token
 from supervisor.wire.stream import FrameStream
 from tests.fakes.engine import GARBAGE, TORN, ScriptedEngine, pass_gate, script_in
 from worker.engine import Engine, Job, Loaded, Output, Prepared
@@ -65,6 +65,12 @@ class Choice:
 
     def remove(self, job: Job) -> None:
         self._engine.remove(job)
+
+    def pause(self, job: Job) -> Sequence[FromEngine]:
+        return self._engine.pause(job)
+
+    def unpause(self, job: Job) -> None:
+        self._engine.unpause(job)
 
     def step(self) -> Sequence[Output]:
         return self._engine.step()

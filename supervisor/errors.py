@@ -21,7 +21,7 @@ BulkheadError
 │   ├── RequestTooLarge            413 request_too_large
 │   ├── UnsupportedMediaType       415 unsupported_media_type
 │   └── RequestCrashedWorker       422 request_crashed_worker
-├── ModelUnavailable               503 model_unavailable: it keeps dying, retrying now is useless
+├── ModelUnavailable               503 model_unavailable
 ├── TransientError                 the server's state is at fault; the same request may succeed later
 │   ├── WorkerCrashed              503 worker_crashed
 │   ├── ModelLoading               503 model_loading

@@ -104,15 +104,19 @@ class Leases:
             return effects
         if suspects := entry.suspects:
             return [*effects, self._try(entry, suspects)]
-        for lease in entry.granted.values():
-            if lease.standing is Standing.PAUSED:
-                lease.standing = Standing.CLEAR
-                effects.append(Proceed(lease.id))
+        effects += self._proceed(entry)
         limit = entry.spec.concurrency
         for lease in list(entry.waiting.values()):
             if not limit or len(entry.granted) < limit:
                 effects.append(self._grant(entry, lease))
         return effects
+
+    def _proceed(self, entry: Entry) -> list[Effect]:
+        """All trials are over: those who have passed go on."""
+        paused = [each for each in entry.granted.values() if each.standing is Standing.PAUSED]
+        for lease in paused:
+            lease.standing = Standing.CLEAR
+        return [Proceed(lease.id) for lease in paused]
 
     def _try(self, entry: Entry, suspects: list[Lease]) -> Effect:
         """Grant one of them alone: the one with the shortest way to the place of its death, and one

@@ -107,8 +107,10 @@ class Scheduler(Roster):
         closed = self._loading_now() is not None
         effects: list[Effect] = []
         for entry in self.entries.values():
-            if entry.state is State.READY and entry.waiting:
+            if entry.state is State.READY and (entry.waiting or entry.granted):
                 effects += self._grant_waiting(entry, gate_closed=closed)
+            elif entry.state is State.DRAINING and not entry.on_trial:
+                effects += self._proceed(entry)  # the other suspects stand trial elsewhere
         return effects
 
     def _plan(self, now: float) -> list[Effect]:

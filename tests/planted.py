@@ -103,7 +103,7 @@ BUGS = (
     Bug(
         "a draining worker admits those who come",
         "supervisor.scheduling",
-        "if entry.state is State.READY and entry.waiting:",
+        "if entry.state is State.READY and (entry.waiting or entry.granted):",
         "if entry.state in (State.READY, State.DRAINING) and entry.waiting:",
     ),
     Bug(

@@ -47,6 +47,10 @@ class StateDir:
         return self.root / "sizes.json"
 
     @property
+    def quarantine(self) -> Path:
+        return self.root / "quarantine.json"
+
+    @property
     def control(self) -> Path:
         return self.run / "control.sock"
 

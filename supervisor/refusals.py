@@ -13,7 +13,9 @@ from supervisor.errors import (
     ModelLoading,
     ModelNotFound,
     ModelTooLarge,
+    ModelUnavailable,
     QueueFull,
+    RequestCrashedWorker,
     ShuttingDown,
     WorkerCrashed,
 )
@@ -100,6 +102,22 @@ def crashed(entry: Entry, how: str) -> WorkerCrashed:
         f"The worker {entry.worker} died ({cause}) {phase}. Other models are not affected; "
         "retry, and the model is loaded again.",
         retry_after=entry.load_seconds,
+    )
+
+
+def unavailable(entry: Entry, now: float) -> ModelUnavailable:
+    left = "" if entry.deadline is None else f" in {max(1.0, entry.deadline - now):.0f} s"
+    return ModelUnavailable(
+        f"The model `{entry.spec.name}` keeps dying and is not loaded at the moment; it is tried "
+        f"again{left}, or at once with `bulkhead load {entry.spec.name}`. `bulkhead logs "
+        f"{entry.spec.name}` shows its last words."
+    )
+
+
+def guilty(entry: Entry) -> RequestCrashedWorker:
+    return RequestCrashedWorker(
+        f"This request alone has killed the worker of model `{entry.spec.name}` repeatedly, and is "
+        "refused for an hour. Change it: a shorter prompt or another model may help."
     )
 
 

@@ -27,9 +27,23 @@ from supervisor.gatekeeper import Gatekeeper
 from supervisor.lifecycle import State
 from supervisor.measured import Sizes
 from supervisor.paths import StateDir
-from supervisor.pool import Bury, Effect, Grant, Loaded, Refuse, Say, Shrink, Spawn, Stop
+from supervisor.pool import (
+    Bury,
+    Convict,
+    Effect,
+    Grant,
+    Interrupt,
+    Loaded,
+    Proceed,
+    Refuse,
+    Say,
+    Shrink,
+    Spawn,
+    Stop,
+)
 from supervisor.pressure import Level
 from supervisor.process import Child, Launcher
+from supervisor.quarantine import Quarantine
 from supervisor.sizing import Sizing
 from supervisor.watch import Watch
 from supervisor.wire import frames
@@ -69,6 +83,8 @@ class Supervisor:
         budget = setting.budget(config.memory, self._reader.machine(), working_set)
         self._sizing = Sizing(catalog, Sizes.load(state.sizes), budget)
         self._pool = setting.pool(config, catalog, budget)
+        self._quarantine = Quarantine.load(state.quarantine)
+        self._pool.docket.restore(self._quarantine.guilty())
         self._feed = Feed()
         self._watch = Watch(self._pool, self, self._reader, setting.thresholds(config.memory))
         self._instance = secrets.token_hex(8)
@@ -159,8 +175,11 @@ class Supervisor:
                     self._fleet.stop(model, generation, kill=kill)
                 case Shrink(model, generation):
                     self._fleet.shrink(model, generation)
-                case Grant() | Refuse() | Bury() | Loaded():
+                case Grant() | Proceed() | Refuse() | Bury() | Interrupt() | Loaded():
                     self._control.tell(effect)
+                case Convict(model, request_id):
+                    log.error("%s alone kills the worker of %s: refused", request_id, model)
+                    self._quarantine.save(self._pool.docket.guilty(time.monotonic()))
                 case Say(text, level):
                     log.log(level, "%s", text)
                     self._feed.tell("decision", text=text)
@@ -266,6 +285,9 @@ class Supervisor:
             log.info("the files of model %s have changed; it may be loaded again", model)
             self._pool.changed(model)
         self._measure(model)
+
+    def keyed(self, digest: bytes) -> bytes:
+        return self._quarantine.keyed(digest)
 
     def gateway_serves(self) -> None:
         self._gatekeeper.announced()

@@ -155,6 +155,7 @@ class Generation:
         self._hold = hold
         self._connect = connect
         self._position = 0
+        self._prompt_tokens = 0
         self._pausing = False
         """Whether the output pauses although its worker lives."""
         self._life: _Life
@@ -261,6 +262,8 @@ class Generation:
     def _note(self, choice: _Choice, frame: FromEngine) -> bool:
         if isinstance(frame, Token):
             self._position += 1
+        elif isinstance(frame, Accepted):
+            self._prompt_tokens = frame.prompt_tokens
         news = choice.note(frame)
         life = self._life
         if life.until and self._position >= life.until:
@@ -317,7 +320,13 @@ class Generation:
         except ProtocolError as error:
             log.error("the supervisor broke the protocol: %s", error)
         if died is not None:
-            log.warning("%s was in worker %s when it died", self._id, life.worker)
+            log.warning(
+                "%s was in worker %s when it died, with %d prompt tokens, at token %d",
+                self._id,
+                life.worker,
+                self._prompt_tokens,
+                self._position,
+            )
             # Its last tokens may still lie in the sockets, and none of them can come again.
             for _ in range(2):
                 await asyncio.sleep(0)

@@ -96,6 +96,7 @@ class ScriptedEngine:
     def prepare(self, request: Generate | Embed) -> Prepared:
         assert isinstance(request, Generate)
         echo = ""
+        prompt: Sequence[int] = ()
         match request.prompt:
             case Chat(messages):
                 size = sum(len(str(message["content"])) for message in messages)
@@ -104,8 +105,9 @@ class ScriptedEngine:
                     raise InvalidValue("planned", param="prompt")
                 size, echo = len(text), text
             case Tokens(ids):
-                size, echo = len(ids), "".join(f"<{token}>" for token in ids)
-        return Prepared([0] * max(PROMPT_TOKENS, size), echo if request.echo else "")
+                size, echo, prompt = len(ids), "".join(f"<{token}>" for token in ids), ids
+        padding = max(PROMPT_TOKENS, size) - len(prompt)
+        return Prepared([*prompt, *[0] * padding], echo if request.echo else "")
 
     def insert(self, job: Job) -> None:
         assert isinstance(job.request, Generate)

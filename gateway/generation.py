@@ -147,6 +147,8 @@ class Generation:
     ) -> None:
         """`lease` has asked for a place and waits `hold` seconds for each."""
         self.model = self.worker = self.socket = ""
+        self.asked = ""
+        """The model that was wanted, where `model` is its fallback."""
         self.recoveries = 0
         """How often another worker has gone on with it."""
         self._id = choices[0].request_id
@@ -301,6 +303,7 @@ class Generation:
                 self._lease.send(Return(self._position))
                 continue
             self.model, self.worker, self.socket = granted.model, granted.worker, granted.socket
+            self.asked = granted.asked
             self._life = _Life(granted, works)
             self._life.over = asyncio.create_task(self._follow(self._life))
             return

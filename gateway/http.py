@@ -124,6 +124,8 @@ async def body_digest(request: web.Request) -> bytes:
 def worker_headers(generation: Generation) -> dict[str, str]:
     """Who answers. Model names may hold any character, headers may not."""
     told = {"x-bulkhead-model": generation.model, "x-bulkhead-worker": generation.worker}
+    if generation.asked:
+        told["x-bulkhead-fallback"] = generation.asked
     if generation.recoveries:
         told["x-bulkhead-recoveries"] = str(generation.recoveries)
     return {

@@ -38,6 +38,8 @@ class Spec:
     pin: bool = False
     ttl: float = 0.0
     """Seconds idle before it is unloaded, 0 = never."""
+    fallback: str = ""
+    """Name or alias of the model that serves its requests while it is unavailable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,8 @@ class Lease:
     """Seconds that it waits for each of its places."""
     digest: bytes = b""
     """Equal requests have equal ones; b"" = it is told from none."""
+    asked: str = ""
+    """The model it wanted, where its fallback serves it."""
     standing: Standing = Standing.CLEAR
     position: int = 0
     """Tokens of its output when last heard of."""

@@ -52,7 +52,7 @@ from supervisor.entry import (
     Standing,
     Wish,
 )
-from supervisor.errors import BulkheadError
+from supervisor.errors import BulkheadError, ModelLoadFailed, ModelUnavailable
 from supervisor.leases import DEFAULT_MODEL
 from supervisor.lifecycle import Event, State
 from supervisor.pressure import Level
@@ -93,11 +93,22 @@ class Pool(Scheduler):
         """A request wants a place and waits at most `hold` seconds. Returns its lease's id."""
         lease = Lease(next(self._ids), request_id, now + hold, hold=hold, digest=digest)
         lease.strikes = self.docket.strikes(digest, now)
+        effects: list[Effect] = []
         try:
-            entry = self._admit(model, now)
+            if self.shutting_down:
+                raise refusals.shutting_down()
+            entry = self.resolve(model)
             if lease.strikes >= STRIKES:
                 raise refusals.guilty(entry)
-            effects = self._find_place(entry, now)
+            try:
+                entry = self._admit(model, now)
+            except (ModelLoadFailed, ModelUnavailable) as error:
+                other = self._fallback(entry)
+                if other is None:
+                    raise
+                effects.append(self._send_on(entry, lease, other, error))
+                entry = other
+            effects += self._find_place(entry, now)
         except BulkheadError as error:
             return lease.id, [Refuse(lease.id, error)]
         self.uses += 1
@@ -271,7 +282,8 @@ class Pool(Scheduler):
         if entry is None or entry.state is not State.LOADING:
             return []
         entry.reason, entry.after_exit = reason, Event.RELEASED_FAILED
-        refused = self._refuse_load(entry, refusals.failed(entry))
+        entry.wish = None
+        refused = self._turn_away(entry, refusals.failed(entry))
         self._move(entry, Event.LOAD_FAILED)
         return [*refused, *self._stop(entry, now), *self._settle(now)]
 

@@ -112,7 +112,7 @@ class Roster(Leases):
                 return self._back_off(entry, entry.backoff, now)
             self._move(entry, Event.BACKOFF_OVER)
         if entry.state is State.FAILED:
-            return self._refuse_waiting(entry, refusals.failed(entry))
+            return self._turn_away(entry, refusals.failed(entry))
         entry.reason = ""
         return []
 
@@ -124,4 +124,4 @@ class Roster(Leases):
             f"{name} has died {deaths} times within {self.rules.restart_window:g} s without a "
             f"token between: it is not loaded again for {seconds:.0f} s"
         )
-        return [*said, *self._refuse_waiting(entry, refusals.unavailable(entry, now))]
+        return [*said, *self._turn_away(entry, refusals.unavailable(entry, now))]

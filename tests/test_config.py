@@ -101,6 +101,7 @@ SUPPORTED = {
     *(f"recovery.{key}" for key in Recovery.__struct_fields__ if key != "stall_seconds"),
     *(f"models.*.{key}" for key in ("source", "aliases", "preload", "max_concurrency")),
     *(f"models.*.{key}" for key in ("max_queue", "context", "env", "pin", "ttl", "memory")),
+    "models.*.fallback",
 }
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "server": Server,
@@ -215,6 +216,19 @@ def test_deleting_its_line_is_all_that_a_key_needs(monkeypatch: pytest.MonkeyPat
 def test_a_wrong_value_is_told_before_the_missing_support() -> None:
     text = "[recovery]\nstall_seconds = 5\nmax_restarts = true"
     assert refusal(text).startswith("recovery.max_restarts: expected")
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [("b", "no model or alias is called"), ("a", "this model itself"), ("z", "this model itself")],
+)
+def test_a_fallback_is_another_model(other: str, told: str) -> None:
+    text = f'[models.a]\nsource = "demo"\naliases = ["z"]\nfallback = "{other}"'
+    message = refusal(text)
+    assert message.startswith("models.a.fallback: ")
+    assert told in message
+    right = text.replace(f'fallback = "{other}"', 'fallback = "c"')
+    assert parse(f'{right}\n[models.c]\nsource = "demo"').models["a"].fallback == "c"
 
 
 # Single values

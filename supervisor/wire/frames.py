@@ -114,6 +114,8 @@ class Granted(Frame, frozen=True, tag="granted"):
     socket: str
     until: int = 0
     then_pause: bool = False
+    asked: str = ""
+    """The model that was wanted, where `model` is its fallback."""
 
 
 class Proceed(Frame, frozen=True, tag="proceed"):

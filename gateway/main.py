@@ -6,8 +6,10 @@ import argparse
 import asyncio
 import logging
 import logging.handlers
+import os
 import signal
 import socket
+import sys
 
 import msgspec
 import uvloop
@@ -31,6 +33,7 @@ def main() -> None:
     parser.add_argument("--settings", required=True)
     arguments = parser.parse_args()
     _log_to(arguments.log)
+    _yield_to_engines()
     settings = msgspec.json.decode(arguments.settings, type=Server)
     listener = socket.socket(fileno=arguments.listen)
     uvloop.run(_serve(listener, arguments.control, settings))
@@ -56,6 +59,14 @@ async def _serve(listener: socket.socket, control: str, settings: Server) -> Non
     await stop.wait()
     await runner.cleanup()
     supervisor.close()
+
+
+def _yield_to_engines() -> None:
+    """Where engines compute on the CPU, each of their tokens wakes us: let it find us an idle core,
+    or a moment later, but not interrupt the next step, which all streams wait for. A tenth of the
+    tokens a second on two cores."""
+    if sys.platform == "linux":
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _log_to(path: str) -> None:

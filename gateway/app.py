@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 
@@ -27,6 +26,7 @@ from gateway.http import (
     STARTED,
     Active,
     decorate,
+    new_request_id,
     render_error,
     too_large,
 )
@@ -89,7 +89,7 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
     """
     request_id = request.headers.get("x-request-id", "")
     if not _SANE_ID.fullmatch(request_id):
-        request_id = f"req-{secrets.token_hex(12)}"
+        request_id = new_request_id()
     request[REQUEST_ID], request[BEGUN] = request_id, time.monotonic()
     request[OUTCOME] = "the client left"
     active = request.app[ACTIVE]

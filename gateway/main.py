@@ -13,9 +13,9 @@ import sys
 
 import msgspec
 import uvloop
-from aiohttp import web
 
 from gateway.app import build
+from gateway.edge import listening
 from supervisor.config import Server
 from supervisor.wire.frames import Serving, ToGateway
 from supervisor.wire.stream import BACKLOG, FrameStream, connect
@@ -41,23 +41,14 @@ def main() -> None:
 
 async def _serve(listener: socket.socket, control: str, settings: Server) -> None:
     """Accept requests until SIGTERM, then let running answers end."""
-    runner = web.AppRunner(
-        build(settings, control),
-        # Without it a client that leaves is noticed only when something is written to it.
-        handler_cancellation=True,
-        access_log=None,
-        shutdown_timeout=_SHUTDOWN_SECONDS,
-    )
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await runner.setup()
-    # aiohttp listens anew on the inherited socket, with a backlog of 128 unless told.
-    await web.SockSite(runner, listener, backlog=BACKLOG).start()
-    supervisor: FrameStream[ToGateway] = await connect(control, ToGateway)
-    supervisor.send(Serving())
-    logging.getLogger("bulkhead.gateway").info("serving")
-    await stop.wait()
-    await runner.cleanup()
+    app = build(settings, control)
+    async with listening(app, listener, backlog=BACKLOG, patience=_SHUTDOWN_SECONDS):
+        supervisor: FrameStream[ToGateway] = await connect(control, ToGateway)
+        supervisor.send(Serving())
+        logging.getLogger("bulkhead.gateway").info("serving")
+        await stop.wait()
     supervisor.close()
 
 

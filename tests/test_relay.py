@@ -7,6 +7,7 @@ events is the test's own choice.
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import tempfile
 from collections import deque
@@ -21,7 +22,9 @@ from msgspec.structs import replace
 
 from gateway import generation as generation_module
 from gateway import relay as relay_module
-from gateway.generation import Event, Generation
+from gateway.ahead import Ahead
+from gateway.generation import Event, Generation, Recovering
+from gateway.lives import AT_ONCE, choices_at_once
 from gateway.relay import Relay
 from supervisor.errors import (
     BulkheadError,
@@ -46,9 +49,12 @@ from supervisor.wire.frames import (
     Generate,
     Granted,
     Inquire,
+    Passed,
+    Proceed,
     Progress,
     Refused,
     Report,
+    Return,
     Text,
     ToEngine,
     Token,
@@ -136,20 +142,29 @@ class Stage:
         self._stack.enter_context(connection)
         return Peer(connection, ToSupervisor if path == self.control else ToEngine)
 
-    async def start_several(self, choices: int) -> tuple[Generation, Peer, list[Peer]]:
-        """A generation of several choices, its lease, and the worker's end of each choice."""
+    async def start_several(
+        self, choices: int, at_once: int = AT_ONCE
+    ) -> tuple[Generation, Peer, list[Peer]]:
+        """A generation of several choices, its lease, and the worker's end of the first ones."""
+        self.relay = Relay(self.control, at_once)
         requests = [replace(REQUEST, request_id=f"r{number}") for number in range(choices)]
         starting = asyncio.create_task(self.relay.start(requests, "alias", 5.0))
         lease = await self.accept(self.control)
         assert await lease.receive() == Acquire("r0", "alias", 5.0)
         await lease.send(Granted("m", "m#1", self.socket))
-        workers: dict[str, Peer] = {}
-        for _ in requests:
-            worker = await self.accept(self.socket)
-            request = await worker.receive()
-            assert isinstance(request, Generate)
-            workers[request.request_id] = worker
-        return await starting, lease, [workers[each.request_id] for each in requests]
+        workers = dict([await self.work() for _ in requests[:at_once]])
+        return await starting, lease, [workers[number] for number in range(len(workers))]
+
+    async def work(self) -> tuple[int, Peer]:
+        """The next choice that the worker is given, and its end of it."""
+        worker = await self.accept(self.socket)
+        request = await worker.receive()
+        assert isinstance(request, Generate)
+        return int(request.request_id[1:]), worker
+
+    def close(self, path: str) -> None:
+        """Nobody listens there any more."""
+        self._listeners[path].close()
 
     async def start(self) -> tuple[Generation, Peer, Peer]:
         """A generation that runs, its lease and its worker."""
@@ -191,8 +206,8 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def set_to(*, cause: float = NEVER, fault: float = NEVER, answer: float = NEVER) -> None:
         monkeypatch.setattr(generation_module, "_CAUSE_SECONDS", cause)
         monkeypatch.setattr(relay_module, "_CONNECT_SECONDS", cause)
+        monkeypatch.setattr(generation_module, "_FAULT_SECONDS", fault)
         for module in (generation_module, relay_module):
-            monkeypatch.setattr(module, "_FAULT_SECONDS", fault)
             monkeypatch.setattr(module, "ANSWER_SECONDS", answer)
 
     return set_to
@@ -324,6 +339,133 @@ def test_choices_are_interleaved_as_they_come(play: Callable[[Scene], None]) -> 
         generation.close()
 
     play(scene)
+
+
+def test_a_worker_is_given_a_few_choices_at_a_time(play: Callable[[Scene], None]) -> None:
+    """Each takes two descriptors of the worker's, which is not there for one request alone."""
+
+    async def scene(stage: Stage) -> None:
+        generation, lease, first = await stage.start_several(5, at_once=2)
+        running = dict(enumerate(first))
+        for number in range(5):
+            # The later one first: whoever ends makes room.
+            choice = max(running)
+            await running[choice].send(Token(choice, "x"), End("stop", 3, 1))
+            assert await generation.receive() == (choice, Token(choice, "x"))
+            assert await generation.receive() == (choice, End("stop", 3, 1))
+            assert await running.pop(choice).receive() is None
+            if number < 3:
+                new, worker = await stage.work()
+                assert new == number + 2
+                running[new] = worker
+        assert not running
+        generation.close()
+        assert await lease.receive() is None
+
+    play(scene)
+
+
+@pytest.mark.parametrize("told_first", [True, False])
+def test_a_worker_that_dies_between_choices_is_explained(
+    play: Callable[[Scene], None],
+    patience: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    told_first: bool,
+) -> None:
+    patience()
+    monkeypatch.setattr(Ahead, "take", lambda *_: None)
+
+    async def scene(stage: Stage) -> None:
+        generation, lease, (only,) = await stage.start_several(2, at_once=1)
+        stage.close(stage.socket)
+        if told_first:
+            await lease.send(DIED)
+            assert await only.receive() is None
+        else:
+            await only.send(End("stop", 3, 1))
+            assert await generation.receive() == (0, End("stop", 3, 1))
+            assert await only.receive() is None
+            await lease.send(DIED)
+        assert same(await failure_of(generation.receive()), DIED)
+        generation.close()
+        assert await lease.receive() is None  # and no Fault
+
+    play(scene)
+
+
+def test_the_next_worker_goes_on_with_a_few_choices_too(
+    play: Callable[[Scene], None], patience: Callable[..., None]
+) -> None:
+    patience()
+
+    async def scene(stage: Stage) -> None:
+        generation, lease, (first, second) = await stage.start_several(4, at_once=2)
+        await first.send(Token(1, "a"), End("stop", 3, 1))
+        assert [await generation.receive() for _ in range(2)] == [
+            (0, Token(1, "a")), (0, End("stop", 3, 1)),
+        ]  # fmt: skip
+        assert (await stage.work())[0] == 2
+        await second.send(Token(7, "b"))
+        assert await generation.receive() == (1, Token(7, "b"))
+        await lease.send(replace(DIED, may_return=True))
+        assert isinstance((await generation.receive())[1], Recovering)
+        assert await lease.receive() == Return(2)
+        await lease.send(Granted("m", "m#2", stage.socket))
+        again = {number: peer for number, peer in [await stage.work() for _ in range(2)]}
+        assert set(again) == {1, 2}  # not the one that has ended, nor the one whose turn it is not
+        for number in (2, 1, 3):
+            if number == 3:
+                again.update([await stage.work()])
+            await again[number].send(Token(number, "c"), End("stop", 3, 1))
+            told = [await generation.receive() for _ in range(2)]
+            assert told == [(number, Token(number, "c")), (number, End("stop", 3, 1))]
+        generation.close()
+        assert await lease.receive() is None
+
+    play(scene)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_no_choice_begins_in_a_pause(play: Callable[[Scene], None], dies: bool) -> None:
+    async def scene(stage: Stage) -> None:
+        stage.relay = Relay(stage.control, 1)
+        requests = [replace(REQUEST, request_id=f"r{number}") for number in range(2)]
+        starting = asyncio.create_task(stage.relay.start(requests, "m", 5.0))
+        lease = await stage.accept(stage.control)
+        await lease.receive()
+        await lease.send(Granted("m", "m#1", stage.socket, 1, True))
+        _, first = await stage.work()
+        generation = await starting
+        await first.send(Token(1, "a"), End("stop", 3, 1))
+        assert await lease.receive() == Passed()
+        told = [await generation.receive() for _ in range(3)]
+        assert [type(frame) for _, frame in told] == [Token, Recovering, End]
+        working = asyncio.create_task(stage.work())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not working.done()
+        if dies:
+            await lease.send(DIED)
+            assert same(await failure_of(generation.receive()), DIED)
+            working.cancel()
+            generation.close()
+            return
+        await lease.send(Proceed())
+        number, second = await working
+        assert number == 1
+        await second.send(End("stop", 3, 0))
+        assert await generation.receive() == (1, End("stop", 3, 0))
+        generation.close()
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("files", "choices"),
+    [(16384, 32), (2**20, 32), (4096, 8), (1024, 2), (256, 1), (resource.RLIM_INFINITY, 32)],
+)
+def test_fewer_choices_run_at_once_where_few_files_may_be_open(files: int, choices: int) -> None:
+    assert choices_at_once(files) == choices
 
 
 @pytest.mark.parametrize("choices", [1, 2])

@@ -25,7 +25,8 @@ from supervisor.errors import BulkheadError, InvalidValue, UnsupportedValue
 from supervisor.wire.frames import Chat, Generate
 from worker.grammar_schema import compilable, parsed
 from worker.lead import Lead, Marks, Stage
-from worker.tools import Forced, forced_form
+from worker.tools import Forced
+from worker.tools.harmony import harmony_rules
 
 log = logging.getLogger("bulkhead.worker")
 
@@ -354,17 +355,10 @@ class Grammars:
             matcher, key = self._matcher(self._vocabulary, rules, param)
         if forced or (calling is not None and form == "hermes"):
             # The schema was compiled alone, too: what is wrong with it is not the tools' fault.
-            calls = self._calls(request, "hermes" if rules else forced_form(self._wrapper))
+            calls = self._calls(request, "hermes" if rules else self._marks.forced)
             rules = rules.replace("start: json", "start: json | calls") or "start: calls\n"
             matcher, key = self._matcher(self._vocabulary, rules + calls, "tools")
-        lead = None
-        if isinstance(request.prompt, Chat):
-            lead = Lead(
-                self._marks,
-                self._marks.ending(prompt),
-                calls=calling is not None and not forced,
-                harmony=not forced,
-            )
+        lead = self._marks.lead(request, prompt) if isinstance(request.prompt, Chat) else None
         return Grammar(
             self._vocabulary,
             matcher.deep_copy(),
@@ -417,7 +411,9 @@ class Grammars:
         ]
         call = " | ".join(f'{head} args{i} "}}"' for i, head in enumerate(heads))
         more = MAX_CALLS - 1 if request.calling.parallel else 0
-        if form == "hermes":
+        if form == "harmony":
+            rules, call = harmony_rules([name for name, _ in tools], self._marker)
+        elif form == "hermes":
             opening, closing = self._marker("<tool_call>"), self._marker("</tool_call>")
             rules = [
                 f'calls: call ("\\n" call){{0,{more}}}' if more else "calls: call",

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-Forced = Literal["hermes", "array"]
+Forced = Literal["hermes", "array", "harmony"]
 Embedded = Literal["hermes", "marked", "harmony"]
+ANALYSIS = ("<|channel|>analysis<|message|>", "<|end|>")
+"""What harmony's thinking stands between."""
+_HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>")
 
 
 def forced_form(tokenizer: Any) -> Forced:
     """The form of calls that a grammar forces on the model of mlx-lm's `tokenizer`.
 
     "hermes": `<tool_call>\\n{"name": …, "arguments": {…}}\\n</tool_call>`, several separated by a
-    newline; what such a model writes by itself. "array": `[{"name": …, "arguments": {…}}, …]`,
-    for all others: JSON is what every model can write and what a grammar can describe.
+    newline; what such a model writes by itself. "harmony": one message to a function, likewise.
+    "array": `[{"name": …, "arguments": {…}}, …]`, for all others: JSON is what every model can write
+    and what a grammar can describe.
     """
+    if is_harmony(tokenizer):
+        return "harmony"
     return "hermes" if parser_name(tokenizer) == "json_tools" else "array"
 
 
@@ -46,7 +52,7 @@ def parser_name(tokenizer: Any) -> str | None:
 def is_harmony(tokenizer: Any) -> bool:
     """Whether the model writes gpt-oss' harmony format."""
     vocab = tokenizer.get_vocab()
-    return all(mark in vocab for mark in ("<|start|>", "<|channel|>", "<|message|>", "<|call|>"))
+    return all(mark in vocab for mark in _HARMONY)
 
 
 def is_llama(tokenizer: Any) -> bool:

@@ -114,10 +114,12 @@ class CallObject:
         self._calls.arguments("".join(passed))
         return False, ""
 
-    def cut(self) -> None:
+    def cut(self, by_length: bool) -> None:
         """The answer is over."""
         if self.opened:
             self._calls.close(broken=True)
+        elif by_length and self._calls.demanded and self._name is not None:
+            self._calls.cut(self._name)
 
     def _step(self, letter: str, passed: list[str]) -> None:
         before, depth = self._json.state, self._json.depth
@@ -216,7 +218,7 @@ class JSONCalls:
 
     def finish(self, cut: bool) -> str:
         if self._object is not None:
-            self._object.cut()
+            self._object.cut(cut)
             return "" if self._object.opened else self._unread() + self._object.raw
         return self._unread() if self._first else ""
 

@@ -164,7 +164,7 @@ class Entry:
     place_freed_at: float | None = None
     memory_bytes: int = 0
     learned_bytes: int | None = None
-    """What the last load was found to need, headroom included; survives unloads."""
+    """What the last load was found to need, with room for requests; survives unloads."""
     context: int = 0
     deaths: int = 0
 
@@ -184,11 +184,23 @@ class Entry:
         return self.spec.estimate_bytes if self.learned_bytes is None else self.learned_bytes
 
     @property
+    def size_source(self) -> str:
+        """Where `size` comes from, for people."""
+        if self.spec.memory_bytes is not None:
+            return "configured"
+        return "estimated" if self.learned_bytes is None else "measured"
+
+    @property
     def expected_load(self) -> float:
         """Seconds that a load takes."""
         if self.load_seconds is not None:
             return self.load_seconds
         return _FIRST_LOAD_SECONDS + self.size / _FIRST_LOAD_BYTES_PER_SECOND
+
+    @property
+    def taken(self) -> int:
+        """Places that are taken: who runs, and who waits."""
+        return len(self.granted) + len(self.waiting)
 
     @property
     def in_use(self) -> bool:

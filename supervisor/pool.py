@@ -119,28 +119,25 @@ class Pool(Scheduler):
         entry = self.entries[model]
         if entry.state is not State.COLD or self.shutting_down:
             return []
-        if not self.ledger.can_ever_fit(entry.size):
-            assert self.ledger.budget is not None
-            error = refusals.too_large(entry, self.ledger.budget)
-            return self._warn(f"{model} is not preloaded: {error.message}")
         entry.wish = Wish(now, now + self.limits.preload)
         return self._settle(now)
 
     def load(
         self, request_id: str, model: str, hold: float, now: float
     ) -> tuple[int, list[Effect]]:
-        """A person wants the model loaded: waits and makes room like a request, is no use of the
-        model and takes no place. Ends in Loaded or Refuse."""
+        """A person wants the model loaded: queues and makes room like a request, but is no use of
+        the model and takes no place on the worker. Ends in Loaded or Refuse."""
         lease = Lease(next(self._ids), request_id, now + hold, Purpose.LOAD)
         try:
             entry = self.resolve(model)
             self.changed(entry.spec.name)  # asked by hand: a failed load may be tried again
             self._admit(model)
+            effects = [] if self._serves(entry) else self._find_place(entry, now)
         except BulkheadError as error:
             return lease.id, [Refuse(lease.id, error)]
         self._leases[lease.id] = entry
         entry.waiting[lease.id] = lease
-        return lease.id, self._settle(now)
+        return lease.id, [*effects, *self._settle(now)]
 
     def unload(self, model: str, now: float) -> list[Effect]:
         """A person wants the model gone, pinned or not: once those who have a place, or wait for
@@ -186,12 +183,13 @@ class Pool(Scheduler):
         return self._settle(now)
 
     def recall(
-        self, model: str, use_count: int, load_seconds: float | None, learned_bytes: int | None
+        self, model: str, use_count: int, load_seconds: float | None, memory_bytes: int | None
     ) -> None:
-        """What an earlier run of the supervisor knew of the model."""
+        """What earlier runs of the supervisor have seen of the model; None = nothing of its files."""
         entry = self.entries[model]
         entry.use_count, entry.load_seconds = use_count, load_seconds
-        entry.learned_bytes = learned_bytes
+        if memory_bytes is not None:
+            self._learn(entry, memory_bytes)
 
     # ── workers ──────────────────────────────────────────────────────────────────────────────────
 
@@ -218,7 +216,7 @@ class Pool(Scheduler):
         entry.memory_bytes, entry.context = memory_bytes, context
         entry.load_seconds, entry.loaded_at = now - entry.load_started, now
         entry.idle_since, entry.deadline, entry.place_freed_at = now, None, None
-        entry.learned_bytes = memory_bytes + entry.spec.headroom_bytes
+        self._learn(entry, memory_bytes)
         self.ledger.measure(entry.key, entry.size)
         effects = self._make_good(entry, now)
         if self._serves(entry):
@@ -322,8 +320,7 @@ class Pool(Scheduler):
                 self._forget(entry, lease)
                 effects.append(Refuse(lease.id, error))
             if entry.wish is not None and entry.wish.deadline <= now:
-                entry.wish = None
-                effects += self._warn(f"{entry.spec.name} is not preloaded: there was no room")
+                effects += self._drop_wish(entry, "there was no room")
             if entry.deadline is not None and entry.deadline <= now:
                 effects += self._overdue(entry, now)
             if entry.idle_at is not None and entry.idle_at <= now:
@@ -378,19 +375,15 @@ class Pool(Scheduler):
         When all places together are taken, a model with fewer requests displaces the last one that
         waits for the model with the most: one busy model must not shut out all the others.
         """
-        if len(entry.waiting) + len(entry.granted) >= entry.spec.capacity:
+        if entry.taken >= entry.spec.capacity:
             raise refusals.queue_full(entry, now)
         limit = self.rules.max_requests
         if not limit or len(self._leases) < limit:
             return []
-
-        def taken(entry: Entry) -> int:
-            return len(entry.waiting) + len(entry.granted)
-
         queues = [other for other in self.entries.values() if other.waiting]
-        longest = max(queues, key=taken, default=entry)
+        longest = max(queues, key=lambda other: other.taken, default=entry)
         error = refusals.server_full(entry, limit, now)
-        if taken(longest) <= taken(entry) + 1:
+        if longest.taken <= entry.taken + 1:
             raise error
         last = next(reversed(longest.waiting.values()))
         self._forget(longest, last)

@@ -157,6 +157,15 @@ class Roster:
         entry.reason = ""
         return []
 
+    def _learn(self, entry: Entry, measured: int) -> None:
+        """A load took so much: that is what the next one is charged, with room for requests. But
+        only the room that the budget leaves: a model that fits alone serves fewer requests rather
+        than none."""
+        room = entry.spec.headroom_bytes
+        if self.ledger.budget is not None:
+            room = max(0, min(room, self.ledger.budget - measured))
+        entry.learned_bytes = measured + room
+
     # ── leases ───────────────────────────────────────────────────────────────────────────────────
 
     def _grant_waiting(self, entry: Entry, *, gate_closed: bool) -> list[Effect]:
@@ -189,8 +198,14 @@ class Roster:
         its way out was not, and waits for the next."""
         if entry.state is not State.LOADING:
             return []
+        return [*self._drop_wish(entry, error.message), *self._refuse_waiting(entry, error)]
+
+    def _drop_wish(self, entry: Entry, why: str) -> list[Effect]:
+        """A preload has failed, which stops nobody and is told."""
+        if entry.wish is None:
+            return []
         entry.wish = None
-        return self._refuse_waiting(entry, error)
+        return self._warn(f"{entry.spec.name} is not preloaded: {why}")
 
     def _bury_granted(self, entry: Entry, error: BulkheadError) -> list[Effect]:
         buried, entry.granted = entry.granted, {}

@@ -78,13 +78,15 @@ class Scheduler(Roster):
         """A size that was learned, or estimated anew, may rule out what others wait for."""
         effects: list[Effect] = []
         for entry in self.entries.values():
-            if entry.state is not State.COLD or self.ledger.budget is None:
-                continue
-            if not self.ledger.can_ever_fit(entry.size):
-                entry.wish = None
-                error = refusals.too_large(entry, self.ledger.budget)
-                effects += self._refuse_waiting(entry, error)
+            if entry.state is State.COLD and not self.ledger.can_ever_fit(entry.size):
+                effects += self._rule_out(entry)
         return effects
+
+    def _rule_out(self, entry: Entry) -> list[Effect]:
+        """The model does not fit even alone: nobody waits for it any longer."""
+        assert self.ledger.budget is not None
+        error = refusals.too_large(entry, self.ledger.budget)
+        return [*self._drop_wish(entry, error.message), *self._refuse_waiting(entry, error)]
 
     def _loading_now(self) -> str | None:
         """The load that keeps generations waiting, if the gate is exclusive and there is one."""
@@ -231,10 +233,8 @@ class Scheduler(Roster):
                 effects += self._evict(self.entries[victim.model], entry, now)
             return effects
         effects += self._drain(entry, DrainCause.EVICTION, self.limits.drain, now)
-        if self.ledger.budget is not None and not self.ledger.can_ever_fit(entry.size):
-            entry.wish = None
-            error = refusals.too_large(entry, self.ledger.budget)
-            effects += self._refuse_waiting(entry, error)
+        if not self.ledger.can_ever_fit(entry.size):
+            effects += self._rule_out(entry)
         return effects
 
     def _clean_up(self, level: Level, now: float) -> list[Effect]:

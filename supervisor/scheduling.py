@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from supervisor import admission, eviction, refusals
-from supervisor.admission import Demand, Means, Room, Tenant
+from supervisor.admission import Demand, Means, Plan, Room, Tenant
 from supervisor.effects import Effect, Say
 from supervisor.entry import DrainCause, Entry, Limits, Rules, Spec
 from supervisor.errors import BulkheadError
@@ -109,20 +109,26 @@ class Scheduler(Roster):
     def _plan(self, now: float) -> list[Effect]:
         """Start the loads that may start, and make room for those that may not."""
         self._wake = None
-        demands = self._demands()
         gate, self._gate = self._gate, None
-        if not demands or self.shutting_down or self.level >= Level.HIGH:
+        if self.shutting_down or self.level >= Level.HIGH:
             return []
-        plan = admission.plan(demands, self._tenants(), self._room(), self.rules, now)
-        self._wake = plan.wake
         effects: list[Effect] = []
-        for unload in plan.unload:
-            effects += self._evict(self.entries[unload.victim], self.entries[unload.model], now)
+        while (plan := self._decide(now)).unload:
+            # Again: who waits longer may now find room with what goes for somebody else.
+            for unload in plan.unload:
+                effects += self._evict(self.entries[unload.victim], self.entries[unload.model], now)
+        self._wake = plan.wake
         if self.rules.load_gate == "exclusive":
             return [*effects, *self._start_alone(plan.start, gate, now)]
         for name in plan.start:
             effects += self._spawn(self.entries[name], now)
         return effects
+
+    def _decide(self, now: float) -> Plan:
+        demands = self._demands()
+        if not demands:
+            return Plan()
+        return admission.plan(demands, self._tenants(), self._room(), self.rules, now)
 
     def _start_alone(self, names: list[str], gate: Gate | None, now: float) -> list[Effect]:
         """Start the first of them, one load at a time, once no other model generates."""

@@ -117,8 +117,8 @@ BUGS = (
     Bug(
         "two waiters share one eviction",
         "supervisor.admission",
-        "            if victims:\n                room.keep(demand.bytes)\n",
-        "            if victims:\n",
+        "                left.remove(victim)\n",
+        "",
     ),
     Bug(
         "nobody makes room for the second in the queue",

@@ -388,6 +388,20 @@ def test_who_has_had_a_turn_queues_behind_those_who_have_not() -> None:
     assert pool.exited("b", 1, "exit status 0", 15.0) == [Spawn("a", 2)]
 
 
+def test_room_that_somebody_else_makes_goes_to_the_first_in_the_queue_at_once() -> None:
+    """`quick` is sooner out of patience with `busy` than `large`, which has waited for longer."""
+    sizes = {"large": 9, "quick": 7, "idle": 2, "busy": 4}
+    pool = small_machine(*(Spec(name, estimate_bytes=size * GB) for name, size in sizes.items()))
+    pool.recall("quick", use_count=0, load_seconds=0.1, memory_bytes=None)
+    loaded(pool, "idle", size=2 * GB)
+    serve(pool, "busy", 3.0, size=4 * GB)
+    ask(pool, "large", 10.0)
+    ask(pool, "quick", 11.0)
+    assert pool.next_deadline() == pytest.approx(11.0 + 3 * (0.1 + 1.0))
+    assert done(pool.tick(14.4)) == [Stop("idle", 1, kill=False)]
+    assert states(pool)["busy"] is State.DRAINING
+
+
 def test_one_model_does_not_take_all_places_of_the_server() -> None:
     pool = small_machine("a", "b", rules=Rules(max_requests=4))
     hogs = [ask(pool, "a", float(i)) for i in range(4)]

@@ -259,7 +259,7 @@ class Generation:
                 self._lease.send(Return(self._position))
                 continue
             self.model, self.worker, self.socket = granted.model, granted.worker, granted.socket
-self.asked = granted.asked
+            self.asked = granted.asked
             self._life = Life(granted, works)
             self._life.over = asyncio.create_task(self._follow(self._life))
             return

@@ -14,10 +14,12 @@ from typing import Annotated
 
 import typer
 
-from supervisor import catalog, client, commands, config, leftovers, logs, readers
+from supervisor import catalog, client, commands, config, leftovers, logs, readers, setting
 from supervisor.config import ConfigError, Overrides
+from supervisor.measured import Sizes
 from supervisor.paths import InstanceLock, StateError, open_state
 from supervisor.service import WORKER_MODULE, Supervisor
+from supervisor.sizing import Sizing
 from supervisor.wire.stream import BACKLOG
 
 FILES = 16384
@@ -132,6 +134,15 @@ def run(
     except StateError as error:
         _complain(str(error), 1)
     logs.set_up(state.logs / "supervisor.log")
+    reader = reader or readers.for_platform()
+    # A child that imports MLX: seconds, for a figure that "auto" alone asks for.
+    working_set = readers.working_set() if settings.memory.budget == "auto" else None
+    budget = setting.budget(settings.memory, reader.machine(), working_set)
+    sizing = Sizing(served, Sizes.load(state.sizes), budget)
+    try:
+        pool = setting.pool(settings, served, sizing)
+    except ConfigError as error:
+        _complain(str(error), 2)
     _raise_file_limit()
     leftovers.clean(state)  # before the port is asked for: a leftover gateway may hold it
     server = settings.server
@@ -150,11 +161,11 @@ def run(
         served,
         state,
         listener,
+        pool=pool,
+        sizing=sizing,
+        reader=reader,
         version=version("mlx-bulkhead"),
         worker_module=worker_module,
-        # A child that imports MLX: seconds, for a figure that "auto" alone asks for.
-        working_set=readers.working_set() if settings.memory.budget == "auto" else None,
-        reader=reader,
     )
     url = f"http://{shown}:{port}"
     try:

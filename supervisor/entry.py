@@ -216,7 +216,7 @@ class Entry:
     place_freed_at: float | None = None
     memory_bytes: int = 0
     learned_bytes: int | None = None
-    """What the last load was found to need, headroom included; survives unloads."""
+    """What the last load was found to need, with room for requests; survives unloads."""
     context: int = 0
     deaths: int = 0
 
@@ -234,6 +234,13 @@ class Entry:
         if self.spec.memory_bytes is not None:
             return self.spec.memory_bytes
         return self.spec.estimate_bytes if self.learned_bytes is None else self.learned_bytes
+
+    @property
+    def size_source(self) -> str:
+        """Where `size` comes from, for people."""
+        if self.spec.memory_bytes is not None:
+            return "configured"
+        return "estimated" if self.learned_bytes is None else "measured"
 
     @property
     def expected_load(self) -> float:

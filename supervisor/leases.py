@@ -189,8 +189,14 @@ class Leases:
         its way out was not, and waits for the next."""
         if entry.state is not State.LOADING:
             return []
+        return [*self._drop_wish(entry, error.message), *self._refuse_waiting(entry, error)]
+
+    def _drop_wish(self, entry: Entry, why: str) -> list[Effect]:
+        """A preload has failed, which stops nobody and is told."""
+        if entry.wish is None:
+            return []
         entry.wish = None
-        return self._refuse_waiting(entry, error)
+        return self._warn(f"{entry.spec.name} is not preloaded: {why}")
 
     def _fail_load(self, entry: Entry, error: BulkheadError) -> list[Effect]:
         """A process has died while it loaded. With recovery its requests wait for the next one."""

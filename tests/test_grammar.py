@@ -312,7 +312,7 @@ def test_true_is_any_value() -> None:
 
 @pytest.mark.parametrize("kind", ["bytes", "spm"])
 def test_sampled_answers_are_valid(kind: str) -> None:
-    """The short form of `python -m tests.structured`."""
+    """ollama#17013: schemas were ignored in silence. The short form of `python -m tests.structured`."""
     ended, why = structured.run(6 * len(structured.served()), 7, kind)
     assert not why
     assert {name for name in structured.served() if not ended[name]} <= structured.RARELY

@@ -130,6 +130,16 @@ def test_body_too_large(announced: bool, server: Server) -> None:
     assert b'"code":"request_too_large"' in answer
 
 
+def test_what_clients_do_wrong_is_no_fault_of_the_model(server: Server) -> None:
+    """sglang#25811: requests answered with 4xx opened the breaker."""
+    assert server.chat("m", max_tokens=2).status == 200
+    for body in [chat_body(temperature=3), chat_body(frobnicate=1), [], {"model": "m"}] * 3:
+        assert server.request("POST", CHAT, body).status == 400
+    (health,) = [model for model in server.health()["models"] if model["name"] == "m"]
+    assert (health["state"], health["deaths"]) == ("ready", 0)
+    assert server.chat("m", max_tokens=2).status == 200
+
+
 def test_host(server: Server) -> None:
     foreign = server.request("GET", "/v1/models", headers={"Host": "evil.example"})
     assert_error(foreign, 403, "forbidden")

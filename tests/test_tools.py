@@ -342,6 +342,7 @@ FORMS: dict[str, tuple[Model, str, list[tuple[str, str]]]] = {
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_form_is_read_however_it_is_cut(form: str) -> None:
+    """omlx#882: calls were dropped while streaming."""
     model, text, calls = FORMS[form]
     assert everywhere(model, text) == Seen("", calls, "tool_calls")
 

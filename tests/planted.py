@@ -252,7 +252,7 @@ BUGS = (
     ),
     Bug(
         "a preload that failed is tried again and again",
-        "supervisor.roster",
+        "supervisor.leases",
         "return [*self._drop_wish(entry, error.message), *self._refuse_waiting(entry, error)]",
         "return self._refuse_waiting(entry, error)",
     ),

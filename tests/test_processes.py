@@ -298,7 +298,7 @@ def test_preload(tmp_path: Path) -> None:
 
 def test_failed_preload_does_not_stop_the_server(tmp_path: Path) -> None:
     model = Script(deeds={"load": "abort"}).write(tmp_path / "m")
-    config = config_for(model) + "preload = true\n"
+    config = config_for(model, extra='[recovery]\nmode = "off"') + "preload = true\n"
     with serving(tmp_path / "s", scripted=True, config=config) as server:
         deadline = Deadline()
         while "SIGABRT" not in server.log():

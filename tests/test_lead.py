@@ -12,8 +12,7 @@ import pytest
 from supervisor.errors import UnsupportedValue
 from supervisor.wire.frames import Calling, Chat, Generate, Structure
 from tests import structured_served
-from tests.structured import allowed
-from tests.test_tools import (
+from tests.dialects import (
     FUNCTION_GEMMA,
     GEMMA4,
     GLM,
@@ -33,6 +32,7 @@ from tests.test_tools import (
     transcripts,
     wrapper,
 )
+from tests.structured import allowed
 from worker.grammar import Grammar, Grammars
 from worker.lead import Marks
 from worker.transcript import AnyTranscript, Transcripts

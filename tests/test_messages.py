@@ -19,7 +19,7 @@ from supervisor.errors import (
     UnsupportedValue,
 )
 from supervisor.wire.frames import Call, Calling, Chat, End, Token
-from tests.test_openai import SECRET, USER, chat, nested, refusal, schema_format
+from tests.openai_bodies import SECRET, USER, chat, nested, refusal, schema_format
 
 
 def of_chat(*messages: Any) -> list[dict[str, Any]]:

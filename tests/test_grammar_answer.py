@@ -126,6 +126,28 @@ def test_an_error_is_told_and_not_taken_for_an_end(
     assert "aa" not in caplog.text
 
 
+def test_what_others_have_taught_a_grammar_ends_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lexer remembers what all outputs met, up to a limit: then it is compiled anew."""
+    monkeypatch.setattr(
+        "worker.grammar.follow.limits",
+        lambda: llguidance.LLParserLimits(max_lexer_states=1000, verbose_errors=False),
+    )
+    letters = set(encode(wrapper(), "ab"))
+    made = Grammars(wrapper(), len(wrapper()))
+    request = structured.request({"type": "string", "pattern": "(.*a.{20}){5}"})
+    for seed in range(6):
+        grammar, replayed = made.compile(request), made.compile(request)
+        assert isinstance(grammar, Grammar)
+        assert isinstance(replayed, Grammar)
+        choose = Chooser(wrapper(), seed, patience=1e9)
+        for length in range(40):
+            token = choose(sorted(letters & {*allowed(grammar)} or allowed(grammar)), length)
+            grammar.push(token)
+            replayed.push(token)
+        assert allowed(grammar) == allowed(replayed) != ends()
+        assert not grammar.broken
+
+
 def test_an_answer_whose_grammar_gave_up_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "worker.grammar.follow.limits",

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from supervisor.errors import UnsupportedValue
+from tests.grammars import accepts
 from tests.structured import constraint
 from worker.grammar.patterns import foreign, merged
 from worker.grammar.patterns import size as states
@@ -22,6 +23,47 @@ from worker.grammar.patterns import size as states
 )  # fmt: skip
 def test_patterns_that_mean_something_else(pattern: str, strange: bool) -> None:
     assert bool(foreign(pattern)) == strange
+
+
+CONTROLS = (
+    "\\x07",
+    "\\u0001",
+    "\\u{1}",
+    "\\u{0b}",
+    "\\v",
+    "\\0",
+    "\\cA",
+    "\x01",
+    "\x7f",
+    "\\x7F",
+    "\\x1f",
+)
+
+
+@pytest.mark.parametrize("control", CONTROLS)
+@pytest.mark.parametrize("pattern", ["^a{}b$", "^({}|a)$", "[{}]", "x[{}{}]+"])
+def test_control_characters_that_answers_cant_have(control: str, pattern: str) -> None:
+    """llguidance leaves them out without a word: "ab" passed for "a\\x07b"."""
+    assert "control characters" in foreign(pattern.replace("{}", control))
+    with pytest.raises(UnsupportedValue, match="control characters"):
+        constraint({"type": "string", "pattern": pattern.replace("{}", control)})
+
+
+@pytest.mark.parametrize(
+    ("pattern", "right", "wrong"),
+    [
+        ("^[^\\x00-\\x1f]+$", ["a"], ["\\n", ""]),
+        ("^a[\\x07c]$", ["ac"], ["a"]),
+        ("^a\\n\\t$", ["a\\n\\t"], ["a"]),
+        ("^[\\x00-\\x1f]$", ["\\n"], ["a", ""]),
+        ("^\\\\x07$", ["\\\\x07"], ["\\\\"]),
+        ("^a\\u0020\\x41$", ["a A"], ["a"]),
+    ],
+)
+def test_other_control_characters(pattern: str, right: list[str], wrong: list[str]) -> None:
+    schema = {"type": "string", "pattern": pattern}
+    assert [text for text in right if not accepts(schema, f'"{text}"')] == []
+    assert [text for text in wrong if accepts(schema, f'"{text}"')] == []
 
 
 @pytest.mark.parametrize(

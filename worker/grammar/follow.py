@@ -102,6 +102,9 @@ class Follower:
         known = 0 <= token < self._compiled.vocabulary.size
         self.alive = known and self.matcher.try_consume_tokens([token]) == 1
         self._tokens.append(token)
+        if known and not self.alive:
+            # A lexer that is full takes no token, and tells it only where a mask is computed.
+            self._compiled.vocabulary.next(self.matcher)
         if self.matcher.is_error():
             self.alive = self._renew()
 

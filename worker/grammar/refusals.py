@@ -15,7 +15,8 @@ import llguidance
 
 from supervisor.errors import ClientError, InvalidValue, UnsupportedValue
 from worker.grammar.follow import UNFORCED, deep, limits
-from worker.grammar.schema import OPTIONS, param
+from worker.grammar.reader import param
+from worker.grammar.schema import OPTIONS
 from worker.grammar.walk import inside, resolve
 
 _MOST_TEXT = 500_000

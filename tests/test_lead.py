@@ -86,7 +86,7 @@ def begin(
     )  # fmt: skip
     tokens = written(model, prompt) if prompt else []
     grammar = grammars(model).compile(request, tokens)
-    assert grammar is not None
+    assert isinstance(grammar, Grammar)
     return grammar, transcripts(model).make(request, tokens)
 
 

@@ -84,12 +84,18 @@ class Reader(Protocol):
     def finish(self, cut: bool) -> str:
         """The answer is over (`cut`: by its length); returns what is lost, as in `Ended`."""
 
+    @property
+    def gate(self) -> str | None:
+        """As a `Machine`'s: a call object ("") or a function's arguments may begin here."""
+
 
 class Whole:
     """A form that only its whole text tells: mlx-lm's parser reads it when the end marker came.
 
     With `end` "" the answer's end is the end.
     """
+
+    gate = None
 
     def __init__(self, calls: Calls, start: str, end: str, parse: Parser, tools: Any) -> None:
         self._calls = calls

@@ -9,14 +9,20 @@ from supervisor.wire.frames import Calling
 from worker.text import Needles
 from worker.tools.answer import Answer, Machine
 from worker.tools.calls import Calls, Reader, Whole
-from worker.tools.forms import ANALYSIS, forced_form, is_harmony, is_llama, parser_name
+from worker.tools.forms import (
+    ANALYSIS,
+    PYTHON_TAG,
+    forced_form,
+    is_harmony,
+    is_llama,
+    parser_name,
+    promises,
+)
 from worker.tools.harmony import Harmony
 from worker.tools.headed import KIMI_K2, MISTRAL, HeadedCalls
 from worker.tools.marked import Bare, Marked, Thought
 from worker.tools.objects import JSONCalls
 from worker.tools.whole import guarded
-
-PYTHON_TAG = "<|python_tag|>"
 
 MakeReader = Callable[[Calls, Any], Reader]
 """(calls, the request's tools) → the reader of what follows a call's start marker."""
@@ -121,8 +127,9 @@ def _reader(tokenizer: Any) -> tuple[str, MakeReader | None]:
                 calls, MISTRAL, lambda: JSONCalls(calls, start)
             )
         case "kimi_k2":
+            # In what mlx-lm's parser would read besides, no grammar holds.
             return start, lambda calls, tools: HeadedCalls(
-                calls, KIMI_K2, lambda: whole(calls, tools)
+                calls, KIMI_K2, None if any(map(promises, tools)) else lambda: whole(calls, tools)
             )
         case _:
             return start, whole

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
+
+PYTHON_TAG = "<|python_tag|>"
 
 Forced = Literal["hermes", "array", "harmony"]
 Embedded = Literal["hermes", "marked", "harmony"]
@@ -37,6 +39,40 @@ def embedded_form(tokenizer: Any) -> Embedded | None:
     if name == "json_tools":
         return "hermes"
     return "marked" if name and tokenizer.tool_call_start in tokenizer.get_vocab() else None
+
+
+class Gates(NamedTuple):
+    """Where, in calls of a model's own form, JSON begins that a grammar can describe.
+
+    `markers`: behind these. `arguments`: the key of a call object that holds them, "" = there are no
+    call objects. `named`: arguments may stand alone, behind the function's name.
+    """
+
+    markers: tuple[str, ...]
+    arguments: str
+    named: bool
+
+
+def gates(tokenizer: Any) -> Gates | None:
+    """None = the model's calls are no JSON, so that a grammar can only force another form on it."""
+    if is_harmony(tokenizer):
+        return Gates(("<|message|>",), "", named=True)
+    if is_llama(tokenizer):
+        return Gates((PYTHON_TAG,), "parameters", named=False)
+    match parser_name(tokenizer):
+        case "json_tools":
+            return Gates((tokenizer.tool_call_start,), "arguments", named=False)
+        case "mistral":
+            return Gates((tokenizer.tool_call_start, "[ARGS]"), "arguments", named=True)
+        case "kimi_k2":
+            return Gates(("<|tool_call_argument_begin|>",), "", named=True)
+    return None
+
+
+def promises(tool: Any) -> bool:
+    """Whether a tool is one whose arguments must follow their schema."""
+    function = tool.get("function")
+    return isinstance(function, dict) and function.get("strict") is True
 
 
 def parser_name(tokenizer: Any) -> str | None:

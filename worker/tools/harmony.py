@@ -45,6 +45,10 @@ class Harmony:
     def reasoning(self) -> bool:
         return self._part == "reasoning"
 
+    @property
+    def gate(self) -> str | None:
+        return self._recipient.removeprefix("functions.") if self._part == "call" else None
+
     def feed(self, text: str) -> None:
         while text and not self._answer.stopped:
             if self._part == "start":

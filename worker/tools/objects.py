@@ -33,6 +33,7 @@ class Arguments:
 
     def __init__(self, calls: Calls, name: str) -> None:
         self._calls = calls
+        self._name = name
         self._json = JSONText()
         self._started = False
         calls.open(name)
@@ -59,6 +60,11 @@ class Arguments:
                 return True, text[at + 1 :]
         self._calls.arguments("".join(out))
         return False, ""
+
+    @property
+    def gate(self) -> str | None:
+        """The function's name, as long as its arguments have not begun."""
+        return None if self._started else self._name
 
     def cut(self) -> bool:
         """The answer is over. Whether a piece of the call has been told."""
@@ -215,6 +221,10 @@ class JSONCalls:
             if ended:
                 return ended
         return None
+
+    @property
+    def gate(self) -> str | None:
+        return None if self._object or self._closing or self._list == "closed" else ""
 
     def finish(self, cut: bool) -> str:
         if self._object is not None:

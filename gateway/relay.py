@@ -26,6 +26,8 @@ from supervisor.wire.frames import (
     Accepted,
     Acquire,
     Action,
+    AskCrashes,
+    Crashes,
     Died,
     Embed,
     Embedded,
@@ -282,6 +284,18 @@ class Relay:
         if not isinstance(answer, Managed):
             raise InternalError("The supervisor gave an unexpected answer.")
         return answer
+
+    async def crashes(self, name: str = "") -> bytes:
+        """JSON: the crash report with that id, or the list of all. Raises BulkheadError."""
+        stream = await self._connect()
+        try:
+            stream.send(AskCrashes(name))
+            answer = await self._answer(stream, _ANSWER_SECONDS)
+        finally:
+            stream.close()
+        if not isinstance(answer, Crashes):
+            raise InternalError("The supervisor gave an unexpected answer.")
+        return answer.body
 
     async def watch(self) -> FrameStream[ToGateway]:
         """A stream of `Happened`, which the caller closes: of all that happens from now on. Raises

@@ -26,7 +26,6 @@ FILES = 16384
 _LATER = {
     "pull": "download a model",
     "logs": "log tails",
-    "crashes": "crash reports",
     "doctor": "check the machine",
     "bench": "load test of a running endpoint",
     "selftest": "fault injection against a private instance",

@@ -35,6 +35,9 @@ class Shell(Protocol):
     def health(self) -> bytes:
         """The object that `/health` shows."""
 
+    async def crashes(self, name: str) -> bytes:
+        """One crash report, or the list of all for "". Raises NotFound."""
+
 
 class Control:
     """Turns frames into events of the pool; one connection is one lease at most."""
@@ -80,6 +83,8 @@ class Control:
                         self._shell.perform(self._pool.fault(lease, reason, time.monotonic()))
                     case frames.Inquire(model):
                         connection.send(self._report(model))
+                    case frames.AskCrashes(name):
+                        connection.send(await self._crashes(name))
                     case frames.Serving():
                         self._shell.gateway_serves()
                     case _:
@@ -126,6 +131,12 @@ class Control:
     def _managed(self, name: str) -> frames.Managed:
         entry = self._pool.entries[name]
         return frames.Managed(name, entry.state.value, entry.pinned)
+
+    async def _crashes(self, name: str) -> frames.Crashes | frames.Refused:
+        try:
+            return frames.Crashes(await self._shell.crashes(name))
+        except BulkheadError as error:
+            return _refused(error)
 
     def _report(self, model: str) -> frames.Report | frames.Refused:
         try:

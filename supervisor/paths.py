@@ -47,6 +47,10 @@ class StateDir:
         return self.root / "sizes.json"
 
     @property
+    def crashes(self) -> Path:
+        return self.root / "crashes"
+
+    @property
     def control(self) -> Path:
         return self.run / "control.sock"
 

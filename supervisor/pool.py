@@ -24,6 +24,7 @@ import logging
 from dataclasses import replace
 
 from supervisor import refusals
+from supervisor.diagnosis import Crash
 from supervisor.effects import (
     Bury,
     Effect,
@@ -241,24 +242,29 @@ class Pool(Scheduler):
         entry = self._current(model, generation)
         return [] if entry is None else [*self._kill(entry, reason, now), *self._settle(now)]
 
-    def dying(self, model: str, generation: int, how: str, now: float) -> list[Effect]:
+    def dying(
+        self, model: str, generation: int, how: str, now: float, crash: Crash | None = None
+    ) -> list[Effect]:
         """A fatal signal has come. Nothing can save the process, and its end takes its time: those
-        who are in it learn it now."""
+        who are in it learn it now, with the `crash` as far as it is understood."""
         entry = self._current(model, generation)
         if entry is None or entry.state is State.STOPPING:
             return []
-        error = refusals.crashed(entry, how)
+        error = refusals.crashed(entry, how, crash)
         effects = [*self._bury_granted(entry, error), *self._refuse_load(entry, error)]
         self._move(entry, Event.KILL)
         entry.reason, entry.deadline = how, now + self._grace(entry)
         return [*effects, *self._settle(now)]
 
-    def exited(self, model: str, generation: int, how: str, now: float) -> list[Effect]:
-        """The process is reaped. `how` describes its end, such as "SIGABRT"."""
+    def exited(
+        self, model: str, generation: int, how: str, now: float, crash: Crash | None = None
+    ) -> list[Effect]:
+        """The process is reaped. `how` describes its end, such as "SIGABRT"; `crash` is what is
+        known of it if nobody had asked for it."""
         entry = self._current(model, generation)
         if entry is None:
             return []
-        error = refusals.crashed(entry, how)
+        error = refusals.crashed(entry, how, crash)
         effects = [*self._bury_granted(entry, error), *self._refuse_load(entry, error)]
         if entry.state is not State.STOPPING or entry.after_exit is Event.RELEASED_CRASHED:
             entry.deaths += 1

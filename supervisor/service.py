@@ -21,6 +21,8 @@ from supervisor import leftovers, logs, readers, report, setting
 from supervisor.catalog import Catalog
 from supervisor.config import Config
 from supervisor.control import Control
+from supervisor.coroner import Coroner, secret_values
+from supervisor.evidence import Evidence, SystemEvidence
 from supervisor.feed import Feed
 from supervisor.fleet import Fleet
 from supervisor.gatekeeper import Gatekeeper
@@ -47,7 +49,7 @@ class Supervisor:
 
     `worker_module` is what worker processes run: the seam at which tests put the real worker
     server around an engine that follows a script. `working_set` is the GPU's, in bytes; `reader`
-    reads the machine's memory.
+    reads the machine's memory, and `evidence` what the system knows of a death.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Supervisor:
         worker_module: str = WORKER_MODULE,
         working_set: int | None = None,
         reader: readers.Reader | None = None,
+        evidence: Evidence | None = None,
     ) -> None:
         self._catalog = catalog
         self._state = state
@@ -71,6 +74,14 @@ class Supervisor:
         self._pool = setting.pool(config, catalog, budget)
         self._feed = Feed()
         self._watch = Watch(self._pool, self, self._reader, setting.thresholds(config.memory))
+        self._coroner = Coroner(
+            self._pool.entries,
+            state.crashes,
+            self._reader,
+            evidence or SystemEvidence(),
+            version=version,
+            secrets=secret_values(os.environ, *(m.env for m in catalog.models.values())),
+        )
         self._instance = secrets.token_hex(8)
         self._lifeline, self._held = os.pipe()  # both CLOEXEC: children get the read end by name
         launcher = Launcher(self._instance, self._lifeline, os.environ)
@@ -84,6 +95,7 @@ class Supervisor:
             msgspec.json.encode(config.server),
             GATEWAY_MODULE,
             self._record,
+            self._coroner.gateway_died,
         )
         self._control = Control(self._pool, self._feed, state, self)
         self._timer: asyncio.TimerHandle | None = None
@@ -101,6 +113,7 @@ class Supervisor:
                 loop.add_signal_handler(number, self._asked_to_stop)
         listening = await listen(str(self._state.control), frames.ToSupervisor, self._control.serve)
         upkeep = loop.create_task(self._upkeep())
+        await self._coroner.files.recall()
         for name in self._catalog.models:
             self._measure(name)
             self._recall(name)
@@ -125,6 +138,7 @@ class Supervisor:
             await self._stopped.wait()
             self._feed.close()  # or the gateway would wait for those who watch
             await self._gatekeeper.stop()
+            await self._coroner.files.close()
             upkeep.cancel()
             watch.cancel()
             listening.close()
@@ -182,8 +196,9 @@ class Supervisor:
 
     # ── events of the fleet ──────────────────────────────────────────────────────────────────────
 
-    def worker_started(self, model: str, generation: int, pid: int) -> None:
-        self._pool.started(model, generation, pid)
+    def worker_started(self, model: str, generation: int, child: Child) -> None:
+        self._coroner.born(model, generation, child)
+        self._pool.started(model, generation, child.pid)
 
     def worker_loading(self, model: str, generation: int, done: int, total: int) -> None:
         self._pool.loading(model, generation, time.monotonic())
@@ -213,17 +228,21 @@ class Supervisor:
         self.perform(self._pool.broken(model, generation, reason, time.monotonic()))
 
     def worker_dying(self, model: str, generation: int, how: str) -> None:
+        crash = self._coroner.examine(model, generation, how)
         self._mourn(model, generation, how)
-        self.perform(self._pool.dying(model, generation, how, time.monotonic()))
+        self.perform(self._pool.dying(model, generation, how, time.monotonic(), crash))
 
     def worker_exited(self, model: str, generation: int, how: str) -> None:
+        crash = self._coroner.examine(model, generation, how)
         self._mourn(model, generation, how)
-        self.perform(self._pool.exited(model, generation, how, time.monotonic()))
+        self.perform(self._pool.exited(model, generation, how, time.monotonic(), crash))
+        self._coroner.file(model, generation, how)
         self._sizing.used(model, self._pool.entries[model].use_count)
 
     # ── the machine's memory ─────────────────────────────────────────────────────────────────────
 
     def memory_pressure(self, level: Level, figures: str) -> None:
+        self._coroner.look(self._watch.machine)
         self.perform(self._pool.pressure(level, figures, time.monotonic()))
 
     def memory_footprint(self, model: str, generation: int, size: int) -> None:
@@ -277,7 +296,11 @@ class Supervisor:
             self._watch.machine,
             time.time() - time.monotonic(),
             self._version,
+            self._coroner.files.last,
         )
+
+    async def crashes(self, name: str) -> bytes:
+        return await self._coroner.files.told(name)
 
     # ── upkeep ───────────────────────────────────────────────────────────────────────────────────
 

@@ -5,7 +5,8 @@ Three connections exist:
 * control: gateway ↔ supervisor, a Unix socket. One connection is one lease: `Acquire` → (`Granted`
   | `Refused`), later perhaps `Died`. Closing it ends the lease, so the kernel returns leases when
   the gateway dies. The same socket serves `Inquire` → `Report`, and the gateway announces itself
-  with `Serving`. `Manage` → (`Managed` | `Refused`) and `Watch` → `Happened`… are for people.
+  with `Serving`. `Manage` → (`Managed` | `Refused`), `Watch` → `Happened`… and `AskCrashes` →
+  (`Crashes` | `Refused`) are for people.
 * channel: supervisor ↔ worker, a socketpair inherited at spawn. `Hello` → `Load` → `Loading`… →
   `Ready` | `LoadFailed`.
 * work: gateway ↔ worker, a Unix socket, one connection a request. `Generate` → `Accepted` →
@@ -74,6 +75,18 @@ class Watch(Frame, frozen=True, tag="watch"):
     `Refused`. The first one says that the watch has begun."""
 
 
+class AskCrashes(Frame, frozen=True, tag="ask_crashes"):
+    """Ask for the crash report with this id, or for the list of all of them."""
+
+    id: str = ""
+
+
+class Crashes(Frame, frozen=True, tag="crashes"):
+    """JSON of a `CrashReport` or a `CrashList` (`wire.crash`)."""
+
+    body: bytes
+
+
 class Managed(Frame, frozen=True, tag="managed"):
     """Done, or under way: `state` and `pinned` are the model's."""
 
@@ -129,8 +142,8 @@ class Report(Frame, frozen=True, tag="report"):
     model: str
 
 
-ToSupervisor = Acquire | Fault | Inquire | Serving | Manage | Watch
-ToGateway = Granted | Refused | Died | Report | Managed | Happened
+ToSupervisor = Acquire | Fault | Inquire | Serving | Manage | Watch | AskCrashes
+ToGateway = Granted | Refused | Died | Report | Managed | Happened | Crashes
 
 
 # ── channel: supervisor ↔ worker ─────────────────────────────────────────────────────────────────

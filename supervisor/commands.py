@@ -29,9 +29,7 @@ Url = Annotated[str | None, _URL]
 StateDirectory = Annotated[Path | None, _STATE]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what the server says as JSON.")]
 AsAnyJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-CrashId = Annotated[
-    str, typer.Argument(metavar="[ID]", help="A report's id; without, all of them.")
-]
+CrashId = Annotated[str, typer.Argument(metavar="ID", help="A report's id; without, all of them.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name or alias.")]
 _GB = 1e9
 _PIPE_COLUMNS = 1000

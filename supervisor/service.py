@@ -237,6 +237,9 @@ class Supervisor:
         self._mourn(model, generation, how)
         self.perform(self._pool.exited(model, generation, how, time.monotonic(), crash))
         self._coroner.file(model, generation, how)
+        if crash is not None:
+            cause = crash.diagnosis.cause.value
+            self._feed.tell("crash", model=model, generation=generation, id=crash.id, cause=cause)
         self._sizing.used(model, self._pool.entries[model].use_count)
 
     # ── the machine's memory ─────────────────────────────────────────────────────────────────────

@@ -235,8 +235,8 @@ LAST_WORDS = (
 _HINTS = tuple((row, row.hints) for row in LAST_WORDS)
 """Looking for words is a hundred times as fast as for patterns, and clients wait for this."""
 
-NOISE = re.compile(r"resource_tracker: .*leaked semaphore|BrokenPipeError", re.IGNORECASE)
-"""Lines of processes that are well, too."""
+NOISE = frozenset({"BrokenPipeError"})
+"""Exceptions of processes that are well: a client has left."""
 
 _PUT_DOWN = (
     (re.compile("no (token|progress|prefill)|stalled"), Cause.STALLED),
@@ -348,8 +348,6 @@ def _explain(said: str, *, loading: bool) -> Diagnosis | None:
     ]
     best: tuple[Weight, Diagnosis] | None = None
     for line in reversed(said.splitlines() if rows else ()):
-        if NOISE.search(line):
-            continue
         for row in rows:
             heavier = best is None or row.weight > best[0]
             if heavier and row.pattern.search(line):

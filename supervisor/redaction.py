@@ -138,7 +138,7 @@ class Cleaner:
                     text.append(line if _is_code(line) else _withheld(1))
                     continue
                 line = _exception(line, frame)
-                if not NOISE.search(line):
+                if line.partition(":")[0] not in NOISE:
                     exception = line
                 where = _In.MESSAGE
             else:

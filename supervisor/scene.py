@@ -18,7 +18,7 @@ from supervisor.lifecycle import State
 from supervisor.redaction import Cleaner, Words
 from supervisor.wire.crash import CrashReport, LoadedModel, MachineSample, Sample
 
-NEWS_BYTES = 64 * 2**10
+NEWS_BYTES = 32 * 2**10
 """Of stderr, looked at when the news comes."""
 REPORT_BYTES = 512 * 2**10
 """Of stderr, from which the report's texts are cut: stacks alone may take tens of kilobytes."""

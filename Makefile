@@ -12,21 +12,25 @@ BENCHMARKS := throughput mixed crashes footprint connections demo eviction decis
 # Long forms of tests, which `make test` runs in short; `make structured ARGS="--seed 2"`.
 LONG := greedy structured fuzz scheduling planted
 
-.PHONY: install serve test check bench bench-all $(BENCHMARKS:%=bench-%) $(LONG) clean
+.PHONY: install serve test check suite bench bench-all $(BENCHMARKS:%=bench-%) $(LONG) clean
 
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.made:
 	@if [ -z "$(PYTHON)" ]; then \
 		echo "Bulkhead needs Python 3.11 or newer; found $$(python3 --version 2>&1). Install one or run make PYTHON=/path/to/python3." >&2; exit 1; fi
 	@"$(PYTHON)" -c 'import sys; sys.exit(f"Bulkhead needs Python 3.11 or newer; $(PYTHON) is {sys.version.split()[0]}." if sys.version_info < (3, 11) else 0)'
 	@"$(PYTHON)" -m venv $(VENV) || { echo "Cannot create $(VENV): this Python has no venv module (on Debian: apt install python3-venv)." >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/.made
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-$(VENV)/.tools: $(VENV)/.installed
+# With the tools of `make test`, in one step where neither is there yet.
+$(VENV)/.tools: pyproject.toml | $(VENV)/.made
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	@touch $@
+	@touch $(VENV)/.installed $@
 
 serve: install
 	@$(BIN)/bulkhead serve $(ARGS)
@@ -36,8 +40,13 @@ check: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: check
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+# The suite's tests wait for processes as much as they compute: three files at a time on two cores.
+suite: $(VENV)/.tools
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+
+# One needs no word of the other's, and the checks leave a core idle.
+test: $(VENV)/.tools
+	@$(MAKE) --no-print-directory --jobs=2 check suite
 
 bench: bench-throughput
 

@@ -12,20 +12,21 @@ from typing import Any
 from aiohttp import web
 
 from gateway import openai
+from gateway.generation import Generation, Recovering
 from gateway.http import (
     BEGUN,
     MAX_BODY,
     OUTCOME,
     RELAY,
     REQUEST_ID,
+    body_digest,
     decorate,
     hold_seconds,
     json_response,
     read_object,
     worker_headers,
 )
-from gateway.relay import Generation
-from gateway.rendering import PING, Collected, Renderer, error_event, usage
+from gateway.rendering import PING, Collected, Renderer, error_event, recoveries, usage
 from supervisor.errors import BulkheadError, InternalError, InvalidValue
 from supervisor.wire.frames import Accepted, End, Token
 
@@ -52,7 +53,8 @@ async def _generate(request: web.Request, parsed: OpenAIRequest) -> web.StreamRe
     await _check_size(request, parsed.n)
     now = time.time()
     choices = parsed.choices(request[REQUEST_ID], now, secrets.randbits(63))
-    generation = await request.app[RELAY].start(choices, parsed.model, hold)
+    digest = await body_digest(request)
+    generation = await request.app[RELAY].start(choices, parsed.model, hold, digest)
     chat = isinstance(parsed, openai.ChatRequest)
     renderer = Renderer(
         chat=chat,
@@ -124,8 +126,8 @@ class _Answer:
         response.charset = "utf-8"
         response.headers["Cache-Control"] = "no-cache"
         response.headers["X-Accel-Buffering"] = "no"  # nginx would hold tokens back
-        response.headers.update(worker_headers(self._generation))
         first = await self._first(headers_due - time.monotonic())
+        response.headers.update(worker_headers(self._generation))
         decorate(request, response)
         await response.prepare(request)
         try:
@@ -141,10 +143,15 @@ class _Answer:
                     closing = renderer.finish(choice, frame)
                     if not self._left:
                         totals = self._usage() if self._parsed.include_usage else None
-                        await _write(response, closing + renderer.done(totals))
+                        told = recoveries(self._generation.recoveries)
+                        await _write(response, closing + told + renderer.done(totals))
                         break
                     await _write(response, closing)
-                choice, frame = await self._next()
+                after = await self._next()
+                while after is None:
+                    if (after := await self._first(_PING_SECONDS)) is None:
+                        await _write(response, PING)
+                choice, frame = after
         except BulkheadError as error:
             await _fail(request, response, error)
         except ConnectionResetError:
@@ -158,19 +165,24 @@ class _Answer:
         await response.write_eof()
         return response
 
-    async def _next(self) -> tuple[int, Token | End]:
+    async def _next(self) -> tuple[int, Token | End] | None:
+        """The next token or end; None when there is a pause before it."""
         while True:
             choice, frame = await self._generation.receive()
             if isinstance(frame, (Token, End)):
                 return choice, frame
+            if isinstance(frame, Recovering):
+                return None
             if isinstance(frame, Accepted):
                 self._renderer.echo(choice, frame.text)
 
     async def _first(self, seconds: float) -> tuple[int, Token | End] | None:
-        """The first token or end; None when `seconds` pass without."""
+        """The next token or end, across pauses; None when `seconds` pass without."""
         try:
             async with asyncio.timeout(max(0.0, seconds)):
-                return await self._next()
+                while (event := await self._next()) is None:
+                    continue
+                return event
         except TimeoutError:
             return None
 

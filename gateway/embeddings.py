@@ -12,16 +12,17 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta
 
+from gateway.generation import Generation
 from gateway.http import (
     OUTCOME,
     RELAY,
     REQUEST_ID,
+    body_digest,
     hold_seconds,
     json_response,
     read_object,
     worker_headers,
 )
-from gateway.relay import Generation
 from gateway.validation import check_known, convert
 from supervisor.errors import InternalError, InvalidType, InvalidValue
 from supervisor.wire.frames import Embed, Embedded
@@ -86,7 +87,9 @@ async def embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings. The answer is buffered whole: any failure is a status."""
     parsed = parse(await read_object(request))
     embed = parsed.embed(request[REQUEST_ID])
-    generation = await request.app[RELAY].start(embed, parsed.model, hold_seconds(request))
+    digest = await body_digest(request)
+    relay = request.app[RELAY]
+    generation = await relay.start(embed, parsed.model, hold_seconds(request), digest)
     try:
         body = await _collect(generation, len(embed.inputs), parsed.encoding_format)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +12,9 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
+from gateway.generation import Generation
 from gateway.guard import Guard
-from gateway.relay import Generation, Relay
+from gateway.relay import Relay
 from gateway.validation import parse_object
 from supervisor.config import Server
 from supervisor.errors import (
@@ -113,9 +115,17 @@ def decorate(request: web.Request, response: web.StreamResponse) -> None:
         response.headers["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
 
 
+async def body_digest(request: web.Request) -> bytes:
+    """What equal requests have in common; the body has been read, so this costs a hash."""
+    path = request.path.removeprefix("/v1").encode()
+    return hashlib.blake2b(path + b"\0" + await request.read(), digest_size=16).digest()
+
+
 def worker_headers(generation: Generation) -> dict[str, str]:
     """Who answers. Model names may hold any character, headers may not."""
     told = {"x-bulkhead-model": generation.model, "x-bulkhead-worker": generation.worker}
+    if generation.recoveries:
+        told["x-bulkhead-recoveries"] = str(generation.recoveries)
     return {
         name: value.encode("ascii", "backslashreplace").decode() for name, value in told.items()
     }

@@ -1,4 +1,4 @@
-"""From a parsed request to its tokens: a lease, a worker's stream, and what a death means.
+"""From a parsed request to its tokens: connections to the supervisor and to workers.
 
 `Relay.start` takes a lease and hands the request to the granted worker; the `Generation` it
 returns yields frames until exactly one end: an `End` frame of every choice, or an error of the
@@ -13,26 +13,23 @@ import logging
 from collections.abc import Sequence
 
 from gateway.ahead import Ahead
-from supervisor.errors import (
-    BulkheadError,
-    InternalError,
-    QueueFull,
-    ShuttingDown,
-    WorkerCrashed,
-    restore,
+from gateway.generation import (
+    ANSWER_SECONDS,
+    Generation,
+    Lease,
+    Work,
+    answer,
+    granted_or_raise,
+    supervisor_gone,
 )
-from supervisor.wire.codec import ProtocolError, TornFrame
+from supervisor.errors import InternalError, QueueFull
+from supervisor.wire.codec import ProtocolError
 from supervisor.wire.frames import (
-    Accepted,
     Acquire,
     Action,
     AskCrashes,
     Crashes,
-    Died,
     Embed,
-    Embedded,
-    End,
-    Failed,
     Fault,
     FromEngine,
     Generate,
@@ -41,177 +38,18 @@ from supervisor.wire.frames import (
     Inquire,
     Manage,
     Managed,
-    Progress,
-    Refused,
     Report,
     ToGateway,
-    Token,
-    Vector,
     Watch,
 )
 from supervisor.wire.stream import FrameStream, connect
 
 log = logging.getLogger("bulkhead.gateway")
 
-_ANSWER_SECONDS = 10.0
-"""Over the hold: how long the supervisor may take to answer before it counts as gone."""
-_CAUSE_SECONDS = 2.0
-"""Between a worker's EOF and the supervisor's word on it; without one the worker is not dead but
-faulty, and must be put down."""
+_CONNECT_SECONDS = 2.0
+"""How long a granted worker may refuse connections before it counts as faulty."""
 _FAULT_SECONDS = 10.0
 _RETRY_SECONDS = 0.02
-_MERGED_MAX = 256
-"""Frames of all choices that may wait unread before their sockets are no longer read."""
-
-
-Event = Accepted | Progress | Token | End
-
-
-class Generation:
-    """One running request. `model` is the served name, `worker` is `name#generation`.
-
-    Each of its choices is a stream of the worker's; all of them hold one lease.
-    """
-
-    def __init__(
-        self,
-        request_id: str,
-        model: str,
-        worker: str,
-        lease: FrameStream[ToGateway],
-        works: Sequence[FrameStream[FromEngine]],
-    ) -> None:
-        self.model = model
-        self.worker = worker
-        self._request_id = request_id
-        self._prompt_tokens = 0
-        self._lease = lease
-        self._works = works
-        self._faulty = False
-        self._death = asyncio.create_task(self._await_death())
-        self._verdict: asyncio.Task[BulkheadError] | None = None
-        """One inquiry into an early end, however often a caller's patience runs out meanwhile."""
-        self._merged: asyncio.Queue[tuple[int, Event] | BaseException] = asyncio.Queue(_MERGED_MAX)
-        self._pumps: list[asyncio.Task[None]] = []
-        if len(works) > 1:  # a single stream is read as it comes, with no task between
-            self._pumps = [asyncio.create_task(self._pump(choice)) for choice in range(len(works))]
-
-    async def receive(self) -> tuple[int, Event]:
-        """The next frame of any choice, with the choice's number. An `Accepted` only if it has a
-        text. Raises a BulkheadError when the request can't go on: of all choices at once.
-
-        Safe to cancel and call again. Nothing may be asked for after the End of every choice, or
-        after an error.
-        """
-        if not self._pumps:
-            return 0, await self._receive(0)
-        item = await self._merged.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
-
-    async def _pump(self, choice: int) -> None:
-        """One task a choice carries its frames, at the pace of the reader. Its end or its error is
-        the last thing it brings."""
-        try:
-            while True:
-                frame = await self._receive(choice)
-                await self._merged.put((choice, frame))
-                if isinstance(frame, End):
-                    return
-        except Exception as error:  # noqa: BLE001
-            # A bug of ours as well: the reader must not wait for ever.
-            await self._merged.put(error)
-
-    async def receive_vector(self) -> Vector | Embedded:
-        """As `receive`, of an `Embed`: its vectors, then Embedded."""
-        while not isinstance(frame := await self._frame(0), (Vector, Embedded)):
-            continue
-        return frame
-
-    async def _receive(self, choice: int) -> Event:
-        while True:
-            frame = await self._frame(choice)
-            if isinstance(frame, (Token, Progress, End)):
-                return frame
-            if isinstance(frame, Accepted) and frame.text:
-                return frame
-
-    async def _frame(self, choice: int) -> FromEngine:
-        try:
-            frame = await self._works[choice].receive()
-        except TornFrame as torn:
-            raise await self._cause(str(torn)) from None
-        except ProtocolError as fault:
-            self._blame(str(fault))
-            raise await self._word(_FAULT_SECONDS) from None
-        match frame:
-            case Failed(code, message, param, retry_after):
-                raise restore(code, message, param=param, retry_after=retry_after)
-            case None:
-                raise await self._cause("the connection closed before the end frame")
-            case Accepted(prompt_tokens):
-                self._prompt_tokens += prompt_tokens
-        return frame
-
-    def close(self) -> None:
-        """Give the place back; to a worker that still generates this is a cancel."""
-        self._death.cancel()
-        if self._verdict is not None:
-            self._verdict.cancel()
-        for pump in self._pumps:
-            pump.cancel()
-        self._hang_up()
-        self._lease.close()
-
-    def _hang_up(self) -> None:
-        for work in self._works:
-            work.close()
-
-    def _blame(self, symptom: str) -> None:
-        """Tell the supervisor once that the worker is faulty, whatever more follows from it."""
-        if not self._faulty:
-            self._faulty = True
-            self._lease.send(Fault(symptom))
-
-    async def _await_death(self) -> BulkheadError:
-        """What the supervisor says about the worker's end. Ends the stream, so that a worker that
-        hangs instead of dying can't keep the client."""
-        try:
-            frame = await self._lease.receive()
-        except ProtocolError as error:
-            frame = None
-            log.error("the supervisor broke the protocol: %s", error)
-        self._hang_up()
-        if isinstance(frame, Died):
-            log.warning(
-                "%s was in worker %s when it died, with %d prompt tokens",
-                self._request_id,
-                self.worker,
-                self._prompt_tokens,
-            )
-            return restore(
-                frame.code, frame.message, param=frame.param, retry_after=frame.retry_after
-            )
-        return _supervisor_gone()
-
-    async def _cause(self, symptom: str) -> BulkheadError:
-        """The worker's stream ended early: the supervisor knows why, if the worker has died."""
-        if self._verdict is None:
-            self._verdict = asyncio.create_task(self._inquire(symptom))
-        return await asyncio.shield(self._verdict)
-
-    async def _inquire(self, symptom: str) -> BulkheadError:
-        done, _ = await asyncio.wait([self._death], timeout=_CAUSE_SECONDS)
-        if not done:
-            self._blame(symptom)
-        return await self._word(_FAULT_SECONDS)
-
-    async def _word(self, seconds: float) -> BulkheadError:
-        done, _ = await asyncio.wait([self._death], timeout=seconds)
-        if done:
-            return self._death.result()
-        return WorkerCrashed(f"The worker {self.worker} stopped answering. Retry the request.")
 
 
 class Relay:
@@ -223,37 +61,34 @@ class Relay:
         self._workers: Ahead[FromEngine] = Ahead(FromEngine)
 
     async def start(
-        self, request: Sequence[Generate] | Generate | Embed, model: str, hold: float
+        self,
+        request: Sequence[Generate] | Generate | Embed,
+        model: str,
+        hold: float,
+        digest: bytes = b"",
     ) -> Generation:
         """Wait up to `hold` seconds for a worker and give it the request, which may have several
         choices. Raises BulkheadError.
 
         One lease holds them all, for which the first one's id stands; each has a connection of its
-        own to the worker. Cancelling gives the place back.
+        own to the worker. Equal requests have an equal `digest`. Cancelling gives the place back.
         """
         choices = (request,) if isinstance(request, Generate | Embed) else request
-        works: list[FrameStream[FromEngine]] = []
         lease = await self._connect()
+        generation = Generation(choices, lease, hold, self._work)
         try:
-            lease.send(Acquire(choices[0].request_id, model, hold))
-            granted = await self._answer(lease, hold + _ANSWER_SECONDS)
-            if not isinstance(granted, Granted):
-                raise InternalError("The supervisor gave an unexpected answer.")
-            for choice in choices:
-                works.append(work := await self._work(granted, lease))
-                work.send(choice)
+            lease.send(Acquire(choices[0].request_id, model, hold, digest))
+            await generation.begin()
         except BaseException as error:
-            for work in works:
-                work.close()
-            lease.close()
+            generation.close()
             if isinstance(error, ProtocolError):
                 log.error("%s cannot be sent: %s", choices[0].request_id, error)
                 raise InternalError("The request could not be passed on to the model.") from None
             raise
         # Not before: this request's own frames go first.
         self._leases.refill(self._control)
-        self._workers.refill(granted.socket)
-        return Generation(choices[0].request_id, granted.model, granted.worker, lease, works)
+        self._workers.refill(generation.socket)
+        return generation
 
     async def close(self) -> None:
         """Let go of the connections kept ahead."""
@@ -265,12 +100,12 @@ class Relay:
         stream = await self._connect()
         try:
             stream.send(Inquire(model))
-            answer = await self._answer(stream, _ANSWER_SECONDS)
+            said = await answer(stream, ANSWER_SECONDS)
         finally:
             stream.close()
-        if not isinstance(answer, Report):
+        if not isinstance(said, Report):
             raise InternalError("The supervisor gave an unexpected answer.")
-        return answer
+        return said
 
     async def manage(self, request_id: str, action: Action, model: str, hold: float) -> Managed:
         """Load, unload, pin or unpin by hand; only a load waits, up to `hold` seconds. Raises
@@ -278,24 +113,24 @@ class Relay:
         stream = await self._connect()
         try:
             stream.send(Manage(request_id, action, model, hold))
-            answer = await self._answer(stream, hold + _ANSWER_SECONDS)
+            said = await answer(stream, hold + ANSWER_SECONDS)
         finally:
             stream.close()
-        if not isinstance(answer, Managed):
+        if not isinstance(said, Managed):
             raise InternalError("The supervisor gave an unexpected answer.")
-        return answer
+        return said
 
     async def crashes(self, name: str = "") -> bytes:
         """JSON: the crash report with that id, or the list of all. Raises BulkheadError."""
         stream = await self._connect()
         try:
             stream.send(AskCrashes(name))
-            answer = await self._answer(stream, _ANSWER_SECONDS)
+            said = await answer(stream, ANSWER_SECONDS)
         finally:
             stream.close()
-        if not isinstance(answer, Crashes):
+        if not isinstance(said, Crashes):
             raise InternalError("The supervisor gave an unexpected answer.")
-        return answer.body
+        return said.body
 
     async def watch(self) -> FrameStream[ToGateway]:
         """A stream of `Happened`, which the caller closes: of all that happens from now on. Raises
@@ -303,7 +138,7 @@ class Relay:
         stream = await self._connect()
         try:
             stream.send(Watch())
-            if not isinstance(await self._answer(stream, _ANSWER_SECONDS), Happened):
+            if not isinstance(await answer(stream, ANSWER_SECONDS), Happened):
                 raise InternalError("The supervisor gave an unexpected answer.")
         except BaseException:
             stream.close()
@@ -316,25 +151,9 @@ class Relay:
         try:
             return await connect(self._control, ToGateway)
         except OSError:
-            raise _supervisor_gone() from None
+            raise supervisor_gone() from None
 
-    async def _answer(self, stream: FrameStream[ToGateway], seconds: float) -> ToGateway:
-        try:
-            async with asyncio.timeout(seconds):
-                answer = await stream.receive()
-        except TimeoutError:
-            log.error("the supervisor did not answer within %.0f s", seconds)
-            raise _supervisor_gone() from None
-        except ProtocolError as error:
-            log.error("the supervisor broke the protocol: %s", error)
-            raise InternalError("The supervisor gave an unreadable answer.") from None
-        _raise_refusal(answer)
-        assert answer is not None
-        return answer
-
-    async def _work(
-        self, granted: Granted, lease: FrameStream[ToGateway]
-    ) -> FrameStream[FromEngine]:
+    async def _work(self, granted: Granted, lease: Lease) -> Work:
         """Connect to the granted worker.
 
         It may have died since, of which the lease tells; a full backlog passes; only a worker that
@@ -342,7 +161,7 @@ class Relay:
         """
         if (ahead := self._workers.take(granted.socket)) is not None:
             return ahead
-        deadline = asyncio.get_running_loop().time() + _CAUSE_SECONDS
+        deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS
         while True:
             try:
                 return await connect(granted.socket, FromEngine)
@@ -356,20 +175,8 @@ class Relay:
             if asyncio.get_running_loop().time() > deadline:
                 log.warning("worker %s: %s", granted.worker, symptom)
                 lease.send(Fault(symptom))
-                await self._answer(lease, _FAULT_SECONDS)
+                await answer(lease, _FAULT_SECONDS)
                 raise InternalError("The supervisor gave an unexpected answer.")
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_RETRY_SECONDS):
-                    _raise_refusal(await lease.receive())
-
-
-def _raise_refusal(answer: ToGateway | None) -> None:
-    match answer:
-        case None:
-            raise _supervisor_gone()
-        case Refused(code, message, param, retry_after) | Died(code, message, param, retry_after):
-            raise restore(code, message, param=param, retry_after=retry_after)
-
-
-def _supervisor_gone() -> ShuttingDown:
-    return ShuttingDown("The server is restarting. Try again shortly.")
+                    granted_or_raise(await lease.receive())

@@ -329,4 +329,9 @@ def error_event(body: Mapping[str, Any]) -> bytes:
     return b"data: " + _json(body) + b"\n\n"
 
 
+def recoveries(count: int) -> bytes:
+    """The comment that tells how often another worker has gone on with the stream, if any has."""
+    return b": recoveries %d\n\n" % count if count else b""
+
+
 PING = b": ping\n\n"

@@ -75,12 +75,7 @@ NOT_YET: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
     {
         "server.metrics": (False,),
         "memory.spare": (False,),
-        "recovery.mode": ("off",),
-        "recovery.max_recoveries": (0,),
         "recovery.stall_seconds": (),
-        "recovery.max_restarts": (),
-        "recovery.restart_window": (),
-        "recovery.backoff_max": (),
         "models.*.kv_budget": (),
         "models.*.prompt_cache": (),
         "models.*.fallback": ("",),

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from supervisor import refusals
-from supervisor.effects import Bury, Effect, Grant, Loaded, Refuse
+from supervisor.effects import Bury, Effect, Grant, Interrupt, Loaded, Proceed, Refuse
 from supervisor.errors import BulkheadError
 from supervisor.feed import Feed
 from supervisor.paths import StateDir
@@ -21,7 +21,7 @@ from supervisor.wire.stream import FrameStream
 log = logging.getLogger("bulkhead.supervisor")
 
 Connection = FrameStream[frames.ToSupervisor]
-ToLease = Grant | Refuse | Bury | Loaded
+ToLease = Grant | Proceed | Refuse | Bury | Interrupt | Loaded
 
 
 class Shell(Protocol):
@@ -31,9 +31,18 @@ class Shell(Protocol):
     def before_load(self, model: str) -> None:
         """Somebody wants this model: its files may be others than when they were looked at."""
 
+    def keyed(self, digest: bytes) -> bytes:
+        """A request's digest as it may be remembered: nobody can guess the request from it."""
+
     def gateway_serves(self) -> None: ...
     def health(self) -> bytes:
         """The object that `/health` shows."""
+
+    def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
+        """The gateway tells where an interrupted request stands."""
+
+    def left(self, lease: int) -> None:
+        """A lease's connection has closed."""
 
     async def crashes(self, name: str) -> bytes:
         """One crash report, or the list of all for "". Raises NotFound."""
@@ -55,13 +64,18 @@ class Control:
 
     def _frame(self, effect: ToLease) -> frames.Frame:
         match effect:
-            case Grant(_, model, worker, generation):
+            case Grant(_, model, worker, generation, until, then_pause):
                 path = str(self._state.worker_socket(model, generation))
-                return frames.Granted(model, worker, path)
+                return frames.Granted(model, worker, path, until, then_pause)
+            case Proceed():
+                return frames.Proceed()
             case Refuse(_, error):
                 return _refused(error)
-            case Bury(_, error):
-                return frames.Died(error.code, error.message, error.param, error.retry_after)
+            case Bury(_, error) | Interrupt(_, error):
+                may_return = isinstance(effect, Interrupt)
+                return frames.Died(
+                    error.code, error.message, error.param, error.retry_after, may_return
+                )
             case Loaded(_, model):
                 return self._managed(model)
 
@@ -78,6 +92,11 @@ class Control:
                     case frames.Watch():
                         if not self._feed.join(connection):
                             connection.send(_refused(refusals.too_many_watchers()))
+                    case frames.Return(position, prompt_tokens) if lease is not None:
+                        self._shell.returned(lease, position, prompt_tokens)
+                        self._shell.perform(self._pool.returned(lease, position, time.monotonic()))
+                    case frames.Passed() if lease is not None:
+                        self._shell.perform(self._pool.passed(lease, time.monotonic()))
                     case frames.Fault(reason) if lease is not None:
                         log.error("a gateway's request met a faulty worker: %s", reason)
                         self._shell.perform(self._pool.fault(lease, reason, time.monotonic()))
@@ -95,6 +114,7 @@ class Control:
         finally:
             self._feed.leave(connection)
             if lease is not None:
+                self._shell.left(lease)
                 self._shell.perform(self._pool.release(lease, time.monotonic()))
                 del self._leases[lease]
 
@@ -102,7 +122,11 @@ class Control:
         with contextlib.suppress(BulkheadError):  # the pool refuses it in a moment
             self._shell.before_load(self._pool.resolve(frame.model).spec.name)
         lease, effects = self._pool.acquire(
-            frame.request_id, frame.model, frame.hold_seconds, time.monotonic()
+            frame.request_id,
+            frame.model,
+            frame.hold_seconds,
+            time.monotonic(),
+            self._shell.keyed(frame.digest),
         )
         self._leases[lease] = connection
         self._shell.perform(effects)

@@ -10,13 +10,14 @@ from __future__ import annotations
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from supervisor import crashes
 from supervisor.diagnosis import Crash
-from supervisor.entry import Entry
+from supervisor.effects import Bury, Effect, Grant, Refuse
+from supervisor.entry import Entry, Lease
 from supervisor.evidence import Evidence
 from supervisor.filing import Files
 from supervisor.lifecycle import HAS_PROCESS, Event, State
@@ -83,6 +84,9 @@ class Coroner:
         self._epoch = epoch
         self._living: dict[tuple[str, int], _Living] = {}
         self._looks: deque[_Look] = deque(maxlen=SAMPLES)
+        self._inside: dict[int, tuple[str, str]] = {}
+        """Leases that were in a worker when it died and of which nothing has become yet: the
+        crash's id and the request's."""
 
     def born(self, model: str, generation: int, child: Child) -> None:
         """A worker's process exists."""
@@ -109,8 +113,10 @@ class Coroner:
         if living is None or not _is_crash(entry, generation):
             return None
         if living.scene is None:
-            living.scene = self._look_around(living, entry)
-            self.files.open(living.scene)
+            inside = list(_inside(entry))
+            living.scene = scene = self._look_around(living, entry, inside)
+            self.files.open(scene)
+            self._inside |= {lease.id: (scene.id, lease.request_id) for lease in inside}
         said = words(living.scene, self._cleaner, NEWS_BYTES)
         return Crash(living.scene.id, living.scene.diagnose(how, said))
 
@@ -139,11 +145,34 @@ class Coroner:
         self.files.open(scene)
         self.files.write(scene, how)
 
+    # ── what becomes of those who were inside ────────────────────────────────────────────────────
+
+    def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
+        """A gateway tells where a request stands that was interrupted."""
+        if lease in self._inside:
+            crash, request = self._inside[lease]
+            self.files.position(crash, request, prompt_tokens or None, position)
+
+    def follow(self, effect: Effect) -> None:
+        """What the pool has decided about a request; nothing if it was in no worker that died."""
+        match effect:
+            case Grant(lease, _, worker):
+                self._settle(lease, f"goes on in {worker}")
+            case Refuse(lease, error) | Bury(lease, error):
+                self._settle(lease, f"ended with {error.code}")
+
+    def left(self, lease: int) -> None:
+        """A lease's connection has closed."""
+        self._settle(lease, "its client left")
+
+    def _settle(self, lease: int, outcome: str) -> None:
+        if (inside := self._inside.pop(lease, None)) is not None:
+            self.files.outcome(*inside, outcome)
+
     # ── what there is to see ─────────────────────────────────────────────────────────────────────
 
-    def _look_around(self, living: _Living, entry: Entry) -> Scene:
+    def _look_around(self, living: _Living, entry: Entry, inside: Sequence[Lease]) -> Scene:
         epoch, now = self._epoch(), self._clock()
-        inside = entry.waiting if entry.state is State.LOADING else entry.granted
         return Scene(
             id=crashes.new_id(epoch),
             at=now,
@@ -161,7 +190,7 @@ class Coroner:
             model=entry.spec.name,
             generation=entry.generation,
             put_down=entry.reason if entry.state is State.STOPPING else "",
-            requests=tuple(lease.request_id for lease in inside.values()),
+            requests=tuple(lease.request_id for lease in inside),
             oom_kills=self._oom_kills(now),
         )
 
@@ -200,6 +229,18 @@ def secret_values(*environments: Mapping[str, str]) -> Iterable[str]:
     """What must not be shown: the values of variables whose names say so."""
     for environ in environments:
         yield from (value for name, value in environ.items() if _SECRET_NAME.search(name))
+
+
+def _inside(entry: Entry) -> Iterator[Lease]:
+    """Who is in a worker that dies, or waits for its load. After a stall some are on their way back
+    already."""
+    if entry.state is State.LOADING:
+        yield from entry.waiting.values()
+        return
+    yield from entry.granted.values()
+    yield from (
+        lease for lease in (*entry.returning.values(), *entry.waiting.values()) if lease.unjudged
+    )
 
 
 def _is_crash(entry: Entry, generation: int) -> bool:

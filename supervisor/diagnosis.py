@@ -12,6 +12,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from supervisor.blame import Fault
+
 
 class Cause(enum.StrEnum):
     """What a death comes down to: the slug that reports, events and messages have in common."""
@@ -294,6 +296,13 @@ class Diagnosis:
     @property
     def blame(self) -> Blame:
         return KNOWN[self.cause].blame
+
+    @property
+    def fault(self) -> Fault:
+        """Whose it may have been, as far as trials go: only these convict a request."""
+        if self.blame is Blame.OUTSIDE:
+            return Fault.OUTSIDE
+        return Fault.MEMORY if self.memory else Fault.REQUEST
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,10 +35,15 @@ class Shrink:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
+    """With `until` the request runs alone; `passed` is awaited when its output has that many tokens,
+    and with `then_pause` it stops there."""
+
     lease: int
     model: str
     worker: str
     generation: int
+    until: int = 0
+    then_pause: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +63,33 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Bury:
-    """The worker that this lease was granted is gone."""
+    """The worker that this lease was granted is gone, and the lease with it."""
 
     lease: int
     error: BulkheadError
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """The worker that this lease was granted is gone, or has to go: `returned` is awaited."""
+
+    lease: int
+    error: BulkheadError
+
+
+@dataclass(frozen=True, slots=True)
+class Proceed:
+    """A lease that had to pause after its trial goes on."""
+
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class Convict:
+    """A request is guilty: write it down."""
+
+    model: str
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,4 +100,6 @@ class Say:
     level: int = logging.INFO
 
 
-Effect = Spawn | Stop | Shrink | Grant | Loaded | Refuse | Bury | Say
+Effect = (
+    Spawn | Stop | Shrink | Grant | Proceed | Loaded | Refuse | Bury | Interrupt | Convict | Say
+)

@@ -6,6 +6,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import Literal
 
+from supervisor.blame import Fault
+from supervisor.errors import BulkheadError
 from supervisor.eviction import Candidate, aged
 from supervisor.lifecycle import Event, State
 
@@ -77,6 +79,11 @@ class Rules:
     load_gate_timeout: float = 120.0
     max_requests: int = 0
     release: ReleaseRule = ReleaseRule.AT_REAP
+    recovery: Literal["resume", "replay", "off"] = "off"
+    max_recoveries: int = 2
+    max_restarts: int = 3
+    restart_window: float = 60.0
+    backoff_max: float = 300.0
 
     def residency(self, load_seconds: float) -> float:
         """Seconds for which a model that took this long to load is safe from others."""
@@ -108,15 +115,48 @@ class DrainCause(enum.Enum):
     SHUTDOWN = enum.auto()
 
 
+class Standing(enum.Enum):
+    """How far the worker's last deaths concern a request."""
+
+    CLEAR = enum.auto()
+    SUSPECT = enum.auto()
+    """It was in a worker that died, and must show alone that it was not the cause."""
+    ON_TRIAL = enum.auto()
+    """It is showing it."""
+    PAUSED = enum.auto()
+    """It has shown it, and waits in its worker until the others have."""
+
+
 @dataclass(slots=True)
 class Lease:
-    """One request's place, waiting or granted."""
+    """One request's place: waiting, granted, or expected to return to the queue."""
 
     id: int
     request_id: str
     deadline: float
     """When waiting ends, monotonic seconds."""
     purpose: Purpose = Purpose.REQUEST
+    hold: float = 0.0
+    """Seconds that it waits for each of its places."""
+    digest: bytes = b""
+    """Equal requests have equal ones; b"" = it is told from none."""
+    standing: Standing = Standing.CLEAR
+    position: int = 0
+    """Tokens of its output when last heard of."""
+    until: int = 0
+    """Tokens at which its trial is over."""
+    pauses: bool = False
+    """Whether it waits in its worker once its trial is over."""
+    strikes: int = 0
+    """Deaths alone."""
+    error: BulkheadError | None = None
+    """What ended its last worker: what it is told if it can't go on."""
+    unjudged: bool = False
+    """Whether it has died and the cause was not known yet."""
+    unproductive: int = 0
+    """Interruptions since its last new token."""
+    interruptions: int = 0
+    """In all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +177,14 @@ class Entry:
     pid: int | None = None
     waiting: dict[int, Lease] = field(default_factory=dict)
     granted: dict[int, Lease] = field(default_factory=dict)
+    returning: dict[int, Lease] = field(default_factory=dict)
+    """Interrupted, and their gateways have not said yet where they stand."""
+    fault: Fault | None = None
+    """Whose fault the last death was; None until the process is reaped."""
+    proven: bool = False
+    """Whether it has made a token for somebody."""
+    backoff: float | None = None
+    """Seconds to pause after RELEASING, because the model keeps dying."""
     queued_since: float | None = None
     """Since when somebody has waited for a worker that does not exist yet: the model's turn."""
     wish: Wish | None = None
@@ -193,7 +241,22 @@ class Entry:
     @property
     def in_use(self) -> bool:
         """Whether somebody has a place or waits for one."""
-        return bool(self.granted or self.waiting)
+        return bool(self.granted or self.waiting or self.returning)
+
+    @property
+    def suspects(self) -> list[Lease]:
+        """Those who wait for their trial."""
+        return [each for each in self.waiting.values() if each.standing is Standing.SUSPECT]
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether somebody has the worker to itself."""
+        return any(lease.standing is Standing.ON_TRIAL for lease in self.granted.values())
+
+    @property
+    def requests(self) -> int:
+        """Those that have a place, wait for one, or return from a death."""
+        return len(self.waiting) + len(self.granted) + len(self.returning)
 
     @property
     def idle_at(self) -> float | None:

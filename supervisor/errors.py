@@ -19,7 +19,9 @@ BulkheadError
 │   ├── NotFound                   404 not_found
 │   ├── MethodNotAllowed           405 method_not_allowed
 │   ├── RequestTooLarge            413 request_too_large
-│   └── UnsupportedMediaType       415 unsupported_media_type
+│   ├── UnsupportedMediaType       415 unsupported_media_type
+│   └── RequestCrashedWorker       422 request_crashed_worker
+├── ModelUnavailable               503 model_unavailable
 ├── TransientError                 the server's state is at fault; the same request may succeed later
 │   ├── WorkerCrashed              503 worker_crashed
 │   ├── ModelLoading               503 model_loading
@@ -174,6 +176,20 @@ class RequestTooLarge(ClientError):
 class UnsupportedMediaType(ClientError):
     status = 415
     code = "unsupported_media_type"
+
+
+class RequestCrashedWorker(ClientError):
+    status = 422
+    code = "request_crashed_worker"
+    should_retry = False
+
+
+class ModelUnavailable(BulkheadError):
+    """No Retry-After: with one, every SDK would wait and try again."""
+
+    status = 503
+    code = "model_unavailable"
+    should_retry = False
 
 
 class TransientError(BulkheadError):

@@ -51,6 +51,10 @@ class StateDir:
         return self.root / "crashes"
 
     @property
+    def quarantine(self) -> Path:
+        return self.root / "quarantine.json"
+
+    @property
     def control(self) -> Path:
         return self.run / "control.sock"
 

@@ -13,7 +13,8 @@ What an event does to a request:
 4. every event ends in `_settle`: who can be granted is granted, then `admission.plan` says which
    model is loaded next and who must make room for it.
 5. ready → grant all who wait. A death or a failed load refuses them.
-6. exited with leases → each lease dies exactly once; the next acquire spawns again.
+6. exited with leases → each is interrupted exactly once, and returns or ends; suspects are granted
+   one by one. Without recovery it ends.
 7. A waiter that leaves cancels nothing: the load goes on for those who come next.
 8. the hold is over → refuse, with what it was that kept the request waiting.
 """
@@ -24,12 +25,16 @@ import logging
 from dataclasses import replace
 
 from supervisor import refusals
+from supervisor.blame import STRIKES, Fault
 from supervisor.diagnosis import Crash
 from supervisor.effects import (
     Bury,
+    Convict,
     Effect,
     Grant,
+    Interrupt,
     Loaded,
+    Proceed,
     Refuse,
     Say,
     Shrink,
@@ -45,23 +50,28 @@ from supervisor.entry import (
     ReleaseRule,
     Rules,
     Spec,
+    Standing,
     Wish,
 )
 from supervisor.errors import BulkheadError
+from supervisor.leases import DEFAULT_MODEL
 from supervisor.lifecycle import Event, State
 from supervisor.pressure import Level
-from supervisor.roster import DEFAULT_MODEL
 from supervisor.scheduling import Scheduler
 
 __all__ = [
     "DEFAULT_MODEL",
     "Bury",
+    "Convict",
     "Effect",
     "Entry",
+    "Fault",
     "Grant",
+    "Interrupt",
     "Limits",
     "Loaded",
     "Pool",
+    "Proceed",
     "Refuse",
     "ReleaseRule",
     "Rules",
@@ -79,12 +89,15 @@ class Pool(Scheduler):
     # ── requests ─────────────────────────────────────────────────────────────────────────────────
 
     def acquire(
-        self, request_id: str, model: str, hold: float, now: float
+        self, request_id: str, model: str, hold: float, now: float, digest: bytes = b""
     ) -> tuple[int, list[Effect]]:
         """A request wants a place and waits at most `hold` seconds. Returns its lease's id."""
-        lease = Lease(next(self._ids), request_id, now + hold)
+        lease = Lease(next(self._ids), request_id, now + hold, hold=hold, digest=digest)
+        lease.strikes = self.docket.strikes(digest, now)
         try:
-            entry = self._admit(model)
+            entry = self._admit(model, now)
+            if lease.strikes >= STRIKES:
+                raise refusals.guilty(entry)
             effects = self._find_place(entry, now)
         except BulkheadError as error:
             return lease.id, [Refuse(lease.id, error)]
@@ -100,10 +113,31 @@ class Pool(Scheduler):
         if entry is None:
             return []
         entry.waiting.pop(lease_id, None)
+        left = entry.returning.pop(lease_id, None)
+        if left is not None and left.unjudged and left.standing is Standing.ON_TRIAL:
+            self._strike(left, now)  # it will be told from others when it comes again
         if entry.granted.pop(lease_id, None) is not None:
             entry.last_used = now
             entry.place_freed(now)
+            self._progressed(entry)
         return [*self._stop_if_drained(entry, now), *self._settle(now)]
+
+    def returned(self, lease_id: int, position: int, now: float) -> list[Effect]:
+        """An interrupted request stands at `position`, in tokens of its output, and wants to go on."""
+        entry = self._leases.get(lease_id)
+        lease = None if entry is None else entry.returning.pop(lease_id, None)
+        if entry is None or lease is None:
+            return []
+        return [*self._take_back(entry, lease, position, now), *self._settle(now)]
+
+    def passed(self, lease_id: int, now: float) -> list[Effect]:
+        """A request on trial has as many tokens as it needed."""
+        entry = self._leases.get(lease_id)
+        lease = None if entry is None else entry.granted.get(lease_id)
+        if entry is None or lease is None or lease.standing is not Standing.ON_TRIAL:
+            return []
+        self._passed(entry, lease)
+        return self._settle(now)
 
     def fault(self, lease_id: int, reason: str, now: float) -> list[Effect]:
         """The gateway caught this lease's worker breaking the protocol: it must go."""
@@ -132,11 +166,11 @@ class Pool(Scheduler):
     ) -> tuple[int, list[Effect]]:
         """A person wants the model loaded: waits and makes room like a request, is no use of the
         model and takes no place. Ends in Loaded or Refuse."""
-        lease = Lease(next(self._ids), request_id, now + hold, Purpose.LOAD)
+        lease = Lease(next(self._ids), request_id, now + hold, Purpose.LOAD, hold)
         try:
             entry = self.resolve(model)
             self.changed(entry.spec.name)  # asked by hand: a failed load may be tried again
-            self._admit(model)
+            self._admit(model, now)
         except BulkheadError as error:
             return lease.id, [Refuse(lease.id, error)]
         self._leases[lease.id] = entry
@@ -167,11 +201,16 @@ class Pool(Scheduler):
         return self._settle(now)
 
     def changed(self, model: str) -> None:
-        """A FAILED model's files are not what they were: it may be tried again."""
+        """The files of a model that can't be loaded, or keeps dying, are not what they were, or a
+        person asks for it: it may be tried again."""
         entry = self.entries[model]
         if entry.state is State.FAILED:
             self._move(entry, Event.CHANGED)
             entry.reason = ""
+        elif entry.state is State.CRASHED:
+            self._move(entry, Event.BACKOFF_OVER)
+            entry.deadline = None
+            self._breakers[model].progressed()
 
     def estimated(
         self, model: str, estimate_bytes: int, headroom_bytes: int, now: float
@@ -251,7 +290,7 @@ class Pool(Scheduler):
         if entry is None or entry.state is State.STOPPING:
             return []
         error = refusals.crashed(entry, how, crash)
-        effects = [*self._bury_granted(entry, error), *self._refuse_load(entry, error)]
+        effects = [*self._interrupt(entry, error, now), *self._fail_load(entry, error)]
         self._move(entry, Event.KILL)
         entry.reason, entry.deadline = how, now + self._grace(entry)
         return [*effects, *self._settle(now)]
@@ -265,9 +304,12 @@ class Pool(Scheduler):
         if entry is None:
             return []
         error = refusals.crashed(entry, how, crash)
-        effects = [*self._bury_granted(entry, error), *self._refuse_load(entry, error)]
+        effects = [*self._interrupt(entry, error, now), *self._fail_load(entry, error)]
         if entry.state is not State.STOPPING or entry.after_exit is Event.RELEASED_CRASHED:
-            entry.deaths += 1
+            effects += self._died(entry, crash.diagnosis.fault if crash else Fault.REQUEST, now)
+            if crash is not None and crash.diagnosis.permanent:
+                entry.after_exit, entry.backoff = Event.RELEASED_FAILED, None
+                entry.reason = f"{crash.diagnosis.summary}. {crash.diagnosis.advice}"
         return [*effects, *self._reaped(entry, now), *self._settle(now)]
 
     # ── memory ───────────────────────────────────────────────────────────────────────────────────
@@ -283,7 +325,7 @@ class Pool(Scheduler):
         for model, generation in self.ledger.observe(unattributed, now):
             entry = self.entries[model]
             if entry.state is State.RELEASING and entry.generation == generation:
-                effects += self._released(entry)
+                effects += self._released(entry, now)
         return [*effects, *self._settle(now)]
 
     def pressure(self, level: Level, figures: str, now: float) -> list[Effect]:
@@ -315,8 +357,9 @@ class Pool(Scheduler):
             deadlines += (entry.deadline, entry.idle_at)
             if entry.wish is not None:
                 deadlines.append(entry.wish.deadline)
-            if entry.waiting:
-                deadlines.append(min([lease.deadline for lease in entry.waiting.values()]))
+            for leases in (entry.waiting, entry.returning):
+                if leases:
+                    deadlines.append(min([lease.deadline for lease in leases.values()]))
         return min([at for at in deadlines if at is not None], default=None)
 
     def tick(self, now: float) -> list[Effect]:
@@ -324,9 +367,10 @@ class Pool(Scheduler):
         effects: list[Effect] = []
         for entry in self.entries.values():
             for lease in [lease for lease in entry.waiting.values() if lease.deadline <= now]:
-                error = self._hold_over(entry, now)
-                self._forget(entry, lease)
-                effects.append(Refuse(lease.id, error))
+                error = lease.error or self._hold_over(entry, now)
+                effects.append(self._refuse(entry, lease, error))
+            for lease in [each for each in entry.returning.values() if each.deadline <= now]:
+                effects.append(self._abandon(entry, lease))
             if entry.wish is not None and entry.wish.deadline <= now:
                 entry.wish = None
                 effects += self._warn(f"{entry.spec.name} is not preloaded: there was no room")
@@ -355,8 +399,13 @@ class Pool(Scheduler):
         self.shutting_down = True
         for entry in self.entries.values():
             entry.wish = None
+            for lease in list(entry.returning.values()):
+                effects.append(self._abandon(entry, lease))
             effects += self._refuse_waiting(entry, refusals.shutting_down())
-            if entry.state is State.LOADING:
+            if entry.state is State.CRASHED:
+                self._move(entry, Event.BACKOFF_OVER)
+                entry.deadline = None
+            elif entry.state is State.LOADING:
                 effects += self._abort_load(entry, now)
             elif entry.state is State.READY:
                 effects += self._drain(entry, DrainCause.SHUTDOWN, self.limits.drain, now)
@@ -366,12 +415,14 @@ class Pool(Scheduler):
 
     # ── places ───────────────────────────────────────────────────────────────────────────────────
 
-    def _admit(self, model: str) -> Entry:
+    def _admit(self, model: str, now: float) -> Entry:
         if self.shutting_down:
             raise refusals.shutting_down()
         entry = self.resolve(model)
         if entry.state is State.FAILED:
             raise refusals.failed(entry)
+        if entry.state is State.CRASHED:
+            raise refusals.unavailable(entry, now)
         on_its_way = entry.state in (State.READY, State.LOADING)
         if not on_its_way and not self.ledger.can_ever_fit(entry.size):
             assert self.ledger.budget is not None
@@ -384,19 +435,16 @@ class Pool(Scheduler):
         When all places together are taken, a model with fewer requests displaces the last one that
         waits for the model with the most: one busy model must not shut out all the others.
         """
-        if len(entry.waiting) + len(entry.granted) >= entry.spec.capacity:
+        if entry.requests >= entry.spec.capacity:
             raise refusals.queue_full(entry, now)
         limit = self.rules.max_requests
         if not limit or len(self._leases) < limit:
             return []
 
-        def taken(entry: Entry) -> int:
-            return len(entry.waiting) + len(entry.granted)
-
         queues = [other for other in self.entries.values() if other.waiting]
-        longest = max(queues, key=taken, default=entry)
+        longest = max(queues, key=lambda other: other.requests, default=entry)
         error = refusals.server_full(entry, limit, now)
-        if taken(longest) <= taken(entry) + 1:
+        if longest.requests <= entry.requests + 1:
             raise error
         last = next(reversed(longest.waiting.values()))
         self._forget(longest, last)

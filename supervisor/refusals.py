@@ -14,7 +14,9 @@ from supervisor.errors import (
     ModelLoading,
     ModelNotFound,
     ModelTooLarge,
+    ModelUnavailable,
     QueueFull,
+    RequestCrashedWorker,
     ShuttingDown,
     WorkerCrashed,
 )
@@ -110,6 +112,22 @@ def crashed(entry: Entry, how: str, crash: Crash | None = None) -> WorkerCrashed
         f"The worker {entry.worker} died ({cause}) {phase}. Other models are not affected. "
         f"{what_to_do}{report}",
         retry_after=entry.load_seconds,
+    )
+
+
+def unavailable(entry: Entry, now: float) -> ModelUnavailable:
+    left = "" if entry.deadline is None else f" in {max(1.0, entry.deadline - now):.0f} s"
+    return ModelUnavailable(
+        f"The model `{entry.spec.name}` keeps dying and is not loaded at the moment; it is tried "
+        f"again{left}, or at once with `bulkhead load {entry.spec.name}`. `bulkhead "
+        f"crashes` says what it dies of."
+    )
+
+
+def guilty(entry: Entry) -> RequestCrashedWorker:
+    return RequestCrashedWorker(
+        f"This request alone has killed the worker of model `{entry.spec.name}` repeatedly, and is "
+        "refused for an hour. Change it: a shorter prompt or another model may help."
     )
 
 

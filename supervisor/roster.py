@@ -1,65 +1,20 @@
-"""All models' entries, their charges and leases, and the steps that change them.
+"""The steps of a worker's life: each does one thing to one entry and returns its effects.
 
-A step does one thing to one entry and returns its effects; it decides nothing. `pool` decides.
+It decides nothing. `pool` decides.
 """
 
 from __future__ import annotations
 
-import itertools
-import logging
-from collections.abc import Iterable, Mapping
-
 from supervisor import refusals
-from supervisor.effects import Bury, Effect, Grant, Loaded, Refuse, Say, Spawn, Stop
-from supervisor.entry import DrainCause, Entry, Lease, Limits, Purpose, ReleaseRule, Rules, Spec
-from supervisor.errors import BulkheadError
-from supervisor.ledger import STRANDED_SECONDS, Ledger
-from supervisor.lifecycle import HAS_PROCESS, Event, State, transition
-
-DEFAULT_MODEL = "default_model"
-"""The name by which mlx_lm.server's clients ask for whatever is served."""
+from supervisor.effects import Effect, Spawn, Stop
+from supervisor.entry import DrainCause, Entry, ReleaseRule
+from supervisor.leases import Leases
+from supervisor.ledger import STRANDED_SECONDS
+from supervisor.lifecycle import HAS_PROCESS, Event, State
 
 
-class Roster:
+class Roster(Leases):
     """Entries by name; every lease that is open; one ledger for all."""
-
-    def __init__(
-        self,
-        specs: Iterable[Spec],
-        *,
-        default_model: str = "",
-        limits: Limits | None = None,
-        rules: Rules | None = None,
-        budget: int | None = None,
-    ) -> None:
-        self.entries: dict[str, Entry] = {spec.name: Entry(spec, pinned=spec.pin) for spec in specs}
-        self.limits = limits or Limits()
-        self.rules = rules or Rules()
-        self.ledger = Ledger(budget)
-        self.uses = 0
-        """Requests over all models, the clock by which frequencies age."""
-        self.shutting_down = False
-        self._names: Mapping[str, str] = {
-            alias: entry.spec.name
-            for entry in self.entries.values()
-            for alias in (*entry.spec.aliases, entry.spec.name)
-        }
-        self._default = default_model
-        self._leases: dict[int, Entry] = {}
-        self._ids = itertools.count(1)
-
-    def resolve(self, requested: str) -> Entry:
-        """The entry that a request's `model` means. Raises ModelNotFound.
-
-        An exact name or alias wins; then Ollama's `:latest` is dropped; an empty name and
-        "default_model" mean the configured default.
-        """
-        if requested in ("", DEFAULT_MODEL) and requested not in self._names:
-            requested = self._default
-        name = self._names.get(requested) or self._names.get(requested.removesuffix(":latest"))
-        if name is None:
-            raise refusals.unknown(requested) if requested else refusals.unnamed()
-        return self.entries[name]
 
     @property
     def stopped(self) -> bool:
@@ -76,9 +31,6 @@ class Roster:
     def _serves(entry: Entry) -> bool:
         """Whether the worker admits requests."""
         return entry.state is State.READY
-
-    def _move(self, entry: Entry, event: Event) -> None:
-        entry.state = transition(entry.state, event)
 
     # ── a worker's life ──────────────────────────────────────────────────────────────────────────
 
@@ -116,8 +68,13 @@ class Roster:
         return self._stop(entry, now)
 
     def _cut(self, entry: Entry, now: float) -> list[Effect]:
-        """The drain deadline: end what still runs, then stop the worker."""
-        cut = self._bury_granted(entry, refusals.cut(entry))
+        """The drain deadline: park what still runs, or end it where a person wants the model gone;
+        then stop the worker."""
+        error = refusals.cut(entry)
+        if entry.drain_cause is DrainCause.BY_HAND:
+            cut = self._bury(entry, error)
+        else:
+            cut = self._interrupt(entry, error, now, parked=True)
         return [*cut, *self._stop_if_drained(entry, now)]
 
     def _abort_load(self, entry: Entry, now: float) -> list[Effect]:
@@ -130,7 +87,7 @@ class Roster:
         if entry.state is State.STOPPING:
             return self._stop(entry, now, kill=True)
         entry.reason = reason
-        refused = self._refuse_load(entry, refusals.crashed(entry, reason))
+        refused = self._fail_load(entry, refusals.crashed(entry, reason))
         self._move(entry, Event.KILL)
         return [*refused, *self._stop(entry, now, kill=True)]
 
@@ -141,62 +98,30 @@ class Roster:
         entry.unload_asked = False
         if self.rules.release is ReleaseRule.AT_REAP:
             self.ledger.release(entry.key)
-            return self._released(entry)
+            return self._released(entry, now)
         self.ledger.exited(entry.key, now)
         entry.deadline = now + STRANDED_SECONDS
         return []
 
-    def _released(self, entry: Entry) -> list[Effect]:
+    def _released(self, entry: Entry, now: float) -> list[Effect]:
         """RELEASING: nobody has to wait for this incarnation's memory any longer."""
         self._move(entry, entry.after_exit)
         entry.after_exit, entry.deadline = Event.RELEASED_CRASHED, None
         if entry.state is State.CRASHED:
+            if entry.backoff is not None:
+                return self._back_off(entry, entry.backoff, now)
             self._move(entry, Event.BACKOFF_OVER)
         if entry.state is State.FAILED:
             return self._refuse_waiting(entry, refusals.failed(entry))
         entry.reason = ""
         return []
 
-    # ── leases ───────────────────────────────────────────────────────────────────────────────────
-
-    def _grant_waiting(self, entry: Entry, *, gate_closed: bool) -> list[Effect]:
-        """READY: serve in the order of arrival as many as have a place."""
-        effects: list[Effect] = []
-        limit = entry.spec.concurrency
-        for lease in list(entry.waiting.values()):
-            if lease.purpose is Purpose.LOAD:
-                self._forget(entry, lease)
-                effects.append(Loaded(lease.id, entry.spec.name, entry.worker))
-            elif not gate_closed and (not limit or len(entry.granted) < limit):
-                del entry.waiting[lease.id]
-                entry.granted[lease.id] = lease
-                effects.append(Grant(lease.id, entry.spec.name, entry.worker, entry.generation))
-        return effects
-
-    def _forget(self, entry: Entry, lease: Lease) -> None:
-        """A waiting lease has ended."""
-        del entry.waiting[lease.id]
-        del self._leases[lease.id]
-
-    def _refuse_waiting(self, entry: Entry, error: BulkheadError) -> list[Effect]:
-        refused, entry.waiting = entry.waiting, {}
-        for lease in refused:
-            del self._leases[lease]
-        return [Refuse(lease, error) for lease in refused]
-
-    def _refuse_load(self, entry: Entry, error: BulkheadError) -> list[Effect]:
-        """A load has failed: who waited for it was part of its end. Who waits while a worker is on
-        its way out was not, and waits for the next."""
-        if entry.state is not State.LOADING:
-            return []
-        entry.wish = None
-        return self._refuse_waiting(entry, error)
-
-    def _bury_granted(self, entry: Entry, error: BulkheadError) -> list[Effect]:
-        buried, entry.granted = entry.granted, {}
-        for lease in buried:
-            del self._leases[lease]
-        return [Bury(lease, error) for lease in buried]
-
-    def _warn(self, text: str) -> list[Effect]:
-        return [Say(text, logging.WARNING)]
+    def _back_off(self, entry: Entry, seconds: float, now: float) -> list[Effect]:
+        """CRASHED: the model keeps dying, and nobody loads it for a while."""
+        entry.backoff, entry.deadline, entry.wish = None, now + seconds, None
+        name, deaths = entry.spec.name, self.rules.max_restarts
+        said = self._warn(
+            f"{name} has died {deaths} times within {self.rules.restart_window:g} s without a "
+            f"token between: it is not loaded again for {seconds:.0f} s"
+        )
+        return [*said, *self._refuse_waiting(entry, refusals.unavailable(entry, now))]

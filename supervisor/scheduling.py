@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import random
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from supervisor import admission, eviction, refusals
@@ -43,9 +44,15 @@ class Scheduler(Roster):
         limits: Limits | None = None,
         rules: Rules | None = None,
         budget: int | None = None,
+        jitter: Callable[[], float] = random.random,
     ) -> None:
         super().__init__(
-            specs, default_model=default_model, limits=limits, rules=rules, budget=budget
+            specs,
+            default_model=default_model,
+            limits=limits,
+            rules=rules,
+            budget=budget,
+            jitter=jitter,
         )
         self.level = Level.NORMAL
         self._figures = ""
@@ -100,8 +107,10 @@ class Scheduler(Roster):
         closed = self._loading_now() is not None
         effects: list[Effect] = []
         for entry in self.entries.values():
-            if entry.state is State.READY and entry.waiting:
+            if entry.state is State.READY and (entry.waiting or entry.granted):
                 effects += self._grant_waiting(entry, gate_closed=closed)
+            elif entry.state is State.DRAINING and not entry.on_trial:
+                effects += self._proceed(entry)  # the other suspects stand trial elsewhere
         return effects
 
     def _plan(self, now: float) -> list[Effect]:
@@ -289,10 +298,14 @@ class Scheduler(Roster):
             return [*refused, *self._stop(entry, now, kill=True)]
         if entry.state is State.DRAINING:
             return self._cut(entry, now)
+        if entry.state is State.CRASHED:
+            entry.deadline = None
+            self._move(entry, Event.BACKOFF_OVER)
+            return [Say(f"{entry.spec.name} may be loaded again")]
         if entry.state is State.RELEASING:
             held = gigabytes(self.ledger.of(entry.key))
             self.ledger.strand(entry.key)
-            return [*self._warn(f"{entry.worker} left {held} behind"), *self._released(entry)]
+            return [*self._warn(f"{entry.worker} left {held} behind"), *self._released(entry, now)]
         return self._stop(entry, now, kill=True)  # STOPPING: it ignored SIGTERM
 
     def _hold_over(self, entry: Entry, now: float) -> BulkheadError:

@@ -29,9 +29,23 @@ from supervisor.gatekeeper import Gatekeeper
 from supervisor.lifecycle import State
 from supervisor.measured import Sizes
 from supervisor.paths import StateDir
-from supervisor.pool import Bury, Effect, Grant, Loaded, Refuse, Say, Shrink, Spawn, Stop
+from supervisor.pool import (
+    Bury,
+    Convict,
+    Effect,
+    Grant,
+    Interrupt,
+    Loaded,
+    Proceed,
+    Refuse,
+    Say,
+    Shrink,
+    Spawn,
+    Stop,
+)
 from supervisor.pressure import Level
 from supervisor.process import Child, Launcher
+from supervisor.quarantine import Quarantine
 from supervisor.sizing import Sizing
 from supervisor.watch import Watch
 from supervisor.wire import frames
@@ -72,6 +86,8 @@ class Supervisor:
         budget = setting.budget(config.memory, self._reader.machine(), working_set)
         self._sizing = Sizing(catalog, Sizes.load(state.sizes), budget)
         self._pool = setting.pool(config, catalog, budget)
+        self._quarantine = Quarantine.load(state.quarantine)
+        self._pool.docket.restore(self._quarantine.guilty())
         self._feed = Feed()
         self._watch = Watch(self._pool, self, self._reader, setting.thresholds(config.memory))
         self._coroner = Coroner(
@@ -173,8 +189,12 @@ class Supervisor:
                     self._fleet.stop(model, generation, kill=kill)
                 case Shrink(model, generation):
                     self._fleet.shrink(model, generation)
-                case Grant() | Refuse() | Bury() | Loaded():
+                case Grant() | Proceed() | Refuse() | Bury() | Interrupt() | Loaded():
                     self._control.tell(effect)
+                    self._coroner.follow(effect)
+                case Convict(model, request_id):
+                    log.error("%s alone kills the worker of %s: refused", request_id, model)
+                    self._quarantine.save(self._pool.docket.guilty(time.monotonic()))
                 case Say(text, level):
                     log.log(level, "%s", text)
                     self._feed.tell("decision", text=text)
@@ -289,6 +309,9 @@ class Supervisor:
             self._pool.changed(model)
         self._measure(model)
 
+    def keyed(self, digest: bytes) -> bytes:
+        return self._quarantine.keyed(digest)
+
     def gateway_serves(self) -> None:
         self._gatekeeper.announced()
 
@@ -301,6 +324,12 @@ class Supervisor:
             self._version,
             self._coroner.files.last,
         )
+
+    def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
+        self._coroner.returned(lease, position, prompt_tokens)
+
+    def left(self, lease: int) -> None:
+        self._coroner.left(lease)
 
     async def crashes(self, name: str) -> bytes:
         return await self._coroner.files.told(name)

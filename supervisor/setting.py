@@ -14,7 +14,7 @@ from supervisor.readers import Machine
 
 def pool(config: Config, catalog: Catalog, budget: int | None) -> Pool:
     """A pool with every model and none loaded. `budget` in bytes, None = unlimited."""
-    memory = config.memory
+    memory, recovery = config.memory, config.recovery
     return Pool(
         (catalog.spec(name) for name in catalog.models),
         default_model=config.server.default_model,
@@ -30,6 +30,11 @@ def pool(config: Config, catalog: Catalog, budget: int | None) -> Pool:
             load_gate_timeout=memory.load_gate_timeout,
             max_requests=config.server.max_requests,
             release=release_rule(),
+            recovery=recovery.mode,
+            max_recoveries=recovery.max_recoveries,
+            max_restarts=recovery.max_restarts,
+            restart_window=recovery.restart_window,
+            backoff_max=recovery.backoff_max,
         ),
         budget=budget,
     )

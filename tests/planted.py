@@ -29,6 +29,7 @@ _MODULES = (
     "supervisor.entry",
     "supervisor.effects",
     "supervisor.refusals",
+    "supervisor.leases",
     "supervisor.admission",
     "supervisor.roster",
     "supervisor.scheduling",
@@ -102,7 +103,7 @@ BUGS = (
     Bug(
         "a draining worker admits those who come",
         "supervisor.scheduling",
-        "if entry.state is State.READY and entry.waiting:",
+        "if entry.state is State.READY and (entry.waiting or entry.granted):",
         "if entry.state in (State.READY, State.DRAINING) and entry.waiting:",
     ),
     Bug(
@@ -177,9 +178,9 @@ BUGS = (
     ),
     Bug(
         "the last who came is served first",
-        "supervisor.roster",
-        "for lease in list(entry.waiting.values()):",
-        "for lease in list(entry.waiting.values())[::-1]:",
+        "supervisor.leases",
+        "for lease in list(entry.waiting.values()):\n            if not limit",
+        "for lease in list(entry.waiting.values())[::-1]:\n            if not limit",
     ),
     Bug(
         "an evicted model keeps its old turn",
@@ -214,9 +215,9 @@ BUGS = (
     Bug(
         "a dead worker's requests wait for ever",
         "supervisor.pool",
-        "effects = [*self._bury_granted(entry, error), *self._refuse_load(entry, error)]\n"
+        "effects = [*self._interrupt(entry, error, now), *self._fail_load(entry, error)]\n"
         "        if entry.state is not State.STOPPING",
-        "effects = self._refuse_load(entry, error)\n        if entry.state is not State.STOPPING",
+        "effects = self._fail_load(entry, error)\n        if entry.state is not State.STOPPING",
     ),
     Bug(
         "words about an earlier incarnation count",

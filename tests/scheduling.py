@@ -51,6 +51,7 @@ def make_world(rng: random.Random) -> World:
         load_gate=rng.choice(("shared", "shared", "exclusive")),
         load_gate_timeout=rng.choice((5.0, 30.0)),
         max_requests=rng.choice((0, 0, 6)),
+        max_restarts=10**9,
         release=rng.choice((ReleaseRule.AT_REAP, ReleaseRule.WHEN_SEEN)),
     )
     return World(specs, LIMITS, rules, budget)

@@ -183,7 +183,8 @@ def test_the_events_tell_a_model_s_whole_life(tmp_path: Path) -> None:
 
 def test_a_death_is_an_event(tmp_path: Path) -> None:
     model = Script(deeds={"decode": "abort"}).write(tmp_path / "m")
-    with serving(tmp_path / "s", scripted=True, config=config_for(model)) as server:
+    config = config_for(model, server='[recovery]\nmode = "off"')
+    with serving(tmp_path / "s", scripted=True, config=config) as server:
         events = Events(server)
         assert server.chat("m", max_tokens=8).status == 503
         told = events.until(event="state", state="cold")

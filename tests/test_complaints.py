@@ -219,11 +219,21 @@ def test_a_dying_load_is_not_respawned_without_a_request() -> None:
     """unsloth#9688: unbounded respawn."""
     pool = make_pool("a")
     ask(pool, "a", 0.0)
-    for generation in range(1, 4):
+    for generation in (1, 2):
         effects = pool.exited("a", generation, "SIGKILL", float(generation))
         assert [type(effect) for effect in effects] == [Refuse]
         assert pool.next_deadline() is None
         assert pool.acquire("r", "a", HOLD, generation + 0.5)[1] == [Spawn("a", generation + 1)]
+    # Nor with one, for a while, once it has died three times.
+    effects = pool.exited("a", 3, "SIGKILL", 3.0)
+    assert [type(effect) for effect in effects] == [Refuse, Say]
+    (refusal,) = pool.acquire("r", "a", HOLD, 3.5)[1]
+    assert isinstance(refusal, Refuse)
+    assert refusal.error.code == "model_unavailable"
+    due = pool.next_deadline()
+    assert due is not None
+    assert [type(effect) for effect in pool.tick(due)] == [Say]
+    assert pool.acquire("r", "a", HOLD, due)[1] == [Spawn("a", 4)]
 
 
 def test_a_memory_error_is_no_context_overflow() -> None:

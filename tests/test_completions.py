@@ -33,6 +33,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 [server]
 port = 0
 max_body = "1MB"
+[recovery]
+mode = "off"
 [models.words]
 source = "{words}"
 [models.caller]

@@ -98,6 +98,7 @@ SUPPORTED = {
     *(f"server.{key}" for key in ("allowed_origins", "default_model", "hold_seconds", "max_body")),
     "server.max_requests",
     *(f"memory.{key}" for key in Memory.__struct_fields__ if key != "spare"),
+    *(f"recovery.{key}" for key in Recovery.__struct_fields__ if key != "stall_seconds"),
     *(f"models.*.{key}" for key in ("source", "aliases", "preload", "max_concurrency")),
     *(f"models.*.{key}" for key in ("max_queue", "context", "env", "pin", "ttl", "memory")),
 }
@@ -206,9 +207,9 @@ def test_a_supported_key_is_accepted(key: str) -> None:
 
 
 def test_deleting_its_line_is_all_that_a_key_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    table = {key: values for key, values in NOT_YET.items() if key != "recovery.mode"}
+    table = {key: values for key, values in NOT_YET.items() if key != "memory.spare"}
     monkeypatch.setattr(config_module, "NOT_YET", MappingProxyType(table))
-    assert parse('[recovery]\nmode = "replay"').recovery.mode == "replay"
+    assert parse("[memory]\nspare = true").memory.spare
 
 
 def test_a_wrong_value_is_told_before_the_missing_support() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -14,7 +14,8 @@ import pytest
 from supervisor import filing
 from supervisor.coroner import SAMPLES, Coroner, secret_values
 from supervisor.diagnosis import Cause, Crash
-from supervisor.entry import Spec
+from supervisor.effects import Effect
+from supervisor.entry import Rules, Spec
 from supervisor.errors import NotFound
 from supervisor.lifecycle import State
 from supervisor.pool import Pool
@@ -27,6 +28,7 @@ METAL = (
     "buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackError"
     "OutOfMemory)\n"
 )
+RESUME = Rules(recovery="resume")
 STACKS = (
     'Fatal Python error: Aborted\n\nCurrent thread 0x01 (most recent call first):\n  File "x"\n'
 )
@@ -53,10 +55,10 @@ class Evidence:
 class World:
     """A pool, a coroner and a clock; the model `m` has process 7, the model `n` process 8."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, rules: Rules) -> None:
         self.now = 1000.0
         self.folder = folder
-        self.pool = Pool([Spec("m"), Spec("n")])
+        self.pool = Pool([Spec("m"), Spec("n")], rules=rules)
         self.evidence = Evidence()
         self.sizes: dict[int, int] = {7: 70, 8: 80}
         self.coroner = Coroner(
@@ -97,9 +99,17 @@ class World:
         """The whole of it, as the supervisor does it."""
         generation = self.pool.entries[model].generation
         crash = self.examine(how, model)
-        self.pool.exited(model, generation, how, self.now, crash)
+        self.perform(self.pool.exited(model, generation, how, self.now, crash))
         self.coroner.file(model, generation, how)
         return crash
+
+    def perform(self, effects: Iterable[Effect]) -> None:
+        for effect in effects:
+            self.coroner.follow(effect)
+
+    def comes_back(self, lease: int, position: int) -> None:
+        self.coroner.returned(lease, position, 100)
+        self.perform(self.pool.returned(lease, position, self.now))
 
     async def report(self, crash: Crash | None) -> Any:
         assert crash is not None
@@ -107,9 +117,11 @@ class World:
         return json.loads(await self.files.told(crash.id))
 
 
-def play(folder: Path, story: Callable[[World], Awaitable[None]]) -> None:
+def play(
+    folder: Path, story: Callable[[World], Awaitable[None]], *, rules: Rules | None = None
+) -> None:
     async def run() -> None:
-        world = World(folder)
+        world = World(folder, rules or Rules())
         try:
             await story(world)
         finally:
@@ -295,7 +307,52 @@ def test_what_becomes_of_the_requests_is_added_at_any_time(tmp_path: Path) -> No
         assert len(report["requests"]) == 2
         assert report["recovery"] == [{"request_id": "req-1", "outcome": "resumed"}]
 
-    play(tmp_path, story)
+    play(tmp_path, story, rules=RESUME)
+
+
+def test_each_request_s_fate_is_told_once(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.start("m", "stays", "leaves", "late")
+        world.ready()
+        crash = world.exit("SIGABRT")
+        world.comes_back(1, 7)
+        world.comes_back(2, 0)
+        world.coroner.left(2)
+        world.pool.release(2, world.now)
+        world.now += 6  # one gateway says nothing, and is waited for no longer
+        world.perform(world.pool.tick(world.now))
+        world.pool.acquire("new", "m", 60.0, world.now)
+        world.coroner.born("m", 2, world.child(7))
+        world.perform(world.pool.ready("m", 2, 10**9, 4096, world.now))
+        world.coroner.left(1)
+        report = await world.report(crash)
+        assert [list(each.values()) for each in report["requests"]] == [
+            ["stays", 100, 7],
+            ["leaves", 100, 0],
+            ["late", None, None],
+        ]
+        assert [list(each.values()) for each in report["recovery"]] == [
+            ["leaves", "its client left"],
+            ["late", "ended with worker_crashed"],
+            ["stays", "goes on in m#2"],
+        ]
+
+    play(tmp_path, story, rules=RESUME)
+
+
+def test_those_who_are_on_their_way_back_were_inside(tmp_path: Path) -> None:
+    """A stall is told to them before the process has ended."""
+
+    async def story(world: World) -> None:
+        world.start("m", "req-1", "req-2")
+        world.ready()
+        world.pool.dying("m", 1, "SIGKILL", world.now)
+        world.comes_back(1, 7)
+        world.pool.acquire("new", "m", 60.0, world.now)
+        report = await world.report(world.exit("SIGKILL"))
+        assert sorted(each["request_id"] for each in report["requests"]) == ["req-1", "req-2"]
+
+    play(tmp_path, story, rules=RESUME)
 
 
 def test_only_the_last_crashes_are_added_to(
@@ -312,7 +369,7 @@ def test_only_the_last_crashes_are_added_to(
             assert crash is not None
             world.files.outcome(crash.id, "req-1", "refused")
         told = [len((await world.report(crash))["recovery"]) for crash in ids]
-        assert told == [0, 1, 1]
+        assert told == [1, 2, 2]  # each has been refused by the pool, too
         listing = json.loads(await world.files.told(""))["crashes"]
         assert {each["id"] for each in listing} == {crash.id for crash in ids if crash}
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 
 from supervisor import cli
 from supervisor.crashes import new_id
-from tests.fakes.engine import Script
+from tests.fakes.engine import Script, text_of
 from tests.serving import Deadline, Server, gate, serving
 from tests.test_commands import rows
 from tests.test_coroner import METAL
@@ -41,14 +41,14 @@ ENDS = {
 }
 
 
-def config_for(folder: Path, *models: str) -> str:
+def config_for(folder: Path, *models: str, mode: str = "off") -> str:
     tables = "".join(f'[models.{name}]\nsource = "{folder / name}"\n' for name in models)
-    return f"[server]\nport = 0\n{tables}"
+    return f'[server]\nport = 0\n{tables}[recovery]\nmode = "{mode}"\n'
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Every model has crashed once, in its way; so has the gateway."""
+    """Every model has crashed once, in its way; so has the gateway. Nobody recovers."""
     folder = tmp_path_factory.mktemp("crashes")
     for name, deeds in DEEDS.items():
         Script(deeds=deeds, last_words=WORDS if name == "metal" else "").write(folder / name)
@@ -141,7 +141,15 @@ def test_the_gateway_s_death_is_reported(server: Server) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["nope", new_id(0), "..", "%2e%2e%2fsizes", "..%2F..%2Fetc%2Fpasswd", "%00", "\u0661" * 8],
+    [
+        "nope",
+        "20260101T000000Z-000000",
+        "..",
+        "%2e%2e%2fsizes",
+        "..%2F..%2Fetc%2Fpasswd",
+        "%00",
+        "\u0661" * 8,
+    ],
 )
 def test_an_unknown_report(name: str, server: Server) -> None:
     answer = server.request("GET", f"/admin/crashes/{quote(name, safe='%')}")
@@ -191,6 +199,48 @@ def test_reports_outlive_the_server_and_are_known_to_the_next(tmp_path: Path) ->
         with serving(tmp_path / "s", scripted=True, config=config) as server:
             (entry,) = server.health()["models"]
             assert (entry["deaths"], entry["last_crash"]["id"]) == (0, told[3])
+
+
+def test_what_became_of_those_inside(tmp_path: Path) -> None:
+    """They go on elsewhere, or their clients leave."""
+    with gate(tmp_path / "gate") as stop:
+        Script(gates={"decode": str(stop.path)}, deeds={"decode": "abort"}).write(tmp_path / "m")
+        config = config_for(tmp_path, "m", mode="resume")
+        with serving(tmp_path / "s", scripted=True, config=config) as server:
+            hit = server.stream("m", PROMPT, max_tokens=8)
+            stop.arrived()
+            hit.saw("w2 ")
+            stop.open()
+            assert hit.answer().text == text_of(8)
+            deadline = Deadline()
+            while not (told := listing(server)):
+                deadline.check("the report")
+            while not (whole := report(server, "m"))["recovery"]:
+                deadline.check("what became of it")
+            (request,) = whole["requests"]
+            assert request["prompt_tokens"] == len(PROMPT)
+            assert request["emitted_tokens"] == 3
+            assert whole["recovery"] == [
+                {"request_id": request["request_id"], "outcome": "goes on in m#2"}
+            ]
+            shown = crashes(told[0]["id"], "--state-dir", str(server.state)).stdout
+            assert "28 prompt tokens, 3 tokens emitted, goes on in m#2" in shown
+
+
+def test_what_would_happen_again_is_not_tried_again(tmp_path: Path) -> None:
+    Script(
+        deeds={"load": "abort"},
+        last_words="RuntimeError: [metal::load_device] No Metal device available.\n",
+        generations=(1, 2),
+    ).write(tmp_path / "m")
+    config = config_for(tmp_path, "m", mode="resume")
+    with serving(tmp_path / "s", scripted=True, config=config) as server:
+        for _ in range(2):
+            answer = server.chat("m", max_tokens=2)
+            assert (answer.status, answer.json["error"]["code"]) == (400, "model_load_failed")
+            assert "Metal is not available to it. Reinstall mlx" in answer.json["error"]["message"]
+        (entry,) = server.health()["models"]
+        assert (entry["deaths"], entry["last_crash"]["cause"]) == (1, "no_gpu")
 
 
 def test_without_room_for_reports_the_next_request_is_served(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A worker dies: in every phase, in every way, every request in it ends exactly once."""
+"""A worker dies, recovery off: in every phase, in every way, every request in it ends exactly once."""
 
 from __future__ import annotations
 
@@ -37,6 +37,8 @@ def config_for(folder: Path, **env: str) -> str:
     return f"""
 [server]
 port = 0
+[recovery]
+mode = "off"
 [models.victim]
 source = "{folder / "victim"}"
 env = {{ {table} }}

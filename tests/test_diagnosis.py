@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from supervisor.blame import Fault
 from supervisor.diagnosis import KNOWN, LAST_WORDS, Blame, Cause, Diagnosis, diagnose
 from supervisor.redaction import Cleaner
 
@@ -230,5 +231,7 @@ def test_what_the_causes_mean() -> None:
     assert guilty == {Cause.ARRAY_TOO_LARGE}
     for cause in Cause:
         found = Diagnosis(cause)
+        expected = Fault.OUTSIDE if cause in outside else Fault.REQUEST
+        assert found.fault is (Fault.MEMORY if cause in memory else expected)
         assert found.advice.endswith(".")
         assert not found.summary.endswith(".")

@@ -435,9 +435,10 @@ class Scripted:
     def __init__(self, frames: Sequence[Any]) -> None:
         self._frames = iter(frames)
         self.asked: list[Embed] = []
+        self.recoveries = 0
         self.closed = False
 
-    async def start(self, request: Embed, model: str, hold: float) -> Scripted:
+    async def start(self, request: Embed, model: str, hold: float, digest: bytes) -> Scripted:
         self.asked.append(request)
         return self
 

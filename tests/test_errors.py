@@ -37,6 +37,8 @@ CONTRACT: dict[str, tuple[int, str, bool | None]] = {
     "insufficient_memory_now": (503, "server_error", None),
     "memory_pressure": (503, "server_error", None),
     "shutting_down": (503, "server_error", None),
+    "request_crashed_worker": (422, "invalid_request_error", False),
+    "model_unavailable": (503, "server_error", False),
     "internal_error": (500, "server_error", None),
 }
 _LINE = re.compile(r"^[│├└─ ]*(?P<name>[A-Z]\w+)(?:  +(?P<rest>.*))?$")

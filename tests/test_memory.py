@@ -219,12 +219,16 @@ def test_critical_unloads_all_and_ends_what_runs(tmp_path: Path) -> None:
         config = config_for(
             busy, *models(tmp_path, "b"), memory="drain_seconds = 0.5", extra="pin = true"
         )
-        with pressed(tmp_path, config) as (server, machine):
-            running = server.stream("a", max_tokens=5, stream=False)
+        with pressed(tmp_path, config) as (server, machine), ThreadPoolExecutor(1) as thread:
+            body = {"model": "a", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
+            short = {"x-stainless-read-timeout": "1"}  # it is parked, and waits no longer than that
+            running = thread.submit(
+                server.request, "POST", "/v1/chat/completions", body, headers=short
+            )
             stop.arrived()
             assert server.chat("b", max_tokens=2).status == 200
             machine.use(99)
-            answer = running.answer()
+            answer = running.result(DEADLINE)
             assert error_of(answer) == (503, "memory_pressure")
             assert "retry-after" in answer.headers
             stop.open()

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from supervisor.diagnosis import Cause, Crash, Diagnosis
 from supervisor.errors import BulkheadError, ModelNotFound
 from supervisor.lifecycle import HAS_PROCESS, State
-from supervisor.pool import Bury, Effect, Grant, Limits, Pool, Refuse, Spawn, Spec, Stop
+from supervisor.pool import Bury, Effect, Grant, Limits, Pool, Refuse, Rules, Spawn, Spec, Stop
 
 LIMITS = Limits(load_stall=10.0, drain=20.0, stop=3.0, stop_per_gigabyte=0.5)
 HOLD = 100.0
@@ -695,6 +695,7 @@ class PoolMachine(RuleBasedStateMachine):
             [Spec("a", ("alias",), CAPACITIES["a"]), Spec("b", (), CAPACITIES["b"])],
             default_model="a",
             limits=LIMITS,
+            rules=Rules(max_restarts=10**9),
         )
         self.now = 0.0
         self.requests: dict[int, Request] = {}

@@ -19,8 +19,10 @@ import pytest
 import uvloop
 from msgspec.structs import replace
 
+from gateway import generation as generation_module
 from gateway import relay as relay_module
-from gateway.relay import Event, Generation, Relay
+from gateway.generation import Event, Generation
+from gateway.relay import Relay
 from supervisor.errors import (
     BulkheadError,
     ContextLengthExceeded,
@@ -187,9 +189,11 @@ def patience(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Sets how long the relay waits for a cause, for the answer to a Fault, and over the hold."""
 
     def set_to(*, cause: float = NEVER, fault: float = NEVER, answer: float = NEVER) -> None:
-        monkeypatch.setattr(relay_module, "_CAUSE_SECONDS", cause)
-        monkeypatch.setattr(relay_module, "_FAULT_SECONDS", fault)
-        monkeypatch.setattr(relay_module, "_ANSWER_SECONDS", answer)
+        monkeypatch.setattr(generation_module, "_CAUSE_SECONDS", cause)
+        monkeypatch.setattr(relay_module, "_CONNECT_SECONDS", cause)
+        for module in (generation_module, relay_module):
+            monkeypatch.setattr(module, "_FAULT_SECONDS", fault)
+            monkeypatch.setattr(module, "ANSWER_SECONDS", answer)
 
     return set_to
 
@@ -410,7 +414,7 @@ def test_a_receive_of_several_that_is_cancelled_loses_nothing(
 def test_a_reader_that_stands_still_holds_its_choices_back(
     play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(relay_module, "_MERGED_MAX", 4)
+    monkeypatch.setattr(generation_module, "_MERGED_MAX", 4)
 
     async def scene(stage: Stage) -> None:
         generation, _, workers = await stage.start_several(2)

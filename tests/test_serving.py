@@ -34,6 +34,8 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 port = 0
 default_model = "tiny"
 max_body = "1MB"
+[recovery]
+mode = "off"
 [models.tiny]
 source = "{tiny}"
 aliases = ["small"]

@@ -48,7 +48,7 @@ def test_a_rule_reaches_the_pool(key: str, value: Any) -> None:
 
 
 def test_the_defaults_are_the_pools() -> None:
-    assert rules("") == Rules(release=setting.release_rule())
+    assert rules("") == Rules(release=setting.release_rule(), recovery="resume")
 
 
 def test_requests_over_all_models_are_bounded() -> None:

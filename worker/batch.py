@@ -51,6 +51,22 @@ class _Live:
     """Whether the first token has been told before the generator has told it."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Paused:
+    """A job outside the generator, with its place in the output."""
+
+    live: _Live
+    row: Any
+    token: int
+    """The last one that was told; it is not in the cache yet."""
+    left: int
+    """Tokens that may follow it."""
+    stops: Any
+    cache: Any
+    known: list[int]
+    """Tokens in the cache."""
+
+
 class BatchEngine:
     """An `Engine` over one mlx-lm model."""
 
@@ -61,6 +77,7 @@ class BatchEngine:
         self._uids: dict[Job, int] = {}
         self._prefilling: dict[int, int] = {}
         """Prompt tokens still to be prefilled, of those in the generator without a first token."""
+        self._paused: dict[Job, _Paused] = {}
 
     def warm_up(self) -> None:
         loading.import_mlx_lm()
@@ -104,11 +121,23 @@ class BatchEngine:
             return Prepared(inputs=self._embedder.prepare(request))
         sampling.check(request.sampling, self._width)
         prompt = self._prompts.tokens(request)
-        return Prepared(
-            prompt,
-            echo=self._prompts.text_of(request, prompt) if request.echo else "",
-            constraint=self._grammars.compile(request, prompt),
-        )
+        echo = self._prompts.text_of(request, prompt) if request.echo else ""
+        constraint = self._grammars.compile(request, prompt)
+        text = self._transcripts.make(request, prompt)
+        end = None
+        if request.emitted:
+            endless = request.ignore_eos and constraint is None
+            most = self._most(request, prompt)
+            end = replayed(request, text, () if endless else self._eos, most, len(prompt))
+        if constraint is not None and end is None:
+            for token in request.emitted:
+                constraint.push(token)
+        return Prepared(prompt, echo, constraint, text, end)
+
+    def _most(self, request: Generate, prompt: Sequence[int]) -> int:
+        """Tokens that the output may have."""
+        room = self._model.context - len(prompt)
+        return min(request.max_tokens or room, room)
 
     def insert(self, job: Job) -> None:
         if isinstance(job.request, Embed):
@@ -133,12 +162,12 @@ class BatchEngine:
             self._start(self._queue.popleft())
 
     def _start(self, job: Job) -> None:
-        request, model = job.request, self._model
+        request = job.request
         assert isinstance(request, Generate)
-        room = model.context - len(job.prompt)
-        constraint = job.prepared.constraint
+        constraint, emitted = job.prepared.constraint, request.emitted
         row = self._make_row(
-            sampling.resolve(request.sampling, model.defaults),
+            sampling.resolve(request.sampling, self._model.defaults),
+            emitted=emitted,
             min_tokens=request.min_tokens,
             logprobs=request.logprobs,
             constraint=constraint,
@@ -146,14 +175,14 @@ class BatchEngine:
         # Of what a grammar has completed, the end is all that can follow.
         endless = request.ignore_eos and constraint is None
         (uid,) = self._generator.insert(
-            [list(job.prompt)],
-            max_tokens=[min(request.max_tokens or room, room)],
+            [[*job.prompt, *emitted]],
+            max_tokens=[self._most(request, job.prompt) - len(emitted)],
             samplers=[row],
             stop_sequences=[self._never_stop] if endless else None,
         )
-        self._live[uid] = _Live(job, self._transcripts.make(request, job.prompt))
+        self._live[uid] = _Live(job, job.prepared.transcript, len(emitted))
         self._uids[job] = uid
-        self._prefilling[uid] = len(job.prompt)
+        self._prefilling[uid] = len(job.prompt) + len(emitted)
 
     def remove(self, job: Job) -> None:
         if isinstance(job.request, Embed):
@@ -166,6 +195,49 @@ class BatchEngine:
             self._generator.remove([uid])
         elif job in self._queue:
             self._queue.remove(job)
+        else:
+            self._paused.pop(job, None)
+
+    def pause(self, job: Job) -> Sequence[FromEngine]:
+        uid = self._uids.get(job)
+        if uid is None or uid in self._prefilling:
+            return ()
+        live, batch = self._live[uid], self._generator._generation_batch
+        at = batch.uids.index(uid)
+        token, row = int(batch._next_tokens[at].item()), batch.samplers[at]
+        left = batch.max_tokens[at] - batch._num_tokens[at] - 1
+        stops = batch.stop_sequences[at]
+        if left < 1 or (token in self._eos and stops is not self._never_stop):
+            return ()  # the next step is its last
+        frames: Sequence[FromEngine] = ()
+        if not live.ahead:
+            # The generator is a token ahead, and would keep it to itself.
+            frames = self._frames(live, token, None, batch._next_logprobs[at])
+            if isinstance(frames[-1], LAST):
+                self._told(uid, frames, ended=False)
+                return frames
+        live.ahead = False
+        row.restart(token)
+        cache, known = self._generator.remove([uid], return_prompt_caches=True)[uid]
+        for layer in cache:
+            mx.eval(layer.state)  # one by one: the batch's rows are copied
+        del self._live[uid], self._uids[job]
+        self._paused[job] = _Paused(live, row, token, left, stops, cache, known)
+        return frames
+
+    def unpause(self, job: Job) -> None:
+        paused = self._paused.pop(job, None)
+        if paused is None:
+            return
+        (uid,) = self._generator.insert(
+            [[paused.token]],
+            max_tokens=[paused.left],
+            caches=[paused.cache],
+            all_tokens=[paused.known],
+            samplers=[paused.row],
+            stop_sequences=[paused.stops],
+        )
+        self._live[uid], self._uids[job], self._prefilling[uid] = paused.live, uid, 1
 
     def step(self) -> Sequence[Output]:
         decoded = self._decode() if self._live or self._queue else []
@@ -234,6 +306,7 @@ class BatchEngine:
 
     def close(self) -> None:
         self._queue.clear()
+        self._paused.clear()
         self._live.clear()
         self._uids.clear()
         for held in ("_generator", "_embedder", "_model", "_prompts", "_transcripts", "_grammars"):
@@ -280,6 +353,23 @@ class BatchEngine:
 
     def _end(self, live: _Live, reason: Any) -> End:
         return End(reason, len(live.job.prompt), live.tokens, live.text.reasoning_tokens)
+
+
+def replayed(
+    request: Generate, text: AnyTranscript, eos: Sequence[int], most: int, prompt_tokens: int
+) -> End | None:
+    """Tell `text` of the tokens that another worker has emitted. The end of the output, if they
+    were all of it: that worker died between the last token and its end frame."""
+    ended, emitted = request.emitted[-1] in eos, request.emitted
+    # A final end-of-sequence token brought the rest of the text with it; it is not output.
+    output = emitted[:-1] if ended else emitted
+    for token in output:
+        text.push(token)
+    if not (ended or text.stopped or len(output) >= most):
+        return None
+    text.finish(cut=not (ended or text.stopped))
+    reason = text.finish_reason if ended or text.stopped else "length"
+    return End(reason, prompt_tokens, len(output), text.reasoning_tokens)
 
 
 def _token(token: int, delta: Delta, logprobs: Logprobs | None = None) -> Token:

@@ -129,6 +129,12 @@ class Row:
         if self._counts is not None:
             self._counts[token] += 1
 
+    def restart(self, token: int) -> None:
+        """The row leaves its batch with `token` as the last of the output, and will be inserted
+        again with it as its prompt's last token."""
+        self.push(token)
+        self.steps = 0
+
     def advance(self) -> None:
         """A step has been queued."""
         self.steps += 1

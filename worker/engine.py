@@ -15,7 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from supervisor.errors import BulkheadError
 from supervisor.wire.frames import Embed, Embedded, End, Failed, FromEngine, Generate, Load
@@ -69,13 +69,16 @@ class Grammar(Constraint, Protocol):
 class Prepared:
     """A request's tokens and whatever else is made before its turn comes.
 
-    Of a `Generate`: the `prompt`, its text if an echo was asked for, the grammar of its output. Of
-    an `Embed`: the `inputs`.
+    Of a `Generate`: the `prompt`, its text if an echo was asked for, the grammar of its output and
+    the engine's own text state, both told of what was emitted before; and the end, if that was all
+    there is. Of an `Embed`: the `inputs`.
     """
 
     prompt: Sequence[int] = ()
     echo: str = ""
     constraint: Grammar | None = None
+    transcript: Any = None
+    end: End | None = None
     inputs: Sequence[Sequence[int]] = ()
 
     @property
@@ -123,6 +126,13 @@ class Engine(Protocol):
     def remove(self, job: Job) -> None:
         """Forget a job that is not wanted any more and free what it held; unknown jobs are fine."""
 
+    def pause(self, job: Job) -> Sequence[FromEngine]:
+        """Set a job aside that is being decoded, with all that it holds; what it has already made
+        is returned. Any other job stays as it is."""
+
+    def unpause(self, job: Job) -> None:
+        """Go on with a paused job; any other is left as it is."""
+
     def step(self) -> Sequence[Output]:
         """One decode step and one prefill chunk. After its last frame a job is forgotten."""
 
@@ -138,7 +148,7 @@ class Engine(Protocol):
 
 
 class EngineThread:
-    """Runs an Engine. `post` and `submit`, `cancel`, `close` may be called from any thread."""
+    """Runs an Engine. `post`, `submit`, `pause`, `cancel`, `close` may be called from any thread."""
 
     def __init__(
         self,
@@ -174,6 +184,12 @@ class EngineThread:
     def cancel(self, job: Job) -> None:
         self._commands.put(lambda: self._continue(self._forget, job))
 
+    def pause(self, job: Job) -> None:
+        self._commands.put(lambda: self._continue(self._pause, job))
+
+    def unpause(self, job: Job) -> None:
+        self._commands.put(lambda: self._continue(self._engine.unpause, job))
+
     def shrink(self) -> None:
         """Give back what is only kept for later, between two steps."""
         self._commands.put(self._shrink)
@@ -190,9 +206,7 @@ class EngineThread:
             self._post(self._on_warm)
             while self._obey():
                 for job, frames in self._engine.step():
-                    job.sink.send(frames)
-                    if isinstance(frames[-1], LAST):
-                        job.sink.close()
+                    self._deliver(job, frames)
             self._engine.close()
             self._post(self._on_closed)
         except BaseException:  # noqa: BLE001
@@ -207,6 +221,15 @@ class EngineThread:
             if not self._commands.get()():
                 return False
         return True
+
+    def _deliver(self, job: Job, frames: Sequence[FromEngine]) -> None:
+        job.sink.send(frames)
+        if isinstance(frames[-1], LAST):
+            job.sink.close()
+
+    def _pause(self, job: Job) -> None:
+        if frames := self._engine.pause(job):
+            self._deliver(job, frames)
 
     def _forget(self, job: Job) -> None:
         self._engine.remove(job)

@@ -16,6 +16,7 @@ from supervisor.wire.codec import REQUEST_LIMIT, ProtocolError
 from supervisor.wire.frames import (
     Accepted,
     Chat,
+    Continue,
     Embed,
     Failed,
     Generate,
@@ -23,6 +24,7 @@ from supervisor.wire.frames import (
     Load,
     LoadFailed,
     Loading,
+    Pause,
     Ready,
     Shrink,
     Text,
@@ -115,14 +117,14 @@ class WorkerServer:
         """One connection = one request. The peer's EOF cancels it."""
         try:
             request = await stream.receive()
-            if request is None:
+            if not isinstance(request, Generate | Embed):
                 return
             await self._generate(request, stream)
         except ProtocolError as error:
             log.warning("a request connection was closed: %s", error)
 
     async def _prepare(
-        self, request: ToEngine, gone: asyncio.Task[ToEngine | None]
+        self, request: Generate | Embed, gone: asyncio.Task[ToEngine | None]
     ) -> Prepared | None:
         """The request ready for its turn, or None when the client has left first. Raises what the engine
         raises.
@@ -148,10 +150,10 @@ class WorkerServer:
     def _prepared(self) -> None:
         self._preparing -= 1
 
-    async def _generate(self, request: ToEngine, stream: FrameStream[ToEngine]) -> None:
+    async def _generate(self, request: Generate | Embed, stream: FrameStream[ToEngine]) -> None:
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
-        gone = loop.create_task(stream.receive())  # the gateway says nothing more: its EOF
+        gone = loop.create_task(stream.receive())  # the gateway has nothing to say yet: its EOF
         try:
             prepared = await self._prepare(request, gone)
         except BulkheadError as error:
@@ -171,6 +173,10 @@ class WorkerServer:
         if prepared is None:
             log.info("request %s: cancelled before it was prepared", request.request_id)
             return
+        if prepared.end is not None:
+            stream.send(Accepted(prepared.size, prepared.echo), prepared.end)
+            await gone
+            return
         try:
             connection = stream.duplicate()
         except OSError as error:
@@ -188,7 +194,13 @@ class WorkerServer:
         job = Job(request, prepared, sink)
         self._thread.submit(job)
         try:
-            await gone
+            while (said := await gone) is not None:
+                match said:
+                    case Pause():
+                        self._thread.pause(job)
+                    case Continue():
+                        self._thread.unpause(job)
+                gone = loop.create_task(stream.receive())
         finally:
             gone.cancel()
             if not sink.ended:
@@ -203,15 +215,15 @@ class WorkerServer:
             )
 
 
-def _is_quick(request: ToEngine) -> bool:
+def _is_quick(request: Generate | Embed) -> bool:
     """Whether preparing takes less than the way to another thread. The first grammar of a model
     takes a second."""
-    if isinstance(request, Generate) and (request.structure or request.calling):
+    if isinstance(request, Generate) and (request.structure or request.calling or request.emitted):
         return False
     return prompt_size(request) <= _SHORT_PROMPT
 
 
-def prompt_size(request: ToEngine) -> int:
+def prompt_size(request: Generate | Embed) -> int:
     """Characters that a request is made of, about."""
     if isinstance(request, Embed):
         return sum(map(len, request.inputs))

@@ -3,15 +3,16 @@
 Three connections exist:
 
 * control: gateway ↔ supervisor, a Unix socket. One connection is one lease: `Acquire` → (`Granted`
-  | `Refused`), later perhaps `Died`. Closing it ends the lease, so the kernel returns leases when
-  the gateway dies. The same socket serves `Inquire` → `Report`, and the gateway announces itself
-  with `Serving`. `Manage` → (`Managed` | `Refused`), `Watch` → `Happened`… and `AskCrashes` →
-  (`Crashes` | `Refused`) are for people.
+  | `Refused`), later perhaps `Died`, after which the request may come back: `Return` → (`Granted` |
+  `Refused`). Closing it ends the lease, so the kernel returns leases when the gateway dies. The
+  same socket serves `Inquire` → `Report`, and the gateway announces itself with `Serving`. `Manage`
+  → (`Managed` | `Refused`), `Watch` → `Happened`… and `AskCrashes` → (`Crashes` | `Refused`) are
+  for people.
 * channel: supervisor ↔ worker, a socketpair inherited at spawn. `Hello` → `Load` → `Loading`… →
   `Ready` | `LoadFailed`.
 * work: gateway ↔ worker, a Unix socket, one connection a request. `Generate` → `Accepted` →
   `Progress`… → `Token`… → exactly one of `End`, `Failed`; or `Embed` → `Vector`… → `Embedded` |
-  `Failed`. EOF towards the worker cancels; EOF before the end frame means that the worker died.
+  `Failed`. Between tokens the gateway may send `Pause`, then `Continue`. EOF towards the worker cancels; EOF before the end frame means that the worker died.
 
 Bodies are msgpack arrays led by the tag: decoding checks every type, and nothing is executed.
 """
@@ -31,11 +32,25 @@ class Frame(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
 
 
 class Acquire(Frame, frozen=True, tag="acquire"):
-    """Ask for a place on `model`; wait at most `hold_seconds` for it."""
+    """Ask for a place on `model`; wait at most `hold_seconds` for it, and after each death as long
+    again. Equal requests have an equal `digest`, by which one that kills workers is known."""
 
     request_id: str
     model: str
     hold_seconds: float
+    digest: bytes = b""
+
+
+class Return(Frame, frozen=True, tag="return"):
+    """After a `Died` that allows it: the request wants to go on where it stands, `position` tokens
+    into its output, all choices together. `prompt_tokens` are a choice's, 0 = not known."""
+
+    position: int
+    prompt_tokens: int = 0
+
+
+class Passed(Frame, frozen=True, tag="passed"):
+    """A request that was granted alone has come as far as `Granted.until`."""
 
 
 class Fault(Frame, frozen=True, tag="fault"):
@@ -105,12 +120,19 @@ class Granted(Frame, frozen=True, tag="granted"):
     """A place on a ready worker, until the lease's connection closes.
 
     `model` is the served name (aliases resolved), `worker` is `name#generation`, `socket` the path
-    to connect to.
+    to connect to. With `until` the request runs alone, under suspicion: tell `Passed` when its
+    output has that many tokens, all choices together; with `then_pause` stop there until `Proceed`.
     """
 
     model: str
     worker: str
     socket: str
+    until: int = 0
+    then_pause: bool = False
+
+
+class Proceed(Frame, frozen=True, tag="proceed"):
+    """The others have passed too: what was paused goes on."""
 
 
 class Refused(Frame, frozen=True, tag="refused"):
@@ -123,12 +145,14 @@ class Refused(Frame, frozen=True, tag="refused"):
 
 
 class Died(Frame, frozen=True, tag="died"):
-    """The granted worker is gone; same fields as `Refused`."""
+    """The granted worker is gone, or has to go; same fields as `Refused`. If the request `may_return`
+    it does so with `Return`, soon; if not, its lease has ended."""
 
     code: str
     message: str
     param: str | None
     retry_after: float | None
+    may_return: bool = False
 
 
 class Report(Frame, frozen=True, tag="report"):
@@ -142,8 +166,8 @@ class Report(Frame, frozen=True, tag="report"):
     model: str
 
 
-ToSupervisor = Acquire | Fault | Inquire | Serving | Manage | Watch | AskCrashes
-ToGateway = Granted | Refused | Died | Report | Managed | Happened | Crashes
+ToSupervisor = Acquire | Return | Passed | Fault | Inquire | Serving | Manage | Watch | AskCrashes
+ToGateway = Granted | Proceed | Refused | Died | Report | Managed | Happened | Crashes
 
 
 # ── channel: supervisor ↔ worker ─────────────────────────────────────────────────────────────────
@@ -272,7 +296,8 @@ class Generate(Frame, frozen=True, tag="generate"):
     seconds since the epoch: templates print dates, and a resumed request must print the same.
     `logprobs` is how many alternatives are told with each token, None = no log probabilities at
     all. `calling` None = whatever looks like a tool call is text. `echo`: the prompt's text is
-    wanted back.
+    wanted back. `emitted` are the tokens of its output that another worker has generated and told:
+    the output goes on after them, as if nothing had happened.
     """
 
     request_id: str
@@ -287,6 +312,16 @@ class Generate(Frame, frozen=True, tag="generate"):
     calling: Calling | None = None
     structure: Structure | None = None
     echo: bool = False
+    emitted: tuple[int, ...] = ()
+
+
+class Pause(Frame, frozen=True, tag="pause"):
+    """Keep the choice as it is and generate no more of it. Tokens that are made already may follow,
+    and so may its end."""
+
+
+class Continue(Frame, frozen=True, tag="continue"):
+    """Go on with what was paused."""
 
 
 class Embed(Frame, frozen=True, tag="embed"):
@@ -380,5 +415,5 @@ class Failed(Frame, frozen=True, tag="failed"):
     retry_after: float | None
 
 
-ToEngine = Generate | Embed
+ToEngine = Generate | Embed | Pause | Continue
 FromEngine = Accepted | Progress | Token | End | Vector | Embedded | Failed

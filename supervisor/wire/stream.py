@@ -125,6 +125,12 @@ class FrameStream(asyncio.Protocol, Generic[F]):
                 self._transport.resume_reading()
         return frame
 
+    def drain(self) -> list[F]:
+        """All frames that have arrived and were not received: after the connection's end, say."""
+        frames = list(self._arrived)
+        self._arrived.clear()
+        return frames
+
     def close(self) -> None:
         """Close at once; what is unsent is dropped, which to the peer is a cancel."""
         if self._transport is not None:

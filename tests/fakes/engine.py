@@ -80,6 +80,9 @@ class ScriptedEngine:
         self._script = script
         self._active = True
         self._jobs: dict[Job, int] = {}
+        """Tokens made of each."""
+        self._prefilled: set[Job] = set()
+        self._paused: dict[Job, int] = {}
         self._gates = dict(script.gates)
 
     def warm_up(self) -> None:
@@ -95,6 +98,7 @@ class ScriptedEngine:
     def prepare(self, request: Generate | Embed) -> Prepared:
         assert isinstance(request, Generate)
         echo = ""
+        prompt: Sequence[int] = ()
         match request.prompt:
             case Chat(messages):
                 size = sum(len(str(message["content"])) for message in messages)
@@ -103,20 +107,33 @@ class ScriptedEngine:
                     raise InvalidValue("planned", param="prompt")
                 size, echo = len(text), text
             case Tokens(ids):
-                size, echo = len(ids), "".join(f"<{token}>" for token in ids)
-        return Prepared([0] * max(PROMPT_TOKENS, size), echo if request.echo else "")
+                size, echo, prompt = len(ids), "".join(f"<{token}>" for token in ids), ids
+        padding = max(PROMPT_TOKENS, size) - len(prompt)
+        return Prepared([*prompt, *[0] * padding], echo if request.echo else "")
 
     def insert(self, job: Job) -> None:
-        self._jobs[job] = 0
+        assert isinstance(job.request, Generate)
+        self._jobs[job] = len(job.request.emitted)
         gc.collect()  # whatever the server forgot to hold on to is gone from now on
 
     def remove(self, job: Job) -> None:
         self._jobs.pop(job, None)
+        self._paused.pop(job, None)
+
+    def pause(self, job: Job) -> Sequence[FromEngine]:
+        if job in self._jobs:
+            self._paused[job] = self._jobs.pop(job)
+        return ()
+
+    def unpause(self, job: Job) -> None:
+        if job in self._paused:
+            self._jobs[job] = self._paused.pop(job)
 
     def step(self) -> Sequence[Output]:
         outputs: list[Output] = []
         for job, made in tuple(self._jobs.items()):
-            if made == 0:
+            if job not in self._prefilled:
+                self._prefilled.add(job)
                 outputs.append((job, [Progress(1, len(job.prompt))]))
                 self._phase("prefill")
             frames: list[FromEngine] = [Token(made, f"w{made} ")]

@@ -14,7 +14,7 @@ from typing import Any
 
 from supervisor.wire import codec
 from supervisor.wire.codec import HEADER, encode
-from supervisor.wire.frames import Embed, Frame, Generate, Load, Token
+from supervisor.wire.frames import Embed, Frame, FromEngine, Generate, Load, Token
 from supervisor.wire.stream import FrameStream
 from tests.fakes.engine import GARBAGE, TORN, ScriptedEngine, pass_gate, script_in
 from worker.engine import Engine, Job, Loaded, Output, Prepared
@@ -24,6 +24,12 @@ SPAWN_GATE = "FAKE_SPAWN_GATE"
 SPAWN_DEED = "FAKE_SPAWN_DEED"
 NO_DESCRIPTORS = "FAKE_NO_DESCRIPTORS"
 """Environment: at spawn no folder is known yet, so the script of that phase comes this way."""
+DEATHS = "FAKE_DEATHS"
+"""Environment: for each generation, after how many tokens in all it aborts; 0 = before it is ready,
+- = never. Later ones live."""
+POISON = "FAKE_POISON"
+"""Environment: "TOKEN DEPTH": a prompt that holds that token id kills its worker after so many tokens
+of its output."""
 
 
 class Choice:
@@ -31,6 +37,12 @@ class Choice:
 
     def __init__(self) -> None:
         self._chosen: Engine | None = None
+        self._lives: int | None = None
+        """Tokens that are left to this incarnation; None = it lives."""
+        poison = os.environ.get(POISON, "").split()
+        self._poison = (int(poison[0]), int(poison[1])) if poison else None
+        self._depths: dict[Job, int] = {}
+        """How far each request is into its output."""
 
     def warm_up(self) -> None:
         if gate := os.environ.get(SPAWN_GATE):
@@ -42,6 +54,11 @@ class Choice:
                 os.abort()
 
     def load(self, load: Load, progress: Callable[[int, int], None]) -> Loaded:
+        deaths = os.environ.get(DEATHS, "").split()
+        if load.generation <= len(deaths) and deaths[load.generation - 1] != "-":
+            self._lives = int(deaths[load.generation - 1])
+        if self._lives == 0:
+            os.abort()
         script = script_in(Path(load.path))
         if script is not None:
             self._chosen = ScriptedEngine(script)
@@ -61,13 +78,39 @@ class Choice:
         return self._engine.prepare(request)
 
     def insert(self, job: Job) -> None:
+        if isinstance(job.request, Generate):
+            self._depths[job] = len(job.request.emitted)
+            self._check_poison(job)
         self._engine.insert(job)
+
+    def _check_poison(self, job: Job) -> None:
+        if self._poison is None:
+            return
+        token, depth = self._poison
+        if token in job.prompt and self._depths[job] >= depth:
+            os.abort()
 
     def remove(self, job: Job) -> None:
         self._engine.remove(job)
 
+    def pause(self, job: Job) -> Sequence[FromEngine]:
+        return self._engine.pause(job)
+
+    def unpause(self, job: Job) -> None:
+        self._engine.unpause(job)
+
     def step(self) -> Sequence[Output]:
-        return self._engine.step()
+        outputs = self._engine.step()
+        for job, frames in outputs:
+            tokens = sum(isinstance(frame, Token) for frame in frames)
+            if self._lives is not None:
+                self._lives -= tokens
+                if self._lives <= 0:
+                    os.abort()
+            if job in self._depths:
+                self._depths[job] += tokens
+                self._check_poison(job)
+        return outputs
 
     def shrink(self) -> None:
         self._engine.shrink()

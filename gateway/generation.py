@@ -1,0 +1,413 @@
+"""One running request: its tokens, whichever workers they come from.
+
+A `Generation` holds a lease and, in each of its lives, one connection a choice to the worker that
+was granted. When that worker dies, or has to go, the request returns to its lease with the tokens
+that have come so far, and the next worker goes on behind them: to whoever calls `receive` it is a
+pause. Frames are noted before they are handed out, so that nothing is told twice or lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from msgspec.structs import replace
+
+from supervisor.errors import BulkheadError, InternalError, ShuttingDown, WorkerCrashed, restore
+from supervisor.wire.codec import ProtocolError, TornFrame
+from supervisor.wire.frames import (
+    Accepted,
+    Continue,
+    Died,
+    Embed,
+    Embedded,
+    End,
+    Failed,
+    Fault,
+    FromEngine,
+    Generate,
+    Granted,
+    Passed,
+    Pause,
+    Proceed,
+    Progress,
+    Refused,
+    Return,
+    ToGateway,
+    Token,
+    Vector,
+)
+from supervisor.wire.stream import FrameStream
+
+log = logging.getLogger("bulkhead.gateway")
+
+ANSWER_SECONDS = 10.0
+"""Over the hold: how long the supervisor may take to answer before it counts as gone."""
+_CAUSE_SECONDS = 2.0
+"""Between a worker's EOF and the supervisor's word on it; without one the worker is not dead but
+faulty, and must be put down."""
+_FAULT_SECONDS = 10.0
+_MERGED_MAX = 256
+"""Frames of all choices that may wait unread before their sockets are no longer read."""
+
+
+class Recovering:
+    """What `receive` says when the output pauses until other requests, or another worker, are
+    ready for it."""
+
+
+RECOVERING: Final = Recovering()
+
+Event = Accepted | Progress | Token | End | Recovering
+Lease = FrameStream[ToGateway]
+Work = FrameStream[FromEngine]
+Connect = Callable[[Granted, Lease], Awaitable[Work]]
+"""Connects to a granted worker. Raises Interrupted when the lease tells of its death meanwhile."""
+
+
+class Interrupted(Exception):
+    """The granted worker has died, and the request may return."""
+
+    def __init__(self, died: Died) -> None:
+        super().__init__(died.message)
+        self.died = died
+
+
+class _Choice:
+    """One choice's request, and what has come of its output."""
+
+    def __init__(self, request: Generate | Embed) -> None:
+        self.request = request
+        self.emitted: list[int] = []
+        self.vectors = 0
+        self.echoed = False
+        self.ended = False
+        self.backlog: deque[FromEngine] = deque()
+        """Noted, not yet handed out: what an earlier worker had sent."""
+        self.skip = 0
+        """Vectors that this worker repeats."""
+
+    def rest(self) -> Generate | Embed:
+        """The request for what is still to come."""
+        if isinstance(self.request, Embed):
+            self.skip = self.vectors
+            return self.request
+        return replace(self.request, emitted=tuple(self.emitted)) if self.emitted else self.request
+
+    def note(self, frame: FromEngine) -> bool:
+        """Keep what a resumption needs; whether the frame is news."""
+        match frame:
+            case Token():
+                self.emitted.append(frame.id)
+            case Vector():
+                if self.skip:
+                    self.skip -= 1
+                    return False
+                self.vectors += 1
+            case Accepted(text=text) if text:
+                first, self.echoed = not self.echoed, True
+                return first
+            case End() | Embedded() | Failed():
+                self.ended = True
+        return True
+
+
+class _Life:
+    """The request's time on one worker."""
+
+    def __init__(self, granted: Granted, works: dict[int, Work]) -> None:
+        self.worker = granted.worker
+        self.until = granted.until
+        self.then_pause = granted.then_pause
+        self.works = works
+        """By the choice's number; of those that had not ended."""
+        self.faulty = False
+        self.over: asyncio.Task[Died | None] | None = None
+        self.verdict: asyncio.Task[Died] | None = None
+        """One inquiry into an early end, however often a reader's patience runs out meanwhile."""
+        self.recovery: asyncio.Task[None] | None = None
+
+    def hang_up(self) -> None:
+        for work in self.works.values():
+            work.close()
+
+
+class Generation:
+    """One running request. `model` is the served name, `worker` is `name#generation`, `socket` that
+    worker's.
+
+    Each of its choices is a stream of the worker's; all of them hold one lease.
+    """
+
+    def __init__(
+        self, choices: Sequence[Generate | Embed], lease: Lease, hold: float, connect: Connect
+    ) -> None:
+        """`lease` has asked for a place and waits `hold` seconds for each."""
+        self.model = self.worker = self.socket = ""
+        self.recoveries = 0
+        """How often another worker has gone on with it."""
+        self._id = choices[0].request_id
+        self._choices = [_Choice(request) for request in choices]
+        self._lease = lease
+        self._hold = hold
+        self._connect = connect
+        self._position = 0
+        self._prompt_tokens = 0
+        self._pausing = False
+        """Whether the output pauses although its worker lives."""
+        self._life: _Life
+        self._merged: asyncio.Queue[tuple[int, Event] | BaseException] = asyncio.Queue(_MERGED_MAX)
+        self._pumps: list[asyncio.Task[None]] = []
+
+    async def begin(self) -> None:
+        """Wait for a worker and hand it the request. Raises BulkheadError."""
+        await self._enter()
+        if len(self._choices) > 1:  # a single stream is read as it comes, with no task between
+            numbers = range(len(self._choices))
+            self._pumps = [asyncio.create_task(self._pump(choice)) for choice in numbers]
+
+    async def receive(self) -> tuple[int, Event]:
+        """The next frame of any choice, with the choice's number. An `Accepted` only if it has a
+        text. Raises a BulkheadError when the request can't go on: of all choices at once.
+
+        Safe to cancel and call again. Nothing may be asked for after the End of every choice, or
+        after an error.
+        """
+        if not self._pumps:
+            return 0, await self._receive(0)
+        item = await self._merged.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    async def receive_vector(self) -> Vector | Embedded:
+        """As `receive`, of an `Embed`: its vectors, then Embedded."""
+        while not isinstance(frame := await self._frame(0), (Vector, Embedded)):
+            continue
+        return frame
+
+    def close(self) -> None:
+        """Give the place back; to a worker that still generates this is a cancel."""
+        for pump in self._pumps:
+            pump.cancel()
+        if hasattr(self, "_life"):
+            for task in (self._life.over, self._life.verdict, self._life.recovery):
+                if task is not None:
+                    task.cancel()
+            self._life.hang_up()
+        self._lease.close()
+
+    # ── frames ───────────────────────────────────────────────────────────────────────────────────
+
+    async def _pump(self, choice: int) -> None:
+        """One task a choice carries its frames, at the pace of the reader. Its end or its error is
+        the last thing it brings."""
+        try:
+            while True:
+                event = await self._receive(choice)
+                await self._merged.put((choice, event))
+                if isinstance(event, End):
+                    return
+        except Exception as error:  # noqa: BLE001
+            # A bug of ours as well: the reader must not wait for ever.
+            await self._merged.put(error)
+
+    async def _receive(self, choice: int) -> Event:
+        while True:
+            frame = await self._frame(choice)
+            if isinstance(frame, (Token, Progress, End, Recovering)):
+                return frame
+            if isinstance(frame, Accepted) and frame.text:
+                return frame
+
+    async def _frame(self, number: int) -> FromEngine | Recovering:
+        """The choice's next frame that is news."""
+        choice = self._choices[number]
+        while True:
+            if self._pausing:
+                self._pausing = False
+                return RECOVERING
+            if choice.backlog:
+                frame = choice.backlog.popleft()
+            else:
+                life = self._life
+                received, symptom = await self._from_worker(life, number)
+                if received is None:
+                    if await self._recovers(life, symptom):
+                        return RECOVERING
+                    continue
+                if not self._note(choice, received):
+                    continue
+                frame = received
+            if isinstance(frame, Failed):
+                raise restore(
+                    frame.code, frame.message, param=frame.param, retry_after=frame.retry_after
+                )
+            return frame
+
+    async def _from_worker(self, life: _Life, number: int) -> tuple[FromEngine | None, str]:
+        """A frame, or what shows that no more will come."""
+        try:
+            frame = await life.works[number].receive()
+        except TornFrame as torn:
+            return None, str(torn)
+        except ProtocolError as fault:
+            self._blame(life, str(fault))
+            return None, str(fault)
+        return frame, "the connection closed before the end frame"
+
+    def _note(self, choice: _Choice, frame: FromEngine) -> bool:
+        if isinstance(frame, Token):
+            self._position += 1
+        elif isinstance(frame, Accepted):
+            self._prompt_tokens = frame.prompt_tokens
+        news = choice.note(frame)
+        life = self._life
+        if life.until and self._position >= life.until:
+            life.until = 0
+            self._lease.send(Passed())
+            if life.then_pause:
+                self._pausing = True
+                self._tell_works(Pause())
+        return news
+
+    def _tell_works(self, word: Pause | Continue) -> None:
+        for number, work in self._life.works.items():
+            if not self._choices[number].ended:
+                work.send(word)
+
+    # ── from one worker to the next ──────────────────────────────────────────────────────────────
+
+    async def _enter(self) -> None:
+        """Wait for a place and begin a life there. Raises BulkheadError."""
+        while True:
+            granted = await answer(self._lease, self._hold + ANSWER_SECONDS)
+            if not isinstance(granted, Granted):
+                raise InternalError("The supervisor gave an unexpected answer.")
+            works: dict[int, Work] = {}
+            try:
+                for number, choice in enumerate(self._choices):
+                    if not choice.ended:
+                        works[number] = work = await self._connect(granted, self._lease)
+                        work.send(choice.rest())
+            except BaseException as error:
+                for work in works.values():
+                    work.close()
+                if not isinstance(error, Interrupted):
+                    raise
+                self._lease.send(Return(self._position, self._prompt_tokens))
+                continue
+            self.model, self.worker, self.socket = granted.model, granted.worker, granted.socket
+            self._life = _Life(granted, works)
+            self._life.over = asyncio.create_task(self._follow(self._life))
+            return
+
+    async def _follow(self, life: _Life) -> Died | None:
+        """What the supervisor says while the worker lives, until its end; None when the supervisor
+        is gone. Ends the streams, so that a worker that hangs instead of dying keeps nobody."""
+        died: Died | None = None
+        try:
+            while (frame := await self._lease.receive()) is not None:
+                match frame:
+                    case Proceed():
+                        self._tell_works(Continue())
+                    case Died():
+                        died = frame
+                        break
+        except ProtocolError as error:
+            log.error("the supervisor broke the protocol: %s", error)
+        if died is not None:
+            log.warning(
+                "%s was in worker %s when it died, with %d prompt tokens, at token %d",
+                self._id,
+                life.worker,
+                self._prompt_tokens,
+                self._position,
+            )
+            # Its last tokens may still lie in the sockets, and none of them can come again.
+            for _ in range(2):
+                await asyncio.sleep(0)
+        life.hang_up()
+        return died
+
+    async def _recovers(self, life: _Life, symptom: str) -> bool:
+        """The worker's streams have ended early. True when the recovery begins; otherwise returns
+        once it is over. Raises BulkheadError when there is none.
+
+        Whoever gives up waiting gives up neither the inquiry nor the recovery.
+        """
+        if life.verdict is None:
+            life.verdict = asyncio.create_task(self._cause(life, symptom))
+        died = await asyncio.shield(life.verdict)
+        if not died.may_return:
+            raise restore(died.code, died.message, param=died.param, retry_after=died.retry_after)
+        begins = life.recovery is None
+        if life.recovery is None:
+            life.recovery = asyncio.create_task(self._carry_on(life))
+        else:
+            await asyncio.shield(life.recovery)
+        return begins
+
+    async def _carry_on(self, life: _Life) -> None:
+        """Have another worker go on. Raises BulkheadError."""
+        for number, work in life.works.items():
+            choice = self._choices[number]
+            choice.backlog.extend(frame for frame in work.drain() if self._note(choice, frame))
+        self._pausing = False
+        self._lease.send(Return(self._position, self._prompt_tokens))
+        await self._enter()
+        self.recoveries += 1
+        log.info("%s goes on in worker %s at token %d", self._id, self.worker, self._position)
+
+    async def _cause(self, life: _Life, symptom: str) -> Died:
+        """The supervisor knows why, if the worker has died. Raises BulkheadError."""
+        assert life.over is not None
+        done, _ = await asyncio.wait([life.over], timeout=_CAUSE_SECONDS)
+        if not done:
+            self._blame(life, symptom)
+            done, _ = await asyncio.wait([life.over], timeout=_FAULT_SECONDS)
+        if not done:
+            raise WorkerCrashed(f"The worker {life.worker} stopped answering. Retry the request.")
+        died = life.over.result()
+        if died is None:
+            raise supervisor_gone()
+        return died
+
+    def _blame(self, life: _Life, symptom: str) -> None:
+        """Tell the supervisor once that the worker is faulty, whatever more follows from it."""
+        if not life.faulty:
+            life.faulty = True
+            self._lease.send(Fault(symptom))
+
+
+async def answer(stream: Lease, seconds: float) -> ToGateway:
+    """What the supervisor says next. Raises what it refuses with, and BulkheadError for silence."""
+    try:
+        async with asyncio.timeout(seconds):
+            frame = await stream.receive()
+    except TimeoutError:
+        log.error("the supervisor did not answer within %.0f s", seconds)
+        raise supervisor_gone() from None
+    except ProtocolError as error:
+        log.error("the supervisor broke the protocol: %s", error)
+        raise InternalError("The supervisor gave an unreadable answer.") from None
+    return granted_or_raise(frame)
+
+
+def granted_or_raise(frame: ToGateway | None) -> ToGateway:
+    """Raises BulkheadError for a refusal, Interrupted for a death after which it may return."""
+    match frame:
+        case None:
+            raise supervisor_gone()
+        case Died() if frame.may_return:
+            raise Interrupted(frame)
+        case Refused(code, message, param, retry_after) | Died(code, message, param, retry_after):
+            raise restore(code, message, param=param, retry_after=retry_after)
+    return frame
+
+
+def supervisor_gone() -> BulkheadError:
+    return ShuttingDown("The server is restarting. Try again shortly.")

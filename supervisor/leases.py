@@ -1,0 +1,283 @@
+"""Requests and their places: who waits, who is granted, who returns after a death.
+
+A step does one thing to one entry and returns its effects. After a death those who were in the
+worker are *returning* until their gateways have said how far they had come; then they wait like
+others, but first, and as suspects one by one (`blame`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import random
+from collections.abc import Callable, Iterable, Mapping
+
+from supervisor import refusals
+from supervisor.blame import PROBATION, STRIKES, Docket, Fault
+from supervisor.breaker import Breaker
+from supervisor.effects import (
+    Bury,
+    Convict,
+    Effect,
+    Grant,
+    Interrupt,
+    Loaded,
+    Proceed,
+    Refuse,
+    Say,
+)
+from supervisor.entry import Entry, Lease, Limits, Purpose, Rules, Spec, Standing
+from supervisor.errors import BulkheadError
+from supervisor.ledger import Ledger
+from supervisor.lifecycle import Event, State, transition
+
+DEFAULT_MODEL = "default_model"
+"""The name by which mlx_lm.server's clients ask for whatever is served."""
+RETURN_SECONDS = 5.0
+"""How long a gateway may take to say where an interrupted request stands."""
+_INTERRUPTIONS_MAX = 20
+"""Of one request in all, whatever its progress."""
+
+
+class Leases:
+    """Entries by name; every lease that is open; one ledger for all."""
+
+    def __init__(
+        self,
+        specs: Iterable[Spec],
+        *,
+        default_model: str = "",
+        limits: Limits | None = None,
+        rules: Rules | None = None,
+        budget: int | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """`jitter` gives numbers from 0 to 1."""
+        self.entries: dict[str, Entry] = {spec.name: Entry(spec, pinned=spec.pin) for spec in specs}
+        self.limits = limits or Limits()
+        self.rules = rules or Rules()
+        self.ledger = Ledger(budget)
+        self.uses = 0
+        """Requests over all models, the clock by which frequencies age."""
+        self.shutting_down = False
+        self._names: Mapping[str, str] = {
+            alias: entry.spec.name
+            for entry in self.entries.values()
+            for alias in (*entry.spec.aliases, entry.spec.name)
+        }
+        self._default = default_model
+        self.docket = Docket()
+        rules = self.rules
+        self._breakers = {
+            name: Breaker(rules.max_restarts, rules.restart_window, rules.backoff_max, jitter)
+            for name in self.entries
+        }
+        self._leases: dict[int, Entry] = {}
+        self._ids = itertools.count(1)
+
+    def resolve(self, requested: str) -> Entry:
+        """The entry that a request's `model` means. Raises ModelNotFound.
+
+        An exact name or alias wins; then Ollama's `:latest` is dropped; an empty name and
+        "default_model" mean the configured default.
+        """
+        if requested in ("", DEFAULT_MODEL) and requested not in self._names:
+            requested = self._default
+        name = self._names.get(requested) or self._names.get(requested.removesuffix(":latest"))
+        if name is None:
+            raise refusals.unknown(requested) if requested else refusals.unnamed()
+        return self.entries[name]
+
+    def _move(self, entry: Entry, event: Event) -> None:
+        entry.state = transition(entry.state, event)
+
+    # ── granting ─────────────────────────────────────────────────────────────────────────────────
+
+    def _grant_waiting(self, entry: Entry, *, gate_closed: bool) -> list[Effect]:
+        """READY: serve in the order of arrival as many as have a place; suspects before them, one
+        at a time."""
+        effects: list[Effect] = []
+        for lease in [lease for lease in entry.waiting.values() if lease.purpose is Purpose.LOAD]:
+            self._forget(entry, lease)
+            effects.append(Loaded(lease.id, entry.spec.name, entry.worker))
+        if gate_closed or entry.returning or entry.on_trial:
+            return effects
+        if suspects := entry.suspects:
+            return [*effects, self._try(entry, suspects)]
+        effects += self._proceed(entry)
+        limit = entry.spec.concurrency
+        for lease in list(entry.waiting.values()):
+            if not limit or len(entry.granted) < limit:
+                effects.append(self._grant(entry, lease))
+        return effects
+
+    def _proceed(self, entry: Entry) -> list[Effect]:
+        """All trials are over: those who have passed go on."""
+        paused = [each for each in entry.granted.values() if each.standing is Standing.PAUSED]
+        for lease in paused:
+            lease.standing = Standing.CLEAR
+        return [Proceed(lease.id) for lease in paused]
+
+    def _try(self, entry: Entry, suspects: list[Lease]) -> Effect:
+        """Grant one of them alone: the one with the shortest way to the place of its death, and one
+        that has died alone already behind those that have not."""
+        lease = min(suspects, key=lambda each: (each.strikes, each.position, each.id))
+        lease.standing = Standing.ON_TRIAL
+        lease.until = lease.position + PROBATION
+        lease.pauses = len(suspects) > 1
+        return self._grant(entry, lease, lease.until, lease.pauses)
+
+    def _grant(
+        self, entry: Entry, lease: Lease, until: int = 0, then_pause: bool = False
+    ) -> Effect:
+        del entry.waiting[lease.id]
+        entry.granted[lease.id] = lease
+        return Grant(lease.id, entry.spec.name, entry.worker, entry.generation, until, then_pause)
+
+    # ── refusing ─────────────────────────────────────────────────────────────────────────────────
+
+    def _forget(self, entry: Entry, lease: Lease) -> None:
+        """A waiting lease has ended."""
+        del entry.waiting[lease.id]
+        del self._leases[lease.id]
+
+    def _refuse(self, entry: Entry, lease: Lease, error: BulkheadError) -> Effect:
+        self._forget(entry, lease)
+        return Refuse(lease.id, error)
+
+    def _refuse_waiting(self, entry: Entry, error: BulkheadError) -> list[Effect]:
+        return [self._refuse(entry, lease, error) for lease in list(entry.waiting.values())]
+
+    def _refuse_load(self, entry: Entry, error: BulkheadError) -> list[Effect]:
+        """A load has failed: who waited for it was part of its end. Who waits while a worker is on
+        its way out was not, and waits for the next."""
+        if entry.state is not State.LOADING:
+            return []
+        entry.wish = None
+        return self._refuse_waiting(entry, error)
+
+    def _fail_load(self, entry: Entry, error: BulkheadError) -> list[Effect]:
+        """A process has died while it loaded. With recovery its requests wait for the next one."""
+        if self.rules.recovery == "off" or entry.state is not State.LOADING:
+            return self._refuse_load(entry, error)
+        waiting = list(entry.waiting.values())
+        by_hand = [lease for lease in waiting if lease.purpose is Purpose.LOAD]
+        return [self._refuse(entry, lease, error) for lease in by_hand]
+
+    # ── after a death ────────────────────────────────────────────────────────────────────────────
+
+    def _interrupt(
+        self, entry: Entry, error: BulkheadError, now: float, *, parked: bool = False
+    ) -> list[Effect]:
+        """The worker is gone, or stops where the requests are `parked`: have them return."""
+        if self.rules.recovery == "off" or self.shutting_down:
+            return self._bury(entry, error)
+        interrupted, entry.granted = entry.granted, {}
+        if not parked:
+            entry.fault = None
+        for lease in interrupted.values():
+            lease.error, lease.unjudged, lease.deadline = error, not parked, now + RETURN_SECONDS
+            if parked:
+                on_trial = lease.standing is Standing.ON_TRIAL
+                lease.standing = Standing.SUSPECT if on_trial else Standing.CLEAR
+            entry.returning[lease.id] = lease
+        return [Interrupt(lease, error) for lease in interrupted]
+
+    def _bury(self, entry: Entry, error: BulkheadError) -> list[Effect]:
+        """End those who have a place."""
+        buried, entry.granted = entry.granted, {}
+        for lease in buried:
+            del self._leases[lease]
+        return [Bury(lease, error) for lease in buried]
+
+    def _take_back(self, entry: Entry, lease: Lease, position: int, now: float) -> list[Effect]:
+        """A request has returned with so many tokens: it waits, before those who came later."""
+        if position > lease.position:
+            lease.position, lease.unproductive = position, 0
+            self._progressed(entry)
+        lease.deadline = now + lease.hold
+        entry.waiting = dict(sorted({**entry.waiting, lease.id: lease}.items()))
+        effects: list[Effect] = []
+        if self.rules.recovery == "replay" and position:
+            return [self._refuse(entry, lease, lease.error or refusals.shutting_down())]
+        effects += self._judge(entry, now)
+        if entry.state is State.FAILED:
+            effects += self._refuse_waiting(entry, refusals.failed(entry))
+        elif entry.state is State.CRASHED:
+            effects += self._refuse_waiting(entry, refusals.unavailable(entry, now))
+        return effects
+
+    def _judge(self, entry: Entry, now: float) -> list[Effect]:
+        """What the last death means for those who have returned from it, once its cause is known."""
+        if entry.fault is None:
+            return []
+        effects: list[Effect] = []
+        for lease in list(entry.waiting.values()):
+            if lease.unjudged:
+                lease.unjudged = False
+                effects += self._judge_one(entry, lease, entry.fault, now)
+        return effects
+
+    def _judge_one(self, entry: Entry, lease: Lease, fault: Fault, now: float) -> list[Effect]:
+        was, lease.standing = lease.standing, Standing.CLEAR
+        if was is Standing.PAUSED:
+            return []  # it was not running
+        lease.unproductive += 1
+        lease.interruptions += 1
+        if fault is not Fault.OUTSIDE:
+            lease.standing = Standing.SUSPECT
+            if was is Standing.ON_TRIAL and lease.position < lease.until:
+                self._strike(lease, now)
+                if lease.strikes >= STRIKES and entry.proven:
+                    self._progressed(entry)  # this death has its explanation
+                    guilty = self._refuse(entry, lease, refusals.guilty(entry))
+                    return [Convict(entry.spec.name, lease.request_id), guilty]
+        useless = lease.unproductive > self.rules.max_recoveries
+        if useless or lease.interruptions > _INTERRUPTIONS_MAX:
+            assert lease.error is not None
+            return [self._refuse(entry, lease, lease.error)]
+        return []
+
+    def _abandon(self, entry: Entry, lease: Lease) -> Effect:
+        """Give up waiting for an interrupted request."""
+        del entry.returning[lease.id]
+        del self._leases[lease.id]
+        error = refusals.shutting_down() if self.shutting_down else lease.error
+        assert error is not None
+        return Refuse(lease.id, error)
+
+    def _strike(self, lease: Lease, now: float) -> None:
+        lease.strikes += 1
+        if lease.digest:
+            self.docket.strike(lease.digest, now)
+
+    def _passed(self, entry: Entry, lease: Lease) -> None:
+        """A suspect has got past the place of its death."""
+        if lease.digest:
+            self.docket.clear(lease.digest)
+        lease.strikes = 0
+        lease.standing = Standing.PAUSED if lease.pauses else Standing.CLEAR
+        lease.position = max(lease.position, lease.until)
+        lease.unproductive = 0
+        self._progressed(entry)
+
+    def _progressed(self, entry: Entry) -> None:
+        """The model has made a token for somebody."""
+        entry.proven = True
+        self._breakers[entry.spec.name].progressed()
+
+    def _died(self, entry: Entry, fault: Fault, now: float) -> list[Effect]:
+        """An unasked death, whose cause is known now."""
+        entry.deaths += 1
+        entry.fault = fault
+        everyone = (*entry.returning.values(), *entry.waiting.values())
+        # The death of one that is about to be found guilty says nothing about the model.
+        convicts = entry.proven and any(
+            lease.unjudged and lease.standing is Standing.ON_TRIAL and lease.strikes + 1 >= STRIKES
+            for lease in everyone
+        )
+        entry.backoff = None if convicts else self._breakers[entry.spec.name].died(now)
+        return self._judge(entry, now)
+
+    def _warn(self, text: str) -> list[Effect]:
+        return [Say(text, logging.WARNING)]

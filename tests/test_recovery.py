@@ -1,0 +1,174 @@
+"""A crash the client never sees: workers die, and every answer is what it would have been."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.fakes.engine import Script, text_of
+from tests.serving import Answer, Server, serving
+from tests.tiny import make_llama
+
+CONFIG = """
+[server]
+port = 0
+[models.calm]
+source = "{source}"
+[models.stormy]
+source = "{source}"
+env = {{ {env} }}
+"""
+POISON = 7
+TEXT = {"prompt": "Tell me", "max_tokens": 60, "ignore_eos": True}
+KINDS: dict[str, dict[str, Any]] = {
+    "greedy": {**TEXT, "temperature": 0},
+    "seeded": {**TEXT, "temperature": 0.9, "seed": 7},
+    "several": {**TEXT, "temperature": 0.9, "seed": 3, "n": 3},
+    "stops": {**TEXT, "temperature": 0.9, "seed": 5, "stop": ["zq", "\u00e9"]},
+    "logprobs": {**TEXT, "temperature": 0.9, "seed": 7, "logprobs": 2},
+    "echo": {**TEXT, "temperature": 0.9, "seed": 11, "echo": True},
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_llama(tmp_path_factory.mktemp("model") / "m", seed=5)
+
+
+@pytest.fixture
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(32) as pool:
+        yield pool
+
+
+def config(model: Path, more: str = "", **env: str) -> str:
+    table = ", ".join(f'{key} = "{value}"' for key, value in env.items())
+    return CONFIG.format(source=model, env=table) + more
+
+
+def complete(server: Server, model: str, **body: Any) -> Answer:
+    return server.request("POST", "/v1/completions", {"model": model, **body})
+
+
+def choices(answer: Answer) -> Any:
+    """All that an answer says of its choices and its usage, streamed or not."""
+    assert answer.status == 200, answer.body
+    if not answer.headers["content-type"].startswith("text/event-stream"):
+        return answer.json["choices"], answer.json["usage"]
+    assert answer.events[-1] == "[DONE]", answer.events[-1]
+    chunks = [json.loads(event) for event in answer.events[:-1]]
+    of: dict[int, list[Any]] = {}
+    for chunk in chunks:
+        for choice in chunk["choices"]:
+            of.setdefault(choice["index"], []).append(choice)
+    return of, chunks[-1].get("usage")
+
+
+def test_nobody_notices_three_deaths(
+    model: Path, tmp_path: Path, threads: ThreadPoolExecutor
+) -> None:
+    """Requests of every kind, streamed and not, in a worker that dies in their midst, dies again
+    while they stand trial, and dies while it loads."""
+    asked = [
+        {
+            **kind,
+            "stream": stream,
+            **({"stream_options": {"include_usage": True}} if stream else {}),
+        }
+        for kind in KINDS.values()
+        for stream in (False, True)
+    ]
+    with serving(
+        tmp_path, scripted=True, config=config(model, FAKE_DEATHS="150 40 0 500")
+    ) as server:
+        calm = list(threads.map(lambda body: complete(server, "calm", **body), asked))
+        stormy = list(threads.map(lambda body: complete(server, "stormy", **body), asked))
+        assert server.wait_for("stormy")["deaths"] >= 3
+    for body, quiet, cut in zip(asked, calm, stormy, strict=True):
+        assert choices(cut) == choices(quiet), body
+    told = [answer for answer in stormy if "x-bulkhead-recoveries" in answer.headers]
+    comments = [answer for answer in stormy if b": recoveries " in answer.body]
+    assert told or comments
+    for answer in comments:
+        assert answer.body.rindex(b": recoveries ") < answer.body.index(b"data: [DONE]")
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> Path:
+    """A scripted model: what it says is known beforehand."""
+    return Script(generations=()).write(tmp_path / "words")
+
+
+@pytest.mark.parametrize("depth", [0, 20])
+def test_the_request_that_kills_is_found_and_the_others_complete(
+    words: Path, tmp_path: Path, threads: ThreadPoolExecutor, depth: int
+) -> None:
+    bodies = [{"prompt": [40 + n, 41, 42], "max_tokens": 60} for n in range(15)]
+    poison = {**bodies[0], "prompt": [50, POISON, 51]}
+    bodies.insert(6, poison)
+    env = config(words, FAKE_POISON=f"{POISON} {depth}")
+    with serving(tmp_path / "s", scripted=True, config=env) as server:
+        got = list(threads.map(lambda body: complete(server, "stormy", **body), bodies))
+        assert server.wait_for("stormy")["deaths"] == 3
+        guilty = got.pop(6)
+        assert guilty.status == 422, guilty.body
+        assert guilty.json["error"]["code"] == "request_crashed_worker"
+        assert guilty.headers["x-should-retry"] == "false"
+        texts = [choices(answer)[0][0]["text"] for answer in got]
+        assert texts == [text_of(60)] * 15
+        again = complete(server, "stormy", **poison)
+        assert again.status == 422
+        assert server.wait_for("stormy")["deaths"] == 3
+    # The verdict outlives the server.
+    with serving(tmp_path / "s", scripted=True, config=env) as server:
+        assert complete(server, "stormy", **poison).status == 422
+        assert complete(server, "stormy", **bodies[0]).status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_the_sdk_sees_nothing(words: Path, tmp_path: Path, stream: bool) -> None:
+    env = config(words, FAKE_DEATHS="20")
+    with (
+        serving(tmp_path / "s", scripted=True, config=env) as server,
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="x", max_retries=0) as client,
+    ):
+        asked: Any = {"role": "user", "content": "hello"}
+        answer: Any = client.chat.completions.create(
+            model="stormy", messages=[asked], max_tokens=50, stream=stream
+        )
+        if stream:
+            text = "".join(chunk.choices[0].delta.content or "" for chunk in answer)
+        else:
+            text = answer.choices[0].message.content
+        assert text == text_of(50)
+        assert server.wait_for("stormy")["deaths"] == 1
+
+
+def test_replay_mode_runs_again_what_had_no_token(words: Path, tmp_path: Path) -> None:
+    mode = '[recovery]\nmode = "replay"\n'
+    env = config(words, mode, FAKE_DEATHS="0 30")
+    body = {"prompt": "x", "max_tokens": 60}
+    with serving(tmp_path / "s", scripted=True, config=env) as server:
+        answer = complete(server, "stormy", **body)
+        assert answer.status == 503
+        assert answer.json["error"]["code"] == "worker_crashed"
+        assert choices(complete(server, "stormy", **body))[0][0]["text"] == text_of(60)
+
+
+def test_a_model_that_always_dies_is_left_alone_for_a_while(words: Path, tmp_path: Path) -> None:
+    env = config(words, FAKE_DEATHS="0 0 0")
+    with serving(tmp_path / "s", scripted=True, config=env) as server:
+        answer = complete(server, "stormy", prompt="x")
+        assert answer.status == 503
+        assert answer.json["error"]["code"] == "model_unavailable"
+        assert answer.headers["x-should-retry"] == "false"
+        assert "retry-after" not in answer.headers
+        # Asked by hand it is tried at once, and lives this time.
+        assert server.request("POST", "/admin/models/stormy/load").status == 200
+        assert complete(server, "stormy", prompt="x").status == 200

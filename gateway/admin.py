@@ -1,4 +1,4 @@
-"""Loading, unloading and pinning models by hand, and what happens to them as a stream of events."""
+"""Models by hand, what happens to them as a stream of events, and what made them crash."""
 
 from __future__ import annotations
 
@@ -34,6 +34,12 @@ def manage(action: Action) -> Handler:
         return json_response(msgspec.json.encode(body))
 
     return handler
+
+
+async def crashes(request: web.Request) -> web.Response:
+    """GET /admin/crashes, and /admin/crashes/{id}."""
+    name = request.match_info.get("id", "")
+    return json_response(await request.app[RELAY].crashes(name))
 
 
 async def events(request: web.Request) -> web.StreamResponse:

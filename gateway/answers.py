@@ -257,6 +257,14 @@ class MemoryHealth(Shape, frozen=True, kw_only=True):
     ]
 
 
+class LastCrash(Shape, frozen=True, kw_only=True):
+    """`/admin/crashes/{id}` has the report."""
+
+    id: str
+    cause: str
+    time: Time
+
+
 class CachedModel(Shape, frozen=True, kw_only=True):
     """A model that is loading or loaded."""
 
@@ -273,6 +281,7 @@ class CachedModel(Shape, frozen=True, kw_only=True):
     queued: Count
     pinned: bool
     deaths: Count
+    last_crash: LastCrash | None
 
 
 class ConfiguredModel(Shape, frozen=True, kw_only=True):
@@ -285,6 +294,7 @@ class ConfiguredModel(Shape, frozen=True, kw_only=True):
     estimate: Count | None
     measured: Count | None
     deaths: Count
+    last_crash: LastCrash | None
     reason: str | None
 
 

@@ -44,7 +44,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _OPEN_PATHS = frozenset({"/health"})
 """Answered without a key, if tersely: load balancers have none."""
-_LATER = ("/responses/", "/messages/", "/metrics/", "/admin/crashes/", "/admin/logs/")
+_LATER = ("/responses/", "/messages/", "/metrics/", "/admin/logs/")
 """Of the contract, but not in this version: refused as such rather than as unknown."""
 
 
@@ -74,6 +74,8 @@ def build(settings: Server, control: str) -> web.Application:
     for action in admin.ACTIONS:
         app.router.add_post(f"/admin/models/{{id:(?s:.+)}}/{action}", admin.manage(action))
     app.router.add_get("/admin/events", admin.events)
+    app.router.add_get("/admin/crashes", admin.crashes)
+    app.router.add_get("/admin/crashes/{id}", admin.crashes)
     app.router.add_get("/health", models.health)
     app.router.add_get("/", models.health)
     app.router.add_get("/openapi.json", openapi.serve(keys=bool(app[GUARD].keys)))

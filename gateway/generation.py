@@ -256,7 +256,7 @@ class Generation:
                     work.close()
                 if not isinstance(error, Interrupted):
                     raise
-                self._lease.send(Return(self._position))
+                self._lease.send(Return(self._position, self._prompt_tokens))
                 continue
             self.model, self.worker, self.socket = granted.model, granted.worker, granted.socket
             self.asked = granted.asked
@@ -350,7 +350,7 @@ class Generation:
             choice = self._choices[number]
             choice.backlog.extend(frame for frame in work.drain() if self._note(choice, frame))
         self._pausing = False
-        self._lease.send(Return(self._position))
+        self._lease.send(Return(self._position, self._prompt_tokens))
         await self._enter()
         self.recoveries += 1
         log.info("%s goes on in worker %s at token %d", self._id, self.worker, self._position)

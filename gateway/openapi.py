@@ -17,6 +17,7 @@ from aiohttp import web
 from gateway import answers, embeddings, openai
 from gateway.http import json_response
 from supervisor.errors import BulkheadError
+from supervisor.wire.crash import CrashList, CrashReport
 
 Schema = dict[str, Any]
 _REF = "#/components/schemas/{name}"
@@ -127,6 +128,8 @@ def _routes() -> Iterator[Route]:
         (503,),
         events=True,
     )
+    yield Route("get", "/admin/crashes", "Crash reports, newest first.", CrashList, (503,))
+    yield Route("get", "/admin/crashes/{id}", "One crash report, whole.", CrashReport, (404, 503))
     told = "The server's state: 200 while requests can be accepted, else 503."
     yield Route("get", "/health", told, answers.Health, (503,), open=True)
     yield Route("get", "/", told, answers.Health, (503,))
@@ -179,12 +182,15 @@ def _operation(route: Route) -> Schema:
     if route.open:
         operation["security"] = [{}]
     if "{id}" in route.path:
+        described = "A name or an alias. It may hold `/` and `:`, encoded or not."
+        if route.answer is CrashReport:
+            described = "One of those that the list has."
         operation["parameters"] = [
             {
                 "name": "id",
                 "in": "path",
                 "required": True,
-                "description": "A name or an alias. It may hold `/` and `:`, encoded or not.",
+                "description": described,
                 "schema": {"type": "string", "minLength": 1},
             }
         ]

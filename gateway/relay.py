@@ -26,6 +26,8 @@ from supervisor.wire.codec import ProtocolError
 from supervisor.wire.frames import (
     Acquire,
     Action,
+    AskCrashes,
+    Crashes,
     Embed,
     FromEngine,
     Generate,
@@ -115,6 +117,18 @@ class Relay:
         if not isinstance(said, Managed):
             raise InternalError("The supervisor gave an unexpected answer.")
         return said
+
+    async def crashes(self, name: str = "") -> bytes:
+        """JSON: the crash report with that id, or the list of all. Raises BulkheadError."""
+        stream = await self._connect()
+        try:
+            stream.send(AskCrashes(name))
+            said = await answer(stream, ANSWER_SECONDS)
+        finally:
+            stream.close()
+        if not isinstance(said, Crashes):
+            raise InternalError("The supervisor gave an unexpected answer.")
+        return said.body
 
     async def watch(self) -> FrameStream[ToGateway]:
         """A stream of `Happened`, which the caller closes: of all that happens from now on. Raises

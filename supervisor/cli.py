@@ -16,7 +16,6 @@ from supervisor.serve import complain, replace_process
 _LATER = {
     "pull": "download a model",
     "logs": "log tails",
-    "crashes": "crash reports",
     "doctor": "check the machine",
     "bench": "load test of a running endpoint",
     "selftest": "fault injection against a private instance",

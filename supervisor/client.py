@@ -86,6 +86,12 @@ class Client:
         found: dict[str, Any] = self._ask("GET", "/", _SECONDS)
         return found
 
+    def crashes(self, name: str = "") -> dict[str, Any]:
+        """The crash report with that id, or the list of all. Raises Unreachable or Refusal."""
+        path = f"/admin/crashes/{quote(name, safe='')}" if name else "/admin/crashes"
+        found: dict[str, Any] = self._ask("GET", path, _SECONDS)
+        return found
+
     def manage(self, model: str, action: str) -> dict[str, Any]:
         """Load, unload, pin or unpin. Blocks until a load is over. Raises Unreachable or Refusal."""
         seconds = _LOAD_SECONDS if action == "load" else _SECONDS

@@ -10,12 +10,16 @@ import typing
 from pathlib import Path
 from typing import Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from supervisor import config
+from supervisor import config, crash_view
 from supervisor.client import Client, Refusal, Unreachable
+from supervisor.crashes import Store
+from supervisor.paths import StateDir
+from supervisor.wire.crash import CrashList, CrashReport
 
 _URL = typer.Option(
     metavar="URL", help="The server; else the one that runs with the state directory."
@@ -24,6 +28,8 @@ _STATE = typer.Option(metavar="DIR", help="Its state directory [~/.bulkhead].")
 Url = Annotated[str | None, _URL]
 StateDirectory = Annotated[Path | None, _STATE]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what the server says as JSON.")]
+AsAnyJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+CrashId = Annotated[str, typer.Argument(metavar="ID", help="A report's id; without, all of them.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name or alias.")]
 _GB = 1e9
 _PIPE_COLUMNS = 1000
@@ -38,6 +44,7 @@ def add_to(app: typer.Typer) -> None:
     app.command("unload", help="Unload a model once its running requests have ended.")(unload)
     app.command("pin", help="Keep a model loaded, whoever else wants the memory.")(pin)
     app.command("unpin", help="Let a model be unloaded again.")(unpin)
+    app.command("crashes", help="Show what crashed and why; with an ID, the whole report.")(crashes)
 
 
 def status(url: Url = None, state_dir: StateDirectory = None, as_json: AsJson = False) -> None:
@@ -112,6 +119,29 @@ def unpin(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None
     print(f"{done['id']} is no longer pinned")
 
 
+def crashes(
+    crash_id: CrashId = "",
+    url: Url = None,
+    state_dir: StateDirectory = None,
+    as_json: AsAnyJson = False,
+) -> None:
+    if url is not None:
+        client = _client(url, None)
+        told = json.dumps(_ask(lambda: client.crashes(crash_id))).encode()
+    else:
+        root = config.resolve_state_dir(state_dir, os.environ)
+        told = _ask(lambda: _crashes_in(root, crash_id))
+    if as_json:
+        print(msgspec.json.format(told, indent=2).decode())
+    elif crash_id:
+        report = msgspec.json.decode(told, type=CrashReport)
+        _console().print(crash_view.whole(report), end="", soft_wrap=True)
+    elif found := msgspec.json.decode(told, type=CrashList).crashes:
+        _console().print(crash_view.listing(found))
+    else:
+        print("nothing has crashed")
+
+
 # ── their parts ──────────────────────────────────────────────────────────────────────────────────
 
 
@@ -149,6 +179,17 @@ def _client(url: str | None, state_dir: Path | None) -> Client:
         return Client.of_state(root, os.environ)
 
     return _ask(found)
+
+
+def _crashes_in(root: Path, crash_id: str) -> bytes:
+    """JSON: what a state directory has, whether its server runs or not. Raises Refusal."""
+    store = Store(StateDir(root, root).crashes)
+    if not crash_id:
+        return msgspec.json.encode(CrashList(crashes=store.listing()))
+    report = store.read(crash_id)
+    if report is None:
+        raise Refusal(f"there is no such crash report in {root}; `bulkhead crashes` lists them")
+    return msgspec.json.encode(report)
 
 
 T = typing.TypeVar("T")

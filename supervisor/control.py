@@ -38,6 +38,15 @@ class Shell(Protocol):
     def health(self) -> bytes:
         """The object that `/health` shows."""
 
+    def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
+        """The gateway tells where an interrupted request stands."""
+
+    def left(self, lease: int) -> None:
+        """A lease's connection has closed."""
+
+    async def crashes(self, name: str) -> bytes:
+        """One crash report, or the list of all for "". Raises NotFound."""
+
 
 class Control:
     """Turns frames into events of the pool; one connection is one lease at most."""
@@ -83,7 +92,8 @@ class Control:
                     case frames.Watch():
                         if not self._feed.join(connection):
                             connection.send(_refused(refusals.too_many_watchers()))
-                    case frames.Return(position) if lease is not None:
+                    case frames.Return(position, prompt_tokens) if lease is not None:
+                        self._shell.returned(lease, position, prompt_tokens)
                         self._shell.perform(self._pool.returned(lease, position, time.monotonic()))
                     case frames.Passed() if lease is not None:
                         self._shell.perform(self._pool.passed(lease, time.monotonic()))
@@ -92,6 +102,8 @@ class Control:
                         self._shell.perform(self._pool.fault(lease, reason, time.monotonic()))
                     case frames.Inquire(model):
                         connection.send(self._report(model))
+                    case frames.AskCrashes(name):
+                        connection.send(await self._crashes(name))
                     case frames.Serving():
                         self._shell.gateway_serves()
                     case _:
@@ -102,6 +114,7 @@ class Control:
         finally:
             self._feed.leave(connection)
             if lease is not None:
+                self._shell.left(lease)
                 self._shell.perform(self._pool.release(lease, time.monotonic()))
                 del self._leases[lease]
 
@@ -142,6 +155,12 @@ class Control:
     def _managed(self, name: str) -> frames.Managed:
         entry = self._pool.entries[name]
         return frames.Managed(name, entry.state.value, entry.pinned)
+
+    async def _crashes(self, name: str) -> frames.Crashes | frames.Refused:
+        try:
+            return frames.Crashes(await self._shell.crashes(name))
+        except BulkheadError as error:
+            return _refused(error)
 
     def _report(self, model: str) -> frames.Report | frames.Refused:
         try:

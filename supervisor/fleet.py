@@ -35,7 +35,7 @@ _LOG_PROGRESS_SECONDS = 5.0
 class Events(Protocol):
     """What the fleet tells. Each call is about one incarnation, perhaps one that is over."""
 
-    def worker_started(self, model: str, generation: int, pid: int) -> None: ...
+    def worker_started(self, model: str, generation: int, child: Child) -> None: ...
     def worker_loading(self, model: str, generation: int, done: int, total: int) -> None: ...
     def worker_ready(self, model: str, generation: int, ready: frames.Ready) -> None: ...
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None: ...
@@ -122,7 +122,7 @@ class Fleet:
         worker = Worker(model, generation, child, asyncio.Event(), words)
         self._workers[key] = worker
         log.info("worker %s spawned, pid %d, loading %s", worker.name, child.pid, folder)
-        self._events.worker_started(model, generation, child.pid)
+        self._events.worker_started(model, generation, child)
         load = frames.Load(
             model=model,
             generation=generation,

@@ -40,13 +40,17 @@ class Gatekeeper:
         settings: bytes,
         module: str,
         on_change: Callable[[], None],
+        on_death: Callable[[Child, str, float], None],
     ) -> None:
+        """`on_death` is told of every unasked end: the process, how it ended, and its uptime in
+        seconds."""
         self._launcher = launcher
         self._state = state
         self._listener = listener
         self._settings = settings
         self._module = module
         self._on_change = on_change
+        self._on_death = on_death
         self._early_deaths = 0
         self._served = False
         self._hopeless_deaths = 0
@@ -94,16 +98,19 @@ class Gatekeeper:
         self.serving.set()
 
     def _exited(self, returncode: int) -> None:
-        self.child = None
+        child, self.child = self.child, None
         self.serving.clear()
         self._gone.set()
         self._on_change()
         if self._stopping:
             return
-        early = time.monotonic() - self._born < _STABLE_SECONDS
+        uptime = time.monotonic() - self._born
+        early = uptime < _STABLE_SECONDS
         self._early_deaths = self._early_deaths + 1 if early else 0
         how = describe_exit(returncode)
         log.error("the gateway died (%s); models stay loaded, it is started again", how)
+        if child is not None:
+            self._on_death(child, how, uptime)
         self._hopeless_deaths += 1
         if not self._served and self._hopeless_deaths >= _HOPELESS:
             self.hopeless.set()

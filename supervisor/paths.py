@@ -47,6 +47,10 @@ class StateDir:
         return self.root / "sizes.json"
 
     @property
+    def crashes(self) -> Path:
+        return self.root / "crashes"
+
+    @property
     def quarantine(self) -> Path:
         return self.root / "quarantine.json"
 

@@ -26,6 +26,7 @@ from dataclasses import replace
 
 from supervisor import refusals
 from supervisor.blame import STRIKES, Fault
+from supervisor.diagnosis import Crash
 from supervisor.effects import (
     Bury,
     Convict,
@@ -290,29 +291,35 @@ class Pool(Scheduler):
         entry = self._current(model, generation)
         return [] if entry is None else [*self._kill(entry, reason, now), *self._settle(now)]
 
-    def dying(self, model: str, generation: int, how: str, now: float) -> list[Effect]:
+    def dying(
+        self, model: str, generation: int, how: str, now: float, crash: Crash | None = None
+    ) -> list[Effect]:
         """A fatal signal has come. Nothing can save the process, and its end takes its time: those
-        who are in it learn it now."""
+        who are in it learn it now, with the `crash` as far as it is understood."""
         entry = self._current(model, generation)
         if entry is None or entry.state is State.STOPPING:
             return []
-        error = refusals.crashed(entry, how)
+        error = refusals.crashed(entry, how, crash)
         effects = [*self._interrupt(entry, error, now), *self._fail_load(entry, error)]
         self._move(entry, Event.KILL)
         entry.reason, entry.deadline = how, now + self._grace(entry)
         return [*effects, *self._settle(now)]
 
     def exited(
-        self, model: str, generation: int, how: str, now: float, fault: Fault = Fault.REQUEST
+        self, model: str, generation: int, how: str, now: float, crash: Crash | None = None
     ) -> list[Effect]:
-        """The process is reaped. `how` describes its end, such as "SIGABRT"."""
+        """The process is reaped. `how` describes its end, such as "SIGABRT"; `crash` is what is
+        known of it if nobody had asked for it."""
         entry = self._current(model, generation)
         if entry is None:
             return []
-        error = refusals.crashed(entry, how)
+        error = refusals.crashed(entry, how, crash)
         effects = [*self._interrupt(entry, error, now), *self._fail_load(entry, error)]
         if entry.state is not State.STOPPING or entry.after_exit is Event.RELEASED_CRASHED:
-            effects += self._died(entry, fault, now)
+            effects += self._died(entry, crash.diagnosis.fault if crash else Fault.REQUEST, now)
+            if crash is not None and crash.diagnosis.permanent:
+                entry.after_exit, entry.backoff = Event.RELEASED_FAILED, None
+                entry.reason = f"{crash.diagnosis.summary}. {crash.diagnosis.advice}"
         return [*effects, *self._reaped(entry, now), *self._settle(now)]
 
     # ── memory ───────────────────────────────────────────────────────────────────────────────────

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from supervisor.diagnosis import Blame, Crash
 from supervisor.entry import DrainCause, Entry
 from supervisor.errors import (
     BulkheadError,
@@ -92,12 +93,21 @@ def until_a_place(entry: Entry, now: float) -> float:
     return min(10.0, 1.0 + len(entry.waiting) / 100)
 
 
-def crashed(entry: Entry, how: str) -> WorkerCrashed:
-    cause = f"{how}; {entry.reason}" if entry.reason and entry.reason != how else how
+def crashed(entry: Entry, how: str, crash: Crash | None = None) -> WorkerCrashed:
+    cause, report = how, ""
+    what_to_do = "Retry, and the model is loaded again."
+    if crash is not None:
+        found = crash.diagnosis
+        report = f" `bulkhead crashes {crash.id}` has the report."
+        cause = f"{how}: {found.summary}"
+        if found.permanent or found.blame is Blame.REQUEST:
+            what_to_do = found.advice
+    if entry.reason and entry.reason != how:
+        cause = f"{how}; {entry.reason}"
     phase = "while it loaded" if entry.loaded_at is None else "during this request"
     return WorkerCrashed(
-        f"The worker {entry.worker} died ({cause}) {phase}. Other models are not affected; "
-        "retry, and the model is loaded again.",
+        f"The worker {entry.worker} died ({cause}) {phase}. Other models are not affected. "
+        f"{what_to_do}{report}",
         retry_after=entry.load_seconds,
     )
 
@@ -106,8 +116,8 @@ def unavailable(entry: Entry, now: float) -> ModelUnavailable:
     left = "" if entry.deadline is None else f" in {max(1.0, entry.deadline - now):.0f} s"
     return ModelUnavailable(
         f"The model `{entry.spec.name}` keeps dying and is not loaded at the moment; it is tried "
-        f"again{left}, or at once with `bulkhead load {entry.spec.name}`. `bulkhead logs "
-        f"{entry.spec.name}` shows its last words."
+        f"again{left}, or at once with `bulkhead load {entry.spec.name}`. `bulkhead "
+        f"crashes` says what it dies of."
     )
 
 

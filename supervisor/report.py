@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -11,20 +11,30 @@ import msgspec
 from supervisor.lifecycle import State
 from supervisor.pool import Entry, Pool
 from supervisor.readers import Machine
+from supervisor.wire.crash import CrashBrief
 
 _LOADED = frozenset({State.LOADING, State.READY, State.DRAINING})
 
 
 def render(
-    pool: Pool, sources: Mapping[str, str], machine: Machine, clock_offset: float, version: str
+    pool: Pool,
+    sources: Mapping[str, str],
+    machine: Machine,
+    clock_offset: float,
+    version: str,
+    last_crash: Callable[[str], CrashBrief | None] = lambda model: None,
 ) -> bytes:
     """JSON of the documented shape. `clock_offset` turns the pool's monotonic times into epoch
-    seconds."""
+    seconds; `last_crash` is a model's, if it ever had one."""
 
     def iso(at: float | None) -> str | None:
         if at is None:
             return None
         return datetime.fromtimestamp(at + clock_offset).astimezone().isoformat("T", "seconds")
+
+    def crash(entry: Entry) -> dict[str, str] | None:
+        last = last_crash(entry.spec.name)
+        return None if last is None else {"id": last.id, "cause": last.cause, "time": last.time}
 
     def cached(entry: Entry) -> dict[str, Any]:
         return {
@@ -43,6 +53,7 @@ def render(
             "queued": len(entry.waiting),
             "pinned": entry.pinned,
             "deaths": entry.deaths,
+            "last_crash": crash(entry),
         }
 
     def configured(entry: Entry) -> dict[str, Any]:
@@ -54,6 +65,7 @@ def render(
             "estimate": entry.spec.memory_bytes or entry.spec.estimate_bytes or None,
             "measured": entry.learned_bytes,
             "deaths": entry.deaths,
+            "last_crash": crash(entry),
             "reason": entry.reason or None,
         }
 

@@ -21,6 +21,8 @@ from supervisor import leftovers, logs, report, setting
 from supervisor.catalog import Catalog
 from supervisor.config import Config
 from supervisor.control import Control
+from supervisor.coroner import Coroner, secret_values
+from supervisor.evidence import Evidence, SystemEvidence
 from supervisor.feed import Feed
 from supervisor.fleet import Fleet
 from supervisor.gatekeeper import Gatekeeper
@@ -61,7 +63,7 @@ class Supervisor:
     """Owns the pool, the listening socket and every child of one instance.
 
     `pool` has every model and none loaded, with the sizes that `sizing` knows; `reader` reads the
-    machine's memory. `worker_module` is what worker processes run: the seam at which tests put the
+    machine's memory, and `evidence` what the system knows of a death. `worker_module` is what worker processes run: the seam at which tests put the
     real worker server around an engine that follows a script.
     """
 
@@ -77,6 +79,7 @@ class Supervisor:
         reader: Reader,
         version: str,
         worker_module: str = WORKER_MODULE,
+        evidence: Evidence | None = None,
     ) -> None:
         self._catalog = catalog
         self._state = state
@@ -88,6 +91,14 @@ class Supervisor:
         self._pool.docket.restore(self._quarantine.guilty())
         self._feed = Feed()
         self._watch = Watch(self._pool, self, self._reader, setting.thresholds(config.memory))
+        self._coroner = Coroner(
+            self._pool.entries,
+            state.crashes,
+            self._reader,
+            evidence or SystemEvidence(),
+            version=version,
+            secrets=secret_values(os.environ, *(m.env for m in catalog.models.values())),
+        )
         self._instance = secrets.token_hex(8)
         self._lifeline, self._held = os.pipe()  # both CLOEXEC: children get the read end by name
         launcher = Launcher(self._instance, self._lifeline, os.environ)
@@ -101,6 +112,7 @@ class Supervisor:
             msgspec.json.encode(config.server),
             GATEWAY_MODULE,
             self._record,
+            self._coroner.gateway_died,
         )
         self._control = Control(self._pool, self._feed, state, self)
         self._timer: asyncio.TimerHandle | None = None
@@ -118,6 +130,7 @@ class Supervisor:
                 loop.add_signal_handler(number, self._asked_to_stop)
         listening = await listen(str(self._state.control), frames.ToSupervisor, self._control.serve)
         upkeep = loop.create_task(self._upkeep())
+        await self._coroner.files.recall()
         watch = loop.create_task(self._watch.run())
         try:
             self._gatekeeper.start()
@@ -140,6 +153,7 @@ class Supervisor:
             self._count_uses()
             self._feed.close()  # or the gateway would wait for those who watch
             await self._gatekeeper.stop()
+            await self._coroner.files.close()
             upkeep.cancel()
             watch.cancel()
             listening.close()
@@ -176,6 +190,7 @@ class Supervisor:
                     self._fleet.shrink(model, generation)
                 case Grant() | Proceed() | Refuse() | Bury() | Interrupt() | Loaded():
                     self._control.tell(effect)
+                    self._coroner.follow(effect)
                 case Convict(model, request_id):
                     log.error("%s alone kills the worker of %s: refused", request_id, model)
                     self._quarantine.save(self._pool.docket.guilty(time.monotonic()))
@@ -200,8 +215,9 @@ class Supervisor:
 
     # ── events of the fleet ──────────────────────────────────────────────────────────────────────
 
-    def worker_started(self, model: str, generation: int, pid: int) -> None:
-        self._pool.started(model, generation, pid)
+    def worker_started(self, model: str, generation: int, child: Child) -> None:
+        self._coroner.born(model, generation, child)
+        self._pool.started(model, generation, child.pid)
 
     def worker_loading(self, model: str, generation: int, done: int, total: int) -> None:
         self._pool.loading(model, generation, time.monotonic())
@@ -231,16 +247,23 @@ class Supervisor:
         self.perform(self._pool.broken(model, generation, reason, time.monotonic()))
 
     def worker_dying(self, model: str, generation: int, how: str) -> None:
+        crash = self._coroner.examine(model, generation, how)
         self._mourn(model, generation, how)
-        self.perform(self._pool.dying(model, generation, how, time.monotonic()))
+        self.perform(self._pool.dying(model, generation, how, time.monotonic(), crash))
 
     def worker_exited(self, model: str, generation: int, how: str) -> None:
+        crash = self._coroner.examine(model, generation, how)
         self._mourn(model, generation, how)
-        self.perform(self._pool.exited(model, generation, how, time.monotonic()))
+        self.perform(self._pool.exited(model, generation, how, time.monotonic(), crash))
+        self._coroner.file(model, generation, how)
+        if crash is not None:
+            cause = crash.diagnosis.cause.value
+            self._feed.tell("crash", model=model, generation=generation, id=crash.id, cause=cause)
 
     # ── the machine's memory ─────────────────────────────────────────────────────────────────────
 
     def memory_pressure(self, level: Level, figures: str) -> None:
+        self._coroner.look(self._watch.machine)
         self.perform(self._pool.pressure(level, figures, time.monotonic()))
 
     def memory_footprint(self, model: str, generation: int, size: int) -> None:
@@ -286,7 +309,17 @@ class Supervisor:
             self._watch.machine,
             time.time() - time.monotonic(),
             self._version,
+            self._coroner.files.last,
         )
+
+    def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
+        self._coroner.returned(lease, position, prompt_tokens)
+
+    def left(self, lease: int) -> None:
+        self._coroner.left(lease)
+
+    async def crashes(self, name: str) -> bytes:
+        return await self._coroner.files.told(name)
 
     # ── upkeep ───────────────────────────────────────────────────────────────────────────────────
 

@@ -190,6 +190,8 @@ def test_a_death_is_an_event(tmp_path: Path) -> None:
         told = events.until(event="state", state="cold")
         states = [event["state"] for event in told if event["event"] == "state"]
         assert states[:2] == ["loading", "ready"]
+        crash = events.until(event="crash")[-1]
+        assert (crash["model"], crash["generation"], crash["cause"]) == ("m", 1, "aborted")
         events.close()
 
 

@@ -35,6 +35,8 @@ from supervisor.config import (
     Server,
     from_tree,
 )
+from supervisor.diagnosis import KNOWN, Cause
+from supervisor.wire.crash import CrashBrief, CrashReport
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -186,7 +188,7 @@ def words(text: str) -> list[str]:
     return plain.replace("[default: None]", "").split()
 
 
-NAMES = ["serve", "status", "ps", "models", "load", "unload", "pin", "unpin"]
+NAMES = ["serve", "status", "ps", "models", "load", "unload", "pin", "unpin", "crashes"]
 COMMANDS = {"## `bulkhead --help`": ["--help"]} | {
     f"## `bulkhead {name} --help`": [name, "--help"] for name in NAMES
 }
@@ -292,6 +294,26 @@ def test_every_error_code() -> None:
         expected[f"`{cls.code}`"] = [str(cls.status), cls.type, told or "–"]
     assert documented == expected
     assert all(len(row) == len(head) and row[4] and row[5] for row in rows)
+
+
+# ── docs/operations.md ───────────────────────────────────────────────────────────────────────────
+
+
+def test_the_causes_of_crashes() -> None:
+    text = section((DOCS / "operations.md").read_text(), "### Crash reports")
+    ((head, *rows),) = tables(text)
+    assert head == ["cause", "told by", "what happened", "what to do"]
+    expected = [(f"`{cause}`", KNOWN[cause].summary, KNOWN[cause].advice) for cause in Cause]
+    assert [(row[0], row[2], row[3]) for row in rows] == expected
+
+
+def test_the_members_of_a_crash_report() -> None:
+    text = section((DOCS / "api.md").read_text(), "## Crash reports")
+    brief = json.loads(fences(text, "json")[0])
+    assert tuple(brief) == CrashBrief.__struct_fields__
+    ((_, *rows),) = tables(text)
+    told = {name for row in rows for name in re.findall(r"`(\w+)`", row[0])}
+    assert told == set(CrashReport.__struct_fields__) - set(brief)
 
 
 # ── docs/architecture.md ─────────────────────────────────────────────────────────────────────────

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from supervisor.diagnosis import Cause, Crash, Diagnosis
 from supervisor.lifecycle import State
 from supervisor.pool import Bury, Grant, Refuse, Spawn, Stop
 from tests.pools import (
@@ -45,6 +46,40 @@ def test_a_death_names_its_cause_and_the_time_to_come_back() -> None:
     assert "m#1 died (SIGABRT) during this request" in error.message
     assert error.retry_after == 8
     assert error.should_retry is True
+
+
+@pytest.mark.parametrize(
+    ("cause", "told", "what_to_do"),
+    [
+        (Cause.GPU_OUT_OF_MEMORY, "the GPU ran out of memory", "Retry, and the model is loaded"),
+        (Cause.ARRAY_TOO_LARGE, "a request needs one array", "Shorten the prompt."),
+        (Cause.WRONG_THREAD, "these versions of mlx", "Upgrade both"),
+    ],
+)
+@pytest.mark.parametrize("event", ["dying", "exited"])
+def test_a_death_that_is_understood_says_why_and_what_to_do(
+    event: str, cause: Cause, told: str, what_to_do: str
+) -> None:
+    pool = make_pool()
+    acquire(pool)
+    pool.ready("m", 1, 0, 1, 7.5)
+    crash = Crash("some-id", Diagnosis(cause, "a line of the log"))
+    message = error_of(getattr(pool, event)("m", 1, "SIGABRT", 10.0, crash)).message
+    assert f"m#1 died (SIGABRT: {told}" in message
+    assert what_to_do in message
+    assert message.endswith(" `bulkhead crashes some-id` has the report.")
+    assert "a line" not in message
+
+
+def test_what_we_killed_says_why_in_our_words() -> None:
+    pool = make_pool()
+    acquire(pool)
+    pool.ready("m", 1, 0, 1, 7.5)
+    pool.broken("m", 1, "bad message: torn", 9.0)
+    crash = Crash("some-id", Diagnosis(Cause.PROTOCOL))
+    message = error_of(pool.exited("m", 1, "SIGKILL", 10.0, crash)).message
+    assert "m#1 died (SIGKILL; bad message: torn) during this request" in message
+    assert "some-id" in message
 
 
 def test_a_clean_exit_that_nobody_asked_for_is_a_crash() -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from supervisor.pool import Limits, Pool, Spec
 from supervisor.readers import Machine
 from supervisor.report import render
+from supervisor.wire.crash import CrashBrief
+from tests.test_crashes import report
 
 OFFSET = 1_700_000_000.0
 SOURCES = {"m": "org/repo", "n": "demo"}
@@ -26,6 +28,7 @@ CACHED = {
     "queued",
     "pinned",
     "deaths",
+    "last_crash",
 }
 
 
@@ -33,9 +36,12 @@ def make_pool() -> Pool:
     return Pool([Spec("m", ("alias",)), Spec("n")], limits=Limits())
 
 
-def shown(pool: Pool, machine: Machine | None = None) -> dict[str, Any]:
+def shown(
+    pool: Pool, machine: Machine | None = None, crashes: dict[str, CrashBrief] | None = None
+) -> dict[str, Any]:
     machine = machine or Machine(physical=16_000, used=6_800)
-    body = json.loads(render(pool, SOURCES, machine, OFFSET, "1.2.3"))
+    last = (crashes or {}).get
+    body = json.loads(render(pool, SOURCES, machine, OFFSET, "1.2.3", last))
     assert isinstance(body, dict)
     return body
 
@@ -60,6 +66,7 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
             "estimate": None,
             "measured": None,
             "deaths": 0,
+            "last_crash": None,
             "reason": None,
         },
         {
@@ -70,6 +77,7 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
             "estimate": None,
             "measured": None,
             "deaths": 0,
+            "last_crash": None,
             "reason": None,
         },
     ]
@@ -126,6 +134,15 @@ def test_after_a_death_uses_and_deaths_stay_and_the_rest_goes() -> None:
     (cached,) = shown(pool)["cached_models"]
     assert (cached["generation"], cached["deaths"], cached["use_count"]) == (2, 1, 2)
     assert (cached["memory_bytes"], cached["loaded_at"]) == (0, None)
+
+
+def test_the_last_crash_is_shown_of_every_model_that_had_one() -> None:
+    pool = make_pool()
+    pool.acquire("r1", "m", 60.0, 100.0)
+    body = shown(pool, crashes={"m": report(7)})
+    last = {"id": report(7).id, "cause": report(7).cause, "time": report(7).time}
+    assert body["cached_models"][0]["last_crash"] == last
+    assert [model["last_crash"] for model in body["models"]] == [last, None]
 
 
 def test_a_failed_model_is_shown_with_its_reason() -> None:

@@ -33,6 +33,9 @@ class Reader:
     def footprint(self, pid: int) -> int | None:
         return self.footprints.get(pid)
 
+    def glance(self, pid: int) -> int | None:
+        return self.footprints.get(pid)
+
     def wired(self, pid: int) -> int | None:
         return self.wirings.get(pid)
 

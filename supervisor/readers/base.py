@@ -48,5 +48,9 @@ class Reader(Protocol):
         in it (RSS has not: 193 MB beside 30 GB real) and lags frees by 0.1 to 0.3 s.
         """
 
+    def glance(self, pid: int) -> int | None:
+        """About what `footprint` says, for microseconds: Linux has RSS, which counts shared pages
+        fully, but asks no page table."""
+
     def wired(self, pid: int) -> int | None:
         """Bytes of process `pid` that can't be moved out; always None on Linux."""

@@ -46,6 +46,9 @@ class LinuxReader:
         rollup = kilobytes(self._text(f"/proc/{pid}/smaps_rollup"))
         if "Pss" in rollup:
             return rollup["Pss"] + rollup.get("SwapPss", 0)
+        return self.glance(pid)
+
+    def glance(self, pid: int) -> int | None:
         return kilobytes(self._text(f"/proc/{pid}/status")).get("VmRSS")
 
     def wired(self, pid: int) -> int | None:

@@ -125,6 +125,9 @@ class MacReader:
         process = self._process(pid)
         return None if process is None else process.footprint
 
+    def glance(self, pid: int) -> int | None:
+        return self.footprint(pid)
+
     def wired(self, pid: int) -> int | None:
         process = self._process(pid)
         return None if process is None else process.wired

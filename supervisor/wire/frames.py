@@ -4,8 +4,10 @@ Three connections exist:
 
 * control: gateway ↔ supervisor, a Unix socket. One connection is one lease: `Acquire` → (`Granted`
   | `Refused`), later perhaps `Died`, after which the request may come back: `Return` → (`Granted` |
-  `Refused`). Closing it ends the lease, so the kernel returns leases when the gateway dies. The same socket serves `Inquire` → `Report`, and the gateway announces itself
-  with `Serving`. `Manage` → (`Managed` | `Refused`) and `Watch` → `Happened`… are for people.
+  `Refused`). Closing it ends the lease, so the kernel returns leases when the gateway dies. The
+  same socket serves `Inquire` → `Report`, and the gateway announces itself with `Serving`. `Manage`
+  → (`Managed` | `Refused`), `Watch` → `Happened`… and `AskCrashes` → (`Crashes` | `Refused`) are
+  for people.
 * channel: supervisor ↔ worker, a socketpair inherited at spawn. `Hello` → `Load` → `Loading`… →
   `Ready` | `LoadFailed`.
 * work: gateway ↔ worker, a Unix socket, one connection a request. `Generate` → `Accepted` →
@@ -41,9 +43,10 @@ class Acquire(Frame, frozen=True, tag="acquire"):
 
 class Return(Frame, frozen=True, tag="return"):
     """After a `Died` that allows it: the request wants to go on where it stands, `position` tokens
-    into its output, all choices together."""
+    into its output, all choices together. `prompt_tokens` are a choice's, 0 = not known."""
 
     position: int
+    prompt_tokens: int = 0
 
 
 class Passed(Frame, frozen=True, tag="passed"):
@@ -85,6 +88,18 @@ class Manage(Frame, frozen=True, tag="manage"):
 class Watch(Frame, frozen=True, tag="watch"):
     """Ask for what happens from now on: `Happened` after `Happened`, until a side closes, or
     `Refused`. The first one says that the watch has begun."""
+
+
+class AskCrashes(Frame, frozen=True, tag="ask_crashes"):
+    """Ask for the crash report with this id, or for the list of all of them."""
+
+    id: str = ""
+
+
+class Crashes(Frame, frozen=True, tag="crashes"):
+    """JSON of a `CrashReport` or a `CrashList` (`wire.crash`)."""
+
+    body: bytes
 
 
 class Managed(Frame, frozen=True, tag="managed"):
@@ -153,8 +168,8 @@ class Report(Frame, frozen=True, tag="report"):
     model: str
 
 
-ToSupervisor = Acquire | Return | Passed | Fault | Inquire | Serving | Manage | Watch
-ToGateway = Granted | Proceed | Refused | Died | Report | Managed | Happened
+ToSupervisor = Acquire | Return | Passed | Fault | Inquire | Serving | Manage | Watch | AskCrashes
+ToGateway = Granted | Proceed | Refused | Died | Report | Managed | Happened | Crashes
 
 
 # ── channel: supervisor ↔ worker ─────────────────────────────────────────────────────────────────

@@ -46,6 +46,8 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Phase ("load", "prefill", "decode") → FIFO; each is passed once an incarnation."""
     deeds: dict[str, str] = {}
     """Phase → what happens there, after its gate: abort, exit0, raise, torn, garbage, unloadable."""
+    last_words: str = ""
+    """What is written to stderr before a deed."""
     at_token: int = 3
     """The decode phase is entered before this token."""
     says: tuple[Token, ...] = ()
@@ -167,6 +169,8 @@ class ScriptedEngine:
             return ""
         if gate := self._gates.pop(name, None):
             pass_gate(gate)
+        if name in self._script.deeds:
+            os.write(2, self._script.last_words.encode())
         match self._script.deeds.get(name):
             case "abort":
                 os.abort()

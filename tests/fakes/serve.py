@@ -28,6 +28,9 @@ class ToldReader:
     def footprint(self, pid: int) -> int | None:
         return self._real.footprint(pid)
 
+    def glance(self, pid: int) -> int | None:
+        return self._real.glance(pid)
+
     def wired(self, pid: int) -> int | None:
         return self._real.wired(pid)
 

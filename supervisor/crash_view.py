@@ -1,0 +1,140 @@
+"""Crash reports as a person reads them. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+
+from rich.table import Table
+
+from supervisor.wire.crash import CrashBrief, CrashReport, InFlight, Sample
+
+_REQUESTS_SHOWN = 20
+_GB = 1e9
+_SAMPLES_SHOWN = (60, 30, 10, 5, 2, 0)
+"""Seconds before the death of which the memory is shown."""
+
+
+def listing(crashes: Iterable[CrashBrief]) -> Table:
+    """One row a report."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("time", "what", "id", "cause"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("what to do")
+    for crash in crashes:
+        row = (_time(crash.time), _name(crash), crash.id, f"{crash.how}, {crash.cause}")
+        table.add_row(*row, crash.advice)
+    return table
+
+
+def whole(report: CrashReport) -> str:
+    """All of a report, in paragraphs."""
+    return "\n\n".join("\n".join(part) for part in _parts(report) if part) + "\n"
+
+
+def _parts(report: CrashReport) -> Iterator[list[str]]:
+    yield [
+        f"{_name(report)} died ({report.how}: {report.summary})",
+        f"  what to do  {report.advice}",
+        f"  time        {_time(report.time)}, after {report.uptime_seconds:,.0f} s, {report.phase}",
+        f"  cause       {report.cause}" + _traits(report),
+        *_labelled("said", report.line),
+        *_labelled("exception", report.exception),
+        *_labelled("killed for", report.put_down),
+        *_labelled("kernel", report.oom_record),
+        *_labelled("macOS", report.ips),
+        f"  process     pid {report.pid}, its stderr is {report.stderr_file}",
+        f"  versions    {', '.join(f'{name} {value}' for name, value in report.versions.items())}",
+    ]
+    yield _requests(report)
+    yield _memory(report)
+    yield (
+        [
+            "Processes at that moment",
+            *(
+                f"  {model.name}#{model.generation}  {model.state}, {_gigabytes(model.memory_bytes)}, "
+                f"{model.in_flight} in flight, {model.queued} queued"
+                for model in report.models
+            ),
+        ]
+        if report.models
+        else []
+    )
+    yield ["Stacks", *_indented(report.stacks)] if report.stacks else []
+    yield ["Last words on stderr", *_indented(report.stderr)] if report.stderr else []
+
+
+def _traits(report: CrashReport) -> str:
+    traits = (
+        (report.permanent, "would happen again"),
+        (report.memory, "for want of memory"),
+        (report.blame == "outside", "from outside"),
+        (report.blame == "request", "a request's fault"),
+    )
+    return "".join(f", {text}" for holds, text in traits if holds)
+
+
+def _requests(report: CrashReport) -> list[str]:
+    if not report.in_flight:
+        return []
+    outcomes = {each.request_id: each.outcome for each in report.recovery}
+    shown = report.requests[:_REQUESTS_SHOWN]
+    lines = [f"  {_shape(request, outcomes.get(request.request_id))}" for request in shown]
+    if report.in_flight > len(shown):
+        lines.append(f"  and {report.in_flight - len(shown)} more")
+    return [f"Requests inside: {report.in_flight}", *lines]
+
+
+def _shape(request: InFlight, outcome: str | None) -> str:
+    parts = [
+        f"{count} {what}"
+        for count, what in (
+            (request.prompt_tokens, "prompt tokens"),
+            (request.emitted_tokens, "tokens emitted"),
+        )
+        if count is not None
+    ]
+    return ", ".join([request.request_id, *parts, *([outcome] if outcome else [])])
+
+
+def _memory(report: CrashReport) -> list[str]:
+    """A line for some of the seconds; the JSON has them all."""
+    lines = []
+    for seconds in _SAMPLES_SHOWN:
+        own = _at(report.footprint, seconds)
+        machine = [each for each in report.machine if abs(each.seconds - seconds) <= 1]
+        used = machine[-1].used_bytes if machine else None
+        figures = [
+            f"{what} {_gigabytes(size)}"
+            for what, size in (("process", own), ("machine", used))
+            if size is not None
+        ]
+        if figures:
+            lines.append(f"  {seconds:>2} s before  {', '.join(figures)}")
+    return ["Memory", *lines] if lines else []
+
+
+def _at(samples: Sequence[Sample], seconds: float) -> int | None:
+    near = [sample.bytes for sample in samples if abs(sample.seconds - seconds) <= 1]
+    return near[-1] if near else None
+
+
+def _labelled(label: str, text: str | None) -> list[str]:
+    return [] if text is None else [f"  {label:<10}  {text}"]
+
+
+def _indented(text: str) -> Iterator[str]:
+    return (f"  {line}" for line in text.splitlines())
+
+
+def _name(crash: CrashBrief) -> str:
+    return crash.process if crash.model is None else f"{crash.model}#{crash.generation}"
+
+
+def _time(text: str) -> str:
+    """Local time, to the second."""
+    return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / _GB:.1f} GB" if size >= _GB / 10 else f"{size / 1e6:.0f} MB"

@@ -1,0 +1,119 @@
+"""Crash reports on disk: STATE/crashes/ID.json, one a death, readable without a running server.
+
+Bounded in number and size. They are synced to the disk, since a machine that lets its processes
+die for want of memory may be the next to go.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from supervisor.wire.crash import ID, CrashBrief, CrashReport
+
+log = logging.getLogger("bulkhead.supervisor")
+
+KEEP = 100
+"""Reports; the oldest go."""
+TEXT_MAX = 64 * 2**10
+"""Characters of stderr, and as many of stacks."""
+REQUESTS_MAX = 256
+REPORT_BYTES = 1_000_000
+"""What is larger has been written by nobody we know, and is not read."""
+_ID = re.compile(ID)
+
+T = TypeVar("T", CrashBrief, CrashReport)
+
+
+def new_id(epoch: float) -> str:
+    """An id that no other death has. Their order is that of the seconds in which they happened."""
+    return f"{datetime.fromtimestamp(epoch, UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+
+
+def is_id(text: str) -> bool:
+    """Whether a report may have this id. What is none must never become a path."""
+    return _ID.fullmatch(text) is not None
+
+
+class Store:
+    """The reports of one state directory. Every method blocks on files; one writer at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, report: CrashReport) -> None:
+        """Keep the report, or replace the one that has its id; forget the oldest beyond `KEEP`.
+        Raises OSError."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        data = encode(report)
+        temporary = self._folder / f"{report.id}.tmp"
+        with open(temporary, "wb", opener=_private) as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self._path(report.id))
+        _sync(self._folder)
+        for path in sorted(self._paths(), reverse=True)[KEEP:]:
+            path.unlink(missing_ok=True)
+
+    def listing(self) -> list[CrashBrief]:
+        """All reports, newest first. What can't be read is left out, with a line in the log."""
+        found = [brief for path in self._paths() if (brief := _read(path, CrashBrief)) is not None]
+        return sorted(found, key=lambda brief: (brief.time, brief.id), reverse=True)
+
+    def read(self, name: str) -> CrashReport | None:
+        """The report with that id; None when there is none, or `name` is no id."""
+        return _read(self._path(name), CrashReport) if is_id(name) else None
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.json"
+
+    def _paths(self) -> Iterator[Path]:
+        try:
+            names = os.listdir(self._folder)
+        except OSError:
+            return  # nothing has crashed yet
+        for name in names:
+            if name.endswith(".json") and is_id(name.removesuffix(".json")):
+                yield self._folder / name
+
+
+def encode(report: CrashReport) -> bytes:
+    """The file's content, within `REPORT_BYTES` whatever the texts are."""
+    data = msgspec.json.encode(report)
+    if len(data) > REPORT_BYTES:
+        shorter = {name: getattr(report, name)[-4096:] for name in ("stderr", "stacks")}
+        data = msgspec.json.encode(msgspec.structs.replace(report, **shorter))
+    return msgspec.json.format(data, indent=2) + b"\n"
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(2 * REPORT_BYTES)
+        return msgspec.json.decode(data, type=kind)
+    except FileNotFoundError:
+        return None  # forgotten a moment ago
+    except (OSError, msgspec.DecodeError) as error:
+        log.warning("the crash report %s cannot be read: %s", path, type(error).__name__)
+        return None
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

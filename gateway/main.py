@@ -16,6 +16,7 @@ from aiohttp import web
 from gateway.app import build
 from supervisor.config import Server
 from supervisor.wire.frames import Serving, ToGateway
+from supervisor.wire.progress import ProgressRecord
 from supervisor.wire.stream import BACKLOG, FrameStream, connect
 
 _LOG_BYTES = 10 * 2**20
@@ -29,15 +30,20 @@ def main() -> None:
     parser.add_argument("--control", required=True)
     parser.add_argument("--log", required=True)
     parser.add_argument("--settings", required=True)
+    parser.add_argument("--progress", type=int, required=True)
     arguments = parser.parse_args()
+    record = ProgressRecord.inherited(arguments.progress)
     _log_to(arguments.log)
     settings = msgspec.json.decode(arguments.settings, type=Server)
     listener = socket.socket(fileno=arguments.listen)
-    uvloop.run(_serve(listener, arguments.control, settings))
+    uvloop.run(_serve(listener, arguments.control, settings, record))
 
 
-async def _serve(listener: socket.socket, control: str, settings: Server) -> None:
+async def _serve(
+    listener: socket.socket, control: str, settings: Server, record: ProgressRecord
+) -> None:
     """Accept requests until SIGTERM, then let running answers end."""
+    beating = asyncio.create_task(record.beat())
     runner = web.AppRunner(
         build(settings, control),
         # Without it a client that leaves is noticed only when something is written to it.
@@ -56,6 +62,7 @@ async def _serve(listener: socket.socket, control: str, settings: Server) -> Non
     await stop.wait()
     await runner.cleanup()
     supervisor.close()
+    beating.cancel()
 
 
 def _log_to(path: str) -> None:

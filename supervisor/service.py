@@ -46,6 +46,7 @@ from supervisor.process import Child, Launcher
 from supervisor.quarantine import Quarantine
 from supervisor.sizing import Sizing
 from supervisor.watch import Watch
+from supervisor.watchdog import LOOK_SECONDS
 from supervisor.wire import frames
 from supervisor.wire.stream import listen
 
@@ -91,7 +92,13 @@ class Supervisor:
         self._lifeline, self._held = os.pipe()  # both CLOEXEC: children get the read end by name
         launcher = Launcher(self._instance, self._lifeline, os.environ)
         self._fleet = Fleet(
-            launcher, state, catalog, self, module=worker_module, on_change=self._record
+            launcher,
+            state,
+            catalog,
+            self,
+            module=worker_module,
+            on_change=self._record,
+            stall_seconds=config.recovery.stall_seconds,
         )
         self._gatekeeper = Gatekeeper(
             launcher,
@@ -100,6 +107,7 @@ class Supervisor:
             msgspec.json.encode(config.server),
             GATEWAY_MODULE,
             self._record,
+            stall_seconds=config.recovery.stall_seconds,
         )
         self._control = Control(self._pool, self._feed, state, self)
         self._timer: asyncio.TimerHandle | None = None
@@ -121,6 +129,7 @@ class Supervisor:
             self._measure(name)
             self._recall(name)
         watch = loop.create_task(self._watch.run())
+        patrol = loop.create_task(self._patrol())
         try:
             self._gatekeeper.start()
             await _first(self._gatekeeper.serving, self._gatekeeper.hopeless, self._stop)
@@ -143,6 +152,7 @@ class Supervisor:
             await self._gatekeeper.stop()
             upkeep.cancel()
             watch.cancel()
+            patrol.cancel()
             listening.close()
             for path in (self._state.control, self._state.children):
                 path.unlink(missing_ok=True)
@@ -171,8 +181,8 @@ class Supervisor:
             match effect:
                 case Spawn(model, generation):
                     self._fleet.spawn(model, generation)
-                case Stop(model, generation, kill):
-                    self._fleet.stop(model, generation, kill=kill)
+                case Stop(model, generation, kill, stacks):
+                    self._fleet.stop(model, generation, kill=kill, stacks=stacks)
                 case Shrink(model, generation):
                     self._fleet.shrink(model, generation)
                 case Grant() | Proceed() | Refuse() | Bury() | Interrupt() | Loaded():
@@ -231,12 +241,19 @@ class Supervisor:
         log.error("worker %s#%d must go: %s", model, generation, reason)
         self.perform(self._pool.broken(model, generation, reason, time.monotonic()))
 
+    def worker_progressed(self, model: str, generation: int) -> None:
+        self._pool.progress(model, generation)
+
+    def worker_stalled(self, model: str, generation: int, how: str) -> None:
+        self._mourn(model, generation, f"has stalled and is killed ({how})")
+        self.perform(self._pool.stalled(model, generation, how, time.monotonic()))
+
     def worker_dying(self, model: str, generation: int, how: str) -> None:
-        self._mourn(model, generation, how)
+        self._mourn(model, generation, f"died ({how})")
         self.perform(self._pool.dying(model, generation, how, time.monotonic()))
 
     def worker_exited(self, model: str, generation: int, how: str) -> None:
-        self._mourn(model, generation, how)
+        self._mourn(model, generation, f"died ({how})")
         self.perform(self._pool.exited(model, generation, how, time.monotonic()))
         self._sizing.used(model, self._pool.entries[model].use_count)
 
@@ -263,17 +280,15 @@ class Supervisor:
             learned = known.memory_bytes + self._sizing.need(name).headroom
             self._pool.recall(name, known.use_count, known.load_seconds, learned)
 
-    def _mourn(self, model: str, generation: int, how: str) -> None:
-        """Name those who were in a worker that dies unasked."""
+    def _mourn(self, model: str, generation: int, fate: str) -> None:
+        """Name those who were in a worker that ends unasked."""
         entry = self._pool.entries[model]
         unasked = entry.state in (State.LOADING, State.READY, State.DRAINING)
         if unasked and entry.generation == generation:
             inside = entry.waiting if entry.state is State.LOADING else entry.granted
             lost = [lease.request_id for lease in inside.values()]
             named = f": {', '.join(lost)}" if lost else ""
-            log.error(
-                "worker %s died (%s) with %d requests in it%s", entry.worker, how, len(lost), named
-            )
+            log.error("worker %s %s with %d requests in it%s", entry.worker, fate, len(lost), named)
 
     # ── for the control socket ───────────────────────────────────────────────────────────────────
 
@@ -313,6 +328,21 @@ class Supervisor:
         except OSError as error:
             # A full disk must not stand between a death and what follows from it.
             log.error("cannot record the running processes: %s", error)
+
+    async def _patrol(self) -> None:
+        """See that every child moves that serves. A load has a deadline of its own."""
+        while True:
+            try:
+                now = time.monotonic()
+                self._gatekeeper.look(now)
+                for name, entry in self._pool.entries.items():
+                    if entry.state in (State.READY, State.DRAINING):
+                        awaited = bool(entry.granted)
+                        self._fleet.look(name, entry.generation, now, awaited=awaited)
+            except Exception:
+                # A bug of ours in one look must not leave them unwatched for good.
+                log.exception("the children could not be looked at")
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _upkeep(self) -> None:
         while True:

@@ -12,7 +12,19 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from supervisor.errors import BulkheadError, ModelNotFound
 from supervisor.lifecycle import HAS_PROCESS, State
-from supervisor.pool import Bury, Effect, Grant, Limits, Pool, Refuse, Rules, Spawn, Spec, Stop
+from supervisor.pool import (
+    Bury,
+    Effect,
+    Grant,
+    Interrupt,
+    Limits,
+    Pool,
+    Refuse,
+    Rules,
+    Spawn,
+    Spec,
+    Stop,
+)
 
 LIMITS = Limits(load_stall=10.0, drain=20.0, stop=3.0, stop_per_gigabyte=0.5)
 HOLD = 100.0
@@ -383,7 +395,83 @@ def test_a_dying_worker_that_does_not_die_is_killed() -> None:
     pool.dying("m", 1, "SIGABRT", 3.0)
     due = pool.next_deadline()
     assert due is not None
-    assert pool.tick(due) == [Stop("m", 1, kill=True)]
+    assert pool.tick(due) == [Stop("m", 1, kill=True, stacks=True)]
+
+
+# ── a worker that lives and does not move ────────────────────────────────────────────────────────
+
+
+def test_those_in_a_stalled_worker_learn_it_before_its_end() -> None:
+    pool = ready_pool()
+    lease = acquire(pool, 2.0)
+    effects = pool.stalled("m", 1, "it hangs", 3.0)
+    assert told(effects) == [Told(Bury, lease, "worker_stalled")]
+    assert "it hangs" in error_of(effects).message
+    assert effects[1:] == [Stop("m", 1, kill=True, stacks=True)]
+    late = acquire(pool, 4.0)
+    assert pool.stalled("m", 1, "it hangs", 4.0) == []
+    assert pool.exited("m", 1, "SIGKILL", 5.0) == [Spawn("m", 2)]
+    assert pool.entries["m"].deaths == 1
+    assert pool.ready("m", 2, 0, 1, 6.0) == [Grant(late, "m", "m#2", 2)]
+
+
+def test_a_worker_that_stalls_while_it_drains_is_a_death() -> None:
+    pool = in_state(State.DRAINING)
+    effects = pool.stalled("m", 1, "it hangs", 3.0)
+    assert [each.code for each in told(effects)] == ["worker_stalled"]
+    assert pool.exited("m", 1, "SIGKILL", 4.0) == []
+    assert pool.entries["m"].deaths == 1
+
+
+@pytest.mark.parametrize("wanted", [State.COLD, State.LOADING, State.STOPPING, State.FAILED])
+def test_only_who_serves_can_stall(wanted: State) -> None:
+    pool = in_state(wanted)
+    assert pool.stalled("m", pool.entries["m"].generation, "it hangs", 3.0) == []
+    assert state(pool) is wanted
+
+
+def test_a_request_whose_worker_stalls_returns_until_it_is_told_so() -> None:
+    rules = Rules(recovery="resume", max_recoveries=1)
+    pool = Pool([Spec("m")], limits=LIMITS, rules=rules)
+    lease, _ = pool.acquire("r", "m", HOLD, 0.0)
+    for generation in (1, 2):
+        pool.ready("m", generation, 0, 4096, 1.0)
+        interrupt, stop = pool.stalled("m", generation, "it hangs", 2.0)
+        assert isinstance(interrupt, Interrupt)
+        assert isinstance(stop, Stop)
+        gone = pool.exited("m", generation, "SIGKILL", 3.0)
+        assert told([*gone, *pool.returned(lease, 0, 3.0)]) == (
+            [Told(Refuse, lease, "worker_stalled")] if generation == 2 else []
+        )
+
+
+def dies(pool: Pool, generation: int, now: float, *, progress: bool) -> State:
+    """The model's state after a worker that has served a request dies."""
+    lease, _ = pool.acquire("r", "m", HOLD, now)
+    pool.ready("m", generation, 0, 4096, now)
+    if progress:
+        pool.progress("m", generation)
+    pool.release(lease, now)
+    pool.exited("m", generation, "SIGABRT", now)
+    return state(pool)
+
+
+@pytest.mark.parametrize("progress", [False, True])
+def test_a_token_forgets_the_deaths_before_it_and_the_end_of_a_request_does_not(
+    progress: bool,
+) -> None:
+    pool = Pool([Spec("m")], limits=LIMITS, rules=Rules(max_restarts=2))
+    assert dies(pool, 1, 1.0, progress=False) is State.COLD
+    assert dies(pool, 2, 2.0, progress=progress) is (State.COLD if progress else State.CRASHED)
+    assert pool.entries["m"].proven is progress
+    if progress:
+        assert dies(pool, 3, 3.0, progress=False) is State.CRASHED
+
+
+def test_progress_of_another_incarnation_is_dropped() -> None:
+    pool = ready_pool()
+    pool.progress("m", 0)
+    assert not pool.entries["m"].proven
 
 
 def test_a_killed_worker_buries_its_leases_at_its_exit_and_serves_the_late_by_a_new_one() -> None:
@@ -548,7 +636,7 @@ def test_a_load_without_progress_is_killed() -> None:
     *refusals, stop = pool.tick(16.0)
     assert told(refusals) == [Told(Refuse, lease, "model_loading")]
     assert "10 s" in error_of(refusals).message
-    assert stop == Stop("m", 1, kill=True)
+    assert stop == Stop("m", 1, kill=True, stacks=True)
     assert pool.next_deadline() is None
     late = acquire(pool, 17.0)
     assert pool.exited("m", 1, "SIGKILL", 18.0) == [Spawn("m", 2)]
@@ -567,7 +655,7 @@ def test_a_worker_that_ignores_sigterm_is_killed_later_the_larger_it_is() -> Non
     assert pool.shutdown(100.0) == [Stop("m", 1, kill=False)]
     assert pool.next_deadline() == 107.0
     assert pool.tick(106.9) == []
-    assert pool.tick(107.0) == [Stop("m", 1, kill=True)]
+    assert pool.tick(107.0) == [Stop("m", 1, kill=True, stacks=True)]
     assert pool.next_deadline() is None
     assert pool.tick(1000.0) == []
 
@@ -757,7 +845,17 @@ class PoolMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.processes)
     @rule(data=st.data())
     def broken(self, data: st.DataObject) -> None:
-        self.perform(self.pool.broken(*self.of_process(data), "it stalled", self.now))
+        self.perform(self.pool.broken(*self.of_process(data), "bad message", self.now))
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def stalled(self, data: st.DataObject) -> None:
+        self.perform(self.pool.stalled(*self.of_process(data), "it hangs", self.now))
+
+    @precondition(lambda self: self.processes)
+    @rule(data=st.data())
+    def progress(self, data: st.DataObject) -> None:
+        self.pool.progress(*self.of_process(data))
 
     @precondition(lambda self: self.processes)
     @rule(data=st.data())

@@ -69,11 +69,11 @@ def choices(answer: Answer) -> Any:
     return of, chunks[-1].get("usage")
 
 
-def test_nobody_notices_three_deaths(
+def test_nobody_notices_five_deaths(
     model: Path, tmp_path: Path, threads: ThreadPoolExecutor
 ) -> None:
-    """Requests of every kind, streamed and not, in a worker that dies in their midst, dies again
-    while they stand trial, and dies while it loads."""
+    """Requests of every kind, streamed and not, in a worker that dies in their midst, is stopped
+    while they stand trial, dies while it loads, holds the interpreter's lock for ever, and hangs."""
     asked = [
         {
             **kind,
@@ -83,12 +83,14 @@ def test_nobody_notices_three_deaths(
         for kind in KINDS.values()
         for stream in (False, True)
     ]
-    with serving(
-        tmp_path, scripted=True, config=config(model, FAKE_DEATHS="150 40 0 500")
-    ) as server:
+    ends = {"FAKE_DEATHS": "150 40 0 400 100", "FAKE_ENDS": "abort stop abort hog block"}
+    stall = "[recovery]\nstall_seconds = 1\n"
+    with serving(tmp_path, scripted=True, config=config(model, stall, **ends)) as server:
         calm = list(threads.map(lambda body: complete(server, "calm", **body), asked))
         stormy = list(threads.map(lambda body: complete(server, "stormy", **body), asked))
-        assert server.wait_for("stormy")["deaths"] >= 3
+        assert server.wait_for("stormy")["deaths"] == 5
+        assert server.wait_for("calm")["deaths"] == 0
+        log = server.log()
     for body, quiet, cut in zip(asked, calm, stormy, strict=True):
         assert choices(cut) == choices(quiet), body
     told = [answer for answer in stormy if "x-bulkhead-recoveries" in answer.headers]
@@ -96,6 +98,11 @@ def test_nobody_notices_three_deaths(
     assert told or comments
     for answer in comments:
         assert answer.body.rindex(b": recoveries ") < answer.body.index(b"data: [DONE]")
+    stalled = [f"worker stormy#{n} has stalled and is killed" in log for n in range(1, 7)]
+    assert stalled == [False, True, False, True, True, False]
+    # Who could say where it was has said it, all but the stopped one.
+    stderr = [file.read_text() for file in sorted((tmp_path / "logs").glob("*stormy*.stderr"))]
+    assert ["in end" in said for said in stderr] == [True, False, False, True, True, False]
 
 
 @pytest.mark.parametrize("depth", [0, 20])

@@ -129,7 +129,11 @@ class Fleet:
             return
         assert child.words is not None
         assert child.progress is not None
-        words = LastWords(child.words, child.files[1], lambda how: self._dying(worker, how))
+        words = LastWords(
+            child.words,
+            child.files[1],
+            lambda how: self._events.worker_dying(model, generation, how),
+        )
         watchdog, gone = Watchdog(self._stall_seconds), asyncio.Event()
         worker = Worker(model, generation, child, gone, words, child.progress, watchdog)
         self._workers[key] = worker
@@ -199,14 +203,10 @@ class Fleet:
         self._events.worker_unloadable(model, generation, reason)
         self._events.worker_exited(model, generation, "never started")
 
-    def _dying(self, worker: Worker, how: str) -> None:
-        self._read(worker)  # what it made before its death
-        self._events.worker_dying(worker.model, worker.generation, how)
-
     def _exited(self, key: tuple[str, int], returncode: int) -> None:
         worker = self._workers.pop(key)
         worker.words.close()
-        self._read(worker)
+        self._read(worker)  # what it made just before its death
         os.close(worker.record)
         how = describe_exit(returncode)
         self._state.worker_socket(*key).unlink(missing_ok=True)

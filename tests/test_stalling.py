@@ -29,7 +29,8 @@ def scripted(folder: Path, mode: str, **scripts: Script) -> Iterator[Server]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     slow = Script(load_steps=20, prefill_steps=20, step_seconds=0.08)
     folder = tmp_path_factory.mktemp("stalling")
-    with scripted(folder, "resume", slow=slow, quick=Script()) as running:
+    blocks = Script(deeds={"decode": "block"})
+    with scripted(folder, "resume", slow=slow, quick=Script(), blocks=blocks) as running:
         yield running
 
 
@@ -37,6 +38,12 @@ def test_slow_is_not_stuck(server: Server) -> None:
     """A load and a prefill that take longer than `stall_seconds`, in steps that take less."""
     assert server.chat("slow", max_tokens=5).text == text_of(5)
     assert server.wait_for("slow", state="ready")["deaths"] == 0
+
+
+def test_a_call_that_never_returns_is_a_pause(server: Server) -> None:
+    assert server.stream("blocks", max_tokens=20).answer().text == text_of(20)
+    assert server.loaded("blocks")["generation"] == 2
+    assert "blocks#1 has stalled and is killed (its generation thread" in server.log()
 
 
 def test_a_worker_that_was_stopped_at_rest_is_replaced_when_somebody_comes(server: Server) -> None:

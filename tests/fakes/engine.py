@@ -203,6 +203,7 @@ def end(how: str) -> None:
             os.abort()
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
+            threading.Event().wait()  # this thread may be the last to be stopped
         case "hog":  # one call into C, without end and with the interpreter's lock
             collections.deque(itertools.repeat(None), maxlen=0)
         case "block":

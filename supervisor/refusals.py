@@ -19,6 +19,7 @@ from supervisor.errors import (
     RequestCrashedWorker,
     ShuttingDown,
     WorkerCrashed,
+    WorkerStalled,
 )
 from supervisor.lifecycle import HAS_PROCESS, State
 
@@ -108,6 +109,14 @@ def crashed(entry: Entry, how: str, crash: Crash | None = None) -> WorkerCrashed
     return WorkerCrashed(
         f"The worker {entry.worker} died ({cause}) {phase}. Other models are not affected. "
         f"{what_to_do}{report}",
+        retry_after=entry.load_seconds,
+    )
+
+
+def hung(entry: Entry, how: str) -> WorkerStalled:
+    return WorkerStalled(
+        f"The worker {entry.worker} stalled during this request and was killed: {how}. Other "
+        "models are not affected; retry, and the model is loaded again.",
         retry_after=entry.load_seconds,
     )
 

@@ -76,11 +76,11 @@ def choices(answer: Answer) -> Any:
     return of, chunks[-1].get("usage")
 
 
-def test_nobody_notices_three_deaths(
+def test_nobody_notices_four_deaths(
     model: Path, tmp_path: Path, threads: ThreadPoolExecutor
 ) -> None:
-    """Requests of every kind, streamed and not, in a worker that dies in their midst, dies again
-    while they stand trial, and dies while it loads."""
+    """Requests of every kind, streamed and not, in a worker that dies in their midst, is stopped
+    while they stand trial, dies while it loads, and holds the interpreter's lock for ever."""
     asked = [
         {
             **kind,
@@ -90,12 +90,13 @@ def test_nobody_notices_three_deaths(
         for kind in KINDS.values()
         for stream in (False, True)
     ]
-    with serving(
-        tmp_path, scripted=True, config=config(model, FAKE_DEATHS="150 40 0")
-    ) as server:
+    ends = {"FAKE_DEATHS": "150 40 0", "FAKE_ENDS": "abort stop abort"}
+    stall = "[recovery]\nstall_seconds = 1\n"
+    with serving(tmp_path, scripted=True, config=config(model, stall, **ends)) as server:
         calm = list(threads.map(lambda body: complete(server, "calm", **body), asked))
         stormy = list(threads.map(lambda body: complete(server, "stormy", **body), asked))
-        assert deaths(server) >= 3
+        assert deaths(server) == 3
+        log = server.log()
     for body, quiet, cut in zip(asked, calm, stormy, strict=True):
         assert choices(cut) == choices(quiet), body
     told = [answer for answer in stormy if "x-bulkhead-recoveries" in answer.headers]
@@ -103,6 +104,11 @@ def test_nobody_notices_three_deaths(
     assert told or comments
     for answer in comments:
         assert answer.body.rindex(b": recoveries ") < answer.body.index(b"data: [DONE]")
+    stalled = [f"worker stormy#{n} has stalled and is killed" in log for n in range(1, 5)]
+    assert stalled == [False, True, False, False]
+    # Who could say where it was has said it, all but the stopped one.
+    stderr = [file.read_text() for file in sorted((tmp_path / "logs").glob("*stormy*.stderr"))]
+    assert ["in end" in said for said in stderr] == [True, False, False, False]
 
 
 @pytest.fixture

@@ -170,7 +170,7 @@ def test_a_broken_worker_refuses_those_who_wait_for_its_load() -> None:
     lease = acquire(pool)
     *refusals, stop = pool.broken("m", 1, "bad message", 1.0)
     assert told(refusals) == [Told(Refuse, lease, "worker_crashed")]
-    assert stop == Stop("m", 1, kill=True, stacks=True)
+    assert stop == Stop("m", 1, kill=True)
     assert pool.exited("m", 1, "SIGKILL", 2.0) == []
     assert state(pool) is State.COLD
 

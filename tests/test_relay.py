@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from gateway import generation as generation_module
 from gateway import relay as relay_module
-from gateway.generation import Event, Generation
+from gateway.generation import RECOVERING, Event, Generation
 from gateway.relay import Relay
 from supervisor.errors import (
     BulkheadError,
@@ -38,6 +38,7 @@ from supervisor.wire.codec import HEADER, Decoder, encode
 from supervisor.wire.frames import (
     Accepted,
     Acquire,
+    Continue,
     Died,
     End,
     Failed,
@@ -46,6 +47,9 @@ from supervisor.wire.frames import (
     Generate,
     Granted,
     Inquire,
+    Passed,
+    Pause,
+    Proceed,
     Progress,
     Refused,
     Report,
@@ -151,12 +155,12 @@ class Stage:
             workers[request.request_id] = worker
         return await starting, lease, [workers[each.request_id] for each in requests]
 
-    async def start(self) -> tuple[Generation, Peer, Peer]:
+    async def start(self, until: int = 0) -> tuple[Generation, Peer, Peer]:
         """A generation that runs, its lease and its worker."""
         starting = asyncio.create_task(self.relay.start(REQUEST, "alias", 5.0))
         lease = await self.accept(self.control)
         assert await lease.receive() == Acquire("r1", "alias", 5.0)
-        await lease.send(Granted("m", "m#1", self.socket))
+        await lease.send(Granted("m", "m#1", self.socket, until, then_pause=until > 0))
         worker = await self.accept(self.socket)
         assert await worker.receive() == REQUEST
         return await starting, lease, worker
@@ -285,6 +289,49 @@ def test_requests_at_the_same_time_have_leases_of_their_own(play: Callable[[Scen
         first.close()
         second.close()
         assert await second_lease.receive() is None
+
+    play(scene)
+
+
+# ── on trial ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_request_on_trial_says_when_it_has_passed_and_pauses_until_told(
+    play: Callable[[Scene], None],
+) -> None:
+    async def scene(stage: Stage) -> None:
+        generation, lease, worker = await stage.start(until=2)
+        await worker.send(Token(1, "a"), Token(2, "b"))
+        frames = [await received(generation) for _ in range(3)]
+        assert frames == [Token(1, "a"), Token(2, "b"), RECOVERING]
+        assert await lease.receive() == Passed()
+        assert await worker.receive() == Pause()
+        await lease.send(Proceed())
+        assert await worker.receive() == Continue()
+        await worker.send(Token(3, "c"), End("stop", 1, 3))
+        frames = [await received(generation) for _ in range(2)]
+        assert frames == [Token(3, "c"), End("stop", 1, 3)]
+        generation.close()
+        assert await lease.receive() is None
+
+    play(scene)
+
+
+def test_a_request_that_ends_on_trial_has_passed_and_one_that_fails_has_not(
+    play: Callable[[Scene], None],
+) -> None:
+    async def scene(stage: Stage) -> None:
+        generation, lease, worker = await stage.start(until=2)
+        await worker.send(Token(1, "a"), End("stop", 1, 1))
+        assert [await received(generation) for _ in range(2)] == [Token(1, "a"), End("stop", 1, 1)]
+        generation.close()
+        assert await lease.receive() == Passed()
+        assert await worker.receive() is None  # not told to pause
+        generation, lease, worker = await stage.start(until=2)
+        await worker.send(Failed("invalid_value", "bad", None, None))
+        await failure_of(generation.receive())
+        generation.close()
+        assert await lease.receive() is None
 
     play(scene)
 

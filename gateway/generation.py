@@ -223,14 +223,18 @@ class Generation:
             self._prompt_tokens = frame.prompt_tokens
         news = choice.note(frame)
         life = self._life
-        if life.until and self._position >= life.until:
+        if life.until and (self._position >= life.until or self._succeeded(frame)):
             life.until = 0
             self._lease.send(Passed())
-            if life.granted.then_pause:
+            if life.granted.then_pause and not self._succeeded(frame):
                 self._pausing = True
                 life.going.clear()
                 self._tell_works(Pause())
         return news
+
+    def _succeeded(self, frame: FromEngine) -> bool:
+        """Whether this is the last frame of all."""
+        return isinstance(frame, (End, Embedded)) and all(each.ended for each in self._choices)
 
     def _tell_works(self, word: Pause | Continue) -> None:
         for number, work in self._life.works.items():

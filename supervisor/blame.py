@@ -37,6 +37,7 @@ class Fault(enum.Enum):
 class _Record:
     strikes: int
     expires: float
+    guilty: bool = False
 
 
 class Docket:
@@ -45,14 +46,19 @@ class Docket:
     def __init__(self) -> None:
         self._records: OrderedDict[bytes, _Record] = OrderedDict()
 
-    def strike(self, digest: bytes, now: float) -> None:
-        """The request died alone without getting further."""
+    def strike(self, digest: bytes, now: float) -> int:
+        """The request, or an equal one, died alone without getting further; how often by now."""
         record = self._known(digest, now) or _Record(0, 0.0)
         record.strikes, record.expires = record.strikes + 1, now + QUARANTINE_SECONDS
         self._records[digest] = record
         self._records.move_to_end(digest)
         if len(self._records) > _RECORDS:
             self._records.popitem(last=False)
+        return record.strikes
+
+    def convict(self, digest: bytes) -> None:
+        """Its last strike is a verdict."""
+        self._records[digest].guilty = True
 
     def clear(self, digest: bytes) -> None:
         """The request got past where it had been."""
@@ -63,17 +69,22 @@ class Docket:
         record = self._known(digest, now)
         return 0 if record is None else record.strikes
 
-    def restore(self, guilty: Iterable[tuple[bytes, float]]) -> None:
-        """Verdicts of an earlier run: digests and when they expire."""
-        for digest, expires in guilty:
-            self._records[digest] = _Record(STRIKES, expires)
+    def guilty(self, digest: bytes, now: float) -> bool:
+        """Whether a verdict is in force."""
+        record = self._known(digest, now)
+        return record is not None and record.guilty
 
-    def guilty(self, now: float) -> list[tuple[bytes, float]]:
-        """All verdicts in force: digests and when they expire."""
+    def restore(self, verdicts: Iterable[tuple[bytes, float]]) -> None:
+        """Verdicts of an earlier run: digests and when they expire."""
+        for digest, expires in verdicts:
+            self._records[digest] = _Record(STRIKES, expires, guilty=True)
+
+    def verdicts(self, now: float) -> list[tuple[bytes, float]]:
+        """All that are in force: digests and when they expire."""
         return [
             (digest, record.expires)
             for digest, record in self._records.items()
-            if record.strikes >= STRIKES and record.expires > now
+            if record.guilty and record.expires > now
         ]
 
     def _known(self, digest: bytes, now: float) -> _Record | None:

@@ -39,6 +39,11 @@ class Breaker:
         self.trips += 1
         return pause * (0.75 + 0.25 * self._jitter())
 
+    @property
+    def doubts(self) -> bool:
+        """Whether there were deaths since the last token, so that the next one is news."""
+        return bool(self._deaths)
+
     def progressed(self) -> None:
         """A token came, or a person asked to try again."""
         self._deaths.clear()

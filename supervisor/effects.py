@@ -37,8 +37,8 @@ class Shrink:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """With `until` the request runs alone; `passed` is awaited when its output has that many tokens,
-    and with `then_pause` it stops there."""
+    """With `until`, `passed` is awaited when its output has that many tokens, or has ended; with
+    `then_pause` it stops there."""
 
     lease: int
     model: str

@@ -141,7 +141,7 @@ class Lease:
     hold: float = 0.0
     """Seconds that it waits for each of its places."""
     digest: bytes = b""
-    """Equal requests have equal ones; b"" = it is told from none."""
+    """Equal requests have equal ones."""
     asked: str = ""
     """The model it wanted, where its fallback serves it."""
     standing: Standing = Standing.CLEAR
@@ -151,12 +151,12 @@ class Lease:
     """Tokens at which its trial is over."""
     pauses: bool = False
     """Whether it waits in its worker once its trial is over."""
-    strikes: int = 0
-    """Deaths alone."""
     error: BulkheadError | None = None
     """What ended its last worker: what it is told if it can't go on."""
     unjudged: bool = False
-    """Whether it has died and the cause was not known yet."""
+    """Whether its worker has died and it was not said yet what that means for it."""
+    fault: Fault | None = None
+    """Whose fault that death was; None until the process is reaped."""
     unproductive: int = 0
     """Interruptions since its last new token."""
     interruptions: int = 0
@@ -183,8 +183,8 @@ class Entry:
     granted: dict[int, Lease] = field(default_factory=dict)
     returning: dict[int, Lease] = field(default_factory=dict)
     """Interrupted, and their gateways have not said yet where they stand."""
-    fault: Fault | None = None
-    """Whose fault the last death was; None until the process is reaped."""
+    absent: Lease | None = None
+    """It was on trial when its worker died, and has left before the cause was known."""
     proven: bool = False
     """Whether it has made a token for somebody."""
     backoff: float | None = None

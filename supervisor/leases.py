@@ -93,22 +93,28 @@ class Leases:
 
     # ── granting ─────────────────────────────────────────────────────────────────────────────────
 
-    def _grant_waiting(self, entry: Entry, *, gate_closed: bool) -> list[Effect]:
+    def _grant_waiting(self, entry: Entry, now: float, *, gate_closed: bool) -> list[Effect]:
         """READY: serve in the order of arrival as many as have a place; suspects before them, one
         at a time."""
         effects: list[Effect] = []
         for lease in [lease for lease in entry.waiting.values() if lease.purpose is Purpose.LOAD]:
-            self._forget(entry, lease)
+            self._forget(entry, lease.id)
             effects.append(Loaded(lease.id, entry.spec.name, entry.worker))
-        if gate_closed or entry.returning or entry.on_trial:
+        if entry.returning or entry.on_trial:
             return effects
         if suspects := entry.suspects:
-            return [*effects, self._try(entry, suspects)]
+            # The gate is open to them while others are paused: a load would wait for those.
+            if entry.granted or not gate_closed:
+                effects.append(self._try(entry, suspects, now))
+            return effects
         effects += self._proceed(entry)
-        limit = entry.spec.concurrency
-        for lease in list(entry.waiting.values()):
-            if not limit or len(entry.granted) < limit:
-                effects.append(self._grant(entry, lease))
+        if gate_closed or not entry.waiting:
+            return effects
+        limit = entry.spec.concurrency or len(entry.granted) + len(entry.waiting)
+        places = max(0, limit - len(entry.granted))
+        doubted = not entry.proven or self._breakers[entry.spec.name].doubts
+        for lease in list(itertools.islice(entry.waiting.values(), places)):
+            effects.append(self._grant(entry, lease, lease.position + 1 if doubted else 0))
         return effects
 
     def _proceed(self, entry: Entry) -> list[Effect]:
@@ -118,10 +124,11 @@ class Leases:
             lease.standing = Standing.CLEAR
         return [Proceed(lease.id) for lease in paused]
 
-    def _try(self, entry: Entry, suspects: list[Lease]) -> Effect:
+    def _try(self, entry: Entry, suspects: list[Lease], now: float) -> Effect:
         """Grant one of them alone: the one with the shortest way to the place of its death, and one
         that has died alone already behind those that have not."""
-        lease = min(suspects, key=lambda each: (each.strikes, each.position, each.id))
+        strikes = self.docket.strikes
+        lease = min(suspects, key=lambda each: (strikes(each.digest, now), each.position, each.id))
         lease.standing = Standing.ON_TRIAL
         lease.until = lease.position + PROBATION
         lease.pauses = len(suspects) > 1
@@ -137,13 +144,16 @@ class Leases:
 
     # ── refusing ─────────────────────────────────────────────────────────────────────────────────
 
-    def _forget(self, entry: Entry, lease: Lease) -> None:
-        """A waiting lease has ended."""
-        del entry.waiting[lease.id]
-        del self._leases[lease.id]
+    def _forget(self, entry: Entry, lease_id: int) -> None:
+        """A lease has ended."""
+        del self._leases[lease_id]
+        for leases in (entry.waiting, entry.granted, entry.returning):
+            lease = leases.pop(lease_id, None)
+            if lease is not None and lease.unjudged and lease.standing is Standing.ON_TRIAL:
+                entry.absent = lease  # its equals may come
 
     def _refuse(self, entry: Entry, lease: Lease, error: BulkheadError) -> Effect:
-        self._forget(entry, lease)
+        self._forget(entry, lease.id)
         return Refuse(lease.id, error)
 
     def _refuse_waiting(self, entry: Entry, error: BulkheadError) -> list[Effect]:
@@ -215,10 +225,9 @@ class Leases:
         if self.rules.recovery == "off" or self.shutting_down:
             return self._bury(entry, error)
         interrupted, entry.granted = entry.granted, {}
-        if not parked:
-            entry.fault = None
         for lease in interrupted.values():
-            lease.error, lease.unjudged, lease.deadline = error, not parked, now + RETURN_SECONDS
+            lease.error, lease.unjudged, lease.fault = error, not parked, None
+            lease.deadline = now + RETURN_SECONDS
             if parked:
                 on_trial = lease.standing is Standing.ON_TRIAL
                 lease.standing = Standing.SUSPECT if on_trial else Standing.CLEAR
@@ -236,27 +245,33 @@ class Leases:
         """A request has returned with so many tokens: it waits, before those who came later."""
         if position > lease.position:
             lease.position, lease.unproductive = position, 0
+            self._progressed(entry)
         lease.deadline = now + lease.hold
         entry.waiting = dict(sorted({**entry.waiting, lease.id: lease}.items()))
-        effects: list[Effect] = []
+        effects = self._judge(entry, now)
+        if lease.id not in entry.waiting:
+            return effects
+        assert lease.error is not None
         if self.rules.recovery == "replay" and position:
-            return [self._refuse(entry, lease, lease.error or refusals.shutting_down())]
-        effects += self._judge(entry, now)
+            return [*effects, self._refuse(entry, lease, lease.error)]
         if entry.state is State.FAILED:
-            effects += self._turn_away(entry, refusals.failed(entry))
-        elif entry.state is State.CRASHED:
-            effects += self._turn_away(entry, refusals.unavailable(entry, now))
+            return [*effects, *self._turn_away(entry, refusals.failed(entry))]
+        if entry.state is State.CRASHED:
+            return [*effects, *self._turn_away(entry, refusals.unavailable(entry, now))]
         return effects
 
     def _judge(self, entry: Entry, now: float) -> list[Effect]:
-        """What the last death means for those who have returned from it, once its cause is known."""
-        if entry.fault is None:
-            return []
+        """What their last death means for those who have returned from it, or will not, once its
+        cause is known."""
         effects: list[Effect] = []
+        absent = entry.absent
+        if absent is not None and absent.fault is not None:
+            entry.absent = None
+            effects += self._weigh(entry, absent, absent.fault, now)
         for lease in list(entry.waiting.values()):
-            if lease.unjudged:
+            if lease.unjudged and lease.fault is not None and lease.id in entry.waiting:
                 lease.unjudged = False
-                effects += self._judge_one(entry, lease, entry.fault, now)
+                effects += self._judge_one(entry, lease, lease.fault, now)
         return effects
 
     def _judge_one(self, entry: Entry, lease: Lease, fault: Fault, now: float) -> list[Effect]:
@@ -265,38 +280,40 @@ class Leases:
             return []  # it was not running
         lease.unproductive += 1
         lease.interruptions += 1
-        if fault is not Fault.OUTSIDE:
+        tried = was is Standing.ON_TRIAL
+        if tried or fault is not Fault.OUTSIDE:
             lease.standing = Standing.SUSPECT
-            if was is Standing.ON_TRIAL and lease.position < lease.until:
-                self._strike(lease, now)
-                if lease.strikes >= STRIKES and entry.proven:
-                    self._progressed(entry)  # this death has its explanation
-                    guilty = self._refuse(entry, lease, refusals.guilty(entry))
-                    return [Convict(entry.spec.name, lease.request_id), guilty]
+        effects = self._weigh(entry, lease, fault, now) if tried else []
         useless = lease.unproductive > self.rules.max_recoveries
-        if useless or lease.interruptions > _INTERRUPTIONS_MAX:
+        if lease.id in entry.waiting and (useless or lease.interruptions > _INTERRUPTIONS_MAX):
             assert lease.error is not None
-            return [self._refuse(entry, lease, lease.error)]
-        return []
+            effects.append(self._refuse(entry, lease, lease.error))
+        return effects
 
-    def _abandon(self, entry: Entry, lease: Lease) -> Effect:
+    def _weigh(self, entry: Entry, lease: Lease, fault: Fault, now: float) -> list[Effect]:
+        """It died alone: a strike, unless it got past where it had been. Where others get their
+        tokens the second one is a verdict, on its equals as well."""
+        if lease.position >= lease.until:
+            self.docket.clear(lease.digest)
+        if lease.position >= lease.until or fault is Fault.OUTSIDE:
+            return []
+        if self.docket.strike(lease.digest, now) < STRIKES or not entry.proven:
+            return []
+        self.docket.convict(lease.digest)
+        self._progressed(entry)  # this death has its explanation
+        equals = [each for each in entry.waiting.values() if each.digest == lease.digest]
+        refused = [self._refuse(entry, each, refusals.guilty(entry)) for each in equals]
+        return [Convict(entry.spec.name, lease.request_id), *refused]
+
+    def _abandon(self, entry: Entry, lease: Lease, now: float) -> list[Effect]:
         """Give up waiting for an interrupted request."""
-        del entry.returning[lease.id]
-        del self._leases[lease.id]
         error = refusals.shutting_down() if self.shutting_down else lease.error
         assert error is not None
-        return Refuse(lease.id, error)
+        return [self._refuse(entry, lease, error), *self._judge(entry, now)]
 
-    def _strike(self, lease: Lease, now: float) -> None:
-        lease.strikes += 1
-        if lease.digest:
-            self.docket.strike(lease.digest, now)
-
-    def _passed(self, entry: Entry, lease: Lease) -> None:
+    def _acquit(self, lease: Lease) -> None:
         """A suspect has got past the place of its death."""
-        if lease.digest:
-            self.docket.clear(lease.digest)
-        lease.strikes = 0
+        self.docket.clear(lease.digest)
         lease.standing = Standing.PAUSED if lease.pauses else Standing.CLEAR
         lease.position = max(lease.position, lease.until)
         lease.unproductive = 0
@@ -309,14 +326,20 @@ class Leases:
     def _died(self, entry: Entry, fault: Fault, now: float) -> list[Effect]:
         """An unasked death, whose cause is known now."""
         entry.deaths += 1
-        entry.fault = fault
-        everyone = (*entry.returning.values(), *entry.waiting.values())
+        everyone = [*entry.returning.values(), *entry.waiting.values()]
+        if entry.absent is not None:
+            everyone.append(entry.absent)
+        concerned = [lease for lease in everyone if lease.unjudged and lease.fault is None]
+        for lease in concerned:
+            lease.fault = fault
         # The death of one that is about to be found guilty says nothing about the model.
-        convicts = entry.proven and any(
-            lease.unjudged and lease.standing is Standing.ON_TRIAL and lease.strikes + 1 >= STRIKES
-            for lease in everyone
+        convicts = any(
+            lease.standing is Standing.ON_TRIAL
+            and self.docket.strikes(lease.digest, now) + 1 >= STRIKES
+            for lease in concerned
         )
-        entry.backoff = None if convicts else self._breakers[entry.spec.name].died(now)
+        if not (convicts and entry.proven and fault is not Fault.OUTSIDE):
+            entry.backoff = self._breakers[entry.spec.name].died(now)
         return self._judge(entry, now)
 
     def _warn(self, text: str) -> list[Effect]:

@@ -25,7 +25,7 @@ import logging
 from dataclasses import replace
 
 from supervisor import refusals
-from supervisor.blame import STRIKES, Fault
+from supervisor.blame import Fault
 from supervisor.diagnosis import Crash
 from supervisor.effects import (
     Bury,
@@ -92,14 +92,15 @@ class Pool(Scheduler):
         self, request_id: str, model: str, hold: float, now: float, digest: bytes = b""
     ) -> tuple[int, list[Effect]]:
         """A request wants a place and waits at most `hold` seconds. Returns its lease's id."""
-        lease = Lease(next(self._ids), request_id, now + hold, hold=hold, digest=digest)
-        lease.strikes = self.docket.strikes(digest, now)
+        number = next(self._ids)
+        equals = digest or b"%d" % number  # without a digest it is told from none
+        lease = Lease(number, request_id, now + hold, hold=hold, digest=equals)
         effects: list[Effect] = []
         try:
             if self.shutting_down:
                 raise refusals.shutting_down()
             entry = self.resolve(model)
-            if lease.strikes >= STRIKES:
+            if self.docket.guilty(lease.digest, now):
                 raise refusals.guilty(entry)
             try:
                 entry = self._admit(model, now)
@@ -120,17 +121,15 @@ class Pool(Scheduler):
 
     def release(self, lease_id: int, now: float) -> list[Effect]:
         """The lease's connection closed. Unknown leases ended earlier and need nothing."""
-        entry = self._leases.pop(lease_id, None)
+        entry = self._leases.get(lease_id)
         if entry is None:
             return []
-        entry.waiting.pop(lease_id, None)
-        left = entry.returning.pop(lease_id, None)
-        if left is not None and left.unjudged and left.standing is Standing.ON_TRIAL:
-            self._strike(left, now)  # it will be told from others when it comes again
-        if entry.granted.pop(lease_id, None) is not None:
+        if lease_id in entry.granted:
             entry.last_used = now
             entry.place_freed(now)
-        return [*self._stop_if_drained(entry, now), *self._settle(now)]
+        self._forget(entry, lease_id)
+        effects = self._judge(entry, now)
+        return [*effects, *self._stop_if_drained(entry, now), *self._settle(now)]
 
     def returned(self, lease_id: int, position: int, now: float) -> list[Effect]:
         """An interrupted request stands at `position`, in tokens of its output, and wants to go on."""
@@ -141,12 +140,14 @@ class Pool(Scheduler):
         return [*self._take_back(entry, lease, position, now), *self._settle(now)]
 
     def passed(self, lease_id: int, now: float) -> list[Effect]:
-        """A request on trial has as many tokens as it needed."""
+        """A request has as many tokens as its grant asked for, or has ended."""
         entry = self._leases.get(lease_id)
         lease = None if entry is None else entry.granted.get(lease_id)
-        if entry is None or lease is None or lease.standing is not Standing.ON_TRIAL:
+        if entry is None or lease is None:
             return []
-        self._passed(entry, lease)
+        self._progressed(entry)
+        if lease.standing is Standing.ON_TRIAL:
+            self._acquit(lease)
         return self._settle(now)
 
     def fault(self, lease_id: int, reason: str, now: float) -> list[Effect]:
@@ -194,6 +195,8 @@ class Pool(Scheduler):
             entry.unload_asked = True
         elif entry.state is State.READY:
             effects = self._drain(entry, DrainCause.BY_HAND, self.limits.drain, now)
+        elif entry.state is State.DRAINING and entry.drain_cause is DrainCause.EVICTION:
+            entry.drain_cause = DrainCause.BY_HAND  # what is left at its end ends with it
         return [*effects, *self._settle(now)]
 
     def pin(self, model: str, now: float) -> list[Effect]:
@@ -217,7 +220,8 @@ class Pool(Scheduler):
         elif entry.state is State.CRASHED:
             self._move(entry, Event.BACKOFF_OVER)
             entry.deadline = None
-            self._breakers[model].progressed()
+        entry.backoff = None
+        self._breakers[model].progressed()
 
     def estimated(
         self, model: str, estimate_bytes: int, headroom_bytes: int, now: float
@@ -395,7 +399,7 @@ class Pool(Scheduler):
                 error = lease.error or self._hold_over(entry, now)
                 effects.append(self._refuse(entry, lease, error))
             for lease in [each for each in entry.returning.values() if each.deadline <= now]:
-                effects.append(self._abandon(entry, lease))
+                effects += self._abandon(entry, lease, now)
             if entry.wish is not None and entry.wish.deadline <= now:
                 effects += self._drop_wish(entry, "there was no room")
             if entry.deadline is not None and entry.deadline <= now:
@@ -424,7 +428,7 @@ class Pool(Scheduler):
         for entry in self.entries.values():
             entry.wish = None
             for lease in list(entry.returning.values()):
-                effects.append(self._abandon(entry, lease))
+                effects += self._abandon(entry, lease, now)
             effects += self._refuse_waiting(entry, refusals.shutting_down())
             if entry.state is State.CRASHED:
                 self._move(entry, Event.BACKOFF_OVER)
@@ -470,6 +474,9 @@ class Pool(Scheduler):
         error = refusals.server_full(entry, limit, now)
         if longest.requests <= entry.requests + 1:
             raise error
-        last = next(reversed(longest.waiting.values()))
-        self._forget(longest, last)
-        return [Refuse(last.id, error)]
+        # A load by hand has no place to give, and who has been interrupted keeps its own.
+        waiting = (each for each in longest.waiting.values() if each.purpose is Purpose.REQUEST)
+        newcomers = [each for each in waiting if each.error is None]
+        if not newcomers:
+            raise error
+        return [self._refuse(longest, newcomers[-1], error)]

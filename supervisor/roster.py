@@ -110,7 +110,7 @@ class Roster(Leases):
         self._move(entry, entry.after_exit)
         entry.after_exit, entry.deadline = Event.RELEASED_CRASHED, None
         if entry.state is State.CRASHED:
-            if entry.backoff is not None:
+            if entry.backoff is not None and not self.shutting_down:
                 return self._back_off(entry, entry.backoff, now)
             self._move(entry, Event.BACKOFF_OVER)
         if entry.state is State.FAILED:

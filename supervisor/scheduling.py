@@ -69,11 +69,11 @@ class Scheduler(Roster):
                 entry.queued_since = None
             elif entry.queued_since is None and entry.state is not State.READY:
                 entry.queued_since = now
-        effects = [*self._refuse_impossible(), *self._grant_all()]
+        effects = [*self._refuse_impossible(), *self._grant_all(now)]
         held = self._gate is not None
         effects += self._plan(now)
         if held and self._gate is None:
-            effects += self._grant_all()
+            effects += self._grant_all(now)
         loaded = sum(entry.state in _OCCUPIES for entry in self.entries.values())
         if not 0 < self.rules.max_loaded < loaded or not self.rules.cleanup_interval:
             self._cleanup_at = None
@@ -105,12 +105,12 @@ class Scheduler(Roster):
             (name for name, entry in self.entries.items() if entry.state is State.LOADING), None
         )
 
-    def _grant_all(self) -> list[Effect]:
+    def _grant_all(self, now: float) -> list[Effect]:
         closed = self._loading_now() is not None
         effects: list[Effect] = []
         for entry in self.entries.values():
             if entry.state is State.READY and (entry.waiting or entry.granted):
-                effects += self._grant_waiting(entry, gate_closed=closed)
+                effects += self._grant_waiting(entry, now, gate_closed=closed)
             elif entry.state is State.DRAINING and not entry.on_trial:
                 effects += self._proceed(entry)  # the other suspects stand trial elsewhere
         return effects

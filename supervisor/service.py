@@ -203,7 +203,7 @@ class Supervisor:
                     self._coroner.follow(effect)
                 case Convict(model, request_id):
                     log.error("%s alone kills the worker of %s: refused", request_id, model)
-                    self._quarantine.save(self._pool.docket.guilty(time.monotonic()))
+                    self._quarantine.save(self._pool.docket.verdicts(time.monotonic()))
                 case Say(text, level):
                     log.log(level, "%s", text)
                     self._feed.tell("decision", text=text)

@@ -7,23 +7,29 @@ itself, and raises `Violation` when the scheduler does what it must not, or fail
 * nobody waits past the hold, and who is first in the queue of models is served as soon as what is
   free, idle, or busy for too long suffices;
 * no busy worker is stopped but through a drain that had its time, or for its own fault;
+* what a death interrupts goes on, unless it must not (`tests.trials`);
 * no worker that drains, stops or is pinned away is granted or taken;
 * every lease ends, once.
 """
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 
 from supervisor.errors import BulkheadError
+from supervisor.leases import RETURN_SECONDS
 from supervisor.lifecycle import HAS_PROCESS, State
 from supervisor.pool import (
     Bury,
+    Convict,
     Effect,
     Grant,
+    Interrupt,
     Limits,
     Loaded,
     Pool,
+    Proceed,
     Refuse,
     Rules,
     Say,
@@ -33,31 +39,15 @@ from supervisor.pool import (
     Stop,
 )
 from supervisor.pressure import Level
+from tests.trials import Request, Trials, Violation, check
+
+__all__ = ["GB", "Books", "Dead", "Process", "Request", "Violation", "check"]
 
 GB = 10**9
 LEAVING = (State.DRAINING, State.STOPPING, State.RELEASING)
 HOLD_CODES = ("insufficient_memory_now", "memory_pressure", "queue_full", "model_loading")
 _BACK_BYTES = 256 * 10**6
 _EPSILON = 1e-6
-
-
-class Violation(AssertionError):
-    """The scheduler did what it must not."""
-
-
-def check(holds: object, text: str) -> None:
-    if not holds:
-        raise Violation(text)
-
-
-@dataclass
-class Request:
-    """What the world knows of one lease."""
-
-    model: str
-    deadline: float
-    by_hand: bool
-    status: str = "waiting"
 
 
 @dataclass
@@ -71,6 +61,12 @@ class Process:
     phase: str = "loading"
     """loading, ready, stopped (told to, or dying)"""
     at_fault: bool = False
+    asked: bool = False
+    """To end: its end is no death."""
+    by_hand: bool = False
+    """A person wants it gone, and what runs in it with it."""
+    emergency: bool = False
+    """It has to go, whoever wants it."""
     ready_at: float = 0.0
     load_seconds: float = 0.0
     draining_since: float | None = None
@@ -99,6 +95,8 @@ class Model:
     pinned: bool = False
     uses: int = 0
     wish_until: float | None = None
+    alone_until: float | None = None
+    """Until when it is not loaded because it keeps dying."""
 
     @property
     def size(self) -> int:
@@ -120,6 +118,8 @@ class Books:
     rules: Rules
     budget: int | None
     default_model: str = ""
+    calm: bool = False
+    """Nobody dies but of poison."""
     now: float = 100.0
     requests: dict[int, Request] = field(default_factory=dict)
     """Those that are open."""
@@ -139,6 +139,10 @@ class Books:
             limits=self.limits,
             rules=self.rules,
             budget=self.budget,
+            jitter=random.Random(0).random,
+        )
+        self.trials = Trials(
+            self.rules, self.requests, [s.name for s in self.specs], calm=self.calm
         )
         self.models = {spec.name: Model(spec, pinned=spec.pin) for spec in self.specs}
         self.last_state = dict.fromkeys(self.models, State.COLD)
@@ -172,6 +176,7 @@ class Books:
         check(lease in self.requests, f"lease {lease} has ended already")
         request = self.requests.pop(lease)
         check(request.status in before, f"lease {lease} is {request.status}")
+        self.trials.ends(request)
         return request
 
     # ── effects ──────────────────────────────────────────────────────────────────────────────────
@@ -184,8 +189,16 @@ class Books:
                     self._spawned(model, generation)
                 case Stop(model, generation, kill):
                     self._stopped(model, generation, kill)
-                case Grant(lease, model, worker, generation):
-                    self._granted(lease, model, worker, generation)
+                case Grant():
+                    self._granted(effect)
+                case Proceed(lease):
+                    request = self.requests[lease]
+                    drains = self.processes[request.model].draining_since is not None
+                    self.trials.proceed(lease, request, drains=drains)
+                case Interrupt(lease, error):
+                    self._interrupted(lease, error)
+                case Convict(model, name):
+                    self.trials.convict(model, name)
                 case Loaded(lease, model):
                     check(self.requests[lease].by_hand, "a request was told `loaded`")
                     check(self.processes[model].phase == "ready", "loaded, but not ready")
@@ -238,23 +251,25 @@ class Books:
             check(process.at_fault or not busy, f"busy {name} is killed: {busy}")
         else:
             check(not busy, f"{name} is stopped with {busy} running")
+            process.asked = True
         process.phase = "stopped"
         process.killed |= kill
 
-    def _granted(self, lease: int, name: str, worker: str, generation: int) -> None:
+    def _granted(self, grant: Grant) -> None:
+        lease, name = grant.lease, grant.model
         process = self.processes.get(name)
         check(process is not None, f"{name} is granted without a process")
         assert process is not None
-        check(process.generation == generation, "another generation is granted")
-        check(worker == f"{name}#{generation}", "the worker's name is wrong")
+        check(process.generation == grant.generation, "another generation is granted")
+        check(grant.worker == f"{name}#{grant.generation}", "the worker's name is wrong")
         check(process.phase == "ready", f"{name} is granted while {process.phase}")
         check(process.draining_since is None, f"{name} is granted while it drains")
         request = self.requests[lease]
         check(request.model == name and request.status == "waiting", "a grant out of place")
         check(not request.by_hand, "an admin's load takes a place")
-        first = min(i for i in self.open_of(name, "waiting") if not self.requests[i].by_hand)
-        check(first == lease, f"{lease} is granted before {first}")
-        if self.rules.load_gate == "exclusive":
+        others = self.open_of(name, "granted")
+        self.trials.grant(lease, request, grant)
+        if self.rules.load_gate == "exclusive" and not (request.on_trial and others):
             loads = [p.model for p in self.processes.values() if p.phase == "loading"]
             check(not loads, f"{name} is granted while {loads} loads behind an exclusive gate")
         request.status = "granted"
@@ -267,7 +282,12 @@ class Books:
         if request is None:  # refused as it came
             check(lease == self.asked + 1, f"lease {lease} has ended already")
             return
-        self.end(lease, "waiting")
+        self.trials.refused(lease, request, error.code, self.now)
+        self.end(lease, "waiting", "returning")
+        if error.code == "worker_crashed" and self.rules.recovery != "off":
+            check(request.by_hand or request.interrupted, "a death ends what only waited")
+        if request.interrupted:
+            return
         if error.code == "model_too_large":
             size = self.models[request.model].size
             check(self.budget is not None and size > self.budget, "it could fit")
@@ -276,19 +296,37 @@ class Books:
         if error.code in HOLD_CODES and not displaced and not stalled:
             check(request.deadline <= self.now, f"{error.code} before the hold was over")
 
+    def _interrupted(self, lease: int, error: BulkheadError) -> None:
+        request = self.requests[lease]
+        check(request.status == "granted", f"lease {lease} is {request.status}")
+        check(self.rules.recovery != "off" and not self.shutdowns, "nobody may return")
+        process = self.processes.get(request.model)
+        parked = process is not None and self.doing != "dying"
+        if parked:
+            assert process is not None
+            check(not process.by_hand, f"{lease} is parked though a person wants it to end")
+            self._check_cut(process, error)
+        self.trials.interrupt(request, parked=parked)
+        request.deadline = self.now + RETURN_SECONDS
+
     def _buried(self, lease: int, error: BulkheadError) -> None:
         request = self.end(lease, "granted")
         process = self.processes.get(request.model)
+        ends = self.shutdowns or self.rules.recovery == "off"
+        check(ends or (process and process.by_hand), f"{lease} ends and could return")
         if error.code in ("worker_crashed", "worker_stalled") or process is None:
             check(
                 process is None or process.at_fault,
                 f"{request.model} is said to have died and has not",
             )
             return
+        if self.shutdowns <= 1:
+            self._check_cut(process, error)
+
+    def _check_cut(self, process: Process, error: BulkheadError) -> None:
+        """A living worker's request is ended, or parked: has its drain had its time?"""
         since = process.draining_since
-        if self.shutdowns > 1:
-            return
-        check(since is not None, f"a request on {request.model} is cut without a drain")
+        check(since is not None, f"a request on {process.model} is cut without a drain")
         patience = self.limits.drain if self.level < Level.CRITICAL else 0.0
         if error.code == "memory_pressure":
             patience = min(self.limits.drain, self.limits.emergency_drain)
@@ -300,7 +338,7 @@ class Books:
             return
         check(
             since is not None and self.now - since + _EPSILON >= patience,
-            f"a request on {request.model} is cut too early: {error.code}",
+            f"a request on {process.model} is cut too early: {error.code}",
         )
 
     # ── what must hold after every step ──────────────────────────────────────────────────────────
@@ -312,23 +350,24 @@ class Books:
             model, process = self.models[name], self.processes.get(name)
             state, before = entry.state, self.last_state[name]
             waiting, granted = self.open_of(name, "waiting"), self.open_of(name, "granted")
-            open_leases += len(waiting) + len(granted)
+            returning = self.open_of(name, "returning")
+            open_leases += len(waiting) + len(granted) + len(returning)
             check(list(entry.waiting) == waiting, f"{name}: {list(entry.waiting)} wait")
             check(set(entry.granted) == set(granted), f"{name}: {list(entry.granted)} granted")
+            check(set(entry.returning) == set(returning), f"{name}: {returning} return")
             check(entry.use_count == model.uses, f"{name}: {entry.use_count} uses")
             check((state in HAS_PROCESS) == (process is not None), f"{name} is {state}")
-            check(state is not State.CRASHED, f"{name} stays crashed")
-            taken = len(waiting) + len(granted)
-            check(taken <= model.spec.capacity, f"{name}: {taken} run or wait")
+            self._compare_crashed(name, state, before)
+            taken = len(waiting) + len(granted) + len(returning)
+            check(taken <= model.spec.capacity, f"{name}: {taken} run, wait or return")
             check(entry.pinned == model.pinned, f"{name}: pinned {entry.pinned}")
             if process is not None:
                 self._compare_process(name, process, state, before)
             if granted:
                 check(state in HAS_PROCESS and state is not State.LOADING, f"{name} serves {state}")
             if waiting:
-                check(
-                    state is not State.FAILED and not self.shutdowns, f"{name}: waits for nothing"
-                )
+                hopeless = state in (State.FAILED, State.CRASHED) or self.shutdowns
+                check(not hopeless, f"{name}: waits for nothing")
             if state in (State.LOADING, State.DRAINING, State.RELEASING):
                 check(entry.deadline is not None, f"{name} is {state} without end")
             if state is State.DRAINING:
@@ -349,7 +388,7 @@ class Books:
         check(pool.ledger.charged == total, "Σ charges is wrong")
         due = pool.next_deadline()
         for request in self.requests.values():
-            if request.status == "waiting":
+            if request.status != "granted":
                 check(due is not None and due <= request.deadline, "a hold that nobody watches")
         gate = pool._gate is not None
         self.gate_since = (self.gate_since or self.now) if gate else None
@@ -357,6 +396,20 @@ class Books:
             over = self.gate_since + self.rules.load_gate_timeout
             check(self.now < over, "a load waits at the gate beyond its timeout")
         self._check_service()
+
+    def _compare_crashed(self, name: str, state: State, before: State) -> None:
+        model, deadline = self.models[name], self.pool.entries[name].deadline
+        if state is State.CRASHED:
+            check(deadline is not None, f"{name} is left alone for ever")
+            assert deadline is not None
+            if model.alone_until is None:
+                self.trials.crashed(name, deadline - self.now)
+                model.alone_until, model.wish_until = deadline, None
+            check(deadline == model.alone_until > self.now, f"{name} is left alone for too long")
+        elif model.alone_until is not None:
+            by_hand = self.doing in ("load", "changed", "shutdown")
+            check(by_hand or model.alone_until <= self.now, f"{name} is not left alone")
+            model.alone_until = None
 
     def _compare_process(self, name: str, process: Process, state: State, before: State) -> None:
         if state is State.STOPPING and process.phase != "stopped":
@@ -406,7 +459,11 @@ class Books:
             for other, model in self.models.items()
             if other != name and model.queued_since is not None
         ]
-        fresh = self.doing in ("acquire", "load")  # its queue has begun with this very step
+        fresh = self.doing in (
+            "acquire",
+            "load",
+            "returned",
+        )  # its queue has begun with this very step
         check(waiters or fresh, f"{name} is evicted for nobody by {self.doing}")
         if busy:
             since = [m.queued_since for m in waiters if m.queued_since is not None]
@@ -421,19 +478,22 @@ class Books:
 
     def _check_service(self) -> None:
         """Whoever can be served is served; above all the model that has waited longest."""
-        if self.shutdowns:
-            return
         entries = self.pool.entries
         exclusive = self.rules.load_gate == "exclusive"
         loads = any(entry.state is State.LOADING for entry in entries.values())
         closed = exclusive and (loads or self.gate_since is not None)
+        for name, entry in entries.items():
+            self.trials.compare(name, entry.state, closed=closed)
+        if self.shutdowns:
+            return
         for name, entry in entries.items():
             if entry.state is not State.READY:
                 continue
             limit = self.models[name].spec.concurrency
             waits = self.open_of(name, "waiting")
             full = limit and len(entry.granted) >= limit
-            check(not waits or full or closed, f"{name} is ready and {waits} wait")
+            tries = self.trials.trial(name) or self.open_of(name, "returning")
+            check(not waits or full or closed or tries, f"{name} is ready and {waits} wait")
             ttl = self.models[name].spec.ttl
             process = self.processes[name]
             if ttl and not self.models[name].pinned and not entry.in_use and self.doing == "tick":

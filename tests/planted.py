@@ -14,19 +14,20 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import TypedDict
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = Path(__file__).with_suffix(".json")
-SEEDS = 40
-STEPS = (3_000, 30_000)
-"""Of each seed, until the next is tried: short walks first, since the tests walk them again."""
+ROUNDS = ((200, 250), (60, 2_500), (40, 30_000))
+"""Seeds, and steps of each: a bug is looked for in the short walks first."""
 _MODULES = (
     "supervisor.ledger",
     "supervisor.eviction",
+    "supervisor.blame",
+    "supervisor.breaker",
+    "supervisor.diagnosis",
     "supervisor.entry",
     "supervisor.effects",
     "supervisor.refusals",
@@ -35,6 +36,7 @@ _MODULES = (
     "supervisor.roster",
     "supervisor.scheduling",
     "supervisor.pool",
+    "tests.trials",
     "tests.books",
     "tests.world",
     "tests.scheduling",
@@ -180,8 +182,8 @@ BUGS = (
     Bug(
         "the last who came is served first",
         "supervisor.leases",
-        "for lease in list(entry.waiting.values()):\n            if not limit",
-        "for lease in list(entry.waiting.values())[::-1]:\n            if not limit",
+        "in list(itertools.islice(entry.waiting.values(), places)):",
+        "in list(entry.waiting.values())[::-1][:places]:",
     ),
     Bug(
         "an evicted model keeps its old turn",
@@ -192,8 +194,8 @@ BUGS = (
     Bug(
         "a place that becomes free goes to nobody",
         "supervisor.pool",
-        "return [*self._stop_if_drained(entry, now), *self._settle(now)]",
-        "return self._stop_if_drained(entry, now)",
+        "return [*effects, *self._stop_if_drained(entry, now), *self._settle(now)]",
+        "return [*effects, *self._stop_if_drained(entry, now)]",
     ),
     Bug(
         "the load gate stays open",
@@ -262,6 +264,199 @@ BUGS = (
         "effects = [] if self._serves(entry) else self._find_place(entry, now)",
         "effects: list[Effect] = []",
     ),
+    # ── after a death ──
+    Bug(
+        "those who have passed stay paused",
+        "supervisor.leases",
+        "effects += self._proceed(entry)\n        if gate_closed",
+        "if gate_closed",
+    ),
+    Bug(
+        "those who have passed stay paused in a drain",
+        "supervisor.scheduling",
+        "effects += self._proceed(entry)  # the other",
+        "pass  # the other",
+    ),
+    Bug(
+        "the load gate holds up a trial that others wait for",
+        "supervisor.leases",
+        "if entry.granted or not gate_closed:",
+        "if not gate_closed:",
+    ),
+    Bug(
+        "two are on trial at once",
+        "supervisor.leases",
+        "if entry.returning or entry.on_trial:",
+        "if entry.returning:",
+    ),
+    Bug(
+        "a trial begins before all have returned",
+        "supervisor.leases",
+        "if entry.returning or entry.on_trial:",
+        "if entry.on_trial:",
+    ),
+    Bug(
+        "suspects are granted like anybody",
+        "supervisor.leases",
+        "if suspects := entry.suspects:",
+        "if suspects := entry.suspects[:0]:",
+    ),
+    Bug(
+        "who died alone is tried first",
+        "supervisor.leases",
+        "key=lambda each: (strikes(each.digest, now), each.position, each.id)",
+        "key=lambda each: (-strikes(each.digest, now), each.position, each.id)",
+    ),
+    Bug(
+        "who has passed is suspected at the next death",
+        "supervisor.leases",
+        "if was is Standing.PAUSED:",
+        "if was is None:",
+    ),
+    Bug(
+        "a death from outside makes suspects",
+        "supervisor.leases",
+        "if tried or fault is not Fault.OUTSIDE:",
+        "if tried or fault is not None:",
+    ),
+    Bug(
+        "a death from outside is a strike",
+        "supervisor.leases",
+        "if lease.position >= lease.until or fault is Fault.OUTSIDE:",
+        "if lease.position >= lease.until:",
+    ),
+    Bug(
+        "a late one is judged by a later death",
+        "supervisor.leases",
+        "if lease.unjudged and lease.fault is None]",
+        "if lease.unjudged]",
+    ),
+    Bug(
+        "strikes are not counted",
+        "supervisor.leases",
+        "if self.docket.strike(lease.digest, now) < STRIKES",
+        "if self.docket.strikes(lease.digest, now) < STRIKES",
+    ),
+    Bug(
+        "a request is convicted though it has passed",
+        "supervisor.leases",
+        "self.docket.clear(lease.digest)\n        lease.standing",
+        "lease.standing",
+    ),
+    Bug(
+        "a model that never made a token convicts",
+        "supervisor.leases",
+        "< STRIKES or not entry.proven:",
+        "< STRIKES:",
+    ),
+    Bug(
+        "the equals of the guilty stay in the queue",
+        "supervisor.leases",
+        "if each.digest == lease.digest]",
+        "if each is lease]",
+    ),
+    Bug(
+        "the guilty are admitted again",
+        "supervisor.pool",
+        "if self.docket.guilty(lease.digest, now):",
+        "if self.docket.guilty(b'', now):",
+    ),
+    Bug(
+        "leaving spares the guilty",
+        "supervisor.leases",
+        "entry.absent = lease  # its equals",
+        "pass  # its equals",
+    ),
+    Bug(
+        "deaths without a token are forgiven for ever",
+        "supervisor.leases",
+        "useless = lease.unproductive > self.rules.max_recoveries",
+        "useless = False",
+    ),
+    Bug(
+        "a position is forgotten",
+        "supervisor.leases",
+        "lease.position, lease.unproductive = position, 0",
+        "lease.unproductive = 0",
+    ),
+    Bug(
+        "what was sent is replayed",
+        "supervisor.leases",
+        'if self.rules.recovery == "replay" and position:',
+        'if self.rules.recovery == "replay" and position > 20:',
+    ),
+    Bug(
+        "who returns waits behind those who came later",
+        "supervisor.leases",
+        "entry.waiting = dict(sorted({**entry.waiting, lease.id: lease}.items()))",
+        "entry.waiting[lease.id] = lease",
+    ),
+    Bug(
+        "a gateway that says nothing is waited for",
+        "supervisor.pool",
+        "for leases in (entry.waiting, entry.returning):",
+        "for leases in (entry.waiting,):",
+    ),
+    Bug(
+        "who is parked on trial is cleared",
+        "supervisor.leases",
+        "lease.standing = Standing.SUSPECT if on_trial else Standing.CLEAR",
+        "lease.standing = Standing.CLEAR",
+    ),
+    Bug(
+        "the end of a drain is a death",
+        "supervisor.pool",
+        "if entry.state is not State.STOPPING or entry.after_exit is Event.RELEASED_CRASHED:",
+        "if entry.state is not None:",
+    ),
+    Bug(
+        "a death while it loads ends who waits",
+        "supervisor.leases",
+        'if self.rules.recovery == "off" or entry.state is not State.LOADING:',
+        "if self.rules.recovery or entry.state is not State.LOADING:",
+    ),
+    Bug(
+        "who was interrupted makes room for who comes",
+        "supervisor.pool",
+        "newcomers = [each for each in waiting if each.error is None]",
+        "newcomers = list(waiting)",
+    ),
+    Bug(
+        "the breaker never opens",
+        "supervisor.breaker",
+        "if not self.trips and len(recent) < self._restarts:",
+        "if not self.trips and len(recent) < 10**6:",
+    ),
+    Bug(
+        "a probe that dies is followed by the next",
+        "supervisor.breaker",
+        "if not self.trips and len(recent) < self._restarts:",
+        "if len(recent) < self._restarts:",
+    ),
+    Bug(
+        "the breaker never closes",
+        "supervisor.roster",
+        "entry.backoff, entry.deadline = None, now + seconds",
+        "entry.backoff, entry.deadline = None, None",
+    ),
+    Bug(
+        "a token does not close the breaker",
+        "supervisor.breaker",
+        "self._deaths.clear()\n        self.trips = 0",
+        "self._deaths.clear()",
+    ),
+    Bug(
+        "a death that convicts counts against the model",
+        "supervisor.leases",
+        "if not (convicts and entry.proven and fault is not Fault.OUTSIDE):",
+        "if entry is not None:",
+    ),
+    Bug(
+        "whoever leaves has had a token",
+        "supervisor.pool",
+        "            entry.place_freed(now)\n",
+        "            entry.place_freed(now)\n            self._progressed(entry)\n",
+    ),
 )
 
 
@@ -300,10 +495,11 @@ def _build(name: str, bug: Bug | None) -> ModuleType:
 def find(bug: Bug) -> tuple[int, int, str] | None:
     """(seed, step, what was violated), None when no seed finds the bug."""
     with planted(bug) as walk:
-        for steps, seed in product(STEPS, range(SEEDS)):
-            found = violation_of(walk, seed, steps)
-            if found is not None:
-                return seed, *found
+        for seeds, steps in ROUNDS:
+            for seed in range(seeds):
+                found = violation_of(walk, seed, steps)
+                if found is not None:
+                    return seed, *found
     return None
 
 
@@ -332,7 +528,7 @@ def main() -> int:
             continue
         seed, step, text = result
         found[bug.name] = {"seed": seed, "step": step, "violation": text}
-        print(f"seed {seed:2}, step {step:6}  {bug.name}: {text}", flush=True)
+        print(f"seed {seed:3}, step {step:6}  {bug.name}: {text}", flush=True)
     RECORD.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     print(f"{len(found)} of {len(BUGS)} bugs found")
     return 1 if missed else 0

@@ -13,33 +13,38 @@ import sys
 import time
 from collections.abc import Callable
 
+from supervisor.blame import PROBATION, Fault
 from supervisor.pool import Limits, ReleaseRule, Rules, Spec
 from supervisor.pressure import Level
 from tests.books import GB, Violation
 from tests.world import World
 
 EPISODE_STEPS = 250
+KINDS = ("", "", "", "", "tea", "coffee", "poison", "poison", "poison too")
+"""Of requests: equal ones come again."""
 NAMES = ("a", "b", "c", "d")
 LIMITS = Limits(
     load_stall=10.0, drain=20.0, stop=3.0, stop_per_gigabyte=0.5, emergency_drain=4.0, preload=50.0
 )
 
 
-def make_world(rng: random.Random) -> World:
+def make_world(rng: random.Random, *, storm: bool) -> World:
+    """Budget, sizes and rules of an episode; in a storm few models and many requests, which go on
+    after deaths."""
     budget = rng.choice((None, 10 * GB, 10 * GB, 12 * GB, 16 * GB, 20 * GB))
     specs = [
         Spec(
             name,
             aliases=(f"alias-{name}",),
-            capacity=rng.choice((2, 4, 30)),
+            capacity=30 if storm else rng.choice((2, 4, 30)),
             concurrency=rng.choice((0, 0, 1, 2)),
-            estimate_bytes=rng.choice((0, 2, 3, 5, 8, 11)) * GB,
+            estimate_bytes=rng.choice((0, 2, 3, 5, 8, 8 if storm else 11)) * GB,
             headroom_bytes=rng.choice((0, 0, GB)),
             memory_bytes=rng.choice((None, None, None, 4 * GB)),
             pin=rng.random() < 0.05,
             ttl=rng.choice((0.0, 0.0, 0.0, 15.0)),
         )
-        for name in NAMES[: rng.randint(2, 4)]
+        for name in NAMES[: rng.randint(1, 2) if storm else rng.randint(2, 4)]
     ]
     rules = Rules(
         policy=rng.choice(("lru", "use_count", "gdsf")),
@@ -51,10 +56,13 @@ def make_world(rng: random.Random) -> World:
         load_gate=rng.choice(("shared", "shared", "exclusive")),
         load_gate_timeout=rng.choice((5.0, 30.0)),
         max_requests=rng.choice((0, 0, 6)),
-        max_restarts=10**9,
+        recovery=rng.choice(("replay" if storm else "off", "resume", "resume")),
+        max_recoveries=rng.choice((0, 1, 2, 2, 2, 5, 30)),
+        max_restarts=rng.choice((1, 2, 3, 3, 10**9, 10**9, 10**9)),
+        backoff_max=rng.choice((8.0, 60.0)),
         release=rng.choice((ReleaseRule.AT_REAP, ReleaseRule.WHEN_SEEN)),
     )
-    return World(specs, LIMITS, rules, budget)
+    return World(specs, LIMITS, rules, budget, calm=rng.random() < 0.3)
 
 
 class Walk:
@@ -62,22 +70,26 @@ class Walk:
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
-        self.world = make_world(rng)
+        self.storm = storm = rng.random() < 0.4
+        self.world = make_world(rng, storm=storm)
         self.names = list(self.world.models)
-        moves: list[tuple[Callable[[], None], int]] = [
-            (self.acquire, 26),
-            (self.release, 18),
-            (self.load_on, 20),
-            (self.exit_stopped, 12),
-            (self.pass_time, 12),
-            (self.jump, 2),
-            (self.memory, 6),
-            (self.pressure, 2),
-            (self.by_hand, 4),
-            (self.trouble, 4),
-            (self.stale, 1),
+        moves: list[tuple[Callable[[], None], int, int]] = [
+            (self.acquire, 26, 14),
+            (self.release, 18, 3),
+            (self.load_on, 20, 24),
+            (self.exit_stopped, 12, 8),
+            (self.pass_time, 12, 3),
+            (self.jump, 2, 1),
+            (self.memory, 6, 5),
+            (self.pressure, 2, 1),
+            (self.by_hand, 4, 2),
+            (self.trouble, 4, 2),
+            (self.stale, 1, 1),
+            (self.kill, 1, 6),
+            (self.come_back, 6, 26),
+            (self.make_progress, 6, 24),
         ]
-        self.moves = [move for move, weight in moves for _ in range(weight)]
+        self.moves = [move for move, *weights in moves for _ in range(weights[storm])]
         self.worst = rng.random() < 0.3
         """Whether this episode knows pressure."""
 
@@ -89,13 +101,44 @@ class Walk:
 
     def acquire(self) -> None:
         name = self.name()
+        asked = name
         if self.rng.random() < 0.1:
-            name = self.rng.choice((f"alias-{name}", f"{name}:latest", "unknown", ""))
-        self.world.acquire(name, self.rng.choice((0.0, 2.0, 15.0, 40.0, 240.0)))
+            asked = self.rng.choice((f"alias-{name}", f"{name}:latest", "unknown", ""))
+        kind = self.rng.choice(KINDS)
+        digest = f"{kind} for {name}".encode() if kind else b""
+        hold = self.rng.choice((40.0, 240.0) if self.storm else (0.0, 2.0, 15.0, 40.0, 240.0))
+        self.world.acquire(asked, hold, digest=digest, poison=kind.startswith("poison"))
 
     def release(self) -> None:
         if self.world.requests:
             self.world.release(self.rng.choice(list(self.world.requests)))
+
+    def come_back(self) -> None:
+        """Gateways say where their requests stand: all that are asked, or one, asked or not."""
+        asked = [i for i, r in self.world.requests.items() if r.status == "returning"]
+        if self.rng.random() < 0.7:
+            for lease in asked[: self.rng.choice((1, 10, 10))]:
+                if lease in self.world.requests:
+                    self.world.returned(lease, self.position(lease))
+        elif self.world.requests:
+            lease = self.rng.choice(list(self.world.requests))
+            self.world.returned(lease, self.position(lease))
+
+    def position(self, lease: int) -> int:
+        request = self.world.requests[lease]
+        position = request.position + self.rng.choice((0, 0, 0, 1, 10, 10, PROBATION, 40))
+        if request.on_trial and request.poison and self.world.calm:
+            position = min(position, request.until - 1)
+        return position
+
+    def make_progress(self) -> None:
+        """Some of those who are to tell of it have made their tokens."""
+        calm = self.world.calm
+        for lease, request in list(self.world.requests.items()):
+            stuck = calm and request.poison and request.on_trial
+            told = request.status != "granted" or request.until > 0
+            if told and not stuck and self.rng.random() < (0.5 if request.until else 0.05):
+                self.world.passed(lease)
 
     def load_on(self) -> None:
         """A load goes on, or ends, as it should or with another size than was thought."""
@@ -115,10 +158,30 @@ class Walk:
     def exit_stopped(self) -> None:
         going = [p.model for p in self.world.processes.values() if p.phase == "stopped"]
         if going:
-            self.world.exited(self.rng.choice(going), self.rng.choice((0.0, 0.0, 0.5, 1.0)))
+            left = self.rng.choice((0.0, 0.0, 0.5, 1.0))
+            self.world.exited(self.rng.choice(going), left, self.fault())
+
+    def fault(self) -> Fault:
+        kinds = (Fault.REQUEST, Fault.REQUEST, Fault.MEMORY, Fault.OUTSIDE)
+        return Fault.REQUEST if self.world.calm else self.rng.choice(kinds)
+
+    def kill(self) -> None:
+        """A worker that serves dies."""
+        busy = [name for name in self.world.processes if self.world.open_of(name, "granted")]
+        mortal = [name for name in busy if self.mortal(name)]
+        if mortal:
+            name = self.rng.choice(mortal)
+            match self.rng.randrange(4):
+                case 0:
+                    self.world.dying(name)
+                case 1:
+                    self.world.broken(name)
+                case _:
+                    self.world.exited(name, self.rng.choice((0.0, 1.0)), self.fault())
 
     def pass_time(self) -> None:
-        self.world.advance(self.rng.choice((0.01, 0.5, 1.0, 3.0, 8.0, 25.0)))
+        calmly, hastily = (0.01, 0.5, 1.0, 3.0, 8.0, 25.0), (0.01, 0.5, 0.5, 1.0, 4.0, 25.0)
+        self.world.advance(self.rng.choice(hastily if self.storm else calmly))
 
     def jump(self) -> None:
         self.world.jump(self.rng.choice((0.0, 1.0, 30.0)))
@@ -151,10 +214,13 @@ class Walk:
             self.world.estimated(self.name(), self.rng.randint(0, 12) * GB, 0)
         if not self.world.processes:
             return
-        name = self.rng.choice(list(self.world.processes))
+        mortal = [name for name in self.world.processes if self.mortal(name)]
+        if not mortal:
+            return
+        name = self.rng.choice(mortal)
         match self.rng.randrange(6):
             case 0:
-                self.world.exited(name, self.rng.choice((0.0, 1.0)))
+                self.world.exited(name, self.rng.choice((0.0, 1.0)), self.fault())
             case 1:
                 self.world.broken(name)
             case 2:
@@ -164,7 +230,15 @@ class Walk:
             case 4:
                 self.world.ready(name, 2 * GB)
             case 5 if self.world.requests:
-                self.world.fault(self.rng.choice(list(self.world.requests)))
+                lease = self.rng.choice(list(self.world.requests))
+                if self.mortal(self.world.requests[lease].model):
+                    self.world.fault(lease)
+
+    def mortal(self, name: str) -> bool:
+        """Whether the worker may die now: in a calm world of a poison that runs in it alone."""
+        inside = [self.world.requests[i] for i in self.world.open_of(name, "granted")]
+        kills = any(request.poison and not request.paused for request in inside)
+        return not self.world.calm or kills or not inside
 
     def stale(self) -> None:
         self.world.stale(self.name(), self.rng.choice((-1, 1, 5)))

@@ -141,12 +141,13 @@ class Stage:
         """Nobody listens there any more."""
         self._listeners[path].close()
 
-    async def start(self) -> tuple[Generation, Peer, Peer]:
-        """A generation that runs, its lease and its worker."""
+    async def start(self, until: int = 0) -> tuple[Generation, Peer, Peer]:
+        """A generation that runs, its lease and its worker. With `until` it stands trial to that token,
+        others waiting behind it."""
         starting = asyncio.create_task(self.relay.start(REQUEST, "alias", 5.0))
         lease = await self.accept(self.control)
         assert await lease.receive() == Acquire("r1", "alias", 5.0)
-        await lease.send(Granted("m", "m#1", self.socket))
+        await lease.send(Granted("m", "m#1", self.socket, until, until > 0))
         worker = await self.accept(self.socket)
         assert await worker.receive() == REQUEST
         return await starting, lease, worker

@@ -62,10 +62,10 @@ def test_an_evicted_model_is_not_resurrected_by_a_request() -> None:
     assert effects == []
     assert states(pool)["a"] is State.STOPPING
     assert pool.exited("a", 1, "exit status 0", 11.0) == [Spawn("b", 1)]
-    assert pool.ready("b", 1, 8 * GB, 1, 12.0)[0] == Grant(waiter, "b", "b#1", 1)
+    assert pool.ready("b", 1, 8 * GB, 1, 12.0)[0] == Grant(waiter, "b", "b#1", 1, until=1)
     pool.release(waiter, 13.0)
     pool.exited("b", 1, "exit status 0", 14.0)
-    assert pool.ready("a", 2, 8 * GB, 1, 15.0) == [Grant(late, "a", "a#2", 2)]
+    assert pool.ready("a", 2, 8 * GB, 1, 15.0) == [Grant(late, "a", "a#2", 2, until=1)]
 
 
 def test_a_ttl_unload_that_meets_a_request_wedges_nothing() -> None:
@@ -77,7 +77,7 @@ def test_a_ttl_unload_that_meets_a_request_wedges_nothing() -> None:
     lease, effects = pool.acquire("r", "a", HOLD, 32.0)
     assert effects == []
     assert pool.exited("a", 1, "exit status 0", 33.0) == [Spawn("a", 2)]
-    assert pool.ready("a", 2, 8 * GB, 1, 34.0) == [Grant(lease, "a", "a#2", 2)]
+    assert pool.ready("a", 2, 8 * GB, 1, 34.0) == [Grant(lease, "a", "a#2", 2, until=1)]
 
 
 def test_two_waiters_and_one_eviction_are_both_served() -> None:
@@ -89,7 +89,7 @@ def test_two_waiters_and_one_eviction_are_both_served() -> None:
     pool.ready("b", 1, 8 * GB, 1, 12.0)
     assert done(pool.release(second, 13.0)) == [Stop("b", 1, kill=False)]
     assert pool.exited("b", 1, "exit status 0", 14.0) == [Spawn("c", 1)]
-    assert pool.ready("c", 1, 8 * GB, 1, 15.0) == [Grant(third, "c", "c#1", 1)]
+    assert pool.ready("c", 1, 8 * GB, 1, 15.0) == [Grant(third, "c", "c#1", 1, until=1)]
 
 
 def test_a_model_just_loaded_serves_its_own_request_first() -> None:
@@ -98,7 +98,7 @@ def test_a_model_just_loaded_serves_its_own_request_first() -> None:
     first = ask(pool, "a", 0.0)
     ask(pool, "b", 0.1)
     granted, *rest = pool.ready("a", 1, 8 * GB, 1, 1.0)
-    assert granted == Grant(first, "a", "a#1", 1)
+    assert granted == Grant(first, "a", "a#1", 1, until=1)
     assert done(rest) == []
     assert states(pool)["a"] is State.DRAINING
     assert done(pool.release(first, 9.0)) == [Stop("a", 1, kill=False)]
@@ -187,7 +187,7 @@ def test_agents_that_take_turns_do_not_thrash() -> None:
     _, effects = pool.acquire("r", "b", HOLD, 12.0)
     assert done(effects) == []  # safe for 2 × 10 s from its load
     lease, effects = pool.acquire("r", "a", HOLD, 15.0)
-    assert done(effects) == [Grant(lease, "a", "a#1", 1)]
+    assert done(effects) == [Grant(lease, "a", "a#1", 1, until=1)]
     pool.release(lease, 16.0)
     assert pool.next_deadline() == 30.0
     assert done(pool.tick(30.0)) == [Stop("a", 1, kill=False)]
@@ -285,7 +285,7 @@ def test_an_emergency_with_everything_busy_ends_and_tells_why() -> None:
     pool.exited("a", 1, "exit status 0", 21.0)
     assert set(states(pool).values()) == {State.COLD}
     assert pool.pressure(Level.NORMAL, "", 40.0)[-1] == Spawn("b", 2)
-    assert pool.ready("b", 2, 8 * GB, 1, 41.0) == [Grant(held, "b", "b#2", 2)]
+    assert pool.ready("b", 2, 8 * GB, 1, 41.0) == [Grant(held, "b", "b#2", 2, until=1)]
 
 
 @pytest.mark.parametrize("others_idle", [True, False])
@@ -299,14 +299,14 @@ def test_a_wrong_estimate_is_made_good(others_idle: bool) -> None:
     effects = pool.ready("b", 1, 6 * GB, 1, 4.0)
     assert "more than estimated" in said(effects)
     if others_idle:
-        assert done(effects) == [Stop("a", 1, kill=False), Grant(lease, "b", "b#1", 1)]
+        assert done(effects) == [Stop("a", 1, kill=False), Grant(lease, "b", "b#1", 1, until=1)]
         return
     assert done(effects) == [Stop("b", 1, kill=False)]
     assert pool.exited("b", 1, "exit status 0", 5.0) == []
     assert done(pool.release(first, 6.0)) == [Stop("a", 1, kill=False)]
     assert pool.exited("a", 1, "exit status 0", 7.0) == [Spawn("b", 2)]
     assert pool.ledger.of(("b", 2)) == 6 * GB
-    assert pool.ready("b", 2, 6 * GB, 1, 8.0) == [Grant(lease, "b", "b#2", 2)]
+    assert pool.ready("b", 2, 6 * GB, 1, 8.0) == [Grant(lease, "b", "b#2", 2, until=1)]
 
 
 def test_a_model_that_measurably_fits_alone_is_never_too_large() -> None:
@@ -314,7 +314,7 @@ def test_a_model_that_measurably_fits_alone_is_never_too_large() -> None:
     pool = small_machine(Spec("a", estimate_bytes=8 * GB, headroom_bytes=4 * GB), "b")
     lease = ask(pool, "a", 0.0)
     granted = pool.ready("a", 1, 9 * GB, 1, 1.0)
-    assert granted == [Grant(lease, "a", "a#1", 1)]
+    assert granted == [Grant(lease, "a", "a#1", 1, until=1)]
     assert pool.ledger.charged == 10 * GB
     pool.exited("a", 1, "SIGKILL", 2.0)
     assert pool.acquire("r", "a", HOLD, 3.0)[1] == [Spawn("a", 2)]

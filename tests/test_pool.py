@@ -69,7 +69,7 @@ def test_a_longer_queue_says_come_back_later(waiting: int, seconds: int) -> None
 def test_a_ready_model_grants_at_once() -> None:
     pool = ready_pool()
     lease, effects = pool.acquire("r", "m", HOLD, 2.0)
-    assert effects == [Grant(lease, "m", "m#1", 1)]
+    assert effects == [Grant(lease, "m", "m#1", 1, until=1)]
 
 
 def test_everyone_waits_for_one_load_and_is_granted_in_order() -> None:
@@ -80,7 +80,9 @@ def test_everyone_waits_for_one_load_and_is_granted_in_order() -> None:
     assert [effects for _, effects in later] == [[], [], []]
     leases = [first, *(lease for lease, _ in later)]
     assert len(set(leases)) == 4
-    assert pool.ready("m", 1, 7, 4096, 2.0) == [Grant(lease, "m", "m#1", 1) for lease in leases]
+    assert pool.ready("m", 1, 7, 4096, 2.0) == [
+        Grant(lease, "m", "m#1", 1, until=1) for lease in leases
+    ]
     assert pool.entries["m"].memory_bytes == 7
     assert pool.entries["m"].context == 4096
 
@@ -98,7 +100,7 @@ def test_models_do_not_wait_for_each_other() -> None:
     assert pool.acquire("r", "a", HOLD, 0.0)[1] == [Spawn("a", 1)]
     lease, effects = pool.acquire("r", "b", HOLD, 0.0)
     assert effects == [Spawn("b", 1)]
-    assert pool.ready("b", 1, 0, 1, 1.0) == [Grant(lease, "b", "b#1", 1)]
+    assert pool.ready("b", 1, 0, 1, 1.0) == [Grant(lease, "b", "b#1", 1, until=1)]
     assert state(pool, "a") is State.LOADING
 
 
@@ -188,7 +190,7 @@ def test_a_waiter_that_leaves_cancels_nothing() -> None:
     assert pool.release(leaver, 1.0) == []
     assert state(pool) is State.LOADING
     late = acquire(pool, 2.0)
-    assert pool.ready("m", 1, 0, 1, 3.0) == [Grant(late, "m", "m#1", 1)]
+    assert pool.ready("m", 1, 0, 1, 3.0) == [Grant(late, "m", "m#1", 1, until=1)]
 
 
 def test_releasing_twice_is_nothing() -> None:
@@ -226,7 +228,7 @@ def test_a_hold_ends_in_a_refusal_and_the_load_goes_on() -> None:
     assert error_of(effects).retry_after == 5  # nothing better is known yet
     assert pool.tick(4.0) == []
     assert pool.next_deadline() == 8.0
-    assert pool.ready("m", 1, 0, 1, 5.0) == [Grant(long, "m", "m#1", 1)]
+    assert pool.ready("m", 1, 0, 1, 5.0) == [Grant(long, "m", "m#1", 1, until=1)]
     assert pool.tick(1000.0) == []
 
 
@@ -254,7 +256,7 @@ def test_a_load_without_progress_is_killed() -> None:
     late = acquire(pool, 17.0)
     assert pool.exited("m", 1, "SIGKILL", 18.0) == [Spawn("m", 2)]
     assert pool.entries["m"].deaths == 1
-    assert pool.ready("m", 2, 0, 1, 19.0) == [Grant(late, "m", "m#2", 2)]
+    assert pool.ready("m", 2, 0, 1, 19.0) == [Grant(late, "m", "m#2", 2, until=1)]
 
 
 def test_progress_is_no_reason_to_hurry_a_ready_worker() -> None:

@@ -110,7 +110,7 @@ def test_who_comes_while_a_worker_dies_waits_for_the_next() -> None:
     pool.dying("m", 1, "SIGSEGV", 3.0)
     late = acquire(pool, 3.5)
     assert pool.exited("m", 1, "SIGSEGV", 4.0) == [Spawn("m", 2)]
-    assert pool.ready("m", 2, 0, 1, 6.0) == [Grant(late, "m", "m#2", 2)]
+    assert pool.ready("m", 2, 0, 1, 6.0) == [Grant(late, "m", "m#2", 2, until=1)]
 
 
 def test_who_waits_for_a_load_that_dies_is_refused_at_once() -> None:
@@ -136,7 +136,7 @@ def test_a_killed_worker_buries_its_leases_at_its_exit_and_serves_the_late_by_a_
     assert told(effects) == [Told(Bury, lease, "worker_crashed")]
     assert "its channel closed" in effects[0].error.message if isinstance(effects[0], Bury) else ""
     assert effects[-1] == Spawn("m", 2)
-    assert pool.ready("m", 2, 0, 1, 6.0) == [Grant(late, "m", "m#2", 2)]
+    assert pool.ready("m", 2, 0, 1, 6.0) == [Grant(late, "m", "m#2", 2, until=1)]
 
 
 def test_a_fault_kills_the_worker_and_a_second_one_is_harmless() -> None:

@@ -31,7 +31,7 @@ def test_those_in_a_stalled_worker_learn_it_before_its_end() -> None:
     assert pool.stalled("m", 1, "it hangs", 4.0) == []
     assert pool.exited("m", 1, "SIGKILL", 5.0) == [Spawn("m", 2)]
     assert pool.entries["m"].deaths == 1
-    assert pool.ready("m", 2, 0, 1, 6.0) == [Grant(late, "m", "m#2", 2)]
+    assert pool.ready("m", 2, 0, 1, 6.0) == [Grant(late, "m", "m#2", 2, until=1)]
 
 
 def test_a_worker_that_stalls_while_it_drains_is_a_death() -> None:

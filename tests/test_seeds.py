@@ -73,7 +73,7 @@ def test_scenario_1_a_normal_cleanup_keeps_the_most_used(policy: str) -> None:
     assert states(pool)[CODER] is State.READY
     assert "86.7%" in said(effects)
     lease, effects = pool.acquire("r", CODER, 60.0, 1001.0)
-    assert effects == [Grant(lease, CODER, f"{CODER}#1", 1)]
+    assert effects == [Grant(lease, CODER, f"{CODER}#1", 1, until=1)]
 
 
 def test_scenario_2_an_emergency_unloads_all() -> None:
@@ -204,7 +204,7 @@ def test_an_exclusive_load_waits_for_other_generations_and_says_so() -> None:
     assert done(effects) == []
     assert said(effects) == "the load of b waits for the generations of a#1 (1)"
     assert pool.release(running, 20.0) == [Spawn("b", 1)]
-    assert pool.ready("b", 1, 8 * GB, 1, 30.0) == [Grant(waiter, "b", "b#1", 1)]
+    assert pool.ready("b", 1, 8 * GB, 1, 30.0) == [Grant(waiter, "b", "b#1", 1, until=1)]
 
 
 def test_new_generations_wait_for_the_load_and_no_longer() -> None:
@@ -230,7 +230,7 @@ def test_the_gate_opens_after_its_timeout_and_the_log_says_who_waited() -> None:
 def test_a_load_that_nobody_wants_any_more_opens_the_gate() -> None:
     pool, _, waiter, _ = gated()
     new = ask(pool, "a", 11.0)
-    assert pool.release(waiter, 12.0) == [Grant(new, "a", "a#1", 1)]
+    assert pool.release(waiter, 12.0) == [Grant(new, "a", "a#1", 1, until=1)]
 
 
 def test_a_request_that_the_gate_kept_waiting_is_told() -> None:
@@ -291,7 +291,7 @@ def test_an_unload_during_the_load_serves_those_who_wait_and_nobody_else() -> No
     pool = small_machine("a")
     lease = ask(pool, "a", 0.0)
     assert pool.unload("a", 1.0) == []
-    assert pool.ready("a", 1, 8 * GB, 1, 2.0) == [Grant(lease, "a", "a#1", 1)]
+    assert pool.ready("a", 1, 8 * GB, 1, 2.0) == [Grant(lease, "a", "a#1", 1, until=1)]
     assert states(pool)["a"] is State.DRAINING
     assert pool.acquire("r", "a", 60.0, 3.0)[1] == []
 

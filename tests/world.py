@@ -5,12 +5,16 @@ Every method is one event; `tests.books` checks what follows from it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 
+from supervisor.blame import Fault
+from supervisor.errors import BulkheadError
 from supervisor.lifecycle import State
 from supervisor.pool import Grant, Loaded, Refuse, ReleaseRule, Spec
 from supervisor.pressure import Level
 from tests.books import GB, Books, Dead, Request, Violation, check
+from tests.trials import crash_of
 
 
 @dataclass
@@ -19,16 +23,38 @@ class World(Books):
 
     # ── clients and people ───────────────────────────────────────────────────────────────────────
 
-    def acquire(self, name: str, hold: float, *, by_hand: bool = False) -> int:
+    def acquire(
+        self,
+        name: str,
+        hold: float,
+        *,
+        by_hand: bool = False,
+        digest: bytes = b"",
+        poison: bool = False,
+    ) -> int:
         """A request for a name or alias, or an admin's load."""
         doing = "load" if by_hand else "acquire"
-        ask = self.pool.load if by_hand else self.pool.acquire
-        lease, effects = ask("r", name, hold, self.now)
+        called = f"r{self.asked + 1}"
+        if by_hand:
+            lease, effects = self.pool.load(called, name, hold, self.now)
+            self._forgive(name)
+        else:
+            lease, effects = self.pool.acquire(called, name, hold, self.now, digest)
         check(lease == self.asked + 1, "a lease twice")
         refused = any(isinstance(effect, Refuse) and effect.lease == lease for effect in effects)
+        guilty = not refused and digest in self.trials.guilty
+        check(not guilty, f"{lease} is guilty and admitted")
         if not refused:
             model = self.pool.resolve(name).spec.name
-            self.requests[lease] = Request(model, self.now + hold, by_hand)
+            self.requests[lease] = Request(
+                model,
+                self.now + hold,
+                by_hand,
+                name=called,
+                hold=hold,
+                digest=digest or called.encode(),
+                poison=poison,
+            )
             if not by_hand:
                 self.models[model].uses += 1
                 if model in self.processes:
@@ -37,11 +63,39 @@ class World(Books):
         self.asked = lease
         return lease
 
+    def _forgive(self, name: str) -> None:
+        """A person asks for the model: whatever made it crash counts no longer."""
+        with suppress(BulkheadError):
+            self.trials.records[self.pool.resolve(name).spec.name].forgiven()
+
     def release(self, lease: int) -> None:
         request = self.requests.pop(lease, None)
-        if request is not None and request.status == "granted":
-            self.processes[request.model].idle_since = self.now
+        if request is not None:
+            self.trials.ends(request)
+            if request.status == "granted":
+                self.processes[request.model].idle_since = self.now
         self.step("release", self.pool.release(lease, self.now))
+
+    def returned(self, lease: int, position: int) -> None:
+        """A gateway says where its request stands, asked or not."""
+        request = self.requests.get(lease)
+        known = request is not None and request.status == "returning"
+        if request is not None and known:
+            self.trials.returns(request, position, self.now)
+        effects = self.pool.returned(lease, position, self.now)
+        check(known or not effects, "nobody returns, and something follows")
+        self.step("returned", effects)
+
+    def passed(self, lease: int) -> None:
+        """A gateway says that its request is as far as it was asked, or has ended; perhaps it has
+        died by now."""
+        request = self.requests.get(lease)
+        known = request is not None and request.status == "granted"
+        if request is not None and known:
+            self.trials.passes(request)
+        effects = self.pool.passed(lease, self.now)
+        check(known or not effects, "nobody passes, and something follows")
+        self.step("passed", effects)
 
     def fault(self, lease: int) -> None:
         request = self.requests.get(lease)
@@ -61,6 +115,8 @@ class World(Books):
 
     def unload(self, name: str) -> None:
         self.models[name].wish_until = None
+        if self.pool.entries[name].state in (State.READY, State.DRAINING):
+            self.processes[name].by_hand = not self.processes[name].emergency
         self.step("unload", self.pool.unload(name, self.now))
 
     def pin(self, name: str, pinned: bool) -> None:
@@ -70,6 +126,7 @@ class World(Books):
 
     def changed(self, name: str) -> None:
         self.pool.changed(name)
+        self._forgive(name)
         self.step("changed", [])
 
     def estimated(self, name: str, size: int, headroom: int) -> None:
@@ -107,7 +164,7 @@ class World(Books):
             room = model.spec.headroom_bytes
             whole = float("inf") if self.budget is None else self.budget
             model.learned = size if size > whole else int(min(size + room, whole))
-            process.charge = model.size
+            process.charge, process.by_hand = model.size, asked
         effects = self.pool.ready(name, process.generation, size, 4096, self.now)
         check(loads or not effects, f"{name} is ready twice")
         if loads and self.pool.entries[name].state is not State.READY and not asked:
@@ -120,7 +177,8 @@ class World(Books):
             coming = sum(self.pool.ledger.of(e.key) for e in entries if e.state in going)
             over_by = self.pool.ledger.charged - coming - self.budget
             check(over_by <= 0, f"{name} was larger than estimated and {over_by} are over")
-        if any(isinstance(e, Grant | Loaded) and e.model == name for e in effects):
+        returning = loads and self.open_of(name, "returning")
+        if returning or any(isinstance(e, Grant | Loaded) and e.model == name for e in effects):
             model.queued_since = None  # its turn is over, even where it has to go in the same step
         self.last_state[name] = self.pool.entries[name].state if asked else self.last_state[name]
         self._forget_impossible_wishes_of(name)
@@ -151,20 +209,25 @@ class World(Books):
     def _spoil(self, name: str) -> None:
         process = self.processes[name]
         process.at_fault = True
-        if process.phase == "loading":
+        if process.phase == "loading" and self.rules.recovery == "off":
             self.models[name].wish_until = None
 
-    def exited(self, name: str, left_behind: float = 0.0) -> None:
+    def exited(self, name: str, left_behind: float = 0.0, fault: Fault = Fault.REQUEST) -> None:
         """The process ends, asked to or not, and gives back all but that share of its memory."""
         self._spoil(name)
         process = self.processes.pop(name)
+        if not process.asked:
+            self.trials.died(name, fault, self.now)
+        if self.shutdowns:
+            self.trials.records[name].pause = None
         key = (name, process.generation)
         whole = process.charge
         if self.rules.release is ReleaseRule.WHEN_SEEN:
             self.pool.footprint(name, process.generation, whole)
             self.dead[key] = Dead(whole, max(int(whole * left_behind), 0), self.now)
         self._forget_impossible_wishes()
-        self.step("exited", self.pool.exited(name, process.generation, "SIGKILL", self.now))
+        effects = self.pool.exited(name, process.generation, "SIGKILL", self.now, crash_of(fault))
+        self.step("exited", effects)
 
     def stale(self, name: str, offset: int) -> None:
         """Words about another generation change nothing."""
@@ -198,6 +261,10 @@ class World(Books):
 
     def pressure(self, level: Level) -> None:
         self.level = level
+        for process in self.processes.values():
+            # An emergency parks what a person would have let end.
+            process.emergency |= level is Level.CRITICAL
+            process.by_hand &= not process.emergency
         self.step("pressure", self.pool.pressure(level, "figures", self.now))
 
     def advance(self, span: float) -> None:
@@ -232,11 +299,13 @@ class World(Books):
         due = self.pool.next_deadline()
         check(due is None or due > self.now, "a tick leaves what is due")
         for lease, request in self.requests.items():
-            late = request.status == "waiting" and request.deadline <= self.now
+            late = request.status != "granted" and request.deadline <= self.now
             check(not late, f"lease {lease} waits beyond its hold")
 
     def shutdown(self) -> None:
         self.shutdowns += 1
+        for record in self.trials.records.values():
+            record.pause = None
         self.step("shutdown", self.pool.shutdown(self.now))
 
     def finish(self) -> None:

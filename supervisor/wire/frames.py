@@ -50,7 +50,7 @@ class Return(Frame, frozen=True, tag="return"):
 
 
 class Passed(Frame, frozen=True, tag="passed"):
-    """A request that was granted alone has come as far as `Granted.until`."""
+    """A request has come as far as `Granted.until`, or has ended before."""
 
 
 class Fault(Frame, frozen=True, tag="fault"):
@@ -120,8 +120,8 @@ class Granted(Frame, frozen=True, tag="granted"):
     """A place on a ready worker, until the lease's connection closes.
 
     `model` is the served name (aliases resolved), `worker` is `name#generation`, `socket` the path
-    to connect to. With `until` the request runs alone, under suspicion: tell `Passed` when its
-    output has that many tokens, all choices together; with `then_pause` stop there until `Proceed`.
+    to connect to. With `until`, tell `Passed` when the output has that many tokens, all choices
+    together, or has ended; with `then_pause` stop there until `Proceed`.
     """
 
     model: str

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from supervisor.diagnosis import Cause, Crash, Diagnosis
+from supervisor.entry import Rules, Standing
 from supervisor.errors import BulkheadError, ModelNotFound
 from supervisor.lifecycle import HAS_PROCESS, State
 from supervisor.pool import Bury, Effect, Grant, Limits, Pool, Refuse, Rules, Spawn, Spec, Stop
@@ -364,6 +365,19 @@ def test_a_death_that_is_understood_says_why_and_what_to_do(
     assert what_to_do in message
     assert message.endswith(" `bulkhead crashes some-id` has the report.")
     assert "a line" not in message
+
+
+@pytest.mark.parametrize(
+    ("cause", "standing"),
+    [(Cause.GPU_VICTIM, Standing.CLEAR), (Cause.GPU_HANG, Standing.SUSPECT)],
+)
+def test_nobody_is_suspected_of_what_came_from_outside(cause: Cause, standing: Standing) -> None:
+    pool = Pool([Spec("m")], limits=LIMITS, rules=Rules(recovery="resume"))
+    lease = acquire(pool)
+    pool.ready("m", 1, 0, 1, 7.5)
+    pool.exited("m", 1, "SIGABRT", 10.0, Crash("some-id", Diagnosis(cause)))
+    pool.returned(lease, 0, 10.0)
+    assert pool.entries["m"].waiting[lease].standing is standing
 
 
 def test_what_we_killed_says_why_in_our_words() -> None:

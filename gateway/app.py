@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import secrets
+import resource
 import time
 from collections.abc import Awaitable, Callable
 
@@ -27,9 +27,11 @@ from gateway.http import (
     STARTED,
     Active,
     decorate,
+    new_request_id,
     render_error,
     too_large,
 )
+from gateway.lives import choices_at_once
 from gateway.relay import Relay
 from supervisor.config import Server, read_api_keys
 from supervisor.errors import BulkheadError, InternalError, MethodNotAllowed, NotFound
@@ -52,7 +54,8 @@ def build(settings: Server, control: str) -> web.Application:
     limit = min(settings.max_body_bytes, REQUEST_LIMIT - 2**20)
     app = web.Application(middlewares=[_middleware], client_max_size=limit)
     app[SETTINGS] = settings
-    app[RELAY] = Relay(control)
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    app[RELAY] = Relay(control, choices_at_once(files))
     app[GUARD] = Guard(
         frozenset(host.lower() for host in settings.allowed_hosts),
         frozenset(settings.allowed_origins),
@@ -91,7 +94,7 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
     """
     request_id = request.headers.get("x-request-id", "")
     if not _SANE_ID.fullmatch(request_id):
-        request_id = f"req-{secrets.token_hex(12)}"
+        request_id = new_request_id()
     request[REQUEST_ID], request[BEGUN] = request_id, time.monotonic()
     request[OUTCOME] = "the client left"
     active = request.app[ACTIVE]

@@ -9,13 +9,12 @@ pause. Frames are noted before they are handed out, so that nothing is told twic
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from msgspec.structs import replace
-
+from gateway.lives import AT_ONCE, Choice, Life, Unreachable, Work
 from supervisor.errors import BulkheadError, InternalError, ShuttingDown, WorkerCrashed, restore
 from supervisor.wire.codec import ProtocolError, TornFrame
 from supervisor.wire.frames import (
@@ -63,9 +62,10 @@ RECOVERING: Final = Recovering()
 
 Event = Accepted | Progress | Token | End | Recovering
 Lease = FrameStream[ToGateway]
-Work = FrameStream[FromEngine]
-Connect = Callable[[Granted, Lease], Awaitable[Work]]
-"""Connects to a granted worker. Raises Interrupted when the lease tells of its death meanwhile."""
+News = Callable[[float], Awaitable[None]]
+"""Waits for up to so many seconds; raises what it hears of the worker's end."""
+Connect = Callable[[Granted, News], Awaitable[Work]]
+"""Connects to a granted worker. Raises Unreachable, or what the news raise meanwhile."""
 
 
 class Interrupted(Exception):
@@ -76,81 +76,31 @@ class Interrupted(Exception):
         self.died = died
 
 
-class _Choice:
-    """One choice's request, and what has come of its output."""
-
-    def __init__(self, request: Generate | Embed) -> None:
-        self.request = request
-        self.emitted: list[int] = []
-        self.vectors = 0
-        self.echoed = False
-        self.ended = False
-        self.backlog: deque[FromEngine] = deque()
-        """Noted, not yet handed out: what an earlier worker had sent."""
-        self.skip = 0
-        """Vectors that this worker repeats."""
-
-    def rest(self) -> Generate | Embed:
-        """The request for what is still to come."""
-        if isinstance(self.request, Embed):
-            self.skip = self.vectors
-            return self.request
-        return replace(self.request, emitted=tuple(self.emitted)) if self.emitted else self.request
-
-    def note(self, frame: FromEngine) -> bool:
-        """Keep what a resumption needs; whether the frame is news."""
-        match frame:
-            case Token():
-                self.emitted.append(frame.id)
-            case Vector():
-                if self.skip:
-                    self.skip -= 1
-                    return False
-                self.vectors += 1
-            case Accepted(text=text) if text:
-                first, self.echoed = not self.echoed, True
-                return first
-            case End() | Embedded() | Failed():
-                self.ended = True
-        return True
-
-
-class _Life:
-    """The request's time on one worker."""
-
-    def __init__(self, granted: Granted, works: dict[int, Work]) -> None:
-        self.worker = granted.worker
-        self.until = granted.until
-        self.then_pause = granted.then_pause
-        self.works = works
-        """By the choice's number; of those that had not ended."""
-        self.faulty = False
-        self.over: asyncio.Task[Died | None] | None = None
-        self.verdict: asyncio.Task[Died] | None = None
-        """One inquiry into an early end, however often a reader's patience runs out meanwhile."""
-        self.recovery: asyncio.Task[None] | None = None
-
-    def hang_up(self) -> None:
-        for work in self.works.values():
-            work.close()
-
-
 class Generation:
     """One running request. `model` is the served name, `worker` is `name#generation`, `socket` that
     worker's.
 
-    Each of its choices is a stream of the worker's; all of them hold one lease.
+    Each of its choices is a stream of the worker's, `at_once` of them at a time; all hold one lease.
     """
 
     def __init__(
-        self, choices: Sequence[Generate | Embed], lease: Lease, hold: float, connect: Connect
+        self,
+        choices: Sequence[Generate | Embed],
+        lease: Lease,
+        hold: float,
+        connect: Connect,
+        at_once: int = AT_ONCE,
     ) -> None:
         """`lease` has asked for a place and waits `hold` seconds for each."""
         self.model = self.worker = self.socket = ""
+        self.asked = ""
+        """The model that was wanted, where `model` is its fallback."""
         self.recoveries = 0
         """How often another worker has gone on with it."""
         self._id = choices[0].request_id
-        self._choices = [_Choice(request) for request in choices]
+        self._choices = [Choice(request) for request in choices]
+        self._given = min(at_once, len(choices))
+        """How many choices a worker has been given, the first ones; the others wait for their turn."""
         self._lease = lease
         self._hold = hold
         self._connect = connect
@@ -158,7 +108,7 @@ class Generation:
         self._prompt_tokens = 0
         self._pausing = False
         """Whether the output pauses although its worker lives."""
-        self._life: _Life
+        self._life: Life
         self._merged: asyncio.Queue[tuple[int, Event] | BaseException] = asyncio.Queue(_MERGED_MAX)
         self._pumps: list[asyncio.Task[None]] = []
 
@@ -166,7 +116,7 @@ class Generation:
         """Wait for a worker and hand it the request. Raises BulkheadError."""
         await self._enter()
         if len(self._choices) > 1:  # a single stream is read as it comes, with no task between
-            numbers = range(len(self._choices))
+            numbers = range(self._given)
             self._pumps = [asyncio.create_task(self._pump(choice)) for choice in numbers]
 
     async def receive(self) -> tuple[int, Event]:
@@ -203,14 +153,20 @@ class Generation:
     # ── frames ───────────────────────────────────────────────────────────────────────────────────
 
     async def _pump(self, choice: int) -> None:
-        """One task a choice carries its frames, at the pace of the reader. Its end or its error is
-        the last thing it brings."""
+        """Carry a choice's frames at the pace of the reader, then those of one that waits. The end of
+        the last, or an error, is the last thing that it brings."""
         try:
             while True:
                 event = await self._receive(choice)
                 await self._merged.put((choice, event))
-                if isinstance(event, End):
+                if not isinstance(event, End):
+                    continue
+                if (work := self._life.works.pop(choice, None)) is not None:
+                    work.close()
+                if self._given == len(self._choices):
                     return
+                choice = self._given
+                self._given += 1
         except Exception as error:  # noqa: BLE001
             # A bug of ours as well: the reader must not wait for ever.
             await self._merged.put(error)
@@ -248,18 +204,19 @@ class Generation:
                 )
             return frame
 
-    async def _from_worker(self, life: _Life, number: int) -> tuple[FromEngine | None, str]:
+    async def _from_worker(self, life: Life, number: int) -> tuple[FromEngine | None, str]:
         """A frame, or what shows that no more will come."""
         try:
-            frame = await life.works[number].receive()
-        except TornFrame as torn:
-            return None, str(torn)
+            work = life.works.get(number) or await self._join(life, number)
+            frame = await work.receive()
+        except (TornFrame, Unreachable) as early:
+            return None, str(early)
         except ProtocolError as fault:
             self._blame(life, str(fault))
             return None, str(fault)
         return frame, "the connection closed before the end frame"
 
-    def _note(self, choice: _Choice, frame: FromEngine) -> bool:
+    def _note(self, choice: Choice, frame: FromEngine) -> bool:
         if isinstance(frame, Token):
             self._position += 1
         elif isinstance(frame, Accepted):
@@ -269,8 +226,9 @@ class Generation:
         if life.until and self._position >= life.until:
             life.until = 0
             self._lease.send(Passed())
-            if life.then_pause:
+            if life.granted.then_pause:
                 self._pausing = True
+                life.going.clear()
                 self._tell_works(Pause())
         return news
 
@@ -289,9 +247,9 @@ class Generation:
                 raise InternalError("The supervisor gave an unexpected answer.")
             works: dict[int, Work] = {}
             try:
-                for number, choice in enumerate(self._choices):
+                for number, choice in enumerate(self._choices[: self._given]):
                     if not choice.ended:
-                        works[number] = work = await self._connect(granted, self._lease)
+                        works[number] = work = await self._reach(granted)
                         work.send(choice.rest())
             except BaseException as error:
                 for work in works.values():
@@ -301,11 +259,44 @@ class Generation:
                 self._lease.send(Return(self._position, self._prompt_tokens))
                 continue
             self.model, self.worker, self.socket = granted.model, granted.worker, granted.socket
-            self._life = _Life(granted, works)
+            self.asked = granted.asked
+            self._life = Life(granted, works)
             self._life.over = asyncio.create_task(self._follow(self._life))
             return
 
-    async def _follow(self, life: _Life) -> Died | None:
+    async def _reach(self, granted: Granted) -> Work:
+        """Connect before the life begins. Raises Interrupted, or BulkheadError."""
+
+        async def news(seconds: float) -> None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    granted_or_raise(await self._lease.receive())
+
+        try:
+            return await self._connect(granted, news)
+        except Unreachable as error:
+            log.warning("worker %s: %s", granted.worker, error)
+            self._lease.send(Fault(str(error)))
+            await answer(self._lease, _FAULT_SECONDS)
+            raise InternalError("The supervisor gave an unexpected answer.") from None
+
+    async def _join(self, life: Life, number: int) -> Work:
+        """Give the worker one more choice in the middle of its life, but not in a pause. Raises
+        Unreachable."""
+        work = await self._connect(life.granted, life.news)
+        try:
+            await life.going.wait()
+            life.check()
+            work.send(self._choices[number].rest())
+        except BaseException as error:
+            work.close()
+            if isinstance(error, ProtocolError):
+                raise unsendable(self._id, error) from None
+            raise
+        life.works[number] = work
+        return work
+
+    async def _follow(self, life: Life) -> Died | None:
         """What the supervisor says while the worker lives, until its end; None when the supervisor
         is gone. Ends the streams, so that a worker that hangs instead of dying keeps nobody."""
         died: Died | None = None
@@ -313,6 +304,7 @@ class Generation:
             while (frame := await self._lease.receive()) is not None:
                 match frame:
                     case Proceed():
+                        life.going.set()
                         self._tell_works(Continue())
                     case Died():
                         died = frame
@@ -323,17 +315,18 @@ class Generation:
             log.warning(
                 "%s was in worker %s when it died, with %d prompt tokens, at token %d",
                 self._id,
-                life.worker,
+                life.granted.worker,
                 self._prompt_tokens,
                 self._position,
             )
             # Its last tokens may still lie in the sockets, and none of them can come again.
             for _ in range(2):
                 await asyncio.sleep(0)
+        life.going.set()
         life.hang_up()
         return died
 
-    async def _recovers(self, life: _Life, symptom: str) -> bool:
+    async def _recovers(self, life: Life, symptom: str) -> bool:
         """The worker's streams have ended early. True when the recovery begins; otherwise returns
         once it is over. Raises BulkheadError when there is none.
 
@@ -351,7 +344,7 @@ class Generation:
             await asyncio.shield(life.recovery)
         return begins
 
-    async def _carry_on(self, life: _Life) -> None:
+    async def _carry_on(self, life: Life) -> None:
         """Have another worker go on. Raises BulkheadError."""
         for number, work in life.works.items():
             choice = self._choices[number]
@@ -362,7 +355,7 @@ class Generation:
         self.recoveries += 1
         log.info("%s goes on in worker %s at token %d", self._id, self.worker, self._position)
 
-    async def _cause(self, life: _Life, symptom: str) -> Died:
+    async def _cause(self, life: Life, symptom: str) -> Died:
         """The supervisor knows why, if the worker has died. Raises BulkheadError."""
         assert life.over is not None
         done, _ = await asyncio.wait([life.over], timeout=_CAUSE_SECONDS)
@@ -370,13 +363,14 @@ class Generation:
             self._blame(life, symptom)
             done, _ = await asyncio.wait([life.over], timeout=_FAULT_SECONDS)
         if not done:
-            raise WorkerCrashed(f"The worker {life.worker} stopped answering. Retry the request.")
+            worker = life.granted.worker
+            raise WorkerCrashed(f"The worker {worker} stopped answering. Retry the request.")
         died = life.over.result()
         if died is None:
             raise supervisor_gone()
         return died
 
-    def _blame(self, life: _Life, symptom: str) -> None:
+    def _blame(self, life: Life, symptom: str) -> None:
         """Tell the supervisor once that the worker is faulty, whatever more follows from it."""
         if not life.faulty:
             life.faulty = True
@@ -407,6 +401,11 @@ def granted_or_raise(frame: ToGateway | None) -> ToGateway:
         case Refused(code, message, param, retry_after) | Died(code, message, param, retry_after):
             raise restore(code, message, param=param, retry_after=retry_after)
     return frame
+
+
+def unsendable(request_id: str, error: ProtocolError) -> BulkheadError:
+    log.error("%s cannot be sent: %s", request_id, error)
+    return InternalError("The request could not be passed on to the model.")
 
 
 def supervisor_gone() -> BulkheadError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import secrets
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -25,6 +26,7 @@ from supervisor.errors import (
 )
 
 _BODY_SECONDS = 120.0
+_JSON_CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
 class Active:
@@ -66,6 +68,8 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     """
     if "Content-Type" in request.headers and request.content_type != "application/json":
         raise UnsupportedMediaType("Send the body as `Content-Type: application/json`.")
+    if (request.charset or _JSON_CHARSETS[0]).lower() not in _JSON_CHARSETS:
+        raise UnsupportedMediaType("Send the body in UTF-8: JSON has no other `charset`.")
     if (request.content_length or 0) > request.app[MAX_BODY]:
         raise too_large(request.app[MAX_BODY])
     try:
@@ -74,7 +78,9 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     except TimeoutError:
         raise InvalidJSON(f"The body did not arrive within {_BODY_SECONDS:g} s.") from None
     except web.RequestPayloadError:
-        raise InvalidJSON("The body could not be read: its encoding is broken.") from None
+        raise InvalidJSON(
+            "The body could not be read: it is not what its `Content-Encoding` says, or broke off."
+        ) from None
     return parse_object(body)
 
 
@@ -82,6 +88,10 @@ def too_large(limit: int) -> RequestTooLarge:
     return RequestTooLarge(
         f"The body is larger than {limit} bytes. server.max_body sets the limit."
     )
+
+
+def new_request_id() -> str:
+    return f"req-{secrets.token_hex(12)}"
 
 
 def hold_seconds(request: web.Request) -> float:
@@ -124,6 +134,8 @@ async def body_digest(request: web.Request) -> bytes:
 def worker_headers(generation: Generation) -> dict[str, str]:
     """Who answers. Model names may hold any character, headers may not."""
     told = {"x-bulkhead-model": generation.model, "x-bulkhead-worker": generation.worker}
+    if generation.asked:
+        told["x-bulkhead-fallback"] = generation.asked
     if generation.recoveries:
         told["x-bulkhead-recoveries"] = str(generation.recoveries)
     return {

@@ -20,7 +20,7 @@ from supervisor.errors import InvalidType, InvalidValue, UnsupportedValue
 from supervisor.wire.frames import Chat, Generate, Sampling, Text, Tokens
 
 CHOICES_MAX = 128
-"""Choices of all prompts of a request together: each is a connection and a row of the batch."""
+"""Choices of all prompts of a request together. `gateway.lives` says how many run at once."""
 _BIAS_MAX = 10_000
 _ID_MAX = 2**31 - 1
 _STOP_MAX = 1024

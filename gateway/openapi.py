@@ -228,6 +228,8 @@ def _success(route: Route) -> Schema:
     if route.worker:
         headers["x-bulkhead-model"] = "The served name."
         headers["x-bulkhead-worker"] = "`name#generation`."
+        headers["x-bulkhead-recoveries"] = "How often another worker went on, if ever."
+        headers["x-bulkhead-fallback"] = "The model that was asked for, if its fallback answers."
     return {"description": description, "headers": _headers(headers), "content": content}
 
 

@@ -8,7 +8,6 @@ contract.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Sequence
 
@@ -16,12 +15,12 @@ from gateway.ahead import Ahead
 from gateway.generation import (
     ANSWER_SECONDS,
     Generation,
-    Lease,
-    Work,
+    News,
     answer,
-    granted_or_raise,
     supervisor_gone,
+    unsendable,
 )
+from gateway.lives import AT_ONCE, Unreachable, Work
 from supervisor.errors import InternalError, QueueFull
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.frames import (
@@ -30,7 +29,6 @@ from supervisor.wire.frames import (
     AskCrashes,
     Crashes,
     Embed,
-    Fault,
     FromEngine,
     Generate,
     Granted,
@@ -48,15 +46,16 @@ log = logging.getLogger("bulkhead.gateway")
 
 _CONNECT_SECONDS = 2.0
 """How long a granted worker may refuse connections before it counts as faulty."""
-_FAULT_SECONDS = 10.0
 _RETRY_SECONDS = 0.02
 
 
 class Relay:
     """Connects to the supervisor's control socket and to workers, anew for each request."""
 
-    def __init__(self, control: str) -> None:
+    def __init__(self, control: str, at_once: int = AT_ONCE) -> None:
+        """`at_once` is how many choices of a request its worker is given at the same time."""
         self._control = control
+        self._at_once = at_once
         self._leases: Ahead[ToGateway] = Ahead(ToGateway)
         self._workers: Ahead[FromEngine] = Ahead(FromEngine)
 
@@ -75,15 +74,14 @@ class Relay:
         """
         choices = (request,) if isinstance(request, Generate | Embed) else request
         lease = await self._connect()
-        generation = Generation(choices, lease, hold, self._work)
+        generation = Generation(choices, lease, hold, self._work, self._at_once)
         try:
             lease.send(Acquire(choices[0].request_id, model, hold, digest))
             await generation.begin()
         except BaseException as error:
             generation.close()
             if isinstance(error, ProtocolError):
-                log.error("%s cannot be sent: %s", choices[0].request_id, error)
-                raise InternalError("The request could not be passed on to the model.") from None
+                raise unsendable(choices[0].request_id, error) from None
             raise
         # Not before: this request's own frames go first.
         self._leases.refill(self._control)
@@ -153,10 +151,10 @@ class Relay:
         except OSError:
             raise supervisor_gone() from None
 
-    async def _work(self, granted: Granted, lease: Lease) -> Work:
+    async def _work(self, granted: Granted, news: News) -> Work:
         """Connect to the granted worker.
 
-        It may have died since, of which the lease tells; a full backlog passes; only a worker that
+        It may have died since, of which there are `news`; a full backlog passes; only a worker that
         goes on refusing is faulty. What this process lacks is not the worker's fault.
         """
         if (ahead := self._workers.take(granted.socket)) is not None:
@@ -173,10 +171,5 @@ class Relay:
                     "The server has too many connections open at the moment. Try again shortly."
                 ) from None
             if asyncio.get_running_loop().time() > deadline:
-                log.warning("worker %s: %s", granted.worker, symptom)
-                lease.send(Fault(symptom))
-                await answer(lease, _FAULT_SECONDS)
-                raise InternalError("The supervisor gave an unexpected answer.")
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_RETRY_SECONDS):
-                    granted_or_raise(await lease.receive())
+                raise Unreachable(symptom)
+            await news(_RETRY_SECONDS)

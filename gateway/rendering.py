@@ -11,7 +11,7 @@ import codecs
 import math
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -48,7 +48,7 @@ class Renderer:
         self._head = {"id": id, "created": created, "model": model}
         kind: type[_ChatChoice] | type[_TextChoice] = _ChatChoice if chat else _TextChoice
         self._choices: list[_ChatChoice | _TextChoice] = [kind() for _ in range(choices)]
-        self._around: list[tuple[bytes, bytes, list[bytes]] | None] = [None] * choices
+        self._around: list[_Around | None] = [None] * choices
         """Encoded once: most chunks hold text alone or reasoning alone."""
 
     # ── streamed ─────────────────────────────────────────────────────────────────────────────────
@@ -61,28 +61,35 @@ class Renderer:
         """The SSE event of one token. The first of a chat's choice carries the role."""
         around = self._around[choice]
         if around is not None and not (token.calls or token.logprobs):
-            before, after, thought = around
             if not token.reasoning:
-                return before + _json(token.text) + after
+                if not token.text:
+                    return around.idle
+                return around.before + _json(token.text) + around.after
             if not token.text and self._chat:
-                return _json(token.reasoning).join(thought)
+                return _json(token.reasoning).join(around.thought)
         content, logprobs = self._choices[choice].chunk(token)
         if around is None:  # what follows is no first chunk any more
             self._around[choice] = self._surroundings(choice)
         return self._chunk(choice, content, logprobs)
 
-    def _surroundings(self, choice: int) -> tuple[bytes, bytes, list[bytes]]:
-        """What is around the text, and around the reasoning, of a chunk that has nothing else."""
+    def _surroundings(self, choice: int) -> _Around:
         mark = "\0"
         plain = {"delta": {"content": mark}} if self._chat else {"text": mark}
         thought = {"delta": {"reasoning_content": mark, "reasoning": mark}}
         before, after = self._chunk(choice, plain).rsplit(_json(mark), 1)
-        return before, after, self._chunk(choice, thought).rsplit(_json(mark), 2)
+        return _Around(
+            before,
+            after,
+            self._chunk(choice, thought).rsplit(_json(mark), 2),
+            self._chunk(choice, self._choices[choice].nothing),
+        )
 
     def finish(self, choice: int, end: End) -> bytes:
         """The closing events of a choice."""
         state = self._choices[choice]
-        rest = b"".join(self._chunk(choice, content) for content in state.rest())
+        rest = b"".join(
+            self._chunk(choice, content) for content in state.rest(end.finish_reason == "length")
+        )
         return rest + self._chunk(choice, state.nothing, reason=end.finish_reason)
 
     def done(self, totals: Mapping[str, Any] | None) -> bytes:
@@ -117,6 +124,16 @@ class Renderer:
         ]
         name = "chat.completion" if self._chat else "text_completion"
         return _json({**self._head, "object": name, "choices": choices, "usage": totals})
+
+
+class _Around(NamedTuple):
+    """What is around the text, and around the reasoning, of a chunk that has nothing else, and a
+    chunk that has neither."""
+
+    before: bytes
+    after: bytes
+    thought: list[bytes]
+    idle: bytes
 
 
 class Collected:
@@ -166,13 +183,17 @@ class _ChatChoice:
         """A chat has no echo."""
 
     def chunk(self, token: Token) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """The token's delta and log probabilities."""
+        """The token's delta and log probabilities.
+
+        A delta without text has no content, the first one null: clients would begin a text for an
+        empty one, and what is held back may yet be a call.
+        """
         delta: dict[str, Any] = {} if self._begun else {"role": "assistant"}
         if token.reasoning:
             delta["reasoning_content"] = delta["reasoning"] = token.reasoning
-        if token.text or not (token.reasoning or token.calls):
+        if token.text:
             delta["content"] = token.text
-        elif token.calls and not self._begun:
+        elif not (self._begun or token.reasoning):
             delta["content"] = None
         if token.calls:
             delta["tool_calls"] = [self._piece(call) for call in _merged(token.calls)]
@@ -180,12 +201,13 @@ class _ChatChoice:
         logprobs = None if token.logprobs is None else _chat_logprobs([token.logprobs])
         return {"delta": delta}, logprobs
 
-    def rest(self) -> Iterable[dict[str, Any]]:
-        """What strict clients need all the same: a role without a token, an object for arguments."""
+    def rest(self, cut: bool) -> Iterable[dict[str, Any]]:
+        """What strict clients need all the same: a role without a token, an object for arguments.
+        `cut`: by the length, so that arguments may be missing."""
         if not self._begun:
             yield {"delta": {"role": "assistant", "content": ""}}
         for index, told in self._calls.items():
-            if not told:
+            if not (told or cut):
                 yield {"delta": {"tool_calls": [{"index": index, "function": {"arguments": "{}"}}]}}
 
     def _piece(self, call: Call) -> dict[str, Any]:
@@ -218,11 +240,13 @@ def _message(choice: Collected) -> dict[str, Any]:
     if reasoning := "".join(choice.reasoning):
         message["reasoning_content"] = message["reasoning"] = reasoning
     if choice.calls:
+        # Of a call that was cut before its arguments, clients must not think that it has none.
+        nothing = "" if choice.reason == "length" else "{}"
         message["tool_calls"] = [
             {
                 "id": _call_id(),
                 "type": "function",
-                "function": {"name": name, "arguments": "".join(pieces) or "{}"},
+                "function": {"name": name, "arguments": "".join(pieces) or nothing},
             }
             for _, (name, pieces) in sorted(choice.calls.items())
         ]
@@ -275,7 +299,7 @@ class _TextChoice:
         told = None if token.logprobs is None else self._logprobs.of([token.logprobs])
         return {"text": text}, told
 
-    def rest(self) -> Iterable[dict[str, Any]]:
+    def rest(self, cut: bool) -> Iterable[dict[str, Any]]:
         """The echo when no token followed."""
         if self._echo:
             yield {"text": self._echo}

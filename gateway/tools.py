@@ -132,6 +132,7 @@ def calling(
     names = tuple(tool.function.name for tool in tools)
     several = parallel is not False
     mode: Literal["auto", "required"] = "auto"
+    places: tuple[int, ...] = ()
     match choice:
         case "required":
             if not names:
@@ -144,7 +145,8 @@ def calling(
         case AllowedChoice(allowed_tools=allowed):
             wishes = [each.function.name for each in allowed.tools]
             mode, names = allowed.mode, _known(wishes, names)
-            tools = [tool for tool in tools if tool.function.name in names]
+            places = tuple(i for i, tool in enumerate(tools) if tool.function.name in names)
+            tools = [tools[i] for i in places]
     if mode == "required" and not isinstance(wanted, TextFormat | None):
         raise UnsupportedValue(
             "`response_format` cannot be combined with a `tool_choice` that demands a call: the "
@@ -153,7 +155,7 @@ def calling(
         )
     if not names:
         return [], None
-    return [tool.plain() for tool in tools], Calling(mode, names, several)
+    return [tool.plain() for tool in tools], Calling(mode, names, several, places)
 
 
 def _known(wishes: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ _NAME_MAX = 64
 VALUES_MAX = 2_000_000
 """Members of one body, about: all streams wait while it is read, and a million numbers take 0.1 s."""
 NESTING_MAX = 100
-"""Levels of what is passed on unread: encoders, templates and grammar compilers recurse."""
+"""Levels, objects and arrays within each other, of what is passed on unread: encoders, templates and grammar compilers recurse."""
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -99,20 +99,20 @@ def check_plain(value: object, param: str) -> None:
     that no 64 bits hold. For the parts of a request that no type describes.
     """
     level: list[object] = [value]
-    for _ in range(NESTING_MAX):
-        deeper: list[object] = []
+    for _ in range(NESTING_MAX + 1):
         for each in level:
-            if isinstance(each, dict):
-                deeper.extend(each.values())
-            elif isinstance(each, list):
-                deeper.extend(each)
-            elif isinstance(each, int) and not -(2**63) <= each < 2**64:
+            if isinstance(each, int) and not -(2**63) <= each < 2**64:
                 raise InvalidValue(
                     f"Invalid value for `{param}`: it holds an integer beyond 64 bits.", param=param
                 )
-        if not deeper:
+        holders = [each for each in level if isinstance(each, dict | list)]
+        if not holders:
             return
-        level = deeper
+        level = [
+            inner
+            for each in holders
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
     raise InvalidValue(
         f"Invalid value for `{param}`: nested deeper than {NESTING_MAX} levels.", param=param
     )

@@ -36,6 +36,7 @@ class Catalog:
             memory_bytes=model.memory_bytes,
             pin=model.pin,
             ttl=model.ttl,
+            fallback=model.fallback,
         )
 
     def concurrency(self, name: str) -> int:

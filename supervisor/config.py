@@ -78,7 +78,6 @@ NOT_YET: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
         "recovery.stall_seconds": (),
         "models.*.kv_budget": (),
         "models.*.prompt_cache": (),
-        "models.*.fallback": ("",),
         "models.*.python": ("",),
         "models.*.trust_remote_code": (False,),
         "models.*.draft": ("",),
@@ -275,7 +274,8 @@ def with_discovered(config: Config, sources: Mapping[str, str]) -> Config:
 
 
 def validate_names(config: Config, served_names: Collection[str]) -> None:
-    """Raises ConfigError unless `server.default_model` is empty or one of `served_names`.
+    """Raises ConfigError unless `server.default_model` and every `fallback` are empty or among
+    `served_names`.
 
     `load` has done so when models are configured, `with_discovered` when they are not.
     """
@@ -285,6 +285,15 @@ def validate_names(config: Config, served_names: Collection[str]) -> None:
             f"server.default_model: no model or alias is called {quote(name)}"
             f"{nearest(name, served_names)}"
         )
+    for model, settings in config.models.items():
+        other, path = settings.fallback, dotted("models", model)
+        if other and other not in served_names:
+            raise ConfigError(
+                f"{path}.fallback: no model or alias is called {quote(other)}"
+                f"{nearest(other, served_names)}"
+            )
+        if other and other in (model, *settings.aliases):
+            raise ConfigError(f"{path}.fallback: {quote(other)} is this model itself")
 
 
 def _models(reader: Reader, raw: object) -> dict[str, Model]:

@@ -64,9 +64,9 @@ class Control:
 
     def _frame(self, effect: ToLease) -> frames.Frame:
         match effect:
-            case Grant(_, model, worker, generation, until, then_pause):
+            case Grant(_, model, worker, generation, until, then_pause, asked):
                 path = str(self._state.worker_socket(model, generation))
-                return frames.Granted(model, worker, path, until, then_pause)
+                return frames.Granted(model, worker, path, until, then_pause, asked)
             case Proceed():
                 return frames.Proceed()
             case Refuse(_, error):

@@ -44,6 +44,8 @@ class Grant:
     generation: int
     until: int = 0
     then_pause: bool = False
+    asked: str = ""
+    """The model that was wanted, where `model` is its fallback."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,6 +38,8 @@ class Spec:
     pin: bool = False
     ttl: float = 0.0
     """Seconds idle before it is unloaded, 0 = never."""
+    fallback: str = ""
+    """Name or alias of the model that serves its requests while it is unavailable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,8 @@ class Lease:
     """Seconds that it waits for each of its places."""
     digest: bytes = b""
     """Equal requests have equal ones; b"" = it is told from none."""
+    asked: str = ""
+    """The model it wanted, where its fallback serves it."""
     standing: Standing = Standing.CLEAR
     position: int = 0
     """Tokens of its output when last heard of."""
@@ -212,7 +216,7 @@ class Entry:
     place_freed_at: float | None = None
     memory_bytes: int = 0
     learned_bytes: int | None = None
-    """What the last load was found to need, headroom included; survives unloads."""
+    """What the last load was found to need, with room for requests; survives unloads."""
     context: int = 0
     deaths: int = 0
 
@@ -230,6 +234,13 @@ class Entry:
         if self.spec.memory_bytes is not None:
             return self.spec.memory_bytes
         return self.spec.estimate_bytes if self.learned_bytes is None else self.learned_bytes
+
+    @property
+    def size_source(self) -> str:
+        """Where `size` comes from, for people."""
+        if self.spec.memory_bytes is not None:
+            return "configured"
+        return "estimated" if self.learned_bytes is None else "measured"
 
     @property
     def expected_load(self) -> float:

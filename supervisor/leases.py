@@ -132,7 +132,8 @@ class Leases:
     ) -> Effect:
         del entry.waiting[lease.id]
         entry.granted[lease.id] = lease
-        return Grant(lease.id, entry.spec.name, entry.worker, entry.generation, until, then_pause)
+        name, generation = entry.spec.name, entry.generation
+        return Grant(lease.id, name, entry.worker, generation, until, then_pause, lease.asked)
 
     # ── refusing ─────────────────────────────────────────────────────────────────────────────────
 
@@ -148,13 +149,54 @@ class Leases:
     def _refuse_waiting(self, entry: Entry, error: BulkheadError) -> list[Effect]:
         return [self._refuse(entry, lease, error) for lease in list(entry.waiting.values())]
 
+    def _fallback(self, entry: Entry) -> Entry | None:
+        """The model that serves in place of an unavailable one, if it has one that can. Only one
+        step far: who is sent on and on never learns who answers."""
+        if not entry.spec.fallback:
+            return None
+        other = self.resolve(entry.spec.fallback)
+        usable = other.state not in (State.FAILED, State.CRASHED)
+        fits = self.ledger.can_ever_fit(other.size)
+        return other if usable and fits and other.requests < other.spec.capacity else None
+
+    def _send_on(self, entry: Entry, lease: Lease, other: Entry, error: BulkheadError) -> Effect:
+        """`other` is the fallback of a model that is unavailable."""
+        lease.asked = entry.spec.name
+        return Say(
+            f"{lease.request_id} asked for {entry.spec.name} and is served by its fallback "
+            f"{other.spec.name}: {error.message}",
+            logging.WARNING,
+        )
+
+    def _turn_away(self, entry: Entry, error: BulkheadError) -> list[Effect]:
+        """The model is unavailable: who waits goes to its fallback, if it has one. Who has tokens of
+        this model's can't."""
+        effects: list[Effect] = []
+        for lease in list(entry.waiting.values()):
+            other = self._fallback(entry)
+            if other is None or lease.position or lease.asked or lease.purpose is Purpose.LOAD:
+                effects.append(self._refuse(entry, lease, error))
+                continue
+            effects.append(self._send_on(entry, lease, other, error))
+            del entry.waiting[lease.id]
+            lease.standing = Standing.CLEAR
+            self._leases[lease.id] = other
+            other.waiting = dict(sorted({**other.waiting, lease.id: lease}.items()))
+        return effects
+
     def _refuse_load(self, entry: Entry, error: BulkheadError) -> list[Effect]:
         """A load has failed: who waited for it was part of its end. Who waits while a worker is on
         its way out was not, and waits for the next."""
         if entry.state is not State.LOADING:
             return []
+        return [*self._drop_wish(entry, error.message), *self._refuse_waiting(entry, error)]
+
+    def _drop_wish(self, entry: Entry, why: str) -> list[Effect]:
+        """A preload has failed, which stops nobody and is told."""
+        if entry.wish is None:
+            return []
         entry.wish = None
-        return self._refuse_waiting(entry, error)
+        return self._warn(f"{entry.spec.name} is not preloaded: {why}")
 
     def _fail_load(self, entry: Entry, error: BulkheadError) -> list[Effect]:
         """A process has died while it loaded. With recovery its requests wait for the next one."""
@@ -202,9 +244,9 @@ class Leases:
             return [self._refuse(entry, lease, lease.error or refusals.shutting_down())]
         effects += self._judge(entry, now)
         if entry.state is State.FAILED:
-            effects += self._refuse_waiting(entry, refusals.failed(entry))
+            effects += self._turn_away(entry, refusals.failed(entry))
         elif entry.state is State.CRASHED:
-            effects += self._refuse_waiting(entry, refusals.unavailable(entry, now))
+            effects += self._turn_away(entry, refusals.unavailable(entry, now))
         return effects
 
     def _judge(self, entry: Entry, now: float) -> list[Effect]:

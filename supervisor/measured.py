@@ -1,8 +1,9 @@
-"""Measured sizes: after a load the figure that was seen replaces the estimate and is remembered.
+"""What is remembered of models: what their loads took, which replaces the estimate, and their uses.
 
-One small JSON file in the state directory, `sizes.json`. It is a cache: a file that is missing,
-broken or of another version is as good as empty, and a state directory that can't be written
-costs nothing but the memory of it.
+A measurement belongs to the files that were loaded, a count of uses to the name that is asked for:
+new files need another size, but are the same model to whoever uses it. One small JSON file in the
+state directory, `sizes.json`. It is a cache: a file that is missing, broken or of another version
+is as good as empty, and a state directory that can't be written costs nothing but the memory of it.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -20,12 +22,14 @@ from supervisor.paths import write_atomically
 log = logging.getLogger("bulkhead")
 
 MAX_ENTRIES = 512
-"""Each is about 150 bytes; the least recently measured are forgotten."""
+"""Of each kind, about 150 bytes; those that changed least recently are forgotten."""
 MAX_FILE_BYTES = 1_000_000
 _VERSION = 1
 
+T = TypeVar("T")
 
-class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+
+class Measurement(msgspec.Struct, frozen=True):
     """What one incarnation of a model was seen to need. Bytes and seconds."""
 
     model: str
@@ -35,13 +39,13 @@ class Measurement(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     load_seconds: float
     at: float
     """Epoch seconds."""
-    use_count: int = 0
-    """Requests that the model has had, in all runs."""
 
 
 class _File(msgspec.Struct, frozen=True):
     version: int
     sizes: dict[str, Measurement]
+    uses: dict[str, int] = {}
+    """Requests that each model has had, in all runs, by its name."""
 
 
 def key(fingerprint: Sequence[str], settings: Mapping[str, object]) -> str:
@@ -53,11 +57,17 @@ def key(fingerprint: Sequence[str], settings: Mapping[str, object]) -> str:
 
 
 class Sizes:
-    """The remembered measurements, newest last. Not for several threads."""
+    """The remembered measurements and uses, newest last. Not for several threads."""
 
-    def __init__(self, path: Path, entries: Mapping[str, Measurement] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        entries: Mapping[str, Measurement] | None = None,
+        uses: Mapping[str, int] | None = None,
+    ) -> None:
         self._path = path
         self._entries = dict(entries or {})
+        self._uses = dict(uses or {})
 
     @classmethod
     def load(cls, path: Path) -> Sizes:
@@ -71,7 +81,8 @@ class Sizes:
             if stored.version != _VERSION:
                 raise ValueError(f"version {stored.version}")
             usable = {name: entry for name, entry in stored.sizes.items() if _sane(entry)}
-            return cls(path, dict(list(usable.items())[-MAX_ENTRIES:]))
+            uses = {name: count for name, count in stored.uses.items() if 0 < count < 2**53}
+            return cls(path, _newest(usable), _newest(uses))
         except FileNotFoundError:
             return cls(path)
         except (OSError, ValueError, RecursionError) as error:
@@ -91,12 +102,33 @@ class Sizes:
             return
         self._entries.pop(name, None)
         self._entries[name] = measurement
-        while len(self._entries) > MAX_ENTRIES:
-            del self._entries[next(iter(self._entries))]
+        self._write()
+
+    def uses(self, model: str) -> int:
+        """Requests that the model of this name has had."""
+        return self._uses.get(model, 0)
+
+    def count(self, uses: Mapping[str, int]) -> None:
+        """These models have had so many requests. Writes the file if that is news; blocks then;
+        never raises."""
+        news = {name: count for name, count in uses.items() if count != self.uses(name)}
+        for name, count in news.items():
+            self._uses.pop(name, None)
+            self._uses[name] = count
+        if news:
+            self._write()
+
+    def _write(self) -> None:
+        self._entries, self._uses = _newest(self._entries), _newest(self._uses)
+        content = msgspec.json.encode(_File(_VERSION, self._entries, self._uses))
         try:
-            write_atomically(self._path, msgspec.json.encode(_File(_VERSION, self._entries)))
+            write_atomically(self._path, content)
         except OSError as error:
             log.warning("cannot remember measured model sizes in %s: %s", self._path, error)
+
+
+def _newest(entries: Mapping[str, T]) -> dict[str, T]:
+    return dict(list(entries.items())[-MAX_ENTRIES:])
 
 
 def _sane(entry: Measurement) -> bool:

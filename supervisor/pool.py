@@ -53,7 +53,7 @@ from supervisor.entry import (
     Standing,
     Wish,
 )
-from supervisor.errors import BulkheadError
+from supervisor.errors import BulkheadError, ModelLoadFailed, ModelUnavailable
 from supervisor.leases import DEFAULT_MODEL
 from supervisor.lifecycle import Event, State
 from supervisor.pressure import Level
@@ -94,11 +94,22 @@ class Pool(Scheduler):
         """A request wants a place and waits at most `hold` seconds. Returns its lease's id."""
         lease = Lease(next(self._ids), request_id, now + hold, hold=hold, digest=digest)
         lease.strikes = self.docket.strikes(digest, now)
+        effects: list[Effect] = []
         try:
-            entry = self._admit(model, now)
+            if self.shutting_down:
+                raise refusals.shutting_down()
+            entry = self.resolve(model)
             if lease.strikes >= STRIKES:
                 raise refusals.guilty(entry)
-            effects = self._find_place(entry, now)
+            try:
+                entry = self._admit(model, now)
+            except (ModelLoadFailed, ModelUnavailable) as error:
+                other = self._fallback(entry)
+                if other is None:
+                    raise
+                effects.append(self._send_on(entry, lease, other, error))
+                entry = other
+            effects += self._find_place(entry, now)
         except BulkheadError as error:
             return lease.id, [Refuse(lease.id, error)]
         self.uses += 1
@@ -154,28 +165,25 @@ class Pool(Scheduler):
         entry = self.entries[model]
         if entry.state is not State.COLD or self.shutting_down:
             return []
-        if not self.ledger.can_ever_fit(entry.size):
-            assert self.ledger.budget is not None
-            error = refusals.too_large(entry, self.ledger.budget)
-            return self._warn(f"{model} is not preloaded: {error.message}")
         entry.wish = Wish(now, now + self.limits.preload)
         return self._settle(now)
 
     def load(
         self, request_id: str, model: str, hold: float, now: float
     ) -> tuple[int, list[Effect]]:
-        """A person wants the model loaded: waits and makes room like a request, is no use of the
-        model and takes no place. Ends in Loaded or Refuse."""
+        """A person wants the model loaded: queues and makes room like a request, but is no use of
+        the model and takes no place on the worker. Ends in Loaded or Refuse."""
         lease = Lease(next(self._ids), request_id, now + hold, Purpose.LOAD, hold)
         try:
             entry = self.resolve(model)
             self.changed(entry.spec.name)  # asked by hand: a failed load may be tried again
             self._admit(model, now)
+            effects = [] if self._serves(entry) else self._find_place(entry, now)
         except BulkheadError as error:
             return lease.id, [Refuse(lease.id, error)]
         self._leases[lease.id] = entry
         entry.waiting[lease.id] = lease
-        return lease.id, self._settle(now)
+        return lease.id, [*effects, *self._settle(now)]
 
     def unload(self, model: str, now: float) -> list[Effect]:
         """A person wants the model gone, pinned or not: once those who have a place, or wait for
@@ -226,12 +234,13 @@ class Pool(Scheduler):
         return self._settle(now)
 
     def recall(
-        self, model: str, use_count: int, load_seconds: float | None, learned_bytes: int | None
+        self, model: str, use_count: int, load_seconds: float | None, memory_bytes: int | None
     ) -> None:
-        """What an earlier run of the supervisor knew of the model."""
+        """What earlier runs of the supervisor have seen of the model; None = nothing of its files."""
         entry = self.entries[model]
         entry.use_count, entry.load_seconds = use_count, load_seconds
-        entry.learned_bytes = learned_bytes
+        if memory_bytes is not None:
+            self._learn(entry, memory_bytes)
 
     # ── workers ──────────────────────────────────────────────────────────────────────────────────
 
@@ -258,7 +267,7 @@ class Pool(Scheduler):
         entry.memory_bytes, entry.context = memory_bytes, context
         entry.load_seconds, entry.loaded_at = now - entry.load_started, now
         entry.idle_since, entry.deadline, entry.place_freed_at = now, None, None
-        entry.learned_bytes = memory_bytes + entry.spec.headroom_bytes
+        self._learn(entry, memory_bytes)
         self.ledger.measure(entry.key, entry.size)
         effects = self._make_good(entry, now)
         if self._serves(entry):
@@ -272,7 +281,8 @@ class Pool(Scheduler):
         if entry is None or entry.state is not State.LOADING:
             return []
         entry.reason, entry.after_exit = reason, Event.RELEASED_FAILED
-        refused = self._refuse_load(entry, refusals.failed(entry))
+        error = refusals.failed(entry)
+        refused = [*self._drop_wish(entry, error.message), *self._turn_away(entry, error)]
         self._move(entry, Event.LOAD_FAILED)
         return [*refused, *self._stop(entry, now), *self._settle(now)]
 
@@ -372,8 +382,7 @@ class Pool(Scheduler):
             for lease in [each for each in entry.returning.values() if each.deadline <= now]:
                 effects.append(self._abandon(entry, lease))
             if entry.wish is not None and entry.wish.deadline <= now:
-                entry.wish = None
-                effects += self._warn(f"{entry.spec.name} is not preloaded: there was no room")
+                effects += self._drop_wish(entry, "there was no room")
             if entry.deadline is not None and entry.deadline <= now:
                 effects += self._overdue(entry, now)
             if entry.idle_at is not None and entry.idle_at <= now:

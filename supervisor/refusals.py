@@ -59,12 +59,9 @@ def failed(entry: Entry) -> ModelLoadFailed:
 
 
 def too_large(entry: Entry, budget: int) -> ModelTooLarge:
-    source = "measured" if entry.learned_bytes is not None else "estimated"
-    if entry.spec.memory_bytes is not None:
-        source = "configured"
     return ModelTooLarge(
-        f"The model `{entry.spec.name}` needs {gigabytes(entry.size)} ({source}), and all models "
-        f"together may use {gigabytes(budget)} here. Use a smaller or more quantized model, or "
+        f"The model `{entry.spec.name}` needs {gigabytes(entry.size)} ({entry.size_source}), and all "
+        f"models together may use {gigabytes(budget)} here. Use a smaller or more quantized model, or "
         "raise memory.budget.",
         param="model",
     )

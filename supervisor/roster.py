@@ -112,16 +112,26 @@ class Roster(Leases):
                 return self._back_off(entry, entry.backoff, now)
             self._move(entry, Event.BACKOFF_OVER)
         if entry.state is State.FAILED:
-            return self._refuse_waiting(entry, refusals.failed(entry))
+            return self._turn_away(entry, refusals.failed(entry))
         entry.reason = ""
         return []
 
     def _back_off(self, entry: Entry, seconds: float, now: float) -> list[Effect]:
         """CRASHED: the model keeps dying, and nobody loads it for a while."""
-        entry.backoff, entry.deadline, entry.wish = None, now + seconds, None
+        entry.backoff, entry.deadline = None, now + seconds
         name, deaths = entry.spec.name, self.rules.max_restarts
         said = self._warn(
             f"{name} has died {deaths} times within {self.rules.restart_window:g} s without a "
             f"token between: it is not loaded again for {seconds:.0f} s"
         )
-        return [*said, *self._refuse_waiting(entry, refusals.unavailable(entry, now))]
+        dropped = self._drop_wish(entry, "it keeps dying")
+        return [*said, *dropped, *self._turn_away(entry, refusals.unavailable(entry, now))]
+
+    def _learn(self, entry: Entry, measured: int) -> None:
+        """A load took so much: that is what the next one is charged, with room for requests. But
+        only the room that the budget leaves: a model that fits alone serves fewer requests rather
+        than none."""
+        room = entry.spec.headroom_bytes
+        if self.ledger.budget is not None:
+            room = max(0, min(room, self.ledger.budget - measured))
+        entry.learned_bytes = measured + room

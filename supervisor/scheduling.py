@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from supervisor import admission, eviction, refusals
-from supervisor.admission import Demand, Means, Room, Tenant
+from supervisor.admission import Demand, Means, Plan, Room, Tenant
 from supervisor.effects import Effect, Say
 from supervisor.entry import DrainCause, Entry, Limits, Rules, Spec
 from supervisor.errors import BulkheadError
@@ -85,13 +85,15 @@ class Scheduler(Roster):
         """A size that was learned, or estimated anew, may rule out what others wait for."""
         effects: list[Effect] = []
         for entry in self.entries.values():
-            if entry.state is not State.COLD or self.ledger.budget is None:
-                continue
-            if not self.ledger.can_ever_fit(entry.size):
-                entry.wish = None
-                error = refusals.too_large(entry, self.ledger.budget)
-                effects += self._refuse_waiting(entry, error)
+            if entry.state is State.COLD and not self.ledger.can_ever_fit(entry.size):
+                effects += self._rule_out(entry)
         return effects
+
+    def _rule_out(self, entry: Entry) -> list[Effect]:
+        """The model does not fit even alone: nobody waits for it any longer."""
+        assert self.ledger.budget is not None
+        error = refusals.too_large(entry, self.ledger.budget)
+        return [*self._drop_wish(entry, error.message), *self._refuse_waiting(entry, error)]
 
     def _loading_now(self) -> str | None:
         """The load that keeps generations waiting, if the gate is exclusive and there is one."""
@@ -116,20 +118,26 @@ class Scheduler(Roster):
     def _plan(self, now: float) -> list[Effect]:
         """Start the loads that may start, and make room for those that may not."""
         self._wake = None
-        demands = self._demands()
         gate, self._gate = self._gate, None
-        if not demands or self.shutting_down or self.level >= Level.HIGH:
+        if self.shutting_down or self.level >= Level.HIGH:
             return []
-        plan = admission.plan(demands, self._tenants(), self._room(), self.rules, now)
-        self._wake = plan.wake
         effects: list[Effect] = []
-        for unload in plan.unload:
-            effects += self._evict(self.entries[unload.victim], self.entries[unload.model], now)
+        while (plan := self._decide(now)).unload:
+            # Again: who waits longer may now find room with what goes for somebody else.
+            for unload in plan.unload:
+                effects += self._evict(self.entries[unload.victim], self.entries[unload.model], now)
+        self._wake = plan.wake
         if self.rules.load_gate == "exclusive":
             return [*effects, *self._start_alone(plan.start, gate, now)]
         for name in plan.start:
             effects += self._spawn(self.entries[name], now)
         return effects
+
+    def _decide(self, now: float) -> Plan:
+        demands = self._demands()
+        if not demands:
+            return Plan()
+        return admission.plan(demands, self._tenants(), self._room(), self.rules, now)
 
     def _start_alone(self, names: list[str], gate: Gate | None, now: float) -> list[Effect]:
         """Start the first of them, one load at a time, once no other model generates."""
@@ -240,10 +248,8 @@ class Scheduler(Roster):
                 effects += self._evict(self.entries[victim.model], entry, now)
             return effects
         effects += self._drain(entry, DrainCause.EVICTION, self.limits.drain, now)
-        if self.ledger.budget is not None and not self.ledger.can_ever_fit(entry.size):
-            entry.wish = None
-            error = refusals.too_large(entry, self.ledger.budget)
-            effects += self._refuse_waiting(entry, error)
+        if not self.ledger.can_ever_fit(entry.size):
+            effects += self._rule_out(entry)
         return effects
 
     def _clean_up(self, level: Level, now: float) -> list[Effect]:

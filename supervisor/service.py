@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from supervisor import leftovers, logs, readers, report, setting
+from supervisor import leftovers, logs, report, setting
 from supervisor.catalog import Catalog
 from supervisor.config import Config
 from supervisor.control import Control
@@ -27,7 +27,6 @@ from supervisor.feed import Feed
 from supervisor.fleet import Fleet
 from supervisor.gatekeeper import Gatekeeper
 from supervisor.lifecycle import State
-from supervisor.measured import Sizes
 from supervisor.paths import StateDir
 from supervisor.pool import (
     Bury,
@@ -36,6 +35,7 @@ from supervisor.pool import (
     Grant,
     Interrupt,
     Loaded,
+    Pool,
     Proceed,
     Refuse,
     Say,
@@ -46,6 +46,7 @@ from supervisor.pool import (
 from supervisor.pressure import Level
 from supervisor.process import Child, Launcher
 from supervisor.quarantine import Quarantine
+from supervisor.readers import Reader
 from supervisor.sizing import Sizing
 from supervisor.watch import Watch
 from supervisor.wire import frames
@@ -61,9 +62,9 @@ _UPKEEP_SECONDS = 10.0
 class Supervisor:
     """Owns the pool, the listening socket and every child of one instance.
 
-    `worker_module` is what worker processes run: the seam at which tests put the real worker
-    server around an engine that follows a script. `working_set` is the GPU's, in bytes; `reader`
-    reads the machine's memory, and `evidence` what the system knows of a death.
+    `pool` has every model and none loaded, with the sizes that `sizing` knows; `reader` reads the
+    machine's memory, and `evidence` what the system knows of a death. `worker_module` is what worker processes run: the seam at which tests put the
+    real worker server around an engine that follows a script.
     """
 
     def __init__(
@@ -73,19 +74,19 @@ class Supervisor:
         state: StateDir,
         listener: socket.socket,
         *,
+        pool: Pool,
+        sizing: Sizing,
+        reader: Reader,
         version: str,
         worker_module: str = WORKER_MODULE,
-        working_set: int | None = None,
-        reader: readers.Reader | None = None,
         evidence: Evidence | None = None,
     ) -> None:
         self._catalog = catalog
         self._state = state
         self._version = version
-        self._reader = reader or readers.for_platform()
-        budget = setting.budget(config.memory, self._reader.machine(), working_set)
-        self._sizing = Sizing(catalog, Sizes.load(state.sizes), budget)
-        self._pool = setting.pool(config, catalog, budget)
+        self._reader = reader
+        self._sizing = sizing
+        self._pool = pool
         self._quarantine = Quarantine.load(state.quarantine)
         self._pool.docket.restore(self._quarantine.guilty())
         self._feed = Feed()
@@ -130,9 +131,6 @@ class Supervisor:
         listening = await listen(str(self._state.control), frames.ToSupervisor, self._control.serve)
         upkeep = loop.create_task(self._upkeep())
         await self._coroner.files.recall()
-        for name in self._catalog.models:
-            self._measure(name)
-            self._recall(name)
         watch = loop.create_task(self._watch.run())
         try:
             self._gatekeeper.start()
@@ -152,6 +150,7 @@ class Supervisor:
             if not self._pool.shutting_down:
                 self._asked_to_stop()
             await self._stopped.wait()
+            self._count_uses()
             self._feed.close()  # or the gateway would wait for those who watch
             await self._gatekeeper.stop()
             await self._coroner.files.close()
@@ -238,7 +237,7 @@ class Supervisor:
             and entry.loaded_at == now
             and entry.load_seconds is not None
         ):
-            self._sizing.remember(model, size, entry.load_seconds, entry.use_count)
+            self._sizing.remember(model, size, entry.load_seconds)
 
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
         self.perform(self._pool.load_failed(model, generation, reason, time.monotonic()))
@@ -260,7 +259,6 @@ class Supervisor:
         if crash is not None:
             cause = crash.diagnosis.cause.value
             self._feed.tell("crash", model=model, generation=generation, id=crash.id, cause=cause)
-        self._sizing.used(model, self._pool.entries[model].use_count)
 
     # ── the machine's memory ─────────────────────────────────────────────────────────────────────
 
@@ -273,18 +271,6 @@ class Supervisor:
 
     def memory_unattributed(self, size: int) -> None:
         self.perform(self._pool.memory_seen(size, time.monotonic()))
-
-    def _measure(self, name: str) -> None:
-        """Tell the pool what the model's files need."""
-        need = self._sizing.need(name)
-        self.perform(self._pool.estimated(name, need.estimate, need.headroom, time.monotonic()))
-
-    def _recall(self, name: str) -> None:
-        """What earlier runs have learned of the model."""
-        known = self._sizing.remembered(name)
-        if known is not None:
-            learned = known.memory_bytes + self._sizing.need(name).headroom
-            self._pool.recall(name, known.use_count, known.load_seconds, learned)
 
     def _mourn(self, model: str, generation: int, how: str) -> None:
         """Name those who were in a worker that dies unasked."""
@@ -307,7 +293,8 @@ class Supervisor:
         if entry.state is State.FAILED:
             log.info("the files of model %s have changed; it may be loaded again", model)
             self._pool.changed(model)
-        self._measure(model)
+        need = self._sizing.need(model)
+        self.perform(self._pool.estimated(model, need.estimate, need.headroom, time.monotonic()))
 
     def keyed(self, digest: bytes) -> bytes:
         return self._quarantine.keyed(digest)
@@ -347,12 +334,13 @@ class Supervisor:
             # A full disk must not stand between a death and what follows from it.
             log.error("cannot record the running processes: %s", error)
 
+    def _count_uses(self) -> None:
+        self._sizing.count({name: e.use_count for name, e in self._pool.entries.items()})
+
     async def _upkeep(self) -> None:
         while True:
             await asyncio.sleep(_UPKEEP_SECONDS)
-            for name, entry in self._pool.entries.items():
-                if entry.state is State.READY:
-                    self._sizing.used(name, entry.use_count)
+            self._count_uses()
             logs.cut_to_tail(path for child in self._children() for path in child.files)
 
 

@@ -1,22 +1,29 @@
-"""The configuration as the pool has it: rules, limits, thresholds and the budget in bytes."""
+"""The configuration as the pool has it: rules, limits, thresholds, sizes and the budget in bytes."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 
 from supervisor.catalog import Catalog
-from supervisor.config import Config, Memory
+from supervisor.config import Config, ConfigError, Memory
 from supervisor.ledger import auto_budget
-from supervisor.pool import Limits, Pool, ReleaseRule, Rules
+from supervisor.pool import Limits, Pool, ReleaseRule, Rules, Spec
 from supervisor.pressure import Thresholds
 from supervisor.readers import Machine
+from supervisor.refusals import gigabytes
+from supervisor.sizing import Sizing
 
 
-def pool(config: Config, catalog: Catalog, budget: int | None) -> Pool:
-    """A pool with every model and none loaded. `budget` in bytes, None = unlimited."""
+def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
+    """A pool with every model and none loaded, and what is known of each. Reads their files.
+
+    Raises ConfigError when what is to be loaded together can't be, see `check_together`.
+    """
     memory, recovery = config.memory, config.recovery
-    return Pool(
-        (catalog.spec(name) for name in catalog.models),
+    made = Pool(
+        (_spec(name, catalog, sizing) for name in catalog.models),
         default_model=config.server.default_model,
         limits=Limits(load_stall=memory.load_stall_seconds, drain=memory.drain_seconds),
         rules=Rules(
@@ -36,8 +43,36 @@ def pool(config: Config, catalog: Catalog, budget: int | None) -> Pool:
             restart_window=recovery.restart_window,
             backoff_max=recovery.backoff_max,
         ),
-        budget=budget,
+        budget=sizing.budget,
     )
+    for name in catalog.models:
+        known = sizing.remembered(name)
+        seconds, size = (known.load_seconds, known.memory_bytes) if known else (None, None)
+        made.recall(name, sizing.uses(name), seconds, size)
+    models = catalog.models.items()
+    check_together(made, "pinned models", [name for name, model in models if model.pin])
+    check_together(made, "models to preload", [name for name, model in models if model.preload])
+    return made
+
+
+def check_together(pool: Pool, what: str, names: Sequence[str]) -> None:
+    """Raises ConfigError unless these models fit the budget all at once, as far as their sizes are
+    known: one of them could never be loaded, or would not be at start."""
+    entries = [pool.entries[name] for name in names]
+    needed, budget = sum(entry.size for entry in entries), pool.ledger.budget
+    if budget is None or needed <= budget:
+        return
+    each = ", ".join(f"{e.spec.name} {gigabytes(e.size)} ({e.size_source})" for e in entries)
+    raise ConfigError(
+        f"memory.budget: {gigabytes(budget)} are too little for the {what}, which need "
+        f"{gigabytes(needed)} together: {each}. Choose fewer or smaller ones, lower their "
+        "max_concurrency or context, set their `memory`, or raise the budget."
+    )
+
+
+def _spec(name: str, catalog: Catalog, sizing: Sizing) -> Spec:
+    need = sizing.need(name)
+    return replace(catalog.spec(name), estimate_bytes=need.estimate, headroom_bytes=need.headroom)
 
 
 def budget(memory: Memory, machine: Machine, working_set: int | None) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from supervisor.catalog import Catalog, Fingerprint
@@ -31,7 +32,8 @@ class Need:
 
 
 class Sizing:
-    """Reads models' files, anew when they change; remembers what loads took. Blocks on files.
+    """Reads models' files, anew when they change; remembers what loads took and how often
+    models were used. Blocks on files.
 
     `budget` is that of all models, bytes, None = unlimited. A model gets room for as many requests
     as may run at once, but on a machine that is too small for that only what the budget leaves:
@@ -39,12 +41,10 @@ class Sizing:
     """
 
     def __init__(self, catalog: Catalog, sizes: Sizes, budget: int | None) -> None:
-        self._budget = budget
+        self.budget = budget
         self._catalog = catalog
         self._sizes = sizes
         self._seen: dict[str, tuple[Fingerprint, Need]] = {}
-        self._written: dict[str, int] = {}
-        """Use counts as the file has them: most calls of `used` bring nothing new."""
 
     def need(self, name: str) -> Need:
         """What the model needs; nothing is known of files that are missing or broken, which the
@@ -64,21 +64,18 @@ class Sizing:
         """The last load of these very files, of this run or an earlier one."""
         return self._sizes.get(self._key(name))
 
-    def remember(self, name: str, memory_bytes: int, load_seconds: float, use_count: int) -> None:
-        """A load took so much, and the model had so many requests. Never raises."""
-        measurement = Measurement(name, memory_bytes, load_seconds, time.time(), use_count)
+    def remember(self, name: str, memory_bytes: int, load_seconds: float) -> None:
+        """A load took so much. Never raises."""
+        measurement = Measurement(name, memory_bytes, load_seconds, time.time())
         self._sizes.remember(self._key(name), measurement)
 
-    def used(self, name: str, use_count: int) -> None:
-        """The model had so many requests; told when its worker ends."""
-        if self._written.get(name) == use_count:
-            return
-        known = self.remembered(name)
-        if known is None:
-            return
-        if known.use_count != use_count:
-            self.remember(name, known.memory_bytes, known.load_seconds, use_count)
-        self._written[name] = use_count
+    def uses(self, name: str) -> int:
+        """Requests that the model has had, in all runs and whatever its files were."""
+        return self._sizes.uses(name)
+
+    def count(self, uses: Mapping[str, int]) -> None:
+        """The models have had so many requests. Never raises."""
+        self._sizes.count(uses)
 
     def _key(self, name: str) -> str:
         model = self._catalog.models[name]
@@ -96,7 +93,7 @@ class Sizing:
             found.total(typical, self._catalog.concurrency(name)),
             found.total(min(context, _LONG_TOKENS), 1),
         )
-        if self._budget is not None:
+        if self.budget is not None:
             least = found.total(typical, 1)
-            total = max(least, min(total, int(self._budget * _BUDGET_SHARE)))
+            total = max(least, min(total, int(self.budget * _BUDGET_SHARE)))
         return Need(total, total - found.loaded)

@@ -271,7 +271,7 @@ class Books:
         if error.code == "model_too_large":
             size = self.models[request.model].size
             check(self.budget is not None and size > self.budget, "it could fit")
-        displaced = error.code == "queue_full" and self.doing == "acquire"
+        displaced = error.code == "queue_full" and self.doing in ("acquire", "load")
         stalled = error.code == "model_loading" and "progress" in error.message
         if error.code in HOLD_CODES and not displaced and not stalled:
             check(request.deadline <= self.now, f"{error.code} before the hold was over")
@@ -318,9 +318,8 @@ class Books:
             check(entry.use_count == model.uses, f"{name}: {entry.use_count} uses")
             check((state in HAS_PROCESS) == (process is not None), f"{name} is {state}")
             check(state is not State.CRASHED, f"{name} stays crashed")
-            by_hand = sum(self.requests[i].by_hand for i in waiting)
-            requests = len(waiting) + len(granted) - by_hand
-            check(requests <= model.spec.capacity, f"{name}: {requests} requests")
+            taken = len(waiting) + len(granted)
+            check(taken <= model.spec.capacity, f"{name}: {taken} run or wait")
             check(entry.pinned == model.pinned, f"{name}: pinned {entry.pinned}")
             if process is not None:
                 self._compare_process(name, process, state, before)
@@ -330,7 +329,6 @@ class Books:
                 check(
                     state is not State.FAILED and not self.shutdowns, f"{name}: waits for nothing"
                 )
-                # Leases by hand come after requests.
             if state in (State.LOADING, State.DRAINING, State.RELEASING):
                 check(entry.deadline is not None, f"{name} is {state} without end")
             if state is State.DRAINING:
@@ -345,6 +343,8 @@ class Books:
                 model.wish_until = None
             self.last_state[name] = state
         check(len(pool._leases) == open_leases, "leases that nobody knows")
+        limit = self.rules.max_requests
+        check(not limit or open_leases <= limit, "more than max_requests run or wait")
         total = sum(charge.bytes for charge in pool.ledger.charges.values())
         check(pool.ledger.charged == total, "Σ charges is wrong")
         due = pool.next_deadline()
@@ -447,71 +447,83 @@ class Books:
         ]
         if queue:
             since, name = min(queue)
-            if entries[name].state is State.COLD and sum(at == since for at, _ in queue) == 1:
+            if entries[name].state is State.COLD:
                 self._check_first(name, since, closed)
         if len(queue) > 1:
             first, second, *_ = sorted(queue)
             self._check_second(first, second, closed)
 
+    def _takeable(self) -> list[Process]:
+        """Ready models that may be taken now, busy ones among them."""
+        return [
+            process
+            for name, process in self.processes.items()
+            if self.pool.entries[name].state is State.READY
+            and not self.models[name].pinned
+            and self.safe_until(process) <= self.now
+        ]
+
+    def _room(self) -> tuple[float, int, float, int]:
+        """Bytes and places that are free, and that will be once those have gone who leave."""
+        entries, ledger = self.pool.entries.values(), self.pool.ledger
+        budget = float("inf") if self.budget is None else float(self.budget)
+        free = budget - ledger.charged
+        leaving = [entry for entry in entries if entry.state in LEAVING]
+        occupied = sum(e.state in HAS_PROCESS or e.state is State.RELEASING for e in entries)
+        places = (self.rules.max_loaded or len(self.models) + 1) - occupied
+        coming = free + sum(ledger.of(entry.key) for entry in leaving)
+        return free, places, coming, places + len(leaving)
+
     def _check_first(self, name: str, since: float, closed: bool) -> None:
         """`name` is first in the queue of models: has everything been done for it?"""
-        model, entries = self.models[name], self.pool.entries
+        model = self.models[name]
         # A preload that was there before keeps its turn.
         if any(m.wish_until is not None for m in self.models.values()):
             return
-        slots = self.rules.max_loaded or len(entries) + 1
-        occupied = sum(
-            e.state in HAS_PROCESS or e.state is State.RELEASING for e in entries.values()
-        )
-        leaving = [n for n, e in entries.items() if e.state in LEAVING]
-        ledger = self.pool.ledger
-        budget = float("inf") if self.budget is None else float(self.budget)
-        free = budget - ledger.charged
-        places = slots - occupied
+        free, places, coming, places_coming = self._room()
         if model.size <= free and places >= 1:
             check(closed, f"{name} fits and is not loaded")
             return
-        coming = free + sum(ledger.of(entries[n].key) for n in leaving)
-        places += len(leaving)
-        ready = [
-            p
-            for n, p in self.processes.items()
-            if entries[n].state is State.READY
-            and not self.models[n].pinned
-            and self.safe_until(p) <= self.now
-        ]
-        idle = [p for p in ready if not entries[p.model].in_use]
+        if model.size <= coming and places_coming >= 1:
+            return
+        ready = self._takeable()
+        idle = [p for p in ready if not self.pool.entries[p.model].in_use]
         late = [
             p
             for p in ready
             if p in idle or since + self.patience(model, self.models[p.model]) <= self.now
         ]
         for who, what in ((idle, "idle models are kept"), (late, "busy ones are kept for ever")):
-            bytes_, count = coming + sum(p.charge for p in who), places + len(who)
-            was_coming = model.size <= coming and places >= 1
+            enough = model.size <= coming + sum(p.charge for p in who)
             check(
-                was_coming or model.size > bytes_ or count < 1,
+                not enough or places_coming + len(who) < 1,
                 f"{name} waits since {since} while {what}: {[p.model for p in who]}",
             )
 
     def _check_second(
         self, first: tuple[float, str], second: tuple[float, str], closed: bool
     ) -> None:
-        """Who fits beside may overtake one that can't be served yet and still has patience."""
-        (since, name), (later, other) = first, second
-        entries, ledger = self.pool.entries, self.pool.ledger
-        patience = 1.0 if self.rules.max_wait is None else self.rules.max_wait
+        """Room that comes for the first is not the second's, who gets its own; and who fits beside
+        may overtake one that can't be served yet and still has patience."""
+        (since, name), (_, other) = first, second
         wishes = any(m.wish_until is not None for m in self.models.values())
-        both_cold = entries[name].state is entries[other].state is State.COLD
-        if closed or wishes or not both_cold or self.now >= since + patience or since == later:
+        both_cold = all(self.pool.entries[n].state is State.COLD for n in (name, other))
+        if closed or wishes or not both_cold:
             return
-        budget = float("inf") if self.budget is None else float(self.budget)
-        free = budget - ledger.charged
-        leaving = [e for e in entries.values() if e.state in LEAVING]
-        slots = self.rules.max_loaded or len(entries) + 1
-        occupied = sum(e.state in HAS_PROCESS for e in entries.values())
-        places = slots - occupied - sum(e.state is State.RELEASING for e in entries.values())
-        coming = free + sum(ledger.of(e.key) for e in leaving)
-        kept = self.models[name].size <= coming and places + len(leaving) >= 1
-        fits = self.models[other].size <= free and places >= 1
-        check(kept or not fits, f"{other} fits and waits behind {name}")
+        size = self.models[other].size
+        free, places, coming, places_coming = self._room()
+        if self.models[name].size <= coming and places_coming >= 1:
+            coming, places_coming = coming - self.models[name].size, places_coming - 1
+            if size <= coming and places_coming >= 1:
+                return
+            idle = [p for p in self._takeable() if not self.pool.entries[p.model].in_use]
+            enough = size <= coming + sum(p.charge for p in idle)
+            check(
+                not enough or places_coming + len(idle) < 1,
+                f"{other} waits behind {name} while idle models are kept",
+            )
+            return
+        patience = 1.0 if self.rules.max_wait is None else self.rules.max_wait
+        if self.now < since + patience:
+            fits = size <= free and places >= 1
+            check(not fits, f"{other} fits and waits behind {name}")

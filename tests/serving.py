@@ -51,7 +51,7 @@ class Answer:
             return str(self.json["choices"][0]["message"]["content"])
         chunks = [json.loads(event) for event in self.events if event != "[DONE]"]
         choices = [choice for chunk in chunks for choice in chunk.get("choices", ())]
-        return "".join(choice["delta"].get("content", "") for choice in choices)
+        return "".join(choice["delta"].get("content") or "" for choice in choices)
 
 
 class Streaming:

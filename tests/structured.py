@@ -25,7 +25,7 @@ import numpy as np
 from jsonschema import Draft202012Validator
 
 from supervisor.wire.frames import Generate, Structure, Text
-from worker.grammar import Grammar, Grammars, fill
+from worker.grammar import Grammar, Grammars, Native, fill
 
 SCHEMAS = Path(__file__).parent / "schemas"
 LIMIT = 600
@@ -127,11 +127,11 @@ def request(schema: object) -> Generate:
 
 def constraint(schema: object, kind: str = "bytes") -> Grammar:
     made = grammars(kind).compile(request(schema))
-    assert made is not None
+    assert isinstance(made, Grammar)
     return made
 
 
-def allowed(grammar: Grammar) -> list[int]:
+def allowed(grammar: Grammar | Native) -> list[int]:
     """The token ids that may come next."""
     row = fill([grammar], grammar.vocabulary.words)[0]
     return [int(i) for i in np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))]

@@ -51,6 +51,20 @@ def test_usage_errors_exit_2_without_a_traceback(arguments: list[str], tmp_path:
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize("key", ["pin", "preload"])
+def test_pins_or_preloads_above_the_budget_exit_2_with_the_figures(
+    key: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "b.toml"
+    file.write_text(f'[models.a]\nsource = "demo"\n{key} = true\nmemory = "5GB"\n')
+    done = bulkhead("serve", "--config", str(file), "--ram-budget", "4GB", state=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("bulkhead: memory.budget: 4.0 GB are too little for the ")
+    assert "a 5.0 GB (configured)" in line
+
+
 def test_config_error_names_the_key(tmp_path: Path) -> None:
     file = tmp_path / "b.toml"
     file.write_text("[server]\nprot = 1\n")

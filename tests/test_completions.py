@@ -70,6 +70,17 @@ def test_choices_of_a_chat(client: openai.OpenAI) -> None:
     assert answer.usage.completion_tokens == 12
 
 
+def test_as_many_choices_as_allowed(client: openai.OpenAI) -> None:
+    """A few at a time, of which the answer shows nothing."""
+    answer = client.chat.completions.create(
+        model="words", messages=[{"role": "user", "content": "hello"}], n=128, max_tokens=2
+    )
+    assert [choice.index for choice in answer.choices] == list(range(128))
+    assert {choice.message.content for choice in answer.choices} == {text_of(2)}
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens == 256
+
+
 def test_choices_of_a_stream(client: openai.OpenAI) -> None:
     texts, reasons, last = ["", "", ""], {}, None
     for chunk in client.chat.completions.create(

@@ -209,7 +209,8 @@ def test_death_while_draining(tmp_path: Path, pool: ThreadPoolExecutor) -> None:
             assert server.process.wait(DEADLINE) == 0
 
 
-def test_last_words_are_kept(tmp_path: Path) -> None:
+def test_last_words_are_kept_also_through_restarts(tmp_path: Path) -> None:
+    """omlx#1106: what a crash left was gone after the restart."""
     with scripted(tmp_path, deeds={"decode": "raise"}) as server:
         (hit,) = start_load(server, 1)
         hit.answer()
@@ -217,6 +218,10 @@ def test_last_words_are_kept(tmp_path: Path) -> None:
         assert server.chat("victim", max_tokens=2).status == 200
         # Each incarnation has files of its own.
         assert len(list((tmp_path / "s/logs").glob("worker.victim.*.stderr"))) == 2
+    with serving(tmp_path / "s", scripted=True, config=config_for(tmp_path)) as server:
+        assert server.chat("victim", max_tokens=2).status == 200
+        assert "RuntimeError: planned" in server.worker_log("victim")
+        assert "worker victim#1 died" in server.log()
 
 
 def test_abort_leaves_stacks(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.cli import FILES
 from supervisor.config import Memory
 from supervisor.pool import Limits
+from supervisor.serve import FILES
 from supervisor.wire.stream import BACKLOG
 
 DEPLOY = Path(__file__).resolve().parent.parent / "deploy"

@@ -434,12 +434,13 @@ class Scripted:
 
     def __init__(self, frames: Sequence[Any]) -> None:
         self._frames = iter(frames)
-        self.asked: list[Embed] = []
+        self.requests: list[Embed] = []
         self.recoveries = 0
+        self.asked = ""
         self.closed = False
 
     async def start(self, request: Embed, model: str, hold: float, digest: bytes) -> Scripted:
-        self.asked.append(request)
+        self.requests.append(request)
         return self
 
     async def receive_vector(self) -> Any:

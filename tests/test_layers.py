@@ -175,7 +175,7 @@ def test_a_bad_habit_is_found(source: str) -> None:
     ("modules", "absent"),
     [
         (
-            ("supervisor.cli", "supervisor.service", "supervisor.child"),
+            ("supervisor.cli", "supervisor.serve", "supervisor.child"),
             ("aiohttp", "uvloop", "mlx", "mlx_lm", "gateway", "worker"),
         ),
         (("gateway.main",), ("mlx", "mlx_lm", "worker")),

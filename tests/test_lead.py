@@ -1,4 +1,4 @@
-"""Answers under a schema from their first token: grammar, lead and transcript together."""
+"""Answers under a grammar from their first token: grammar, lead and transcript together."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import pytest
 from supervisor.errors import UnsupportedValue
 from supervisor.wire.frames import Calling, Chat, Generate, Structure
 from tests import structured_served
-from tests.structured import allowed
-from tests.test_tools import (
+from tests.dialects import (
     FUNCTION_GEMMA,
     GEMMA4,
     GLM,
@@ -33,11 +32,13 @@ from tests.test_tools import (
     transcripts,
     wrapper,
 )
+from tests.structured import allowed
 from worker.grammar import Grammar, Grammars
 from worker.lead import Marks
 from worker.transcript import AnyTranscript, Transcripts
 
 AUTO = Calling("auto", ("f", "g"))
+FORCED = Calling("required", ("f", "g"))
 ONE = Calling("auto", ("f", "g"), parallel=False)
 TAGGED = '{"tag": "<think>", "b": 1}'
 CALLED = '{"name": "f", "parameters": {"a": 1, "b": "x"}}'
@@ -78,13 +79,14 @@ def begin(
     prompt: str = "",
     stop: Sequence[str] = (),
 ) -> tuple[Grammar, AnyTranscript]:
+    """`schema` None = none."""
     request = Generate(
         "r", Chat([], TOOLS), 0.0, stop=tuple(stop), calling=calling,
-        structure=Structure(json.dumps(schema)),
+        structure=None if schema is None else Structure(json.dumps(schema)),
     )  # fmt: skip
     tokens = written(model, prompt) if prompt else []
     grammar = grammars(model).compile(request, tokens)
-    assert grammar is not None
+    assert isinstance(grammar, Grammar)
     return grammar, transcripts(model).make(request, tokens)
 
 
@@ -309,6 +311,91 @@ def test_calls_that_can_t_be_told_from_answers_are_refused(model: Model) -> None
         begin(model, {"type": "object"}, AUTO)
     assert caught.value.param == "response_format"
     begin(model, {"type": "object"})
+
+
+# ── calls that are demanded ──────────────────────────────────────────────────────────────────────
+
+ARRAY = '[{"name": "f", "arguments": {"a": 1, "b": "x"}}]'
+HARMONY_CALL = f"<|channel|>commentary to=functions.f <|constrain|>json<|message|>{F[1]}"
+UNMARKED = Model(HERMES.template)
+"""Its markers are no tokens."""
+DEMANDED = [
+    (THINKING, "<think>", "</think>\n", HERMES_CALL, [F]),
+    (LONGCAT, "<longcat_think>", "</longcat_think>\n", ARRAY, [F]),
+    (GEMMA4, "<|channel>thought\n", "<channel|>", ARRAY, [F]),
+    (KIMI_K3, "<|open|>think<|sep|>", "<|close|>think<|sep|>", ARRAY, [F]),
+    (GPT_OSS, "<|channel|>analysis<|message|>", "<|end|><|start|>assistant", HARMONY_CALL, [F]),
+    (GPT_OSS, "<|channel|>analysis<|message|>", "<|end|>", HARMONY_CALL, [F]),
+]
+
+
+@pytest.mark.parametrize(("model", "start", "end", "text", "calls"), DEMANDED)
+def test_thinking_before_demanded_calls_ends_with_its_token(
+    model: Model, start: str, end: str, text: str, calls: list[Any]
+) -> None:
+    """Letters spell markers and calls as well: to neither grammar nor transcript do they count."""
+    thought = f"a {end.strip()} {text[:36]} {start}b"
+    tokens = [*spelled(model, thought), *written(model, end + text)]
+    expected = Seen("", calls, "tool_calls", thought)
+    seen, grammar = follow(model, [*written(model, start), *tokens], None, FORCED)
+    assert seen == expected
+    assert grammar.complete
+    assert follow(model, tokens, None, FORCED, prompt=f"x{start}")[0] == expected
+    # It need not think.
+    seen, _ = follow(model, written(model, text), None, FORCED)
+    assert seen == Seen("", calls, "tool_calls")
+
+
+def test_a_call_that_its_grammar_knows_ends_thinking() -> None:
+    tokens = [*written(THINKING, "<think>I call."), *written(THINKING, HERMES_CALL)]
+    seen, grammar = follow(THINKING, tokens, None, FORCED)
+    assert seen == Seen("", [F], "tool_calls", "I call.")
+    assert grammar.complete
+    # Nothing else is one in a form that the grammar does not describe.
+    thought = written(GLM_THINKING, f"<think>I call.{GLM_CALL}")
+    seen, grammar = follow(
+        GLM_THINKING, [*thought, *written(GLM_THINKING, "</think>" + ARRAY)], None, FORCED
+    )
+    assert seen == Seen("", [F], "tool_calls", f"I call.{GLM_CALL}")
+
+
+@pytest.mark.parametrize(
+    ("model", "text"),
+    [
+        (HERMES, HERMES_CALLS), (UNMARKED, HERMES_CALL), (PLAIN, ARRAY), (GPT_OSS, HARMONY_CALL),
+        (THINKING, f"<think>Hm.</think>{HERMES_CALL}"), (LLAMA, ARRAY), (MISTRAL, ARRAY),
+        (GPT_OSS, f"{HARMONY}{HARMONY_CALL}"),
+    ],
+)  # fmt: skip
+def test_a_demanded_call_that_is_cut_is_one_as_far_as_it_came(model: Model, text: str) -> None:
+    tokens, told = written(model, text), []
+    for size in range(len(tokens) + 1):
+        _, transcript = begin(model, None, FORCED)
+        deltas = [*map(transcript.push, tokens[:size]), transcript.finish(cut=True)]
+        assert not any(delta.text for delta in deltas)
+        pieces = [call for delta in deltas for call in delta.calls]
+        told.append([(call.name, call.index) for call in pieces if call.name])
+        before = "".join(call.arguments for call in pieces if not call.index)
+        assert F[1].startswith(before)
+        if model is not GPT_OSS:
+            assert bool(told[-1]) == ('"name": "f"' in wrapper(model).decode(tokens[:size]))
+    assert told[-1][0] == ("f", 0)
+    assert sum(1 for each in told if each) > len(F[1])
+
+
+def test_harmonys_demanded_call_is_one_of_the_tools() -> None:
+    grammar, _ = begin(GPT_OSS, None, FORCED)
+    (channel, start), (end,) = written(GPT_OSS, "<|channel|><|start|>"), written(GPT_OSS, "<|end|>")
+    assert set(allowed(grammar)) == {channel, start}
+    grammar.push(channel)
+    assert set(allowed(grammar)) == {*spelled(GPT_OSS, "a"), *spelled(GPT_OSS, "c")}
+    for token in spelled(GPT_OSS, "commentary to=functions."):
+        grammar.push(token)
+    assert set(allowed(grammar)) == {*spelled(GPT_OSS, "f"), *spelled(GPT_OSS, "g")}
+    assert (
+        Marks(wrapper(GPT_OSS)).ending([channel, end, start, *spelled(GPT_OSS, "assistant")])
+        == "before"
+    )
 
 
 # ── the prompt's end ─────────────────────────────────────────────────────────────────────────────

@@ -41,9 +41,43 @@ def test_a_full_file_can_be_read_back(tmp_path: Path) -> None:
     path = tmp_path / "sizes.json"
     long_names = Measurement("m" * 200, 2**49, 999_999.5, 1_769_000_000.123)
     full = {f"{i:032}": long_names for i in range(MAX_ENTRIES)}
-    Sizes(path, full).remember("last", SEEN)
+    sizes = Sizes(path, full)
+    sizes.count({f"{i:0200}": 2**53 - 1 for i in range(MAX_ENTRIES)})
+    sizes.remember("last", SEEN)
     assert path.stat().st_size < MAX_FILE_BYTES
-    assert len(Sizes.load(path)) == MAX_ENTRIES
+    again = Sizes.load(path)
+    assert len(again) == MAX_ENTRIES
+    assert again.uses("0" * 200) == 2**53 - 1
+
+
+def test_uses_survive_a_restart_and_are_written_when_they_are_news(tmp_path: Path) -> None:
+    path = tmp_path / "sizes.json"
+    sizes = Sizes.load(path)
+    sizes.count({"coder": 0})
+    assert not path.exists()
+    sizes.count({"coder": 7, "fast": 1})
+    sizes.remember("a", SEEN)
+    again = Sizes.load(path)
+    assert [again.uses(name) for name in ("coder", "fast", "other")] == [7, 1, 0]
+    path.unlink()
+    again.count({"coder": 7})
+    assert not path.exists()
+
+
+def test_the_uses_that_changed_least_recently_are_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "sizes.json"
+    sizes = Sizes.load(path)
+    sizes.count({str(i): 1 for i in range(MAX_ENTRIES)})
+    sizes.count({"0": 2, "new": 1})
+    for seen in (sizes, Sizes.load(path)):
+        assert [seen.uses(name) for name in ("0", "1", "2", "new")] == [2, 0, 1, 1]
+
+
+def test_what_cannot_be_a_count_is_not_believed(tmp_path: Path) -> None:
+    path = tmp_path / "sizes.json"
+    uses = {"a": -1, "b": 2**53, "c": 3}
+    path.write_text(json.dumps({"version": 1, "sizes": {}, "uses": uses}))
+    assert [Sizes.load(path).uses(name) for name in "abc"] == [0, 0, 3]
 
 
 @pytest.mark.parametrize(
@@ -58,6 +92,7 @@ def test_a_full_file_can_be_read_back(tmp_path: Path) -> None:
         b'{"version": 2, "sizes": {}}',
         b'{"version": 1, "sizes": {"a": {"model": "x"}}}',
         b'{"version": 1, "sizes": {"a": 7}}',
+        b'{"version": 1, "sizes": {}, "uses": {"a": "many"}}',
     ],
 )
 def test_a_corrupt_file_is_as_good_as_none(

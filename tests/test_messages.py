@@ -19,7 +19,7 @@ from supervisor.errors import (
     UnsupportedValue,
 )
 from supervisor.wire.frames import Call, Calling, Chat, End, Token
-from tests.test_openai import SECRET, USER, chat, nested, refusal, schema_format
+from tests.openai_bodies import SECRET, USER, chat, nested, refusal, schema_format
 
 
 def of_chat(*messages: Any) -> list[dict[str, Any]]:
@@ -278,8 +278,12 @@ def allowed(mode: str, *names: str) -> dict[str, Any]:
         ),
         ({"tool_choice": "none"}, "", None),
         ({"tool_choice": tool("g")}, "fgh", Calling("required", ("g",), False)),
-        ({"tool_choice": allowed("auto", "h", "f")}, "fh", Calling("auto", ("f", "h"))),
-        ({"tool_choice": allowed("required", "g")}, "g", Calling("required", ("g",))),
+        (
+            {"tool_choice": allowed("auto", "h", "f")},
+            "fh",
+            Calling("auto", ("f", "h"), places=(0, 2)),
+        ),
+        ({"tool_choice": allowed("required", "g")}, "g", Calling("required", ("g",), places=(1,))),
         (
             {"response_format": {"type": "json_object"}},
             "fgh",
@@ -333,7 +337,7 @@ PARAMETERS = "tools[0].function.parameters"
         ({"tools": [tool("f", parameters=SECRET)]}, InvalidType, PARAMETERS),
         ({"tools": [tool("f", parameters=[])]}, InvalidType, PARAMETERS),
         ({"tools": [tool("f", parameters={"maximum": 2**70})]}, InvalidValue, PARAMETERS),
-        ({"tools": [tool("f", parameters=nested(NESTING_MAX))]}, InvalidValue, PARAMETERS),
+        ({"tools": [tool("f", parameters=nested(NESTING_MAX + 1))]}, InvalidValue, PARAMETERS),
         ({"tools": [tool("f", strict=SECRET)]}, InvalidType, "tools[0].function.strict"),
         ({"tools": [tool("f", other=1)]}, UnsupportedParameter, "tools[0].function.other"),
         ({"tools": [tool("f")] * (TOOLS_MAX + 1)}, InvalidValue, "tools"),

@@ -172,3 +172,41 @@ def test_a_model_that_always_dies_is_left_alone_for_a_while(words: Path, tmp_pat
         # Asked by hand it is tried at once, and lives this time.
         assert server.request("POST", "/admin/models/stormy/load").status == 200
         assert complete(server, "stormy", prompt="x").status == 200
+
+
+FALLBACK = """
+[server]
+port = 0
+[models.first]
+source = "{first}"
+fallback = "second"
+env = {{ FAKE_DEATHS = "{deaths}" }}
+[models.second]
+source = "{second}"
+"""
+
+
+@pytest.mark.parametrize(("deaths", "deed"), [("0 0 0", ""), ("- -", "unloadable")])
+def test_a_fallback_serves_what_is_unavailable_and_says_so(
+    words: Path, tmp_path: Path, deaths: str, deed: str
+) -> None:
+    """Seed 001: a silent one let its user believe for days that the large model answered."""
+    first = Script(deeds={"load": deed} if deed else {}).write(tmp_path / "first")
+    config = FALLBACK.format(first=first, second=words, deaths=deaths)
+    with serving(tmp_path / "s", scripted=True, config=config) as server:
+        for _ in range(2):  # the one that finds out, and one that comes later
+            answer = server.chat("first", max_tokens=5)
+            assert answer.text == text_of(5)
+            assert answer.json["model"] == "second"
+            assert answer.headers["x-bulkhead-model"] == "second"
+            assert answer.headers["x-bulkhead-fallback"] == "first"
+        assert "asked for first and is served by its fallback second" in server.log()
+        assert "x-bulkhead-fallback" not in server.chat("second", max_tokens=1).headers
+
+
+def test_a_fallback_does_not_serve_what_merely_loads(words: Path, tmp_path: Path) -> None:
+    config = FALLBACK.format(first=words, second=words, deaths="0")
+    with serving(tmp_path / "s", scripted=True, config=config) as server:
+        answer = server.chat("first", max_tokens=5)
+        assert answer.headers["x-bulkhead-worker"] == "first#2"
+        assert "x-bulkhead-fallback" not in answer.headers

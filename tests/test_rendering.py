@@ -148,7 +148,7 @@ def test_a_chat_stream_is_what_the_sdk_expects(model: str, include_usage: bool) 
         assert last.usage.to_dict() == USAGE
     assert all(chunk.usage is None for chunk in chunks)
     choices = [chunk.choices[0] for chunk in chunks]
-    assert [choice.delta.content for choice in choices] == [*TEXTS, None]
+    assert [choice.delta.content for choice in choices] == [*(text or None for text in TEXTS), None]
     assert [choice.delta.role for choice in choices] == ["assistant"] + [None] * len(TEXTS)
     assert [choice.finish_reason for choice in choices] == [None] * len(TEXTS) + ["length"]
     assert {choice.index for choice in choices} == {0}
@@ -194,7 +194,10 @@ def test_any_name_and_any_text_come_through(model: str, texts: list[str], is_cha
     chunks = [json.loads(event) for event in data]
     assert {chunk["model"] for chunk in chunks} == {model}
     choices = [chunk["choices"][0] for chunk in chunks]
-    assert [c["delta"]["content"] if is_chat else c["text"] for c in choices] == texts
+    if is_chat:
+        assert [choice["delta"].get("content") or "" for choice in choices] == texts
+    else:
+        assert [choice["text"] for choice in choices] == texts
 
 
 # ── several choices ──────────────────────────────────────────────────────────────────────────────
@@ -288,7 +291,7 @@ def test_reasoning_is_streamed_under_both_names() -> None:
     deltas = [chunk.choices[0].delta.to_dict() for chunk in stream(THINKING)]
     assert deltas == [
         {"role": "assistant", "reasoning_content": "let me", "reasoning": "let me"},
-        {"content": ""},
+        {},
         {"reasoning_content": " see", "reasoning": " see"},
         {"reasoning_content": ".", "reasoning": ".", "content": "so"},
         {"content": " it is"},
@@ -347,6 +350,31 @@ def test_id_type_and_name_are_streamed_exactly_once() -> None:
     assert [chunk.choices[0].finish_reason for chunk in chunks][-1] == "tool_calls"
     # One chunk a token, one for the arguments that were never told, one for the end.
     assert len(chunks) == len(CALLING) + 2
+
+
+@pytest.mark.parametrize("after", [tokens_of(["so"]), CALLING])
+def test_until_it_is_known_what_comes_there_is_no_content(after: list[Token]) -> None:
+    """An empty content would begin a text, as it does in the AI SDK."""
+    held = [Token(8, ""), Token(9, ""), Token(10, "", logprobs=LOGPROBS[0])]
+    first, *others = [chunk.choices[0] for chunk in stream([*held, *after], CALLED)]
+    assert first.delta.to_dict() == {"role": "assistant", "content": None}
+    assert [other.delta.to_dict() for other in others[:2]] == [{}, {}]
+    assert others[1].logprobs is not None
+    said = [other.delta.content for other in others if "content" in other.delta.to_dict()]
+    assert said == (["so"] if after != CALLING else [])
+
+
+def test_arguments_that_the_length_has_cut_are_not_made_up() -> None:
+    cut, told = End("length", 3, 5), []
+    for end in (cut, CALLED):
+        message: Any = whole(CALLING[-1:], end).choices[0].message
+        (chunk, *more) = stream(CALLING[-1:], end)
+        pieces = [
+            piece for each in (chunk, *more) for piece in each.choices[0].delta.tool_calls or []
+        ]
+        streamed = "".join(piece.function.arguments or "" for piece in pieces if piece.function)
+        told.append((message.tool_calls[0].function.arguments, streamed))
+    assert told == [("", ""), ("{}", "{}")]
 
 
 def test_pieces_of_one_call_in_one_token_are_one_piece() -> None:
@@ -447,7 +475,7 @@ def test_log_probabilities_of_a_chat_stream() -> None:
         told = chunk.choices[0].logprobs
         expected = None if form is None else {"content": [form], "refusal": None}
         assert (told and told.to_dict()) == expected
-    assert [chunk.choices[0].delta.content for chunk in chunks] == ["Hé", "", "😀", "!", "plain"]
+    assert [chunk.choices[0].delta.content for chunk in chunks] == ["Hé", None, "😀", "!", "plain"]
 
 
 def test_log_probabilities_of_a_completion() -> None:

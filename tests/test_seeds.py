@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from typing import Any
 
 import pytest
@@ -14,9 +15,8 @@ from supervisor.pool import Pool
 from supervisor.pressure import Level
 from supervisor.readers import Machine
 from supervisor.report import render
-from tests.test_complaints import ask, done, loaded, make_pool, said, serve, states
+from tests.pools import GB, ask, done, loaded, said, serve, small_machine, states
 
-GB = 10**9
 CODER, PHI, DEEPSEEK = "qwen2.5-coder-32b", "phi3.5-mini-4k", "deepseek-r1-70b"
 USES = {CODER: 50, PHI: 5, DEEPSEEK: 2}
 LOADS = {CODER: 25.3, PHI: 8.2, DEEPSEEK: 90.0}
@@ -94,7 +94,7 @@ def test_keep_is_what_a_cleanup_leaves(keep: int, gone: int) -> None:
 
 def test_a_load_in_the_background_disturbs_nobody() -> None:
     """Seed 002, "Asynchronous load": another model generates meanwhile."""
-    pool = make_pool("a", "b", budget=20 * GB)
+    pool = small_machine("a", "b", budget=20 * GB)
     running = serve(pool, "a", 0.0)
     assert pool.acquire("r", "b", 60.0, 5.0)[1] == [Spawn("b", 1)]
     assert states(pool)["a"] is State.READY
@@ -102,7 +102,7 @@ def test_a_load_in_the_background_disturbs_nobody() -> None:
 
 
 def test_preloads_take_what_fits_and_evict_nobody() -> None:
-    pool = make_pool("a", "b", "c", budget=20 * GB)
+    pool = small_machine("a", "b", "c", budget=20 * GB)
     assert [done(pool.preload(name, 0.0)) for name in "abc"] == [
         [Spawn("a", 1)],
         [Spawn("b", 1)],
@@ -114,8 +114,21 @@ def test_preloads_take_what_fits_and_evict_nobody() -> None:
     assert set(states(pool).values()) == {State.READY, State.COLD}
 
 
+@pytest.mark.parametrize("how", ["no such file", "SIGKILL"])
+def test_a_preload_that_fails_is_a_warning(how: str) -> None:
+    pool = small_machine("a")
+    pool.preload("a", 0.0)
+    effects = [] if how == "SIGKILL" else pool.load_failed("a", 1, how, 1.0)
+    effects += pool.exited("a", 1, how, 2.0)
+    (warning,) = [effect for effect in effects if isinstance(effect, Say)]
+    assert warning.level == logging.WARNING
+    assert warning.text.startswith("a is not preloaded: ")
+    assert how in warning.text
+    assert pool.next_deadline() is None  # it is not tried again
+
+
 def test_a_preload_above_the_budget_is_a_warning() -> None:
-    pool = make_pool("a", budget=GB)
+    pool = small_machine("a", budget=GB)
     assert "a is not preloaded: " in said(pool.preload("a", 0.0))
     assert states(pool)["a"] is State.COLD
 
@@ -126,7 +139,7 @@ def test_a_preload_above_the_budget_is_a_warning() -> None:
 def test_max_loaded_unloads_the_least_recently_used_before_the_load() -> None:
     """MLX_MAX_CACHED_MODELS=2"""
     rules = Rules(policy="lru", max_loaded=2, min_residency=0.0)
-    pool = make_pool("a", "b", "c", budget=100 * GB, rules=rules)
+    pool = small_machine("a", "b", "c", budget=100 * GB, rules=rules)
     loaded(pool, "a", now=0.0)
     loaded(pool, "b", now=10.0)
     _, effects = pool.acquire("r", "c", 60.0, 20.0)
@@ -135,7 +148,7 @@ def test_max_loaded_unloads_the_least_recently_used_before_the_load() -> None:
 
 
 def test_a_load_counts_towards_max_loaded() -> None:
-    pool = make_pool("a", "b", budget=100 * GB, rules=Rules(max_loaded=1, min_residency=0.0))
+    pool = small_machine("a", "b", budget=100 * GB, rules=Rules(max_loaded=1, min_residency=0.0))
     first = ask(pool, "a", 0.0)
     assert pool.acquire("r", "b", 60.0, 1.0)[1] == []
     pool.ready("a", 1, 8 * GB, 1, 2.0)
@@ -144,7 +157,7 @@ def test_a_load_counts_towards_max_loaded() -> None:
 
 def test_the_periodic_cleanup_trims_to_max_loaded() -> None:
     """MLX_CACHE_CLEANUP_INTERVAL_SEC, after a configuration that lowered the number."""
-    pool = make_pool("a", "b", "c", budget=100 * GB)
+    pool = small_machine("a", "b", "c", budget=100 * GB)
     for i, name in enumerate("abc"):
         loaded(pool, name, now=10.0 * i)
     pool.rules = Rules(policy="lru", max_loaded=1, cleanup_interval=600.0)
@@ -155,7 +168,7 @@ def test_the_periodic_cleanup_trims_to_max_loaded() -> None:
 
 def test_a_cleanup_interval_of_zero_is_off() -> None:
     """MLX_CACHE_CLEANUP_INTERVAL_SEC=0"""
-    pool = make_pool("a", "b", budget=100 * GB)
+    pool = small_machine("a", "b", budget=100 * GB)
     loaded(pool, "a", "b")
     pool.rules = Rules(max_loaded=1, cleanup_interval=0.0)
     pool.tick(100.0)
@@ -163,7 +176,7 @@ def test_a_cleanup_interval_of_zero_is_off() -> None:
 
 
 def test_idle_models_go_after_their_ttl_to_the_second() -> None:
-    pool = make_pool(Spec("a", estimate_bytes=GB, ttl=30.0), "b", budget=100 * GB)
+    pool = small_machine(Spec("a", estimate_bytes=GB, ttl=30.0), "b", budget=100 * GB)
     loaded(pool, "a", "b", now=0.0)
     lease = ask(pool, "a", 20.0)
     assert done(pool.tick(60.0)) == []
@@ -180,7 +193,7 @@ def test_idle_models_go_after_their_ttl_to_the_second() -> None:
 def gated() -> tuple[Pool, int, int, list[Effect]]:
     """`a` generates, `b` wants to load: (pool, a's lease, b's, what was said)."""
     rules = Rules(load_gate="exclusive", load_gate_timeout=120.0, min_residency=0.0)
-    pool = make_pool("a", "b", budget=100 * GB, rules=rules)
+    pool = small_machine("a", "b", budget=100 * GB, rules=rules)
     running = serve(pool, "a", 0.0)
     waiter, effects = pool.acquire("r", "b", 600.0, 10.0)
     return pool, running, waiter, effects
@@ -232,7 +245,7 @@ def test_a_request_that_the_gate_kept_waiting_is_told() -> None:
 
 
 def test_a_load_by_hand_makes_room_and_is_no_use() -> None:
-    pool = make_pool("a", "b")
+    pool = small_machine("a", "b")
     loaded(pool, "a")
     lease, effects = pool.load("r", "b", 60.0, 10.0)
     assert done(effects) == [Stop("a", 1, kill=False)]
@@ -243,8 +256,21 @@ def test_a_load_by_hand_makes_room_and_is_no_use() -> None:
     assert effects == [Loaded(again, "b", "b#1")]
 
 
+def test_loads_by_hand_are_bounded_while_they_wait() -> None:
+    pool = small_machine(Spec("a", estimate_bytes=GB, capacity=2))
+    waiting = [pool.load("r", "a", 60.0, 0.0)[0] for _ in range(2)]
+    _, (refusal,) = pool.load("r", "a", 60.0, 0.0)
+    assert isinstance(refusal, Refuse)
+    assert refusal.error.code == "queue_full"
+    assert pool.ready("a", 1, GB, 1, 1.0) == [Loaded(lease, "a", "a#1") for lease in waiting]
+    for _ in range(2):
+        ask(pool, "a", 2.0)
+    busy, effects = pool.load("r", "a", 60.0, 3.0)
+    assert effects == [Loaded(busy, "a", "a#1")]
+
+
 def test_a_load_by_hand_tries_a_failed_model_again() -> None:
-    pool = make_pool("a")
+    pool = small_machine("a")
     ask(pool, "a", 0.0)
     pool.load_failed("a", 1, "no such file", 1.0)
     pool.exited("a", 1, "exit status 0", 2.0)
@@ -253,7 +279,7 @@ def test_a_load_by_hand_tries_a_failed_model_again() -> None:
 
 
 def test_an_unload_by_hand_lets_requests_end() -> None:
-    pool = make_pool("a")
+    pool = small_machine("a")
     lease = serve(pool, "a", 0.0)
     assert pool.unload("a", 5.0) == []
     assert states(pool)["a"] is State.DRAINING
@@ -262,7 +288,7 @@ def test_an_unload_by_hand_lets_requests_end() -> None:
 
 
 def test_an_unload_during_the_load_serves_those_who_wait_and_nobody_else() -> None:
-    pool = make_pool("a")
+    pool = small_machine("a")
     lease = ask(pool, "a", 0.0)
     assert pool.unload("a", 1.0) == []
     assert pool.ready("a", 1, 8 * GB, 1, 2.0) == [Grant(lease, "a", "a#1", 1)]
@@ -271,7 +297,7 @@ def test_an_unload_during_the_load_serves_those_who_wait_and_nobody_else() -> No
 
 
 def test_a_pinned_model_yields_to_an_emergency_alone() -> None:
-    pool = make_pool(Spec("a", estimate_bytes=8 * GB, pin=True, ttl=5.0), "b")
+    pool = small_machine(Spec("a", estimate_bytes=8 * GB, pin=True, ttl=5.0), "b")
     loaded(pool, "a")
     ask(pool, "b", 10.0)
     assert done(pool.tick(100.0)) == []
@@ -282,7 +308,7 @@ def test_a_pinned_model_yields_to_an_emergency_alone() -> None:
 
 def test_a_pinned_model_is_passed_over_for_another_victim() -> None:
     rules = Rules(policy="lru", min_residency=0.0)
-    pool = make_pool("a", "b", "c", budget=16 * GB, rules=rules)
+    pool = small_machine("a", "b", "c", budget=16 * GB, rules=rules)
     loaded(pool, "a", now=0.0)
     loaded(pool, "b", now=10.0)
     pool.pin("a", 20.0)
@@ -290,14 +316,14 @@ def test_a_pinned_model_is_passed_over_for_another_victim() -> None:
 
 
 def test_unpinning_lets_the_waiter_in_at_once() -> None:
-    pool = make_pool(Spec("a", estimate_bytes=8 * GB, pin=True), "b")
+    pool = small_machine(Spec("a", estimate_bytes=8 * GB, pin=True), "b")
     loaded(pool, "a")
     ask(pool, "b", 10.0)
     assert done(pool.unpin("a", 11.0)) == [Stop("a", 1, kill=False)]
 
 
 def test_high_pressure_starts_nothing_and_shrinks_caches() -> None:
-    pool = make_pool("a", "b", budget=100 * GB)
+    pool = small_machine("a", "b", budget=100 * GB)
     loaded(pool, "a")
     assert Shrink("a", 1) in pool.pressure(Level.HIGH, "", 10.0)
     assert pool.pressure(Level.HIGH, "", 11.0) == []
@@ -307,7 +333,7 @@ def test_high_pressure_starts_nothing_and_shrinks_caches() -> None:
 
 
 def test_a_cleanup_under_warn_spares_what_was_just_loaded() -> None:
-    pool = make_pool("a", "b", budget=100 * GB, rules=Rules(keep=0, min_residency=60.0))
+    pool = small_machine("a", "b", budget=100 * GB, rules=Rules(keep=0, min_residency=60.0))
     loaded(pool, "a")
     assert done(pool.pressure(Level.WARN, "", 10.0)) == []
     assert done(pool.pressure(Level.WARN, "", 61.0)) == [Stop("a", 1, kill=False)]
@@ -317,7 +343,7 @@ def test_a_cleanup_under_warn_spares_what_was_just_loaded() -> None:
 
 
 def test_requests_of_one_model_are_served_in_their_order() -> None:
-    pool = make_pool(Spec("a", estimate_bytes=GB, concurrency=2))
+    pool = small_machine(Spec("a", estimate_bytes=GB, concurrency=2))
     leases = [ask(pool, "a", float(i)) for i in range(5)]
     granted = [e.lease for e in pool.ready("a", 1, GB, 1, 9.0) if isinstance(e, Grant)]
     for i, lease in enumerate(leases):
@@ -326,7 +352,7 @@ def test_requests_of_one_model_are_served_in_their_order() -> None:
 
 
 def test_a_hundred_waiters_of_one_model_are_one_turn() -> None:
-    pool = make_pool("a", "b", "c", rules=Rules(min_residency=0.0, max_wait=5.0))
+    pool = small_machine("a", "b", "c", rules=Rules(min_residency=0.0, max_wait=5.0))
     first = serve(pool, "a", 0.0)
     for _ in range(100):
         ask(pool, "b", 2.0)
@@ -343,7 +369,7 @@ def test_a_hundred_waiters_of_one_model_are_one_turn() -> None:
 
 def test_who_has_had_a_turn_queues_behind_those_who_have_not() -> None:
     """`a` is drained for `b` with requests left that are older than `b`'s."""
-    pool = make_pool(
+    pool = small_machine(
         Spec("a", estimate_bytes=8 * GB, concurrency=1),
         "b",
         rules=Rules(min_residency=0.0, max_wait=5.0),
@@ -362,8 +388,22 @@ def test_who_has_had_a_turn_queues_behind_those_who_have_not() -> None:
     assert pool.exited("b", 1, "exit status 0", 15.0) == [Spawn("a", 2)]
 
 
+def test_room_that_somebody_else_makes_goes_to_the_first_in_the_queue_at_once() -> None:
+    """`quick` is sooner out of patience with `busy` than `large`, which has waited for longer."""
+    sizes = {"large": 9, "quick": 7, "idle": 2, "busy": 4}
+    pool = small_machine(*(Spec(name, estimate_bytes=size * GB) for name, size in sizes.items()))
+    pool.recall("quick", use_count=0, load_seconds=0.1, memory_bytes=None)
+    loaded(pool, "idle", size=2 * GB)
+    serve(pool, "busy", 3.0, size=4 * GB)
+    ask(pool, "large", 10.0)
+    ask(pool, "quick", 11.0)
+    assert pool.next_deadline() == pytest.approx(11.0 + 3 * (0.1 + 1.0))
+    assert done(pool.tick(14.4)) == [Stop("idle", 1, kill=False)]
+    assert states(pool)["busy"] is State.DRAINING
+
+
 def test_one_model_does_not_take_all_places_of_the_server() -> None:
-    pool = make_pool("a", "b", rules=Rules(max_requests=4))
+    pool = small_machine("a", "b", rules=Rules(max_requests=4))
     hogs = [ask(pool, "a", float(i)) for i in range(4)]
     lease, effects = pool.acquire("r", "b", 60.0, 5.0)
     refused = [(e.lease, e.error.code) for e in effects if isinstance(e, Refuse)]
@@ -375,7 +415,7 @@ def test_one_model_does_not_take_all_places_of_the_server() -> None:
 
 
 def test_retry_after_of_a_full_queue_is_the_pace_at_which_places_become_free() -> None:
-    pool = make_pool(Spec("a", estimate_bytes=GB, capacity=3, concurrency=1))
+    pool = small_machine(Spec("a", estimate_bytes=GB, capacity=3, concurrency=1))
     ask(pool, "a", 0.0)
     pool.ready("a", 1, GB, 1, 1.0)
     for at in (7.0, 13.0):
@@ -390,7 +430,7 @@ def test_retry_after_of_a_full_queue_is_the_pace_at_which_places_become_free() -
 
 
 def test_all_places_taken_through_the_hold_is_a_full_queue() -> None:
-    pool = make_pool(Spec("a", estimate_bytes=GB, concurrency=1))
+    pool = small_machine(Spec("a", estimate_bytes=GB, concurrency=1))
     serve(pool, "a", 0.0, size=GB)
     ask(pool, "a", 5.0, hold=2.0)
     (refusal,) = [effect for effect in pool.tick(7.0) if isinstance(effect, Refuse)]
@@ -398,16 +438,16 @@ def test_all_places_taken_through_the_hold_is_a_full_queue() -> None:
 
 
 def test_what_an_earlier_run_learned_is_recalled() -> None:
-    pool = make_pool("a")
-    pool.recall("a", use_count=7, load_seconds=12.0, learned_bytes=3 * GB)
+    pool = small_machine("a")
+    pool.recall("a", use_count=7, load_seconds=12.0, memory_bytes=3 * GB)
     ask(pool, "a", 0.0)
     assert pool.ledger.of(("a", 1)) == 3 * GB
     assert pool.entries["a"].use_count == 8
 
 
 def test_new_files_have_a_new_estimate_and_nothing_learned() -> None:
-    pool = make_pool("a")
-    pool.recall("a", use_count=1, load_seconds=1.0, learned_bytes=3 * GB)
+    pool = small_machine("a")
+    pool.recall("a", use_count=1, load_seconds=1.0, memory_bytes=3 * GB)
     lease = ask(pool, "a", 0.0)
     pool.exited("a", 1, "SIGKILL", 1.0)
     assert pool.estimated("a", 6 * GB, GB, 2.0) == []
@@ -419,7 +459,7 @@ def test_new_files_have_a_new_estimate_and_nothing_learned() -> None:
 
 
 def test_a_configured_size_is_trusted_as_given() -> None:
-    pool = make_pool(Spec("a", estimate_bytes=9 * GB, memory_bytes=4 * GB))
+    pool = small_machine(Spec("a", estimate_bytes=9 * GB, memory_bytes=4 * GB))
     serve(pool, "a", 0.0, size=7 * GB)
     assert pool.ledger.charged == 4 * GB
 

@@ -10,22 +10,33 @@ import pytest
 
 from supervisor import setting
 from supervisor.catalog import Catalog
-from supervisor.config import Config, Overrides, from_tree
-from supervisor.pool import Limits, ReleaseRule, Rules
+from supervisor.config import Config, ConfigError, Overrides, from_tree
+from supervisor.measured import Sizes
+from supervisor.pool import Limits, Pool, ReleaseRule, Rules
 from supervisor.pressure import Thresholds
 from supervisor.readers import Machine
+from supervisor.sizing import Sizing
 
 GB = 10**9
-MODEL = '[models.m]\nsource = "demo"\n'
+MODEL = '[models.m]\nsource = "nowhere/m"\n'
 
 
 def parse(text: str) -> Config:
     return from_tree(tomllib.loads(text + MODEL), environ={}, overrides=Overrides())
 
 
+def pool(config: Config, budget: int | None = None, measured: int = 0) -> Pool:
+    """Of models without files: their sizes are unknown, unless configured, or `measured` earlier
+    for one called `c`. Bytes."""
+    served = Catalog(config.models, Path("/nowhere"))
+    sizing = Sizing(served, Sizes(Path("/nowhere/sizes.json")), budget)
+    if measured:
+        sizing.remember("c", measured, 1.0)
+    return setting.pool(config, served, sizing)
+
+
 def rules(text: str) -> Rules:
-    config = parse(text)
-    return setting.pool(config, Catalog(config.models, Path("/nowhere")), None).rules
+    return pool(parse(text)).rules
 
 
 @pytest.mark.parametrize(
@@ -59,18 +70,46 @@ def test_deadlines_and_the_default_model_reach_the_pool() -> None:
     config = parse(
         '[server]\ndefault_model = "m"\n[memory]\nload_stall_seconds = 3\ndrain_seconds = 4\n'
     )
-    pool = setting.pool(config, Catalog(config.models, Path("/nowhere")), 5 * GB)
-    assert pool.limits == Limits(load_stall=3, drain=4)
-    assert pool.resolve("").spec.name == "m"
-    assert pool.ledger.budget == 5 * GB
+    made = pool(config, 5 * GB)
+    assert made.limits == Limits(load_stall=3, drain=4)
+    assert made.resolve("").spec.name == "m"
+    assert made.ledger.budget == 5 * GB
 
 
 def test_what_is_set_for_a_model_reaches_the_pool() -> None:
     text = MODEL + 'pin = true\nttl = 9\nmemory = "3GB"\nmax_concurrency = 2\nmax_queue = 5\n'
     config = from_tree(tomllib.loads(text), environ={}, overrides=Overrides())
-    entry = setting.pool(config, Catalog(config.models, Path("/")), None).entries["m"]
+    entry = pool(config).entries["m"]
     assert (entry.pinned, entry.spec.ttl, entry.size) == (True, 9, 3 * GB)
     assert (entry.spec.concurrency, entry.spec.capacity) == (2, 7)
+
+
+def three(keys: str, budget: int | None, measured: int = 0) -> Pool:
+    """Models `a` of 3 GB, `b` of 4 GB and `c` of no configured size, each with `keys`."""
+    tables = "".join(
+        f'[models.{name}]\nsource = "nowhere/{name}"\n{keys}\n{size}\n'
+        for name, size in (("a", 'memory = "3GB"'), ("b", 'memory = "4GB"'), ("c", ""))
+    )
+    config = from_tree(tomllib.loads(tables), environ={}, overrides=Overrides())
+    return pool(config, budget, measured)
+
+
+@pytest.mark.parametrize(("key", "what"), [("pin", "pinned models"), ("preload", "to preload")])
+def test_pins_or_preloads_above_the_budget_are_an_error(key: str, what: str) -> None:
+    assert three(f"{key} = true", 7 * GB).ledger.budget == 7 * GB
+    with pytest.raises(ConfigError, match=r"^memory\.budget: 6\.9 GB ") as caught:
+        three(f"{key} = true", 69 * GB // 10)
+    for figure in (what, "7.0 GB together", "a 3.0 GB (configured)", "b 4.0 GB (configured)"):
+        assert figure in str(caught.value)
+    # Without either they make room for each other; without a budget there is nothing to exceed.
+    assert three("", 4 * GB).ledger.budget == 4 * GB
+    assert three(f"{key} = true", None).ledger.budget is None
+
+
+def test_a_size_that_was_measured_counts_against_the_budget() -> None:
+    assert three("pin = true", 9 * GB, measured=2 * GB).entries["c"].size == 2 * GB
+    with pytest.raises(ConfigError, match=r"c 2\.1 GB \(measured\)"):
+        three("pin = true", 9 * GB, measured=21 * GB // 10)
 
 
 def test_thresholds() -> None:

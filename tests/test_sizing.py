@@ -14,7 +14,7 @@ from supervisor.measured import Sizes
 from supervisor.sizing import Need, Sizing
 from tests.architectures import config_of
 from tests.published import write_safetensors
-from tests.test_estimate import write_config, write_tensors
+from tests.test_estimate import write_tensors
 
 GB = 10**9
 MB = 10**6
@@ -98,32 +98,23 @@ def test_files_are_read_anew_when_they_change(folder: Path) -> None:
 
 
 def test_a_load_is_remembered_by_the_next_run(folder: Path) -> None:
-    sizing(folder).remember("m", 300 * MB, 12.5, use_count=3)
+    sizing(folder).remember("m", 300 * MB, 12.5)
     known = sizing(folder).remembered("m")
     assert known is not None
-    assert (known.memory_bytes, known.load_seconds, known.use_count) == (300 * MB, 12.5, 3)
+    assert (known.memory_bytes, known.load_seconds) == (300 * MB, 12.5)
 
 
 def test_other_files_or_another_context_are_another_model(folder: Path) -> None:
     asked = sizing(folder)
-    asked.remember("m", 300 * MB, 12.5, use_count=3)
+    asked.remember("m", 300 * MB, 12.5)
     assert sizing(folder, context=512).remembered("m") is None
     grow(folder)
     assert asked.remembered("m") is None
 
 
-def test_uses_are_remembered_with_a_load_and_written_when_they_change(folder: Path) -> None:
+def test_uses_belong_to_the_name_whatever_its_files_are(folder: Path) -> None:
     asked = sizing(folder)
-    asked.used("m", 5)
-    assert asked.remembered("m") is None  # nothing but a load tells a size
-    asked.remember("m", 300 * MB, 12.5, use_count=0)
-    asked.used("m", 5)
-    known = sizing(folder).remembered("m")
-    assert known is not None
-    assert (known.use_count, known.memory_bytes) == (5, 300 * MB)
-    (folder.parent / "sizes.json").unlink()
-    asked.used("m", 5)
-    assert not (folder.parent / "sizes.json").exists()
-    write_config(folder, config_of("llama"))  # touched
-    asked.used("m", 6)
-    assert not (folder.parent / "sizes.json").exists()
+    assert asked.uses("m") == 0
+    asked.count({"m": 5})
+    grow(folder)
+    assert (asked.uses("m"), sizing(folder, context=512).uses("m")) == (5, 5)

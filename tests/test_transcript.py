@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from supervisor.wire.frames import Calling, Chat, Generate, Structure, Text, Tokens
-from tests.test_text import Pieces
-from tests.test_tools import (
+from tests.dialects import (
     AUTO,
     GEMMA4,
     GPT_OSS,
@@ -32,6 +31,7 @@ from tests.test_tools import (
     transcripts,
     wrapper,
 )
+from tests.test_text import Pieces
 from worker.text import Decoder
 from worker.transcript import AnyTranscript, Delta, PlainTranscript, Transcripts
 

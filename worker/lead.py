@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from worker.tools.forms import Embedded, embedded_form, is_harmony
+from supervisor.wire.frames import Generate
+from worker.tools.forms import ANALYSIS, Embedded, embedded_form, forced_form, is_harmony
 
 Stage = Literal["undecided", "thinking", "answer", "call"]
 Ending = Literal["before", "inside", "after"]
@@ -36,12 +37,33 @@ class Marks:
         if is_harmony(wrapper):
             vocab = wrapper.get_vocab()
             self.channel, self.message = vocab["<|channel|>"], vocab["<|message|>"]
+            self.start, self.end = (
+                _ids(wrapper.encode(text, add_special_tokens=False)) for text in ANALYSIS
+            )
         self.form: Embedded | None = embedded_form(wrapper)
         """How calls are told from an answer under a schema; None = not at all."""
+        self.forced = forced_form(wrapper)
+        """The form of calls that a grammar demands."""
         self.call = -1
         """The token that a call begins with, if it is one token."""
         if self.form in ("hermes", "marked"):
             self.call = wrapper.get_vocab().get(wrapper.tool_call_start, -1)
+
+    def lead(self, request: Generate, prompt: Sequence[int]) -> Lead:
+        """What comes before the answer to a chat, the same for its grammar and its transcript.
+
+        Calls that are demanded come after thinking alone; an answer may stand behind all of
+        harmony's channels, and calls in its place.
+        """
+        calling = request.calling
+        demanded = calling is not None and calling.choice == "required"
+        return Lead(
+            self,
+            self.ending(prompt),
+            # Of a call that is demanded its grammar must know the marker.
+            calls=calling is not None and (not demanded or self.forced == "hermes"),
+            harmony=not demanded,
+        )
 
     def ending(self, prompt: Sequence[int]) -> Ending:
         """Whether a prompt leaves the model "inside" of a thinking block, "after" one, or "before".

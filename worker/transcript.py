@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from supervisor.wire.frames import Call, Chat, Generate
+from supervisor.wire.frames import Call, Calling, Chat, Generate
 from worker.lead import Lead, Marks
 from worker.text import Decoder, Detokenizer, TextStream
 from worker.tools.answer import Answer, Machine
@@ -94,11 +94,12 @@ class PlainTranscript:
 
 
 class StructuredTranscript(Transcript):
-    """A `Transcript` of an answer under a schema. All that comes before the answer is reasoning;
+    """A `Transcript` of an answer under a grammar. All that comes before the answer is reasoning;
     the answer is taken as it stands, for its strings may hold the text of any marker.
 
-    Where the answer begins is known by tokens, as to the grammar. Where the model may call instead,
-    an answer that begins with the marker of a call is read as calls: no JSON begins like that.
+    Where the answer begins is known by tokens, as to the grammar. If calls are demanded it is read
+    as those. Where the model may call instead, an answer that begins with the marker of a call is
+    read as calls: no JSON begins like that.
     """
 
     def __init__(
@@ -107,21 +108,19 @@ class StructuredTranscript(Transcript):
         answer: Answer,
         lead: Lead,
         formats: Formats,
-        *,
-        tools: Sequence[Any] | None,
+        calling: Calling | None,
+        tools: Sequence[Any],
     ) -> None:
-        """`tools` are those that may be called, None = no calls."""
         self._lead = lead
         # Harmony's notes are text, here reasoning. The calls are the same, wherever they are read.
         self._aside = Answer((), answer.calls, behind_marker=False)
         self._told_aside = ""
         self._held = ""
         """Text that may yet be either the lead's or the answer's, or the beginning of a marker."""
-        self._opening = formats.call_start if tools is not None else ""
-        self._calls = None if tools is None else formats.calling(answer, tools)
-        self._in_call = False
-        leading = formats.leading(answer, self._aside, calling=tools is not None)
-        super().__init__(detokenizer, answer, leading)
+        self._opening = formats.call_start if calling is not None else ""
+        self._calls = formats.calling(answer, calling, tools)
+        self._in_call = answer.calls.demanded
+        super().__init__(detokenizer, answer, formats.leading(answer, self._aside, calling))
 
     def push(self, token: int) -> Delta:
         before = self._lead.stage
@@ -155,7 +154,9 @@ class StructuredTranscript(Transcript):
             self._machine.finish(cut)
             self._take_aside()
         self._answer.finish()
-        return self._take()
+        last = self._take()
+        # The beginning of a call that was demanded is no text.
+        return last._replace(text="") if cut and self._answer.calls.demanded else last
 
     def _feed_lead(self) -> None:
         text, self._held = self._held, ""
@@ -184,10 +185,10 @@ class StructuredTranscript(Transcript):
         """More of the answer."""
         if self.stopped:
             return
+        text, self._held = self._held + text, ""
         if self._in_call and self._calls is not None:
             self._calls.feed(text)
             return
-        text, self._held = self._held + text, ""
         if self._opening:
             begins = text.lstrip()
             if len(begins) < len(self._opening) and self._opening.startswith(begins):
@@ -224,25 +225,17 @@ class Transcripts:
         calling = request.calling
         if calling is None and not self._formats.has_parts:
             return PlainTranscript(detokenizer, request.stop)
-        ending = self._marks.ending(prompt)
+        ending, tools = self._marks.ending(prompt), request.prompt.tools
+        demanded = calling is not None and calling.choice == "required"
         answer = Answer(
             request.stop,
-            Calls(parallel=calling is None or calling.parallel),
+            Calls(parallel=calling is None or calling.parallel, demanded=demanded),
             behind_marker=ending == "after",
         )
-        if request.structure is not None and (calling is None or calling.choice == "auto"):
-            calls = calling is not None
-            return StructuredTranscript(
-                detokenizer,
-                answer,
-                Lead(self._marks, ending, calls=calls, harmony=True),
-                self._formats,
-                tools=request.prompt.tools if calls else None,
-            )
+        if demanded or request.structure is not None:
+            lead = self._marks.lead(request, prompt)
+            return StructuredTranscript(detokenizer, answer, lead, self._formats, calling, tools)
         machine = self._formats.machine(
-            answer,
-            calling=calling,
-            tools=request.prompt.tools,
-            reasoning=ending == "inside",
+            answer, calling=calling, tools=tools, reasoning=ending == "inside"
         )
         return Transcript(detokenizer, answer, machine)

@@ -129,6 +129,8 @@ class Granted(Frame, frozen=True, tag="granted"):
     socket: str
     until: int = 0
     then_pause: bool = False
+    asked: str = ""
+    """The model that was wanted, where `model` is its fallback."""
 
 
 class Proceed(Frame, frozen=True, tag="proceed"):
@@ -274,12 +276,14 @@ class Calling(Frame, frozen=True, tag="calling"):
     """What the model may do with its tools.
 
     "auto": as it likes. "required": the output is one or more calls of the tools `names`, and
-    nothing else. Without `parallel` the output ends after its first call.
+    nothing else. Without `parallel` the output ends after its first call. `places` tells where in the
+    client's own list the prompt's tools stand, () = all of them are shown.
     """
 
     choice: Literal["auto", "required"]
     names: tuple[str, ...]
     parallel: bool = True
+    places: tuple[int, ...] = ()
 
 
 class Structure(Frame, frozen=True, tag="structure"):

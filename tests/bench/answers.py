@@ -51,7 +51,8 @@ class Answer:
         return [
             event
             for event in self.events
-            if b'"content":' in event.data and b'"finish_reason":null' in _dense(event.data)
+            if (b'"content":' in event.data or b'"delta":{}' in _dense(event.data))
+            and b'"finish_reason":null' in _dense(event.data)
         ]
 
     def text(self) -> str:

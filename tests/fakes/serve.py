@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from supervisor import catalog, cli, config
+from supervisor import catalog, config, serve
 from supervisor.readers import Machine, Reader, for_platform
 
 MEMORY = "FAKE_MEMORY"
@@ -41,7 +41,7 @@ def main() -> None:
     settings, served = catalog.build(settings, os.environ)
     told = os.environ.get(MEMORY)
     reader: Reader | None = ToldReader(Path(told)) if told else None
-    sys.exit(cli.run(settings, served, state, worker_module="tests.fakes.worker", reader=reader))
+    sys.exit(serve.run(settings, served, state, worker_module="tests.fakes.worker", reader=reader))
 
 
 if __name__ == "__main__":

@@ -14,6 +14,11 @@ class Machine(Protocol):
 
     @property
     def reasoning(self) -> bool: ...
+    @property
+    def gate(self) -> str | None:
+        """Whether a call's JSON may begin with the next letter that is no white space: "" = a call
+        object, a name = the arguments of that function, None = no."""
+
     def feed(self, text: str) -> None: ...
     def finish(self, cut: bool) -> None: ...
 
@@ -98,6 +103,12 @@ class Answer:
         text = "".join(self._reasoning)
         self._reasoning.clear()
         return text
+
+    def drop(self) -> None:
+        """Take everything, and leave it."""
+        self._text.clear()
+        self._reasoning.clear()
+        self.calls.take()
 
     def _show(self, text: str) -> None:
         if self._stops.stopped:

@@ -15,10 +15,14 @@ of them. It raises whatever a regex or a conversion leads it to."""
 
 
 class Calls:
-    """Collects the pieces of the answer's calls, in order, numbered from 0."""
+    """Collects the pieces of the answer's calls, in order, numbered from 0.
 
-    def __init__(self, parallel: bool) -> None:
+    `demanded`: the answer is nothing but calls, so that what is cut is one as soon as it has a name.
+    """
+
+    def __init__(self, *, parallel: bool, demanded: bool = False) -> None:
         self._parallel = parallel
+        self.demanded = demanded
         self._pieces: list[Call] = []
         self._next = 0
         self._name: str | None = None
@@ -44,6 +48,11 @@ class Calls:
         """The open call ends. Broken: its pieces are no JSON object, so it does not count."""
         self._next += 1
         self.complete += not broken
+
+    def cut(self, name: str) -> None:
+        """The answer ends before the arguments of a call."""
+        self._pieces.append(Call(self._next, name, ""))
+        self.close(broken=True)
 
     def add(self, name: str, arguments: str) -> None:
         self.open(name)
@@ -75,12 +84,18 @@ class Reader(Protocol):
     def finish(self, cut: bool) -> str:
         """The answer is over (`cut`: by its length); returns what is lost, as in `Ended`."""
 
+    @property
+    def gate(self) -> str | None:
+        """As a `Machine`'s: a call object ("") or a function's arguments may begin here."""
+
 
 class Whole:
     """A form that only its whole text tells: mlx-lm's parser reads it when the end marker came.
 
     With `end` "" the answer's end is the end.
     """
+
+    gate = None
 
     def __init__(self, calls: Calls, start: str, end: str, parse: Parser, tools: Any) -> None:
         self._calls = calls

@@ -9,14 +9,20 @@ from supervisor.wire.frames import Calling
 from worker.text import Needles
 from worker.tools.answer import Answer, Machine
 from worker.tools.calls import Calls, Reader, Whole
-from worker.tools.forms import forced_form, is_harmony, is_llama, parser_name
+from worker.tools.forms import (
+    ANALYSIS,
+    PYTHON_TAG,
+    forced_form,
+    is_harmony,
+    is_llama,
+    parser_name,
+    promises,
+)
 from worker.tools.harmony import Harmony
 from worker.tools.headed import KIMI_K2, MISTRAL, HeadedCalls
 from worker.tools.marked import Bare, Marked, Thought
 from worker.tools.objects import JSONCalls
 from worker.tools.whole import guarded
-
-PYTHON_TAG = "<|python_tag|>"
 
 MakeReader = Callable[[Calls, Any], Reader]
 """(calls, the request's tools) → the reader of what follows a call's start marker."""
@@ -29,7 +35,9 @@ class Formats:
         self._harmony = is_harmony(tokenizer)
         self._llama = is_llama(tokenizer)
         self._forced = forced_form(tokenizer)
-        self._thinking: tuple[str, str] = (tokenizer.think_start or "", tokenizer.think_end or "")
+        self._thinking: tuple[str, str] = (
+            ANALYSIS if self._harmony else (tokenizer.think_start or "", tokenizer.think_end or "")
+        )
         self._start, self._make_reader = _reader(tokenizer)
         edges = _edges(tokenizer, self._start)
         self._with_calls = _compiled(edges)
@@ -60,7 +68,7 @@ class Formats:
             elif self._llama:
                 bare = Bare("{", lambda: JSONCalls(calls, separators=";"))
         if self._harmony:
-            return Harmony(answer, calling=calling is not None, bare=bare)
+            return Harmony(answer, calling=calling is not None)
         make = self._make_reader
         return Marked(
             answer,
@@ -70,18 +78,25 @@ class Formats:
             bare=bare,
         )
 
-    def leading(self, answer: Answer, aside: Answer, *, calling: bool) -> Machine:
+    def leading(self, answer: Answer, aside: Answer, calling: Calling | None) -> Machine:
         """What reads the text before an answer under a grammar, up to its end, which tokens tell.
 
-        Thinking goes to `answer`. Harmony's channels go to `aside`, and where `calling`, calls that
-        stand in the answer's place.
+        Thinking goes to `answer`. Harmony's channels go to `aside`, and calls that stand in the
+        answer's place; before calls that are demanded there is thinking alone.
         """
-        if self._harmony:
-            return Harmony(aside, calling=calling, bare=None)
+        if self._harmony and not answer.calls.demanded:
+            return Harmony(aside, calling=calling is not None)
         return Thought(answer, *self._thinking)
 
-    def calling(self, answer: Answer, tools: Sequence[Any]) -> Machine | None:
-        """What reads an answer that begins with `call_start`; None = none does."""
+    def calling(
+        self, answer: Answer, calling: Calling | None, tools: Sequence[Any]
+    ) -> Machine | None:
+        """What reads an answer under a grammar that is calls, demanded or by its beginning with
+        `call_start`; None = none can be."""
+        if calling is None:
+            return None
+        if answer.calls.demanded:
+            return self.machine(answer, calling=calling, tools=tools, reasoning=False)
         make, calls = self._make_reader, answer.calls
         if make is None or self._harmony:
             return None
@@ -112,8 +127,9 @@ def _reader(tokenizer: Any) -> tuple[str, MakeReader | None]:
                 calls, MISTRAL, lambda: JSONCalls(calls, start)
             )
         case "kimi_k2":
+            # In what mlx-lm's parser would read besides, no grammar holds.
             return start, lambda calls, tools: HeadedCalls(
-                calls, KIMI_K2, lambda: whole(calls, tools)
+                calls, KIMI_K2, None if any(map(promises, tools)) else lambda: whole(calls, tools)
             )
         case _:
             return start, whole

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-Forced = Literal["hermes", "array"]
+PYTHON_TAG = "<|python_tag|>"
+
+Forced = Literal["hermes", "array", "harmony"]
 Embedded = Literal["hermes", "marked", "harmony"]
+ANALYSIS = ("<|channel|>analysis<|message|>", "<|end|>")
+"""What harmony's thinking stands between."""
+_HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>")
 
 
 def forced_form(tokenizer: Any) -> Forced:
     """The form of calls that a grammar forces on the model of mlx-lm's `tokenizer`.
 
     "hermes": `<tool_call>\\n{"name": …, "arguments": {…}}\\n</tool_call>`, several separated by a
-    newline; what such a model writes by itself. "array": `[{"name": …, "arguments": {…}}, …]`,
-    for all others: JSON is what every model can write and what a grammar can describe.
+    newline; what such a model writes by itself. "harmony": one message to a function, likewise.
+    "array": `[{"name": …, "arguments": {…}}, …]`, for all others: JSON is what every model can write
+    and what a grammar can describe.
     """
+    if is_harmony(tokenizer):
+        return "harmony"
     return "hermes" if parser_name(tokenizer) == "json_tools" else "array"
 
 
@@ -33,6 +41,40 @@ def embedded_form(tokenizer: Any) -> Embedded | None:
     return "marked" if name and tokenizer.tool_call_start in tokenizer.get_vocab() else None
 
 
+class Gates(NamedTuple):
+    """Where, in calls of a model's own form, JSON begins that a grammar can describe.
+
+    `markers`: behind these. `arguments`: the key of a call object that holds them, "" = there are no
+    call objects. `named`: arguments may stand alone, behind the function's name.
+    """
+
+    markers: tuple[str, ...]
+    arguments: str
+    named: bool
+
+
+def gates(tokenizer: Any) -> Gates | None:
+    """None = the model's calls are no JSON, so that a grammar can only force another form on it."""
+    if is_harmony(tokenizer):
+        return Gates(("<|message|>",), "", named=True)
+    if is_llama(tokenizer):
+        return Gates((PYTHON_TAG,), "parameters", named=False)
+    match parser_name(tokenizer):
+        case "json_tools":
+            return Gates((tokenizer.tool_call_start,), "arguments", named=False)
+        case "mistral":
+            return Gates((tokenizer.tool_call_start, "[ARGS]"), "arguments", named=True)
+        case "kimi_k2":
+            return Gates(("<|tool_call_argument_begin|>",), "", named=True)
+    return None
+
+
+def promises(tool: Any) -> bool:
+    """Whether a tool is one whose arguments must follow their schema."""
+    function = tool.get("function")
+    return isinstance(function, dict) and function.get("strict") is True
+
+
 def parser_name(tokenizer: Any) -> str | None:
     """The name of mlx-lm's parser for this model, as in `mlx_lm.tool_parsers`; None = it has none."""
     parser = getattr(tokenizer, "tool_parser", None)
@@ -46,7 +88,7 @@ def parser_name(tokenizer: Any) -> str | None:
 def is_harmony(tokenizer: Any) -> bool:
     """Whether the model writes gpt-oss' harmony format."""
     vocab = tokenizer.get_vocab()
-    return all(mark in vocab for mark in ("<|start|>", "<|channel|>", "<|message|>", "<|call|>"))
+    return all(mark in vocab for mark in _HARMONY)
 
 
 def is_llama(tokenizer: Any) -> bool:

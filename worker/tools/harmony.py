@@ -9,13 +9,14 @@ call. Control tokens are never shown. <|return|> and <|call|> usually end the an
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from worker.text import Needles
 from worker.tools.answer import Answer
 from worker.tools.jsontext import NotJSON, sendable
-from worker.tools.marked import Bare
 from worker.tools.objects import Arguments, Broken
 
 MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
@@ -31,33 +32,26 @@ _Part = Literal["start", "header", "reasoning", "text", "call", "arguments"]
 class Harmony:
     """A `Machine`. `calling` False: messages to functions are text."""
 
-    def __init__(self, answer: Answer, *, calling: bool, bare: Bare | None) -> None:
+    def __init__(self, answer: Answer, *, calling: bool) -> None:
         self._answer = answer
         self._calling = calling
-        self._bare = bare
         self._part: _Part = "start"
         self._held = ""
         self._header = ""
         self._recipient = ""
         self._arguments: Arguments | None = None
-        self._reader = None if bare is None else bare.read()
-        """Reads forced calls, if that is how the answer begins."""
-        self._reading = False
 
     @property
     def reasoning(self) -> bool:
         return self._part == "reasoning"
 
+    @property
+    def gate(self) -> str | None:
+        return self._recipient.removeprefix("functions.") if self._part == "call" else None
+
     def feed(self, text: str) -> None:
         while text and not self._answer.stopped:
-            if self._reading:
-                assert self._reader is not None
-                ended = self._reader.feed(text)
-                if ended is None:
-                    return
-                self._reading, text = False, ended.rest
-                self._end_forced(ended.lost)
-            elif self._part == "start":
+            if self._part == "start":
                 text = self._begin(self._held + text)
             elif self._part == "call":
                 text = self._begin_arguments(self._held + text)
@@ -70,9 +64,8 @@ class Harmony:
         if self._answer.stopped:
             return
         held, self._held = self._held, ""
-        if self._reading:
-            assert self._reader is not None
-            self._end_forced(self._reader.finish(cut))
+        if self._part == "call" and cut and self._answer.calls.demanded:
+            self._answer.calls.cut(self._name)
         elif self._part == "call":
             # The end of the answer stands for <|call|>.
             self._no_call(held) if cut or held.strip() else self._empty_call()
@@ -87,25 +80,15 @@ class Harmony:
             self._tell(held)
 
     def _begin(self, text: str) -> str:
-        """How the answer begins: a header, forced calls, or, with a grammar, text right away."""
+        """How the answer begins: a header, or, with a grammar, text right away."""
         stripped = text.lstrip()
         self._held = ""
-        if self._bare is not None and stripped.startswith(self._bare.letter):
-            self._reading = True
-            return stripped
         if any(mark.startswith(stripped) for mark in (*MARKS, "to=")):
             self._held = text  # as yet
             return ""
         heads = ("to=", "<|start|>", "<|channel|>", "<|message|>")
         self._part = "header" if stripped.startswith(heads) else "text"
         return text
-
-    def _end_forced(self, lost: str) -> None:
-        self._part = "text"
-        if lost:
-            self._answer.text(lost, verbatim=True)
-        else:
-            self._answer.marker()
 
     def _scan(self, text: str) -> str:
         found = _MARKS.find(text)
@@ -152,7 +135,7 @@ class Harmony:
         self._held = ""
         if stripped.startswith("{"):
             try:
-                name = sendable(self._recipient.removeprefix("functions."))
+                name = sendable(self._name)
             except NotJSON:
                 name = ""
             if name:
@@ -170,9 +153,13 @@ class Harmony:
         self._no_call("")
         return text
 
+    @property
+    def _name(self) -> str:
+        return self._recipient.removeprefix("functions.")
+
     def _empty_call(self) -> None:
         self._answer.pause()
-        self._answer.calls.add(self._recipient.removeprefix("functions."), "{}")
+        self._answer.calls.add(self._name, "{}")
         self._part = "text"
 
     def _no_call(self, text: str) -> None:
@@ -202,6 +189,22 @@ class Harmony:
                 self._answer.text(_without_marks(header), verbatim=True)
         else:
             self._answer.text(text)
+
+
+def harmony_rules(names: Sequence[str], marker: Callable[[str], str]) -> tuple[list[str], str]:
+    """The grammar of a call that is demanded, in llguidance's Lark: rules for `calls`, and what an
+    `object` is, the arguments of the tool `names[i]` being `args{i}`. `marker` spells a mark.
+
+    One call is all that the model writes, for the mark at its end is an end of sequence.
+    """
+    start, channel, constrain, message = map(
+        marker, ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>")
+    )
+    heads = [json.dumps(f"commentary to=functions.{name} ") for name in names]
+    return [
+        f'calls: ({start} "assistant")? {channel} object',
+        f'type: {constrain} "json" {message}',
+    ], " | ".join(f"{head} type args{i}" for i, head in enumerate(heads))
 
 
 def _without_marks(text: str) -> str:

@@ -80,6 +80,16 @@ class HeadedCalls:
                 return ended
         return None
 
+    @property
+    def gate(self) -> str | None:
+        if self._instead is not None:
+            return self._instead.gate
+        if self._arguments is not None:
+            return self._arguments.gate
+        # The other form may begin where the header would, with a list.
+        may_be_other = self._other is not None and self._header.strip() in ("", "[")
+        return "" if self._first and may_be_other else None
+
     def finish(self, cut: bool) -> str:
         if self._instead is not None:
             return self._instead.finish(cut)

@@ -50,6 +50,12 @@ class Marked:
     def reasoning(self) -> bool:
         return self._state == "reasoning" and self._reader is None
 
+    @property
+    def gate(self) -> str | None:
+        if self._reader is not None:
+            return self._reader.gate
+        return "" if self._opening and self._bare is not None and self._bare.letter == "{" else None
+
     def feed(self, text: str) -> None:
         while text and not self._answer.stopped:
             if self._reader is not None:
@@ -138,6 +144,7 @@ class Thought:
     """
 
     reasoning = True
+    gate = None
 
     def __init__(self, answer: Answer, start: str, end: str) -> None:
         self._answer = answer

@@ -33,6 +33,7 @@ class Arguments:
 
     def __init__(self, calls: Calls, name: str) -> None:
         self._calls = calls
+        self._name = name
         self._json = JSONText()
         self._started = False
         calls.open(name)
@@ -59,6 +60,11 @@ class Arguments:
                 return True, text[at + 1 :]
         self._calls.arguments("".join(out))
         return False, ""
+
+    @property
+    def gate(self) -> str | None:
+        """The function's name, as long as its arguments have not begun."""
+        return None if self._started else self._name
 
     def cut(self) -> bool:
         """The answer is over. Whether a piece of the call has been told."""
@@ -114,10 +120,12 @@ class CallObject:
         self._calls.arguments("".join(passed))
         return False, ""
 
-    def cut(self) -> None:
+    def cut(self, by_length: bool) -> None:
         """The answer is over."""
         if self.opened:
             self._calls.close(broken=True)
+        elif by_length and self._calls.demanded and self._name is not None:
+            self._calls.cut(self._name)
 
     def _step(self, letter: str, passed: list[str]) -> None:
         before, depth = self._json.state, self._json.depth
@@ -214,9 +222,13 @@ class JSONCalls:
                 return ended
         return None
 
+    @property
+    def gate(self) -> str | None:
+        return None if self._object or self._closing or self._list == "closed" else ""
+
     def finish(self, cut: bool) -> str:
         if self._object is not None:
-            self._object.cut()
+            self._object.cut(cut)
             return "" if self._object.opened else self._unread() + self._object.raw
         return self._unread() if self._first else ""
 

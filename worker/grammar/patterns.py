@@ -17,6 +17,16 @@ is decided over their common states, without a limit: 1,000,000 took 2 to 4 s.""
 _MAX_STEPS = 50_000
 _ANY = ("additionalProperties", "items")
 _IN_PLACE = ("allOf", "anyOf", "oneOf")
+_CODE = "(?:0[0-7bBeEfF]|1[0-9a-fA-F]|7[fF])"
+_ONE_CONTROL = (
+    r"(?:[\x00-\x07\x0b\x0e-\x1f\x7f]|\\[va0]|\\c[A-GKN-Z]"
+    rf"|\\(?:x|u00){_CODE}|\\u\{{0*(?:{_CODE}|[0-7bBeEfF])\}})"
+)
+_CONTROL = re.compile(_ONE_CONTROL)
+"""A control character that JSON has only as \\u00XX, which no answer may write."""
+_CONTROLS = re.compile(rf"\[(?:{_ONE_CONTROL})+")
+"""Brackets, but for the closing one, with nothing but such."""
+_UNWRITABLE = "no answer can have the control characters that a pattern asks for"
 _COUNTED = re.compile(r"\{(\d+)(?:,(\d*))?\}")
 
 
@@ -25,19 +35,30 @@ def foreign(pattern: str) -> str:
 
     Its dialect has sets within brackets ("[a[b]]", "[a&&b]"), and flags.
     """
-    within = False
+    within = ""
+    """What brackets have so far, of which the last is open."""
     index = 0
     while index < len(pattern):
         here = pattern[index]
+        control = _CONTROL.match(pattern, index)
+        if control and not within:
+            return _UNWRITABLE
         if here == "\\":
-            index += 1
+            if index + 1 == len(pattern):
+                return "a pattern ends within an escape"
+            within += (control[0] if control else pattern[index : index + 2]) if within else ""
+            index += len(control[0]) - 1 if control else 1
         elif within:
             if here == "[" or pattern[index : index + 2] in ("&&", "--", "~~"):
                 return "in a pattern, escape `[`, `&`, `-` and `~` between brackets"
-            within = here != "]"
+            if here == "]" and _CONTROLS.fullmatch(within):
+                return _UNWRITABLE
+            within = "" if here == "]" else within + here
         elif here == "[":
-            within = True
-            index += pattern[index + 1 : index + 2] == "^"
+            within = "["
+            if pattern[index + 1 : index + 2] == "^":
+                within += "^"
+                index += 1
             if pattern[index + 1 : index + 2] == "]":
                 return "a pattern has empty brackets, or an unescaped `]` in them"
         elif (

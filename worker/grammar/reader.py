@@ -1,29 +1,33 @@
-"""Which JSON Schemas are served: read, bounded, and told apart from those that would be half obeyed.
-
-llguidance turns a schema into a grammar and refuses most of what it can't express. What is refused
-here besides is of three kinds: keywords and combinations of which it would let wrong answers pass
-(each says so below), schemas that overflow its stack or take seconds, and patterns that mean
-something else in its dialect of regular expressions than in ECMA-262's, which JSON Schema uses.
-Messages name keywords and places, which are the client's own words about the answer's shape.
-"""
+"""One walk over a schema: bounds it, and tells what is wrong or can't be enforced."""
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
 from supervisor.errors import ClientError, InvalidValue, UnsupportedValue
-from worker.grammar_patterns import beyond, foreign, merged
+from worker.grammar import numbers
+from worker.grammar.choices import MAX_CHOICES, Choices
+from worker.grammar.endless import Endless
+from worker.grammar.keywords import (
+    ASSERTIONS,
+    BRANCHING,
+    FORMATS,
+    IN_PLACE,
+    KINDS,
+    NARROWED,
+    TYPES,
+    UNSUPPORTED,
+)
+from worker.grammar.numbers import EXACT
+from worker.grammar.patterns import beyond, foreign, merged
+from worker.grammar.walk import inside, items, resolve
 
-MAX_TEXT = 256 * 1024
-"""Characters of a schema. Reading and compiling cost time for which other requests wait."""
 MAX_NESTING = 100
-"""Levels of one schema's text."""
+"""Levels of one schema's text: objects and arrays within each other."""
 MAX_LEVELS = 2000
 """Levels of the root and of all that `$ref` reaches, summed: how deep llguidance may recurse. It took
 about 5 KB of stack a level, and a segmentation fault ends the process (8 MB: at 1,600)."""
@@ -38,169 +42,115 @@ MAX_MULTIPLE = 1000
 """Digits of a `multipleOf`, as an integer: it becomes so many states (1,234,567 took 18 s, 640 MB)."""
 MAX_MERGED_MULTIPLE = 10_000
 """Of all that `allOf` and its like may merge into one; 9,973 took 50 ms."""
-EXACT = 2**53
-"""llguidance computes with doubles: integers beyond are rounded."""
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-ASSERTIONS = _words(
-    "additionalProperties allOf anyOf const enum exclusiveMaximum exclusiveMinimum format items "
-    "maximum maxItems maxLength maxProperties minimum minItems minLength minProperties multipleOf "
-    "oneOf pattern patternProperties prefixItems properties $ref required type"
-)
-UNSUPPORTED = _words(
-    "additionalItems contains dependencies dependentRequired dependentSchemas else if "
-    "maxContains minContains not propertyNames then unevaluatedItems unevaluatedProperties "
-    "uniqueItems $dynamicAnchor $dynamicRef $recursiveAnchor $recursiveRef $vocabulary"
-)
-"""Words of JSON Schema that no grammar here expresses. Words that JSON Schema doesn't know mean
-nothing, to any validator."""
-_LEAP = r"([1-9]\d(0[48]|[2468][048]|[13579][26])|([2468][048]|[13579][26])00)"
-_DATE = rf"^([1-9]\d{{3}}-(0[13-9]|1[0-2]|02-([01]|2[0-8]))|{_LEAP}-02-29)"
-NARROWED = {
-    "date": _DATE,
-    "date-time": _DATE + "[^:]*:[^:]*:[0-5]",
-    "time": "^[^:]*:[^:]*:[0-5]",
-}
-"""Patterns that hold beside llguidance's: it lets a February of any year have 29 days and any minute
-61 seconds, and has a year 0, which few calendars have."""
-FORMATS = _words("date date-time duration email hostname ipv4 ipv6 time uuid uri")
-
-_ONE = ("additionalProperties", "items")
-_LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
-_MAPS = ("properties", "patternProperties", "$defs", "definitions")
-_NUMBERS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf")
-_IN_PLACE = frozenset(("allOf", "anyOf", "oneOf", "$ref", "const", "enum"))
-_OPTIONS = {
-    "whitespace_flexible": False,
-    # At most one blank: an endless run of them would eat the token budget.
-    "item_separator": ", ?",
-    "key_separator": ": ?",
-    # Without \u: a name written with it ("\u0061") escapes what `properties` says about "a".
-    "json_allowed_escapes": 'nrbtf\\"',
-}
+_LONGEST_PATH = 240
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a schema stands, as in `#/properties/a`; `depth` is the levels above it."""
+    """Where a schema stands, as in `tools[0].function.parameters/properties/a`; `depth` is the levels
+    above it."""
 
-    path: str = "#"
+    path: str
     depth: int = 0
 
-    def __truediv__(self, key: object) -> Place:
-        return Place(f"{self.path}/{key}"[:200], self.depth + 1)
+    def __truediv__(self, path: str) -> Place:
+        depth = self.depth + 1 + ("/" in path)
+        return Place(f"{self.path}/{path}"[:_LONGEST_PATH], depth)
 
 
-def compilable(schema: object, param: str, *, lenient: bool = False) -> str:
-    """The schema as llguidance takes it: JSON text, with our options instead of the client's own.
-
-    `lenient` drops what can't be enforced instead of refusing it; what is broken or too big is
-    refused all the same. Raises InvalidValue or UnsupportedValue for the parameter `param`.
-    """
-    if schema is True:
-        schema = {}
-    if not isinstance(schema, dict):
-        raise InvalidValue(
-            "No JSON value is valid under the schema `false`."
-            if schema is False
-            else "A JSON Schema must be an object.",
-            param=param,
-        )
-    schema = copied(schema, param)
-    _Reader(schema, param, lenient).read()
-    # Every schema is read as draft 2020-12, and what a client sets in x-guidance could undo bounds.
-    options = _OPTIONS | {"lenient": True, "coerce_one_of": True} if lenient else _OPTIONS
-    root = {
-        key: value for key, value in schema.items() if key not in ("$schema", "$id", "x-guidance")
-    }
-    return json.dumps({"x-guidance": options, **root})
+def param(path: str) -> str:
+    """The request parameter in which a place is, as OpenAI's errors name it."""
+    return "response_format" if path.startswith("response_format") else path.partition("/")[0]
 
 
-def copied(schema: dict[str, Any], param: str) -> dict[str, Any]:
-    """A copy of our own, of JSON alone. Raises InvalidValue."""
-    try:
-        text = json.dumps(schema, allow_nan=False)
-    except (ValueError, TypeError, RecursionError):
-        raise InvalidValue("The schema is not JSON, or nests too deep.", param=param) from None
-    copy = parsed(text, param)
-    assert isinstance(copy, dict)
-    return copy
-
-
-def parsed(text: str, param: str) -> object:
-    """The JSON value in `text`. Raises InvalidValue."""
-    if len(text) > MAX_TEXT:
-        raise InvalidValue(
-            f"The schema has {len(text)} characters; {MAX_TEXT} are allowed.", param=param
-        )
-    try:
-        value: object = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError):
-        raise InvalidValue("The schema is not JSON, or nests too deep.", param=param) from None
-    return value
-
-
-def _no_constant(name: str) -> object:
-    raise ValueError(name)
-
-
-class _Reader:
+class Reader:
     """One walk over a schema, without recursion: what it finds wrong, it raises."""
 
-    def __init__(self, root: dict[str, Any], param: str, lenient: bool) -> None:
+    def __init__(self, root: dict[str, Any], path: str, lenient: bool) -> None:
         self._root = root
-        self._param = param
+        self._place = Place(path)
         self._lenient = lenient
         self._properties = 0
         self._patterns = 0
         self._multiples: set[int] = set()
         self._merging = ""
-        self._mapped = ""
+        self._mapped: Place | None = None
         self._targets: dict[str, object] = {}
+        self._read: list[tuple[dict[str, Any], Place]] = []
 
     def read(self) -> None:
-        todo: list[tuple[object, Place]] = [(self._root, Place())]
+        todo: list[tuple[object, Place]] = [(self._root, self._place)]
         seen: set[int] = set()
         while todo:
             schema, place = todo.pop()
             if id(schema) in seen:
                 continue
             seen.add(id(schema))
-            if place.depth > MAX_NESTING:
+            if place.depth >= MAX_NESTING:
                 raise self._invalid(f"nests deeper than {MAX_NESTING} levels", place)
             if isinstance(schema, bool):
                 continue
             if not isinstance(schema, dict):
                 raise self._invalid("a schema must be an object or a boolean", place)
             self._keywords(schema, place)
-            todo.extend(self._inside(schema, place))
+            self._read.append((schema, place))
+            todo.extend((each, place / path) for path, each in inside(schema))
             if "$ref" in schema:
-                todo.append((self._reference(schema["$ref"], place), Place(schema["$ref"][:200])))
+                target = self._reference(schema["$ref"], place)
+                path = f"{self._place.path}{schema['$ref'][1:]}"
+                todo.append((target, Place(path[:_LONGEST_PATH])))
         self._levels()
-        if self._merging and math.lcm(*self._multiples) > MAX_MERGED_MULTIPLE:
-            raise self._refuse("the `multipleOf`s of merged schemas have too many digits", Place())
-        if self._merging and merged(self._root, self._targets.get):
+        self._endless()
+        self._choices()
+        self._together()
+
+    def _together(self) -> None:
+        """What becomes of schemas that llguidance merges, or may merge."""
+        for schema, _ in self._read:
+            numbers.close_bounds(schema, merged=bool(self._merging))
+        if not self._merging:
+            return
+        if math.lcm(*self._multiples) > MAX_MERGED_MULTIPLE:
             raise self._refuse(
-                "the patterns of one string, or of merged ones, are too long", Place()
+                "the `multipleOf`s of merged schemas have too many digits", self._place
             )
-        if self._merging and self._mapped and not self._lenient:
+        if merged(self._root, self._targets.get):
+            raise self._refuse(
+                "the patterns of one string, or of merged ones, are too long", self._place
+            )
+        if self._mapped and not self._lenient:
             # Merged schemas keep their own patterns, and one's patterns don't meet the other's
             # additionalProperties: what both forbid together would pass.
             raise self._refuse(
                 f"`patternProperties` can't be combined with the `{self._merging}` of this schema",
-                Place(self._mapped),
+                self._mapped,
             )
 
+    def _endless(self) -> None:
+        if not self._targets:
+            return  # a tree has an end
+        endless = Endless(self._root, self._targets.__getitem__)
+        if endless.path is not None:
+            place = Place(f"{self._place.path}{endless.path}"[:_LONGEST_PATH])
+            raise self._invalid("no finite JSON value is valid under it", place)
+        endless.drop()
+
+    def _choices(self) -> None:
+        choices = Choices(self._targets.__getitem__)
+        for schema, place in self._read:
+            asserting = ASSERTIONS & schema.keys()
+            branches = BRANCHING & asserting or ("$ref" in asserting and len(asserting) > 1)
+            if branches and choices.too_many(schema):
+                raise self._refuse(
+                    f"more than {MAX_CHOICES} properties or alternatives may come next", place
+                )
+
     def _invalid(self, what: str, place: Place) -> ClientError:
-        return InvalidValue(f"Invalid schema: {what} (at {place.path}).", param=self._param)
+        return InvalidValue(f"Invalid schema: {what} (at {place.path}).", param=param(place.path))
 
     def _refuse(self, what: str, place: Place) -> ClientError:
         return UnsupportedValue(
-            f"This schema can't be enforced: {what} (at {place.path}).", param=self._param
+            f"This schema can't be enforced: {what} (at {place.path}).", param=param(place.path)
         )
 
     def _unless_lenient(self, what: str, place: Place) -> bool:
@@ -210,11 +160,12 @@ class _Reader:
         return True
 
     def _keywords(self, schema: dict[str, Any], place: Place) -> None:
+        self._types(schema, place)
         for keyword in schema:
             if keyword in UNSUPPORTED:
                 self._unless_lenient(f"the keyword `{keyword}` is not supported", place)
         asserting = [key for key in schema if key in ASSERTIONS]
-        for keyword in _IN_PLACE & schema.keys():
+        for keyword in IN_PLACE & schema.keys():
             if keyword in ("const", "enum") and not _compound(schema[keyword]):
                 continue  # a list of texts and numbers is only cut down by what stands beside it
             if len(asserting) > 1 or (keyword == "allOf" and schema[keyword]):
@@ -229,14 +180,24 @@ class _Reader:
             if any([self._literal(literal, place) for literal in _literals(schema.get(keyword))]):
                 del schema[keyword]
 
-    def _reference(self, target: object, place: Place) -> object:
+    def _types(self, schema: dict[str, Any], place: Place) -> None:
+        """What keywords must be, besides the schemas in them."""
+        for keyword, (kind, named) in KINDS.items():
+            if keyword in schema and not isinstance(schema[keyword], kind):
+                raise self._invalid(f"`{keyword}` must be {named}", place)
+        types = schema.get("type", [])
+        for each in [types] if isinstance(types, str) else types:
+            if not isinstance(each, str) or each not in TYPES:
+                raise self._invalid(f"`type` must be among {', '.join(sorted(TYPES))}", place)
+        if not all(isinstance(name, str) for name in items(schema, "required")):
+            raise self._invalid("`required` must be an array of strings", place)
+
+    def _reference(self, target: str, place: Place) -> object:
         """What a `$ref` leads to."""
-        if not isinstance(target, str):
-            raise self._invalid("`$ref` must be a string", place)
         if target != "#" and not target.startswith("#/"):
             raise self._refuse("a `$ref` may only be a path in the same schema, `#/…`", place)
         try:
-            found = _resolve(self._root, target)
+            found = resolve(self._root, target)
         except LookupError:
             raise self._invalid(f"`$ref` {target[:100]!a} leads nowhere", place) from None
         self._targets[target] = found
@@ -244,15 +205,13 @@ class _Reader:
 
     def _strings(self, schema: dict[str, Any], place: Place) -> None:
         pattern = schema.get("pattern")
-        if isinstance(pattern, str) and self._pattern(pattern, place / "pattern"):
+        if pattern is not None and self._pattern(pattern, place / "pattern"):
             del schema["pattern"]
         name = schema.get("format")
-        if isinstance(name, str) and name not in FORMATS and _may_be(schema, "string"):
+        if name is not None and name not in FORMATS and _may_be(schema, "string"):
             self._unless_lenient(f"the format {name[:50]!r} is not supported", place)
-        if isinstance(name, str) and name in NARROWED:
-            narrowed = {"pattern": NARROWED[name]}
-            if isinstance(others := schema.get("allOf", []), list):
-                schema["allOf"] = [*others, narrowed]
+        if name in NARROWED:
+            schema["allOf"] = [*schema.get("allOf", []), {"pattern": NARROWED[name]}]
 
     def _pattern(self, pattern: str, place: Place) -> bool:
         """Whether it must be dropped."""
@@ -265,7 +224,7 @@ class _Reader:
         return bool(why) and self._unless_lenient(why, place)
 
     def _numbers(self, schema: dict[str, Any], place: Place) -> None:
-        for keyword in _NUMBERS:
+        for keyword in (*numbers.LIMITS, "multipleOf"):
             value = schema.get(keyword)
             if value is None:
                 continue
@@ -281,15 +240,22 @@ class _Reader:
                 )
             if dropped:
                 del schema[keyword]
+        for keyword in numbers.COUNTS:
+            if keyword in schema:
+                count = numbers.count(schema[keyword])
+                if count is None:
+                    raise self._invalid(f"`{keyword}` must be a whole number from 0 on", place)
+                schema[keyword] = count
+        numbers.list_multiples(schema)
+        if "multipleOf" in schema:
+            self._multiples.add(_multiple(schema["multipleOf"]))
 
     def _multiple(self, value: float, place: Place) -> bool:
         """Whether it must be dropped."""
         if value <= 0:
             raise self._invalid("`multipleOf` must be a positive number", place)
-        digits = _digits(value) if value <= EXACT else EXACT
-        if digits > MAX_MULTIPLE:
+        if _multiple(value) > MAX_MULTIPLE:
             return self._unless_lenient("`multipleOf` has too many digits", place)
-        self._multiples.add(digits)
         return False
 
     def _objects(self, schema: dict[str, Any], place: Place) -> None:
@@ -297,7 +263,7 @@ class _Reader:
             self._unless_lenient("`items` must be one schema; use `prefixItems` for tuples", place)
         names = schema.get("properties")
         required = schema.get("required")
-        if isinstance(names, dict):
+        if names is not None:
             self._properties += len(names)
             if len(names) > MAX_PROPERTIES or self._properties > MAX_ALL_PROPERTIES:
                 raise self._refuse(
@@ -307,13 +273,13 @@ class _Reader:
                 )
             for name in [name for name in names if self._literal(name, place)]:
                 del names[name]
-        if isinstance(required, list):
+        if required is not None:
             schema["required"] = required = [
                 name for name in required if not self._literal(name, place)
             ]
         mapped = schema.get("patternProperties")
-        if isinstance(mapped, dict) and mapped:
-            self._mapped = place.path
+        if mapped:
+            self._mapped = place
             self._patterns += len(mapped)
             if self._patterns > MAX_PATTERNS:
                 raise self._refuse(f"`patternProperties` may have {MAX_PATTERNS} patterns", place)
@@ -323,9 +289,7 @@ class _Reader:
             if dropped:
                 # The names that it matched would fall under it.
                 schema.pop("additionalProperties", None)
-        least = schema.get("minProperties", 0)
-        certain = len(set(map(str, required))) if isinstance(required, list) else 0
-        if isinstance(least, int) and least > max(1, certain):
+        if schema.get("minProperties", 0) > max(1, len(set(required or ()))):
             # Names outside `properties` may come twice, and a reader counts them once.
             self._unless_lenient("`minProperties` above 1 is not supported", place)
 
@@ -347,33 +311,20 @@ class _Reader:
             and self._unless_lenient("numbers beyond ±2^53 in constants", place)
         )
 
-    def _inside(self, schema: dict[str, Any], place: Place) -> Iterator[tuple[object, Place]]:
-        for keyword in _ONE:
-            if keyword in schema and not isinstance(schema[keyword], list):
-                yield schema[keyword], place / keyword
-        for keyword in _LISTS:
-            if keyword in schema:
-                if not isinstance(schema[keyword], list):
-                    raise self._invalid(f"`{keyword}` must be an array", place)
-                for index, inner in enumerate(schema[keyword]):
-                    yield inner, place / keyword / index
-        for keyword in _MAPS:
-            if keyword in schema:
-                if not isinstance(schema[keyword], dict):
-                    raise self._invalid(f"`{keyword}` must be an object", place)
-                for name, inner in schema[keyword].items():
-                    yield inner, place / keyword / ascii(name)[1:-1]
-
     def _levels(self) -> None:
         """Bound how deep llguidance may recurse, whatever the order in which it follows `$ref`s."""
         levels = _depth(self._root)
         for target in self._targets.values():
             levels += 1 + _depth(target)
             if levels > MAX_LEVELS:
-                raise self._refuse("its `$ref`s lead too deep", Place())
+                raise self._refuse("its `$ref`s lead too deep", self._place)
 
 
 _UNWRITABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f\ud800-\udfff]")
+
+
+def _multiple(value: float) -> int:
+    return numbers.digits(value) if value <= EXACT else EXACT
 
 
 def _may_be(schema: dict[str, Any], kind: str) -> bool:
@@ -400,13 +351,6 @@ def _literals(value: object) -> Iterator[object]:
                 yield other
 
 
-def _digits(value: float) -> int:
-    """All significant digits of a number, as an integer: 0.25 → 25."""
-    mantissa = re.sub(r"[eE].*", "", repr(value)).replace(".", "").strip("0")
-    whole = isinstance(value, int) or value.is_integer()
-    return int(value) if whole else int(mantissa or 0)
-
-
 def _depth(value: object) -> int:
     """Levels of JSON."""
     deepest = 0
@@ -419,17 +363,3 @@ def _depth(value: object) -> int:
         elif isinstance(inner, list):
             todo.extend((each, depth + 1) for each in inner)
     return deepest
-
-
-def _resolve(root: dict[str, Any], pointer: str) -> object:
-    """What `#/…` leads to. Raises LookupError."""
-    value: object = root
-    for step in unquote(pointer).split("/")[1:]:
-        step = step.replace("~1", "/").replace("~0", "~")
-        if isinstance(value, dict):
-            value = value[step]
-        elif isinstance(value, list) and step.isdecimal():
-            value = value[int(step)]
-        else:
-            raise LookupError(step)
-    return value

@@ -1,0 +1,164 @@
+"""The process behind `bulkhead serve`: `python -m supervisor.serve DESCRIPTOR`.
+
+The command replaces itself with this process, which has read neither the command line's libraries
+nor anything else that a supervisor of weeks does not need: a quarter of its memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import resource
+import socket
+import sys
+import tempfile
+import typing
+from importlib.metadata import version
+from pathlib import Path
+
+import msgspec
+
+from supervisor import catalog, client, config, leftovers, logs, readers, setting
+from supervisor.config import ConfigError
+from supervisor.measured import Sizes
+from supervisor.paths import InstanceLock, StateError, open_state
+from supervisor.service import WORKER_MODULE, Supervisor
+from supervisor.sizing import Sizing
+from supervisor.wire.stream import BACKLOG
+
+FILES = 16384
+"""Open files to allow ourselves: three for each stream in the gateway, shells start with 256."""
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What is to be served, from which state directory."""
+
+    settings: config.Config
+    root: str
+
+
+def replace_process(settings: config.Config, root: Path) -> typing.NoReturn:
+    """Become the serving process. Settings may hold secrets, so they go through a file without a
+    name instead of the command line."""
+    with tempfile.TemporaryFile() as file:
+        file.write(msgspec.json.encode(Order(settings, str(root))))
+        file.flush()
+        os.set_inheritable(file.fileno(), True)
+        command = [sys.executable, "-P", "-m", "supervisor.serve", str(file.fileno())]
+        os.execv(sys.executable, command)
+
+
+def main() -> None:
+    with open(int(sys.argv[1]), "rb") as file:
+        file.seek(0)
+        order = msgspec.json.decode(file.read(), type=Order)
+    settings, served = catalog.build(order.settings, os.environ)
+    sys.exit(run(settings, served, Path(order.root)))
+
+
+def run(
+    settings: config.Config,
+    served: catalog.Catalog,
+    root: Path,
+    *,
+    worker_module: str = WORKER_MODULE,
+    reader: readers.Reader | None = None,
+) -> int:
+    """Serve in this process until told to stop. Returns the exit status. The last two are for
+    tests: what workers run, and what reads the machine's memory."""
+    try:
+        state = open_state(root)
+        lock = InstanceLock(state)
+        lock.acquire()
+    except StateError as error:
+        complain(str(error), 1)
+    logs.set_up(state.logs / "supervisor.log")
+    reader = reader or readers.for_platform()
+    # A child that imports MLX: seconds, for a figure that "auto" alone asks for.
+    working_set = readers.working_set() if settings.memory.budget == "auto" else None
+    budget = setting.budget(settings.memory, reader.machine(), working_set)
+    sizing = Sizing(served, Sizes.load(state.sizes), budget)
+    try:
+        pool = setting.pool(settings, served, sizing)
+    except ConfigError as error:
+        complain(str(error), 2)
+    _raise_file_limit()
+    leftovers.clean(state)  # before the port is asked for: a leftover gateway may hold it
+    server = settings.server
+    try:
+        listener = _listen(server.host, server.port)
+    except OSError as error:
+        complain(
+            f"cannot listen on {server.host}:{server.port}: {error.strerror or error}. "
+            "Choose another with --host and --port.",
+            1,
+        )
+    port = listener.getsockname()[1]
+    shown = f"[{server.host}]" if ":" in server.host else server.host
+    supervisor = Supervisor(
+        settings,
+        served,
+        state,
+        listener,
+        pool=pool,
+        sizing=sizing,
+        reader=reader,
+        version=version("mlx-bulkhead"),
+        worker_module=worker_module,
+    )
+    url = f"http://{shown}:{port}"
+    try:
+        client.announce(state, client.Address(_reachable(url), server.api_keys_file))
+        return asyncio.run(supervisor.run(f"Bulkhead ready on {url}"))
+    except OSError as error:
+        complain(f"cannot write to {state.root}: {error.strerror}", 1)
+    finally:
+        state.address.unlink(missing_ok=True)
+        lock.release()
+
+
+def _reachable(url: str) -> str:
+    """Every address includes the loopback one, at which commands of this machine ask."""
+    return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """The one listening socket. It outlives every gateway, so no connection is ever refused."""
+    if host == "localhost":
+        host = "127.0.0.1"  # the name may stand for ::1 alone, where few clients look
+    family, kind, protocol, _, address = socket.getaddrinfo(
+        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listener = socket.socket(family, kind, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
+def _raise_file_limit() -> None:
+    """Before any spawn, so that every child inherits it. As far as the system allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for wanted in ((FILES, max(FILES, hard)), (min(FILES, hard), hard)):
+        if soft >= FILES:
+            return
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, wanted)
+            return
+        except (ValueError, OSError):
+            continue  # only root may raise the hard limit
+
+
+def complain(message: str, status: int) -> typing.NoReturn:
+    """One line and an exit status."""
+    print(f"bulkhead: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

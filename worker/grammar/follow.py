@@ -1,0 +1,162 @@
+"""Grammars as llguidance compiles them, and one output's place in one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+import llguidance
+
+from supervisor.errors import UnsupportedValue
+from worker.grammar.vocabulary import Mask, Vocabulary
+
+log = logging.getLogger("bulkhead.worker")
+
+T = TypeVar("T")
+
+_STACK = 64 << 20
+"""Bytes of stack (address space, not memory) in which llguidance compiles: it recurses."""
+_STATES = 50_000
+"""States that a grammar's lexer may remember, about 0.6 KB each. They add up over all outputs."""
+_FAR = 50
+"""Tokens after which a grammar that broke once more is not to blame by itself."""
+UNFORCED = '%llguidance {"no_forcing": true}\n'
+"""Where one text alone can follow, llguidance would demand the tokenizer's own tokens for it, special
+ones among them, which it then refuses: "<|im_start|>" in a constant was a dead end."""
+
+
+def limits() -> llguidance.LLParserLimits:
+    # What can't be enforced has to be refused before the first token. So the limits that are met
+    # later are out of reach: a grammar of at most 65,525 symbols (llguidance counts in 16 bits) has
+    # no longer rows, and `choices` refuses those that would take time. verbose_errors would put the
+    # output into error messages. Large lexemes computed in advance let a small pattern take seconds.
+    return llguidance.LLParserLimits(
+        max_items_in_row=1_000_000,
+        step_max_items=10_000_000,
+        step_lexer_fuel=5_000_000,
+        max_lexer_states=_STATES,
+        precompute_large_lexemes=False,
+        verbose_errors=False,
+    )
+
+
+class Compiled:
+    """A grammar that outputs follow, each with a copy of its matcher. `error` is llguidance's own
+    reason against it, "" = none."""
+
+    def __init__(self, vocabulary: Vocabulary, rules: str) -> None:
+        """`rules` are in llguidance's Lark. Takes up to 0.5 s."""
+        self.vocabulary = vocabulary
+        self._grammar = llguidance.LLMatcher.grammar_from_lark(UNFORCED + rules)
+        self._matcher = self._compile()
+        self.is_empty = False
+        """Whether nothing at all follows the grammar."""
+        if not self._matcher.is_error():
+            self.is_empty = not vocabulary.next(self._matcher).any()
+        self.error: str = self._matcher.get_error()
+
+    def matcher(self) -> llguidance.LLMatcher:
+        """A matcher at the beginning. It shares what its lexer has learned with the others."""
+        return self._matcher.deep_copy()
+
+    def renewed(self) -> llguidance.LLMatcher:
+        """A matcher whose lexer has learned nothing, as from now on all others."""
+        self._matcher = self._compile()
+        return self._matcher.deep_copy()
+
+    def _compile(self) -> llguidance.LLMatcher:
+        return deep(lambda: self.vocabulary.matcher(self._grammar, limits()))
+
+
+class Follower:
+    """Where an output is in a grammar. `broken` tells why llguidance gave up on it, "" = it has not;
+    `alive`: the tokens so far begin something that the grammar knows."""
+
+    def __init__(self, compiled: Compiled) -> None:
+        self._compiled = compiled
+        self.matcher = compiled.matcher()
+        self.broken = ""
+        self.alive = True
+        self._tokens: list[int] = []
+        self._renewed_at = -_FAR
+
+    @property
+    def accepting(self) -> bool:
+        """Whether the tokens so far are something whole."""
+        return self.alive and self.matcher.is_accepting()
+
+    def reset(self) -> None:
+        """Begin again."""
+        if self._tokens:
+            self.matcher.reset()
+            self._tokens.clear()
+            self._renewed_at = -_FAR
+        self.alive = not self.broken
+
+    def push(self, token: int) -> None:
+        """The next token. One that the grammar does not allow here ends its life."""
+        if not self.alive:
+            return
+        known = 0 <= token < self._compiled.vocabulary.size
+        self.alive = known and self.matcher.try_consume_tokens([token]) == 1
+        self._tokens.append(token)
+        if known and not self.alive:
+            # A lexer that is full takes no token, and tells it only where a mask is computed.
+            self._compiled.vocabulary.next(self.matcher)
+        if self.matcher.is_error():
+            self.alive = self._renew()
+
+    def settle(self, mask: Mask) -> None:
+        """Make the mask that was computed of the matcher good, in place, if the matcher broke."""
+        if self.matcher.is_error():
+            self.alive = self._renew()
+            mask[:] = self._compiled.vocabulary.next(self.matcher) if self.alive else 0
+            if self.alive and self.matcher.is_error():
+                self._break()
+                mask[:] = 0
+
+    def _renew(self) -> bool:
+        """Go on with a lexer that has learned nothing. What it had learned may be of other outputs,
+        or of what came long before."""
+        if len(self._tokens) < self._renewed_at + _FAR:
+            return self._break()
+        why = self._why()
+        self._renewed_at = len(self._tokens)
+        self.matcher = self._compiled.renewed()
+        went = self.matcher.try_consume_tokens(self._tokens)
+        if self.matcher.is_error():
+            return self._break(why)
+        return went == len(self._tokens)
+
+    def _break(self, why: str = "") -> bool:
+        self.broken = why or self._why()
+        self.alive = False
+        log.warning("structured output: llguidance gave up on an answer (%s)", self.broken)
+        return False
+
+    def _why(self) -> str:
+        # Only the kind: the full message may hold what the model wrote.
+        return str(self.matcher.stop_reason())
+
+
+def no_answer(why: str, param: str) -> UnsupportedValue:
+    """The model ended its output, but it is not what it had to be."""
+    return UnsupportedValue(
+        f"No valid answer came of this grammar: {why}. Simplify the schema, or try again.",
+        param=param,
+    )
+
+
+def deep(make: Callable[[], T]) -> T:
+    """Call `make` on a thread whose stack is deep."""
+    made: list[T] = []
+    before = threading.stack_size(_STACK)
+    try:
+        thread = threading.Thread(target=lambda: made.append(make()), name="grammar", daemon=True)
+        thread.start()
+    finally:
+        threading.stack_size(before)
+    thread.join()
+    return made[0]

@@ -1,0 +1,120 @@
+"""The constraint of an answer in the model's own words, calls included: whatever they say, the
+arguments of a call follow the function's schema."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import llguidance
+
+from supervisor.errors import BulkheadError
+from worker.grammar.follow import Compiled, Follower, no_answer
+from worker.grammar.vocabulary import Mask, Vocabulary
+from worker.text import Decoder
+from worker.tools.answer import Answer, Machine
+
+_TAIL = 64
+"""Characters of text, more than any marker has."""
+
+
+class Native:
+    """Follows the output as the transcript does, with a `Machine` of its own, whose `gate` tells where
+    a call's JSON may begin. From its first brace to its last the grammar holds; all else is free.
+
+    A token that would lead into such a place and on is not allowed: its end would be unwatched.
+    """
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        decoder: Decoder,
+        machine: Machine,
+        answer: Answer,
+        rules: Mapping[str, Compiled],
+        markers: tuple[str, ...],
+    ) -> None:
+        """`machine` writes to `answer`, which nobody reads. `rules` are the grammars of the gates.
+        Behind `markers` gates may open."""
+        self.vocabulary = vocabulary
+        self._decoder = decoder
+        self._machine = machine
+        self._answer = answer
+        self._rules = rules
+        self._markers = markers
+        self._followers: dict[str, Follower] = {}
+        self._tail = ""
+        self._over = False
+        self._follower: Follower | None = None
+        """Of the gate that is open, or of the call that is being written."""
+        self._inside = False
+        self._open_gate()
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing but the end of sequence may follow."""
+        return self._over
+
+    def fault(self, *, called: bool) -> BulkheadError | None:
+        """Why a call is not whole, though the model ended it; None = none is open."""
+        follower = self._follower
+        if not self._inside or follower is None:
+            return None
+        why = "no token of the model's continues it"
+        if follower.broken:
+            why = f"the grammar became too complex ({follower.broken})"
+        return no_answer(why, "tools")
+
+    def push(self, token: int) -> None:
+        """The output's next token. One that was not allowed, or after the end, ends a call."""
+        if self._over:
+            return
+        if token in self.vocabulary.eos:
+            self._over = True
+            return
+        follower = self._follower
+        if follower is not None:
+            self._inside = self._inside or token in self.vocabulary.openers()[1]
+            if self._inside:
+                follower.push(token)
+                self._over = not follower.alive
+        text = self._decoder.push(token)
+        self._tail = (self._tail + text)[-_TAIL:]
+        self._machine.feed(text)
+        self._answer.drop()
+        if not self._inside or (follower is not None and follower.accepting):
+            self._open_gate()
+
+    def _open_gate(self) -> None:
+        """Begin the grammar of the gate that the text so far has opened, if it is one."""
+        gate = self._machine.gate
+        self._follower, self._inside = None, False
+        if gate is not None and gate in self._rules:
+            if gate not in self._followers:
+                self._followers[gate] = Follower(self._rules[gate])
+            self._follower = self._followers[gate]
+            self._follower.reset()
+            # Behind a function's name there is nothing but its arguments.
+            self._inside = gate != ""
+
+    # ── masks, see `fill` ────────────────────────────────────────────────────────────────────────
+
+    def matching(self) -> llguidance.LLMatcher | None:
+        return None if self._over or self._follower is None else self._follower.matcher
+
+    def finish(self, mask: Mask) -> None:
+        vocabulary = self.vocabulary
+        if self._over:
+            mask[:] = vocabulary.ending
+            return
+        if self._follower is not None:
+            self._follower.settle(mask)
+        if self._inside:
+            mask &= ~vocabulary.ending
+            if not mask.any():
+                self._over = True
+                mask |= vocabulary.ending
+            return
+        free = (vocabulary.text | vocabulary.ending) & ~vocabulary.beyond(self._markers, self._tail)
+        if self._follower is not None:
+            free &= ~vocabulary.openers()[0]
+        mask |= free

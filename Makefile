@@ -1,5 +1,8 @@
 # `make serve` and `make test` need Python 3.11+, make and a package index; nothing else.
 
+# Tests start processes by the hundred: let each find its modules compiled.
+unexport PYTHONDONTWRITEBYTECODE
+
 VENV := .venv
 BIN := $(VENV)/bin
 # The first Python that is new enough; `make PYTHON=…` chooses another.

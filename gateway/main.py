@@ -18,6 +18,7 @@ from gateway.app import build
 from gateway.edge import listening
 from supervisor.config import Server
 from supervisor.wire.frames import Serving, ToGateway
+from supervisor.wire.progress import ProgressRecord
 from supervisor.wire.stream import BACKLOG, FrameStream, connect
 
 _LOG_BYTES = 10 * 2**20
@@ -31,16 +32,21 @@ def main() -> None:
     parser.add_argument("--control", required=True)
     parser.add_argument("--log", required=True)
     parser.add_argument("--settings", required=True)
+    parser.add_argument("--progress", type=int, required=True)
     arguments = parser.parse_args()
+    record = ProgressRecord.inherited(arguments.progress)
     _log_to(arguments.log)
     _yield_to_engines()
     settings = msgspec.json.decode(arguments.settings, type=Server)
     listener = socket.socket(fileno=arguments.listen)
-    uvloop.run(_serve(listener, arguments.control, settings))
+    uvloop.run(_serve(listener, arguments.control, settings, record))
 
 
-async def _serve(listener: socket.socket, control: str, settings: Server) -> None:
+async def _serve(
+    listener: socket.socket, control: str, settings: Server, record: ProgressRecord
+) -> None:
     """Accept requests until SIGTERM, then let running answers end."""
+    beating = asyncio.create_task(record.beat())
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     app = build(settings, control)
@@ -50,6 +56,7 @@ async def _serve(listener: socket.socket, control: str, settings: Server) -> Non
         logging.getLogger("bulkhead.gateway").info("serving")
         await stop.wait()
     supervisor.close()
+    beating.cancel()
 
 
 def _yield_to_engines() -> None:

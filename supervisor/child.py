@@ -15,7 +15,10 @@ import signal
 import sys
 import threading
 
+STACKS_SIGNAL = signal.SIGUSR1
+"""Has any child write the stacks of all its threads to stderr, whatever these do, and go on."""
 _PR_SET_PDEATHSIG = 1
+_STDERR = 2
 
 
 def main() -> None:
@@ -31,6 +34,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.set_inheritable(words, words <= 2)
     faulthandler.enable(words)
+    faulthandler.register(STACKS_SIGNAL, _STDERR)
     sys.argv = [module, *sys.argv[5:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

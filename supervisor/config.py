@@ -75,7 +75,6 @@ NOT_YET: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
     {
         "server.metrics": (False,),
         "memory.spare": (False,),
-        "recovery.stall_seconds": (),
         "models.*.kv_budget": (),
         "models.*.prompt_cache": (),
         "models.*.python": ("",),

@@ -18,11 +18,13 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Send SIGTERM, or SIGKILL, to this incarnation."""
+    """Send SIGTERM, or SIGKILL, to this incarnation; with `stacks` it is to say first what it is
+    doing."""
 
     model: str
     generation: int
     kill: bool
+    stacks: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ BulkheadError
 ├── ModelUnavailable               503 model_unavailable
 ├── TransientError                 the server's state is at fault; the same request may succeed later
 │   ├── WorkerCrashed              503 worker_crashed
+│   ├── WorkerStalled              503 worker_stalled
 │   ├── ModelLoading               503 model_loading
 │   ├── QueueFull                  503 queue_full
 │   ├── InsufficientMemoryNow      503 insufficient_memory_now
@@ -208,6 +209,11 @@ class TransientError(BulkheadError):
 
 class WorkerCrashed(TransientError):
     code = "worker_crashed"
+    should_retry = True
+
+
+class WorkerStalled(TransientError):
+    code = "worker_stalled"
     should_retry = True
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import sys
 import time
@@ -21,7 +22,8 @@ from supervisor.last_words import LastWords
 from supervisor.paths import StateDir, slug
 from supervisor.process import Child, Launcher, describe_exit
 from supervisor.sources import SourceError
-from supervisor.wire import frames
+from supervisor.watchdog import Watchdog
+from supervisor.wire import frames, progress
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.stream import FrameStream
 
@@ -38,6 +40,10 @@ class Events(Protocol):
     def worker_started(self, model: str, generation: int, child: Child) -> None: ...
     def worker_loading(self, model: str, generation: int, done: int, total: int) -> None: ...
     def worker_ready(self, model: str, generation: int, ready: frames.Ready) -> None: ...
+    def worker_progressed(self, model: str, generation: int) -> None:
+        """It has made tokens, or the like, since this was told last."""
+
+    def worker_stalled(self, model: str, generation: int, how: str) -> None: ...
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None: ...
     def worker_broken(self, model: str, generation: int, reason: str) -> None: ...
     def worker_dying(self, model: str, generation: int, how: str) -> None: ...
@@ -53,6 +59,11 @@ class Worker:
     child: Child
     gone: asyncio.Event
     words: LastWords
+    record: int
+    """Descriptor of its progress record."""
+    watchdog: Watchdog
+    outputs: int = 0
+    """Made so far, by the last look."""
     listening: asyncio.Task[None] | None = None
     channel: FrameStream[frames.FromWorker] | None = None
 
@@ -73,6 +84,7 @@ class Fleet:
         *,
         module: str,
         on_change: Callable[[], None],
+        stall_seconds: float,
     ) -> None:
         self._launcher = launcher
         self._state = state
@@ -80,6 +92,7 @@ class Fleet:
         self._events = events
         self._module = module
         self._on_change = on_change
+        self._stall_seconds = stall_seconds
         self._workers: dict[tuple[str, int], Worker] = {}
 
     def __iter__(self) -> Iterator[Worker]:
@@ -106,6 +119,7 @@ class Fleet:
                 environ={**self._environ(), **self._catalog.models[model].env},
                 channel=True,
                 words=True,
+                progress=True,
                 on_exit=lambda returncode: self._exited(key, returncode),
             )
         except OSError as error:
@@ -114,12 +128,14 @@ class Fleet:
             loop.call_soon(self._events.worker_exited, model, generation, how)
             return
         assert child.words is not None
+        assert child.progress is not None
         words = LastWords(
             child.words,
             child.files[1],
             lambda how: self._events.worker_dying(model, generation, how),
         )
-        worker = Worker(model, generation, child, asyncio.Event(), words)
+        watchdog, gone = Watchdog(self._stall_seconds), asyncio.Event()
+        worker = Worker(model, generation, child, gone, words, child.progress, watchdog)
         self._workers[key] = worker
         log.info("worker %s spawned, pid %d, loading %s", worker.name, child.pid, folder)
         self._events.worker_started(model, generation, child)
@@ -146,12 +162,36 @@ class Fleet:
             environ["MLX_DISABLE_COMPILE"] = "1"
         return environ
 
-    def stop(self, model: str, generation: int, *, kill: bool) -> None:
-        """SIGTERM or SIGKILL; nothing where the process is gone already."""
+    def stop(self, model: str, generation: int, *, kill: bool, stacks: bool) -> None:
+        """SIGTERM or SIGKILL, the latter after the `stacks` of its threads have been asked for;
+        nothing where the process is gone already."""
         worker = self._workers.get((model, generation))
-        if worker is not None:
-            log.info("worker %s is %s", worker.name, "killed" if kill else "told to stop")
+        if worker is None:
+            return
+        log.info("worker %s is %s", worker.name, "killed" if kill else "told to stop")
+        if stacks:
+            worker.child.put_down()
+        else:
             worker.child.signal(signal.SIGKILL if kill else signal.SIGTERM)
+
+    def look(self, model: str, generation: int, now: float, *, awaited: bool) -> None:
+        """See whether a worker moves, and tell; nothing where the process is gone already.
+        `awaited`: somebody is in it."""
+        worker = self._workers.get((model, generation))
+        reading = None if worker is None else self._read(worker)
+        if worker is None or reading is None:
+            return
+        how = worker.watchdog.look(reading, now, awaited=awaited)
+        if how is not None:
+            self._events.worker_stalled(model, generation, how)
+
+    def _read(self, worker: Worker) -> progress.Reading | None:
+        """How far it has come. It is told that there are new outputs."""
+        reading = progress.read(worker.record)
+        if reading is not None and reading.outputs != worker.outputs:
+            worker.outputs = reading.outputs
+            self._events.worker_progressed(worker.model, worker.generation)
+        return reading
 
     def shrink(self, model: str, generation: int) -> None:
         """Ask for what is only kept for later; nothing where the process is gone already."""
@@ -166,6 +206,8 @@ class Fleet:
     def _exited(self, key: tuple[str, int], returncode: int) -> None:
         worker = self._workers.pop(key)
         worker.words.close()
+        self._read(worker)  # what it made just before its death
+        os.close(worker.record)
         how = describe_exit(returncode)
         self._state.worker_socket(*key).unlink(missing_ok=True)
         worker.gone.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 import time
@@ -13,6 +14,8 @@ from datetime import datetime
 from supervisor import logs
 from supervisor.paths import StateDir
 from supervisor.process import Child, Launcher, describe_exit
+from supervisor.watchdog import Watchdog
+from supervisor.wire import progress
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -40,10 +43,12 @@ class Gatekeeper:
         settings: bytes,
         module: str,
         on_change: Callable[[], None],
-        on_death: Callable[[Child, str, float], None],
+        on_death: Callable[[Child, str, float, str], None],
+        *,
+        stall_seconds: float,
     ) -> None:
-        """`on_death` is told of every unasked end: the process, how it ended, and its uptime in
-        seconds."""
+        """`on_death` is told of every unasked end: the process, how it ended, its uptime in seconds,
+        and why it was killed if we did that."""
         self._launcher = launcher
         self._state = state
         self._listener = listener
@@ -51,6 +56,10 @@ class Gatekeeper:
         self._module = module
         self._on_change = on_change
         self._on_death = on_death
+        self._stall_seconds = stall_seconds
+        self._watchdog: Watchdog | None = None
+        """Of a gateway that serves and has not stalled."""
+        self._put_down = ""
         self._early_deaths = 0
         self._served = False
         self._hopeless_deaths = 0
@@ -81,6 +90,7 @@ class Gatekeeper:
                 stdout=self._state.logs / f"gateway.{stamp}.stdout",
                 stderr=self._state.logs / f"gateway.{stamp}.stderr",
                 inherit=[self._listener.fileno()],
+                progress=True,
                 on_exit=self._exited,
             )
         except OSError as error:
@@ -95,10 +105,26 @@ class Gatekeeper:
         """The gateway says that it accepts requests."""
         self._served = True
         self._hopeless_deaths = 0
+        self._watchdog = Watchdog(self._stall_seconds)
         self.serving.set()
+
+    def look(self, now: float) -> None:
+        """See that the gateway moves; kill it when it does not. `now` in monotonic seconds."""
+        if self.child is None or self._watchdog is None:
+            return
+        assert self.child.progress is not None
+        reading = progress.read(self.child.progress)
+        how = None if reading is None else self._watchdog.look(reading, now, awaited=True)
+        if how is not None:
+            log.error("the gateway has stalled and is killed: %s", how)
+            self._watchdog, self._put_down = None, f"it stalled: {how}"
+            self.child.put_down()
 
     def _exited(self, returncode: int) -> None:
         child, self.child = self.child, None
+        self._watchdog = None
+        if child is not None and child.progress is not None:
+            os.close(child.progress)
         self.serving.clear()
         self._gone.set()
         self._on_change()
@@ -110,7 +136,8 @@ class Gatekeeper:
         how = describe_exit(returncode)
         log.error("the gateway died (%s); models stay loaded, it is started again", how)
         if child is not None:
-            self._on_death(child, how, uptime)
+            self._on_death(child, how, uptime, self._put_down)
+        self._put_down = ""
         self._hopeless_deaths += 1
         if not self._served and self._hopeless_deaths >= _HOPELESS:
             self.hopeless.set()
@@ -121,7 +148,7 @@ class Gatekeeper:
 
     async def stop(self) -> None:
         """SIGTERM, then SIGKILL after a while; returns when the process is gone."""
-        self._stopping = True
+        self._stopping, self._watchdog = True, None
         if self.child is None:
             return
         self.child.signal(signal.SIGTERM)

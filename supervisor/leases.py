@@ -236,7 +236,6 @@ class Leases:
         """A request has returned with so many tokens: it waits, before those who came later."""
         if position > lease.position:
             lease.position, lease.unproductive = position, 0
-            self._progressed(entry)
         lease.deadline = now + lease.hold
         entry.waiting = dict(sorted({**entry.waiting, lease.id: lease}.items()))
         effects: list[Effect] = []
@@ -301,7 +300,6 @@ class Leases:
         lease.standing = Standing.PAUSED if lease.pauses else Standing.CLEAR
         lease.position = max(lease.position, lease.until)
         lease.unproductive = 0
-        self._progressed(entry)
 
     def _progressed(self, entry: Entry) -> None:
         """The model has made a token for somebody."""

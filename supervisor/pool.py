@@ -130,7 +130,6 @@ class Pool(Scheduler):
         if entry.granted.pop(lease_id, None) is not None:
             entry.last_used = now
             entry.place_freed(now)
-            self._progressed(entry)
         return [*self._stop_if_drained(entry, now), *self._settle(now)]
 
     def returned(self, lease_id: int, position: int, now: float) -> list[Effect]:
@@ -290,6 +289,24 @@ class Pool(Scheduler):
         """The process runs but can't be worked with any more: it must go."""
         entry = self._current(model, generation)
         return [] if entry is None else [*self._kill(entry, reason, now), *self._settle(now)]
+
+    def progress(self, model: str, generation: int) -> None:
+        """The worker has made a token for somebody."""
+        entry = self._current(model, generation)
+        if entry is not None:
+            self._progressed(entry)
+
+    def stalled(
+        self, model: str, generation: int, how: str, now: float, crash: Crash | None = None
+    ) -> list[Effect]:
+        """The process lives and does not move: it must go, and those who are in it learn it now."""
+        entry = self._current(model, generation)
+        if entry is None or entry.state not in (State.READY, State.DRAINING):
+            return []
+        effects = self._interrupt(entry, refusals.hung(entry, how, crash), now)
+        self._move(entry, Event.KILL)
+        entry.reason = f"it stalled: {how}"
+        return [*effects, *self._stop(entry, now, kill=True, stacks=True), *self._settle(now)]
 
     def dying(
         self, model: str, generation: int, how: str, now: float, crash: Crash | None = None

@@ -22,8 +22,13 @@ from typing import IO, TypeVar
 
 import psutil
 
+from supervisor.child import STACKS_SIGNAL
+from supervisor.wire import progress as progress_record
+
 T = TypeVar("T")
 _STDERR = 2
+_STACKS_SECONDS = 0.3
+"""What a process that is to be killed gets to write its stacks; one that is stopped never does."""
 
 INSTANCE_VARIABLE = "BULKHEAD_INSTANCE"
 """Environment variable by which a later start recognises what an earlier one left."""
@@ -43,10 +48,18 @@ class Child:
     """Our end of the socketpair that the child inherited."""
     words: int | None
     """Our end of the pipe that the child's faulthandler writes to."""
+    progress: int | None
+    """The child's progress record."""
 
     def signal(self, number: signal.Signals) -> None:
         """Signal the child; nothing once it has been reaped (Popen then knows its status)."""
         self.popen.send_signal(number)
+
+    def put_down(self) -> None:
+        """Have it write its threads' stacks to stderr, if it still can; kill it in a moment."""
+        self.signal(STACKS_SIGNAL)
+        loop = asyncio.get_running_loop()
+        loop.call_later(_STACKS_SECONDS, self.signal, signal.SIGKILL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +83,15 @@ class Launcher:
         environ: Mapping[str, str] | None = None,
         channel: bool = False,
         words: bool = False,
+        progress: bool = False,
         inherit: Sequence[int] = (),
     ) -> Child:
         """Run `python -m MODULE ARGUMENTS…` in a process group of its own.
 
         With `channel` the child finds one end of a socketpair as file descriptor `--channel`; with
-        `words` its faulthandler writes to a pipe instead of stderr. Both ends of ours are in the
-        result and belong to the caller.
+        `words` its faulthandler writes to a pipe instead of stderr; with `progress` it finds its
+        progress record as `--progress`. All ends of ours are in the result and belong to the
+        caller.
         `on_exit` is called once, on the running event loop, with the return code as subprocess
         gives it (negative = signal). Raises OSError when the process cannot be started.
         """
@@ -101,6 +116,12 @@ class Launcher:
                 stack.callback(os.close, said)
                 stack.push(_unless_started(os.close, heard))
                 fds.append(said)
+            record: int | None = None
+            if progress:
+                record = progress_record.create()
+                stack.push(_unless_started(os.close, record))
+                fds.append(record)
+                arguments = (*arguments, "--progress", str(record))
             popen = subprocess.Popen(
                 [
                     sys.executable,
@@ -120,7 +141,8 @@ class Launcher:
                 process_group=0,
                 env={**self.environ, **(environ or {}), INSTANCE_VARIABLE: self.instance},
             )
-        child = Child(role, popen.pid, _start_time(popen.pid), popen, (stdout, stderr), ours, heard)
+        started, files = _start_time(popen.pid), (stdout, stderr)
+        child = Child(role, popen.pid, started, popen, files, ours, heard, record)
         threading.Thread(
             target=_wait, args=(popen, loop, on_exit), name=f"wait-{popen.pid}", daemon=True
         ).start()

@@ -43,9 +43,11 @@ class Roster(Leases):
         entry.deadline = now + self.limits.load_stall
         return [Spawn(entry.spec.name, entry.generation)]
 
-    def _stop(self, entry: Entry, now: float, *, kill: bool = False) -> list[Effect]:
+    def _stop(
+        self, entry: Entry, now: float, *, kill: bool = False, stacks: bool = False
+    ) -> list[Effect]:
         entry.deadline = None if kill else now + self._grace(entry)
-        return [Stop(entry.spec.name, entry.generation, kill)]
+        return [Stop(entry.spec.name, entry.generation, kill, stacks)]
 
     def _grace(self, entry: Entry) -> float:
         """Seconds that the process may take to end."""

@@ -301,7 +301,7 @@ class Scheduler(Roster):
             refused = self._refuse_load(entry, error)
             self._move(entry, Event.LOAD_STALLED)
             entry.reason = f"the load made no progress for {self.limits.load_stall:g} s"
-            return [*refused, *self._stop(entry, now, kill=True)]
+            return [*refused, *self._stop(entry, now, kill=True, stacks=True)]
         if entry.state is State.DRAINING:
             return self._cut(entry, now)
         if entry.state is State.CRASHED:
@@ -312,7 +312,8 @@ class Scheduler(Roster):
             held = gigabytes(self.ledger.of(entry.key))
             self.ledger.strand(entry.key)
             return [*self._warn(f"{entry.worker} left {held} behind"), *self._released(entry, now)]
-        return self._stop(entry, now, kill=True)  # STOPPING: it ignored SIGTERM
+        # STOPPING: it ignored SIGTERM.
+        return self._stop(entry, now, kill=True, stacks=True)
 
     def _hold_over(self, entry: Entry, now: float) -> BulkheadError:
         """What a request is told that has waited as long as it wanted: what kept it waiting."""

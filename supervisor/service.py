@@ -49,6 +49,7 @@ from supervisor.quarantine import Quarantine
 from supervisor.readers import Reader
 from supervisor.sizing import Sizing
 from supervisor.watch import Watch
+from supervisor.watchdog import LOOK_SECONDS
 from supervisor.wire import frames
 from supervisor.wire.stream import listen
 
@@ -103,7 +104,13 @@ class Supervisor:
         self._lifeline, self._held = os.pipe()  # both CLOEXEC: children get the read end by name
         launcher = Launcher(self._instance, self._lifeline, os.environ)
         self._fleet = Fleet(
-            launcher, state, catalog, self, module=worker_module, on_change=self._record
+            launcher,
+            state,
+            catalog,
+            self,
+            module=worker_module,
+            on_change=self._record,
+            stall_seconds=config.recovery.stall_seconds,
         )
         self._gatekeeper = Gatekeeper(
             launcher,
@@ -113,6 +120,7 @@ class Supervisor:
             GATEWAY_MODULE,
             self._record,
             self._coroner.gateway_died,
+            stall_seconds=config.recovery.stall_seconds,
         )
         self._control = Control(self._pool, self._feed, state, self)
         self._timer: asyncio.TimerHandle | None = None
@@ -132,6 +140,7 @@ class Supervisor:
         upkeep = loop.create_task(self._upkeep())
         await self._coroner.files.recall()
         watch = loop.create_task(self._watch.run())
+        patrol = loop.create_task(self._patrol())
         try:
             self._gatekeeper.start()
             await _first(self._gatekeeper.serving, self._gatekeeper.hopeless, self._stop)
@@ -156,6 +165,7 @@ class Supervisor:
             await self._coroner.files.close()
             upkeep.cancel()
             watch.cancel()
+            patrol.cancel()
             listening.close()
             for path in (self._state.control, self._state.children):
                 path.unlink(missing_ok=True)
@@ -184,8 +194,8 @@ class Supervisor:
             match effect:
                 case Spawn(model, generation):
                     self._fleet.spawn(model, generation)
-                case Stop(model, generation, kill):
-                    self._fleet.stop(model, generation, kill=kill)
+                case Stop(model, generation, kill, stacks):
+                    self._fleet.stop(model, generation, kill=kill, stacks=stacks)
                 case Shrink(model, generation):
                     self._fleet.shrink(model, generation)
                 case Grant() | Proceed() | Refuse() | Bury() | Interrupt() | Loaded():
@@ -246,14 +256,23 @@ class Supervisor:
         log.error("worker %s#%d must go: %s", model, generation, reason)
         self.perform(self._pool.broken(model, generation, reason, time.monotonic()))
 
+    def worker_progressed(self, model: str, generation: int) -> None:
+        self._pool.progress(model, generation)
+
+    def worker_stalled(self, model: str, generation: int, how: str) -> None:
+        self._mourn(model, generation, f"has stalled and is killed ({how})")
+        reason = f"it stalled: {how}"
+        crash = self._coroner.examine(model, generation, "SIGKILL", put_down=reason)
+        self.perform(self._pool.stalled(model, generation, how, time.monotonic(), crash))
+
     def worker_dying(self, model: str, generation: int, how: str) -> None:
         crash = self._coroner.examine(model, generation, how)
-        self._mourn(model, generation, how)
+        self._mourn(model, generation, f"died ({how})")
         self.perform(self._pool.dying(model, generation, how, time.monotonic(), crash))
 
     def worker_exited(self, model: str, generation: int, how: str) -> None:
         crash = self._coroner.examine(model, generation, how)
-        self._mourn(model, generation, how)
+        self._mourn(model, generation, f"died ({how})")
         self.perform(self._pool.exited(model, generation, how, time.monotonic(), crash))
         self._coroner.file(model, generation, how)
         if crash is not None:
@@ -272,17 +291,15 @@ class Supervisor:
     def memory_unattributed(self, size: int) -> None:
         self.perform(self._pool.memory_seen(size, time.monotonic()))
 
-    def _mourn(self, model: str, generation: int, how: str) -> None:
-        """Name those who were in a worker that dies unasked."""
+    def _mourn(self, model: str, generation: int, fate: str) -> None:
+        """Name those who were in a worker that ends unasked."""
         entry = self._pool.entries[model]
         unasked = entry.state in (State.LOADING, State.READY, State.DRAINING)
         if unasked and entry.generation == generation:
             inside = entry.waiting if entry.state is State.LOADING else entry.granted
             lost = [lease.request_id for lease in inside.values()]
             named = f": {', '.join(lost)}" if lost else ""
-            log.error(
-                "worker %s died (%s) with %d requests in it%s", entry.worker, how, len(lost), named
-            )
+            log.error("worker %s %s with %d requests in it%s", entry.worker, fate, len(lost), named)
 
     # ── for the control socket ───────────────────────────────────────────────────────────────────
 
@@ -333,6 +350,21 @@ class Supervisor:
         except OSError as error:
             # A full disk must not stand between a death and what follows from it.
             log.error("cannot record the running processes: %s", error)
+
+    async def _patrol(self) -> None:
+        """See that every child moves that serves. A load has a deadline of its own."""
+        while True:
+            try:
+                now = time.monotonic()
+                self._gatekeeper.look(now)
+                for name, entry in self._pool.entries.items():
+                    if entry.state in (State.READY, State.DRAINING):
+                        awaited = bool(entry.granted)
+                        self._fleet.look(name, entry.generation, now, awaited=awaited)
+            except Exception:
+                # A bug of ours in one look must not leave them unwatched for good.
+                log.exception("the children could not be looked at")
+            await asyncio.sleep(LOOK_SECONDS)
 
     def _count_uses(self) -> None:
         self._sizing.count({name: e.use_count for name, e in self._pool.entries.items()})

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from supervisor.wire.frames import Embed, End, FromEngine, Generate, Load, Text, Token
+from supervisor.wire.progress import SIZE, ProgressRecord, Reading
 from tests.children import ROOT
 from worker.engine import (
     EXIT_ENGINE_DIED,
@@ -122,9 +124,12 @@ class Stage:
     def __init__(self, engine: Counter) -> None:
         self.engine = engine
         self.told: list[Any] = []
+        self._buffer = bytearray(SIZE)
+        self.record = ProgressRecord(self._buffer)
         self._posted: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.thread = EngineThread(
             engine,
+            self.record,
             self._posted.put,
             on_warm=lambda: self.told.append("warm"),
             on_progress=lambda done, total: self.told.append((done, total)),
@@ -133,6 +138,10 @@ class Stage:
             on_closed=lambda: self.told.append("closed"),
         )
         self.thread.start()
+
+    @property
+    def reading(self) -> Reading:
+        return Reading.decode(self._buffer)
 
     def run_until(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -284,7 +293,7 @@ def test_closing_does_not_wait_for_running_jobs(stage: Stage) -> None:
 
 DIE = f"""
 import threading
-from tests.test_engine import LOAD, Collector, Counter, EngineThread, Job, Prepared, Generate, Text
+from tests.test_engine import *
 
 class Broken(Counter):
     def {{method}}(self, *arguments):
@@ -293,7 +302,8 @@ class Broken(Counter):
 def ignore(*arguments):
     pass
 
-thread = EngineThread(Broken(), ignore, ignore, ignore, ignore, ignore, ignore)
+record = ProgressRecord(bytearray(SIZE))
+thread = EngineThread(Broken(), record, ignore, ignore, ignore, ignore, ignore, ignore)
 thread.start()
 thread.load(LOAD)
 thread.submit(Job(Generate("r", Text(""), 1.0, max_tokens=5), Prepared([0]), Collector(ignore)))
@@ -325,6 +335,37 @@ def test_an_engine_that_raises_ends_the_process(method: str, error: str) -> None
     )
     assert done.returncode == EXIT_ENGINE_DIED == 70
     assert f"{error}: planned" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
+def test_an_engine_that_cannot_say_why_it_raises_ends_the_process_too() -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", DIE.format(method="step", error="RuntimeError")],
+            stderr=full,
+            cwd=ROOT,
+            timeout=SECONDS * 2,
+            check=False,
+        )
+    assert done.returncode == EXIT_ENGINE_DIED
+
+
+def test_its_record_tells_steps_from_rest_and_counts_what_was_made(stage: Stage) -> None:
+    stage.thread.load(LOAD)
+    stage.run_until(lambda: Loaded(7, 4096) in stage.told)
+    assert stage.reading == Reading()  # a load is no step
+    inside: list[Reading] = []
+    stage.engine.before_step = lambda: inside.append(stage.reading)
+    job, sink = stage.job("r1", 3)
+    stage.thread.submit(job)
+    stage.run_until(lambda: sink.closed == 1)
+    stage.close()
+    assert all(reading.begun == reading.ended + 1 for reading in inside)
+    assert [reading.outputs for reading in inside] == [0, 1, 2]
+    after = stage.reading
+    assert after.begun == after.ended == 4  # the insert, too
+    assert after.outputs == 4  # three tokens and the end
+    assert after.longest > 0
 
 
 def test_caches_shrink_between_steps_and_cost_no_request(stage: Stage) -> None:

@@ -32,6 +32,7 @@ CONTRACT: dict[str, tuple[int, str, bool | None]] = {
     "request_too_large": (413, "invalid_request_error", None),
     "unsupported_media_type": (415, "invalid_request_error", None),
     "worker_crashed": (503, "server_error", True),
+    "worker_stalled": (503, "server_error", True),
     "model_loading": (503, "server_error", None),
     "queue_full": (503, "server_error", None),
     "insufficient_memory_now": (503, "server_error", None),

@@ -239,10 +239,10 @@ KILLERS: dict[str, Case] = {
     "tool without a function": chat(400, "tools[0].function", tools=[{"type": "function"}]),
     "tool of nothing": chat(400, "tools[0].function", tools=[{}]),
     "tool parameters of a list": tool(400, PARAMETERS, [1]),
-    "tool parameters of a broken type": tool(400, "tools", {"type": "objekt"}),
-    "tool parameters of a number": tool(400, "tools", {"type": 7}),
+    "tool parameters of a broken type": tool(400, PARAMETERS, {"type": "objekt"}),
+    "tool parameters of a number": tool(400, PARAMETERS, {"type": 7}),
     "tool with broken properties": tool(
-        400, "tools", {"type": "object", "properties": {"a": {"$ref": "#/no/where"}}}
+        400, PARAMETERS, {"type": "object", "properties": {"a": {"$ref": "#/no/where"}}}
     ),
     "tool chosen that is not there": tool(
         400, "tool_choice", {}, {"type": "function", "function": {"name": "g"}}

@@ -249,7 +249,7 @@ def test_a_load_without_progress_is_killed() -> None:
     *refusals, stop = pool.tick(16.0)
     assert told(refusals) == [Told(Refuse, lease, "model_loading")]
     assert "10 s" in error_of(refusals).message
-    assert stop == Stop("m", 1, kill=True)
+    assert stop == Stop("m", 1, kill=True, stacks=True)
     assert pool.next_deadline() is None
     late = acquire(pool, 17.0)
     assert pool.exited("m", 1, "SIGKILL", 18.0) == [Spawn("m", 2)]
@@ -268,7 +268,7 @@ def test_a_worker_that_ignores_sigterm_is_killed_later_the_larger_it_is() -> Non
     assert pool.shutdown(100.0) == [Stop("m", 1, kill=False)]
     assert pool.next_deadline() == 107.0
     assert pool.tick(106.9) == []
-    assert pool.tick(107.0) == [Stop("m", 1, kill=True)]
+    assert pool.tick(107.0) == [Stop("m", 1, kill=True, stacks=True)]
     assert pool.next_deadline() is None
     assert pool.tick(1000.0) == []
 

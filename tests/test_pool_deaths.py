@@ -138,7 +138,7 @@ def test_a_dying_worker_that_does_not_die_is_killed() -> None:
     pool.dying("m", 1, "SIGABRT", 3.0)
     due = pool.next_deadline()
     assert due is not None
-    assert pool.tick(due) == [Stop("m", 1, kill=True)]
+    assert pool.tick(due) == [Stop("m", 1, kill=True, stacks=True)]
 
 
 def test_a_killed_worker_buries_its_leases_at_its_exit_and_serves_the_late_by_a_new_one() -> None:

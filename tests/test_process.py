@@ -19,8 +19,10 @@ from typing import Any
 
 import pytest
 
+from supervisor.child import STACKS_SIGNAL
 from supervisor.process import Child, Launcher, describe_exit, is_ours
 from tests.children import ROOT
+from tests.serving import Deadline
 
 SECONDS = 20
 """What anything here may take before the test fails; nothing waits for it to pass."""
@@ -39,6 +41,7 @@ class Nursery:
         *arguments: str,
         channel: bool = False,
         words: bool = False,
+        progress: bool = False,
         inherit: Sequence[int] = (),
     ) -> Any:
         """A child and the future of its return code."""
@@ -52,6 +55,7 @@ class Nursery:
             environ={"EXTRA": "1"},
             channel=channel,
             words=words,
+            progress=progress,
             inherit=inherit,
             on_exit=ended.set_result,
         )
@@ -144,6 +148,35 @@ def test_an_abort_leaves_python_stacks(nursery: Nursery) -> None:
     nursery.run("die", str(int(signal.SIGABRT)))
     assert "Fatal Python error: Aborted" in nursery.stderr
     assert "in last_words" in nursery.stderr
+
+
+def test_stacks_can_be_asked_for_at_any_time(nursery: Nursery) -> None:
+    async def scenario() -> None:
+        child, ended = nursery.start("echo", channel=True)
+        assert child.channel.recv(1) == b"!"
+        child.signal(STACKS_SIGNAL)
+        deadline = Deadline(SECONDS)
+        while "in echo" not in nursery.stderr:
+            deadline.check("the stacks")
+        child.channel.sendall(b"hello")
+        assert child.channel.recv(100) == b"hello"
+        child.put_down()
+        assert await asyncio.wait_for(ended, SECONDS) == -signal.SIGKILL
+
+    asyncio.run(scenario())
+    assert nursery.stderr.count("in echo") == 2
+
+
+def test_a_stopped_child_is_put_down_without_its_stacks(nursery: Nursery) -> None:
+    async def scenario() -> None:
+        child, ended = nursery.start("echo", channel=True)
+        assert child.channel.recv(1) == b"!"
+        child.signal(signal.SIGSTOP)
+        child.put_down()
+        assert await asyncio.wait_for(ended, SECONDS) == -signal.SIGKILL
+
+    asyncio.run(scenario())
+    assert nursery.stderr == ""
 
 
 def test_an_exception_leaves_its_traceback(nursery: Nursery) -> None:
@@ -244,7 +277,7 @@ def test_a_start_that_fails_leaks_nothing(
     async def scenario() -> None:
         before = open_descriptors()
         with pytest.raises(FileNotFoundError):
-            nursery.start("exit", "0", channel=True)
+            nursery.start("exit", "0", channel=True, words=True, progress=True)
         assert open_descriptors() == before
 
     asyncio.run(scenario())

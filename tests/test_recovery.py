@@ -56,6 +56,12 @@ def complete(server: Server, model: str, **body: Any) -> Answer:
     return server.request("POST", "/v1/completions", {"model": model, **body})
 
 
+def deaths(server: Server) -> int:
+    """Of the model that dies, loaded or not."""
+    known = {model["name"]: model["deaths"] for model in server.health()["models"]}
+    return int(known["stormy"])
+
+
 def choices(answer: Answer) -> Any:
     """All that an answer says of its choices and its usage, streamed or not."""
     assert answer.status == 200, answer.body
@@ -70,11 +76,11 @@ def choices(answer: Answer) -> Any:
     return of, chunks[-1].get("usage")
 
 
-def test_nobody_notices_three_deaths(
+def test_nobody_notices_four_deaths(
     model: Path, tmp_path: Path, threads: ThreadPoolExecutor
 ) -> None:
-    """Requests of every kind, streamed and not, in a worker that dies in their midst, dies again
-    while they stand trial, and dies while it loads."""
+    """Requests of every kind, streamed and not, in a worker that dies in their midst, is stopped
+    while they stand trial, dies while it loads, and holds the interpreter's lock for ever."""
     asked = [
         {
             **kind,
@@ -84,12 +90,13 @@ def test_nobody_notices_three_deaths(
         for kind in KINDS.values()
         for stream in (False, True)
     ]
-    with serving(
-        tmp_path, scripted=True, config=config(model, FAKE_DEATHS="150 40 0 500")
-    ) as server:
+    ends = {"FAKE_DEATHS": "150 40 0", "FAKE_ENDS": "abort stop abort"}
+    stall = "[recovery]\nstall_seconds = 1\n"
+    with serving(tmp_path, scripted=True, config=config(model, stall, **ends)) as server:
         calm = list(threads.map(lambda body: complete(server, "calm", **body), asked))
         stormy = list(threads.map(lambda body: complete(server, "stormy", **body), asked))
-        assert server.wait_for("stormy")["deaths"] >= 3
+        assert deaths(server) == 3
+        log = server.log()
     for body, quiet, cut in zip(asked, calm, stormy, strict=True):
         assert choices(cut) == choices(quiet), body
     told = [answer for answer in stormy if "x-bulkhead-recoveries" in answer.headers]
@@ -97,6 +104,11 @@ def test_nobody_notices_three_deaths(
     assert told or comments
     for answer in comments:
         assert answer.body.rindex(b": recoveries ") < answer.body.index(b"data: [DONE]")
+    stalled = [f"worker stormy#{n} has stalled and is killed" in log for n in range(1, 5)]
+    assert stalled == [False, True, False, False]
+    # Who could say where it was has said it, all but the stopped one.
+    stderr = [file.read_text() for file in sorted((tmp_path / "logs").glob("*stormy*.stderr"))]
+    assert ["in end" in said for said in stderr] == [True, False, False, False]
 
 
 @pytest.fixture
@@ -115,7 +127,7 @@ def test_the_request_that_kills_is_found_and_the_others_complete(
     env = config(words, FAKE_POISON=f"{POISON} {depth}")
     with serving(tmp_path / "s", scripted=True, config=env) as server:
         got = list(threads.map(lambda body: complete(server, "stormy", **body), bodies))
-        assert server.wait_for("stormy")["deaths"] == 3
+        assert deaths(server) == 3
         guilty = got.pop(6)
         assert guilty.status == 422, guilty.body
         assert guilty.json["error"]["code"] == "request_crashed_worker"
@@ -124,7 +136,7 @@ def test_the_request_that_kills_is_found_and_the_others_complete(
         assert texts == [text_of(60)] * 15
         again = complete(server, "stormy", **poison)
         assert again.status == 422
-        assert server.wait_for("stormy")["deaths"] == 3
+        assert deaths(server) == 3
     # The verdict outlives the server.
     with serving(tmp_path / "s", scripted=True, config=env) as server:
         assert complete(server, "stormy", **poison).status == 422
@@ -147,7 +159,7 @@ def test_the_sdk_sees_nothing(words: Path, tmp_path: Path, stream: bool) -> None
         else:
             text = answer.choices[0].message.content
         assert text == text_of(50)
-        assert server.wait_for("stormy")["deaths"] == 1
+        assert deaths(server) == 1
 
 
 def test_replay_mode_runs_again_what_had_no_token(words: Path, tmp_path: Path) -> None:

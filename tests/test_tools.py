@@ -284,7 +284,7 @@ PARTS = [
 MODELS = [HERMES, THINKING, LLAMA, MISTRAL, KIMI_K2, KIMI_K3, GPT_OSS, GLM, QWEN_CODER, GEMMA4]
 
 
-@settings(deadline=None, max_examples=700)
+@settings(deadline=None, max_examples=400)
 @given(
     st.sampled_from(MODELS),
     st.lists(st.sampled_from(PARTS), max_size=14).map("".join),

@@ -18,7 +18,17 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from supervisor.errors import BulkheadError
-from supervisor.wire.frames import Embed, Embedded, End, Failed, FromEngine, Generate, Load
+from supervisor.wire.frames import (
+    Embed,
+    Embedded,
+    End,
+    Failed,
+    FromEngine,
+    Generate,
+    Load,
+    Progress,
+)
+from supervisor.wire.progress import ProgressRecord
 
 log = logging.getLogger("bulkhead.worker")
 
@@ -153,6 +163,7 @@ class EngineThread:
     def __init__(
         self,
         engine: Engine,
+        record: ProgressRecord,
         post: Callable[[Callable[[], None]], object],
         on_warm: Callable[[], None],
         on_progress: Callable[[int, int], None],
@@ -160,8 +171,10 @@ class EngineThread:
         on_unloadable: Callable[[str], None],
         on_closed: Callable[[], None],
     ) -> None:
-        """`post` schedules a call on the server's event loop; every callback runs there."""
+        """`post` schedules a call on the server's event loop; every callback runs there. `record`
+        counts what must not take long: all but import, load and end."""
         self._engine = engine
+        self._record = record
         self._post = post
         self._on_warm = on_warm
         self._on_progress = on_progress
@@ -205,15 +218,19 @@ class EngineThread:
             self._engine.warm_up()
             self._post(self._on_warm)
             while self._obey():
+                self._record.begin()
                 for job, frames in self._engine.step():
                     self._deliver(job, frames)
+                self._record.end()
             self._engine.close()
             self._post(self._on_closed)
         except BaseException:  # noqa: BLE001
-            # stderr is the file that the supervisor reads last words from.
-            traceback.print_exc()
-            log.critical("the generation thread died; the process ends")
-            os._exit(EXIT_ENGINE_DIED)
+            try:
+                # stderr is the file that the supervisor reads last words from.
+                traceback.print_exc()
+                log.critical("the generation thread died; the process ends")
+            finally:
+                os._exit(EXIT_ENGINE_DIED)  # on a full disk as well
 
     def _obey(self) -> bool:
         """Carry out commands, waiting for one while there is nothing to generate."""
@@ -223,6 +240,7 @@ class EngineThread:
         return True
 
     def _deliver(self, job: Job, frames: Sequence[FromEngine]) -> None:
+        self._record.made(sum(not isinstance(frame, (Progress, Failed)) for frame in frames))
         job.sink.send(frames)
         if isinstance(frames[-1], LAST):
             job.sink.close()
@@ -236,11 +254,15 @@ class EngineThread:
         job.sink.close()
 
     def _continue(self, act: Callable[[Job], None], job: Job) -> bool:
+        self._record.begin()
         act(job)
+        self._record.end()
         return True
 
     def _shrink(self) -> bool:
+        self._record.begin()
         self._engine.shrink()
+        self._record.end()
         return True
 
     def _load(self, load: Load) -> bool:

@@ -1,4 +1,4 @@
-"""Entry of a worker process: `python -m worker.main --channel FD`, under `supervisor.child`."""
+"""Entry of a worker process: `python -m worker.main --channel FD --progress FD`, under `supervisor.child`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import uvloop
 
+from supervisor.wire.progress import ProgressRecord
 from worker.engine import Engine
 from worker.server import WorkerServer
 
@@ -19,7 +20,9 @@ def main(make_engine: Callable[[], Engine]) -> None:
     """Serve until told to stop, then end at once."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--channel", type=int, required=True)
+    parser.add_argument("--progress", type=int, required=True)
     arguments = parser.parse_args()
+    record = ProgressRecord.inherited(arguments.progress)
     # stderr is this incarnation's own file; the supervisor keeps it bounded and reads its end.
     logging.basicConfig(
         level=logging.INFO,
@@ -27,14 +30,14 @@ def main(make_engine: Callable[[], Engine]) -> None:
         format="%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
-    uvloop.run(_serve(arguments.channel, make_engine()))
+    uvloop.run(_serve(arguments.channel, make_engine(), record))
     logging.shutdown()
     # Nothing is left to do, and the teardown of a large process's objects would only take time.
     os._exit(0)
 
 
-async def _serve(channel: int, engine: Engine) -> None:
-    await WorkerServer(socket.socket(fileno=channel), engine).run()
+async def _serve(channel: int, engine: Engine, record: ProgressRecord) -> None:
+    await WorkerServer(socket.socket(fileno=channel), engine, record).run()
 
 
 def _batch_engine() -> Engine:

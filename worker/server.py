@@ -32,6 +32,7 @@ from supervisor.wire.frames import (
     Tokens,
     ToWorker,
 )
+from supervisor.wire.progress import ProgressRecord
 from supervisor.wire.stream import FrameStream, listen
 from worker.engine import Engine, EngineThread, Job, Loaded, Prepared
 from worker.sink import SocketSink
@@ -48,9 +49,10 @@ _SHORT_PROMPT = 2000
 class WorkerServer:
     """Serves one model for one supervisor, until told to stop or the supervisor is gone."""
 
-    def __init__(self, channel: socket.socket, engine: Engine) -> None:
+    def __init__(self, channel: socket.socket, engine: Engine, record: ProgressRecord) -> None:
         self._socket = channel
         self._engine = engine
+        self._record = record
         # Tokenizing a long prompt takes as long as many decode steps, and tokenizers are not safe
         # for two threads: one thread of its own.
         self._prompt_thread = ThreadPoolExecutor(1, "prompt")
@@ -66,6 +68,7 @@ class WorkerServer:
         await loop.create_connection(lambda: self._channel, sock=self._socket)
         self._thread = EngineThread(
             self._engine,
+            self._record,
             loop.call_soon_threadsafe,
             on_warm=lambda: self._channel.send(Hello(os.getpid())),
             on_progress=lambda done, total: self._channel.send(Loading(done, total)),
@@ -74,6 +77,7 @@ class WorkerServer:
             on_closed=self._closed.set,
         )
         loop.add_signal_handler(signal.SIGTERM, self._asked_to_stop)
+        beating = loop.create_task(self._record.beat())
         self._thread.start()
         load = await self._channel.receive()
         if not isinstance(load, Load):
@@ -85,6 +89,7 @@ class WorkerServer:
         listening = loop.create_task(self._listen())
         await self._closed.wait()
         listening.cancel()
+        beating.cancel()
 
     async def _listen(self) -> None:
         """What the supervisor says later."""
@@ -137,7 +142,7 @@ class WorkerServer:
         loop = asyncio.get_running_loop()
         self._preparing += 1
         # Counted until the thread is really done, which a cancelled request does not hasten.
-        work = self._prompt_thread.submit(self._engine.prepare, request)
+        work = self._prompt_thread.submit(self._prepare_there, request)
         work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._prepared))
         tokens = asyncio.wrap_future(work)
         either: set[asyncio.Future[Any]] = {tokens, gone}
@@ -146,6 +151,10 @@ class WorkerServer:
             tokens.cancel()  # one that waits for the thread never reaches it
             return None
         return tokens.result()
+
+    def _prepare_there(self, request: Generate | Embed) -> Prepared:
+        with self._record.preparing():
+            return self._engine.prepare(request)
 
     def _prepared(self) -> None:
         self._preparing -= 1

@@ -47,7 +47,7 @@ class Tally:
 
 def bench(report: harness.Report, folder: Path, short: bool) -> None:
     """Run it all."""
-    deaths = 2 if short else 200
+    deaths = 1 if short else 200
     tokens = 128 if short else 192
     models = {
         name: harness.make_model(folder / name, seed) for seed, name in enumerate(("hit", "near"))

@@ -7,9 +7,14 @@ polls, and each knows that the other has arrived.
 
 from __future__ import annotations
 
+import collections
 import gc
+import itertools
 import json
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
@@ -45,7 +50,8 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gates: dict[str, str] = {}
     """Phase ("load", "prefill", "decode") → FIFO; each is passed once an incarnation."""
     deeds: dict[str, str] = {}
-    """Phase → what happens there, after its gate: abort, exit0, raise, torn, garbage, unloadable."""
+    """Phase → what happens there, after its gate: exit0, raise, torn, garbage, unloadable, or one of
+    `end`'s."""
     last_words: str = ""
     """What is written to stderr before a deed."""
     at_token: int = 3
@@ -57,6 +63,9 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tells_seed: bool = False
     """Each token of an answer is the seed of its choice."""
     load_steps: int = 3
+    prefill_steps: int = 1
+    step_seconds: float = 0.0
+    """What each of them takes."""
     generations: tuple[int, ...] = (1,)
 
     def write(self, folder: Path) -> Path:
@@ -81,7 +90,8 @@ class ScriptedEngine:
         self._active = True
         self._jobs: dict[Job, int] = {}
         """Tokens made of each."""
-        self._prefilled: set[Job] = set()
+        self._prefilled: dict[Job, int] = {}
+        """Steps of each."""
         self._paused: dict[Job, int] = {}
         self._gates = dict(script.gates)
 
@@ -91,6 +101,7 @@ class ScriptedEngine:
     def load(self, load: Load, progress: Callable[[int, int], None]) -> Loaded:
         self._active = load.generation in self._script.generations
         for step in range(self._script.load_steps):
+            time.sleep(self._script.step_seconds)
             progress(step + 1, self._script.load_steps)
         self._phase("load")
         return Loaded(memory_bytes=1000, context=4096)
@@ -132,10 +143,14 @@ class ScriptedEngine:
     def step(self) -> Sequence[Output]:
         outputs: list[Output] = []
         for job, made in tuple(self._jobs.items()):
-            if job not in self._prefilled:
-                self._prefilled.add(job)
-                outputs.append((job, [Progress(1, len(job.prompt))]))
+            done = self._prefilled.get(job, 0) + 1
+            if done <= self._script.prefill_steps:
+                self._prefilled[job] = done
+                time.sleep(self._script.step_seconds)
+                outputs.append((job, [Progress(done, len(job.prompt))]))
                 self._phase("prefill")
+                if done < self._script.prefill_steps:
+                    continue
             frames: list[FromEngine] = [Token(made, f"w{made} ")]
             if made == self._script.at_token and (said := self._phase("decode")):
                 frames = [Token(made, said)]
@@ -172,8 +187,6 @@ class ScriptedEngine:
         if name in self._script.deeds:
             os.write(2, self._script.last_words.encode())
         match self._script.deeds.get(name):
-            case "abort":
-                os.abort()
             case "exit0":
                 os._exit(0)
             case "raise":
@@ -184,7 +197,25 @@ class ScriptedEngine:
                 return TORN
             case "garbage":
                 return GARBAGE
+            case deed if deed is not None:
+                end(deed)
         return ""
+
+
+def end(how: str) -> None:
+    """Go no further: die, or hang."""
+    match how:
+        case "abort":
+            os.abort()
+        case "stop":
+            os.kill(os.getpid(), signal.SIGSTOP)
+            threading.Event().wait()  # this thread may be the last to be stopped
+        case "hog":  # one call into C, without end and with the interpreter's lock
+            collections.deque(itertools.repeat(None), maxlen=0)
+        case "block":
+            threading.Event().wait()
+        case unknown:
+            raise AssertionError(unknown)
 
 
 def pass_gate(fifo: str) -> None:

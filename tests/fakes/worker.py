@@ -16,7 +16,7 @@ from supervisor.wire import codec
 from supervisor.wire.codec import HEADER, encode
 from supervisor.wire.frames import Embed, Frame, FromEngine, Generate, Load, Token
 from supervisor.wire.stream import FrameStream
-from tests.fakes.engine import GARBAGE, TORN, ScriptedEngine, pass_gate, script_in
+from tests.fakes.engine import GARBAGE, TORN, ScriptedEngine, end, pass_gate, script_in
 from worker.engine import Engine, Job, Loaded, Output, Prepared
 from worker.main import main
 
@@ -27,6 +27,8 @@ NO_DESCRIPTORS = "FAKE_NO_DESCRIPTORS"
 DEATHS = "FAKE_DEATHS"
 """Environment: for each generation, after how many tokens in all it aborts; 0 = before it is ready,
 - = never. Later ones live."""
+ENDS = "FAKE_ENDS"
+"""Environment: for each generation, how it ends then, if not by abort: one of `fakes.engine.end`'s."""
 POISON = "FAKE_POISON"
 """Environment: "TOKEN DEPTH": a prompt that holds that token id kills its worker after so many tokens
 of its output."""
@@ -39,6 +41,7 @@ class Choice:
         self._chosen: Engine | None = None
         self._lives: int | None = None
         """Tokens that are left to this incarnation; None = it lives."""
+        self._end = "abort"
         poison = os.environ.get(POISON, "").split()
         self._poison = (int(poison[0]), int(poison[1])) if poison else None
         self._depths: dict[Job, int] = {}
@@ -59,6 +62,9 @@ class Choice:
             self._lives = int(deaths[load.generation - 1])
         if self._lives == 0:
             os.abort()
+        ends = os.environ.get(ENDS, "").split()
+        if load.generation <= len(ends):
+            self._end = ends[load.generation - 1]
         script = script_in(Path(load.path))
         if script is not None:
             self._chosen = ScriptedEngine(script)
@@ -106,7 +112,7 @@ class Choice:
             if self._lives is not None:
                 self._lives -= tokens
                 if self._lives <= 0:
-                    os.abort()
+                    end(self._end)
             if job in self._depths:
                 self._depths[job] += tokens
                 self._check_poison(job)

@@ -103,8 +103,9 @@ class Coroner:
             if size is not None:
                 living.footprint.append((now, size))
 
-    def examine(self, model: str, generation: int, how: str) -> Crash | None:
-        """News of a death, before the pool has it. None when it was asked for.
+    def examine(self, model: str, generation: int, how: str, *, put_down: str = "") -> Crash | None:
+        """News of a death, before the pool has it. None when it was asked for. `put_down` is why it
+        is about to be killed, where the pool does not know it yet.
 
         May come twice for one death, first with its signal and then with its exit: the id stays,
         and the diagnosis has all that was said by then.
@@ -114,7 +115,9 @@ class Coroner:
             return None
         if living.scene is None:
             inside = list(_inside(entry))
-            living.scene = scene = self._look_around(living, entry, inside)
+            if entry.state is State.STOPPING:
+                put_down = entry.reason
+            living.scene = scene = self._look_around(living, entry, inside, put_down)
             self.files.open(scene)
             self._inside |= {lease.id: (scene.id, lease.request_id) for lease in inside}
         said = words(living.scene, self._cleaner, NEWS_BYTES)
@@ -126,8 +129,9 @@ class Coroner:
         if living is not None and living.scene is not None:
             self.files.write(living.scene, how)
 
-    def gateway_died(self, child: Child, how: str, uptime: float) -> None:
-        """The gateway ended unasked after `uptime` seconds: have the report written."""
+    def gateway_died(self, child: Child, how: str, uptime: float, put_down: str) -> None:
+        """The gateway ended unasked after `uptime` seconds, or was `put_down`: have the report
+        written."""
         epoch, now = self._epoch(), self._clock()
         scene = Scene(
             id=crashes.new_id(epoch),
@@ -138,6 +142,7 @@ class Coroner:
             stderr=child.files[1],
             uptime=uptime,
             phase="serving",
+            put_down=put_down,
             models=tuple(self._loaded()),
             machine=tuple(self._machine(now)),
             oom_kills=self._oom_kills(now),
@@ -171,7 +176,9 @@ class Coroner:
 
     # ── what there is to see ─────────────────────────────────────────────────────────────────────
 
-    def _look_around(self, living: _Living, entry: Entry, inside: Sequence[Lease]) -> Scene:
+    def _look_around(
+        self, living: _Living, entry: Entry, inside: Sequence[Lease], put_down: str
+    ) -> Scene:
         epoch, now = self._epoch(), self._clock()
         return Scene(
             id=crashes.new_id(epoch),
@@ -189,7 +196,7 @@ class Coroner:
             ),
             model=entry.spec.name,
             generation=entry.generation,
-            put_down=entry.reason if entry.state is State.STOPPING else "",
+            put_down=put_down,
             requests=tuple(lease.request_id for lease in inside),
             oom_kills=self._oom_kills(now),
         )

@@ -43,12 +43,12 @@ class Gatekeeper:
         settings: bytes,
         module: str,
         on_change: Callable[[], None],
-        on_death: Callable[[Child, str, float], None],
+        on_death: Callable[[Child, str, float, str], None],
         *,
         stall_seconds: float,
     ) -> None:
-        """`on_death` is told of every unasked end: the process, how it ended, and its uptime in
-        seconds."""
+        """`on_death` is told of every unasked end: the process, how it ended, its uptime in seconds,
+        and why it was killed if we did that."""
         self._launcher = launcher
         self._state = state
         self._listener = listener
@@ -59,6 +59,7 @@ class Gatekeeper:
         self._stall_seconds = stall_seconds
         self._watchdog: Watchdog | None = None
         """Of a gateway that serves and has not stalled."""
+        self._put_down = ""
         self._early_deaths = 0
         self._served = False
         self._hopeless_deaths = 0
@@ -116,7 +117,7 @@ class Gatekeeper:
         how = None if reading is None else self._watchdog.look(reading, now, awaited=True)
         if how is not None:
             log.error("the gateway has stalled and is killed: %s", how)
-            self._watchdog = None
+            self._watchdog, self._put_down = None, f"it stalled: {how}"
             self.child.put_down()
 
     def _exited(self, returncode: int) -> None:
@@ -135,7 +136,8 @@ class Gatekeeper:
         how = describe_exit(returncode)
         log.error("the gateway died (%s); models stay loaded, it is started again", how)
         if child is not None:
-            self._on_death(child, how, uptime)
+            self._on_death(child, how, uptime, self._put_down)
+        self._put_down = ""
         self._hopeless_deaths += 1
         if not self._served and self._hopeless_deaths >= _HOPELESS:
             self.hopeless.set()

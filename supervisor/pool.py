@@ -300,12 +300,14 @@ class Pool(Scheduler):
         if entry is not None:
             self._progressed(entry)
 
-    def stalled(self, model: str, generation: int, how: str, now: float) -> list[Effect]:
+    def stalled(
+        self, model: str, generation: int, how: str, now: float, crash: Crash | None = None
+    ) -> list[Effect]:
         """The process lives and does not move: it must go, and those who are in it learn it now."""
         entry = self._current(model, generation)
         if entry is None or entry.state not in (State.READY, State.DRAINING):
             return []
-        effects = self._interrupt(entry, refusals.hung(entry, how), now)
+        effects = self._interrupt(entry, refusals.hung(entry, how, crash), now)
         self._move(entry, Event.KILL)
         entry.reason = f"it stalled: {how}"
         return [*effects, *self._stop(entry, now, kill=True, stacks=True), *self._settle(now)]

@@ -95,11 +95,10 @@ def until_a_place(entry: Entry, now: float) -> float:
 
 
 def crashed(entry: Entry, how: str, crash: Crash | None = None) -> WorkerCrashed:
-    cause, report = how, ""
+    cause = how
     what_to_do = "Retry, and the model is loaded again."
     if crash is not None:
         found = crash.diagnosis
-        report = f" `bulkhead crashes {crash.id}` has the report."
         cause = f"{how}: {found.summary}"
         if found.permanent or found.blame is Blame.REQUEST:
             what_to_do = found.advice
@@ -108,17 +107,22 @@ def crashed(entry: Entry, how: str, crash: Crash | None = None) -> WorkerCrashed
     phase = "while it loaded" if entry.loaded_at is None else "during this request"
     return WorkerCrashed(
         f"The worker {entry.worker} died ({cause}) {phase}. Other models are not affected. "
-        f"{what_to_do}{report}",
+        f"{what_to_do}{_report(crash)}",
         retry_after=entry.load_seconds,
     )
 
 
-def hung(entry: Entry, how: str) -> WorkerStalled:
+def hung(entry: Entry, how: str, crash: Crash | None = None) -> WorkerStalled:
     return WorkerStalled(
         f"The worker {entry.worker} stalled during this request and was killed: {how}. Other "
-        "models are not affected; retry, and the model is loaded again.",
+        f"models are not affected. Retry, and the model is loaded again.{_report(crash)}",
         retry_after=entry.load_seconds,
     )
+
+
+def _report(crash: Crash | None) -> str:
+    """Where to read on, behind a message."""
+    return "" if crash is None else f" `bulkhead crashes {crash.id}` has the report."
 
 
 def unavailable(entry: Entry, now: float) -> ModelUnavailable:

@@ -261,7 +261,9 @@ class Supervisor:
 
     def worker_stalled(self, model: str, generation: int, how: str) -> None:
         self._mourn(model, generation, f"has stalled and is killed ({how})")
-        self.perform(self._pool.stalled(model, generation, how, time.monotonic()))
+        reason = f"it stalled: {how}"
+        crash = self._coroner.examine(model, generation, "SIGKILL", put_down=reason)
+        self.perform(self._pool.stalled(model, generation, how, time.monotonic(), crash))
 
     def worker_dying(self, model: str, generation: int, how: str) -> None:
         crash = self._coroner.examine(model, generation, how)

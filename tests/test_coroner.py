@@ -417,7 +417,7 @@ def test_a_later_run_knows_the_last_crash_of_each_model(tmp_path: Path) -> None:
             world.start()
             crashed.append(world.exit("SIGABRT"))
             world.now += 1
-        world.coroner.gateway_died(world.child(9), "SIGSEGV", 4.0)
+        world.coroner.gateway_died(world.child(9), "SIGSEGV", 4.0, "")
 
     async def second(world: World) -> None:
         await world.files.recall()

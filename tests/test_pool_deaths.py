@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from supervisor.diagnosis import Cause, Crash, Diagnosis
+from supervisor.entry import Rules, Standing
 from supervisor.lifecycle import State
-from supervisor.pool import Bury, Grant, Refuse, Spawn, Stop
+from supervisor.pool import Bury, Grant, Pool, Refuse, Spawn, Spec, Stop
 from tests.pools import (
     HOLD,
     WITH_PROCESS,
@@ -69,6 +70,19 @@ def test_a_death_that_is_understood_says_why_and_what_to_do(
     assert what_to_do in message
     assert message.endswith(" `bulkhead crashes some-id` has the report.")
     assert "a line" not in message
+
+
+@pytest.mark.parametrize(
+    ("cause", "standing"),
+    [(Cause.GPU_VICTIM, Standing.CLEAR), (Cause.GPU_HANG, Standing.SUSPECT)],
+)
+def test_nobody_is_suspected_of_what_came_from_outside(cause: Cause, standing: Standing) -> None:
+    pool = Pool([Spec("m")], rules=Rules(recovery="resume"))
+    lease = acquire(pool)
+    pool.ready("m", 1, 0, 1, 7.5)
+    pool.exited("m", 1, "SIGABRT", 10.0, Crash("some-id", Diagnosis(cause)))
+    pool.returned(lease, 0, 10.0)
+    assert pool.entries["m"].waiting[lease].standing is standing
 
 
 def test_what_we_killed_says_why_in_our_words() -> None:

@@ -8,11 +8,12 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.fakes.engine import Script, text_of
-from tests.serving import Server, serving
+from tests.serving import Deadline, Server, serving
 
 
 @contextlib.contextmanager
@@ -23,6 +24,17 @@ def scripted(folder: Path, mode: str, **scripts: Script) -> Iterator[Server]:
         config += f'[models.{name}]\nsource = "{script.write(folder / name)}"\n'
     with serving(folder / "s", scripted=True, config=config) as server:
         yield server
+
+
+def told_by(server: Server, model: str | None) -> dict[str, Any]:
+    """The report of the model's, or the gateway's, only crash."""
+    deadline = Deadline()
+    while True:
+        briefs = server.request("GET", "/admin/crashes").json["crashes"]
+        for brief in briefs:
+            if brief["model"] == model:
+                return dict(server.request("GET", f"/admin/crashes/{brief['id']}").json)
+        deadline.check("the report")
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +75,9 @@ def test_a_gateway_that_hangs_is_replaced(server: Server) -> None:
     assert server.gateway.pid != before
     assert server.loaded("quick")["generation"] == generation
     assert "the gateway has stalled and is killed: its event loop" in server.log()
+    report = told_by(server, None)
+    assert report["cause"] == "stalled"
+    assert report["put_down"].startswith("it stalled: its event loop")
 
 
 def test_those_in_it_are_told_that_it_stalled(tmp_path: Path) -> None:
@@ -85,3 +100,10 @@ def test_those_in_it_are_told_that_it_stalled(tmp_path: Path) -> None:
         assert server.wait_for("m")["deaths"] == 1
         assert "m#1 has stalled and is killed (its generation thread" in server.log()
         assert "in end" in server.worker_log("m")
+        report = told_by(server, "m")
+        assert report["id"] in error["message"]
+        assert (report["cause"], report["signal"]) == ("stalled", "SIGKILL")
+        assert report["put_down"].startswith("it stalled: its generation thread has been")
+        assert "in end" in report["stacks"]
+        assert report["in_flight"] == 2
+        assert [each["outcome"] for each in report["recovery"]] == ["ended with worker_stalled"] * 2

@@ -300,7 +300,6 @@ class Leases:
         if self.docket.strike(lease.digest, now) < STRIKES or not entry.proven:
             return []
         self.docket.convict(lease.digest)
-        self._progressed(entry)  # this death has its explanation
         equals = [each for each in entry.waiting.values() if each.digest == lease.digest]
         refused = [self._refuse(entry, each, refusals.guilty(entry)) for each in equals]
         return [Convict(entry.spec.name, lease.request_id), *refused]

@@ -28,7 +28,7 @@ LIMITS = Limits(
 )
 
 
-def make_world(rng: random.Random, *, storm: bool) -> World:
+def make_world(rng: random.Random, *, storm: bool, calm: bool) -> World:
     """Budget, sizes and rules of an episode; in a storm few models and many requests, which go on
     after deaths."""
     budget = rng.choice((None, 10 * GB, 10 * GB, 12 * GB, 16 * GB, 20 * GB))
@@ -62,7 +62,7 @@ def make_world(rng: random.Random, *, storm: bool) -> World:
         backoff_max=rng.choice((8.0, 60.0)),
         release=rng.choice((ReleaseRule.AT_REAP, ReleaseRule.WHEN_SEEN)),
     )
-    return World(specs, LIMITS, rules, budget, calm=rng.random() < 0.3)
+    return World(specs, LIMITS, rules, budget, calm=calm)
 
 
 class Walk:
@@ -71,7 +71,7 @@ class Walk:
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.storm = storm = rng.random() < 0.4
-        self.world = make_world(rng, storm=storm)
+        self.world = make_world(rng, storm=storm, calm=rng.random() < 0.3)
         self.names = list(self.world.models)
         moves: list[tuple[Callable[[], None], int, int]] = [
             (self.acquire, 26, 14),

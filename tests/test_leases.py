@@ -694,6 +694,27 @@ def test_a_death_that_convicts_does_not_count_against_the_model() -> None:
     assert convicted(ward.returned(1)) == ["r1"]
 
 
+def test_a_model_that_worked_once_is_left_alone_before_it_convicts_everybody() -> None:
+    ward = Ward(1, max_restarts=3)
+    ward.dies()
+    ward.dies()
+    ward.exits()
+    assert convicted(ward.returned(1)) == ["r1"]
+    ward.acquire()
+    ward.ready()
+    ward.exits()
+    assert ward.entry.state is State.CRASHED
+
+
+def test_tokens_that_were_told_of_are_no_news_after_the_next_death() -> None:
+    ward = Ward(1, max_restarts=2)
+    assert tried(ward.dies()) == [1]
+    ward.passed(1)
+    assert tried(ward.dies(r1=PROBATION)) == [1]
+    ward.exits()
+    assert ward.entry.state is State.CRASHED
+
+
 def test_deaths_from_outside_count_against_the_model_whoever_is_on_trial() -> None:
     ward = Ward(1, max_restarts=3)
     ward.dies()

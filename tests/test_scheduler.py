@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from supervisor.blame import PROBATION, Fault
 from supervisor.lifecycle import State
 from supervisor.pool import Rules, Spec
 from supervisor.pressure import Level
@@ -29,14 +30,19 @@ class Scheduler(RuleBasedStateMachine):
 
     @initialize(seed=st.integers(0, 10_000))
     def begin(self, seed: int) -> None:
-        self.world = make_world(random.Random(seed), storm=seed % 2 == 0)
+        self.world = make_world(random.Random(seed), storm=seed % 2 == 0, calm=False)
 
     def known(self, name: str) -> str:
         return name if name in self.world.models else NAMES[0]
 
-    @rule(name=st.sampled_from([*NAMES, *NAMES, "alias-a", "a:latest", "unknown", ""]), hold=spans)
-    def acquire(self, name: str, hold: float) -> None:
-        self.world.acquire(name, hold)
+    @rule(
+        name=st.sampled_from([*NAMES, *NAMES, "alias-a", "a:latest", "unknown", ""]),
+        hold=spans,
+        kind=st.sampled_from(["", "tea", "poison"]),
+    )
+    def acquire(self, name: str, hold: float, kind: str) -> None:
+        digest = f"{kind} for {name[-1:]}".encode() if kind else b""
+        self.world.acquire(name, hold, digest=digest)
 
     @rule(name=names, hold=spans)
     def load(self, name: str, hold: float) -> None:
@@ -51,6 +57,24 @@ class Scheduler(RuleBasedStateMachine):
     @rule(data=st.data())
     def fault(self, data: st.DataObject) -> None:
         self.world.fault(data.draw(st.sampled_from(sorted(self.world.requests))))
+
+    @precondition(lambda self: self.world.requests)
+    @rule(
+        data=st.data(), tokens=st.sampled_from([0, 0, 1, PROBATION, 40]), all_of_them=st.booleans()
+    )
+    def returned(self, data: st.DataObject, tokens: int, all_of_them: bool) -> None:
+        requests = self.world.requests
+        asked = [lease for lease, each in requests.items() if each.status == "returning"]
+        one = data.draw(st.sampled_from(sorted(requests)))
+        for lease in asked if all_of_them else [one]:
+            if lease in requests:
+                self.world.returned(lease, requests[lease].position + tokens)
+
+    @precondition(lambda self: any(each.until for each in self.world.requests.values()))
+    @rule(data=st.data())
+    def passed(self, data: st.DataObject) -> None:
+        asked = [lease for lease, each in self.world.requests.items() if each.until]
+        self.world.passed(data.draw(st.sampled_from(asked)))
 
     @rule(name=names)
     def preload(self, name: str) -> None:
@@ -102,9 +126,9 @@ class Scheduler(RuleBasedStateMachine):
         self.world.dying(self.of_process(data))
 
     @precondition(lambda self: self.world.processes)
-    @rule(data=st.data(), left=shares)
-    def exited(self, data: st.DataObject, left: float) -> None:
-        self.world.exited(self.of_process(data), left)
+    @rule(data=st.data(), left=shares, fault=st.sampled_from(Fault))
+    def exited(self, data: st.DataObject, left: float, fault: Fault) -> None:
+        self.world.exited(self.of_process(data), left, fault)
 
     @rule(name=names, offset=st.sampled_from([-1, 1, 5]))
     def words_about_another_generation(self, name: str, offset: int) -> None:
@@ -228,6 +252,52 @@ def test_a_stream_of_requests_starves_nobody() -> None:
     world.ready("b", 8 * GB)
     assert world.requests[waiter].status == "granted"
     assert world.requests[late].status == "waiting"
+
+
+def run_to_the_end(
+    world: World, lengths: dict[int, int], depths: dict[int, int], rng: random.Random
+) -> set[int]:
+    """Each request makes its tokens one by one; some kill their worker at a depth. Who has made
+    them all."""
+    made, done = dict.fromkeys(lengths, 0), set()
+    for _ in range(2000):
+        for process in list(world.processes.values()):
+            if process.phase == "loading":
+                world.ready(process.model, 0)
+        for lease in rng.sample(list(world.requests), len(world.requests)):
+            request = world.requests.get(lease)
+            if request is not None and request.status == "returning":
+                world.returned(lease, made[lease])
+            if request is None or request.status != "granted" or request.paused:
+                continue
+            if made[lease] == depths.get(lease):
+                world.exited("a")
+                continue
+            made[lease] += 1
+            ends = made[lease] == lengths[lease]
+            if request.until and (ends or made[lease] >= request.until):
+                world.passed(lease)
+            if ends:
+                done.add(lease)
+                world.release(lease)
+        world.advance(0.1)
+        if not world.requests:
+            return done
+    raise Violation(f"{len(world.requests)} never end")
+
+
+@pytest.mark.parametrize("poisons", [0, 1, 3])
+def test_poison_is_found_and_everybody_else_is_served_to_the_end(poisons: int) -> None:
+    rng = random.Random(poisons)
+    rules = Rules(recovery="resume", max_restarts=3 if poisons < 2 else 10**9)
+    world = World([Spec("a")], LIMITS, rules, None, calm=True)
+    bad = [world.acquire("a", 1000.0, digest=b"%d bad" % i, poison=True) for i in range(poisons)]
+    good = [world.acquire("a", 1000.0) for _ in range(12)]
+    lengths = {lease: rng.randint(1, 90) for lease in (*bad, *good)}
+    depths = {lease: rng.randrange(lengths[lease]) for lease in bad}
+    assert run_to_the_end(world, lengths, depths, rng) == set(good)
+    assert len(world.trials.guilty) == poisons
+    assert poisons <= world.pool.entries["a"].deaths <= 3 * poisons
 
 
 # ── planted bugs ─────────────────────────────────────────────────────────────────────────────────

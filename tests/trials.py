@@ -115,7 +115,7 @@ class Trials:
         """`requests` are the open ones, by lease. In a `calm` world only poison kills."""
         self._rules = rules
         self._requests = requests
-        self._calm = calm
+        self.calm = calm
         self.records = {model: Record() for model in models}
         self.guilty: set[bytes] = set()
         self._alone: Counter[bytes] = Counter()
@@ -205,7 +205,6 @@ class Trials:
             if self._alone[request.digest] >= STRIKES and record.proven:
                 self.guilty.add(request.digest)
                 self._untold.add(request.name)
-                record.progressed()
 
     # ── what the scheduler says ──────────────────────────────────────────────────────────────────
 
@@ -258,7 +257,7 @@ class Trials:
         """One that had been interrupted, or is found guilty, ends: with cause?"""
         if code == "request_crashed_worker":
             check(request.digest in self.guilty, f"{lease} is called guilty")
-            poison = request.poison or not self._calm
+            poison = request.poison or not self.calm
             check(poison, f"{lease} is called guilty of what poison has done")
             return
         if request.interrupted and code != "shutting_down":
@@ -269,7 +268,7 @@ class Trials:
             )
 
     def gives_up(self, request: Request) -> bool:
-        if self._calm and not request.poison and self._rules.max_recoveries:
+        if self.calm and not request.poison and self._rules.max_recoveries:
             hopeless = request.interruptions > _INTERRUPTIONS_MAX
         else:
             useless = request.unproductive > self._rules.max_recoveries

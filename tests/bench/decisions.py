@@ -1,8 +1,9 @@
 """How long one scheduling decision takes: `python -m tests.bench.decisions`.
 
 Two hundred requests wait over twenty models on a machine for a few of them, every queue is always
-full again, and each event (a request, an end, a load, an exit, a tick) is timed, with the question
-for the next deadline that the shell asks after each. A decision never blocks, so its length is the
+full again, and each event (a request, an end, a load, an exit, a death, a return from it, a trial
+that is passed, a tick) is timed, with the question for the next deadline that the shell asks after
+each. A decision never blocks, so its length is the
 thread's own time, and other work on the machine does not count.
 """
 
@@ -14,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from supervisor.effects import Bury, Effect, Grant, Refuse, Spawn, Stop
+from supervisor.effects import Effect, Grant, Interrupt, Refuse, Spawn, Stop
 from supervisor.entry import Rules, Spec
 from supervisor.pool import Pool
 from tests.bench.eviction import POLICIES
@@ -41,6 +42,9 @@ class Crowd:
         self._loads: list[tuple[str, int]] = []
         self._exits: list[tuple[str, int]] = []
         self._running: list[int] = []
+        self._returning: list[int] = []
+        self._asked: list[int] = []
+        """Who is to tell of its tokens."""
         self._waiting = 0
         self.seconds: list[float] = []
         self.grants = 0
@@ -56,27 +60,45 @@ class Crowd:
                     self._loads.append((model, generation))
                 case Stop(model, generation):
                     self._exits.append((model, generation))
-                case Grant(lease):
+                case Grant(lease, until=until):
                     self._running.append(lease)
                     self._waiting -= 1
                     self.grants += 1
+                    self._asked += [lease] * (until > 0)
                 case Refuse():
                     self._waiting -= 1
-                case Bury(lease):
+                case Interrupt(lease):
                     self._running.remove(lease)
+                    self._returning.append(lease)
 
     def _acquire(self) -> None:
         name = f"m{self._rng.randrange(MODELS)}"
         self._waiting += 1
         self._post(lambda: self._pool.acquire("r", name, 240.0, self._now)[1])
 
+    def _return(self, lease: int) -> None:
+        position = self._rng.randrange(50)
+        self._waiting += 1
+        self._post(lambda: self._pool.returned(lease, position, self._now))
+
     def step(self) -> None:
         """One event, and as many requests as keep the queues full."""
+        while self._returning:
+            self._return(self._returning.pop())
         while self._waiting < WAITING:
             self._acquire()
         self._now += self._rng.expovariate(5.0)
         kind = self._rng.random()
-        if kind < 0.6 and self._running:
+        busy = [entry for entry in self._pool.entries.values() if entry.granted]
+        if kind < 0.03 and busy:
+            entry = self._rng.choice(busy)
+            name, number = entry.spec.name, entry.generation
+            self._exits = [exit for exit in self._exits if exit != (name, number)]
+            self._post(lambda: self._pool.exited(name, number, "SIGABRT", self._now))
+        elif kind < 0.3 and self._asked:
+            lease = self._asked.pop(0)
+            self._post(lambda: self._pool.passed(lease, self._now))
+        elif kind < 0.6 and self._running:
             lease = self._running.pop(self._rng.randrange(len(self._running)))
             self._post(lambda: self._pool.release(lease, self._now))
         elif kind < 0.75 and self._loads:
@@ -93,7 +115,7 @@ class Crowd:
 def main() -> int:
     worst = 0.0
     for policy in POLICIES:
-        crowd = Crowd(Rules(policy=policy))
+        crowd = Crowd(Rules(policy=policy, recovery="resume", max_restarts=10**9))
         for _ in range(EVENTS):
             crowd.step()
         cuts = statistics.quantiles(crowd.seconds, n=100)

@@ -32,12 +32,22 @@ def follow(grammar: Grammar | Native, tokens: Sequence[int]) -> None:
 
 
 def accepts(schema: object, text: str) -> bool:
+    """Whether the text is a whole answer under the schema."""
+    return (grammar := _after(schema, text)) is not None and grammar.complete
+
+
+def begins(schema: object, text: str) -> bool:
+    """Whether an answer under the schema may begin with the text."""
+    return _after(schema, text) is not None
+
+
+def _after(schema: object, text: str) -> Grammar | None:
     grammar = constraint(schema)
     for token in wrapper().encode(text, add_special_tokens=False):
         if token not in allowed(grammar):
-            return False
+            return None
         grammar.push(token)
-    return grammar.complete
+    return grammar
 
 
 def ends(kind: str = "bytes") -> list[int]:

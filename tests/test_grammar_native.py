@@ -32,7 +32,7 @@ from worker.grammar import Grammar, Grammars, Native
 AUTO = Calling("auto", ("f", "g"))
 F: dict[str, Any] = {"name": "f", "parameters": CLOSED, "strict": True}
 G: dict[str, Any] = {"name": "g", "parameters": CLOSED}
-SPELLED = Model(HERMES.template, (">{", ">\n", "> x"))
+SPELLED = Model(HERMES.template, (">{", ">\n", "> x", '{"x', '\n{"n', '[{"'))
 """Markers are no tokens, and some tokens go on behind them."""
 BOTH = Model(MISTRAL.template, ("[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"))
 KIMI = Model(KIMI_K2.template, (*KIMI_K2.tokens, "<|tool_call_argument_begin|>"))
@@ -102,8 +102,10 @@ def begin(
     return grammars(model).compile(request, tokens), transcripts(model).make(request, tokens)
 
 
-def calls(model: Model, text: str) -> list[tuple[str, str]]:
-    _, transcript = begin(model)
+def calls(
+    model: Model, text: str, functions: Sequence[dict[str, Any]] = (F, G)
+) -> list[tuple[str, str]]:
+    _, transcript = begin(model, functions)
     found: dict[int, tuple[str, str]] = {}
     deltas = [transcript.push(token) for token in written(model, text)]
     for call in (call for delta in [*deltas, transcript.finish()] for call in delta.calls):
@@ -167,10 +169,14 @@ def test_a_token_may_not_lead_into_a_call_and_on() -> None:
     grammar, _ = begin(SPELLED)
     tokenizer = wrapper(SPELLED)
     longer = set(tokenizer.convert_tokens_to_ids(list(SPELLED.tokens)))
+    beyond = set(tokenizer.convert_tokens_to_ids([">{", ">\n", "> x"]))
     follow(grammar, written(SPELLED, "<tool_call"))
-    assert set(range(len(tokenizer))) - set(allowed(grammar)) == longer
+    assert set(range(len(tokenizer))) - set(allowed(grammar)) == beyond
     follow(grammar, written(SPELLED, "s"))
     assert longer <= set(allowed(grammar))
+    # Where a call may begin what begins it is the grammar's, and what leads there stops there.
+    follow(grammar, written(SPELLED, "<tool_call>"))
+    assert longer - set(allowed(grammar)) == set(tokenizer.convert_tokens_to_ids(['{"x', '[{"']))
 
 
 def test_a_model_that_thinks_in_llamas_form_may_call_behind_it() -> None:
@@ -219,6 +225,14 @@ def test_beside_a_schema_for_the_answer(form: str) -> None:
     answer, _ = begin(model, structure={"type": "object"})
     follow(answer, written(model, '{"x": 1}'))
     assert answer.complete
+
+
+def test_what_kimis_other_reader_would_find_is_no_call() -> None:
+    """Where the text was given up as this form, no grammar holds."""
+    text = FORMS["kimi"][1].replace("functions", " " * 300 + "functions").replace("F", "f")
+    text += f'{{"a": "x"}}{FORMS["kimi"][2]}'
+    assert calls(KIMI, text, [G | {"name": "f"}]) == [("f", '{"a": "x"}')]
+    assert calls(KIMI, text, [F]) == []
 
 
 @pytest.mark.parametrize("model", [HERMES, GLM, PLAIN, LLAMA])

@@ -109,7 +109,6 @@ class Native:
         if self._follower is not None:
             self._follower.settle(mask)
         if self._inside:
-            mask &= ~vocabulary.ending
             if not mask.any():
                 self._over = True
                 mask |= vocabulary.ending

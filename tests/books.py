@@ -459,11 +459,11 @@ class Books:
             for other, model in self.models.items()
             if other != name and model.queued_since is not None
         ]
-        fresh = self.doing in (
-            "acquire",
-            "load",
-            "returned",
-        )  # its queue has begun with this very step
+        # Or its queue has begun with this very step.
+        fresh = any(
+            other != name and model.queued_since is None and self.open_of(other, "waiting")
+            for other, model in self.models.items()
+        )
         check(waiters or fresh, f"{name} is evicted for nobody by {self.doing}")
         if busy:
             since = [m.queued_since for m in waiters if m.queued_since is not None]

@@ -344,12 +344,6 @@ BUGS = (
         "lease.standing",
     ),
     Bug(
-        "a model that never made a token convicts",
-        "supervisor.leases",
-        "< STRIKES or not entry.proven:",
-        "< STRIKES:",
-    ),
-    Bug(
         "the equals of the guilty stay in the queue",
         "supervisor.leases",
         "if each.digest == lease.digest]",
@@ -396,12 +390,6 @@ BUGS = (
         "supervisor.pool",
         "for leases in (entry.waiting, entry.returning):",
         "for leases in (entry.waiting,):",
-    ),
-    Bug(
-        "who is parked on trial is cleared",
-        "supervisor.leases",
-        "lease.standing = Standing.SUSPECT if on_trial else Standing.CLEAR",
-        "lease.standing = Standing.CLEAR",
     ),
     Bug(
         "the end of a drain is a death",

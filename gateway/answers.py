@@ -255,6 +255,7 @@ class MemoryHealth(Shape, frozen=True, kw_only=True):
     stranded_bytes: Annotated[
         Count, Meta(description="What dead workers still hold: above 0, a reboot is needed.")
     ]
+    advice: str | None
 
 
 class LastCrash(Shape, frozen=True, kw_only=True):
@@ -293,6 +294,10 @@ class ConfiguredModel(Shape, frozen=True, kw_only=True):
     state: str
     estimate: Count | None
     measured: Count | None
+    max_concurrency: Count | None
+    learned_limit: Annotated[
+        bool, Meta(description="Whether it is lower than configured after running out of memory.")
+    ]
     deaths: Count
     last_crash: LastCrash | None
     reason: str | None

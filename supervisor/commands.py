@@ -92,7 +92,7 @@ def models(url: Url = None, state_dir: StateDirectory = None, as_json: AsJson = 
             _size(entry["estimate"]),
             _size(entry["measured"]),
             entry["source"],
-            entry["reason"] or "",
+            entry["reason"] or _limit(entry),
         )
     _console().print(table)
 
@@ -219,8 +219,14 @@ def _memory_line(health: dict[str, Any]) -> str:
         parts.append(f"memory pressure is {memory['level']}")
     if memory.get("stranded_bytes"):
         lost = _size(memory["stranded_bytes"])
-        parts.append(f"{lost} did not come back after a worker's end: reboot needed")
+        parts.append(f"{memory['advice']}, {lost}")
     return "; ".join(parts)
+
+
+def _limit(model: dict[str, Any]) -> str:
+    if not model.get("learned_limit"):
+        return ""
+    return f"at most {model['max_concurrency']} at once: it ran out of memory"
 
 
 def _size(value: int | None) -> str:

@@ -6,6 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from supervisor.errors import BulkheadError
+from supervisor.learned import LearnedLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,14 @@ class Convict:
 
 
 @dataclass(frozen=True, slots=True)
+class Remember:
+    """What was learned of a model's limits is to outlive this process; None = nothing limits it."""
+
+    model: str
+    limit: LearnedLimit | None
+
+
+@dataclass(frozen=True, slots=True)
 class Say:
     """A line for the log: a decision that a person may want explained, with its figures."""
 
@@ -105,5 +114,16 @@ class Say:
 
 
 Effect = (
-    Spawn | Stop | Shrink | Grant | Proceed | Loaded | Refuse | Bury | Interrupt | Convict | Say
+    Spawn
+    | Stop
+    | Shrink
+    | Grant
+    | Proceed
+    | Loaded
+    | Refuse
+    | Bury
+    | Interrupt
+    | Convict
+    | Remember
+    | Say
 )

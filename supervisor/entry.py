@@ -9,6 +9,7 @@ from typing import Literal
 from supervisor.blame import Fault
 from supervisor.errors import BulkheadError
 from supervisor.eviction import Candidate, aged
+from supervisor.learned import LearnedLimit
 from supervisor.lifecycle import Event, State
 
 _FIRST_LOAD_SECONDS = 2.0
@@ -219,6 +220,10 @@ class Entry:
     """What the last load was found to need, with room for requests; survives unloads."""
     context: int = 0
     deaths: int = 0
+    crowd: int = 0
+    """Requests that were in the last worker when it died."""
+    learned_limit: LearnedLimit | None = None
+    """After it ran out of memory."""
 
     @property
     def worker(self) -> str:
@@ -241,6 +246,13 @@ class Entry:
         if self.spec.memory_bytes is not None:
             return "configured"
         return "estimated" if self.learned_bytes is None else "measured"
+
+    @property
+    def concurrency(self) -> int:
+        """Requests that may be granted at once; 0 = all that come."""
+        if self.learned_limit is None:
+            return self.spec.concurrency
+        return min(self.learned_limit.concurrency, self.spec.concurrency or 2**31)
 
     @property
     def expected_load(self) -> float:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 from supervisor import refusals
 from supervisor.blame import PROBATION, STRIKES, Docket, Fault
 from supervisor.breaker import Breaker
+from supervisor.diagnosis import Cause, Diagnosis
 from supervisor.effects import (
     Bury,
     Convict,
@@ -24,12 +25,15 @@ from supervisor.effects import (
     Loaded,
     Proceed,
     Refuse,
+    Remember,
     Say,
 )
 from supervisor.entry import Entry, Lease, Limits, Purpose, Rules, Spec, Standing
 from supervisor.errors import BulkheadError
+from supervisor.learned import QUIET_SECONDS, climbed, stepped_down
 from supervisor.ledger import Ledger
 from supervisor.lifecycle import Event, State, transition
+from supervisor.pressure import Level
 
 DEFAULT_MODEL = "default_model"
 """The name by which mlx_lm.server's clients ask for whatever is served."""
@@ -110,7 +114,7 @@ class Leases:
         effects += self._proceed(entry)
         if gate_closed or not entry.waiting:
             return effects
-        limit = entry.spec.concurrency or len(entry.granted) + len(entry.waiting)
+        limit = entry.concurrency or len(entry.granted) + len(entry.waiting)
         places = max(0, limit - len(entry.granted))
         doubted = not entry.proven or self._breakers[entry.spec.name].doubts
         for lease in list(itertools.islice(entry.waiting.values(), places)):
@@ -222,6 +226,7 @@ class Leases:
         self, entry: Entry, error: BulkheadError, now: float, *, parked: bool = False
     ) -> list[Effect]:
         """The worker is gone, or stops where the requests are `parked`: have them return."""
+        entry.crowd = len(entry.granted) or entry.crowd
         if self.rules.recovery == "off" or self.shutting_down:
             return self._bury(entry, error)
         interrupted, entry.granted = entry.granted, {}
@@ -340,6 +345,37 @@ class Leases:
         if not (convicts and entry.proven and fault is not Fault.OUTSIDE):
             entry.backoff = self._breakers[entry.spec.name].died(now)
         return self._judge(entry, now)
+
+    def _step_down(
+        self, entry: Entry, diagnosis: Diagnosis, level: Level, now: float
+    ) -> list[Effect]:
+        """If it ran out of memory with a crowd in it, fewer at once from now on. A load that did is
+        no crowd's fault. A SIGKILL that nobody explains may be anybody's: it is taken for want of
+        memory only where there is some."""
+        crowd, entry.crowd = entry.crowd, 0
+        unexplained = diagnosis.cause is Cause.KILLED and level is Level.NORMAL
+        if not crowd or not diagnosis.memory or unexplained:
+            return []
+        configured = entry.spec.concurrency
+        limit = entry.learned_limit = stepped_down(entry.learned_limit, configured, crowd, now)
+        return [
+            Remember(entry.spec.name, limit),
+            *self._warn(
+                f"{entry.worker} ran out of memory with {crowd} requests in it: at most "
+                f"{limit.concurrency} of model {entry.spec.name} run at once until it has been "
+                f"quiet for {QUIET_SECONDS / 3600:g} hours"
+            ),
+        ]
+
+    def _climb(self, entry: Entry, now: float) -> list[Effect]:
+        """Twice as many at once, after a quiet while."""
+        assert entry.learned_limit is not None
+        entry.learned_limit = climbed(entry.learned_limit, entry.spec.concurrency, now)
+        allowed = entry.concurrency or "any number"
+        return [
+            Remember(entry.spec.name, entry.learned_limit),
+            Say(f"{entry.spec.name} has not run out of memory again: {allowed} may run at once"),
+        ]
 
     def _warn(self, text: str) -> list[Effect]:
         return [Say(text, logging.WARNING)]

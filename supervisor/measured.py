@@ -1,4 +1,5 @@
-"""What is remembered of models: what their loads took, which replaces the estimate, and their uses.
+"""What is remembered of models: what their loads took, which replaces the estimate, their uses, and
+how many requests at once they were found to bear.
 
 A measurement belongs to the files that were loaded, a count of uses to the name that is asked for:
 new files need another size, but are the same model to whoever uses it. One small JSON file in the
@@ -11,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from supervisor.learned import LearnedLimit
 from supervisor.paths import write_atomically
 
 log = logging.getLogger("bulkhead")
@@ -46,6 +49,8 @@ class _File(msgspec.Struct, frozen=True):
     sizes: dict[str, Measurement]
     uses: dict[str, int] = {}
     """Requests that each model has had, in all runs, by its name."""
+    limits: dict[str, LearnedLimit] = {}
+    """What each was found to bear at most, by its name; epoch seconds."""
 
 
 def key(fingerprint: Sequence[str], settings: Mapping[str, object]) -> str:
@@ -64,10 +69,12 @@ class Sizes:
         path: Path,
         entries: Mapping[str, Measurement] | None = None,
         uses: Mapping[str, int] | None = None,
+        limits: Mapping[str, LearnedLimit] | None = None,
     ) -> None:
         self._path = path
         self._entries = dict(entries or {})
         self._uses = dict(uses or {})
+        self._limits = dict(limits or {})
 
     @classmethod
     def load(cls, path: Path) -> Sizes:
@@ -82,7 +89,8 @@ class Sizes:
                 raise ValueError(f"version {stored.version}")
             usable = {name: entry for name, entry in stored.sizes.items() if _sane(entry)}
             uses = {name: count for name, count in stored.uses.items() if 0 < count < 2**53}
-            return cls(path, _newest(usable), _newest(uses))
+            limits = {n: limit for n, limit in stored.limits.items() if _sane_limit(limit)}
+            return cls(path, _newest(usable), _newest(uses), _newest(limits))
         except FileNotFoundError:
             return cls(path)
         except (OSError, ValueError, RecursionError) as error:
@@ -118,9 +126,21 @@ class Sizes:
         if news:
             self._write()
 
+    def limited(self, model: str) -> LearnedLimit | None:
+        """What the model of this name was found to bear."""
+        return self._limits.get(model)
+
+    def limit(self, model: str, limit: LearnedLimit | None) -> None:
+        """Replace that, and write the file. Blocks; never raises."""
+        self._limits.pop(model, None)
+        if limit is not None:
+            self._limits[model] = limit
+        self._write()
+
     def _write(self) -> None:
         self._entries, self._uses = _newest(self._entries), _newest(self._uses)
-        content = msgspec.json.encode(_File(_VERSION, self._entries, self._uses))
+        self._limits = _newest(self._limits)
+        content = msgspec.json.encode(_File(_VERSION, self._entries, self._uses, self._limits))
         try:
             write_atomically(self._path, content)
         except OSError as error:
@@ -134,3 +154,8 @@ def _newest(entries: Mapping[str, T]) -> dict[str, T]:
 def _sane(entry: Measurement) -> bool:
     """A worker takes tens of megabytes without a model: less is no measurement."""
     return 2**20 <= entry.memory_bytes < 2**50 and 0 <= entry.load_seconds < 1e6
+
+
+def _sane_limit(limit: LearnedLimit) -> bool:
+    """A clock that was set back must not make a limit last for ever."""
+    return limit.concurrency >= 1 and 0 <= limit.since <= time.time()

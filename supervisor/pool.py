@@ -36,6 +36,7 @@ from supervisor.effects import (
     Loaded,
     Proceed,
     Refuse,
+    Remember,
     Say,
     Shrink,
     Spawn,
@@ -54,6 +55,7 @@ from supervisor.entry import (
     Wish,
 )
 from supervisor.errors import BulkheadError, ModelLoadFailed, ModelUnavailable
+from supervisor.learned import LearnedLimit
 from supervisor.leases import DEFAULT_MODEL
 from supervisor.lifecycle import Event, State
 from supervisor.pressure import Level
@@ -74,6 +76,7 @@ __all__ = [
     "Proceed",
     "Refuse",
     "ReleaseRule",
+    "Remember",
     "Rules",
     "Say",
     "Shrink",
@@ -237,10 +240,16 @@ class Pool(Scheduler):
         return self._settle(now)
 
     def recall(
-        self, model: str, use_count: int, load_seconds: float | None, memory_bytes: int | None
+        self,
+        model: str,
+        use_count: int,
+        load_seconds: float | None,
+        memory_bytes: int | None,
+        limit: LearnedLimit | None = None,
     ) -> None:
         """What earlier runs of the supervisor have seen of the model; None = nothing of its files."""
         entry = self.entries[model]
+        entry.learned_limit = limit
         entry.use_count, entry.load_seconds = use_count, load_seconds
         if memory_bytes is not None:
             self._learn(entry, memory_bytes)
@@ -338,6 +347,7 @@ class Pool(Scheduler):
         effects = [*self._interrupt(entry, error, now), *self._fail_load(entry, error)]
         if entry.state is not State.STOPPING or entry.after_exit is Event.RELEASED_CRASHED:
             effects += self._died(entry, crash.diagnosis.fault if crash else Fault.REQUEST, now)
+            effects += self._step_down(entry, crash.diagnosis, self.level, now) if crash else []
             if crash is not None and crash.diagnosis.permanent:
                 entry.after_exit, entry.backoff = Event.RELEASED_FAILED, None
                 entry.reason = f"{crash.diagnosis.summary}. {crash.diagnosis.advice}"
@@ -386,6 +396,8 @@ class Pool(Scheduler):
         deadlines = [self._wake, self._cleanup_at, gate]
         for entry in self.entries.values():
             deadlines += (entry.deadline, entry.idle_at)
+            if entry.learned_limit is not None and not self.shutting_down:
+                deadlines.append(entry.learned_limit.ends)
             if entry.wish is not None:
                 deadlines.append(entry.wish.deadline)
             for leases in (entry.waiting, entry.returning):
@@ -409,6 +421,8 @@ class Pool(Scheduler):
             if entry.idle_at is not None and entry.idle_at <= now:
                 effects.append(Say(f"{entry.worker} was idle for {entry.spec.ttl:g} s: unloaded"))
                 effects += self._drain(entry, DrainCause.EVICTION, self.limits.drain, now)
+            if entry.learned_limit is not None and entry.learned_limit.ends <= now:
+                effects += self._climb(entry, now)
         if self._cleanup_at is not None and self._cleanup_at <= now:
             self._cleanup_at = None
             effects += self._trim(now)

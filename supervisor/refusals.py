@@ -188,7 +188,13 @@ def no_new_loads(entry: Entry, figures: str) -> MemoryPressure:
     )
 
 
-def no_room(entry: Entry, others: Iterable[Entry], free: float) -> InsufficientMemoryNow:
+REBOOT = "reboot needed: memory of workers that have ended did not come back"
+"""What is advised while memory is stranded."""
+
+
+def no_room(
+    entry: Entry, others: Iterable[Entry], free: float, stranded: int
+) -> InsufficientMemoryNow:
     held = ", ".join(
         f"{other.worker} ({other.state}{', pinned' if other.pinned else ''})"
         for other in others
@@ -196,7 +202,8 @@ def no_room(entry: Entry, others: Iterable[Entry], free: float) -> InsufficientM
     )
     return InsufficientMemoryNow(
         f"There was no room for model `{entry.spec.name}`, which needs {gigabytes(entry.size)}; "
-        f"{gigabytes(max(0.0, free))} are free. Loaded: {held or 'nothing'}. Try again.",
+        f"{gigabytes(max(0.0, free))} are free. Loaded: {held or 'nothing'}. "
+        + (f"{gigabytes(stranded)}: {REBOOT}." if stranded else "Try again."),
         retry_after=entry.expected_load,
     )
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from supervisor import refusals
 from supervisor.lifecycle import State
 from supervisor.pool import Entry, Pool
 from supervisor.readers import Machine
@@ -64,6 +65,8 @@ def render(
             "state": entry.state,
             "estimate": entry.spec.memory_bytes or entry.spec.estimate_bytes or None,
             "measured": entry.learned_bytes,
+            "max_concurrency": entry.concurrency or None,
+            "learned_limit": entry.learned_limit is not None,
             "deaths": entry.deaths,
             "last_crash": crash(entry),
             "reason": entry.reason or None,
@@ -81,6 +84,7 @@ def render(
                 "used_percent": machine.used_percent,
                 "level": pool.level.name.lower(),
                 "stranded_bytes": pool.ledger.stranded,
+                "advice": refusals.REBOOT if pool.ledger.stranded else None,
             },
             "cached_models": [cached(entry) for entry in entries if entry.state in _LOADED],
             "models": [configured(entry) for entry in entries],

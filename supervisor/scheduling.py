@@ -324,5 +324,5 @@ class Scheduler(Roster):
             return refusals.no_new_loads(entry, self._figures)
         if entry.state is State.COLD:
             others = [other for other in self.entries.values() if other is not entry]
-            return refusals.no_room(entry, others, self.ledger.free)
+            return refusals.no_room(entry, others, self.ledger.free, self.ledger.stranded)
         return refusals.still_loading(entry, now)

@@ -38,6 +38,7 @@ from supervisor.pool import (
     Pool,
     Proceed,
     Refuse,
+    Remember,
     Say,
     Shrink,
     Spawn,
@@ -204,6 +205,8 @@ class Supervisor:
                 case Convict(model, request_id):
                     log.error("%s alone kills the worker of %s: refused", request_id, model)
                     self._quarantine.save(self._pool.docket.verdicts(time.monotonic()))
+                case Remember(model, limit):
+                    self._sizing.limit(model, limit, time.time() - time.monotonic())
                 case Say(text, level):
                     log.log(level, "%s", text)
                     self._feed.tell("decision", text=text)

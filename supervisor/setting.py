@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -48,7 +49,8 @@ def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
     for name in catalog.models:
         known = sizing.remembered(name)
         seconds, size = (known.load_seconds, known.memory_bytes) if known else (None, None)
-        made.recall(name, sizing.uses(name), seconds, size)
+        limit = sizing.limited(name, time.time() - time.monotonic())
+        made.recall(name, sizing.uses(name), seconds, size, limit)
     models = catalog.models.items()
     check_together(made, "pinned models", [name for name, model in models if model.pin])
     check_together(made, "models to preload", [name for name, model in models if model.preload])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from supervisor.catalog import Catalog, Fingerprint
 from supervisor.estimate import EstimateError, estimate
+from supervisor.learned import LearnedLimit
 from supervisor.measured import Measurement, Sizes, key
 from supervisor.sources import SourceError
 
@@ -76,6 +77,17 @@ class Sizing:
     def count(self, uses: Mapping[str, int]) -> None:
         """The models have had so many requests. Never raises."""
         self._sizes.count(uses)
+
+    def limited(self, name: str, offset: float) -> LearnedLimit | None:
+        """What was learned of the model's limits, in this run or an earlier one. `offset` is what
+        the clock of epoch seconds is ahead of the caller's."""
+        known = self._sizes.limited(name)
+        return None if known is None else LearnedLimit(known.concurrency, known.since - offset)
+
+    def limit(self, name: str, limit: LearnedLimit | None, offset: float) -> None:
+        """It was learned; None = nothing limits it any more. Never raises."""
+        at = None if limit is None else LearnedLimit(limit.concurrency, limit.since + offset)
+        self._sizes.limit(name, at)
 
     def _key(self, name: str) -> str:
         model = self._catalog.models[name]

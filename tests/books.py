@@ -18,6 +18,7 @@ import random
 from dataclasses import dataclass, field
 
 from supervisor.errors import BulkheadError
+from supervisor.learned import LearnedLimit
 from supervisor.leases import RETURN_SECONDS
 from supervisor.lifecycle import HAS_PROCESS, State
 from supervisor.pool import (
@@ -31,6 +32,7 @@ from supervisor.pool import (
     Pool,
     Proceed,
     Refuse,
+    Remember,
     Rules,
     Say,
     Shrink,
@@ -97,6 +99,8 @@ class Model:
     wish_until: float | None = None
     alone_until: float | None = None
     """Until when it is not loaded because it keeps dying."""
+    most: int | None = None
+    """Requests at once, after it ran out of memory."""
 
     @property
     def size(self) -> int:
@@ -210,6 +214,8 @@ class Books:
                 case Shrink(model, generation):
                     check(self.processes[model].generation == generation, "shrinks another")
                     check(self.level >= Level.HIGH, "shrinks without need")
+                case Remember(model, limit):
+                    self._learned(model, limit)
                 case Say():
                     pass
         self._compare()
@@ -275,6 +281,14 @@ class Books:
         request.status = "granted"
         limit = self.models[name].spec.concurrency
         check(not limit or len(self.open_of(name, "granted")) <= limit, "more than concurrency")
+
+    def _learned(self, name: str, limit: LearnedLimit | None) -> None:
+        """A model that ran out of memory serves fewer at once, or as many as before again."""
+        model = self.models[name]
+        most = model.spec.concurrency or 2**31
+        check(limit is None or 1 <= limit.concurrency <= most, "a limit that is none")
+        check(limit is None or limit.since <= self.now, "learned in the future")
+        model.most = limit.concurrency if limit else None
 
     def _refused(self, lease: int, error: BulkheadError) -> None:
         check(isinstance(error, BulkheadError), "no error")
@@ -489,7 +503,7 @@ class Books:
         for name, entry in entries.items():
             if entry.state is not State.READY:
                 continue
-            limit = self.models[name].spec.concurrency
+            limit = self.models[name].most or self.models[name].spec.concurrency
             waits = self.open_of(name, "waiting")
             full = limit and len(entry.granted) >= limit
             tries = self.trials.trial(name) or self.open_of(name, "returning")

@@ -176,6 +176,7 @@ def test_stranded_memory_stays_charged_and_blocks_only_what_it_must() -> None:
     pool.ready("small", 1, 2 * GB, 1, 24.0)
     (refusal,) = [e for e in pool.tick(110.0) if isinstance(e, Refuse)]
     assert (refusal.lease, refusal.error.code) == (waiter, "insufficient_memory_now")
+    assert "reboot needed" in refusal.error.message
 
 
 def test_agents_that_take_turns_do_not_thrash() -> None:

@@ -6,10 +6,12 @@ import json
 from datetime import datetime
 from typing import Any
 
-from supervisor.pool import Limits, Pool, Spec
+from supervisor.learned import LearnedLimit
+from supervisor.pool import Limits, Pool, ReleaseRule, Rules, Spec
 from supervisor.readers import Machine
 from supervisor.report import render
 from supervisor.wire.crash import CrashBrief
+from tests.pools import GB
 from tests.test_crashes import report
 
 OFFSET = 1_700_000_000.0
@@ -65,6 +67,8 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
             "state": "cold",
             "estimate": None,
             "measured": None,
+            "max_concurrency": None,
+            "learned_limit": False,
             "deaths": 0,
             "last_crash": None,
             "reason": None,
@@ -76,6 +80,8 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
             "state": "cold",
             "estimate": None,
             "measured": None,
+            "max_concurrency": None,
+            "learned_limit": False,
             "deaths": 0,
             "last_crash": None,
             "reason": None,
@@ -88,7 +94,30 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
         "used_percent": 42.5,
         "level": "normal",
         "stranded_bytes": 0,
+        "advice": None,
     }
+
+
+def test_what_was_learned_and_what_is_stranded_is_told() -> None:
+    pool = Pool(
+        [Spec("m", estimate_bytes=8 * GB, concurrency=32), Spec("n")],
+        rules=Rules(release=ReleaseRule.WHEN_SEEN),
+        budget=10 * GB,
+    )
+    pool.recall("m", 0, None, None, LearnedLimit(3, 0.0))
+    pool.preload("m", 0.0)
+    pool.ready("m", 1, 8 * GB, 4096, 1.0)
+    pool.footprint("m", 1, 8 * GB)
+    pool.exited("m", 1, "SIGKILL", 2.0)
+    pool.memory_seen(8 * GB, 3.0)
+    pool.tick(20.0)
+    body = shown(pool)
+    assert [(m["max_concurrency"], m["learned_limit"]) for m in body["models"]] == [
+        (3, True),
+        (None, False),
+    ]
+    assert body["memory"]["stranded_bytes"] == 8 * GB
+    assert body["memory"]["advice"].startswith("reboot needed")
 
 
 def test_a_model_that_loads_is_shown_with_its_queue() -> None:

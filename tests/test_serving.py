@@ -295,6 +295,7 @@ def test_health_and_root(server: Server) -> None:
             "used_percent",
             "level",
             "stranded_bytes",
+            "advice",
         }
         (entry,) = [entry for entry in report["cached_models"] if entry["name"] == "tiny"]
         assert entry["state"] == "ready"

@@ -16,6 +16,7 @@ from supervisor.wire import codec
 from supervisor.wire.codec import HEADER, encode
 from supervisor.wire.frames import Embed, Frame, FromEngine, Generate, Load, Token
 from supervisor.wire.stream import FrameStream
+from tests.fakes import orders
 from tests.fakes.engine import GARBAGE, TORN, ScriptedEngine, end, pass_gate, script_in
 from worker.engine import Engine, Job, Loaded, Output, Prepared
 from worker.main import main
@@ -149,10 +150,18 @@ class BreakableCodec:
 
     def __init__(self) -> None:
         self._torn = False
+        self._tears = False
+
+    def tear(self) -> None:
+        """The next frame, whatever it is, comes out as half of one."""
+        self._tears = True
 
     def encode(self, frame: Frame) -> bytes:
         if self._torn:
             os._exit(0)  # the half has been sent: this is the frame after it
+        if self._tears:
+            self._torn = True
+            return encode(frame)[: HEADER.size + 2]
         if isinstance(frame, Token) and frame.text == TORN:
             self._torn = True
             return encode(Token(frame.id, "half"))[: HEADER.size + 2]
@@ -162,7 +171,9 @@ class BreakableCodec:
 
 
 if __name__ == "__main__":
-    codec.encode = BreakableCodec().encode
+    breakable = BreakableCodec()
+    codec.encode = breakable.encode
+    orders.obey(breakable.tear)
     if os.environ.get(NO_DESCRIPTORS):
         without_descriptors()
     main(Choice)

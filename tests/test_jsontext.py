@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from worker.tools.jsontext import JSONText, NotJSON, object_text
 
-patient = settings(deadline=None, max_examples=300)
+patient = settings(deadline=None, max_examples=120)
 
 
 values = st.recursive(

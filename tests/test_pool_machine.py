@@ -266,4 +266,4 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPoolMachine = PoolMachine.TestCase
-TestPoolMachine.settings = settings(deadline=None, max_examples=100, stateful_step_count=50)
+TestPoolMachine.settings = settings(deadline=None, max_examples=50, stateful_step_count=50)

@@ -20,8 +20,8 @@ from tests.bench import client, harness
 from tests.bench.answers import Answer, Failed
 from tests.bench.client import Connection, Exchange, Load
 
-STREAMS = 16
-"""On each of the two workers."""
+STREAMS, FEW = 16, 4
+"""On each of the two workers; in the short form."""
 BAR_SECONDS = 0.050
 """From the death to the last byte of a request that was in it, p99."""
 _ENDLESS_TOKENS = 3500
@@ -48,14 +48,14 @@ class Tally:
 def bench(report: harness.Report, folder: Path, short: bool) -> None:
     """Run it all."""
     deaths = 1 if short else 200
-    tokens = 128 if short else 192
+    streams, tokens = (FEW, 96) if short else (STREAMS, 192)
     models = {
         name: harness.make_model(folder / name, seed) for seed, name in enumerate(("hit", "near"))
     }
     tally, dice = Tally(), random.Random(0)
     with harness.bulkhead(folder / "b", models) as server:
         server.warm_up(*models)
-        near = [client.chat("near", f"{i} n", tokens, ignore_eos=True) for i in range(STREAMS)]
+        near = [client.chat("near", f"{i} n", tokens, ignore_eos=True) for i in range(streams)]
         undisturbed, seconds = _undisturbed(server.port, near, tokens)
         pid = server.workers()["near"]
         for number in range(deaths):
@@ -64,7 +64,7 @@ def bench(report: harness.Report, folder: Path, short: bool) -> None:
                 print(f"{number + 1} deaths", flush=True)
         if server.workers().get("near") != pid:
             tally.faults.append("the neighbour's worker is not the one it was")
-    _tell(report, deaths, tally)
+    _tell(report, deaths, streams, tally)
 
 
 def _undisturbed(port: int, requests: list[bytes], tokens: int) -> tuple[list[str], float]:
@@ -90,11 +90,11 @@ def _round(
     pid, worker = server.worker("hit")
     victims = [
         Exchange(client.chat("hit", f"{i} h", _ENDLESS_TOKENS, ignore_eos=True))
-        for i in range(STREAMS)
+        for i in range(len(near))
     ]
     neighbours = [Exchange(request) for request in near]
     reload = Exchange(client.chat("hit", "again", 4, ignore_eos=True))
-    connections = client.connect(server.port, 2 * STREAMS + 1)
+    connections = client.connect(server.port, 2 * len(near) + 1)
     try:
         load = Load()
         for connection, exchange in zip(connections, [*victims, *neighbours], strict=False):
@@ -197,7 +197,7 @@ def _judge_neighbour(exchange: Exchange, text: str, tally: Tally) -> None:
         tally.faults.append(f"a neighbour's stream was disturbed: {exchange.fault}")
 
 
-def _tell(report: harness.Report, deaths: int, tally: Tally) -> None:
+def _tell(report: harness.Report, deaths: int, each: int, tally: Tally) -> None:
     shares = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
     found = {name: harness.quantile(tally.latencies, share) for name, share in shares.items()}
     header = ["death to last byte, ms", *found]
@@ -210,7 +210,7 @@ def _tell(report: harness.Report, deaths: int, tally: Tally) -> None:
     )
     for fault in tally.faults[:10]:
         print(f"  {fault}")
-    hit, streams = tally.hit, deaths * STREAMS
+    hit, streams = tally.hit, deaths * each
     report.bar(hit >= 0.9 * streams, f"{hit} of {streams} requests ran when their worker died")
     typed = tally.ends["event"] + tally.ends["503"]
     report.bar(typed == hit, f"{typed} of {hit} requests that were hit got one typed end")

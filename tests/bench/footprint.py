@@ -35,7 +35,7 @@ def bench(report: harness.Report, folder: Path, short: bool) -> None:
     """Run it all."""
     if not Path("/proc/self/smaps_rollup").exists():
         raise Failed("/proc/PID/smaps_rollup is needed")
-    tokens, rounds = (64, 1) if short else (256, 8)
+    tokens, rounds = (32, 1) if short else (256, 8)
     model = harness.make_model(folder / "model", seed=1)
     with harness.bulkhead(folder / "b", {"tiny": model}) as server:
         start = {GATEWAY: server.gateway(), SUPERVISOR: server.pid}

@@ -55,7 +55,7 @@ Contestant = Callable[[Sequence[str], int], Sample]
 
 def bench(report: harness.Report, folder: Path, short: bool) -> None:
     """Run it all."""
-    tokens, rounds = (64, 3) if short else (256, 5)
+    tokens, rounds = (64, 3) if short else (512, 5)
     model = harness.make_model(folder / "model", seed=1)
     print(f"{tokens} tokens a stream, {rounds} rounds, medians", flush=True)
     rows = {(streams, name): Row() for streams in STREAMS for name in (BARE, OURS, THEIRS)}

@@ -11,6 +11,7 @@ import typer
 
 from supervisor import catalog, commands, config
 from supervisor.config import ConfigError, Overrides
+from supervisor.selftest.command import selftest
 from supervisor.serve import complain, replace_process
 
 _LATER = {
@@ -18,7 +19,6 @@ _LATER = {
     "logs": "log tails",
     "doctor": "check the machine",
     "bench": "load test of a running endpoint",
-    "selftest": "fault injection against a private instance",
     "install": "install the service",
     "uninstall": "remove the service",
 }
@@ -111,6 +111,10 @@ def _refuse(name: str) -> None:
 
 
 commands.add_to(app)
+app.command(
+    "selftest",
+    help="Kill, wedge and starve a private instance under load; print what became of it.",
+)(selftest)
 for _name in _LATER:
     _refuse(_name)
 

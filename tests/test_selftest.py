@@ -1,0 +1,108 @@
+"""`bulkhead selftest`: a worker of its own is starved under load, and nobody is lost."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from supervisor.selftest import command, run
+from supervisor.selftest.faults import KILLS, STARVES, WEDGES, Fault
+from supervisor.selftest.traffic import Stream
+from tests.serving import ROOT
+
+
+def stream(number: int, text: str = "abc", **more: object) -> Stream:
+    made = Stream(number, text=text, at=[1.0, 2.0, 7.0, 7.5], is_whole=True)
+    for name, value in more.items():
+        setattr(made, name, value)
+    return made
+
+
+def judged(*streams: Stream, fault: Fault = Fault.ABORT, detected: float | None = 0.5) -> run.Row:
+    return run.judge(fault, streams, {(n, False): "abc" for n in range(9)}, detected, at=2.5)
+
+
+def test_a_round_counts_each_request_once() -> None:
+    row = judged(
+        stream(0),
+        stream(1, recoveries=1),
+        stream(2, recoveries=1, text="abx"),
+        stream(3, is_whole=False, code="worker_crashed"),
+        stream(4, is_whole=False, lost="cut without a word"),
+    )
+    assert (row.requests, row.whole, row.recovered, row.same) == (5, 3, 2, 2)
+    assert (row.refused, row.lost) == ({"worker_crashed": 1}, {"cut without a word": 1})
+    assert row.pause == 4.5  # from the fault to the token at 7.0
+    assert not row.is_passed
+
+
+def test_a_round_passes_when_nobody_is_lost_and_the_fault_was_seen() -> None:
+    assert judged(stream(0, recoveries=1)).is_passed
+    assert judged(stream(0, is_whole=False, code="worker_crashed")).is_passed
+    assert not judged(stream(0), detected=None).is_passed
+    assert judged(stream(0), fault=Fault.NONE, detected=None).is_passed
+
+
+def test_the_table_tells_all_of_it() -> None:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(command.table([judged(stream(0, recoveries=2), stream(1, lost="no end"))]))
+    head, line = console.export_text().splitlines()[:2]
+    assert head.split() == "fault asked whole recovered same refused lost seen after pause".split()
+    assert line.split("  ")[0] == "SIGABRT, a Metal abort"
+    assert "1 no end" in line
+    assert line.rstrip().endswith("0.50 s  4.50 s")
+
+
+@pytest.mark.parametrize(
+    ("flags", "faults"),
+    [
+        ({}, [*KILLS, *WEDGES, *STARVES]),
+        ({"kill": True}, list(KILLS)),
+        ({"wedge": True, "oom": True}, [*WEDGES, *STARVES]),
+    ],
+)
+@pytest.mark.parametrize("passes", [True, False])
+def test_flags_choose_and_the_exit_status_tells(
+    flags: dict[str, bool],
+    faults: list[Fault],
+    passes: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chosen: list[Fault] = []
+
+    def fake(wanted: list[Fault]) -> list[run.Row]:
+        chosen.extend(wanted)
+        return [judged(stream(0), detected=1.0 if passes else None)]
+
+    monkeypatch.setattr(command, "_run", fake)
+    if passes:
+        command.selftest(**flags)
+    else:
+        with pytest.raises(SystemExit, match="1"):
+            command.selftest(**flags)
+    assert chosen == faults
+
+
+def test_a_starved_worker_loses_nobody_and_nothing_is_left(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "supervisor.cli", "selftest", "--oom"],
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "No request was lost." in done.stdout
+    line = next(line for line in done.stdout.splitlines() if line.startswith("out of memory"))
+    asked, whole, recovered, same, refused, lost = line.split()[3:9]
+    assert (asked, whole, same, refused, lost) == ("16", "16", "16", "0", "0")
+    assert int(recovered) > 0
+    assert list(tmp_path.iterdir()) == []

@@ -188,7 +188,7 @@ def words(text: str) -> list[str]:
     return plain.replace("[default: None]", "").split()
 
 
-NAMES = "serve status ps models load unload pin unpin crashes selftest".split()
+NAMES = ["serve", "status", "ps", "models", "load", "unload", "pin", "unpin", "crashes", "selftest"]
 COMMANDS = {"## `bulkhead --help`": ["--help"]} | {
     f"## `bulkhead {name} --help`": [name, "--help"] for name in NAMES
 }

@@ -53,7 +53,18 @@ def test_the_table_tells_all_of_it() -> None:
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(command.table([judged(stream(0, recoveries=2), stream(1, lost="no end"))]))
     head, line = console.export_text().splitlines()[:2]
-    assert head.split() == "fault asked whole recovered same refused lost seen after pause".split()
+    assert head.split() == [
+        "fault",
+        "asked",
+        "whole",
+        "recovered",
+        "same",
+        "refused",
+        "lost",
+        "seen",
+        "after",
+        "pause",
+    ]
     assert line.split("  ")[0] == "SIGABRT, a Metal abort"
     assert "1 no end" in line
     assert line.rstrip().endswith("0.50 s  4.50 s")

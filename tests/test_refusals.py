@@ -100,7 +100,7 @@ def test_routes_and_methods(server: Server) -> None:
     for path in ("/v1/responses", "/v1/messages", "/metrics", "/admin/logs/m"):
         answer = server.request("POST", path, {})
         assert_error(answer, 404, "not_found")
-        assert "not supported by this version" in answer.json["error"]["message"]
+        assert f"{path} is not supported by this version" in answer.json["error"]["message"]
 
 
 def test_content_type(server: Server) -> None:

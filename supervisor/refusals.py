@@ -60,13 +60,18 @@ def failed(entry: Entry) -> ModelLoadFailed:
     )
 
 
+def exceeds(entry: Entry, budget: int) -> str:
+    """Why a model can never be loaded here, as the rest of a sentence."""
+    needed = f"needs {gigabytes(entry.size)} ({entry.size_source})"
+    return f"{needed}, and all models together may use {gigabytes(budget)} here"
+
+
 def too_large(entry: Entry, budget: int) -> ModelTooLarge:
     smaller = "Use a smaller or more quantized model"
     if entry.size_source == "configured":
         smaller = "Lower the model's `memory`"
     return ModelTooLarge(
-        f"The model `{entry.spec.name}` needs {gigabytes(entry.size)} ({entry.size_source}), and all "
-        f"models together may use {gigabytes(budget)} here. {smaller}, or raise memory.budget.",
+        f"The model `{entry.spec.name}` {exceeds(entry, budget)}. {smaller}, or raise memory.budget.",
         param="model",
     )
 

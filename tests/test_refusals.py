@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.engine import Script, text_of
-from tests.serving import Answer, Server, serving
+from tests.serving import ROOT, Answer, Server, serving
 
 CHAT = "/v1/chat/completions"
 
@@ -210,6 +211,9 @@ def test_origin(server: Server) -> None:
     good = server.request("GET", "/health", headers={"Origin": "https://good.example"})
     assert good.status == 200
     assert good.headers["access-control-allow-origin"] == "https://good.example"
+    _, _, headers = (ROOT / "docs" / "api.md").read_text().partition("\n## Headers\n")
+    documented = re.findall(r"^\| `([\w-]+)` ", headers.partition("\n## ")[0], re.MULTILINE)
+    assert good.headers["access-control-expose-headers"].split(", ") == documented
     own = server.request("GET", "/health", headers={"Origin": f"http://127.0.0.1:{server.port}"})
     assert own.status == 200
     assert "access-control-allow-origin" not in own.headers

@@ -162,6 +162,6 @@ def _of_aiohttp(request: web.Request, error: web.HTTPException) -> BulkheadError
         return too_large(request.app[MAX_BODY])
     if isinstance(error, web.HTTPNotFound):
         if f"{path}/".startswith(_LATER):
-            return NotFound(f"{path} is not supported by this version of Bulkhead.")
+            return NotFound(f"{request.path} is not supported by this version of Bulkhead.")
         return NotFound("No such route. See docs/api.md for what is served.")
     return InternalError(f"The request could not be handled ({error.status}).")

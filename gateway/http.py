@@ -26,6 +26,11 @@ from supervisor.errors import (
 )
 
 _BODY_SECONDS = 120.0
+_EXPOSED = (
+    "x-request-id, openai-processing-ms, x-bulkhead-model, x-bulkhead-worker, "
+    "x-bulkhead-recoveries, x-bulkhead-fallback, Retry-After, x-should-retry"
+)
+"""Every header of ours: a page sees no other, and SDKs in pages obey the last two."""
 _JSON_CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
@@ -118,7 +123,7 @@ def decorate(request: web.Request, response: web.StreamResponse) -> None:
         return
     response.headers["Access-Control-Allow-Origin"] = origin
     response.headers["Vary"] = "Origin"
-    response.headers["Access-Control-Expose-Headers"] = "x-request-id, x-bulkhead-worker"
+    response.headers["Access-Control-Expose-Headers"] = _EXPOSED
     if request.method == "OPTIONS":
         wanted = request.headers.get("Access-Control-Request-Headers", "*")
         response.headers["Access-Control-Allow-Headers"] = wanted

@@ -156,6 +156,13 @@ def _join(path: str, name: str) -> str:
 
 
 def _position(error: Exception) -> str:
-    """Where the JSON is broken, without the text around it."""
-    found = re.search(r"\(byte (\d+)\)", str(error))
-    return f"error at byte {found[1]}" if found else "malformed or truncated"
+    """What is wrong with the JSON and where, as far as it is known, without the text around it."""
+    said = str(error)
+    if isinstance(error, UnicodeDecodeError):
+        return "it holds a string that is not UTF-8"
+    if "out of range" in said:
+        return "it holds a number that is out of range"
+    what = "half of a surrogate pair" if "surrogate" in said else "error"
+    found = re.search(r"\(byte (\d+)\)", said)
+    # The parser says the same of half of a surrogate pair in the last characters.
+    return f"{what} at byte {found[1]}" if found else "it ends within a value or a `\\u` escape"

@@ -30,7 +30,8 @@ _PRESSURE_RETRY_SECONDS = 30.0
 
 
 def gigabytes(size: float) -> str:
-    return f"{size / 1e9:.1f} GB"
+    """`"1.5 GB"`; below 0.1 GB in MB, since a need of "0.0 GB" explains nothing."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
 def unnamed() -> ModelNotFound:
@@ -59,11 +60,18 @@ def failed(entry: Entry) -> ModelLoadFailed:
     )
 
 
+def exceeds(entry: Entry, budget: int) -> str:
+    """Why a model can never be loaded here, as the rest of a sentence."""
+    needed = f"needs {gigabytes(entry.size)} ({entry.size_source})"
+    return f"{needed}, and all models together may use {gigabytes(budget)} here"
+
+
 def too_large(entry: Entry, budget: int) -> ModelTooLarge:
+    smaller = "Use a smaller or more quantized model"
+    if entry.size_source == "configured":
+        smaller = "Lower the model's `memory`"
     return ModelTooLarge(
-        f"The model `{entry.spec.name}` needs {gigabytes(entry.size)} ({entry.size_source}), and all "
-        f"models together may use {gigabytes(budget)} here. Use a smaller or more quantized model, or "
-        "raise memory.budget.",
+        f"The model `{entry.spec.name}` {exceeds(entry, budget)}. {smaller}, or raise memory.budget.",
         param="model",
     )
 

@@ -9,12 +9,22 @@ from typing import Any
 import msgspec
 
 from supervisor import refusals
+from supervisor.ledger import Ledger
 from supervisor.lifecycle import State
 from supervisor.pool import Entry, Pool
 from supervisor.readers import Machine
 from supervisor.wire.crash import CrashBrief
 
 _LOADED = frozenset({State.LOADING, State.READY, State.DRAINING})
+
+
+def _unserved(entry: Entry, ledger: Ledger) -> str | None:
+    """Why requests to a model that has not failed are refused nevertheless, if they are."""
+    if entry.state is State.CRASHED:
+        return "keeps dying and is not loaded for a while; `bulkhead load` tries at once"
+    if entry.state in _LOADED or ledger.budget is None or ledger.can_ever_fit(entry.size):
+        return None
+    return refusals.exceeds(entry, ledger.budget)
 
 
 def render(
@@ -69,7 +79,7 @@ def render(
             "learned_limit": entry.learned_limit is not None,
             "deaths": entry.deaths,
             "last_crash": crash(entry),
-            "reason": entry.reason or None,
+            "reason": entry.reason or _unserved(entry, pool.ledger),
         }
 
     entries = list(pool.entries.values())

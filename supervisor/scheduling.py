@@ -216,6 +216,8 @@ class Scheduler(Roster):
         held = gigabytes(self.ledger.of(victim.key))
         how = f"is drained ({len(victim.granted)} running)" if victim.in_use else "is unloaded"
         needs = f"{gigabytes(model.size)} for {model.spec.name}, {gigabytes(self.ledger.free)} free"
+        if model.size <= self.ledger.free and self._room().free_slots < 1:
+            needs = f"for {model.spec.name}, memory.max_loaded is {self.rules.max_loaded}"
         said = Say(f"{victim.worker} ({held}) {how} to make room: {needs}")
         return [said, *self._drain(victim, DrainCause.EVICTION, self.limits.drain, now)]
 

@@ -22,7 +22,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway import openai
+from gateway import embeddings, openai
 from supervisor import errors, lifecycle
 from supervisor.catalog import DEMO, DEMO_DIR
 from supervisor.config import (
@@ -356,6 +356,16 @@ def test_supported_parameters() -> None:
 
 def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def test_embedding_parameters() -> None:
+    text = section((DOCS / "api.md").read_text(), "## Embeddings")
+    ((_, *rows),) = tables(text)
+    fields = embeddings.EmbeddingRequest.__struct_fields__
+    assert sorted(row[0] for row in rows) == sorted(f"`{name}`" for name in fields)
+    assert f"{embeddings.INPUTS_MAX:,} strings" in text
+    for name in embeddings.HARMLESS:
+        assert f"`{name}` is accepted" in text
 
 
 def test_harmless_parameters() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.engine import Script, text_of
-from tests.serving import Answer, Server, serving
+from tests.serving import ROOT, Answer, Server, serving
 
 CHAT = "/v1/chat/completions"
 
@@ -100,7 +101,7 @@ def test_routes_and_methods(server: Server) -> None:
     for path in ("/v1/responses", "/v1/messages", "/metrics", "/admin/logs/m"):
         answer = server.request("POST", path, {})
         assert_error(answer, 404, "not_found")
-        assert "not supported by this version" in answer.json["error"]["message"]
+        assert f"{path} is not supported by this version" in answer.json["error"]["message"]
 
 
 def test_content_type(server: Server) -> None:
@@ -210,6 +211,9 @@ def test_origin(server: Server) -> None:
     good = server.request("GET", "/health", headers={"Origin": "https://good.example"})
     assert good.status == 200
     assert good.headers["access-control-allow-origin"] == "https://good.example"
+    _, _, headers = (ROOT / "docs" / "api.md").read_text().partition("\n## Headers\n")
+    documented = re.findall(r"^\| `([\w-]+)` ", headers.partition("\n## ")[0], re.MULTILINE)
+    assert good.headers["access-control-expose-headers"].split(", ") == documented
     own = server.request("GET", "/health", headers={"Origin": f"http://127.0.0.1:{server.port}"})
     assert own.status == 200
     assert "access-control-allow-origin" not in own.headers

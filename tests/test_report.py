@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from supervisor.learned import LearnedLimit
+from supervisor.lifecycle import State
 from supervisor.pool import Limits, Pool, ReleaseRule, Rules, Spec
 from supervisor.readers import Machine
 from supervisor.report import render
@@ -198,3 +199,18 @@ def test_a_server_that_drains_says_so() -> None:
 def test_a_platform_that_tells_nothing_fails_nothing() -> None:
     told = shown(make_pool(), Machine())["memory"]
     assert (told["physical_bytes"], told["used_percent"]) == (None, None)
+
+
+def test_a_model_that_can_never_fit_is_shown_with_the_figures() -> None:
+    pool = Pool([Spec("m", memory_bytes=5 * 10**9), Spec("n")], limits=Limits(), budget=4 * 10**9)
+    large, small = shown(pool)["models"]
+    assert large["reason"].startswith("needs 5.0 GB (configured), and all models together may use")
+    assert small["reason"] is None
+
+
+def test_a_model_that_keeps_dying_is_shown_as_unavailable() -> None:
+    pool = Pool([Spec("m"), Spec("n")], limits=Limits())
+    pool.entries["m"].state = State.CRASHED
+    dying, cold = shown(pool)["models"]
+    assert "keeps dying" in dying["reason"]
+    assert cold["reason"] is None

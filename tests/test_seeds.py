@@ -475,3 +475,10 @@ def test_default_limits_are_the_documented_ones() -> None:
     )
     assert (rules.load_gate, rules.load_gate_timeout, rules.max_requests) == ("shared", 120.0, 0)
     assert Say("x").level == 20
+
+
+def test_room_that_max_loaded_wants_is_told_as_such() -> None:
+    pool = small_machine("a", "b", rules=Rules(min_residency=0.0, max_loaded=1), size=GB)
+    loaded(pool, "a", size=GB)
+    log = said(pool.acquire("r", "b", 240.0, 10.0)[1])
+    assert "a#1 (1.0 GB) is unloaded to make room: for b, memory.max_loaded is 1" in log

@@ -101,6 +101,8 @@ def test_pins_or_preloads_above_the_budget_are_an_error(key: str, what: str) -> 
         three(f"{key} = true", 69 * GB // 10)
     for figure in (what, "7.0 GB together", "a 3.0 GB (configured)", "b 4.0 GB (configured)"):
         assert figure in str(caught.value)
+    with pytest.raises(ConfigError, match=r"^memory\.budget: 10 MB "):
+        three(f"{key} = true", GB // 100)
     # Without either they make room for each other; without a budget there is nothing to exceed.
     assert three("", 4 * GB).ledger.budget == 4 * GB
     assert three(f"{key} = true", None).ledger.budget is None

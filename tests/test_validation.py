@@ -90,6 +90,22 @@ def test_a_position_in_broken_json_is_told() -> None:
         parse_object(b'{"a": }')
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b'{"a": 1e999}', "a number that is out of range"),
+        (b'{"a": ' + b"9" * 5000 + b"}", "a number that is out of range"),
+        (b'{"a": "\\ud800 and more"}', "half of a surrogate pair at byte"),
+        (b'{"a": "\\ud800"}', r"ends within a value or a `\\u` escape"),
+        (b'{"a": "\xff"}', "not UTF-8"),
+        (b'{"a": 1', "ends within a value"),
+    ],
+)
+def test_what_is_wrong_with_broken_json_is_told(body: bytes, words: str) -> None:
+    with pytest.raises(InvalidJSON, match=words):
+        parse_object(body)
+
+
 @pytest.mark.parametrize("body", [b"[]", b"1", b'"text"', b"null", b"true"])
 def test_what_is_no_object_is_a_type_error(body: bytes) -> None:
     with pytest.raises(InvalidType, match="JSON object"):

@@ -13,7 +13,7 @@ import openai
 import pytest
 from aiohttp import web
 
-from gateway import completions
+from gateway import completions, http
 from gateway.http import BEGUN, REQUEST_ID
 from gateway.openai import parse_completion
 from gateway.rendering import Renderer
@@ -232,7 +232,7 @@ def test_who_does_not_read_is_waited_for_no_longer_than_so(
 ) -> None:
     """In the middle of a stream, and at its very end: aiohttp looks at its buffers every 64 KB, so
     that the end may be the first to wait."""
-    monkeypatch.setattr(completions, "_WRITE_SECONDS", 0.05)
+    monkeypatch.setattr(http, "_WRITE_SECONDS", 0.05)
     parsed = parse_completion({"prompt": "x", "stream": True})
 
     async def scene() -> None:

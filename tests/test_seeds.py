@@ -315,6 +315,14 @@ def test_a_pinned_model_yields_to_an_emergency_alone() -> None:
     assert done(pool.pressure(Level.CRITICAL, "", 103.0)) == [Stop("a", 1, kill=False)]
 
 
+def test_an_emergency_ends_a_load_and_its_waiters_wait_on() -> None:
+    pool = small_machine("a")
+    ask(pool, "a", 0.0)
+    assert done(pool.pressure(Level.CRITICAL, "", 1.0)) == [Stop("a", 1, kill=False)]
+    assert done(pool.exited("a", 1, "exit status 0", 2.0)) == []
+    assert done(pool.pressure(Level.NORMAL, "", 3.0)) == [Spawn("a", 2)]
+
+
 def test_a_pinned_model_is_passed_over_for_another_victim() -> None:
     rules = Rules(policy="lru", min_residency=0.0)
     pool = small_machine("a", "b", "c", budget=16 * GB, rules=rules)

@@ -8,7 +8,15 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from aiohttp import web
 
-from gateway.http import OUTCOME, RELAY, REQUEST_ID, decorate, hold_seconds, json_response
+from gateway.http import (
+    OUTCOME,
+    RELAY,
+    REQUEST_ID,
+    decorate,
+    hold_seconds,
+    json_response,
+    patiently,
+)
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.frames import Action, Happened, ToGateway
 from supervisor.wire.stream import FrameStream
@@ -17,7 +25,6 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 ACTIONS: tuple[Action, ...] = ("load", "unload", "pin", "unpin")
 _PING_SECONDS = 10.0
-_WRITE_SECONDS = 10.0
 
 
 def manage(action: Action) -> Handler:
@@ -54,12 +61,10 @@ async def events(request: web.Request) -> web.StreamResponse:
     decorate(request, response)
     try:
         await response.prepare(request)
-        await _write(response, b": watching\n\n")
+        await patiently(response.write(b": watching\n\n"))
         request[OUTCOME] = "200, the events ended"
         while (data := await _next(feed)) is not None:
-            await _write(response, data)
-    except TimeoutError:
-        raise ConnectionResetError("the client does not read") from None
+            await patiently(response.write(data))
     finally:
         feed.close()
     return response
@@ -74,8 +79,3 @@ async def _next(feed: FrameStream[ToGateway]) -> bytes | None:
     except ProtocolError:
         return None
     return b"data: " + frame.body + b"\n\n" if isinstance(frame, Happened) else None
-
-
-async def _write(response: web.StreamResponse, data: bytes) -> None:
-    async with asyncio.timeout(_WRITE_SECONDS):
-        await response.write(data)

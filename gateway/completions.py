@@ -23,6 +23,7 @@ from gateway.http import (
     decorate,
     hold_seconds,
     json_response,
+    patiently,
     read_object,
     worker_headers,
 )
@@ -33,7 +34,6 @@ from supervisor.wire.frames import Accepted, End, Token
 log = logging.getLogger("bulkhead.gateway")
 
 _PING_SECONDS = 10.0
-_WRITE_SECONDS = 60.0
 _UNDELAYED = 16 * 1024
 """Bytes that an empty send buffer always has room for."""
 
@@ -164,7 +164,7 @@ class _Answer:
             log.exception("%s failed inside its stream", request[REQUEST_ID])
             detail = f"Internal error. The log has the details under {request[REQUEST_ID]}."
             await _fail(request, response, InternalError(detail))
-        await response.write_eof()
+        await patiently(response.write_eof())
         return response
 
     async def _next(self) -> tuple[int, Token | End] | None:
@@ -217,8 +217,4 @@ async def _write(request: web.Request, response: web.StreamResponse, data: bytes
         # Nothing to wait for, and this is once a token: a deadline costs 5 % of all tokens a second.
         await response.write(data)
         return
-    try:
-        async with asyncio.timeout(_WRITE_SECONDS):
-            await response.write(data)
-    except TimeoutError:
-        raise ConnectionResetError("the client does not read") from None
+    await patiently(response.write(data))

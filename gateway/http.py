@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
 import msgspec
@@ -31,6 +31,7 @@ _EXPOSED = (
     "x-bulkhead-recoveries, x-bulkhead-fallback, Retry-After, x-should-retry"
 )
 """Every header of ours: a page sees no other, and SDKs in pages obey the last two."""
+_WRITE_SECONDS = 60.0
 _JSON_CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
@@ -87,6 +88,16 @@ async def read_object(request: web.Request) -> dict[str, Any]:
             "The body could not be read: it is not what its `Content-Encoding` says, or broke off."
         ) from None
     return parse_object(body)
+
+
+async def patiently(sending: Awaitable[None]) -> None:
+    """Wait for a slow client's buffers, but not for ever. Raises ConnectionResetError when it has left,
+    or has read nothing for too long."""
+    try:
+        async with asyncio.timeout(_WRITE_SECONDS):
+            await sending
+    except TimeoutError:
+        raise ConnectionResetError("the client does not read") from None
 
 
 def too_large(limit: int) -> RequestTooLarge:

@@ -1,4 +1,8 @@
-"""OpenAI's chat messages: types, and the shape that chat templates take. Pure."""
+"""OpenAI's chat messages: types, and the shape that chat templates take. Pure.
+
+Members that no type here has are of no effect: frameworks keep notes of their own in the answers
+that they send back, and a conversation must not end for them.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +28,7 @@ _PART_TYPE = re.compile(r"messages\[\d+\]\.content\[\d+\]\.type")
 
 
 class TextPart(msgspec.Struct, frozen=True, tag_field="type", tag="text"):
-    """Text. Further members, such as cache breakpoints, have no effect."""
+    """Text."""
 
     text: str
 
@@ -38,25 +42,22 @@ class RefusalPart(msgspec.Struct, frozen=True, tag_field="type", tag="refusal"):
 Part = TextPart | RefusalPart
 
 
-class CalledFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CalledFunction(msgspec.Struct, frozen=True):
     """`arguments` is JSON text, as the model wrote it."""
 
     name: str
     arguments: str
 
 
-class ToolCall(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"
-):
-    """A call that an assistant has made. `index`, from streams, has no effect."""
+class ToolCall(msgspec.Struct, frozen=True, tag_field="type", tag="function"):
+    """A call that an assistant has made."""
 
     function: CalledFunction
     id: str | None = None
-    index: int | None = None
 
 
-class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One message. An answer may be sent back as it came: `annotations` have no effect."""
+class Message(msgspec.Struct, frozen=True):
+    """One message. An answer may be sent back as it came."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Annotated[list[Part], Meta(max_length=MESSAGES_MAX)] | None = None
@@ -66,7 +67,6 @@ class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reasoning_content: str | None = None
     reasoning: str | None = None
     refusal: str | None = None
-    annotations: list[Any] | None = None
     audio: None = None
     function_call: None = None
 

@@ -20,7 +20,8 @@ Schema = Annotated[dict[str, Any], Meta(description="A JSON Schema.")]
 
 
 class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a model may call. `strict` is enforced wherever calls are forced, whether true or not."""
+    """What a model may call. Where calls are forced all of the schema is enforced that can be; `strict`
+    ones are refused if that is not all, and hold where the model calls by itself as well."""
 
     name: Name
     description: str | None = None

@@ -184,6 +184,7 @@ class Pool(Scheduler):
             effects = [] if self._serves(entry) else self._find_place(entry, now)
         except BulkheadError as error:
             return lease.id, [Refuse(lease.id, error)]
+        entry.unload_asked = False  # the later wish counts
         self._leases[lease.id] = entry
         entry.waiting[lease.id] = lease
         return lease.id, [*effects, *self._settle(now)]

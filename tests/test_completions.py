@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
+from aiohttp import web
 
-from supervisor.wire.frames import Call, Logprob, Logprobs, Token
+from gateway import completions, http
+from gateway.http import BEGUN, REQUEST_ID
+from gateway.openai import parse_completion
+from gateway.rendering import Renderer
+from supervisor.wire.frames import Call, End, Logprob, Logprobs, Token
 from tests.fakes.engine import PROMPT_TOKENS, REFUSED, Script, text_of
 from tests.serving import DEADLINE, Server, serving
 
@@ -201,3 +209,58 @@ def test_without_a_seed_every_request_and_choice_has_another(server: Server) -> 
 def test_with_a_seed_requests_have_the_same(server: Server) -> None:
     assert seeds(server, n=2, seed=5) == seeds(server, n=2, seed=5)
     assert seeds(server, seed=5) == seeds(server, n=2, seed=5)[:1] == ["5 "]
+
+
+# ── a client that does not read ──────────────────────────────────────────────────────────────────
+
+
+class Told:
+    """A generation of so many kilobytes of text."""
+
+    model, worker, asked, recoveries = "m", "m#1", "", 0
+
+    def __init__(self, kilobytes: int) -> None:
+        self._frames: list[Token | End] = [Token(1, "x" * 1000)] * kilobytes + [End("stop", 1, 1)]
+
+    async def receive(self) -> tuple[int, Token | End]:
+        return 0, self._frames.pop(0)
+
+
+@pytest.mark.parametrize("kilobytes", [85, 1000])
+def test_who_does_not_read_is_waited_for_no_longer_than_so(
+    kilobytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a stream, and at its very end: aiohttp looks at its buffers every 64 KB, so
+    that the end may be the first to wait."""
+    monkeypatch.setattr(http, "_WRITE_SECONDS", 0.05)
+    parsed = parse_completion({"prompt": "x", "stream": True})
+
+    async def scene() -> None:
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            request[BEGUN], request[REQUEST_ID] = time.monotonic(), "r"
+            renderer = Renderer(chat=False, id="r", created=1, model="m")
+            told: Any = Told(kilobytes)
+            answer = completions._Answer(request, parsed, told, renderer, 1)
+            try:
+                return await answer.streamed(time.monotonic() + DEADLINE)
+            except ConnectionResetError:
+                over.set_result(None)
+                raise
+
+        app = web.Application()
+        app.router.add_get("/", handler)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            await web.SockSite(runner, listener).start()
+            client.connect(listener.getsockname())
+            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            async with asyncio.timeout(DEADLINE):
+                await over
+            await runner.cleanup()
+
+    asyncio.run(scene())

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from supervisor.errors import InternalError
 from supervisor.wire.frames import (
     Accepted,
     Calling,
@@ -206,6 +207,16 @@ def test_noise_goes_on_where_it_was_cut(tiny: Desk, name: str) -> None:
 @pytest.mark.parametrize("name", ASKED)
 def test_every_part_of_an_answer_goes_on_where_it_was_cut(demo: Desk, name: str) -> None:
     check_cuts(demo, ASKED[name], 12)
+
+
+def test_tokens_without_a_logit_are_refused_whoever_says_that_a_worker_made_them(
+    tiny: Desk,
+) -> None:
+    width = tiny.engine._width
+    for token in (-1, width, 2**40):
+        with pytest.raises(InternalError):
+            tiny.engine.prepare(replace(TINY["greedy"], emitted=(5, token)))
+    tiny.engine.prepare(replace(TINY["greedy"], emitted=(0, width - 1)))
 
 
 @pytest.mark.parametrize("architecture", ["gemma3_text", "granitemoehybrid", "lfm2"])

@@ -296,6 +296,15 @@ def test_an_unload_during_the_load_serves_those_who_wait_and_nobody_else() -> No
     assert pool.acquire("r", "a", 60.0, 3.0)[1] == []
 
 
+def test_a_load_by_hand_takes_back_an_unload() -> None:
+    pool = small_machine("a")
+    pool.preload("a", 0.0)
+    pool.unload("a", 1.0)
+    lease, _ = pool.load("r", "a", 60.0, 2.0)
+    assert pool.ready("a", 1, 8 * GB, 1, 3.0) == [Loaded(lease, "a", "a#1")]
+    assert states(pool)["a"] is State.READY
+
+
 def test_a_pinned_model_yields_to_an_emergency_alone() -> None:
     pool = small_machine(Spec("a", estimate_bytes=8 * GB, pin=True, ttl=5.0), "b")
     loaded(pool, "a")
@@ -304,6 +313,14 @@ def test_a_pinned_model_yields_to_an_emergency_alone() -> None:
     assert done(pool.pressure(Level.WARN, "", 101.0)) == []
     assert done(pool.pressure(Level.HIGH, "", 102.0)) == [Shrink("a", 1)]
     assert done(pool.pressure(Level.CRITICAL, "", 103.0)) == [Stop("a", 1, kill=False)]
+
+
+def test_an_emergency_ends_a_load_and_its_waiters_wait_on() -> None:
+    pool = small_machine("a")
+    ask(pool, "a", 0.0)
+    assert done(pool.pressure(Level.CRITICAL, "", 1.0)) == [Stop("a", 1, kill=False)]
+    assert done(pool.exited("a", 1, "exit status 0", 2.0)) == []
+    assert done(pool.pressure(Level.NORMAL, "", 3.0)) == [Spawn("a", 2)]
 
 
 def test_a_pinned_model_is_passed_over_for_another_victim() -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.tiny import make_llama
-from worker.text import Detokenizer, TextStream
+from worker.text import Detokenizer, Stops, TextStream
 
 patient = settings(deadline=None, max_examples=400)
 
@@ -102,6 +102,21 @@ def test_after_a_stop_nothing_is_shown() -> None:
     assert [stream.push(token) for token in range(3)] == ["one", "", ""]
     assert stream.finish() == ""
     assert stream.stopped
+
+
+def test_a_token_is_not_compared_with_all_of_a_stop_that_another_one_keeps_waiting() -> None:
+    compared = []
+
+    class Watched(str):
+        def __getitem__(self, index: SupportsIndex | slice) -> str:
+            if isinstance(index, slice):
+                compared.append(index)
+            return super().__getitem__(index)
+
+    stops = Stops(["a" * 1023 + "b", Watched("b" + "a" * 1023), Watched("a" * 500 + "c" * 500)])
+    for _ in range(1100):
+        stops.feed("a")
+    assert len(compared) < 5000
 
 
 def test_held_text_comes_out_when_it_turns_out_to_be_none() -> None:

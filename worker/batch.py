@@ -12,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from supervisor.errors import InternalError
 from supervisor.wire.frames import (
     Embed,
     End,
@@ -120,6 +121,9 @@ class BatchEngine:
         if isinstance(request, Embed):
             return Prepared(inputs=self._embedder.prepare(request))
         sampling.check(request.sampling, self._width)
+        if not all(0 <= token < self._width for token in request.emitted):
+            # They are another worker's, which is not trusted, and MLX would read out of bounds.
+            raise InternalError("The request can't be resumed: its tokens are not this model's.")
         prompt = self._prompts.tokens(request)
         echo = self._prompts.text_of(request, prompt) if request.echo else ""
         constraint = self._grammars.compile(request, prompt)

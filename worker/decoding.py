@@ -43,7 +43,6 @@ mlx_generate: Any = importlib.import_module("mlx_lm.generate")
 _GenerationBatch: Any = mlx_generate.GenerationBatch
 _async_eval: Any = mx.async_eval
 
-Floats = npt.NDArray[np.float32]
 Ints = npt.NDArray[np.int32]
 
 _NEVER = -1e30

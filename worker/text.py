@@ -54,9 +54,13 @@ class Needles:
 
     def undecided(self, text: str) -> int:
         """How many characters at the end of `text`, in which none is found, may begin a needle."""
+        return max(self.overlaps(text, [len(text)] * len(self._needles)), default=0)
+
+    def overlaps(self, text: str, most: Sequence[int]) -> list[int]:
+        """The same of each needle, where it is known to be so many at `most`."""
         if not any(first in text for first in self._firsts):
-            return 0
-        return max(_overlap(text, needle) for needle in self._needles)
+            return [0] * len(self._needles)
+        return [_overlap(text, *each) for each in zip(self._needles, most, strict=True)]
 
 
 class Stops:
@@ -64,6 +68,7 @@ class Stops:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._needles = Needles(stops)
+        self._overlaps = [0] * len(stops)
         self._held = ""
         self.stopped = False
 
@@ -74,11 +79,15 @@ class Stops:
             return ""
         if not self._needles:
             return text
+        # An overlap grows by what is new at most. Looked for in all that is held, long stops that
+        # share letters took 0.8 ms a token.
+        most = [overlap + len(text) for overlap in self._overlaps]
         text = self._held + text
         if found := self._needles.find(text):
             self.stopped, self._held = True, ""
             return text[: found.start]
-        keep = self._needles.undecided(text)
+        self._overlaps = self._needles.overlaps(text, most)
+        keep = max(self._overlaps)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -134,9 +143,9 @@ class TextStream:
         return self._stops.feed(self._decoder.finish()) + self._stops.flush()
 
 
-def _overlap(text: str, needle: str) -> int:
-    """Length of the longest proper prefix of `needle` that ends `text`."""
-    for length in range(min(len(text), len(needle) - 1), 0, -1):
+def _overlap(text: str, needle: str, most: int) -> int:
+    """Length of the longest proper prefix of `needle`, `most` at most, that ends `text`."""
+    for length in range(min(len(text), len(needle) - 1, most), 0, -1):
         if text.endswith(needle[:length]):
             return length
     return 0

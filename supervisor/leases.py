@@ -199,11 +199,14 @@ class Leases:
         return effects
 
     def _refuse_load(self, entry: Entry, error: BulkheadError) -> list[Effect]:
-        """A load has failed: who waited for it was part of its end. Who waits while a worker is on
-        its way out was not, and waits for the next."""
+        """A load has failed: who came for it was part of its end. Who waits while a worker is on
+        its way out was not, and waits for the next; and who was interrupted by a death before has
+        an answer under way, and does as well."""
         if entry.state is not State.LOADING:
             return []
-        return [*self._drop_wish(entry, error.message), *self._refuse_waiting(entry, error)]
+        came = [lease for lease in entry.waiting.values() if not lease.interruptions]
+        refused = [self._refuse(entry, lease, error) for lease in came]
+        return [*self._drop_wish(entry, error.message), *refused]
 
     def _drop_wish(self, entry: Entry, why: str) -> list[Effect]:
         """A preload has failed, which stops nobody and is told."""

@@ -255,8 +255,8 @@ BUGS = (
     Bug(
         "a preload that failed is tried again and again",
         "supervisor.leases",
-        "return [*self._drop_wish(entry, error.message), *self._refuse_waiting(entry, error)]",
-        "return self._refuse_waiting(entry, error)",
+        "return [*self._drop_wish(entry, error.message), *refused]",
+        "return refused",
     ),
     Bug(
         "loads by hand are a queue without a bound",

@@ -80,3 +80,21 @@ def test_progress_of_another_incarnation_is_dropped() -> None:
     pool = ready_pool()
     pool.progress("m", 0)
     assert not pool.entries["m"].proven
+
+
+def test_a_load_that_stands_still_refuses_who_came_for_it_and_nobody_with_an_answer_under_way() -> (
+    None
+):
+    pool = Pool([Spec("m")], limits=LIMITS, rules=Rules(recovery="resume"))
+    begun, _ = pool.acquire("begun", "m", HOLD, 0.0)
+    pool.ready("m", 1, 0, 4096, 1.0)
+    pool.progress("m", 1)
+    pool.dying("m", 1, "SIGKILL", 2.0)
+    pool.exited("m", 1, "SIGKILL", 2.0)
+    pool.returned(begun, 5, 2.0)
+    late, _ = pool.acquire("late", "m", HOLD, 3.0)
+    assert state(pool) is State.LOADING
+    effects = pool.tick(2.0 + LIMITS.load_stall)
+    assert told(effects) == [Told(Refuse, late, "model_loading")]
+    assert Spawn("m", 3) in pool.exited("m", 2, "SIGKILL", 13.0)
+    assert [e.lease for e in pool.ready("m", 3, 0, 4096, 14.0) if isinstance(e, Grant)] == [begun]

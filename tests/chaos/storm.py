@@ -49,6 +49,8 @@ class Tally:
     struck: Counter[str] = field(default_factory=Counter)
     """Faults that hit, by kind and phase."""
     answers: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    """Answers that asked to be tried again, and were."""
     recovered: int = 0
     """Answers that say that they were."""
     wrong: list[str] = field(default_factory=list)
@@ -192,6 +194,11 @@ class _Weather:
         """Make a request; what is wrong with the answer, if anything is."""
         try:
             answer = self._read(request)
+            while answer.status == 503 and answer.headers.get("x-should-retry") != "false":
+                # Of a load that stands still those are told who came for it. Every SDK tries again.
+                with self._lock:
+                    self._tally.refused[answer.json["error"]["code"]] += 1
+                answer = self._read(request)
             got = said(answer)
         except (OSError, http.client.HTTPException, AssertionError, ValueError) as error:
             return f"{type(error).__name__}: {error}"
@@ -240,6 +247,8 @@ def verdict(tally: Tally) -> list[str]:
     found += [f"/health: {fault}" for fault in tally.unhealthy]
     if tally.gateways != 1:
         found.append("the gateway was started again")
+    if set(tally.refused) - {"model_loading"}:
+        found.append(f"refused: {dict(tally.refused)}")
     if tally.convicted:
         found.append(f"{tally.convicted} innocent requests were convicted")
     if not tally.recovered:
@@ -252,6 +261,6 @@ def told(tally: Tally) -> str:
     kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(tally.struck.items()))
     return (
         f"{sum(tally.struck.values())} faults ({kinds}); {tally.answers} answers, "
-        f"{tally.recovered} of them recovered; {len(tally.wrong)} wrong; "
+        f"{tally.recovered} of them recovered; {tally.refused.total()} tried again; {len(tally.wrong)} wrong; "
         f"{tally.healths} looks at /health; {tally.seconds:.0f} s"
     )

@@ -44,7 +44,7 @@ def shown(
 ) -> dict[str, Any]:
     machine = machine or Machine(physical=16_000, used=6_800)
     last = (crashes or {}).get
-    body = json.loads(render(pool, SOURCES, machine, OFFSET, "1.2.3", last))
+    body = json.loads(render(pool, SOURCES, machine, "ready", OFFSET, "1.2.3", last))
     assert isinstance(body, dict)
     return body
 
@@ -96,6 +96,7 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
         "level": "normal",
         "stranded_bytes": 0,
         "advice": None,
+        "spare": "ready",
     }
 
 

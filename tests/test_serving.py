@@ -296,6 +296,7 @@ def test_health_and_root(server: Server) -> None:
             "level",
             "stranded_bytes",
             "advice",
+            "spare",
         }
         (entry,) = [entry for entry in report["cached_models"] if entry["name"] == "tiny"]
         assert entry["state"] == "ready"

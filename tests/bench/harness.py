@@ -28,6 +28,7 @@ import psutil
 from tests.bench import client
 from tests.bench.answers import Failed
 from tests.bench.machine import Others, environment
+from tests.serving import without_spare
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _READY_SECONDS = 60.0
@@ -128,7 +129,7 @@ def bulkhead(
     is the soft limit of open files that the server is started with."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "bench.toml"
-    config.write_text(_SETTINGS + settings)
+    config.write_text(without_spare(_SETTINGS + settings))
     script = Path(sysconfig.get_path("scripts")) / "bulkhead"
     command = [str(script), "serve", "--config", str(config), "--port", "0"]
     command += ["--state-dir", str(folder / "state")]

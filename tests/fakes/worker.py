@@ -40,6 +40,7 @@ class Choice:
 
     def __init__(self) -> None:
         self._chosen: Engine | None = None
+        self._is_warm = False
         self._lives: int | None = None
         """Tokens that are left to this incarnation; None = it lives."""
         self._end = "abort"
@@ -49,6 +50,9 @@ class Choice:
         """How far each request is into its output."""
 
     def warm_up(self) -> None:
+        if self._is_warm:
+            return
+        self._is_warm = True
         if gate := os.environ.get(SPAWN_GATE):
             pass_gate(gate)
         match os.environ.get(SPAWN_DEED):

@@ -61,7 +61,8 @@ class Spare:
         """Unasked, since one was taken."""
         self._due = 0.0
         """When the next may start, or the import must be over; monotonic seconds."""
-        self._listening: asyncio.Task[None] | None = None
+        self.greeting: asyncio.Task[None] | None = None
+        """Ends once it has said that it is ready, or can't any more."""
 
     def allow(self) -> None:
         """There may be one from now on."""
@@ -87,7 +88,7 @@ class Spare:
         """It must go, for the time being."""
         if self.standing in (Standing.IMPORTING, Standing.READY):
             log.info("the spare worker goes: %s", why)
-            self.standing = Standing.WAITING
+            self.standing, self._due = Standing.WAITING, 0.0
             self._kill()
 
     def forbid(self) -> None:
@@ -110,10 +111,10 @@ class Spare:
             self._failed(f"it could not be started: {error.strerror}")
             return
         self.standing, self._due = Standing.IMPORTING, now + _IMPORT_SECONDS
-        self._listening = asyncio.get_running_loop().create_task(self._listen(self.process))
+        self.greeting = asyncio.get_running_loop().create_task(self._greet(self.process))
         self._on_change()
 
-    async def _listen(self, process: WorkerProcess) -> None:
+    async def _greet(self, process: WorkerProcess) -> None:
         """It says one thing before it has a model."""
         channel = await process.connect()
         try:

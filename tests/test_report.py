@@ -215,3 +215,11 @@ def test_a_model_that_keeps_dying_is_shown_as_unavailable() -> None:
     dying, cold = shown(pool)["models"]
     assert "keeps dying" in dying["reason"]
     assert cold["reason"] is None
+
+
+def test_what_the_spare_is_charged_is_part_of_the_budget() -> None:
+    pool = Pool([Spec("m")], limits=Limits(), budget=1000)
+    pool.ledger.reserve(100)
+    memory = shown(pool)["memory"]
+    assert (memory["budget_bytes"], memory["charged_bytes"]) == (1000, 100)
+    assert pool.ledger.free == 900

@@ -298,6 +298,7 @@ def test_health_and_root(server: Server) -> None:
             "advice",
             "spare",
         }
+        assert report["memory"]["spare"] == "off"
         (entry,) = [entry for entry in report["cached_models"] if entry["name"] == "tiny"]
         assert entry["state"] == "ready"
         assert entry["use_count"] >= 1

@@ -20,7 +20,7 @@ from supervisor.wire import frames
 from supervisor.worker_process import Owner, WorkerProcess
 from tests.children import ROOT
 from tests.fakes.engine import Script, text_of
-from tests.fakes.worker import SPAWN_DEED
+from tests.fakes.worker import EAGER, SPAWN_DEED
 from tests.serving import DEADLINE, Deadline, Server, alive, gate, serving
 from tests.test_memory import pressed
 from tests.tiny import make_llama
@@ -140,7 +140,8 @@ def test_real_spare_serves_like_any_worker(tmp_path: Path) -> None:
     folders = [make_llama(tmp_path / name, seed=5) for name in ("m", "own")]
     body = {"prompt": "Tell me", "max_tokens": 40, "temperature": 0}
     config = config_for(*folders, extra='env = { A = "b" }\n')
-    with serving(tmp_path / "s", config=config) as server:
+    environ = {EAGER: "1"}
+    with serving(tmp_path / "s", scripted=True, config=config, environ=environ) as server:
         spare = ready_spare(server)
         answers = [
             server.request("POST", "/v1/completions", {**body, "model": model}).json["choices"]

@@ -17,7 +17,8 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-_LOWEST = 19
+LOWEST = 19
+"""Nice value."""
 _PRIO_DARWIN_THREAD = 3
 _PRIO_DARWIN_BG = 0x1000
 
@@ -41,6 +42,6 @@ def in_background(work: Callable[[], T]) -> T:
 def _step_back() -> None:
     """Lower the priority of the calling thread."""
     if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
     elif sys.platform == "darwin":
         os.setpriority(_PRIO_DARWIN_THREAD, 0, _PRIO_DARWIN_BG)

@@ -188,5 +188,5 @@ if __name__ == "__main__":
     if os.environ.get(NO_DESCRIPTORS):
         without_descriptors()
     if os.environ.get(EAGER):
-        setattr(priority, "LOWEST", 0)  # noqa: B010
+        setattr(priority, "LOWEST", os.getpriority(os.PRIO_PROCESS, 0))  # noqa: B010
     main(Choice)

@@ -73,7 +73,7 @@ class Spare:
         if self.standing is Standing.WAITING and calm and self.process is None and now >= self._due:
             self._begin(now)
         elif self.standing is Standing.IMPORTING and now >= self._due:
-            log.error("the spare worker's import takes too long")
+            log.error("the spare worker takes too long and is killed")
             self._kill()
 
     def take(self) -> WorkerProcess | None:
@@ -133,7 +133,9 @@ class Spare:
 
     def _dying(self, how: str) -> None:
         if self.standing is Standing.READY:
-            self.standing = Standing.IMPORTING  # nobody must take it; its end follows
+            # Nobody must take it; its end follows.
+            self.standing = Standing.IMPORTING
+            self._due = asyncio.get_running_loop().time() + _REAP_SECONDS
 
     def _exited(self, how: str) -> None:
         assert self.process is not None

@@ -8,6 +8,7 @@ import starts none but OpenBLAS' helpers, which no request uses.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -40,8 +41,9 @@ def in_background(work: Callable[[], T]) -> T:
 
 
 def _step_back() -> None:
-    """Lower the priority of the calling thread."""
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
-    elif sys.platform == "darwin":
-        os.setpriority(_PRIO_DARWIN_THREAD, 0, _PRIO_DARWIN_BG)
+    """Lower the priority of the calling thread, as far as the system lets us: it is a courtesy."""
+    with contextlib.suppress(OSError):
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST)
+        elif sys.platform == "darwin":
+            os.setpriority(_PRIO_DARWIN_THREAD, 0, _PRIO_DARWIN_BG)

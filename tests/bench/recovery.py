@@ -49,7 +49,7 @@ class Taken:
 
 def bench(report: harness.Report, folder: Path, short: bool) -> None:
     """Run it all."""
-    rounds = {1: 1, 32: 1} if short else {1: 25, 32: 9}
+    rounds = {1: 1, 32: 1} if short else {1: 15, 32: 5}
     model = harness.make_model(folder / "model", seed=1)
     with ExitStack() as stack:
         on, off = (

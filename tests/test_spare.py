@@ -111,7 +111,9 @@ def test_death_of_a_spare_is_no_models_and_another_one_comes(tmp_path: Path) -> 
         assert server.loaded("m")["deaths"] == 0
         assert f"pid {first} died (SIGSEGV)" in server.log()
         assert server.request("GET", "/admin/crashes").json == {"crashes": []}
+        last = ready_spare(server)
         assert server.stop() == 0  # and `serving` sees that no process is left
+        assert f"the spare worker, pid {last}, has ended" in server.log()
 
 
 def test_spare_that_dies_with_its_load_is_that_loads_death(tmp_path: Path) -> None:

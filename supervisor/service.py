@@ -49,6 +49,7 @@ from supervisor.process import Child, Launcher
 from supervisor.quarantine import Quarantine
 from supervisor.readers import Reader
 from supervisor.sizing import Sizing
+from supervisor.spare import is_calm
 from supervisor.watch import Watch
 from supervisor.watchdog import LOOK_SECONDS
 from supervisor.wire import frames
@@ -372,16 +373,12 @@ class Supervisor:
                     if entry.state in (State.READY, State.DRAINING):
                         awaited = bool(entry.granted)
                         self._fleet.look(name, entry.generation, now, awaited=awaited)
-                self._fleet.spare.tend(now, calm=self._is_calm())
+                calm = is_calm(self._pool.entries.values(), self._pool.level)
+                self._fleet.spare.tend(now, calm=calm)
             except Exception:
                 # A bug of ours in one look must not leave them unwatched for good.
                 log.exception("the children could not be looked at")
             await asyncio.sleep(LOOK_SECONDS)
-
-    def _is_calm(self) -> bool:
-        """Whether a spare's import would be in nobody's way."""
-        loading = any(entry.state is State.LOADING for entry in self._pool.entries.values())
-        return not loading and self._pool.level is Level.NORMAL
 
     def _count_uses(self) -> None:
         self._sizing.count({name: e.use_count for name, e in self._pool.entries.items()})

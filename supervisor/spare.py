@@ -11,8 +11,11 @@ import asyncio
 import enum
 import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
+from supervisor.entry import Entry
+from supervisor.lifecycle import State
+from supervisor.pressure import Level
 from supervisor.wire import frames
 from supervisor.wire.codec import ProtocolError
 from supervisor.worker_process import Owner, WorkerProcess
@@ -35,6 +38,17 @@ class Standing(enum.StrEnum):
     """There is none yet: something loads, memory is short, or the last one has died."""
     IMPORTING = "importing"
     READY = "ready"
+
+
+def is_calm(entries: Iterable[Entry], level: Level) -> bool:
+    """Whether an import would be in nobody's way: memory is plenty, nothing loads, and nobody's
+    recovery is under way."""
+    return level is Level.NORMAL and not any(
+        entry.state is State.LOADING
+        or entry.returning
+        or any(lease.interruptions for lease in entry.waiting.values())
+        for entry in entries
+    )
 
 
 class Spare:

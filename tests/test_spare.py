@@ -14,8 +14,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from supervisor.entry import Limits, Rules, Spec
+from supervisor.pool import Pool
+from supervisor.pressure import Level
 from supervisor.process import Launcher
-from supervisor.spare import Spare, Standing
+from supervisor.spare import Spare, Standing, is_calm
 from supervisor.wire import frames
 from supervisor.worker_process import Owner, WorkerProcess
 from tests.children import ROOT
@@ -345,3 +348,26 @@ def test_words_and_output_follow_the_new_name(play: Callable[..., None], tmp_pat
         assert not any(name.startswith("spare.0.") for name in os.listdir(tmp_path))
 
     play(scene)
+
+
+def test_nobody_is_hindered_by_an_import() -> None:
+    pool = Pool([Spec("m")], limits=Limits(), rules=Rules(recovery="resume"))
+
+    def calm(level: Level = Level.NORMAL) -> bool:
+        return is_calm(pool.entries.values(), level)
+
+    assert calm()
+    leases = [pool.acquire(f"r{number}", "m", 60.0, 1.0)[0] for number in (1, 2)]
+    assert not calm()  # it loads
+    pool.ready("m", 1, 0, 4096, 2.0)
+    assert calm()
+    assert not calm(Level.WARN)
+    pool.exited("m", 1, "SIGABRT", 3.0)
+    assert not calm()  # two are on their way back
+    for lease in leases:
+        pool.returned(lease, 5, 3.1)
+    pool.ready("m", 2, 0, 4096, 4.0)
+    assert not calm()  # one of them stands trial
+    pool.passed(leases[0], 5.0)
+    pool.passed(leases[1], 6.0)
+    assert calm()

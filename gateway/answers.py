@@ -256,6 +256,10 @@ class MemoryHealth(Shape, frozen=True, kw_only=True):
         Count, Meta(description="What dead workers still hold: above 0, a reboot is needed.")
     ]
     advice: str | None
+    spare: Annotated[
+        Literal["off", "waiting", "importing", "ready"],
+        Meta(description="The worker that waits for the next load."),
+    ]
 
 
 class LastCrash(Shape, frozen=True, kw_only=True):

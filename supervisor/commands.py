@@ -217,6 +217,8 @@ def _memory_line(health: dict[str, Any]) -> str:
         parts.append(f"{used:.0f} % of {_size(memory['physical_bytes'])} RAM in use")
     if memory["level"] not in (None, "normal"):
         parts.append(f"memory pressure is {memory['level']}")
+    if memory.get("spare", "off") != "off":
+        parts.append(f"spare worker {memory['spare']}")
     if memory.get("stranded_bytes"):
         lost = _size(memory["stranded_bytes"])
         parts.append(f"{memory['advice']}, {lost}")

@@ -74,7 +74,6 @@ __all__ = [
 NOT_YET: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
     {
         "server.metrics": (False,),
-        "memory.spare": (False,),
         "models.*.kv_budget": (),
         "models.*.prompt_cache": (),
         "models.*.python": ("",),

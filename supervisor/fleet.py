@@ -7,25 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from pathlib import Path
 from typing import Protocol
 
 from supervisor import logs
 from supervisor.catalog import Catalog
-from supervisor.last_words import LastWords
+from supervisor.config import Model
 from supervisor.paths import StateDir, slug
-from supervisor.process import Child, Launcher, describe_exit
+from supervisor.process import Child, Launcher
 from supervisor.sources import SourceError
+from supervisor.spare import ROLE, Spare
 from supervisor.watchdog import Watchdog
 from supervisor.wire import frames, progress
 from supervisor.wire.codec import ProtocolError
-from supervisor.wire.stream import FrameStream
+from supervisor.worker_process import Channel, Owner, WorkerProcess
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -56,24 +57,23 @@ class Worker:
 
     model: str
     generation: int
-    child: Child
-    gone: asyncio.Event
-    words: LastWords
-    record: int
-    """Descriptor of its progress record."""
+    process: WorkerProcess
     watchdog: Watchdog
     outputs: int = 0
     """Made so far, by the last look."""
     listening: asyncio.Task[None] | None = None
-    channel: FrameStream[frames.FromWorker] | None = None
 
     @property
     def name(self) -> str:
         return f"{self.model}#{self.generation}"
 
+    @property
+    def child(self) -> Child:
+        return self.process.child
+
 
 class Fleet:
-    """All worker processes of this supervisor."""
+    """All worker processes of this supervisor. `spare` is off until it is allowed."""
 
     def __init__(
         self,
@@ -94,9 +94,13 @@ class Fleet:
         self._on_change = on_change
         self._stall_seconds = stall_seconds
         self._workers: dict[tuple[str, int], Worker] = {}
+        self.spare = Spare(self._start_spare, on_change)
 
-    def __iter__(self) -> Iterator[Worker]:
-        return iter(tuple(self._workers.values()))
+    @property
+    def children(self) -> Iterator[Child]:
+        yield from [worker.child for worker in self._workers.values()]
+        if self.spare.process is not None:
+            yield self.spare.process.child
 
     def spawn(self, model: str, generation: int) -> None:
         """Start an incarnation. A failure to start is reported as its exit, later on the loop."""
@@ -107,38 +111,27 @@ class Fleet:
             loop.call_soon(self._unlocatable, model, generation, str(error))
             return
         prefix = f"worker.{slug(model)}"
-        stamp = datetime.now().strftime("%Y%m%dT%H%M%S")
-        base = f"{prefix}.{stamp}.{generation}"
-        key = (model, generation)
+        base = f"{prefix}.{_stamp()}.{generation}"
         try:
-            child = self._launcher.start(
+            process = self._process(
                 f"worker {model}#{generation}",
-                self._module,
-                stdout=self._state.logs / f"{base}.stdout",
-                stderr=self._state.logs / f"{base}.stderr",
-                environ={**self._environ(), **self._catalog.models[model].env},
-                channel=True,
-                words=True,
-                progress=True,
-                on_exit=lambda returncode: self._exited(key, returncode),
+                self._state.logs / base,
+                Owner(
+                    partial(self._events.worker_dying, model, generation),
+                    partial(self._exited, (model, generation)),
+                ),
+                self._catalog.models[model],
             )
         except OSError as error:
             log.error("worker %s#%d cannot be started: %s", model, generation, error)
             how = f"it could not be started: {error.strerror}"
             loop.call_soon(self._events.worker_exited, model, generation, how)
             return
-        assert child.words is not None
-        assert child.progress is not None
-        words = LastWords(
-            child.words,
-            child.files[1],
-            lambda how: self._events.worker_dying(model, generation, how),
-        )
-        watchdog, gone = Watchdog(self._stall_seconds), asyncio.Event()
-        worker = Worker(model, generation, child, gone, words, child.progress, watchdog)
-        self._workers[key] = worker
-        log.info("worker %s spawned, pid %d, loading %s", worker.name, child.pid, folder)
-        self._events.worker_started(model, generation, child)
+        worker = Worker(model, generation, process, Watchdog(self._stall_seconds))
+        self._workers[model, generation] = worker
+        how = "spawned" if process.channel is None else "is the spare"
+        log.info("worker %s %s, pid %d, loading %s", worker.name, how, worker.child.pid, folder)
+        self._events.worker_started(model, generation, worker.child)
         load = frames.Load(
             model=model,
             generation=generation,
@@ -151,16 +144,39 @@ class Fleet:
         self._on_change()
         logs.forget_old(self._state.logs, prefix)
 
-    @staticmethod
-    def _environ() -> dict[str, str]:
-        """What every worker's environment has over ours."""
-        environ = {"HF_HUB_OFFLINE": "1"}
-        if sys.platform == "linux":
-            # On the CPU, MLX fuses operations by running a C++ compiler in the middle of a request:
-            # a pause of seconds for all streams, and where /tmp/mlx belongs to another user the
-            # end of the worker. Metal compiles at its ease, in memory.
-            environ["MLX_DISABLE_COMPILE"] = "1"
-        return environ
+    def _process(self, role: str, base: Path, owner: Owner, model: Model) -> WorkerProcess:
+        """The spare, if there is one and the model has no environment of its own; else a new one.
+        Raises OSError."""
+        spare = None if model.env or model.python else self.spare.take()
+        if spare is None:
+            return self._start(role, base, owner, environ=model.env)
+        spare.hand_over(owner, role, base)
+        return spare
+
+    def _start(
+        self,
+        role: str,
+        base: Path,
+        owner: Owner,
+        *,
+        arguments: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+    ) -> WorkerProcess:
+        return WorkerProcess(
+            self._launcher,
+            self._module,
+            role,
+            base,
+            owner,
+            arguments=arguments,
+            environ=environ,
+        )
+
+    def _start_spare(self, owner: Owner) -> WorkerProcess:
+        base = self._state.logs / f"{ROLE}.{_stamp()}"
+        process = self._start(ROLE, base, owner, arguments=["--spare"])
+        logs.forget_old(self._state.logs, ROLE)
+        return process
 
     def stop(self, model: str, generation: int, *, kill: bool, stacks: bool) -> None:
         """SIGTERM or SIGKILL, the latter after the `stacks` of its threads have been asked for;
@@ -187,7 +203,7 @@ class Fleet:
 
     def _read(self, worker: Worker) -> progress.Reading | None:
         """How far it has come. It is told that there are new outputs."""
-        reading = progress.read(worker.record)
+        reading = worker.process.reading()
         if reading is not None and reading.outputs != worker.outputs:
             worker.outputs = reading.outputs
             self._events.worker_progressed(worker.model, worker.generation)
@@ -196,46 +212,38 @@ class Fleet:
     def shrink(self, model: str, generation: int) -> None:
         """Ask for what is only kept for later; nothing where the process is gone already."""
         worker = self._workers.get((model, generation))
-        if worker is not None and worker.channel is not None:
-            worker.channel.send(frames.Shrink())
+        if worker is not None and worker.process.channel is not None:
+            worker.process.channel.send(frames.Shrink())
 
     def _unlocatable(self, model: str, generation: int, reason: str) -> None:
         self._events.worker_unloadable(model, generation, reason)
         self._events.worker_exited(model, generation, "never started")
 
-    def _exited(self, key: tuple[str, int], returncode: int) -> None:
+    def _exited(self, key: tuple[str, int], how: str) -> None:
         worker = self._workers.pop(key)
-        worker.words.close()
         self._read(worker)  # what it made just before its death
-        os.close(worker.record)
-        how = describe_exit(returncode)
         self._state.worker_socket(*key).unlink(missing_ok=True)
-        worker.gone.set()
         log.info("worker %s, pid %d, ended: %s", worker.name, worker.child.pid, how)
         self._events.worker_exited(*key, how)
         self._on_change()
 
     async def _listen(self, worker: Worker, load: frames.Load) -> None:
         """Follow one worker's channel until it closes, then see that the process really ends."""
-        channel: FrameStream[frames.FromWorker] = FrameStream(frames.FromWorker)
-        loop = asyncio.get_running_loop()
-        assert worker.child.channel is not None
-        await loop.create_connection(lambda: channel, sock=worker.child.channel)
+        channel = await worker.process.connect()
         try:
-            worker.channel = channel
             channel.send(load)
             await self._follow(worker, channel)
         except ProtocolError as error:
             self._events.worker_broken(worker.model, worker.generation, f"bad message: {error}")
         try:
-            await asyncio.wait_for(worker.gone.wait(), _REAP_SECONDS)
+            await asyncio.wait_for(worker.process.gone.wait(), _REAP_SECONDS)
         except TimeoutError:
             reason = "it closed its channel without exiting"
             self._events.worker_broken(worker.model, worker.generation, reason)
         finally:
             channel.close()
 
-    async def _follow(self, worker: Worker, channel: FrameStream[frames.FromWorker]) -> None:
+    async def _follow(self, worker: Worker, channel: Channel) -> None:
         incarnation = (worker.model, worker.generation)
         said = time.monotonic()
         while (frame := await channel.receive()) is not None:
@@ -263,3 +271,8 @@ class Fleet:
                 case frames.LoadFailed(reason):
                     log.error("worker %s cannot load: %s", worker.name, reason)
                     self._events.worker_unloadable(*incarnation, reason)
+
+
+def _stamp() -> str:
+    """In names of log files, whose order is then their age."""
+    return datetime.now().strftime("%Y%m%dT%H%M%S")

@@ -38,7 +38,8 @@ class LastWords:
     def __init__(self, descriptor: int, stderr: Path, on_fatal: Callable[[str], None]) -> None:
         """`on_fatal` is called at most once, with the signal's name, on the running event loop."""
         self._descriptor = descriptor
-        self._stderr = stderr
+        self.stderr = stderr
+        """May be set to the file's new name."""
         self._on_fatal = on_fatal
         self._told = False
         self._heard = b""
@@ -63,7 +64,7 @@ class LastWords:
             self._end()
             return False
         try:
-            with open(self._stderr, "ab") as file:  # behind what the child has written itself
+            with open(self.stderr, "ab") as file:  # behind what the child has written itself
                 file.write(words)
         except OSError as error:
             # A full disk costs the words, not the event.

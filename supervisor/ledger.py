@@ -80,9 +80,18 @@ class Ledger:
 
     def __init__(self, budget: int | None = None) -> None:
         self.budget = budget
+        """What is left for models."""
+        self.reserved = 0
+        """What is not, bytes."""
         self.charges: dict[Key, Charge] = {}
         self.charged = 0
         """Σ charges, bytes."""
+
+    def reserve(self, size: int) -> None:
+        """Keep `size` bytes of the budget for what is no model, before anything is charged."""
+        self.reserved += size
+        if self.budget is not None:
+            self.budget -= size
 
     @property
     def free(self) -> float:

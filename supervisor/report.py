@@ -31,11 +31,12 @@ def render(
     pool: Pool,
     sources: Mapping[str, str],
     machine: Machine,
+    spare: str,
     clock_offset: float,
     version: str,
     last_crash: Callable[[str], CrashBrief | None] = lambda model: None,
 ) -> bytes:
-    """JSON of the documented shape. `clock_offset` turns the pool's monotonic times into epoch
+    """JSON of the documented shape. `spare` is the spare worker's standing; `clock_offset` turns the pool's monotonic times into epoch
     seconds; `last_crash` is a model's, if it ever had one."""
 
     def iso(at: float | None) -> str | None:
@@ -82,19 +83,20 @@ def render(
             "reason": entry.reason or _unserved(entry, pool.ledger),
         }
 
-    entries = list(pool.entries.values())
+    ledger, entries = pool.ledger, list(pool.entries.values())
     return msgspec.json.encode(
         {
             "status": "shutting_down" if pool.shutting_down else "ok",
             "version": version,
             "memory": {
-                "budget_bytes": pool.ledger.budget,
-                "charged_bytes": pool.ledger.charged,
+                "budget_bytes": None if ledger.budget is None else ledger.budget + ledger.reserved,
+                "charged_bytes": ledger.charged + ledger.reserved,
                 "physical_bytes": machine.physical,
                 "used_percent": machine.used_percent,
                 "level": pool.level.name.lower(),
-                "stranded_bytes": pool.ledger.stranded,
-                "advice": refusals.REBOOT if pool.ledger.stranded else None,
+                "stranded_bytes": ledger.stranded,
+                "advice": refusals.REBOOT if ledger.stranded else None,
+                "spare": spare,
             },
             "cached_models": [cached(entry) for entry in entries if entry.state in _LOADED],
             "models": [configured(entry) for entry in entries],

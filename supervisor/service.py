@@ -49,6 +49,7 @@ from supervisor.process import Child, Launcher
 from supervisor.quarantine import Quarantine
 from supervisor.readers import Reader
 from supervisor.sizing import Sizing
+from supervisor.spare import is_calm
 from supervisor.watch import Watch
 from supervisor.watchdog import LOOK_SECONDS
 from supervisor.wire import frames
@@ -151,6 +152,8 @@ class Supervisor:
                 for name, model in self._catalog.models.items():
                     if model.preload:
                         self.perform(self._pool.preload(name, time.monotonic()))
+                if self._pool.ledger.reserved:
+                    self._fleet.spare.allow()
             await _first(self._stop, self._gatekeeper.hopeless)
             if self._gatekeeper.hopeless.is_set():
                 log.error("the gateway cannot start; its stderr is in %s", self._state.logs)
@@ -163,6 +166,7 @@ class Supervisor:
             self._count_uses()
             self._feed.close()  # or the gateway would wait for those who watch
             await self._gatekeeper.stop()
+            await self._fleet.spare.ended()
             await self._coroner.files.close()
             upkeep.cancel()
             watch.cancel()
@@ -185,6 +189,7 @@ class Supervisor:
                 self._pool.limits.drain,
             )
         self._stop.set()
+        self._fleet.spare.forbid()
         self.perform(self._pool.shutdown(time.monotonic()))
 
     # ── effects ──────────────────────────────────────────────────────────────────────────────────
@@ -286,6 +291,8 @@ class Supervisor:
 
     def memory_pressure(self, level: Level, figures: str) -> None:
         self._coroner.look(self._watch.machine)
+        if level >= Level.HIGH:
+            self._fleet.spare.drop("memory is short")
         self.perform(self._pool.pressure(level, figures, time.monotonic()))
 
     def memory_footprint(self, model: str, generation: int, size: int) -> None:
@@ -327,6 +334,7 @@ class Supervisor:
             self._pool,
             {name: model.source for name, model in self._catalog.models.items()},
             self._watch.machine,
+            self._fleet.spare.standing,
             time.time() - time.monotonic(),
             self._version,
             self._coroner.files.last,
@@ -345,7 +353,7 @@ class Supervisor:
 
     def _children(self) -> list[Child]:
         gateway = self._gatekeeper.child
-        return [worker.child for worker in self._fleet] + ([gateway] if gateway else [])
+        return [*self._fleet.children, *([gateway] if gateway else [])]
 
     def _record(self) -> None:
         try:
@@ -355,7 +363,8 @@ class Supervisor:
             log.error("cannot record the running processes: %s", error)
 
     async def _patrol(self) -> None:
-        """See that every child moves that serves. A load has a deadline of its own."""
+        """See that every child moves that serves, and that there is a spare. A load has a deadline
+        of its own."""
         while True:
             try:
                 now = time.monotonic()
@@ -364,6 +373,8 @@ class Supervisor:
                     if entry.state in (State.READY, State.DRAINING):
                         awaited = bool(entry.granted)
                         self._fleet.look(name, entry.generation, now, awaited=awaited)
+                calm = is_calm(self._pool.entries.values(), self._pool.level)
+                self._fleet.spare.tend(now, calm=calm)
             except Exception:
                 # A bug of ours in one look must not leave them unwatched for good.
                 log.exception("the children could not be looked at")

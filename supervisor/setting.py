@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +16,9 @@ from supervisor.pressure import Thresholds
 from supervisor.readers import Machine
 from supervisor.refusals import gigabytes
 from supervisor.sizing import Sizing
+from supervisor.spare import BYTES as SPARE_BYTES
+
+log = logging.getLogger("bulkhead.supervisor")
 
 
 def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
@@ -52,9 +56,25 @@ def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
         limit = sizing.limited(name, time.time() - time.monotonic())
         made.recall(name, sizing.uses(name), seconds, size, limit)
     models = catalog.models.items()
-    check_together(made, "pinned models", [name for name, model in models if model.pin])
-    check_together(made, "models to preload", [name for name, model in models if model.preload])
+    pinned = [name for name, model in models if model.pin]
+    preloaded = [name for name, model in models if model.preload]
+    check_together(made, "pinned models", pinned)
+    check_together(made, "models to preload", preloaded)
+    if memory.spare:
+        _reserve_spare(made, [pinned, preloaded, *([name] for name in catalog.models)])
     return made
+
+
+def _reserve_spare(pool: Pool, groups: Sequence[Sequence[str]]) -> None:
+    """Keep room for a spare worker, unless that makes models impossible that fit without it."""
+    budget = pool.ledger.budget
+    for group in groups:
+        needed = sum(pool.entries[name].size for name in group)
+        if budget is not None and budget - SPARE_BYTES < needed <= budget:
+            names = ", ".join(group)
+            log.warning("no spare worker: %s leaves no room for it in the budget", names)
+            return
+    pool.ledger.reserve(SPARE_BYTES)
 
 
 def check_together(pool: Pool, what: str, names: Sequence[str]) -> None:

@@ -82,7 +82,7 @@ SUPPORTED = {
     *(f"server.{key}" for key in ("host", "port", "api_keys_file", "allowed_hosts")),
     *(f"server.{key}" for key in ("allowed_origins", "default_model", "hold_seconds", "max_body")),
     "server.max_requests",
-    *(f"memory.{key}" for key in Memory.__struct_fields__ if key != "spare"),
+    *(f"memory.{key}" for key in Memory.__struct_fields__),
     *(f"recovery.{key}" for key in Recovery.__struct_fields__),
     *(f"models.*.{key}" for key in ("source", "aliases", "preload", "max_concurrency")),
     *(f"models.*.{key}" for key in ("max_queue", "context", "env", "pin", "ttl", "memory")),

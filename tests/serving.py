@@ -219,12 +219,12 @@ def serving(
 ) -> Iterator[Server]:
     """A server on a free port; at the end it must exit 0 and leave no process and no socket.
 
-    With `scripted`, workers may follow scripts, and all settings come from `config` (TOML).
+    With `scripted`, workers may follow scripts, and all settings come from `config` (TOML). There
+    is no spare worker unless it says so.
     `files` is the soft limit of open files that its shell has.
     """
     state.mkdir(parents=True, exist_ok=True)
-    if config is not None:
-        (state / "bulkhead.toml").write_text(config)
+    (state / "bulkhead.toml").write_text(without_spare(config or ""))
     if scripted:
         command = ["-m", "tests.fakes.serve", str(state / "bulkhead.toml"), str(state)]
     else:
@@ -236,6 +236,15 @@ def serving(
         if server.process.poll() is None:
             assert server.stop() == 0
         assert_gone(server)
+
+
+def without_spare(config: str) -> str:
+    """The settings with `memory.spare` off, unless they say something of it: each import of mlx-lm
+    takes two seconds of CPU time."""
+    if "spare = " in config:
+        return config
+    off = "[memory]\nspare = false\n"
+    return config.replace("[memory]\n", off, 1) if "[memory]\n" in config else f"{config}\n{off}"
 
 
 @contextlib.contextmanager

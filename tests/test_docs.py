@@ -430,7 +430,9 @@ def _plain_environ() -> Mapping[str, str]:
 
 @contextlib.contextmanager
 def serving(state: Path, source: str = DEMO) -> Iterator[str]:
-    """A server with the demo model on a free port."""
+    """A server with the demo model on a free port, and no spare worker to take its CPU."""
+    state.mkdir(exist_ok=True)
+    (state / "bulkhead.toml").write_text("[memory]\nspare = false\n")
     command = [str(BULKHEAD), "serve", "--model", f"{DEMO}={source}", "--port", "0"]
     with subprocess.Popen(
         [*command, "--state-dir", str(state)],

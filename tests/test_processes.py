@@ -24,6 +24,7 @@ from tests.serving import (
     gate,
     serving,
     start,
+    without_spare,
 )
 
 
@@ -34,7 +35,7 @@ def config_for(*folders: Path, extra: str = "") -> str:
 
 def scripted(state: Path, config: str) -> list[str]:
     state.mkdir()
-    (state / "bulkhead.toml").write_text(config)
+    (state / "bulkhead.toml").write_text(without_spare(config))
     return ["-m", "tests.fakes.serve", str(state / "bulkhead.toml"), str(state)]
 
 

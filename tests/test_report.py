@@ -44,7 +44,7 @@ def shown(
 ) -> dict[str, Any]:
     machine = machine or Machine(physical=16_000, used=6_800)
     last = (crashes or {}).get
-    body = json.loads(render(pool, SOURCES, machine, OFFSET, "1.2.3", last))
+    body = json.loads(render(pool, SOURCES, machine, "ready", OFFSET, "1.2.3", last))
     assert isinstance(body, dict)
     return body
 
@@ -96,6 +96,7 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
         "level": "normal",
         "stranded_bytes": 0,
         "advice": None,
+        "spare": "ready",
     }
 
 
@@ -214,3 +215,11 @@ def test_a_model_that_keeps_dying_is_shown_as_unavailable() -> None:
     dying, cold = shown(pool)["models"]
     assert "keeps dying" in dying["reason"]
     assert cold["reason"] is None
+
+
+def test_what_the_spare_is_charged_is_part_of_the_budget() -> None:
+    pool = Pool([Spec("m")], limits=Limits(), budget=1000)
+    pool.ledger.reserve(100)
+    memory = shown(pool)["memory"]
+    assert (memory["budget_bytes"], memory["charged_bytes"]) == (1000, 100)
+    assert pool.ledger.free == 900

@@ -40,7 +40,7 @@ def seed_002(policy: str = "use_count", keep: int = 1) -> Pool:
 
 
 def health(pool: Pool) -> dict[str, Any]:
-    body = render(pool, dict.fromkeys(SIZES, "org/repo"), Machine(), 0.0, "1")
+    body = render(pool, dict.fromkeys(SIZES, "org/repo"), Machine(), "off", 0.0, "1")
     parsed: dict[str, Any] = json.loads(body)
     return parsed
 

@@ -296,7 +296,9 @@ def test_health_and_root(server: Server) -> None:
             "level",
             "stranded_bytes",
             "advice",
+            "spare",
         }
+        assert report["memory"]["spare"] == "off"
         (entry,) = [entry for entry in report["cached_models"] if entry["name"] == "tiny"]
         assert entry["state"] == "ready"
         assert entry["use_count"] >= 1

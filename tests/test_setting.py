@@ -16,6 +16,7 @@ from supervisor.pool import Limits, Pool, ReleaseRule, Rules
 from supervisor.pressure import Thresholds
 from supervisor.readers import Machine
 from supervisor.sizing import Sizing
+from supervisor.spare import BYTES as SPARE_BYTES
 
 GB = 10**9
 MODEL = '[models.m]\nsource = "nowhere/m"\n'
@@ -73,7 +74,7 @@ def test_deadlines_and_the_default_model_reach_the_pool() -> None:
     made = pool(config, 5 * GB)
     assert made.limits == Limits(load_stall=3, drain=4)
     assert made.resolve("").spec.name == "m"
-    assert made.ledger.budget == 5 * GB
+    assert made.ledger.budget == 5 * GB - SPARE_BYTES
 
 
 def test_what_is_set_for_a_model_reaches_the_pool() -> None:
@@ -112,6 +113,23 @@ def test_a_size_that_was_measured_counts_against_the_budget() -> None:
     assert three("pin = true", 9 * GB, measured=2 * GB).entries["c"].size == 2 * GB
     with pytest.raises(ConfigError, match=r"c 2\.1 GB \(measured\)"):
         three("pin = true", 9 * GB, measured=21 * GB // 10)
+
+
+@pytest.mark.parametrize("keys", ["", "pin = true", "preload = true"])
+def test_the_spare_gets_its_share_unless_that_keeps_models_out(keys: str) -> None:
+    """Without pins and preloads the largest model counts, 4 GB; with them all together, 7 GB."""
+    needed = 7 * GB if keys else 4 * GB
+    for budget, share in ((needed + SPARE_BYTES, SPARE_BYTES), (needed + SPARE_BYTES - 1, 0)):
+        ledger = three(keys, budget).ledger
+        assert (ledger.reserved, ledger.budget) == (share, budget - share)
+    # What fits neither way loses nothing by a spare.
+    assert three("", 39 * GB // 10).ledger.reserved == SPARE_BYTES
+    assert three(keys, None).ledger.reserved == SPARE_BYTES
+
+
+def test_without_a_spare_the_budget_is_the_models() -> None:
+    ledger = pool(parse("[memory]\nspare = false\n"), 5 * GB).ledger
+    assert (ledger.reserved, ledger.budget) == (0, 5 * GB)
 
 
 def test_thresholds() -> None:

@@ -119,7 +119,7 @@ class Engine(Protocol):
     """What generates. `prepare` runs on one thread at a time, all else on the MLX thread."""
 
     def warm_up(self) -> None:
-        """Import what takes long."""
+        """Import what takes long. On any thread, and more than once."""
 
     def load(self, load: Load, progress: Callable[[int, int], None]) -> Loaded:
         """Bring the weights into memory, telling (bytes done, bytes in all).

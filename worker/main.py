@@ -1,4 +1,6 @@
-"""Entry of a worker process: `python -m worker.main --channel FD --progress FD`, under `supervisor.child`."""
+"""Entry of a worker process, under `supervisor.child`:
+`python -m worker.main [--spare] --channel FD --progress FD`.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,20 @@ import os
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 
 import uvloop
 
 from supervisor.wire.progress import ProgressRecord
 from worker.engine import Engine
+from worker.priority import in_background
 from worker.server import WorkerServer
 
 
 def main(make_engine: Callable[[], Engine]) -> None:
     """Serve until told to stop, then end at once."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--spare", action="store_true", help="nobody waits for it yet")
     parser.add_argument("--channel", type=int, required=True)
     parser.add_argument("--progress", type=int, required=True)
     arguments = parser.parse_args()
@@ -30,7 +35,9 @@ def main(make_engine: Callable[[], Engine]) -> None:
         format="%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s",
         datefmt="%Y-%m-%dT%H:%M:%S",
     )
-    uvloop.run(_serve(arguments.channel, make_engine(), record))
+    warm = partial(_warm, make_engine)
+    engine = in_background(warm) if arguments.spare else make_engine()
+    uvloop.run(_serve(arguments.channel, engine, record))
     logging.shutdown()
     # Nothing is left to do, and the teardown of a large process's objects would only take time.
     os._exit(0)
@@ -38,6 +45,13 @@ def main(make_engine: Callable[[], Engine]) -> None:
 
 async def _serve(channel: int, engine: Engine, record: ProgressRecord) -> None:
     await WorkerServer(socket.socket(fileno=channel), engine, record).run()
+
+
+def _warm(make_engine: Callable[[], Engine]) -> Engine:
+    """An engine that finds its imports done."""
+    engine = make_engine()
+    engine.warm_up()
+    return engine
 
 
 def _batch_engine() -> Engine:

@@ -28,12 +28,11 @@ import psutil
 from tests.bench import client
 from tests.bench.answers import Failed
 from tests.bench.machine import Others, environment
+from tests.serving import without_spare
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _READY_SECONDS = 60.0
 _STOP_SECONDS = 20.0
-_SETTINGS = '[recovery]\nmode = "off"\n'
-"""Of every Bulkhead here, so that a death is seen by the client and not repaired."""
 
 
 # ── processes ────────────────────────────────────────────────────────────────────────────────────
@@ -122,13 +121,19 @@ class Bulkhead:
 
 @contextmanager
 def bulkhead(
-    folder: Path, models: Mapping[str, Path], *, settings: str = "", soft_files: int = 0
+    folder: Path,
+    models: Mapping[str, Path],
+    *,
+    settings: str = "",
+    recovery: str = "off",
+    soft_files: int = 0,
 ) -> Iterator[Bulkhead]:
-    """`bulkhead serve` with its state in `folder`. `settings` is more TOML; `soft_files`, if given,
+    """`bulkhead serve` with its state in `folder`. `settings` is more TOML;
+    a death is seen by the client unless `recovery` repairs it; `soft_files`, if given,
     is the soft limit of open files that the server is started with."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "bench.toml"
-    config.write_text(_SETTINGS + settings)
+    config.write_text(without_spare(f'[recovery]\nmode = "{recovery}"\n{settings}'))
     script = Path(sysconfig.get_path("scripts")) / "bulkhead"
     command = [str(script), "serve", "--config", str(config), "--port", "0"]
     command += ["--state-dir", str(folder / "state")]

@@ -18,11 +18,14 @@ from supervisor.wire.frames import Embed, Frame, FromEngine, Generate, Load, Tok
 from supervisor.wire.stream import FrameStream
 from tests.fakes import orders
 from tests.fakes.engine import GARBAGE, TORN, ScriptedEngine, end, pass_gate, script_in
+from worker import priority
 from worker.engine import Engine, Job, Loaded, Output, Prepared
 from worker.main import main
 
 SPAWN_GATE = "FAKE_SPAWN_GATE"
 SPAWN_DEED = "FAKE_SPAWN_DEED"
+EAGER = "FAKE_EAGER"
+"""Environment: a spare imports mlx-lm, and as fast as everybody else."""
 NO_DESCRIPTORS = "FAKE_NO_DESCRIPTORS"
 """Environment: at spawn no folder is known yet, so the script of that phase comes this way."""
 DEATHS = "FAKE_DEATHS"
@@ -40,6 +43,7 @@ class Choice:
 
     def __init__(self) -> None:
         self._chosen: Engine | None = None
+        self._is_warm = False
         self._lives: int | None = None
         """Tokens that are left to this incarnation; None = it lives."""
         self._end = "abort"
@@ -49,8 +53,15 @@ class Choice:
         """How far each request is into its output."""
 
     def warm_up(self) -> None:
+        if self._is_warm:
+            return
+        self._is_warm = True
         if gate := os.environ.get(SPAWN_GATE):
             pass_gate(gate)
+        if os.environ.get(EAGER):
+            from worker.batch import BatchEngine
+
+            BatchEngine().warm_up()
         match os.environ.get(SPAWN_DEED):
             case "exit0":
                 os._exit(0)
@@ -176,4 +187,6 @@ if __name__ == "__main__":
     orders.obey(breakable.tear)
     if os.environ.get(NO_DESCRIPTORS):
         without_descriptors()
+    if os.environ.get(EAGER):
+        setattr(priority, "LOWEST", os.getpriority(os.PRIO_PROCESS, 0))  # noqa: B010
     main(Choice)

@@ -43,9 +43,12 @@ class Instance:
         self.client = client
         self._noticed: list[float] = []
 
-    def worker(self) -> int:
-        """The pid of the worker that serves, loaded if it was not. Raises Unreachable, Refusal."""
+    def worker(self, *, fresh: bool = False) -> int:
+        """The pid of the worker that serves, loaded if it was not; a `fresh` one has served nobody
+        yet. Raises Unreachable, Refusal."""
         deadline = time.monotonic() + _LOAD_SECONDS
+        if fresh:
+            self.client.manage("demo", "unload")
         while time.monotonic() < deadline:
             self.client.manage("demo", "load")
             for entry in self.client.health()["cached_models"]:
@@ -99,6 +102,8 @@ def running() -> Iterator[Instance]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(_STOP_SECONDS)
+            assert process.stdout is not None
+            process.stdout.close()
 
 
 def _port(process: subprocess.Popen[bytes]) -> int:

@@ -13,6 +13,8 @@ from supervisor.selftest.instance import Instance
 from supervisor.selftest.traffic import Load, Stream
 
 STREAMS = 8
+HUNGRY = 8
+"""Streams that need memory after a worker has been told that it gets none."""
 _TOKENS_BEFORE = 20
 """Of each stream, on average, before the fault."""
 Texts = Mapping[tuple[int, bool], str]
@@ -48,11 +50,12 @@ def rounds(instance: Instance, faults: Sequence[Fault]) -> Iterator[Row]:
     """One round without a fault, then one for each. Raises Unreachable and Refusal."""
     quiet: dict[tuple[int, bool], str] = {}
     for fault in (Fault.NONE, *faults):
-        pid = instance.worker()
+        # One that has served keeps memory in its pools.
+        pid = instance.worker(fresh=fault is Fault.MEMORY)
         streams = [Stream(number) for number in range(STREAMS)]
         # A worker that gets no more memory lives until it needs some.
         hungry = fault is Fault.MEMORY or (fault is Fault.NONE and Fault.MEMORY in faults)
-        late = [Stream(number, is_long=True) for number in range(STREAMS)] if hungry else []
+        late = [Stream(number, is_long=True) for number in range(HUNGRY)] if hungry else []
         at = _run(instance, fault, pid, Load(streams), Load(late))
         quiet = quiet or {(each.number, each.is_long): each.text for each in [*streams, *late]}
         yield judge(fault, [*streams, *late], quiet, instance.noticed(at), at)

@@ -30,9 +30,10 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/.made
 	$(BIN)/python -m pip install --quiet --editable .
 	@touch $@
 
-# With the tools of `make test`, in one step where neither is there yet.
+# With the tools of `make test`, in one step where neither is there yet. What the tests never import
+# need not be compiled.
 $(VENV)/.tools: pyproject.toml | $(VENV)/.made
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
 	@touch $(VENV)/.installed $@
 
 serve: install

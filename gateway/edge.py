@@ -60,6 +60,8 @@ class _Server(web.Server):
         return _Connection(self, loop=asyncio.get_running_loop(), **_OPTIONS)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if isinstance(request.protocol, _Connection):
+            request.protocol.answering = request
         try:
             return await self._handle(request)
         except web.HTTPExpectationFailed:  # before any middleware
@@ -71,7 +73,24 @@ class _Server(web.Server):
 class _Connection(web.RequestHandler):
     """One client's connection."""
 
-    __slots__ = ()
+    __slots__ = ("answering",)
+
+    def __init__(self, server: web.Server, **options: Any) -> None:
+        super().__init__(server, **options)
+        self.answering: web.BaseRequest | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """As in aiohttp, except that whoever reads a body learns at once that it is broken.
+
+        No request follows one whose body has not ended. So what is queued behind it is aiohttp's
+        opinion of that body's bytes, which it would tell once their reader has given up waiting.
+        """
+        super().data_received(data)
+        request = self.answering
+        if request is None or request.content.is_eof() or request.content.exception() is not None:
+            return
+        if getattr(self, "_messages", None):  # no public name tells
+            request.content.set_exception(web.RequestPayloadError("malformed"))
 
     def handle_error(
         self,

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.engine import Script, text_of
-from tests.serving import ROOT, Answer, Server, serving
+from tests.serving import DEADLINE, ROOT, Answer, Server, serving
 
 CHAT = "/v1/chat/completions"
 
@@ -197,6 +197,25 @@ def test_what_no_handler_sees_is_refused_in_the_same_form(request_: bytes, serve
     assert headers["x-request-id"] in server.log("gateway.log")
     for path in (server.state / "logs").iterdir():
         assert "SECRET" not in path.read_text(errors="replace")
+
+
+@pytest.mark.parametrize(
+    "more", ["Transfer-Encoding: chunked", "Content-Encoding: deflate\r\nContent-Length: 15"]
+)
+def test_a_body_that_turns_out_broken_is_refused_at_once(more: str, server: Server) -> None:
+    """And not when the time for its arrival is over."""
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n{more}\r\n"
+        "Content-Type: application/json\r\nExpect: 100-continue\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port), DEADLINE) as client:
+        client.sendall(head.encode())
+        assert client.recv(100).startswith(b"HTTP/1.1 100 ")  # it is being read
+        client.sendall(b"SECRET prompt\r\n")
+        said = client.makefile("rb").read()
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert said.count(b"HTTP/1.1 ") == 1
+    assert b"SECRET" not in said
 
 
 def test_too_many_messages(server: Server) -> None:

@@ -100,9 +100,7 @@ def wrapper(kind: str = "bytes", *, thinks: bool = False, hermes: bool = False) 
     tokenizer.add_special_tokens([AddedToken(end, special=True) for end in ENDS])
     markers = MARKERS[:2] * hermes + MARKERS[2:] * thinks
     tokenizer.add_tokens([AddedToken(marker, special=False) for marker in markers])
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, eos_token=ENDS[0]
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=ENDS[0])
     options: dict[str, Any] = {}
     if hermes:
         from mlx_lm.tool_parsers import json_tools

@@ -293,9 +293,7 @@ def test_a_tokenizer_that_makes_llguidance_panic_is_refused(
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE(vocab={"<e>": 0, "x" * 5000: 1, "x": 2}, merges=[]))
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, eos_token="<e>"
-    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<e>")
     with pytest.raises(UnsupportedValue, match="tokenizer"):
         Grammars(TokenizerWrapper(fast), 3).compile(structured.request({}))
 

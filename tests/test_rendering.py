@@ -410,7 +410,7 @@ def test_the_sdk_puts_a_stream_together_as_the_whole(tokens: list[Token]) -> Non
     assert (streamed.content or "") == (answered.content or "")
     assert [
         (call.function.name, call.function.arguments) for call in streamed.tool_calls or []
-    ] == [(call.function.name, call.function.arguments) for call in answered.tool_calls or []]  # type: ignore[union-attr]
+    ] == [(call.function.name, call.function.arguments) for call in answered.tool_calls or []]
 
 
 # ── log probabilities ────────────────────────────────────────────────────────────────────────────

@@ -1,8 +1,10 @@
-"""`bulkhead selftest`: a worker of its own is starved under load, and nobody is lost."""
+"""`bulkhead selftest`: a worker of its own is wedged under load, and nobody is lost."""
 
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,8 +12,9 @@ import pytest
 from rich.console import Console
 
 from supervisor.selftest import command, run
-from supervisor.selftest.faults import KILLS, STARVES, WEDGES, Fault
+from supervisor.selftest.faults import KILLS, STARVES, WEDGES, Fault, strike
 from supervisor.selftest.traffic import Stream
+from tests.serving import DEADLINE
 
 
 def stream(number: int, text: str = "abc", **more: object) -> Stream:
@@ -97,16 +100,27 @@ def test_flags_choose_and_the_exit_status_tells(
     assert chosen == faults
 
 
-def test_a_starved_worker_loses_nobody_and_nothing_is_left(
+def test_a_wedged_worker_loses_nobody_and_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run, "STREAMS", 3)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    command.selftest(oom=True)
+    command.selftest(wedge=True)
     said = capsys.readouterr().out
     assert "No request was lost." in said
-    line = next(line for line in said.splitlines() if line.startswith("out of memory"))
-    asked, whole, recovered, same, refused, lost = line.split()[3:9]
-    assert (asked, whole, same, refused, lost) == ("11", "11", "11", "0", "0")
-    assert int(recovered) > 0
+    line = next(line for line in said.splitlines() if line.startswith("SIGSTOP"))
+    assert line.split()[3:9] == ["3", "3", "3", "3", "0", "0"]
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no limits from outside")
+def test_a_starved_process_gets_no_more_memory() -> None:
+    code = "print('here', flush=True); input(); bytearray(2**28)"
+    pipe = subprocess.PIPE
+    child = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe)
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"here\n"
+    strike(Fault.MEMORY, child.pid)
+    _, said = child.communicate(b"\n", DEADLINE)
+    assert child.returncode == 1
+    assert b"MemoryError" in said

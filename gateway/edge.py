@@ -60,14 +60,17 @@ class _Server(web.Server):
         return _Connection(self, loop=asyncio.get_running_loop(), **_OPTIONS)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
-        if isinstance(request.protocol, _Connection):
-            request.protocol.answering = request
+        connection = request.protocol
+        assert isinstance(connection, _Connection)
+        connection.answering = request
         try:
             return await self._handle(request)
         except web.HTTPExpectationFailed:  # before any middleware
             return _refusal(
                 InvalidValue("An `Expect` header other than `100-continue` can't be met.")
             )
+        finally:
+            connection.answering = None  # an idle connection must not keep a body
 
 
 class _Connection(web.RequestHandler):

@@ -221,7 +221,7 @@ class Entry:
     context: int = 0
     deaths: int = 0
     crowd: int = 0
-    """Requests that were in the last worker when it died."""
+    """Requests that were in the current incarnation when it died or was left."""
     learned_limit: LearnedLimit | None = None
     """After it ran out of memory."""
 

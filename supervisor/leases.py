@@ -355,7 +355,7 @@ class Leases:
         """If it ran out of memory with a crowd in it, fewer at once from now on. A load that did is
         no crowd's fault. A SIGKILL that nobody explains may be anybody's: it is taken for want of
         memory only where there is some."""
-        crowd, entry.crowd = entry.crowd, 0
+        crowd = entry.crowd
         unexplained = diagnosis.cause is Cause.KILLED and level is Level.NORMAL
         if not crowd or not diagnosis.memory or unexplained:
             return []

@@ -38,6 +38,7 @@ class Roster(Leases):
         """Charge, then start. The ledger raises when the plan was wrong."""
         self._move(entry, Event.SPAWN)
         entry.generation += 1
+        entry.crowd = 0
         self.ledger.charge(entry.key, entry.size)
         entry.load_started = now
         entry.deadline = now + self.limits.load_stall

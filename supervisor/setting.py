@@ -50,10 +50,11 @@ def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
         ),
         budget=sizing.budget,
     )
+    offset = time.time() - time.monotonic()
     for name in catalog.models:
         known = sizing.remembered(name)
         seconds, size = (known.load_seconds, known.memory_bytes) if known else (None, None)
-        limit = sizing.limited(name, time.time() - time.monotonic())
+        limit = sizing.limited(name, offset)
         made.recall(name, sizing.uses(name), seconds, size, limit)
     models = catalog.models.items()
     pinned = [name for name, model in models if model.pin]

@@ -154,3 +154,17 @@ def test_a_clock_that_was_set_back_makes_no_limit_last(tmp_path: Path) -> None:
     path = tmp_path / "sizes.json"
     Sizes.load(path).limit("m", LearnedLimit(3, time.time() + 24 * HOUR))
     assert Sizes.load(path).limited("m") is None
+
+
+def test_who_was_parked_before_is_no_crowd() -> None:
+    pool = crowded(6)
+    effects = pool.pressure(Level.CRITICAL, "99 %", 2.0) + pool.tick(2.0 + LIMITS.emergency_drain)
+    parked = [effect.lease for effect in effects if isinstance(effect, Interrupt)]
+    assert len(parked) == 6
+    for lease in parked:
+        pool.returned(lease, 3, 13.0)
+    pool.exited("m", 1, "exit status 0", 14.0)
+    pool.pressure(Level.NORMAL, "10 %", 15.0)
+    assert pool.entries["m"].generation == 2
+    die(pool, Cause.OUT_OF_MEMORY, 16.0)  # while it loads
+    assert pool.entries["m"].learned_limit is None

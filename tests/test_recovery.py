@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import openai
 import pytest
 
+from tests.chaos.traffic import said
 from tests.fakes.engine import Script, text_of
 from tests.serving import Answer, Server, serving
 from tests.tiny import make_llama
@@ -62,20 +62,6 @@ def deaths(server: Server) -> int:
     return int(known["stormy"])
 
 
-def choices(answer: Answer) -> Any:
-    """All that an answer says of its choices and its usage, streamed or not."""
-    assert answer.status == 200, answer.body
-    if not answer.headers["content-type"].startswith("text/event-stream"):
-        return answer.json["choices"], answer.json["usage"]
-    assert answer.events[-1] == "[DONE]", answer.events[-1]
-    chunks = [json.loads(event) for event in answer.events[:-1]]
-    of: dict[int, list[Any]] = {}
-    for chunk in chunks:
-        for choice in chunk["choices"]:
-            of.setdefault(choice["index"], []).append(choice)
-    return of, chunks[-1].get("usage")
-
-
 def test_nobody_notices_four_deaths(
     model: Path, tmp_path: Path, threads: ThreadPoolExecutor
 ) -> None:
@@ -98,7 +84,7 @@ def test_nobody_notices_four_deaths(
         assert deaths(server) == 3
         log = server.log()
     for body, quiet, cut in zip(asked, calm, stormy, strict=True):
-        assert choices(cut) == choices(quiet), body
+        assert said(cut) == said(quiet), body
     told = [answer for answer in stormy if "x-bulkhead-recoveries" in answer.headers]
     comments = [answer for answer in stormy if b": recoveries " in answer.body]
     assert told or comments
@@ -132,7 +118,7 @@ def test_the_request_that_kills_is_found_and_the_others_complete(
         assert guilty.status == 422, guilty.body
         assert guilty.json["error"]["code"] == "request_crashed_worker"
         assert guilty.headers["x-should-retry"] == "false"
-        texts = [choices(answer)[0][0]["text"] for answer in got]
+        texts = [said(answer)[0][0]["text"] for answer in got]
         assert texts == [text_of(60)] * 15
         again = complete(server, "stormy", **poison)
         assert again.status == 422
@@ -170,7 +156,7 @@ def test_replay_mode_runs_again_what_had_no_token(words: Path, tmp_path: Path) -
         answer = complete(server, "stormy", **body)
         assert answer.status == 503
         assert answer.json["error"]["code"] == "worker_crashed"
-        assert choices(complete(server, "stormy", **body))[0][0]["text"] == text_of(60)
+        assert said(complete(server, "stormy", **body))[0][0]["text"] == text_of(60)
 
 
 def test_a_model_that_always_dies_is_left_alone_for_a_while(words: Path, tmp_path: Path) -> None:

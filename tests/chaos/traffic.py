@@ -37,7 +37,6 @@ SCHEMA = {
         },
     },
 }  # fmt: skip
-KINDS = ("plain", "seeded", "penalised", "several", "structured", "calling", "reasoning")
 
 
 def make(kind: str, model: str, tokens: int, dice: random.Random) -> tuple[str, dict[str, Any]]:
@@ -85,7 +84,7 @@ def said(answer: Answer) -> Any:
     for chunk in chunks:
         for choice in chunk["choices"]:
             choices.setdefault(choice["index"], []).append(_without_ids(choice))
-    return choices, chunks[-1]["usage"]
+    return choices, chunks[-1].get("usage")
 
 
 def _without_ids(value: Any) -> Any:
@@ -96,9 +95,3 @@ def _without_ids(value: Any) -> Any:
         case list():
             return [_without_ids(item) for item in value]
     return value
-
-
-def distinct_tokens(answers: list[Any]) -> float:
-    """How much of what the answers say differs: the share of answers that no other equals."""
-    texts = [json.dumps(answer) for answer in answers]
-    return len(set(texts)) / len(texts)

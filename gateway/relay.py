@@ -78,6 +78,8 @@ class Relay:
         try:
             lease.send(Acquire(choices[0].request_id, model, hold, digest))
             await generation.begin()
+            # uvloop sends at the end of a turn: what follows here would hold the request back.
+            await asyncio.sleep(0)
         except BaseException as error:
             generation.close()
             if isinstance(error, ProtocolError):

@@ -92,6 +92,7 @@ class Stage:
             listener.setblocking(False)
         self._silent: dict[str, dict[asyncio.Task[Frame | None], Peer]]
         self._silent = {path: {} for path in self._listeners}
+        self._accepting: dict[str, asyncio.Task[Peer]] = {}
         self.relay = Relay(self.control)
 
     async def accept(self, path: str) -> Peer:
@@ -103,14 +104,14 @@ class Stage:
                 if frame is not None:
                     peer.unread(frame)
                     return peer
-            accepting = asyncio.create_task(self.connected(path))
+            # Never cancelled: what it has just accepted would be nobody's.
+            accepting = self._accepting.get(path) or asyncio.create_task(self.connected(path))
+            self._accepting[path] = accepting
             either: set[asyncio.Task[Any]] = {accepting, *silent}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             if accepting.done():
-                peer = accepting.result()
+                peer = self._accepting.pop(path).result()
                 silent[asyncio.create_task(peer.receive())] = peer
-            else:
-                accepting.cancel()
 
     async def connected(self, path: str) -> Peer:
         connection, _ = await asyncio.get_running_loop().sock_accept(self._listeners[path])

@@ -13,8 +13,9 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-PROBATION = 16
-"""Tokens past its furthest earlier position after which a suspect is cleared."""
+PROBATION = 4
+"""Tokens past its furthest earlier position after which a suspect is cleared. An engine is at most
+two ahead of what it has told when it dies; more would have every other suspect wait for longer."""
 STRIKES = 2
 """Deaths alone that make a request guilty."""
 QUARANTINE_SECONDS = 3600.0

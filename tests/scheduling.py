@@ -126,7 +126,9 @@ class Walk:
 
     def position(self, lease: int) -> int:
         request = self.world.requests[lease]
-        position = request.position + self.rng.choice((0, 0, 0, 1, 10, 10, PROBATION, 40))
+        position = request.position + self.rng.choice(
+            (0, 0, 0, 1, PROBATION - 1, PROBATION, 2 * PROBATION, 40)
+        )
         if request.on_trial and request.poison and self.world.calm:
             position = min(position, request.until - 1)
         return position

@@ -126,12 +126,12 @@ def convicted(effects: Iterable[Effect]) -> list[str]:
 def test_suspects_are_tried_alone_the_shortest_way_first() -> None:
     ward = Ward(4)
     effects = ward.dies(r1=9, r2=0, r3=5, r4=5)
-    assert trials(effects) == [(2, 16, True)]
+    assert trials(effects) == [(2, PROBATION, True)]
     newcomer = ward.acquire()
-    assert trials(ward.passed(2)) == [(3, 21, True)]
-    assert trials(ward.passed(3)) == [(4, 21, True)]
+    assert trials(ward.passed(2)) == [(3, 5 + PROBATION, True)]
+    assert trials(ward.passed(3)) == [(4, 5 + PROBATION, True)]
     effects = ward.passed(4)
-    assert trials(effects) == [(1, 25, False)]  # nobody is left to wait for
+    assert trials(effects) == [(1, 9 + PROBATION, False)]  # nobody is left to wait for
     assert not proceeding(effects)
     effects = ward.passed(1)
     assert proceeding(effects) == [2, 3, 4]
@@ -222,15 +222,15 @@ def test_those_who_have_passed_are_not_suspected_when_another_kills() -> None:
 def test_a_request_that_got_on_to_the_end_of_its_trial_is_not_struck_by_the_next_death() -> None:
     """Its word that it has passed crosses that of the death."""
     ward = Ward(1)
-    assert trials(ward.dies(r1=4)) == [(1, 20, False)]
-    assert trials(ward.dies(r1=4)) == [(1, 20, False)]  # a strike
+    assert trials(ward.dies(r1=4)) == [(1, 4 + PROBATION, False)]
+    assert trials(ward.dies(r1=4)) == [(1, 4 + PROBATION, False)]  # a strike
     ward.exits()
     assert ward.passed(1) == []
-    assert not convicted(ward.returned(1, 20))
-    assert trials(ward.ready()) == [(1, 36, False)]
-    assert not convicted(ward.dies(r1=20))  # the first strike anew
+    assert not convicted(ward.returned(1, 4 + PROBATION))
+    assert trials(ward.ready()) == [(1, 4 + 2 * PROBATION, False)]
+    assert not convicted(ward.dies(r1=4 + PROBATION))  # the first strike anew
     ward.exits()
-    assert convicted(ward.returned(1, 20)) == ["r1"]
+    assert convicted(ward.returned(1, 4 + PROBATION)) == ["r1"]
 
 
 def test_places_are_not_exceeded_by_suspects() -> None:
@@ -451,7 +451,7 @@ def test_replay_takes_back_what_had_no_token() -> None:
     assert ended(ward.returned(1, 1)) == [(1, "worker_crashed")]
     ward.returned(2)
     ward.returned(3)
-    assert trials(ward.ready()) == [(2, 16, True)]
+    assert trials(ward.ready()) == [(2, PROBATION, True)]
     assert tried(ward.passed(2)) == [3]
 
 
@@ -518,11 +518,11 @@ def test_a_trial_that_is_parked_is_held_again() -> None:
     assert tried(ward.dies()) == [1]
     ward.passed(1)
     assert interrupted(drained(ward, "eviction")) == [1, 2]
-    ward.returned(1, 17)
+    ward.returned(1, PROBATION + 1)
     ward.returned(2, 3)
     ward.exits()
     effects = ward.ready()
-    assert trials(effects) == [(2, 19, False)]
+    assert trials(effects) == [(2, 3 + PROBATION, False)]
     assert granted(ward.passed(2)) == [1]
 
 
@@ -536,7 +536,7 @@ def test_a_drain_lets_the_trial_go_on_and_the_others_stand_theirs_elsewhere() ->
     ward.release(1)
     assert Stop("m", 2, kill=False) in ward.release(2)
     ward.exits()
-    assert trials(ward.ready()) == [(3, 16, False)]
+    assert trials(ward.ready()) == [(3, PROBATION, False)]
 
 
 def test_a_shutdown_waits_for_nobody_to_return() -> None:

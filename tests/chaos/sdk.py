@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 import openai
 
 from supervisor.quarantine import Quarantine
@@ -47,8 +46,11 @@ source = "demo"
 _EACH = 2
 """Requests of every kind, of every model."""
 _TOKENS = 60
+_IN_A_ROW = 2
+"""Deaths of one model; `recovery.max_restarts` is one more."""
 _PATIENCE = 600.0
 """Seconds after which the last answers must be there."""
+_LOOK_SECONDS = 0.1
 _OWN = ("ignore_eos",)
 """Parameters that the SDK does not know; it sends them on."""
 
@@ -104,11 +106,40 @@ def _sum(counted: Counter[str]) -> list[str]:
     return [str(counted.total()), kinds]
 
 
+class Targets:
+    """Who may be killed: no model for a third time in a row without an answer to a request that came
+    after the last. That would be a fault of another kind, a model that can't be served, which is
+    then refused for a while on purpose."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._in_a_row: Counter[str] = Counter()
+        self._killed: dict[str, float] = {}
+
+    def served(self, model: str, begun: float) -> None:
+        """An answer has begun, to a request that was made at `begun`."""
+        with self._lock:
+            if begun > self._killed.get(model, 0.0):
+                self._in_a_row[model] = 0
+
+    def allow(self, model: str) -> bool:
+        with self._lock:
+            return self._in_a_row[model] < _IN_A_ROW
+
+    def killed(self, model: str) -> None:
+        with self._lock:
+            self._in_a_row[model] += 1
+            self._killed[model] = time.monotonic()
+
+
 class Application:
     """One client, and what it gets. Whatever a call raises is what an application would see."""
 
-    def __init__(self, server: Server, tally: Tally, lock: threading.Lock) -> None:
+    def __init__(
+        self, server: Server, tally: Tally, targets: Targets, lock: threading.Lock
+    ) -> None:
         self._tally = tally
+        self._targets = targets
         self._lock = lock
         http_client = openai.DefaultHttpxClient(event_hooks={"response": [self._note]})
         self._sdk = openai.OpenAI(
@@ -117,18 +148,23 @@ class Application:
 
     def ask(self, path: str, body: dict[str, Any]) -> Any:
         """What the answer says, usage included. Raises whatever the SDK raises."""
+        begun = time.monotonic()
         known = {key: value for key, value in body.items() if key not in _OWN}
         known["extra_body"] = {key: body[key] for key in _OWN if key in body}
         resource = self._sdk.chat.completions if path == CHAT else self._sdk.completions
         answer = resource.create(**known)
-        if body.get("stream"):
-            return choices_of([chunk.model_dump(exclude_unset=True) for chunk in answer])
-        return choices_of([answer.model_dump(exclude_unset=True)])
+        chunks = []
+        for chunk in answer if body.get("stream") else [answer]:
+            if not chunks:
+                self._targets.served(body["model"], begun)
+            chunks.append(chunk.model_dump(exclude_unset=True))
+        return choices_of(chunks)
 
     def close(self) -> None:
         self._sdk.close()
 
-    def _note(self, response: httpx.Response) -> None:
+    def _note(self, response: Any) -> None:
+        """Look at a response of whichever HTTP library this SDK has, before the SDK does."""
         code = ""
         if response.is_error:
             response.read()
@@ -142,7 +178,7 @@ class Application:
 def run(folder: Path, seconds: float, clients: int, every: float, seed: int) -> Tally:
     """Kill a worker every so many seconds, under so many applications. The random choices are
     functions of `seed`."""
-    dice, tally, lock = random.Random(seed), Tally(), threading.Lock()
+    dice, tally, targets, lock = random.Random(seed), Tally(), Targets(), threading.Lock()
     one, two = (make_llama(folder / f"model{i}", seed=i) for i in (1, 2))
     wanted = [
         make(kind, model, _TOKENS, dice)
@@ -151,7 +187,7 @@ def run(folder: Path, seconds: float, clients: int, every: float, seed: int) -> 
         for _ in range(_EACH)
     ]  # fmt: skip
     with serving(folder / "state", config=CONFIG.format(one=one, two=two)) as server:
-        with _applications(server, 8, Tally(), lock) as first:
+        with _applications(server, 8, Tally(), targets, lock) as first:
             asked = zip(first * len(wanted), wanted, strict=False)
             undisturbed = [(request, application.ask(*request)) for application, request in asked]
         over = threading.Event()
@@ -162,7 +198,7 @@ def run(folder: Path, seconds: float, clients: int, every: float, seed: int) -> 
                 _compare(application, request, expected, tally, lock)
 
         with (
-            _applications(server, clients, tally, lock) as applications,
+            _applications(server, clients, tally, targets, lock) as applications,
             ThreadPoolExecutor(clients) as pool,
         ):
             working = [
@@ -170,7 +206,7 @@ def run(folder: Path, seconds: float, clients: int, every: float, seed: int) -> 
                 for application in applications
             ]
             try:
-                _kill(server, seconds, every, dice, tally)
+                _kill(server, targets, seconds, every, dice, tally)
             finally:
                 over.set()
             for each in working:
@@ -182,9 +218,9 @@ def run(folder: Path, seconds: float, clients: int, every: float, seed: int) -> 
 
 @contextmanager
 def _applications(
-    server: Server, count: int, tally: Tally, lock: threading.Lock
+    server: Server, count: int, tally: Tally, targets: Targets, lock: threading.Lock
 ) -> Iterator[list[Application]]:
-    made = [Application(server, tally, lock) for _ in range(count)]
+    made = [Application(server, tally, targets, lock) for _ in range(count)]
     try:
         yield made
     finally:
@@ -204,7 +240,7 @@ def _compare(
     about, begun, got, error = f"{path} {body}", time.monotonic(), None, ""
     try:
         got = application.ask(path, body)
-    except (openai.OpenAIError, httpx.HTTPError, ValueError) as raised:
+    except Exception as raised:  # noqa: BLE001 - whatever comes out, an application would get it
         error = f"{type(raised).__name__}: {raised}"
     with lock:
         tally.seconds.append(time.monotonic() - begun)
@@ -217,16 +253,36 @@ def _compare(
             tally.wrong.append(f"{about}: got {got}\n  expected {expected}")
 
 
-def _kill(server: Server, seconds: float, every: float, dice: random.Random, tally: Tally) -> None:
-    """Every so often, end the worker of a random model that has one, whatever it is at."""
+def _kill(
+    server: Server,
+    targets: Targets,
+    seconds: float,
+    every: float,
+    dice: random.Random,
+    tally: Tally,
+) -> None:
+    """Every so often, end the worker of a random model that has one, whatever it is at; when none
+    of them may be killed, as soon as one may."""
     begun = time.monotonic()
     for number in range(1, int(seconds / every) + 1):
         time.sleep(max(0.0, begun + number * every - time.monotonic()))
-        living = [model for model in server.health()["cached_models"] if model["pid"] is not None]
-        if living:
-            model, fault = dice.choice(living), dice.choice(SIGNALS)
-            if strike(fault, model["pid"], server.state):
-                tally.kills[f"{fault} {model['state'].lower()}"] += 1
+        while not _strike(server, targets, dice, tally) and time.monotonic() < begun + seconds:
+            time.sleep(_LOOK_SECONDS)
+
+
+def _strike(server: Server, targets: Targets, dice: random.Random, tally: Tally) -> bool:
+    living = [
+        model
+        for model in server.health()["cached_models"]
+        if model["pid"] is not None and targets.allow(model["name"])
+    ]
+    if not living:
+        return False
+    model, fault = dice.choice(living), dice.choice(SIGNALS)
+    targets.killed(model["name"])
+    if strike(fault, model["pid"], server.state):
+        tally.kills[f"{fault} {model['state'].lower()}"] += 1
+    return True
 
 
 def main() -> None:

@@ -129,7 +129,8 @@ class ScriptedEngine:
     def insert(self, job: Job) -> None:
         assert isinstance(job.request, Generate)
         self._jobs[job] = len(job.request.emitted)
-        gc.collect()  # whatever the server forgot to hold on to is gone from now on
+        if not self._script.tokens_per_second:
+            gc.collect()  # whatever the server forgot to hold on to is gone from now on
 
     def remove(self, job: Job) -> None:
         self._jobs.pop(job, None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import tempfile
 import threading
@@ -153,7 +154,7 @@ class Application:
         known["extra_body"] = {key: body[key] for key in _OWN if key in body}
         resource = self._sdk.chat.completions if path == CHAT else self._sdk.completions
         answer = resource.create(**known)
-        chunks = []
+        chunks: list[dict[str, Any]] = []
         for chunk in answer if body.get("stream") else [answer]:
             if not chunks:
                 self._targets.served(body["model"], begun)
@@ -292,6 +293,8 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=2, help="seconds between two kills")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    # Being told to stop unwinds, so that nothing stays behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
         tally = run(
             Path(folder), arguments.seconds, arguments.clients, arguments.every, arguments.seed

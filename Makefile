@@ -10,12 +10,12 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
 # What docs/benchmarks.md describes; `make bench-NAME` runs one, `make bench-all` every one.
-BENCHMARKS := throughput mixed crashes recovery footprint connections demo eviction decisions memory
+BENCHMARKS := throughput mixed crashes neighbour recovery footprint connections demo eviction decisions memory
 
 # Long forms of tests, which `make test` runs in short; `make structured ARGS="--seed 2"`.
 LONG := greedy structured fuzz scheduling planted chaos
 
-.PHONY: install serve test check suite bench bench-all $(BENCHMARKS:%=bench-%) $(LONG) clean
+.PHONY: install serve test check suite bench bench-all $(BENCHMARKS:%=bench-%) $(LONG) chaos-sdk clean
 
 install: $(VENV)/.installed
 
@@ -61,6 +61,9 @@ $(BENCHMARKS:%=bench-%): bench-%: $(VENV)/.tools
 
 $(LONG): $(VENV)/.tools
 	$(BIN)/python -m tests.$@ $(ARGS)
+
+chaos-sdk: $(VENV)/.tools
+	$(BIN)/python -m tests.chaos.sdk $(ARGS)
 
 clean:
 	rm -rf $(VENV)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import selectors
 import socket
+import struct
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,9 @@ from tests.bench.answers import Answer, Failed, parse, parse_head
 
 _READ_BYTES = 1 << 18
 _CONNECT_SECONDS = 10.0
+_SO_TIMESTAMPNS = 35
+"""Linux' number of it, which Python does not name; with a timespec in an ancillary message."""
+_STAMP_BYTES = socket.CMSG_SPACE(struct.calcsize("qq"))
 _LAST_CHUNK = b"\r\n0\r\n\r\n"
 
 
@@ -90,8 +95,35 @@ class Connection:
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.socket.setblocking(False)
 
+    def receive(self) -> tuple[bytes, float]:
+        """What has arrived, and when. Raises OSError."""
+        return self.socket.recv(_READ_BYTES), time.perf_counter()
+
     def close(self) -> None:
         self.socket.close()
+
+
+class Stamped(Connection):
+    """One whose bytes the kernel stamps when it takes them from the server, so that how soon this
+    process gets to read them is no part of the times. Linux only: elsewhere it stamps as it reads."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(port)
+        self.late: list[float] = []
+        """Seconds from the kernel's stamps to this process's own."""
+        if sys.platform == "linux":
+            self.socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
+
+    def receive(self) -> tuple[bytes, float]:
+        """As of any connection, with the kernel's time."""
+        data, stamps, _, _ = self.socket.recvmsg(_READ_BYTES, _STAMP_BYTES)
+        now, wall = time.perf_counter(), time.time()
+        for level, kind, value in stamps:
+            if (level, kind) == (socket.SOL_SOCKET, _SO_TIMESTAMPNS):
+                seconds, nanoseconds = struct.unpack("qq", value)
+                self.late.append(wall - seconds - nanoseconds / 1e9)
+                return data, now - self.late[-1]
+        return data, now
 
 
 def connect(port: int, count: int) -> list[Connection]:
@@ -129,13 +161,12 @@ class Load:
         for key, _ in self._selector.select(timeout):
             connection, exchange = self._running[key.fd]
             try:
-                data = connection.socket.recv(_READ_BYTES)
+                data, now = connection.receive()
             except BlockingIOError:
                 continue
             except OSError as error:
                 self._end(key.fd, exchange, type(error).__name__)
                 continue
-            now = time.perf_counter()
             if not data:
                 exchange.closed = True
                 self._end(key.fd, exchange, "")
@@ -192,10 +223,14 @@ def run_on(
     load.run(seconds)
 
 
+def get_request(path: str) -> bytes:
+    """A GET without a body."""
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
+
+
 def get(port: int, path: str, seconds: float = 30.0) -> Answer:
     """One GET. Raises Failed unless it is answered whole."""
-    request = f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
-    (exchange,) = exchange_all(port, [request], seconds)
+    (exchange,) = exchange_all(port, [get_request(path)], seconds)
     answer = exchange.answer()
     if not answer.whole:
         raise Failed(f"GET {path}: cut, {exchange.fault}")

@@ -28,6 +28,7 @@ import psutil
 from tests.bench import client
 from tests.bench.answers import Failed
 from tests.bench.machine import Others, environment
+from tests.fakes.worker import IMPORTS
 from tests.serving import without_spare
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -127,23 +128,33 @@ def bulkhead(
     settings: str = "",
     recovery: str = "off",
     soft_files: int = 0,
+    scripted: bool = False,
 ) -> Iterator[Bulkhead]:
     """`bulkhead serve` with its state in `folder`. `settings` is more TOML;
     a death is seen by the client unless `recovery` repairs it; `soft_files`, if given,
-    is the soft limit of open files that the server is started with."""
+    is the soft limit of open files that the server is started with; with `scripted`, models may be
+    folders with a `tests.fakes.engine.Script`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "bench.toml"
-    config.write_text(without_spare(f'[recovery]\nmode = "{recovery}"\n{settings}'))
+    text = f'[recovery]\nmode = "{recovery}"\n{settings}\n[server]\nport = 0\n'
+    text += "".join(f'[models.{name}]\nsource = "{source}"\n' for name, source in models.items())
+    config.write_text(without_spare(text))
+    state = str(folder / "state")
     script = Path(sysconfig.get_path("scripts")) / "bulkhead"
-    command = [str(script), "serve", "--config", str(config), "--port", "0"]
-    command += ["--state-dir", str(folder / "state")]
-    for name, source in models.items():
-        command += ["--model", f"{name}={source}"]
+    command = [str(script), "serve", "--config", str(config), "--state-dir", state]
+    if scripted:
+        command = [sys.executable, "-m", "tests.fakes.serve", str(config), state]
     if soft_files:
         command = ["/bin/sh", "-c", 'ulimit -S -n "$0" && exec "$@"', str(soft_files), *command]
     errors = folder / "stderr"
     with errors.open("wb") as stderr:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr, cwd=ROOT)
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            cwd=ROOT,
+            env={**os.environ, IMPORTS: "1"},
+        )
     try:
         try:
             line = read_line(process, _READY_SECONDS).decode()

@@ -79,7 +79,11 @@ def said(answer: Answer) -> Any:
     if not answer.headers["content-type"].startswith("text/event-stream"):
         return _without_ids(answer.json["choices"]), answer.json["usage"]
     assert answer.events[-1] == "[DONE]", answer.events[-1]
-    chunks = [json.loads(event) for event in answer.events[:-1]]
+    return choices_of([json.loads(event) for event in answer.events[:-1]])
+
+
+def choices_of(chunks: list[dict[str, Any]]) -> Any:
+    """What a stream's chunks, or one whole answer as the only one, say."""
     choices: dict[int, list[Any]] = {}
     for chunk in chunks:
         for choice in chunk["choices"]:

@@ -66,6 +66,8 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     prefill_steps: int = 1
     step_seconds: float = 0.0
     """What each of them takes."""
+    tokens_per_second: float = 0.0
+    """Of each answer, by the engine's own clock; 0 = as fast as it can."""
     generations: tuple[int, ...] = (1,)
 
     def write(self, folder: Path) -> Path:
@@ -93,6 +95,8 @@ class ScriptedEngine:
         self._prefilled: dict[Job, int] = {}
         """Steps of each."""
         self._paused: dict[Job, int] = {}
+        self._due = 0.0
+        """When the next tokens are made, if they are paced; monotonic seconds."""
         self._gates = dict(script.gates)
 
     def warm_up(self) -> None:
@@ -125,7 +129,8 @@ class ScriptedEngine:
     def insert(self, job: Job) -> None:
         assert isinstance(job.request, Generate)
         self._jobs[job] = len(job.request.emitted)
-        gc.collect()  # whatever the server forgot to hold on to is gone from now on
+        if not self._script.tokens_per_second:
+            gc.collect()  # whatever the server forgot to hold on to is gone from now on
 
     def remove(self, job: Job) -> None:
         self._jobs.pop(job, None)
@@ -141,6 +146,8 @@ class ScriptedEngine:
             self._jobs[job] = self._paused.pop(job)
 
     def step(self) -> Sequence[Output]:
+        if self._script.tokens_per_second:
+            self._await_turn()
         outputs: list[Output] = []
         for job, made in tuple(self._jobs.items()):
             done = self._prefilled.get(job, 0) + 1
@@ -167,6 +174,13 @@ class ScriptedEngine:
                 del self._jobs[job]
             outputs.append((job, frames))
         return outputs
+
+    def _await_turn(self) -> None:
+        """Steps begin at even distances; one that comes late moves those after it only if it is late
+        by a whole one."""
+        now = time.monotonic()
+        self._due = max(self._due + 1 / self._script.tokens_per_second, now)
+        time.sleep(self._due - now)
 
     def shrink(self) -> None:
         """Nothing is kept."""

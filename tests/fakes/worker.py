@@ -24,8 +24,10 @@ from worker.main import main
 
 SPAWN_GATE = "FAKE_SPAWN_GATE"
 SPAWN_DEED = "FAKE_SPAWN_DEED"
+IMPORTS = "FAKE_IMPORTS"
+"""Environment: every worker imports mlx-lm before it greets, a spare at its low priority."""
 EAGER = "FAKE_EAGER"
-"""Environment: a spare imports mlx-lm, and as fast as everybody else."""
+"""Environment: the same, and a spare does it as fast as everybody else."""
 NO_DESCRIPTORS = "FAKE_NO_DESCRIPTORS"
 """Environment: at spawn no folder is known yet, so the script of that phase comes this way."""
 DEATHS = "FAKE_DEATHS"
@@ -58,7 +60,7 @@ class Choice:
         self._is_warm = True
         if gate := os.environ.get(SPAWN_GATE):
             pass_gate(gate)
-        if os.environ.get(EAGER):
+        if os.environ.get(IMPORTS) or os.environ.get(EAGER):
             from worker.batch import BatchEngine
 
             BatchEngine().warm_up()

@@ -97,13 +97,17 @@ def test_supervisor_death_leaves_no_process(tmp_path: Path) -> None:
     with gate(tmp_path / "gate") as stop:
         model = Script(gates={"decode": str(stop.path)}).write(tmp_path / "m")
         other = Script(generations=()).write(tmp_path / "other")
-        command = scripted(tmp_path / "s", config_for(model, other))
+        spare = "[memory]\nspare = true"
+        command = scripted(tmp_path / "s", config_for(model, other, extra=spare))
         with start(command, tmp_path / "s") as server:
             server.chat("other", max_tokens=1)
             server.stream("m", max_tokens=8)
             stop.arrived()
+            deadline = Deadline()
+            while server.health()["memory"]["spare"] != "ready":
+                deadline.check("a spare worker to be ready")
             server.see_children()
-            assert len(server.pids) == 3
+            assert len(server.pids) == 4
             server.process.send_signal(signal.SIGKILL)
             server.process.wait(DEADLINE)
             wait_gone(server.pids)

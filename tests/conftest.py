@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+
+import mlx.core as mx
+
 from tests.staging import patience, play
 from worker.loading import import_mlx_lm
 
@@ -10,3 +14,8 @@ __all__ = ["patience", "play"]
 # mlx-lm lowers this process's limit of open files when it is imported, and with it that of every
 # server that a later test starts. Imported here first, as a worker imports it, it does not.
 import_mlx_lm()
+
+# As in every worker: on the CPU, MLX runs a C++ compiler, which takes a second, for each kernel that
+# /tmp/mlx doesn't hold yet, and that is more than a hundred on a new machine.
+if sys.platform == "linux":
+    mx.disable_compile()

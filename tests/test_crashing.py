@@ -30,10 +30,15 @@ SIGNALS = {"SIGABRT": signal.SIGABRT, "SIGSEGV": signal.SIGSEGV, "SIGKILL": sign
 PHASES = ("spawning", "loading", "prefill", "decoding")
 
 
-def config_for(folder: Path, **env: str) -> str:
+DEEDS = {"exit0": "exit status 0", "raise": "exit status 70", "abort": "SIGABRT"}
+BREAKS = {"torn": "exit status 0", "garbage": "malformed frame"}
+KEYS = {"loading": "load", "prefill": "prefill", "decoding": "decode"}
+"""A phase's name in scripts."""
+
+
+def config_for(folder: Path) -> str:
     """Two models: `victim`, whose script misbehaves, and `neighbour`, which is well."""
     Script(generations=()).write(folder / "neighbour")
-    table = ", ".join(f'{key} = "{value}"' for key, value in env.items())
     return f"""
 [server]
 port = 0
@@ -41,7 +46,6 @@ port = 0
 mode = "off"
 [models.victim]
 source = "{folder / "victim"}"
-env = {{ {table} }}
 [models.neighbour]
 source = "{folder / "neighbour"}"
 """
@@ -84,6 +88,65 @@ def start_load(server: Server, n: int) -> list[Streaming]:
     return [server.stream("victim", max_tokens=8) for _ in range(n)]
 
 
+class Ward:
+    """One server for many cases: each has a victim of its own, and all have the neighbour, which
+    nobody unloads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._tables: list[str] = []
+        self.neighbour = 0
+        """Its pid."""
+
+    def add(self, victim: str, phase: str, deed: str = "") -> None:
+        """A model that stops at its gate in that phase, and then does the deed."""
+        fifo, env = self.gate(victim), ""
+        if phase == "spawning":
+            Script().write(self._folder / victim)
+            env = f'env = {{ FAKE_SPAWN_GATE = "{fifo}" }}\n'
+        else:
+            deeds = {KEYS[phase]: deed} if deed else {}
+            script = Script(gates={KEYS[phase]: str(fifo)}, deeds=deeds)
+            script.write(self._folder / victim)
+        self._tables.append(f'[models.{victim}]\nsource = "{self._folder / victim}"\n{env}')
+
+    def gate(self, victim: str) -> Path:
+        return self._folder / f"{victim}.gate"
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        config = config_for(self._folder) + "pin = true\n" + "".join(self._tables)
+        with serving(self._folder / "s", scripted=True, config=config) as self.server:
+            assert self.server.chat("neighbour", max_tokens=2).text == text_of(2)
+            self.neighbour = self.server.loaded("neighbour")["pid"]
+            yield
+
+    def assert_recovered(self, victim: str) -> None:
+        """The next request loads the model again, and nobody else noticed anything."""
+        server = self.server
+        assert server.chat(victim, max_tokens=5).text == text_of(5)
+        assert server.loaded(victim)["generation"] == 2
+        assert server.loaded("neighbour")["pid"] == self.neighbour
+        assert server.loaded("neighbour")["deaths"] == 0
+        assert server.request("POST", f"/admin/models/{victim}/unload").status == 200
+
+
+@pytest.fixture(scope="module")
+def ward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
+    """Of every signal, deed and broken frame, in every phase."""
+    made = Ward(tmp_path_factory.mktemp("ward"))
+    for phase in PHASES:
+        for name in SIGNALS:
+            made.add(f"{name}-{phase}", phase)
+    for phase in KEYS:
+        for deed in DEEDS:
+            made.add(f"{deed}-{phase}", phase, deed)
+    for deed in BREAKS:
+        made.add(deed, "decoding", deed)
+    with made.open():
+        yield made
+
+
 def reach(phase: str, stop: Gate, hit: Streaming) -> None:
     """Wait until the worker stands in the phase and the client has all that was sent before."""
     stop.arrived()
@@ -91,84 +154,52 @@ def reach(phase: str, stop: Gate, hit: Streaming) -> None:
         hit.saw("w2 ")
 
 
-def assert_recovered(server: Server, neighbour: int) -> None:
-    """The next request loads the model again, and nobody else noticed anything."""
-    assert server.chat("victim", max_tokens=5).text == text_of(5)
-    assert server.loaded("victim")["generation"] == 2
-    assert server.loaded("neighbour")["pid"] == neighbour
-    assert server.loaded("neighbour")["deaths"] == 0
-
-
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("name", SIGNALS)
-def test_signal_in_every_phase(
-    name: str, phase: str, tmp_path: Path, pool: ThreadPoolExecutor
-) -> None:
-    with gate(tmp_path / "gate") as stop:
-        spawning = {"FAKE_SPAWN_GATE": str(stop.path)} if phase == "spawning" else {}
-        keys = {"loading": "load", "prefill": "prefill", "decoding": "decode"}
-        gates = {} if phase == "spawning" else {keys[phase]: str(stop.path)}
-        Script(gates=gates).write(tmp_path / "victim")
-        with serving(
-            tmp_path / "s", scripted=True, config=config_for(tmp_path, **spawning)
-        ) as server:
-            assert server.chat("neighbour", max_tokens=2).text == text_of(2)
-            neighbour = server.loaded("neighbour")["pid"]
-            (hit,) = start_load(server, 1)
-            reach(phase, stop, hit)
-            pid = server.loaded("victim")["pid"]
-            os.kill(pid, SIGNALS[name])
-            assert_crash(hit.answer(), phase, name)
-            # The client knows before the process has ended, and so has left the gate: its main
-            # thread may be a zombie while the one at the gate still dies. Reaped, none is left.
-            deadline = Deadline()
-            while psutil.pid_exists(pid):
-                deadline.check("the victim to end")
+def test_signal_in_every_phase(name: str, phase: str, ward: Ward, pool: ThreadPoolExecutor) -> None:
+    server, victim = ward.server, f"{name}-{phase}"
+    with gate(ward.gate(victim)) as stop:
+        hit = server.stream(victim, max_tokens=8)
+        reach(phase, stop, hit)
+        pid = server.loaded(victim)["pid"]
+        os.kill(pid, SIGNALS[name])
+        assert_crash(hit.answer(), phase, name)
+        # The client knows before the process has ended, and so has left the gate: its main
+        # thread may be a zombie while the one at the gate still dies. Reaped, none is left.
+        deadline = Deadline()
+        while psutil.pid_exists(pid):
+            deadline.check("the victim to end")
+        stop.open()
+        if phase == "spawning":
+            # The environment's gate stands before every incarnation.
+            again = pool.submit(server.chat, victim, max_tokens=5)
+            stop.arrived()
             stop.open()
-            if phase == "spawning":
-                # The environment's gate stands before every incarnation.
-                again = pool.submit(server.chat, "victim", max_tokens=5)
-                stop.arrived()
-                stop.open()
-                assert again.result(DEADLINE).text == text_of(5)
-            assert_recovered(server, neighbour)
+            assert again.result(DEADLINE).text == text_of(5)
+        ward.assert_recovered(victim)
 
 
-@pytest.mark.parametrize("phase", ["loading", "prefill", "decoding"])
-@pytest.mark.parametrize("deed", ["exit0", "raise", "abort"])
-def test_own_end_in_every_phase(
-    deed: str, phase: str, tmp_path: Path, pool: ThreadPoolExecutor
-) -> None:
-    key = {"loading": "load", "prefill": "prefill", "decoding": "decode"}[phase]
-    with (
-        gate(tmp_path / "gate") as stop,
-        scripted(tmp_path, gates={key: str(stop.path)}, deeds={key: deed}) as server,
-    ):
-        server.chat("neighbour", max_tokens=2)
-        neighbour = server.loaded("neighbour")["pid"]
-        (hit,) = start_load(server, 1)
+@pytest.mark.parametrize("phase", KEYS)
+@pytest.mark.parametrize("deed", DEEDS)
+def test_own_end_in_every_phase(deed: str, phase: str, ward: Ward) -> None:
+    victim = f"{deed}-{phase}"
+    with gate(ward.gate(victim)) as stop:
+        hit = ward.server.stream(victim, max_tokens=8)
         reach(phase, stop, hit)
         stop.open()
-        how = {"exit0": "exit status 0", "raise": "exit status 70", "abort": "SIGABRT"}[deed]
-        assert_crash(hit.answer(), phase, how)
-        assert_recovered(server, neighbour)
+        assert_crash(hit.answer(), phase, DEEDS[deed])
+        ward.assert_recovered(victim)
 
 
-@pytest.mark.parametrize("deed", ["torn", "garbage"])
-def test_broken_frame(deed: str, tmp_path: Path, pool: ThreadPoolExecutor) -> None:
+@pytest.mark.parametrize("deed", BREAKS)
+def test_broken_frame(deed: str, ward: Ward) -> None:
     """A worker that breaks the protocol is put down, whether it dies of it by itself or not."""
-    with (
-        gate(tmp_path / "gate") as stop,
-        scripted(tmp_path, gates={"decode": str(stop.path)}, deeds={"decode": deed}) as server,
-    ):
-        server.chat("neighbour", max_tokens=2)
-        neighbour = server.loaded("neighbour")["pid"]
-        (hit,) = start_load(server, 1)
+    with gate(ward.gate(deed)) as stop:
+        hit = ward.server.stream(deed, max_tokens=8)
         reach("decoding", stop, hit)
         stop.open()
-        cause = {"torn": "exit status 0", "garbage": "malformed frame"}[deed]
-        assert_crash(hit.answer(), "decoding", cause)
-        assert_recovered(server, neighbour)
+        assert_crash(hit.answer(), "decoding", BREAKS[deed])
+        ward.assert_recovered(deed)
 
 
 def test_everyone_in_the_worker_is_told_once(tmp_path: Path, pool: ThreadPoolExecutor) -> None:

@@ -80,14 +80,19 @@ def begin(
     stop: Sequence[str] = (),
 ) -> tuple[Grammar, AnyTranscript]:
     """`schema` None = none."""
-    request = Generate(
-        "r", Chat([], TOOLS), 0.0, stop=tuple(stop), calling=calling,
-        structure=None if schema is None else Structure(json.dumps(schema)),
-    )  # fmt: skip
+    request = asked(schema, calling, stop)
     tokens = written(model, prompt) if prompt else []
     grammar = grammars(model).compile(request, tokens)
     assert isinstance(grammar, Grammar)
     return grammar, transcripts(model).make(request, tokens)
+
+
+def asked(schema: object, calling: Calling | None = None, stop: Sequence[str] = ()) -> Generate:
+    """The request for it."""
+    structure = None if schema is None else Structure(json.dumps(schema))
+    return Generate(
+        "r", Chat([], TOOLS), 0.0, stop=tuple(stop), calling=calling, structure=structure
+    )
 
 
 def follow(
@@ -99,19 +104,17 @@ def follow(
     cut: bool = False,
     **options: Any,
 ) -> tuple[Seen, Grammar]:
-    """What a client sees of tokens that are all allowed, replayed at every place."""
+    """What a client sees of tokens that are all allowed, and of the same told once more to a
+    transcript made anew, which is what a replay is, wherever the cut was."""
     grammar, transcript = begin(model, schema, calling, **options)
     for token in tokens:
         assert token in allowed(grammar), wrapper(model).decode([token])
         grammar.push(token)
     before = [transcript.push(token) for token in tokens]
     whole = [*before, transcript.finish(cut=cut)]
-    for at in range(len(tokens) + 1):
-        _, again = begin(model, schema, calling, **options)
-        assert [again.push(token) for token in tokens[:at]] == before[:at]
-        rest = [again.push(token) for token in tokens[at:]]
-        assert [*before[:at], *rest, again.finish(cut=cut)] == whole
-        assert again.reasoning_tokens == transcript.reasoning_tokens
+    _, again = begin(model, schema, calling, **options)
+    assert [*map(again.push, tokens), again.finish(cut=cut)] == whole
+    assert again.reasoning_tokens == transcript.reasoning_tokens
     calls: list[tuple[str, str]] = []
     for call in (call for delta in whole for call in delta.calls):
         if call.name:
@@ -370,7 +373,7 @@ def test_a_call_that_its_grammar_knows_ends_thinking() -> None:
 def test_a_demanded_call_that_is_cut_is_one_as_far_as_it_came(model: Model, text: str) -> None:
     tokens, told = written(model, text), []
     for size in range(len(tokens) + 1):
-        _, transcript = begin(model, None, FORCED)
+        transcript = transcripts(model).make(asked(None, FORCED), [])
         deltas = [*map(transcript.push, tokens[:size]), transcript.finish(cut=True)]
         assert not any(delta.text for delta in deltas)
         pieces = [call for delta in deltas for call in delta.calls]

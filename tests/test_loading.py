@@ -173,7 +173,11 @@ original = resource.setrlimit
 before = resource.getrlimit(resource.RLIMIT_NOFILE)
 loading.import_mlx_lm()
 assert resource.setrlimit is original
-import mlx_lm.utils, mlx_lm.generate
+import mlx_lm.utils, mlx_lm.generate, transformers, types
+# No index of all models' names, which takes as long as a third of the rest; all are found.
+assert type(transformers.models) is types.ModuleType
+assert transformers.AutoTokenizer is transformers.models.auto.tokenization_auto.AutoTokenizer
+assert transformers.LlamaTokenizer is transformers.models.llama.LlamaTokenizer
 print(before == resource.getrlimit(resource.RLIMIT_NOFILE))
 """
 

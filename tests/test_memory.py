@@ -51,7 +51,7 @@ def error_of(answer: Any) -> tuple[int, str]:
 
 # ── five names, room for two ─────────────────────────────────────────────────────────────────────
 
-CLIENTS, REQUESTS = 40, 400
+CLIENTS, REQUESTS = 40, 200
 HOLD = 120
 """Seconds that a request may wait, also on a machine that is busy with other tests."""
 

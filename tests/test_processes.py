@@ -9,7 +9,9 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -44,6 +46,11 @@ def wait_gone(pids: set[int]) -> None:
     for pid in pids:
         while alive(pid):
             deadline.check(f"process {pid} to end")
+
+
+def reaping(child: subprocess.Popen[Any]) -> None:
+    """Reap it as soon as it ends, as init does with what a supervisor leaves behind."""
+    threading.Thread(target=child.wait, daemon=True).start()
 
 
 # ── the gateway ──────────────────────────────────────────────────────────────────────────────────
@@ -83,6 +90,8 @@ def test_gateway_is_restarted_again_and_again(tmp_path: Path) -> None:
     with serving(tmp_path / "s", scripted=True, config=config_for(model)) as server:
         server.chat("m", max_tokens=1)
         worker = server.loaded("m")["pid"]
+        # Importing aiohttp reads the machine's certificates otherwise, at each of these starts.
+        assert server.gateway.environ()["SSL_CERT_FILE"] == os.devnull
         for _ in range(3):
             server.gateway.send_signal(signal.SIGKILL)
             assert server.loaded("m")["pid"] == worker
@@ -139,6 +148,7 @@ def test_new_start_kills_what_is_recorded_and_spares_the_rest(tmp_path: Path) ->
         ]
         (state / "children.json").write_text(json.dumps({"instance": "aaaa", "children": children}))
         model = Script(generations=()).write(tmp_path / "m")
+        reaping(mine)
         with serving(state, scripted=True, config=config_for(model)) as server:
             assert mine.wait(DEADLINE) == -signal.SIGKILL
             assert other.poll() is None
@@ -168,6 +178,7 @@ def test_new_start_gets_back_the_port_that_a_leftover_holds(tmp_path: Path) -> N
             )
             model = Script(generations=()).write(tmp_path / "m")
             config = config_for(model).replace("port = 0", f"port = {port}")
+            reaping(left)
             with serving(state, scripted=True, config=config) as server:
                 assert server.port == port
         finally:

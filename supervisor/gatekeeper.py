@@ -26,6 +26,8 @@ _BACKOFF_MAX = 10.0
 _HOPELESS = 3
 """Deaths in a row, without ever having served, after which starting again is pointless."""
 _STOP_SECONDS = 10.0
+_START_SECONDS = 60.0
+"""A gateway that does not serve by then never will; it takes half a second."""
 _NO_CERTIFICATES = {"SSL_CERT_FILE": os.devnull}
 """The gateway makes no TLS connection, but aiohttp reads the machine's certificates when it is
 imported: a fifth of the start, and 2 MB."""
@@ -61,8 +63,9 @@ class Gatekeeper:
         self._on_death = on_death
         self._stall_seconds = stall_seconds
         self._watchdog: Watchdog | None = None
-        """Of a gateway that serves and has not stalled."""
+        """Of a gateway that serves."""
         self._put_down = ""
+        """Why it was killed by us."""
         self._early_deaths = 0
         self._served = False
         self._hopeless_deaths = 0
@@ -114,15 +117,21 @@ class Gatekeeper:
 
     def look(self, now: float) -> None:
         """See that the gateway moves; kill it when it does not. `now` in monotonic seconds."""
-        if self.child is None or self._watchdog is None:
+        if self.child is None or self._put_down or self._stopping:
             return
-        assert self.child.progress is not None
-        reading = progress.read(self.child.progress)
-        how = None if reading is None else self._watchdog.look(reading, now, awaited=True)
+        how = self._stalled(self.child, now)
         if how is not None:
             log.error("the gateway has stalled and is killed: %s", how)
-            self._watchdog, self._put_down = None, f"it stalled: {how}"
+            self._put_down = f"it stalled: {how}"
             self.child.put_down()
+
+    def _stalled(self, child: Child, now: float) -> str | None:
+        if self._watchdog is None:
+            late = now - self._born > _START_SECONDS
+            return f"it did not serve within {_START_SECONDS:g} s" if late else None
+        assert child.progress is not None
+        reading = progress.read(child.progress)
+        return None if reading is None else self._watchdog.look(reading, now, awaited=True)
 
     def _exited(self, returncode: int) -> None:
         child, self.child = self.child, None

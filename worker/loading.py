@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import re
 import resource
 import sys
@@ -69,6 +70,8 @@ def _leave_out_the_index() -> None:
     """
     if "transformers.models" in sys.modules:
         return
+    # As mlx-lm does before it imports it: else it complains that there is no PyTorch.
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
     spec = importlib.util.find_spec("transformers.models")
     if spec is not None:
         sys.modules[spec.name] = importlib.util.module_from_spec(spec)

@@ -264,6 +264,7 @@ def start(
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
+        process_group=0,  # ^C is for the tests, which end their servers in good order
         env={**os.environ, "BULKHEAD_HOME": str(state), **(environ or {})},
     )
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()

@@ -17,7 +17,7 @@ from tests.fakes.signs import DECODE, IDLE, IMPORT, PREFILL, Sign
 
 
 def test_a_small_storm_changes_no_answer(tmp_path: Path) -> None:
-    tally = storm(tmp_path, faults=3, seed=5, each=1, tokens=40)
+    tally = storm(tmp_path, faults=3, seed=5, each=1, tokens=20)
     assert verdict(tally) == [], told(tally)
     assert tally.answers >= 32
     assert tally.faults == 3

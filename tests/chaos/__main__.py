@@ -1,9 +1,10 @@
 """Chaos: `python -m tests.chaos --faults 2000 --seed 1`. Exits with 1 when an answer is not what it
-would have been, and names the request."""
+would have been, names the request, and leaves the server's files."""
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import signal
 import sys
 import tempfile
@@ -33,13 +34,15 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
     seconds = None if arguments.minutes is None else 60 * arguments.minutes
-    with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        tally = storm(
-            Path(folder), arguments.faults, arguments.seed, over=over, seconds=seconds, tell=_tell
-        )
+    folder = Path(tempfile.mkdtemp(prefix="chaos-"))
+    tally = storm(folder, arguments.faults, arguments.seed, over=over, seconds=seconds, tell=_tell)
     tally.stopped = f"stopped by {signals[0]}" if signals else tally.stopped
     _tell(tally)
     found = verdict(tally)
+    if found:
+        print(f"The server's files are in {folder}. Misses:")
+    else:
+        shutil.rmtree(folder)
     for miss in found[:20]:
         print(f"  {miss[:3000]}")
     print(
@@ -50,6 +53,8 @@ def main() -> None:
 
 def _tell(tally: Tally) -> None:
     print(f"\n{told(tally)}\n{table(tally, FAULTS, (*PHASES, TRIAL))}", flush=True)
+    for miss in [*tally.wrong, *tally.lost, *tally.unhealthy, *tally.immortal][:3]:
+        print(f"  {miss[:500]}", flush=True)
 
 
 if __name__ == "__main__":

@@ -218,12 +218,14 @@ def serving(
     scripted: bool = False,
     environ: dict[str, str] | None = None,
     files: int | None = None,
+    process_group: int | None = None,
 ) -> Iterator[Server]:
     """A server on a free port; at the end it must exit 0 and leave no process and no socket.
 
     With `scripted`, workers may follow scripts, and all settings come from `config` (TOML). There
     is no spare worker unless it says so.
-    `files` is the soft limit of open files that its shell has.
+    `files` is the soft limit of open files that its shell has. With 0 as `process_group` it does
+    not hear a terminal's ^C.
     """
     state.mkdir(parents=True, exist_ok=True)
     (state / "bulkhead.toml").write_text(without_spare(config or ""))
@@ -233,7 +235,7 @@ def serving(
         command = ["-m", "supervisor.cli", "serve", "--state-dir", str(state), *arguments]
         if config is None or "port" not in config:
             command += ["--port", "0"]
-    with start(command, state, environ, files) as server:
+    with start(command, state, environ, files, process_group) as server:
         yield server
         if server.process.poll() is None:
             assert server.stop() == 0
@@ -255,6 +257,7 @@ def start(
     state: Path,
     environ: dict[str, str] | None = None,
     files: int | None = None,
+    process_group: int | None = None,
 ) -> Iterator[Server]:
     """Run Python with `command` until the ready line; kill what is left at the end."""
     shell = ["sh", "-c", f'ulimit -S -n {files}; exec "$@"', "sh"] if files else []
@@ -264,6 +267,7 @@ def start(
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
+        process_group=process_group,
         env={**os.environ, "BULKHEAD_HOME": str(state), **(environ or {})},
     )
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()

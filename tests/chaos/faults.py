@@ -1,4 +1,4 @@
-"""What can happen to a worker, and how it is made to happen.
+"""What can happen to a worker, when, and how it is made to happen.
 
 Signals come from outside. What a process does to itself (end in good order, send half a frame, keep
 the interpreter's lock) it is ordered to do: the fake worker reads one order from a FIFO of its own,
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.fakes.orders import EXIT, HOG, TEAR, fifo_of
+from tests.fakes.signs import PREFILL, Sign
 
 SIGNALS = {
     "abrt": signal.SIGABRT,
@@ -26,25 +27,79 @@ SIGNALS = {
 }
 ORDERS = {"exit0": EXIT, "torn": TEAR, "hog": HOG}
 FAULTS = (*SIGNALS, *ORDERS)
+YOUNG, READY, CROWDED, FILLING, IDLING = "young", "ready", "crowded", "filling", "idling"
+AIMS = {YOUNG: 9, READY: 6, CROWDED: 3, FILLING: 2, IDLING: 1}
+"""What a fault waits for, and how often: a new process; a model that is served, first by trials of
+the suspects; one that runs several at once; one that has just got a request; one without any."""
+DELAYS = {YOUNG: 1.8, READY: 0.8, CROWDED: 0.5, FILLING: 0.0, IDLING: 0.2}
+"""Seconds that it waits at most after that."""
+BARREN_MAX = 3
+"""Deaths without a token between them after which the next process is left until it makes one: what
+never makes any is rightly not loaded again for a while."""
+CROWD = 3
+"""Requests that run at once when no trial is under way. At the turn from one suspect to the next a
+worker may have two for a moment."""
+
+
+@dataclass(slots=True)
+class Past:
+    """What a model has been through, as far as it restricts what may come next."""
+
+    barren: int = 0
+    """Deaths since its last token."""
+    accused: bool = False
+    """Whether a request was struck that ran alone, and has not run beside others since. To strike
+    it alone again would be a fault of another kind: one that a request brings with it."""
+
+    def died(self, sign: Sign | None) -> None:
+        """A process has ended; `sign` is its last."""
+        self.barren = 1 if sign is not None and sign.made else self.barren + 1
+        if sign is not None and sign.serves:
+            self.accused = 0 < sign.running < CROWD or (self.accused and not sign.running)
+
+    def allows(self, sign: Sign | None) -> bool:
+        """Whether a process may be struck where it is now."""
+        made = sign is not None and sign.made
+        if self.barren >= BARREN_MAX and not made:
+            return False
+        alone = sign is not None and sign.serves and sign.running < CROWD
+        return not (self.accused and alone)
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One fault: which, of which model, in which phase, so many seconds into it."""
+    """One fault: which, what it waits for, and how many seconds after that it comes."""
 
     fault: str
-    model: str
-    phase: str
+    aim: str
     delay: float
 
 
-def plan(dice: random.Random, models: tuple[str, ...], last: Plan | None) -> Plan:
-    """The next fault. Now and then the same model is hit again while it is loaded; twice in a row
-    would be one fault of another kind: a model that can't be loaded."""
+def plan(dice: random.Random, past: Past) -> Plan:
+    """The next fault of a model."""
     fault = dice.choice(FAULTS)
-    if last is not None and last.phase == "serve" and dice.random() < 0.3:
-        return Plan(fault, last.model, "load", dice.uniform(0, 1.5))
-    return Plan(fault, dice.choice(models), "serve", dice.uniform(0, 1.0))
+    aim = dice.choices(tuple(AIMS), tuple(AIMS.values()))[0]
+    if aim == YOUNG and past.barren >= BARREN_MAX:
+        aim = READY
+    if past.accused:
+        aim = YOUNG if aim == YOUNG and past.barren < BARREN_MAX else CROWDED
+        if fault == "torn" and aim == YOUNG:
+            fault = "kill"  # half a frame comes with the next frame, and that may be later
+    return Plan(fault, aim, dice.uniform(0, DELAYS[aim]))
+
+
+def reached(aim: str, sign: Sign | None) -> bool:
+    """Whether a process is where such a fault waits for it."""
+    if aim == YOUNG:
+        return True
+    if sign is None or not sign.serves:
+        return False
+    return {
+        READY: True,
+        CROWDED: sign.running >= CROWD and sign.made,
+        FILLING: sign.phase == PREFILL,
+        IDLING: not sign.running and not sign.paused,
+    }[aim]
 
 
 def strike(fault: str, pid: int, orders: Path) -> bool:
@@ -63,6 +118,15 @@ def strike(fault: str, pid: int, orders: Path) -> bool:
     finally:
         os.close(door)
     return True
+
+
+def is_gone(pid: int) -> bool:
+    """Whether the process has been reaped."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
 
 
 def wait_until(true: Callable[[], bool], seconds: float, step: float = 0.01) -> bool:

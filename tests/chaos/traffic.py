@@ -39,6 +39,9 @@ SCHEMA = {
 }  # fmt: skip
 
 
+_TEXTS = ("text", "content", "reasoning_content", "arguments")
+
+
 def make(kind: str, model: str, tokens: int, dice: random.Random) -> tuple[str, dict[str, Any]]:
     """A request of that kind: its path and its body. All but plain ones are sampled with a seed."""
     seeded = {"temperature": 0.9, "seed": dice.randrange(2**31)}
@@ -89,6 +92,17 @@ def choices_of(chunks: list[dict[str, Any]]) -> Any:
         for choice in chunk["choices"]:
             choices.setdefault(choice["index"], []).append(_without_ids(choice))
     return choices, chunks[-1].get("usage")
+
+
+def letters(value: Any) -> set[str]:
+    """All characters of a text that is in `said`."""
+    match value:
+        case dict():
+            texts = [item for key, item in value.items() if key in _TEXTS and isinstance(item, str)]
+            return set("".join(texts)).union(*map(letters, value.values()))
+        case list() | tuple():
+            return set().union(*map(letters, value))
+    return set()
 
 
 def _without_ids(value: Any) -> Any:

@@ -9,6 +9,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from supervisor.wire.frames import Embed, Frame, FromEngine, Generate, Load, Tok
 from supervisor.wire.stream import FrameStream
 from tests.fakes import orders
 from tests.fakes.engine import GARBAGE, TORN, ScriptedEngine, end, pass_gate, script_in
+from tests.fakes.signs import Signed
+from tests.fakes.table import hand_on
 from worker import priority
 from worker.engine import Engine, Job, Loaded, Output, Prepared
 from worker.main import main
@@ -35,6 +38,8 @@ DEATHS = "FAKE_DEATHS"
 - = never. Later ones live."""
 ENDS = "FAKE_ENDS"
 """Environment: for each generation, how it ends then, if not by abort: one of `fakes.engine.end`'s."""
+TABLE = "FAKE_TABLE"
+"""Environment: the file of `fakes.table`."""
 POISON = "FAKE_POISON"
 """Environment: "TOKEN DEPTH": a prompt that holds that token id kills its worker after so many tokens
 of its output."""
@@ -183,12 +188,19 @@ class BreakableCodec:
         return encode(frame)
 
 
+def _signed(folder: Path) -> Engine:
+    return Signed(Choice(), folder)
+
+
 if __name__ == "__main__":
     breakable = BreakableCodec()
     codec.encode = breakable.encode
     orders.obey(breakable.tear)
+    if table := os.environ.get(TABLE):
+        hand_on(Path(table))
     if os.environ.get(NO_DESCRIPTORS):
         without_descriptors()
     if os.environ.get(EAGER):
         setattr(priority, "LOWEST", os.getpriority(os.PRIO_PROCESS, 0))  # noqa: B010
-    main(Choice)
+    folder = os.environ.get(orders.VARIABLE)
+    main(partial(_signed, Path(folder)) if folder else Choice)

@@ -122,7 +122,8 @@ def test_headers_and_pings_when_the_first_token_is_late(tmp_path: Path) -> None:
     with gate(tmp_path / "gate") as stop:
         model = Script(gates={"prefill": str(stop.path)}).write(tmp_path / "m")
         config = f'[server]\nport = 0\nhold_seconds = 2\n[models.m]\nsource = "{model}"\n'
-        with serving(tmp_path / "s", scripted=True, config=config) as server:
+        with serving(tmp_path / "s", scripted=True, config=config + "preload = true\n") as server:
+            server.wait_for("m", state="ready")  # a load may take longer than the hold
             late = server.stream("m", max_tokens=3)
             stop.arrived()
             late.saw(": ping\n\n")

@@ -218,6 +218,7 @@ def test_critical_unloads_all_and_ends_what_runs(tmp_path: Path) -> None:
             busy, *models(tmp_path, "b"), memory="drain_seconds = 0.5", extra="pin = true"
         )
         with pressed(tmp_path, config) as (server, machine), ThreadPoolExecutor(1) as thread:
+            assert server.request("POST", "/admin/models/a/load").status == 200
             body = {"model": "a", "messages": [{"role": "user", "content": "x"}], "max_tokens": 5}
             short = {"x-stainless-read-timeout": "1"}  # it is parked, and waits no longer than that
             running = thread.submit(

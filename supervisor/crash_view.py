@@ -67,7 +67,7 @@ def _parts(report: CrashReport) -> Iterator[list[str]]:
 def _traits(report: CrashReport) -> str:
     traits = (
         (report.permanent, "would happen again"),
-        (report.memory, "for want of memory"),
+        (report.memory and report.cause != "killed", "for want of memory"),
         (report.blame == "outside", "from outside"),
         (report.blame == "request", "a request's fault"),
     )

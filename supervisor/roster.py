@@ -110,22 +110,21 @@ class Roster(Leases):
         """RELEASING: nobody has to wait for this incarnation's memory any longer."""
         self._move(entry, entry.after_exit)
         entry.after_exit, entry.deadline = Event.RELEASED_CRASHED, None
+        if entry.state is State.FAILED:
+            return self._turn_away(entry, refusals.failed(entry))
+        entry.reason = ""
         if entry.state is State.CRASHED:
             if entry.backoff is not None and not self.shutting_down:
                 return self._back_off(entry, entry.backoff, now)
             self._move(entry, Event.BACKOFF_OVER)
-        if entry.state is State.FAILED:
-            return self._turn_away(entry, refusals.failed(entry))
-        entry.reason = ""
         return []
 
     def _back_off(self, entry: Entry, seconds: float, now: float) -> list[Effect]:
         """CRASHED: the model keeps dying, and nobody loads it for a while."""
         entry.backoff, entry.deadline = None, now + seconds
-        name, deaths = entry.spec.name, self.rules.max_restarts
         said = self._warn(
-            f"{name} has died {deaths} times within {self.rules.restart_window:g} s without a "
-            f"token between: it is not loaded again for {seconds:.0f} s"
+            f"{entry.spec.name} keeps dying without a token between: it is not loaded again for "
+            f"{seconds:.0f} s"
         )
         dropped = self._drop_wish(entry, "it keeps dying")
         return [*said, *dropped, *self._turn_away(entry, refusals.unavailable(entry, now))]

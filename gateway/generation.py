@@ -105,6 +105,11 @@ class Generation:
         self._hold = hold
         self._connect = connect
         self._position = 0
+        """Tokens of all choices."""
+        self._begun_at = 0
+        """The position when this worker began."""
+        self._told = 0
+        """The position as far as the supervisor knows; with several choices it may be less."""
         self._prompt_tokens = 0
         self._pausing = False
         """Whether the output pauses although its worker lives."""
@@ -223,10 +228,10 @@ class Generation:
             self._prompt_tokens = frame.prompt_tokens
         news = choice.note(frame)
         life = self._life
-        if life.until and (self._position >= life.until or self._succeeded(frame)):
-            life.until = 0
+        if life.awaited and life.passed and not isinstance(frame, Failed):
+            life.awaited = 0
             self._lease.send(Passed())
-            if life.granted.then_pause and not self._succeeded(frame):
+            if life.granted.then_pause and not life.is_over and not self._succeeded(frame):
                 self._pausing = True
                 life.going.clear()
                 self._tell_works(Pause())
@@ -260,11 +265,12 @@ class Generation:
                     work.close()
                 if not isinstance(error, Interrupted):
                     raise
-                self._lease.send(Return(self._position, self._prompt_tokens))
+                self._lease.send(Return(self._told, self._prompt_tokens))
                 continue
             self.model, self.worker, self.socket = granted.model, granted.worker, granted.socket
             self.asked = granted.asked
-            self._life = Life(granted, works)
+            self._life = Life(granted, works, self._choices, max(0, granted.until - self._told))
+            self._begun_at = self._position
             self._life.over = asyncio.create_task(self._follow(self._life))
             return
 
@@ -289,6 +295,7 @@ class Generation:
         Unreachable."""
         work = await self._connect(life.granted, life.news)
         try:
+            life.check()
             await life.going.wait()
             life.check()
             work.send(self._choices[number].rest())
@@ -328,11 +335,21 @@ class Generation:
                 await asyncio.sleep(0)
         life.going.set()
         life.hang_up()
+        if died is not None and died.may_return:
+            # Whether anybody reads or not: a client that is slow to read must not lose its answer
+            # for it, nor have others wait.
+            self._begin_recovery(life)
         return died
 
+    def _begin_recovery(self, life: Life) -> None:
+        if life.recovery is None:
+            life.recovery = asyncio.create_task(self._carry_on(life))
+            # It may end before anybody asks.
+            life.recovery.add_done_callback(lambda task: task.cancelled() or task.exception())
+
     async def _recovers(self, life: Life, symptom: str) -> bool:
-        """The worker's streams have ended early. True when the recovery begins; otherwise returns
-        once it is over. Raises BulkheadError when there is none.
+        """The worker's streams have ended early. True the first time that this is asked; otherwise
+        returns once the recovery is over. Raises BulkheadError when there is none.
 
         Whoever gives up waiting gives up neither the inquiry nor the recovery.
         """
@@ -341,12 +358,12 @@ class Generation:
         died = await asyncio.shield(life.verdict)
         if not died.may_return:
             raise restore(died.code, died.message, param=died.param, retry_after=died.retry_after)
-        begins = life.recovery is None
-        if life.recovery is None:
-            life.recovery = asyncio.create_task(self._carry_on(life))
-        else:
-            await asyncio.shield(life.recovery)
-        return begins
+        assert life.recovery is not None
+        if not life.told:
+            life.told = True
+            return True
+        await asyncio.shield(life.recovery)
+        return False
 
     async def _carry_on(self, life: Life) -> None:
         """Have another worker go on. Raises BulkheadError."""
@@ -354,7 +371,8 @@ class Generation:
             choice = self._choices[number]
             choice.backlog.extend(frame for frame in work.drain() if self._note(choice, frame))
         self._pausing = False
-        self._lease.send(Return(self._position, self._prompt_tokens))
+        self._told = life.position(self._told, self._position - self._begun_at)
+        self._lease.send(Return(self._told, self._prompt_tokens))
         await self._enter()
         self.recoveries += 1
         log.info("%s goes on in worker %s at token %d", self._id, self.worker, self._position)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 from collections import deque
+from collections.abc import Sequence
 
 from msgspec.structs import replace
 
@@ -86,15 +87,21 @@ class Choice:
 class Life:
     """The request's time on one worker."""
 
-    def __init__(self, granted: Granted, works: dict[int, Work]) -> None:
+    def __init__(
+        self, granted: Granted, works: dict[int, Work], choices: Sequence[Choice], awaited: int
+    ) -> None:
         self.granted = granted
-        self.until = granted.until
         self.works = works
         """By the choice's number; of those that it was given and that have not ended."""
+        self.awaited = awaited
+        """Tokens that each choice has to make here before `Passed` is told; 0 = nothing is."""
+        self._starts = [(choices[number], len(choices[number].emitted)) for number in works]
         self.going = asyncio.Event()
         """Not set while the output pauses although the worker lives."""
         self.going.set()
         self.faulty = False
+        self.told = False
+        """Whether the reader knows that it has ended early."""
         self.over: asyncio.Task[Died | None] | None = None
         self.verdict: asyncio.Task[Died] | None = None
         """One inquiry into an early end, however often a reader's patience runs out meanwhile."""
@@ -106,10 +113,29 @@ class Life:
         await asyncio.wait([self.over], timeout=seconds)
         self.check()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the worker's end is known."""
+        return self.over is not None and self.over.done()
+
     def check(self) -> None:
         """Raises Unreachable when the worker's end is known."""
-        if self.over is not None and self.over.done():
+        if self.is_over:
             raise Unreachable("it is gone")
+
+    @property
+    def passed(self) -> bool:
+        """Whether each choice that the worker was given at first has what is awaited, or has ended."""
+        return all(
+            choice.ended or len(choice.emitted) >= start + self.awaited
+            for choice, start in self._starts
+        )
+
+    def position(self, before: int, made: int) -> int:
+        """The request's position after so many tokens `made` here. Of several choices some may have
+        made many while others made none: what has not passed is not where it had to get."""
+        until = self.granted.until
+        return min(before + made, until - 1) if self.awaited else max(before + made, until)
 
     def hang_up(self) -> None:
         for work in self.works.values():

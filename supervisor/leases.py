@@ -114,9 +114,12 @@ class Leases:
         effects += self._proceed(entry)
         if gate_closed or not entry.waiting:
             return effects
+        breaker = self._breakers[entry.spec.name]
         limit = entry.concurrency or len(entry.granted) + len(entry.waiting)
+        if breaker.trips:
+            limit = 1  # the probe: the others come when it has a token
         places = max(0, limit - len(entry.granted))
-        doubted = not entry.proven or self._breakers[entry.spec.name].doubts
+        doubted = not entry.proven or breaker.doubts
         for lease in list(itertools.islice(entry.waiting.values(), places)):
             effects.append(self._grant(entry, lease, lease.position + 1 if doubted else 0))
         return effects
@@ -200,11 +203,11 @@ class Leases:
 
     def _refuse_load(self, entry: Entry, error: BulkheadError) -> list[Effect]:
         """A load has failed: who came for it was part of its end. Who waits while a worker is on
-        its way out was not, and waits for the next; and who was interrupted by a death before has
-        an answer under way, and does as well."""
+        its way out was not, and waits for the next; and who was interrupted or parked before has an
+        answer under way, and does as well."""
         if entry.state is not State.LOADING:
             return []
-        came = [lease for lease in entry.waiting.values() if not lease.interruptions]
+        came = [lease for lease in entry.waiting.values() if lease.error is None]
         refused = [self._refuse(entry, lease, error) for lease in came]
         return [*self._drop_wish(entry, error.message), *refused]
 

@@ -503,7 +503,9 @@ class Books:
         for name, entry in entries.items():
             if entry.state is not State.READY:
                 continue
-            limit = self.models[name].most or self.models[name].spec.concurrency
+            probes = self.trials.records[name].trips > 0
+            limit = 1 if probes else self.models[name].most or self.models[name].spec.concurrency
+            check(not probes or len(entry.granted) <= 1, f"several probe {name} at once")
             waits = self.open_of(name, "waiting")
             full = limit and len(entry.granted) >= limit
             tries = self.trials.trial(name) or self.open_of(name, "returning")

@@ -119,15 +119,16 @@ class Stage:
         return Peer(connection, ToSupervisor if path == self.control else ToEngine)
 
     async def start_several(
-        self, choices: int, at_once: int = AT_ONCE
+        self, choices: int, at_once: int = AT_ONCE, until: int = 0
     ) -> tuple[Generation, Peer, list[Peer]]:
-        """A generation of several choices, its lease, and the worker's end of the first ones."""
+        """A generation of several choices, its lease, and the worker's end of the first ones. `until`
+        as in `start`."""
         self.relay = Relay(self.control, at_once)
         requests = [replace(REQUEST, request_id=f"r{number}") for number in range(choices)]
         starting = asyncio.create_task(self.relay.start(requests, "alias", 5.0))
         lease = await self.accept(self.control)
         assert await lease.receive() == Acquire("r0", "alias", 5.0)
-        await lease.send(Granted("m", "m#1", self.socket))
+        await lease.send(Granted("m", "m#1", self.socket, until, until > 0))
         workers = dict([await self.work() for _ in requests[:at_once]])
         return await starting, lease, [workers[number] for number in range(len(workers))]
 

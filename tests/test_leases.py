@@ -495,6 +495,16 @@ def test_what_has_to_stop_is_parked_and_goes_on_later(why: str) -> None:
     assert ward.entry.deaths == 0
 
 
+def test_what_is_parked_is_no_stalled_loads_fault() -> None:
+    ward = Ward(1)
+    drained(ward, "eviction")
+    ward.returned(1, 7)
+    ward.pool.exited("m", 1, "exit status 0", ward.now)
+    late = ward.acquire()
+    assert ended(ward.after(LIMITS.load_stall)) == [(late, "model_loading")]
+    assert sorted(ward.entry.waiting) == [1]
+
+
 def test_what_is_parked_learns_why_if_it_cannot_go_on() -> None:
     ward = Ward(1)
     drained(ward, "emergency")

@@ -231,3 +231,29 @@ def test_ready_and_load_failed_count_while_loading_alone(wanted: State) -> None:
     assert pool.ready("m", 1, 5, 5, 2.0) == []
     assert pool.load_failed("m", 1, "no", 2.0) == []
     assert state(pool) is wanted
+
+
+def test_a_reason_lasts_as_long_as_what_it_explains() -> None:
+    pool = Pool([Spec("m")], rules=Rules(recovery="resume", max_restarts=2))
+    acquire(pool)
+    for generation in (1, 2):
+        pool.dying("m", generation, "SIGABRT", 1.0)
+        assert pool.entries["m"].reason == "SIGABRT"
+        pool.exited("m", generation, "SIGABRT", 1.0)
+        assert pool.entries["m"].reason == ""
+    assert state(pool) is State.CRASHED
+
+
+def test_one_request_probes_a_model_that_kept_dying() -> None:
+    pool = Pool([Spec("m")], rules=Rules(recovery="resume", max_restarts=1))
+    acquire(pool)
+    pool.exited("m", 1, "SIGABRT", 1.0)
+    pool.tick(10.0)
+    leases = [acquire(pool, 10.0) for _ in range(3)]
+    effects = pool.ready("m", 2, 0, 4096, 11.0)
+    assert [each.lease for each in effects if isinstance(each, Grant)] == leases[:1]
+    # One that ends without a token makes room for the next probe.
+    effects = pool.release(leases[0], 12.0)
+    assert [each.lease for each in effects if isinstance(each, Grant)] == leases[1:2]
+    effects = pool.passed(leases[1], 13.0)
+    assert [each.lease for each in effects if isinstance(each, Grant)] == leases[2:]

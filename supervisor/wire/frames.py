@@ -43,7 +43,8 @@ class Acquire(Frame, frozen=True, tag="acquire"):
 
 class Return(Frame, frozen=True, tag="return"):
     """After a `Died` that allows it: the request wants to go on where it stands, `position` tokens
-    into its output, all choices together. `prompt_tokens` are a choice's, 0 = not known."""
+    into its output, all choices together; but short of `Granted.until` unless `Passed` was told.
+    `prompt_tokens` are a choice's, 0 = not known."""
 
     position: int
     prompt_tokens: int = 0
@@ -120,8 +121,9 @@ class Granted(Frame, frozen=True, tag="granted"):
     """A place on a ready worker, until the lease's connection closes.
 
     `model` is the served name (aliases resolved), `worker` is `name#generation`, `socket` the path
-    to connect to. With `until`, tell `Passed` when the output has that many tokens, all choices
-    together, or has ended; with `then_pause` stop there until `Proceed`.
+    to connect to. With `until`, which is so many tokens past the position that the request has told,
+    tell `Passed` when each of its choices on the worker has made as many, or has ended; with
+    `then_pause` stop there until `Proceed`.
     """
 
     model: str

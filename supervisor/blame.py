@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-PROBATION = 4
+PROBATION = 3
 """Tokens past its furthest earlier position after which a suspect is cleared. An engine is at most
 two ahead of what it has told when it dies; more would have every other suspect wait for longer."""
 STRIKES = 2

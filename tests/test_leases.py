@@ -461,7 +461,7 @@ def test_replay_strikes_what_dies_alone_after_its_first_token() -> None:
     ward.ready()
     ward.dies()
     ward.exits()
-    assert ended(ward.returned(lease, 3)) == [(lease, "worker_crashed")]
+    assert ended(ward.returned(lease, PROBATION - 1)) == [(lease, "worker_crashed")]
     assert ward.pool.docket.strikes(b"x", ward.now) == 1
 
 

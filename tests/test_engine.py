@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.wire.frames import Embed, End, FromEngine, Generate, Load, Text, Token
+from supervisor.wire.frames import Embed, End, FromEngine, Generate, Load, Progress, Text, Token
 from supervisor.wire.progress import SIZE, ProgressRecord, Reading
 from tests.children import ROOT
 from worker.engine import (
@@ -217,6 +217,40 @@ def test_jobs_get_their_frames_in_order_and_then_nothing_more(stage: Stage) -> N
     stage.run_until(lambda: all(sink.closed for _, sink in jobs))
     assert [sink.frames for _, sink in jobs] == [counted(5), counted(6), counted(7)]
     assert [sink.closed for _, sink in jobs] == [1, 1, 1]
+
+
+class Prefilling(Counter):
+    """The first two steps of each job are its prompt's."""
+
+    taken = 0
+
+    def step(self) -> Sequence[Output]:
+        self.taken += 1
+        return [
+            (job, [Progress(1, 3)] if self.jobs.get(job, 9) <= 2 else frames)
+            for job, frames in super().step()
+        ]
+
+
+def test_the_core_is_yielded_once_for_each_group_of_first_tokens(
+    make_stage: Callable[[Counter], Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Prefilling()
+    stage = make_stage(engine)
+    yields: list[int] = []
+    monkeypatch.setattr("os.sched_yield", lambda: yields.append(engine.taken))
+    jobs = [stage.job(f"r{i}", 8) for i in range(3)]
+    group = iter([job for job, _ in jobs[1:]])
+
+    def join() -> None:
+        for job in group:
+            stage.thread.submit(job)
+
+    engine.before_step = join
+    stage.thread.submit(jobs[0][0])
+    stage.run_until(lambda: all(sink.closed for _, sink in jobs))
+    assert [sum(isinstance(frame, Token) for frame in sink.frames) for _, sink in jobs] == [6] * 3
+    assert yields == [3, 4]
 
 
 def test_a_job_may_join_while_another_runs(stage: Stage) -> None:

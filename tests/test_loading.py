@@ -174,10 +174,17 @@ before = resource.getrlimit(resource.RLIMIT_NOFILE)
 loading.import_mlx_lm()
 assert resource.setrlimit is original
 import mlx_lm.utils, mlx_lm.generate, transformers, types
-# No index of all models' names, which takes as long as a third of the rest; all are found.
+# No index of all models' names, which takes as long as a third of the rest.
 assert type(transformers.models) is types.ModuleType
 assert transformers.AutoTokenizer is transformers.models.auto.tokenization_auto.AutoTokenizer
 assert transformers.LlamaTokenizer is transformers.models.llama.LlamaTokenizer
+# All are found nevertheless, and modules that nobody has imported.
+from transformers.models import LlamaConfig, qwen2
+assert LlamaConfig is transformers.LlamaConfig
+assert qwen2.Qwen2Config is transformers.Qwen2Config
+assert transformers.models.mistral.MistralConfig is transformers.MistralConfig
+for name in ("Nonsense", "__nonsense__"):
+    assert not hasattr(transformers.models, name)
 print(before == resource.getrlimit(resource.RLIMIT_NOFILE))
 """
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gc
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,9 @@ class BatchEngine:
         self._prefilling: dict[int, int] = {}
         """Prompt tokens still to be prefilled, of those in the generator without a first token."""
         self._paused: dict[Job, _Paused] = {}
+        self._pausing: set[Job] = set()
+        """Those to pause that have no token yet: queued ones are passed over, the others pause with
+        their first."""
 
     def warm_up(self) -> None:
         loading.import_mlx_lm()
@@ -164,8 +168,13 @@ class BatchEngine:
         if left and max(left) <= PREFILL_STEP:
             return
         room = min(PREFILL_BATCH - len(left), self._concurrency - len(self._live))
-        for _ in range(min(room, len(self._queue))):
-            self._start(self._queue.popleft())
+        for job in list(islice(self._waiting(), max(room, 0))):
+            self._queue.remove(job)
+            self._start(job)
+
+    def _waiting(self) -> Iterator[Job]:
+        """Queued jobs that are not to pause, in order."""
+        return (job for job in self._queue if job not in self._pausing)
 
     def _start(self, job: Job) -> None:
         request = job.request
@@ -194,6 +203,7 @@ class BatchEngine:
         if isinstance(job.request, Embed):
             self._embedder.remove(job)
             return
+        self._pausing.discard(job)
         uid = self._uids.pop(job, None)
         if uid is not None:
             del self._live[uid]
@@ -206,7 +216,10 @@ class BatchEngine:
 
     def pause(self, job: Job) -> Sequence[FromEngine]:
         uid = self._uids.get(job)
-        if uid is None or uid in self._prefilling:
+        if uid in self._prefilling or job in self._queue:
+            self._pausing.add(job)
+            return ()
+        if uid is None:
             return ()
         live, batch = self._live[uid], self._generator._generation_batch
         at = batch.uids.index(uid)
@@ -232,6 +245,7 @@ class BatchEngine:
         return frames
 
     def unpause(self, job: Job) -> None:
+        self._pausing.discard(job)
         paused = self._paused.pop(job, None)
         if paused is None:
             return
@@ -246,7 +260,7 @@ class BatchEngine:
         self._live[uid], self._uids[job], self._prefilling[uid] = paused.live, uid, 1
 
     def step(self) -> Sequence[Output]:
-        decoded = self._decode() if self._live or self._queue else []
+        decoded = self._decode() if self._decodes else []
         return [*decoded, *self._embedder.step()]
 
     def _decode(self) -> list[Output]:
@@ -275,23 +289,31 @@ class BatchEngine:
         """The first tokens of sequences whose prompts are done.
 
         The generator would tell them after it has built the step that follows, which takes as long
-        as a step of a small model. A token that might end its sequence is left to it.
+        as a step of a small model. A token that might end its sequence is left to it. Those that
+        are to pause do so now.
         """
         outputs: list[Output] = []
         if not uids:
             return outputs
+        jobs = [self._live[uid].job for uid in uids]
         batch = self._generator._generation_batch
-        tokens = batch._next_tokens.tolist()
+        # By their ids, for a sequence that ends here leaves the batch and moves those behind it.
+        tokens = dict(zip(batch.uids, batch._next_tokens.tolist(), strict=True))
         for uid in uids:
             del self._prefilling[uid]
             live, at = self._live[uid], batch.uids.index(uid)
-            token = tokens[at]
+            token = tokens[uid]
             if token in self._eos or batch.max_tokens[at] == 1:
                 continue
             live.ahead = True
             frames = self._frames(live, token, None, batch._next_logprobs[at])
             self._told(uid, frames, ended=False)
             outputs.append((live.job, frames))
+        for job in jobs:
+            if job in self._pausing:
+                self._pausing.remove(job)
+                if made := self.pause(job):
+                    outputs.append((job, made))
         return outputs
 
     def _told(self, uid: int, frames: Sequence[FromEngine], *, ended: bool) -> None:
@@ -302,10 +324,14 @@ class BatchEngine:
             del self._uids[self._live.pop(uid).job]
 
     @property
+    def _decodes(self) -> bool:
+        return bool(self._live) or any(self._waiting())
+
+    @property
     def busy(self) -> bool:
         # Asked before there is a model, too.
         embedder = getattr(self, "_embedder", None)
-        return bool(self._live or self._queue or (embedder is not None and embedder.busy))
+        return self._decodes or (embedder is not None and embedder.busy)
 
     def shrink(self) -> None:
         mx.clear_cache()
@@ -313,6 +339,7 @@ class BatchEngine:
     def close(self) -> None:
         self._queue.clear()
         self._paused.clear()
+        self._pausing.clear()
         self._live.clear()
         self._uids.clear()
         for held in ("_generator", "_embedder", "_model", "_prompts", "_transcripts", "_grammars"):

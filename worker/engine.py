@@ -105,7 +105,7 @@ class Job:
     prepared: Prepared
     sink: Sink
     begun: bool = False
-    """Whether any of its output has been delivered."""
+    """Whether any of its output has been delivered; progress is none."""
 
     @property
     def prompt(self) -> Sequence[int]:
@@ -139,8 +139,9 @@ class Engine(Protocol):
         """Forget a job that is not wanted any more and free what it held; unknown jobs are fine."""
 
     def pause(self, job: Job) -> Sequence[FromEngine]:
-        """Set a job aside that is being decoded, with all that it holds; what it has already made
-        is returned. Any other job stays as it is."""
+        """Set a job aside with all that it holds; what it has already made is returned. One whose
+        prompt is being processed stops at its first token, one that is queued is not begun. Any
+        other job stays as it is."""
 
     def unpause(self, job: Job) -> None:
         """Go on with a paused job; any other is left as it is."""
@@ -222,11 +223,9 @@ class EngineThread:
             while self._obey():
                 self._record.begin()
                 outputs = self._engine.step()
-                begins = not all(job.begun for job, _ in outputs)
-                for job, frames in outputs:
-                    self._deliver(job, frames)
+                begun = [self._deliver(job, frames) for job, frames in outputs]
                 self._record.end()
-                if begins:
+                if any(begun):
                     # Linux wakes the reader on this very core, where it would wait until the next
                     # step is under way. At each token a yield would cost 4 % of their rate.
                     os.sched_yield()
@@ -247,12 +246,15 @@ class EngineThread:
                 return False
         return True
 
-    def _deliver(self, job: Job, frames: Sequence[FromEngine]) -> None:
-        job.begun = True
+    def _deliver(self, job: Job, frames: Sequence[FromEngine]) -> bool:
+        """Whether the job's output begins with these `frames`."""
+        begins = not job.begun and not isinstance(frames[-1], Progress)
+        job.begun = job.begun or begins
         self._record.made(sum(not isinstance(frame, (Progress, Failed)) for frame in frames))
         job.sink.send(frames)
         if isinstance(frames[-1], LAST):
             job.sink.close()
+        return begins
 
     def _pause(self, job: Job) -> None:
         if frames := self._engine.pause(job):

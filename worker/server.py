@@ -129,7 +129,7 @@ class WorkerServer:
             log.warning("a request connection was closed: %s", error)
 
     async def _prepare(
-        self, request: Generate | Embed, gone: asyncio.Task[ToEngine | None]
+        self, request: Generate | Embed, gone: asyncio.Task[None]
     ) -> Prepared | None:
         """The request ready for its turn, or None when the client has left first. Raises what the engine
         raises.
@@ -162,7 +162,8 @@ class WorkerServer:
     async def _generate(self, request: Generate | Embed, stream: FrameStream[ToEngine]) -> None:
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
-        gone = loop.create_task(stream.receive())  # the gateway has nothing to say yet: its EOF
+        wishes = _Wishes(self._thread)
+        gone = loop.create_task(wishes.follow(stream))  # until the gateway's EOF
         try:
             prepared = await self._prepare(request, gone)
         except BulkheadError as error:
@@ -181,6 +182,7 @@ class WorkerServer:
             return
         if prepared is None:
             log.info("request %s: cancelled before it was prepared", request.request_id)
+            await gone  # which may have failed
             return
         if prepared.end is not None:
             stream.send(Accepted(prepared.size, prepared.echo), prepared.end)
@@ -201,15 +203,9 @@ class WorkerServer:
         )
         sink.send([Accepted(prepared.size, prepared.echo)])
         job = Job(request, prepared, sink)
-        self._thread.submit(job)
+        wishes.submit(job)
         try:
-            while (said := await gone) is not None:
-                match said:
-                    case Pause():
-                        self._thread.pause(job)
-                    case Continue():
-                        self._thread.unpause(job)
-                gone = loop.create_task(stream.receive())
+            await gone
         finally:
             gone.cancel()
             if not sink.ended:
@@ -222,6 +218,36 @@ class WorkerServer:
                 how,
                 time.monotonic() - begun,
             )
+
+
+class _Wishes:
+    """What the gateway says after its request: that it pauses, and goes on. That may come before
+    there is a job."""
+
+    def __init__(self, thread: EngineThread) -> None:
+        self._thread = thread
+        self._job: Job | None = None
+        self._pauses = False
+
+    async def follow(self, stream: FrameStream[ToEngine]) -> None:
+        """Return when the gateway has left. Raises ProtocolError."""
+        while (said := await stream.receive()) is not None:
+            match said:
+                case Pause():
+                    self._pauses = True
+                    if self._job is not None:
+                        self._thread.pause(self._job)
+                case Continue():
+                    self._pauses = False
+                    if self._job is not None:
+                        self._thread.unpause(self._job)
+
+    def submit(self, job: Job) -> None:
+        """Give the engine the job, as it is wished by now."""
+        self._job = job
+        self._thread.submit(job)
+        if self._pauses:
+            self._thread.pause(job)
 
 
 def _is_quick(request: Generate | Embed) -> bool:

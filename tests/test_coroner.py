@@ -141,7 +141,7 @@ def test_a_death_is_examined_twice_and_is_one(tmp_path: Path) -> None:
         assert first.diagnosis.cause is Cause.ABORTED
         # What the process had written reaches us late; the pool has buried its requests by then.
         world.pool.dying("m", 1, "SIGABRT", world.now, first)
-        world.says(f"key sk-abcdefgh1234 or hunter2hunter2\n{METAL}{STACKS}")
+        world.says(f"[x] key sk-abcdefgh1234 or hunter2hunter2\n{METAL}{STACKS}")
         world.now += 5
         last = world.exit("SIGABRT")
         assert last is not None
@@ -168,7 +168,7 @@ def test_a_death_is_examined_twice_and_is_one(tmp_path: Path) -> None:
             ("m", "ready"),
             ("n", "loading"),
         ]
-        assert report["stderr"] == f"key [redacted] or [redacted]\n{METAL.strip()}"
+        assert report["stderr"] == f"[x] key [redacted] or [redacted]\n{METAL.strip()}"
         assert report["line"] == METAL.strip()
         assert "Current thread" in report["stacks"]
         assert report["versions"]["bulkhead"] == "1.2.3"

@@ -48,6 +48,8 @@ class Evidence:
     def oom_record(self, pid: int) -> str | None:
         return self.record
 
+    late_reports = True
+
     def ips(self, pid: int, since: float) -> str | None:
         return self.reports.pop(0) if self.reports else None
 
@@ -351,6 +353,25 @@ def test_those_who_are_on_their_way_back_were_inside(tmp_path: Path) -> None:
         world.pool.acquire("new", "m", 60.0, world.now)
         report = await world.report(world.exit("SIGKILL"))
         assert sorted(each["request_id"] for each in report["requests"]) == ["req-1", "req-2"]
+
+    play(tmp_path, story, rules=RESUME)
+
+
+def test_second_death_before_an_outcome_is_the_firsts_outcome(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.start("m", "req-1")
+        world.ready()
+        first = world.exit("SIGABRT")
+        lease = next(iter(world.pool.entries["m"].returning), 1)
+        world.comes_back(lease, 7)
+        world.start("m")
+        second = world.exit("SIGSEGV")
+        assert first is not None
+        assert second is not None
+        told = await world.report(first)
+        assert told["recovery"] == [
+            {"request_id": "req-1", "outcome": "was inside when worker m#2 died, too"}
+        ]
 
     play(tmp_path, story, rules=RESUME)
 

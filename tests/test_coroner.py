@@ -411,6 +411,22 @@ def test_macos_report_is_looked_for_again(tmp_path: Path, monkeypatch: pytest.Mo
     play(tmp_path, story)
 
 
+def test_elsewhere_it_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filing, "_IPS_SECONDS", 0.0)
+
+    async def story(world: World) -> None:
+        world.evidence.late_reports = False
+        world.evidence.reports = [None, "/Library/x.ips"]
+        world.start()
+        await world.report(world.exit("SIGABRT"))
+        await world.files.settled()
+        await asyncio.sleep(0)  # a timer that is due would have spawned by now
+        await world.files.settled()
+        assert world.evidence.reports == ["/Library/x.ips"]
+
+    play(tmp_path, story)
+
+
 def test_a_full_disk_costs_a_line_in_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

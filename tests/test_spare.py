@@ -319,7 +319,7 @@ def test_one_that_is_wedged_is_not_taken_and_its_end_is_a_death(
         await process.gone.wait()
         assert "has stalled" in caplog.text
         assert "died (SIGKILL)" in caplog.text
-        assert stage.spare.standing is Standing.WAITING
+        assert stage.spare.process is None
 
     play(scene)
 

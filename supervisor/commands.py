@@ -17,7 +17,7 @@ from rich.table import Table
 
 from supervisor import config, crash_view
 from supervisor.client import Client, Refusal, Unreachable
-from supervisor.crashes import Store
+from supervisor.crashes import Store, Unreadable
 from supervisor.paths import StateDir
 from supervisor.wire.crash import CrashList, CrashReport
 
@@ -183,10 +183,15 @@ def _client(url: str | None, state_dir: Path | None) -> Client:
 
 def _crashes_in(root: Path, crash_id: str) -> bytes:
     """JSON: what a state directory has, whether its server runs or not. Raises Refusal."""
+    if not root.is_dir():
+        raise Refusal(f"there is no state directory {root}")
     store = Store(StateDir(root, root).crashes)
     if not crash_id:
         return msgspec.json.encode(CrashList(crashes=store.listing()))
-    report = store.read(crash_id)
+    try:
+        report = store.read(crash_id)
+    except Unreadable as error:
+        raise Refusal(str(error)) from None
     if report is None:
         raise Refusal(f"there is no such crash report in {root}; `bulkhead crashes` lists them")
     return msgspec.json.encode(report)

@@ -119,6 +119,8 @@ class Coroner:
                 put_down = entry.reason
             living.scene = scene = self._look_around(living, entry, inside, put_down)
             self.files.open(scene)
+            for lease in inside:  # of an earlier death nothing else will be told
+                self._settle(lease.id, f"was inside when {scene.name} died, too")
             self._inside |= {lease.id: (scene.id, lease.request_id) for lease in inside}
         said = words(living.scene, self._cleaner, NEWS_BYTES)
         return Crash(living.scene.id, living.scene.diagnose(how, said))

@@ -33,6 +33,10 @@ _ID = re.compile(ID)
 T = TypeVar("T", CrashBrief, CrashReport)
 
 
+class Unreadable(Exception):
+    """A report is there, and broken; the message says which."""
+
+
 def new_id(epoch: float) -> str:
     """An id that no other death has. Their order is that of the seconds in which they happened."""
     return f"{datetime.fromtimestamp(epoch, UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
@@ -66,11 +70,18 @@ class Store:
 
     def listing(self) -> list[CrashBrief]:
         """All reports, newest first. What can't be read is left out, with a line in the log."""
-        found = [brief for path in self._paths() if (brief := _read(path, CrashBrief)) is not None]
+        found = list[CrashBrief]()
+        for path in self._paths():
+            try:
+                if (brief := _read(path, CrashBrief)) is not None:
+                    found.append(brief)
+            except Unreadable as error:
+                log.warning("%s", error)
         return sorted(found, key=lambda brief: (brief.time, brief.id), reverse=True)
 
     def read(self, name: str) -> CrashReport | None:
-        """The report with that id; None when there is none, or `name` is no id."""
+        """The report with that id; None when there is none, or `name` is no id.
+        Raises Unreadable."""
         return _read(self._path(name), CrashReport) if is_id(name) else None
 
     def _path(self, name: str) -> Path:
@@ -103,8 +114,8 @@ def _read(path: Path, kind: type[T]) -> T | None:
     except FileNotFoundError:
         return None  # forgotten a moment ago
     except (OSError, msgspec.DecodeError) as error:
-        log.warning("the crash report %s cannot be read: %s", path, type(error).__name__)
-        return None
+        why = type(error).__name__
+        raise Unreadable(f"The crash report {path.stem} cannot be read: {why}") from None
 
 
 def _private(path: str, flags: int) -> int:

@@ -220,12 +220,12 @@ LAST_WORDS = (
         r"\[malloc(_or_wait)?\] Unable to allocate|std::bad_alloc|^MemoryError\b",
         Cause.OUT_OF_MEMORY,
     ),
-    _row(r"There is no Stream\((gpu|cpu), \d+\)", Cause.WRONG_THREAD),
+    _row(r"There is no Stream\((gpu|cpu), \d+\)( in current thread)?", Cause.WRONG_THREAD),
     _row("failed assertion|addCompletedHandler", Cause.METAL_ASSERTION),
     _row("generation thread died", Cause.ENGINE_DIED, Weight.CONSEQUENCE),
-    _row("No Metal device available|metallib", Cause.NO_GPU),
+    _row("No Metal device available|Failed to load the default metallib|metallib", Cause.NO_GPU),
     _row(
-        r"Model type .* not supported|parameters not in model|Missing \d+ parameters"
+        r"Model type \S+ not supported|Received \d+ parameters not in model|Missing \d+ parameters"
         "|No safetensors found",
         Cause.LOAD_FAILED,
         loading=True,
@@ -341,9 +341,11 @@ def diagnose(
     return Diagnosis(cause, exception=exception)
 
 
-def is_known(line: str) -> bool:
-    """Whether a row knows this line; then it is the runtime's own, and not a request's."""
-    return any(row.pattern.search(line) for row in LAST_WORDS)
+def known_part(message: str) -> str:
+    """What a row knows at the beginning of this message: the runtime's own words, and not a
+    request's."""
+    found = (row.pattern.match(message) for row in LAST_WORDS)
+    return max((each[0] for each in found if each), key=len, default="")
 
 
 def _explain(said: str, *, loading: bool) -> Diagnosis | None:

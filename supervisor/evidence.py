@@ -32,6 +32,10 @@ _IPS_NAME = re.compile(r"(?i)python.*\.ips$")
 class Evidence(Protocol):
     """What may be asked about a death."""
 
+    @property
+    def late_reports(self) -> bool:
+        """Whether the system writes reports of its own, which `ips` may find seconds later."""
+
     def oom_kills(self) -> int | None:
         """How often the kernel has killed for want of memory, where we live. Costs microseconds."""
 
@@ -101,6 +105,10 @@ class SystemEvidence:
         except OSError:
             return last  # root's alone, on most systems
         return last
+
+    @property
+    def late_reports(self) -> bool:
+        return self.platform == "darwin"
 
     def ips(self, pid: int, since: float) -> str | None:
         if self.platform != "darwin":

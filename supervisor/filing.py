@@ -109,7 +109,10 @@ class Files:
         if not name:
             listing = await self._off_loop(self._store.listing)
             return msgspec.json.encode(CrashList(crashes=listing))
-        report = await self._off_loop(lambda: self._store.read(name))
+        try:
+            report = await self._off_loop(lambda: self._store.read(name))
+        except crashes.Unreadable as error:
+            raise NotFound(f"{error}.") from None
         if report is None:
             raise NotFound("There is no such crash report. GET /admin/crashes lists them.")
         return msgspec.json.encode(report)
@@ -148,7 +151,7 @@ class Files:
         self._rewrite(filed)
         if report.model is not None:
             self._last[report.model] = report
-        if report.ips is None:
+        if report.ips is None and self._evidence.late_reports:
             look = asyncio.get_running_loop().call_later
             look(_IPS_SECONDS, lambda: self._spawn(self._look_for_ips(filed)))
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from supervisor import logs
 from supervisor.paths import StateDir
 from supervisor.process import Child, Launcher, describe_exit
-from supervisor.watchdog import Watchdog
+from supervisor.watchdog import LATE_SECONDS, Watchdog
 from supervisor.wire import progress
 
 log = logging.getLogger("bulkhead.supervisor")
@@ -71,6 +71,8 @@ class Gatekeeper:
         self._hopeless_deaths = 0
         self._stopping = False
         self._born = 0.0
+        self._waited_since = self._looked = 0.0
+        """From when on the start counts, and the last look; monotonic seconds."""
         self._gone = asyncio.Event()
         self.child: Child | None = None
         self.serving = asyncio.Event()
@@ -82,7 +84,7 @@ class Gatekeeper:
             return
         stamp = datetime.now().strftime("%Y%m%dT%H%M%S")
         self._gone.clear()
-        self._born = time.monotonic()
+        self._born = self._waited_since = self._looked = time.monotonic()
         try:
             self.child = self._launcher.start(
                 "gateway",
@@ -127,7 +129,11 @@ class Gatekeeper:
 
     def _stalled(self, child: Child, now: float) -> str | None:
         if self._watchdog is None:
-            late = now - self._born > _START_SECONDS
+            if now - self._looked > LATE_SECONDS:
+                # We were stopped, and it may have been, too.
+                self._waited_since = now
+            self._looked = now
+            late = now - self._waited_since > _START_SECONDS
             return f"it did not serve within {_START_SECONDS:g} s" if late else None
         assert child.progress is not None
         reading = progress.read(child.progress)

@@ -1,8 +1,8 @@
 """What a dead process wrote to stderr, made fit to be kept and shown. Pure.
 
-Keys go, and so does whatever may quote a request: quoted strings of some length, and messages of
-exceptions that are not the runtime's own. Workers never log prompts, but an exception may repeat
-the value that it stumbled over. The worker's own log file keeps everything.
+Keys go, and so does whatever may quote a request: lines of no known form, quoted strings of some
+length, and messages of exceptions that are not the runtime's own. Workers never log prompts, but an
+exception may repeat the value that it stumbled over. The worker's own log file keeps everything.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from supervisor.diagnosis import NOISE, is_known
+from supervisor.diagnosis import NOISE, known_part
 
 QUOTE_MAX = 40
 """Characters that a quoted string may have: names of functions and types are shorter."""
@@ -56,6 +56,17 @@ _RUNTIME = re.compile(
     r"|During handling of the above |The above exception was "
 )
 """How lines begin that end an exception's message, beside log lines and stacks."""
+_NATIVE = re.compile(
+    r"(?:free|realloc|malloc|munmap_chunk)\(\): |double free or corruption|corrupted (?:size|double)"
+    r"|\*\*\* [a-z ]+ detected \*\*\*|\S+\(\d+,0x[0-9a-f]+\) malloc: "
+    r"|\S+: \S+:\d+: .*: Assertion `[^']*' failed\.$|  (?:Referenced from|Reason): "
+    r"|\S+[/\\]python[\d.]*: No module named [\w.]+$"
+)
+"""What else the C library, the loader and the interpreter say; nothing of a request is in it."""
+_THROWN = re.compile(r"(libc\+\+abi: terminating .*? of type [\w:]+: |  what\(\):  )(.*)")
+"""An exception of C++ that ends the process, and its message."""
+_RAISED = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception)(?:: |$)")
+"""An exception of Python's that is told without a traceback."""
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\):")
 _FRAME = re.compile(r'  File "([^"]+)", line \d+, in ')
 _EXCEPTION = re.compile(r"([A-Za-z_][\w.]*)(?:: (.*))?")
@@ -67,9 +78,13 @@ _STACK = re.compile(
 )
 _OF_STACK = re.compile(r"\s*$|  (?:File|Binary file) |  \.\.\.$|  <|  Garbage-collecting")
 
-_TAGGED = re.compile(r"\[[A-Za-z][\w:. ]*\] ")
-"""MLX's `[matmul] …` and Python's `[Errno 28] …`."""
-_NUMERIC = re.compile(r"[/\\](?:mlx|mlx_lm[/\\]models)[/\\]|[/\\]mlx_lm[/\\]generate\.py$")
+_TAGGED = re.compile(
+    r"\[(?:METAL|Errno \d+|(?!user\]|system\]|assistant\])[a-z]\w*(?:::\w+)*|[A-Z]\w*(?:::\w+)+)\] "
+)
+"""MLX's `[matmul] …` and `[Reshape::vmap] …`, Python's `[Errno 28] …`; not a template's `[INST] …`."""
+_NUMERIC = re.compile(
+    r"[/\\](?:site|dist)-packages[/\\](?:mlx[/\\]|mlx_lm[/\\](?:models[/\\]|generate\.py$))"
+)
 """Sources in which there are shapes and numbers, and no texts."""
 _OF_PYTHON = frozenset(
     {
@@ -85,8 +100,6 @@ _OF_PYTHON = frozenset(
     }
 )
 """Their messages name identifiers."""
-_KNOWN_WITHIN = 60
-"""Characters of a message within which a row of the diagnosis must begin."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +134,7 @@ class Cleaner:
         for raw in data.decode("utf-8", "replace").split("\n"):
             line = _plain(raw)
             where = _next(where, line)
-            if where is _In.MESSAGE:
+            if where is _In.MESSAGE or (where is _In.TEXT and not _is_harmless(line)):
                 withheld += bool(line.strip())
                 continue
             if withheld:
@@ -142,9 +155,9 @@ class Cleaner:
                     exception = line
                 where = _In.MESSAGE
             else:
-                line = _unquoted(line)
-                if _PANIC.match(line):
+                if _RAISED.match(line) or _PANIC.match(line):
                     where = _In.MESSAGE
+                line = _said(line)
             text.append(line)
         if withheld:
             text.append(_withheld(withheld))
@@ -197,14 +210,35 @@ def _exception(line: str, frame: str) -> str:
     kind, message = found[1], found[2] or ""
     if not message:
         return kind
-    plain = _unquoted(message)
-    safe = (
-        kind.rpartition(".")[2] in _OF_PYTHON
-        or _TAGGED.match(message) is not None
-        or is_known(plain[:_KNOWN_WITHIN])
-        or _NUMERIC.search(frame) is not None
-    )
-    return f"{kind}: {plain if safe else f'({len(message)} characters withheld)'}"
+    whole = kind.rpartition(".")[2] in _OF_PYTHON or _NUMERIC.search(frame) is not None
+    return f"{kind}: {_unquoted(message) if whole else _message(message)}"
+
+
+def _message(message: str) -> str:
+    """What may be shown of an exception's message: all of the runtime's own, and of others the
+    beginning that the diagnosis knows. A text further on may be a request's."""
+    if _TAGGED.match(message):
+        return _unquoted(message)
+    known = known_part(message)
+    left = len(message) - len(known)
+    if message[len(known) :] in ("", "."):
+        return message
+    return f"{known} ({left} characters withheld)".lstrip()
+
+
+def _is_harmless(line: str) -> bool:
+    """Whether a line outside tracebacks and stacks has the form of something that quotes nobody."""
+    forms = _LOG_LINE, _RUNTIME, _TAGGED, _NATIVE, _RAISED, _PANIC
+    return any(form.match(line) for form in forms)
+
+
+def _said(line: str) -> str:
+    """What may be shown of a line that is harmless by its form."""
+    if _RAISED.match(line):
+        return _exception(line, "")
+    if found := _THROWN.fullmatch(line):
+        return found[1] + _message(found[2])
+    return _unquoted(line)
 
 
 def _unquoted(line: str) -> str:

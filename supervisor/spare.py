@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 from supervisor.entry import Entry
 from supervisor.lifecycle import State
 from supervisor.pressure import Level
+from supervisor.watchdog import Watchdog
 from supervisor.wire import frames
 from supervisor.wire.codec import ProtocolError
 from supervisor.worker_process import Owner, WorkerProcess
@@ -30,6 +31,8 @@ _IMPORT_SECONDS = 600.0
 _BACKOFF_SECONDS = (1.0, 10.0)
 """After the first and the second death in a row. The third is the last."""
 _REAP_SECONDS = 5.0
+_STALL_SECONDS = 5.0
+"""A loop that has stood still for so long will not load a model."""
 
 
 class Standing(enum.StrEnum):
@@ -46,7 +49,7 @@ def is_calm(entries: Iterable[Entry], level: Level) -> bool:
     return level is Level.NORMAL and not any(
         entry.state is State.LOADING
         or entry.returning
-        or any(lease.interruptions for lease in entry.waiting.values())
+        or any(lease.error is not None for lease in entry.waiting.values())
         for entry in entries
     )
 
@@ -77,17 +80,24 @@ class Spare:
         """When the next may start, or the import must be over; monotonic seconds."""
         self.greeting: asyncio.Task[None] | None = None
         """Ends once it has said that it is ready, or can't any more."""
+        self._watchdog = Watchdog(_STALL_SECONDS)
+        """Of the one that is ready."""
 
     def allow(self) -> None:
         """There may be one from now on."""
         self.standing = Standing.WAITING
 
     def tend(self, now: float, *, calm: bool) -> None:
-        """Start one if there is none and it would be in nobody's way. Called now and then."""
+        """Start one if there is none and it would be in nobody's way; see that the one that is ready
+        moves. Called every `watchdog.LOOK_SECONDS`."""
         if self.standing is Standing.WAITING and calm and self.process is None and now >= self._due:
             self._begin(now)
         elif self.standing is Standing.IMPORTING and now >= self._due:
             log.error("the spare worker takes too long and is killed")
+            self._kill()
+        elif self.standing is Standing.READY and (how := self._stalled(now)):
+            log.error("the spare worker has stalled and is killed: %s", how)
+            self._doom(now)
             self._kill()
 
     def take(self) -> WorkerProcess | None:
@@ -138,7 +148,7 @@ class Spare:
             process.child.signal(signal.SIGKILL)
             return
         if isinstance(hello, frames.Hello) and self.standing is Standing.IMPORTING:
-            self.standing = Standing.READY
+            self.standing, self._watchdog = Standing.READY, Watchdog(_STALL_SECONDS)
             log.info("a spare worker is ready, pid %d", process.child.pid)
 
     def _kill(self) -> None:
@@ -147,9 +157,16 @@ class Spare:
 
     def _dying(self, how: str) -> None:
         if self.standing is Standing.READY:
-            # Nobody must take it; its end follows.
-            self.standing = Standing.IMPORTING
-            self._due = asyncio.get_running_loop().time() + _REAP_SECONDS
+            self._doom(asyncio.get_running_loop().time())
+
+    def _doom(self, now: float) -> None:
+        """Nobody must take it; its end follows, which is a death."""
+        self.standing, self._due = Standing.IMPORTING, now + _REAP_SECONDS
+
+    def _stalled(self, now: float) -> str | None:
+        assert self.process is not None
+        reading = self.process.reading()
+        return None if reading is None else self._watchdog.look(reading, now, awaited=True)
 
     def _exited(self, how: str) -> None:
         assert self.process is not None

@@ -48,6 +48,8 @@ class Evidence:
     def oom_record(self, pid: int) -> str | None:
         return self.record
 
+    late_reports = True
+
     def ips(self, pid: int, since: float) -> str | None:
         return self.reports.pop(0) if self.reports else None
 
@@ -141,7 +143,7 @@ def test_a_death_is_examined_twice_and_is_one(tmp_path: Path) -> None:
         assert first.diagnosis.cause is Cause.ABORTED
         # What the process had written reaches us late; the pool has buried its requests by then.
         world.pool.dying("m", 1, "SIGABRT", world.now, first)
-        world.says(f"key sk-abcdefgh1234 or hunter2hunter2\n{METAL}{STACKS}")
+        world.says(f"[x] key sk-abcdefgh1234 or hunter2hunter2\n{METAL}{STACKS}")
         world.now += 5
         last = world.exit("SIGABRT")
         assert last is not None
@@ -168,7 +170,7 @@ def test_a_death_is_examined_twice_and_is_one(tmp_path: Path) -> None:
             ("m", "ready"),
             ("n", "loading"),
         ]
-        assert report["stderr"] == f"key [redacted] or [redacted]\n{METAL.strip()}"
+        assert report["stderr"] == f"[x] key [redacted] or [redacted]\n{METAL.strip()}"
         assert report["line"] == METAL.strip()
         assert "Current thread" in report["stacks"]
         assert report["versions"]["bulkhead"] == "1.2.3"
@@ -355,6 +357,25 @@ def test_those_who_are_on_their_way_back_were_inside(tmp_path: Path) -> None:
     play(tmp_path, story, rules=RESUME)
 
 
+def test_second_death_before_an_outcome_is_the_firsts_outcome(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.start("m", "req-1")
+        world.ready()
+        first = world.exit("SIGABRT")
+        lease = next(iter(world.pool.entries["m"].returning), 1)
+        world.comes_back(lease, 7)
+        world.start("m")
+        second = world.exit("SIGSEGV")
+        assert first is not None
+        assert second is not None
+        told = await world.report(first)
+        assert told["recovery"] == [
+            {"request_id": "req-1", "outcome": "was inside when worker m#2 died, too"}
+        ]
+
+    play(tmp_path, story, rules=RESUME)
+
+
 def test_only_the_last_crashes_are_added_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -386,6 +407,22 @@ def test_macos_report_is_looked_for_again(tmp_path: Path, monkeypatch: pytest.Mo
         async with asyncio.timeout(DEADLINE):
             while (await world.report(crash))["ips"] != "/Library/x.ips":
                 continue
+
+    play(tmp_path, story)
+
+
+def test_elsewhere_it_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filing, "_IPS_SECONDS", 0.0)
+
+    async def story(world: World) -> None:
+        world.evidence.late_reports = False
+        world.evidence.reports = [None, "/Library/x.ips"]
+        world.start()
+        await world.report(world.exit("SIGABRT"))
+        await world.files.settled()
+        await asyncio.sleep(0)  # a timer that is due would have spawned by now
+        await world.files.settled()
+        assert world.evidence.reports == ["/Library/x.ips"]
 
     play(tmp_path, story)
 

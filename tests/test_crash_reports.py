@@ -176,6 +176,15 @@ def test_the_command_asks_a_server_or_reads_its_files(server: Server, tmp_path: 
         assert "no such crash report" in done.stderr
     done = crashes("--state-dir", str(tmp_path))
     assert (done.exit_code, done.stdout) == (0, "nothing has crashed\n")
+    done = crashes("--state-dir", str(tmp_path / "none"))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert f"there is no state directory {tmp_path / 'none'}" in done.stderr
+    broken = new_id(0)
+    (tmp_path / "crashes").mkdir()
+    (tmp_path / "crashes" / f"{broken}.json").write_text("{")
+    done = crashes(broken, "--state-dir", str(tmp_path))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == f"bulkhead: The crash report {broken} cannot be read: DecodeError\n"
 
 
 def test_reports_outlive_the_server_and_are_known_to_the_next(tmp_path: Path) -> None:

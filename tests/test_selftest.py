@@ -43,9 +43,24 @@ def test_a_round_counts_each_request_once() -> None:
 
 
 def test_a_round_passes_when_nobody_is_lost_and_the_fault_was_seen() -> None:
-    assert judged(stream(0, recoveries=1)).is_passed
-    assert judged(stream(0, is_whole=False, code="worker_crashed")).is_passed
-    assert not judged(stream(0), detected=None).is_passed
+    went_on, refused = stream(0, recoveries=1), stream(1, is_whole=False, code="worker_crashed")
+    assert judged(went_on, stream(1)).is_passed
+    assert not judged(went_on, detected=None).is_passed
+    assert judged(stream(0)).failures == ["no request was recovered"]
+    assert judged(went_on, refused).failures == ["1 requests were refused"]
+    assert judged(refused, fault=Fault.MEMORY).is_passed
+
+
+@pytest.mark.parametrize(("platform", "passes"), [("linux", False), ("darwin", True)])
+def test_another_text_is_a_failure_but_for_metal(
+    platform: str, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "platform", platform)
+    row = judged(stream(0, recoveries=1, text="abx"))
+    assert row.is_passed is passes
+
+
+def test_a_round_without_a_fault_need_not_show_one() -> None:
     assert judged(stream(0), fault=Fault.NONE, detected=None).is_passed
 
 
@@ -89,7 +104,7 @@ def test_flags_choose_and_the_exit_status_tells(
 
     def fake(wanted: list[Fault]) -> list[run.Row]:
         chosen.extend(wanted)
-        return [judged(stream(0), detected=1.0 if passes else None)]
+        return [judged(stream(0, recoveries=1), detected=1.0 if passes else None)]
 
     monkeypatch.setattr(command, "_run", fake)
     if passes:

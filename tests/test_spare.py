@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from supervisor.entry import Limits, Rules, Spec
+from supervisor.errors import WorkerCrashed
 from supervisor.pool import Pool
 from supervisor.pressure import Level
 from supervisor.process import Launcher
@@ -301,6 +302,28 @@ def test_one_whose_last_words_have_come_is_not_taken(play: Callable[..., None]) 
     play(scene)
 
 
+def test_one_that_is_wedged_is_not_taken_and_its_end_is_a_death(
+    play: Callable[..., None], caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scene(stage: Stage) -> None:
+        process = await stage.ready()
+        process.child.signal(signal.SIGSTOP)
+        stage.tend()
+        stage.tend(later=60.0)  # we were stopped ourselves, or so it seems
+        for quarter in range(20):
+            stage.tend(later=60.0 + quarter / 4)
+        assert stage.spare.standing is Standing.READY
+        for quarter in range(20, 30):
+            stage.tend(later=60.0 + quarter / 4)
+        assert stage.spare.take() is None
+        await process.gone.wait()
+        assert "has stalled" in caplog.text
+        assert "died (SIGKILL)" in caplog.text
+        assert stage.spare.process is None
+
+    play(scene)
+
+
 def test_one_that_goes_for_want_of_memory_is_no_death(play: Callable[..., None]) -> None:
     async def scene(stage: Stage) -> None:
         for _ in range(4):
@@ -371,3 +394,8 @@ def test_nobody_is_hindered_by_an_import() -> None:
     pool.passed(leases[0], 5.0)
     pool.passed(leases[1], 6.0)
     assert calm()
+    # One that was sent back without an interruption of its own.
+    again = pool.entries["m"].granted[leases[0]]
+    pool.entries["m"].waiting[leases[0]] = again
+    again.error, again.interruptions = WorkerCrashed("It died."), 0
+    assert not calm()

@@ -24,7 +24,7 @@ Oom = Annotated[bool, typer.Option("--oom", help="A worker that gets no more mem
 
 
 def selftest(kill: Kill = False, wedge: Wedge = False, oom: Oom = False) -> None:
-    """Exit status 1 when a request was lost or a fault not seen."""
+    """Exit status 1 when a request was lost, a fault not seen, or a death not recovered from."""
     chosen = [
         *(KILLS if kill else ()),
         *(WEDGES if wedge else ()),
@@ -48,8 +48,8 @@ def _run(faults: Sequence[Fault]) -> list[Row]:
         rows = list(rounds(instance, faults))
     console.print(table(rows))
     for row in rows:
-        if not row.is_passed and not row.lost:
-            console.print(f"{row.fault.value}: the worker did not end of it")
+        for failure in row.failures:
+            console.print(f"{row.fault.value}: {failure}")
     lost = sum(row.lost.total() for row in rows)
     console.print(f"{lost} requests lost" if lost else "No request was lost.")
     return rows

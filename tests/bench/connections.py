@@ -80,6 +80,7 @@ def _many_streams(report: harness.Report, port: int) -> None:
         f"tokens/s, {together} between their first token and their end at one moment"
     )
     report.bar(good == MANY, f"{good} of {MANY} streams without an error, ulimit -n {SOFT_FILES}")
+    report.bar(together == MANY, f"{together} of {MANY} streams running at one moment")
     report.figures["streams"] = {"good": good, "together": together, "seconds": seconds}
 
 

@@ -348,6 +348,12 @@ def known_part(message: str) -> str:
     return max((each[0] for each in found if each), key=len, default="")
 
 
+def known_within(line: str) -> str:
+    """What a row knows of this line, wherever that stands; "" = nothing."""
+    found = (row.pattern.search(line) for row in LAST_WORDS)
+    return max((each[0] for each in found if each), key=len, default="")
+
+
 def _explain(said: str, *, loading: bool) -> Diagnosis | None:
     """By the weightiest line that a row knows, and of several the last."""
     said = said[-_LOOKED_AT:]

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from supervisor.diagnosis import NOISE, known_part
+from supervisor.diagnosis import NOISE, known_part, known_within
 
 QUOTE_MAX = 40
 """Characters that a quoted string may have: names of functions and types are shorter."""
@@ -134,7 +134,9 @@ class Cleaner:
         for raw in data.decode("utf-8", "replace").split("\n"):
             line = _plain(raw)
             where = _next(where, line)
-            if where is _In.MESSAGE or (where is _In.TEXT and not _is_harmless(line)):
+            unknown = where is _In.TEXT and not _is_harmless(line)
+            known = known_within(line) if unknown else ""
+            if where is _In.MESSAGE or (unknown and not known):
                 withheld += bool(line.strip())
                 continue
             if withheld:
@@ -142,6 +144,10 @@ class Cleaner:
                 withheld = 0
             if where is _In.STACK:
                 stacks.append(line)
+                continue
+            if known:
+                # The rest may be a request's, the reason why the process died is not.
+                text.append(f"{known} ({len(line) - len(known)} characters withheld)")
                 continue
             line = self._hide(line)
             if where is _In.TRACEBACK and not _LOG_LINE.match(line):

@@ -303,3 +303,10 @@ def test_garbage_is_no_obstacle() -> None:
     assert clean("") == Words("", "", "")
     long = clean("[x] " + "a" * 10_000).text
     assert 2000 < len(long) < 2100
+
+
+def test_the_reason_in_a_line_of_unknown_form_is_kept() -> None:
+    line = (
+        b"python[4711:99] Execution was aborted: Insufficient Memory (00000008: my secret prompt)"
+    )
+    assert Cleaner().clean(line).text == "Insufficient Memory (68 characters withheld)"

@@ -182,7 +182,6 @@ assert transformers.LlamaTokenizer is transformers.models.llama.LlamaTokenizer
 from transformers.models import LlamaConfig, qwen2
 assert LlamaConfig is transformers.LlamaConfig
 assert qwen2.Qwen2Config is transformers.Qwen2Config
-assert transformers.models.mistral.MistralConfig is transformers.MistralConfig
 for name in ("Nonsense", "__nonsense__"):
     assert not hasattr(transformers.models, name)
 print(before == resource.getrlimit(resource.RLIMIT_NOFILE))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import math
@@ -66,8 +65,8 @@ def _leave_out_the_index() -> None:
     """Have `transformers.models` be a package like any other, a third of the import's time.
 
     To be lazy it reads the sources of all models, 3,000 files, for an index of their names that
-    `transformers` itself has just made of the same files. Here modules (`transformers.models.auto`)
-    are imported when they are asked for, and any other name is looked up in that one.
+    `transformers` itself has just made of the same files. Names are looked up in that one, and modules
+    (`transformers.models.auto`) are found once they are imported, as in any package.
     """
     if "transformers.models" in sys.modules:
         return
@@ -80,18 +79,10 @@ def _leave_out_the_index() -> None:
 
 
 def _found_in_transformers(name: str) -> Any:
-    """What `transformers.models` lacks: a module of that name, else what `transformers` calls so.
-    Raises AttributeError when there is neither."""
-    if not name.startswith("__"):  # of those each module has its own or none
-        whole = f"transformers.models.{name}"
-        try:
-            return importlib.import_module(whole)
-        except ModuleNotFoundError as error:
-            if error.name != whole:
-                raise
-        with contextlib.suppress(AttributeError):
-            return getattr(sys.modules["transformers"], name)
-    raise AttributeError(f"module 'transformers.models' has no attribute {name!r}")
+    """What `transformers.models` lacks and `transformers` calls so. Raises AttributeError."""
+    if name.startswith("__"):  # of those each module has its own or none
+        raise AttributeError(f"module 'transformers.models' has no attribute {name!r}")
+    return getattr(sys.modules["transformers"], name)
 
 
 def load(folder: Path, context: int, progress: Callable[[int, int], None]) -> Model:

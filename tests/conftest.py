@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import mlx.core as mx
@@ -19,3 +20,7 @@ import_mlx_lm()
 # /tmp/mlx doesn't hold yet, and that is more than a hundred on a new machine.
 if sys.platform == "linux":
     mx.disable_compile()
+
+# What a shell starts in the background ignores it, and so would every server of the tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -106,8 +106,6 @@ class Generation:
         self._connect = connect
         self._position = 0
         """Tokens of all choices."""
-        self._begun_at = 0
-        """The position when this worker began."""
         self._told = 0
         """The position as far as the supervisor knows; with several choices it may be less."""
         self._prompt_tokens = 0
@@ -269,8 +267,7 @@ class Generation:
                 continue
             self.model, self.worker, self.socket = granted.model, granted.worker, granted.socket
             self.asked = granted.asked
-            self._life = Life(granted, works, self._choices, max(0, granted.until - self._told))
-            self._begun_at = self._position
+            self._life = Life(granted, works, self._choices, self._told)
             self._life.over = asyncio.create_task(self._follow(self._life))
             return
 
@@ -338,14 +335,10 @@ class Generation:
         if died is not None and died.may_return:
             # Whether anybody reads or not: a client that is slow to read must not lose its answer
             # for it, nor have others wait.
-            self._begin_recovery(life)
-        return died
-
-    def _begin_recovery(self, life: Life) -> None:
-        if life.recovery is None:
             life.recovery = asyncio.create_task(self._carry_on(life))
             # It may end before anybody asks.
             life.recovery.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return died
 
     async def _recovers(self, life: Life, symptom: str) -> bool:
         """The worker's streams have ended early. True the first time that this is asked; otherwise
@@ -371,7 +364,7 @@ class Generation:
             choice = self._choices[number]
             choice.backlog.extend(frame for frame in work.drain() if self._note(choice, frame))
         self._pausing = False
-        self._told = life.position(self._told, self._position - self._begun_at)
+        self._told = life.position()
         self._lease.send(Return(self._told, self._prompt_tokens))
         await self._enter()
         self.recoveries += 1

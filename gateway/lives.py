@@ -88,14 +88,17 @@ class Life:
     """The request's time on one worker."""
 
     def __init__(
-        self, granted: Granted, works: dict[int, Work], choices: Sequence[Choice], awaited: int
+        self, granted: Granted, works: dict[int, Work], choices: Sequence[Choice], told: int
     ) -> None:
+        """`told` is the request's position as far as the supervisor knows."""
         self.granted = granted
         self.works = works
         """By the choice's number; of those that it was given and that have not ended."""
-        self.awaited = awaited
+        self.awaited = max(0, granted.until - told)
         """Tokens that each choice has to make here before `Passed` is told; 0 = nothing is."""
-        self._starts = [(choices[number], len(choices[number].emitted)) for number in works]
+        self._begun_at = told
+        self._all = [(choice, len(choice.emitted)) for choice in choices]
+        self._given = [self._all[number] for number in works]
         self.going = asyncio.Event()
         """Not set while the output pauses although the worker lives."""
         self.going.set()
@@ -128,14 +131,15 @@ class Life:
         """Whether each choice that the worker was given at first has what is awaited, or has ended."""
         return all(
             choice.ended or len(choice.emitted) >= start + self.awaited
-            for choice, start in self._starts
+            for choice, start in self._given
         )
 
-    def position(self, before: int, made: int) -> int:
-        """The request's position after so many tokens `made` here. Of several choices some may have
-        made many while others made none: what has not passed is not where it had to get."""
-        until = self.granted.until
-        return min(before + made, until - 1) if self.awaited else max(before + made, until)
+    def position(self) -> int:
+        """Where the request stands, for the supervisor. Of several choices some may have made many
+        tokens while others made none: what has not passed is not where it had to get."""
+        made = sum(len(choice.emitted) - start for choice, start in self._all)
+        reached, until = self._begun_at + made, self.granted.until
+        return min(reached, until - 1) if self.awaited else max(reached, until)
 
     def hang_up(self) -> None:
         for work in self.works.values():

@@ -341,16 +341,12 @@ def diagnose(
     return Diagnosis(cause, exception=exception)
 
 
-def known_part(message: str) -> str:
-    """What a row knows at the beginning of this message: the runtime's own words, and not a
-    request's."""
-    found = (row.pattern.match(message) for row in LAST_WORDS)
-    return max((each[0] for each in found if each), key=len, default="")
-
-
-def known_within(line: str) -> str:
-    """What a row knows of this line, wherever that stands; "" = nothing."""
-    found = (row.pattern.search(line) for row in LAST_WORDS)
+def known_part(text: str, *, anywhere: bool = False) -> str:
+    """What a row knows at the beginning of this text, or `anywhere` in it: the runtime's own words,
+    and not a request's. "" = nothing."""
+    found = (
+        row.pattern.search(text) if anywhere else row.pattern.match(text) for row in LAST_WORDS
+    )
     return max((each[0] for each in found if each), key=len, default="")
 
 

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from supervisor.diagnosis import NOISE, known_part, known_within
+from supervisor.diagnosis import NOISE, known_part
 
 QUOTE_MAX = 40
 """Characters that a quoted string may have: names of functions and types are shorter."""
@@ -135,7 +135,7 @@ class Cleaner:
             line = _plain(raw)
             where = _next(where, line)
             unknown = where is _In.TEXT and not _is_harmless(line)
-            known = known_within(line) if unknown else ""
+            known = known_part(line, anywhere=True) if unknown else ""
             if where is _In.MESSAGE or (unknown and not known):
                 withheld += bool(line.strip())
                 continue

@@ -26,24 +26,18 @@ import openai
 from supervisor.quarantine import Quarantine
 from tests.bench.harness import quantile, table
 from tests.chaos.faults import strike
-from tests.chaos.storm import KINDS
+from tests.chaos.storm import KINDS, MODELS
 from tests.chaos.traffic import CHAT, choices_of, make
 from tests.serving import Server, serving
 from tests.tiny import make_llama
 
 SIGNALS = ("abrt", "segv", "kill")
-CONFIG = """
+CONFIG = f"""
 [server]
 port = 0
 [memory]
 spare = true
-[models.one]
-source = "{one}"
-[models.two]
-source = "{two}"
-[models.demo]
-source = "demo"
-"""
+{MODELS}"""
 _EACH = 2
 """Requests of every kind, of every model."""
 _TOKENS = 60

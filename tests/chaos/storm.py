@@ -31,14 +31,7 @@ _VARIETY = 0.25
 """Of an answer's tokens so many are distinct at least."""
 _HEALTH_SECONDS = 0.05
 _TELL_SECONDS = 60.0
-CONFIG = """
-[server]
-port = 0
-[memory]
-load_stall_seconds = {load_stall}
-[recovery]
-stall_seconds = {stall}
-max_restarts = 6
+MODELS = """
 [models.one]
 source = "{one}"
 [models.two]
@@ -46,6 +39,15 @@ source = "{two}"
 [models.demo]
 source = "demo"
 """
+CONFIG = f"""
+[server]
+port = 0
+[memory]
+load_stall_seconds = {LOAD_STALL_SECONDS}
+[recovery]
+stall_seconds = {STALL_SECONDS}
+max_restarts = 6
+{MODELS}"""
 COMMON = ("plain", "seeded", "penalised", "several", "structured")
 KINDS = {"one": COMMON, "two": COMMON, "demo": (*COMMON, "calling", "reasoning")}
 
@@ -82,7 +84,7 @@ def storm(
     dice = random.Random(seed)
     (folder / "orders").mkdir(parents=True)
     one, two = (make_llama(folder / f"model{i}", seed=i) for i in (1, 2))
-    config = CONFIG.format(one=one, two=two, stall=STALL_SECONDS, load_stall=LOAD_STALL_SECONDS)
+    config = CONFIG.format(one=one, two=two)
     environ = {
         orders.VARIABLE: str(folder / "orders"),
         TABLE: str(folder / "table"),

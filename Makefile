@@ -60,7 +60,7 @@ $(BENCHMARKS:%=bench-%): bench-%: $(VENV)/.tools
 	$(BIN)/python -m tests.bench.$* $(ARGS)
 
 $(LONG): $(VENV)/.tools
-	$(BIN)/python -m tests.$@ $(ARGS)
+	$(BIN)/python -m $(if $(filter chaos,$@),tests.chaos,tests.property.$@) $(ARGS)
 
 chaos-sdk: $(VENV)/.tools
 	$(BIN)/python -m tests.chaos.sdk $(ARGS)

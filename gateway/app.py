@@ -11,11 +11,11 @@ from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
-from gateway import admin, models, openapi
-from gateway.completions import chat_completions, completions
-from gateway.embeddings import embeddings
-from gateway.guard import Guard
-from gateway.http import (
+from gateway.handlers import admin, models
+from gateway.handlers.completions import chat_completions, completions
+from gateway.handlers.embeddings import embeddings
+from gateway.http.auth import Guard
+from gateway.http.exchange import (
     ACTIVE,
     BEGUN,
     GUARD,
@@ -31,9 +31,10 @@ from gateway.http import (
     render_error,
     too_large,
 )
-from gateway.lives import choices_at_once
-from gateway.relay import Relay
-from supervisor.config import Server, read_api_keys
+from gateway.openai import document
+from gateway.relay.attempt import choices_at_once
+from gateway.relay.client import Relay
+from supervisor.config.settings import Server, read_api_keys
 from supervisor.errors import BulkheadError, InternalError, MethodNotAllowed, NotFound
 from supervisor.wire.codec import REQUEST_LIMIT
 
@@ -78,7 +79,7 @@ def build(settings: Server, control: str) -> web.Application:
     app.router.add_get("/admin/crashes/{id}", admin.crashes)
     app.router.add_get("/health", models.health)
     app.router.add_get("/", models.health)
-    app.router.add_get("/openapi.json", openapi.serve(keys=bool(app[GUARD].keys)))
+    app.router.add_get("/openapi.json", document.serve(keys=bool(app[GUARD].keys)))
     return app
 
 

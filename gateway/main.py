@@ -1,4 +1,4 @@
-"""Entry of the gateway process, under `supervisor.child`. It inherits the listening socket."""
+"""Entry of the gateway process, under `supervisor.processes.child`. It inherits the listening socket."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import msgspec
 import uvloop
 
 from gateway.app import build
-from gateway.edge import listening
-from supervisor.config import Server
+from gateway.http.server import listening
+from supervisor.config.settings import Server
 from supervisor.wire.frames import Serving, ToGateway
 from supervisor.wire.progress import ProgressRecord
 from supervisor.wire.stream import BACKLOG, FrameStream, connect

@@ -18,12 +18,17 @@ from pathlib import Path
 
 import msgspec
 
-from supervisor import catalog, client, config, leftovers, logs, readers, setting
-from supervisor.config import ConfigError
-from supervisor.measured import Sizes
-from supervisor.paths import InstanceLock, StateError, open_state
-from supervisor.service import WORKER_MODULE, Supervisor
-from supervisor.sizing import Sizing
+from supervisor import build
+from supervisor.app import WORKER_MODULE, Supervisor
+from supervisor.cli import client
+from supervisor.config.settings import Config, ConfigError
+from supervisor.machine import readers
+from supervisor.models import catalog
+from supervisor.models.size_cache import Sizes
+from supervisor.models.sizing import Sizing
+from supervisor.processes import orphans
+from supervisor.state import logs
+from supervisor.state.paths import InstanceLock, StateError, open_state
 from supervisor.wire.stream import BACKLOG
 
 FILES = 16384
@@ -33,11 +38,11 @@ FILES = 16384
 class Order(msgspec.Struct, frozen=True):
     """What is to be served, from which state directory."""
 
-    settings: config.Config
+    settings: Config
     root: str
 
 
-def replace_process(settings: config.Config, root: Path) -> typing.NoReturn:
+def replace_process(settings: Config, root: Path) -> typing.NoReturn:
     """Become the serving process. Settings may hold secrets, so they go through a file without a
     name instead of the command line."""
     with tempfile.TemporaryFile() as file:
@@ -57,7 +62,7 @@ def main() -> None:
 
 
 def run(
-    settings: config.Config,
+    settings: Config,
     served: catalog.Catalog,
     root: Path,
     *,
@@ -76,14 +81,14 @@ def run(
     reader = reader or readers.for_platform()
     # A child that imports MLX: seconds, for a figure that "auto" alone asks for.
     working_set = readers.working_set() if settings.memory.budget == "auto" else None
-    budget = setting.budget(settings.memory, reader.machine(), working_set)
+    budget = build.budget(settings.memory, reader.machine(), working_set)
     sizing = Sizing(served, Sizes.load(state.sizes), budget)
     try:
-        pool = setting.pool(settings, served, sizing)
+        pool = build.pool(settings, served, sizing)
     except ConfigError as error:
         complain(str(error), 2)
     _raise_file_limit()
-    leftovers.clean(state)  # before the port is asked for: a leftover gateway may hold it
+    orphans.clean(state)  # before the port is asked for: a leftover gateway may hold it
     server = settings.server
     try:
         listener = _listen(server.host, server.port)

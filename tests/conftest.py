@@ -7,8 +7,8 @@ import sys
 
 import mlx.core as mx
 
-from tests.staging import patience, play
-from worker.loading import import_mlx_lm
+from tests.helpers.staging import patience, play
+from worker.engine.loading import import_mlx_lm
 
 __all__ = ["patience", "play"]
 

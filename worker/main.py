@@ -1,4 +1,4 @@
-"""Entry of a worker process, under `supervisor.child`:
+"""Entry of a worker process, under `supervisor.processes.child`:
 `python -m worker.main [--spare] --channel FD --progress FD`.
 """
 
@@ -15,7 +15,7 @@ from functools import partial
 import uvloop
 
 from supervisor.wire.progress import ProgressRecord
-from worker.engine import Engine
+from worker.engine.thread import Engine
 from worker.priority import in_background
 from worker.server import WorkerServer
 
@@ -55,7 +55,7 @@ def _warm(make_engine: Callable[[], Engine]) -> Engine:
 
 
 def _batch_engine() -> Engine:
-    from worker.batch import BatchEngine
+    from worker.engine.batch import BatchEngine
 
     return BatchEngine()
 

@@ -34,7 +34,7 @@ from supervisor.wire.frames import (
 )
 from supervisor.wire.progress import ProgressRecord
 from supervisor.wire.stream import FrameStream, listen
-from worker.engine import Engine, EngineThread, Job, Loaded, Prepared
+from worker.engine.thread import Engine, EngineThread, Job, Loaded, Prepared
 from worker.sink import SocketSink
 
 log = logging.getLogger("bulkhead.worker")

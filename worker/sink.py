@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from supervisor.errors import InternalError
 from supervisor.wire import codec
 from supervisor.wire.frames import Failed, FromEngine
-from worker.engine import LAST
+from worker.engine.thread import LAST
 
 
 class SocketSink:

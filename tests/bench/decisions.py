@@ -15,9 +15,9 @@ import sys
 import time
 from collections.abc import Callable
 
-from supervisor.effects import Effect, Grant, Interrupt, Refuse, Spawn, Stop
-from supervisor.entry import Rules, Spec
-from supervisor.pool import Pool
+from supervisor.scheduler.effects import Effect, Grant, Interrupt, Refuse, Spawn, Stop
+from supervisor.scheduler.model import Rules, Spec
+from supervisor.scheduler.pool import Pool
 from tests.bench.eviction import POLICIES
 
 GB = 10**9

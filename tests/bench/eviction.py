@@ -23,9 +23,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from supervisor.effects import Bury, Effect, Grant, Refuse, Spawn, Stop
-from supervisor.entry import Rules, Spec
-from supervisor.pool import Pool
+from supervisor.scheduler.effects import Bury, Effect, Grant, Refuse, Spawn, Stop
+from supervisor.scheduler.model import Rules, Spec
+from supervisor.scheduler.pool import Pool
 
 GB = 10**9
 Policy = Literal["lru", "use_count", "gdsf"]

@@ -28,8 +28,8 @@ import psutil
 from tests.bench import client
 from tests.bench.answers import Failed
 from tests.bench.machine import Others, environment
-from tests.fakes.worker import IMPORTS
-from tests.serving import without_spare
+from tests.helpers.fakes.worker import IMPORTS
+from tests.helpers.serving import without_spare
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _READY_SECONDS = 60.0
@@ -133,7 +133,7 @@ def bulkhead(
     """`bulkhead serve` with its state in `folder`. `settings` is more TOML;
     a death is seen by the client unless `recovery` repairs it; `soft_files`, if given,
     is the soft limit of open files that the server is started with; with `scripted`, models may be
-    folders with a `tests.fakes.engine.Script`."""
+    folders with a `tests.helpers.fakes.engine.Script`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "bench.toml"
     text = f'[recovery]\nmode = "{recovery}"\n{settings}\n[server]\nport = 0\n'
@@ -143,7 +143,7 @@ def bulkhead(
     script = Path(sysconfig.get_path("scripts")) / "bulkhead"
     command = [str(script), "serve", "--config", str(config), "--state-dir", state]
     if scripted:
-        command = [sys.executable, "-m", "tests.fakes.serve", str(config), state]
+        command = [sys.executable, "-m", "tests.helpers.fakes.serve", str(config), state]
     if soft_files:
         command = ["/bin/sh", "-c", 'ulimit -S -n "$0" && exec "$@"', str(soft_files), *command]
     errors = folder / "stderr"

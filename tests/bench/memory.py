@@ -20,7 +20,7 @@ from pathlib import Path
 
 import psutil
 
-from supervisor.readers import LinuxReader
+from supervisor.machine.readers import LinuxReader
 from tests.bench import client, harness
 from tests.bench.answers import Failed
 
@@ -36,7 +36,7 @@ _DEADLINE = 300.0
 _MAKE = """
 import sys
 from pathlib import Path
-from tests.tiny import Shape, make_model
+from tests.helpers.tiny_llama import Shape, make_model
 shape = Shape(hidden_size=2048, intermediate_size=512, num_hidden_layers=1)
 make_model(Path(sys.argv[1]), "llama", shape=shape, seed=int(sys.argv[2]), vocabulary=131_072)
 """

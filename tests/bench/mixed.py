@@ -19,7 +19,7 @@ from typing import Any
 from supervisor.wire.frames import Generate, Structure, Tokens
 from tests.bench import harness
 from tests.bench.answers import Failed
-from tests.tiny import make_model
+from tests.helpers.tiny_llama import make_model
 
 ROWS = 16
 BAR = 0.85
@@ -66,9 +66,9 @@ def _measure(folder: Path, rounds: int, steps: int) -> list[tuple[float, float]]
     """(plain, mixed) tokens per second of each round, after one round that is not counted."""
     from mlx_lm import utils
 
-    from worker.decoding import Decoder, Row, make_generator
+    from worker.engine.decoding import Decoder, Row, make_generator
+    from worker.engine.sampling import Parameters
     from worker.grammar import Grammars, fill
-    from worker.sampling import Parameters
 
     load: Any = utils.load
     model, tokenizer, config = load(str(folder), return_config=True)

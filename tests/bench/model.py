@@ -13,7 +13,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from tests.tiny import make_llama
+from tests.helpers.tiny_llama import make_llama
 
 _EMBEDDING = "model.embed_tokens.weight"
 

@@ -22,7 +22,7 @@ from tests.bench import client, harness
 from tests.bench.answers import Failed
 from tests.bench.client import Connection, Exchange, Load, Stamped
 from tests.bench.harness import Bulkhead
-from tests.fakes.engine import Script, text_of
+from tests.helpers.fakes.engine import Script, text_of
 
 STREAMS, RATE = 8, 50
 """Of the neighbour; tokens a second of each."""

@@ -15,7 +15,7 @@ from tests.chaos.faults import FAULTS
 from tests.chaos.foe import TRIAL
 from tests.chaos.storm import storm
 from tests.chaos.tally import Tally, table, told, verdict
-from tests.fakes.signs import PHASES
+from tests.helpers.fakes.signs import PHASES
 
 
 def main() -> None:

@@ -16,8 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.fakes.orders import EXIT, HOG, TEAR, fifo_of
-from tests.fakes.signs import PREFILL, Sign
+from tests.helpers.fakes.orders import EXIT, HOG, TEAR, fifo_of
+from tests.helpers.fakes.signs import PREFILL, Sign
 
 SIGNALS = {
     "abrt": signal.SIGABRT,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from tests.chaos.faults import IDLING, Past, Plan, is_gone, plan, reached, strike, wait_until
 from tests.chaos.tally import Tally
-from tests.fakes.orders import fifo_of
-from tests.fakes.signs import DECODE, PREFILL, SPAWN, Sign, forget, sign_of
+from tests.helpers.fakes.orders import fifo_of
+from tests.helpers.fakes.signs import DECODE, PREFILL, SPAWN, Sign, forget, sign_of
 
 TRIAL = "trial"
 """The phase of a worker that has suspects before it, one at a time."""

@@ -23,13 +23,13 @@ from typing import Any
 
 import openai
 
-from supervisor.quarantine import Quarantine
+from supervisor.state.quarantine import Quarantine
 from tests.bench.harness import quantile, table
 from tests.chaos.faults import strike
 from tests.chaos.storm import KINDS, MODELS
 from tests.chaos.traffic import CHAT, choices_of, make
-from tests.serving import Server, serving
-from tests.tiny import make_llama
+from tests.helpers.serving import Server, serving
+from tests.helpers.tiny_llama import make_llama
 
 SIGNALS = ("abrt", "segv", "kill")
 CONFIG = f"""

@@ -16,10 +16,10 @@ from typing import Any
 from tests.chaos.foe import Foe, Target
 from tests.chaos.tally import Tally, told, verdict
 from tests.chaos.traffic import letters, make, said
-from tests.fakes import orders
-from tests.fakes.worker import TABLE
-from tests.serving import Answer, Server, serving
-from tests.tiny import make_llama
+from tests.helpers.fakes import orders
+from tests.helpers.fakes.worker import TABLE
+from tests.helpers.serving import Answer, Server, serving
+from tests.helpers.tiny_llama import make_llama
 
 __all__ = ["KINDS", "STREAMS", "Request", "Tally", "storm", "told", "verdict"]
 

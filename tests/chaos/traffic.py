@@ -6,7 +6,7 @@ import json
 import random
 from typing import Any
 
-from tests.serving import Answer
+from tests.helpers.serving import Answer
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 WEATHER = {

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from supervisor.errors import InvalidValue
 from supervisor.wire.frames import Chat, Generate
 from worker.grammar.schema import compilable
-from worker.tools.forms import Forced, Gates
-from worker.tools.harmony import harmony_rules
+from worker.output.tools.forms import Forced, Gates
+from worker.output.tools.harmony import harmony_rules
 
 MAX_CALLS = 16
 """Tool calls in one forced answer: a model that can't stop calling would never end."""

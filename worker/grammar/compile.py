@@ -16,12 +16,12 @@ from worker.grammar.native import Native
 from worker.grammar.refusals import IMPOSSIBLE, Part, refusal, refused
 from worker.grammar.schema import compilable, parsed
 from worker.grammar.vocabulary import Vocabulary
-from worker.lead import Lead, Marks
-from worker.text import Decoder
-from worker.tools.answer import Answer
-from worker.tools.calls import Calls
-from worker.tools.formats import Formats
-from worker.tools.forms import Forced, gates, promises
+from worker.output.preamble import Lead, Marks
+from worker.output.text import Decoder
+from worker.output.tools.answer import Answer
+from worker.output.tools.calls import Calls
+from worker.output.tools.formats import Formats
+from worker.output.tools.forms import Forced, gates, promises
 
 SCHEMA = "response_format.json_schema.schema"
 _CACHED = 64

@@ -10,8 +10,8 @@ import llguidance
 from supervisor.errors import BulkheadError
 from worker.grammar.follow import Compiled, Follower, no_answer
 from worker.grammar.vocabulary import Mask, Vocabulary
-from worker.text import Decoder
-from worker.tools.answer import Answer, Machine
+from worker.output.text import Decoder
+from worker.output.tools.answer import Answer, Machine
 
 _TAIL = 64
 """Characters of text, more than any marker has."""

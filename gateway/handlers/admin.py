@@ -1,0 +1,81 @@
+"""Models by hand, what happens to them as a stream of events, and what made them crash."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from aiohttp import web
+
+from gateway.http.exchange import (
+    OUTCOME,
+    RELAY,
+    REQUEST_ID,
+    decorate,
+    hold_seconds,
+    json_response,
+    patiently,
+)
+from supervisor.wire.codec import ProtocolError
+from supervisor.wire.frames import Action, Happened, ToGateway
+from supervisor.wire.stream import FrameStream
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+ACTIONS: tuple[Action, ...] = ("load", "unload", "pin", "unpin")
+_PING_SECONDS = 10.0
+
+
+def manage(action: Action) -> Handler:
+    """The handler of POST /admin/models/{id}/`action`.
+
+    A load is answered when the model is ready; the others at once, with the state that follows.
+    """
+
+    async def handler(request: web.Request) -> web.Response:
+        managed = await request.app[RELAY].manage(
+            request[REQUEST_ID], action, request.match_info["id"], hold_seconds(request)
+        )
+        body = {"id": managed.model, "state": managed.state, "pinned": managed.pinned}
+        return json_response(msgspec.json.encode(body))
+
+    return handler
+
+
+async def crashes(request: web.Request) -> web.Response:
+    """GET /admin/crashes, and /admin/crashes/{id}."""
+    name = request.match_info.get("id", "")
+    return json_response(await request.app[RELAY].crashes(name))
+
+
+async def events(request: web.Request) -> web.StreamResponse:
+    """GET /admin/events: server-sent events from now on, until the client leaves.
+
+    The stream ends when the server stops, and when the client reads too slowly.
+    """
+    feed = await request.app[RELAY].watch()
+    response = web.StreamResponse(
+        headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
+    )
+    decorate(request, response)
+    try:
+        await response.prepare(request)
+        await patiently(response.write(b": watching\n\n"))
+        request[OUTCOME] = "200, the events ended"
+        while (data := await _next(feed)) is not None:
+            await patiently(response.write(data))
+    finally:
+        feed.close()
+    return response
+
+
+async def _next(feed: FrameStream[ToGateway]) -> bytes | None:
+    try:
+        async with asyncio.timeout(_PING_SECONDS):
+            frame = await feed.receive()
+    except TimeoutError:
+        return b": ping\n\n"
+    except ProtocolError:
+        return None
+    return b"data: " + frame.body + b"\n\n" if isinstance(frame, Happened) else None

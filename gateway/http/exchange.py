@@ -1,0 +1,172 @@
+"""What all handlers share: the application's keys, bodies in, headers and errors out."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+import time
+from collections.abc import Awaitable, Iterator
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from gateway.http.auth import Guard
+from gateway.openai.validation import parse_object
+from gateway.relay.client import Relay
+from gateway.relay.generation import Generation
+from supervisor.config.settings import Server
+from supervisor.errors import (
+    BulkheadError,
+    InvalidJSON,
+    RequestTooLarge,
+    UnsupportedMediaType,
+)
+
+_BODY_SECONDS = 120.0
+_EXPOSED = (
+    "x-request-id, openai-processing-ms, x-bulkhead-model, x-bulkhead-worker, "
+    "x-bulkhead-recoveries, x-bulkhead-fallback, Retry-After, x-should-retry"
+)
+"""Every header of ours: a page sees no other, and SDKs in pages obey the last two."""
+_WRITE_SECONDS = 60.0
+_JSON_CHARSETS = ("utf-8", "utf8", "us-ascii")
+
+
+class Active:
+    """How many requests are inside, for the log: what was going on before a crash."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        self.count += 1
+        try:
+            yield
+        finally:
+            self.count -= 1
+
+
+SETTINGS = web.AppKey("settings", Server)
+RELAY = web.AppKey("relay", Relay)
+GUARD = web.AppKey("guard", Guard)
+ACTIVE = web.AppKey("active", Active)
+STARTED = web.AppKey("started", int)
+"""Epoch seconds; what `/v1/models` gives as `created`."""
+MAX_BODY = web.AppKey("max_body", int)
+"""Bytes."""
+
+REQUEST_ID = web.RequestKey("request_id", str)
+BEGUN = web.RequestKey("begun", float)
+"""Monotonic seconds."""
+OUTCOME = web.RequestKey("outcome", str)
+"""How the request ended, for the log."""
+
+
+async def read_object(request: web.Request) -> dict[str, Any]:
+    """The JSON object that was posted, nulls dropped. Raises the contract's 400, 413 or 415.
+
+    A body without a type is taken as JSON; a browser's form is always sent with one, so this opens
+    no door to pages of other sites.
+    """
+    if "Content-Type" in request.headers and request.content_type != "application/json":
+        raise UnsupportedMediaType("Send the body as `Content-Type: application/json`.")
+    if (request.charset or _JSON_CHARSETS[0]).lower() not in _JSON_CHARSETS:
+        raise UnsupportedMediaType("Send the body in UTF-8: JSON has no other `charset`.")
+    if (request.content_length or 0) > request.app[MAX_BODY]:
+        raise too_large(request.app[MAX_BODY])
+    try:
+        async with asyncio.timeout(_BODY_SECONDS):
+            body = await request.read()
+    except TimeoutError:
+        raise InvalidJSON(f"The body did not arrive within {_BODY_SECONDS:g} s.") from None
+    except web.RequestPayloadError:
+        raise InvalidJSON(
+            "The body could not be read: it is not what its `Content-Encoding` says, or broke off."
+        ) from None
+    return parse_object(body)
+
+
+async def patiently(sending: Awaitable[None]) -> None:
+    """Wait for a slow client's buffers, but not for ever. Raises ConnectionResetError when it has left,
+    or has read nothing for too long."""
+    try:
+        async with asyncio.timeout(_WRITE_SECONDS):
+            await sending
+    except TimeoutError:
+        raise ConnectionResetError("the client does not read") from None
+
+
+def too_large(limit: int) -> RequestTooLarge:
+    return RequestTooLarge(
+        f"The body is larger than {limit} bytes. server.max_body sets the limit."
+    )
+
+
+def new_request_id() -> str:
+    return f"req-{secrets.token_hex(12)}"
+
+
+def hold_seconds(request: web.Request) -> float:
+    """How long this request may wait before it is refused.
+
+    The configured hold, but only 0.8 of what the client says it will wait, so that it gets our
+    answer and not its own timeout.
+    """
+    configured = request.app[SETTINGS].hold_seconds
+    try:
+        announced = float(request.headers["x-stainless-read-timeout"])
+    except (KeyError, ValueError):
+        return configured
+    return min(0.8 * announced, configured) if announced > 0 else configured
+
+
+def decorate(request: web.Request, response: web.StreamResponse) -> None:
+    """The headers that every answer has; call it before the response is prepared."""
+    elapsed = (time.monotonic() - request[BEGUN]) * 1000
+    response.headers["x-request-id"] = request[REQUEST_ID]
+    response.headers["openai-processing-ms"] = str(round(elapsed))
+    origin = request.headers.get("Origin")
+    if origin is None or not request.app[GUARD].allows_origin(origin):
+        return
+    response.headers["Access-Control-Allow-Origin"] = origin
+    response.headers["Vary"] = "Origin"
+    response.headers["Access-Control-Expose-Headers"] = _EXPOSED
+    if request.method == "OPTIONS":
+        wanted = request.headers.get("Access-Control-Request-Headers", "*")
+        response.headers["Access-Control-Allow-Headers"] = wanted
+        response.headers["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
+
+
+async def body_digest(request: web.Request) -> bytes:
+    """What equal requests have in common; the body has been read, so this costs a hash."""
+    path = request.path.removeprefix("/v1").encode()
+    return hashlib.blake2b(path + b"\0" + await request.read(), digest_size=16).digest()
+
+
+def worker_headers(generation: Generation) -> dict[str, str]:
+    """Who answers. Model names may hold any character, headers may not."""
+    told = {"x-bulkhead-model": generation.model, "x-bulkhead-worker": generation.worker}
+    if generation.asked:
+        told["x-bulkhead-fallback"] = generation.asked
+    if generation.recoveries:
+        told["x-bulkhead-recoveries"] = str(generation.recoveries)
+    return {
+        name: value.encode("ascii", "backslashreplace").decode() for name, value in told.items()
+    }
+
+
+def render_error(error: BulkheadError) -> web.Response:
+    """The contract's body and headers for an error before the first byte."""
+    return json_response(msgspec.json.encode(error.body()), error.status, error.headers())
+
+
+def json_response(
+    body: bytes, status: int = 200, headers: dict[str, str] | None = None
+) -> web.Response:
+    return web.Response(
+        body=body, status=status, headers=headers, content_type="application/json", charset="utf-8"
+    )

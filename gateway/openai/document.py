@@ -1,0 +1,309 @@
+"""GET /openapi.json: the API as OpenAPI 3.1 has it, made of the types that validate requests.
+
+`ROUTES` lists what `gateway.app` serves; a test holds the two to each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from importlib.metadata import version
+from typing import Any
+
+import msgspec
+from aiohttp import web
+
+from gateway.handlers import embeddings
+from gateway.http.exchange import json_response
+from gateway.openai import chat, schemas
+from supervisor.errors import BulkheadError
+from supervisor.wire.crash import CrashList, CrashReport
+
+Schema = dict[str, Any]
+_REF = "#/components/schemas/{name}"
+_JSON = "application/json"
+_EVENTS = "text/event-stream"
+_ANY_ROUTE = (403, 500)
+"""A foreign Host or Origin; a bug of ours."""
+_ANY_BODY = (400, 413, 415)
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a POST takes: the type that validates it, and the parameters beside its fields.
+
+    `neutral` ones are accepted with these values only.
+    """
+
+    kind: type[msgspec.Struct]
+    harmless: frozenset[str]
+    neutral: Mapping[str, tuple[object, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path and method. `chunk` is what the events of its streams hold."""
+
+    method: str
+    path: str
+    summary: str
+    answer: type[msgspec.Struct] | None
+    errors: tuple[int, ...]
+    body: Body | None = None
+    chunk: type[msgspec.Struct] | None = None
+    worker: bool = False
+    """A model's worker answers."""
+    open: bool = False
+    """Answered without a key."""
+    events: bool = False
+    """The answer is a stream, whatever the request says."""
+
+
+_CHAT = Body(chat.ChatRequest, chat.HARMLESS, chat.NEUTRAL_CHAT)
+_TEXT = Body(chat.CompletionRequest, chat.HARMLESS, chat.NEUTRAL_TEXT)
+_EMBED = Body(embeddings.EmbeddingRequest, embeddings.HARMLESS, {})
+
+
+def _routes() -> Iterator[Route]:
+    posted = (*_ANY_BODY, 404, 503)
+    for at in ("/v1", ""):
+        yield Route(
+            "post",
+            f"{at}/chat/completions",
+            "Answer a conversation.",
+            schemas.ChatCompletion,
+            posted,
+            body=_CHAT,
+            chunk=schemas.ChatCompletionChunk,
+            worker=True,
+        )
+        yield Route(
+            "post",
+            f"{at}/completions",
+            "Continue a text, without a chat template.",
+            schemas.Completion,
+            posted,
+            body=_TEXT,
+            chunk=schemas.CompletionChunk,
+            worker=True,
+        )
+        yield Route(
+            "post",
+            f"{at}/embeddings",
+            "Turn texts into vectors.",
+            schemas.EmbeddingList,
+            posted,
+            body=_EMBED,
+            worker=True,
+        )
+        yield Route(
+            "get", f"{at}/models", "The models that may be asked for.", schemas.ModelList, (503,)
+        )
+        yield Route(
+            "get",
+            f"{at}/models/{{id}}",
+            "One of them; an alias gives the model it stands for.",
+            schemas.Model,
+            (404, 503),
+        )
+    wishes = {
+        "load": "Load a model; answered when it is ready.",
+        "unload": "Unload a model once its running requests have ended.",
+        "pin": "Keep a model loaded, whoever else wants the memory.",
+        "unpin": "Let a model be unloaded again.",
+    }
+    for action, summary in wishes.items():
+        yield Route(
+            "post",
+            f"/admin/models/{{id}}/{action}",
+            summary,
+            schemas.ManagedModel,
+            (400, 404, 503),
+        )
+    yield Route(
+        "get",
+        "/admin/events",
+        "What happens to models from now on, as server-sent events.",
+        None,
+        (503,),
+        events=True,
+    )
+    yield Route("get", "/admin/crashes", "Crash reports, newest first.", CrashList, (503,))
+    yield Route("get", "/admin/crashes/{id}", "One crash report, whole.", CrashReport, (404, 503))
+    told = "The server's state: 200 while requests can be accepted, else 503."
+    yield Route("get", "/health", told, schemas.Health, (503,), open=True)
+    yield Route("get", "/", told, schemas.Health, (503,))
+    yield Route("get", "/openapi.json", "This document.", None, ())
+
+
+ROUTES = tuple(_routes())
+
+
+def serve(*, keys: bool) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """The handler of GET /openapi.json. `keys`: some are configured."""
+    body = msgspec.json.encode(document(keys=keys))
+
+    async def openapi(request: web.Request) -> web.Response:
+        return json_response(body)
+
+    return openapi
+
+
+def document(*, keys: bool) -> Schema:
+    """The whole document. `keys`: a key is wanted on every route but the open ones."""
+    paths: dict[str, Schema] = {}
+    for route in ROUTES:
+        paths.setdefault(route.path, {})[route.method] = _operation(route)
+    bearer = {"type": "http", "scheme": "bearer"}
+    header = {"type": "apiKey", "in": "header", "name": "x-api-key"}
+    # Without configured keys any is accepted, and none as well.
+    security: list[Schema] = [{"bearer": []}, {"header": []}]
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Bulkhead",
+            "version": version("mlx-bulkhead"),
+            "description": "An OpenAI endpoint with every MLX model in a process of its own.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": _schemas(),
+            "securitySchemes": {"bearer": bearer, "header": header},
+        },
+        "security": security if keys else [{}, *security],
+    }
+
+
+def _operation(route: Route) -> Schema:
+    operation: Schema = {"summary": route.summary}
+    name = route.path.rpartition("/")[2] if "{" not in route.path else "model"
+    if route.path.startswith("/v1"):
+        operation["operationId"] = f"{route.method}_{name}".replace("completions", _style(route))
+    if route.open:
+        operation["security"] = [{}]
+    if "{id}" in route.path:
+        described = "A name or an alias. It may hold `/` and `:`, encoded or not."
+        if route.answer is CrashReport:
+            described = "One of those that the list has."
+        operation["parameters"] = [
+            {
+                "name": "id",
+                "in": "path",
+                "required": True,
+                "description": described,
+                "schema": {"type": "string", "minLength": 1},
+            }
+        ]
+    if route.body is not None:
+        schema = {"$ref": _ref(route.body.kind)}
+        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": schema}}}
+    operation["responses"] = {"200": _success(route)} | {
+        str(status): _failure(status, route)
+        for status in sorted({*route.errors, *_ANY_ROUTE, *(() if route.open else (401,))})
+    }
+    return operation
+
+
+def _style(route: Route) -> str:
+    return "chat_completion" if "/chat/" in route.path else "completion"
+
+
+def _success(route: Route) -> Schema:
+    schema: Schema = {"type": "object"} if route.answer is None else {"$ref": _ref(route.answer)}
+    content: Schema = {_JSON: {"schema": schema}}
+    if route.events:
+        content = {_EVENTS: {"schema": {"type": "string"}}}
+    description = "OK"
+    if route.chunk is not None:
+        kind = route.chunk.__name__
+        description = (
+            f"OK. With `stream`, server-sent events: each event's data is a {kind}, and the last "
+            "one's is `[DONE]`; or, after a failure, the last one's is an Error."
+        )
+        content[_EVENTS] = {"schema": {"type": "string"}}
+    headers = {
+        "x-request-id": "The client's own if it sent a sane one, else a new one.",
+        "openai-processing-ms": "Milliseconds until the answer, or the stream's first token.",
+    }
+    if route.worker:
+        headers["x-bulkhead-model"] = "The served name."
+        headers["x-bulkhead-worker"] = "`name#generation`."
+        headers["x-bulkhead-recoveries"] = "How often another worker went on, if ever."
+        headers["x-bulkhead-fallback"] = "The model that was asked for, if its fallback answers."
+    return {"description": description, "headers": _headers(headers), "content": content}
+
+
+def _failure(status: int, route: Route) -> Schema:
+    codes = ", ".join(sorted(f"`{code}`" for code in _codes(status)))
+    kind: type[msgspec.Struct] = schemas.Error
+    description = f"{HTTPStatus(status).phrase}: {codes}."
+    schema: Schema = {"$ref": _ref(kind)}
+    if route.answer is schemas.Health and status == 503:
+        schema = {"$ref": _ref(schemas.Health)}
+        description = "Requests can't be accepted at the moment."
+    headers = {}
+    if status == 503:
+        headers["Retry-After"] = "Seconds, 1 to 59."
+        headers["x-should-retry"] = "`true` or `false`, where the status alone would mislead."
+    return {
+        "description": description,
+        "headers": _headers(headers),
+        "content": {_JSON: {"schema": schema}},
+    }
+
+
+def _headers(described: Mapping[str, str]) -> Schema:
+    return {
+        name: {"description": text, "schema": {"type": "string"}}
+        for name, text in described.items()
+    }
+
+
+def _codes(status: int) -> set[str]:
+    """What `error.code` may be with that status."""
+    kinds, codes = [BulkheadError], set()
+    while kinds:
+        kind = kinds.pop()
+        kinds += kind.__subclasses__()
+        if not kind.__subclasses__() and kind.status == status:
+            codes.add(kind.code)
+    return codes
+
+
+def _ref(kind: type[msgspec.Struct]) -> str:
+    return _REF.format(name=kind.__name__)
+
+
+def _schemas() -> dict[str, Schema]:
+    bodies = {route.body.kind: route.body for route in ROUTES if route.body is not None}
+    told = [kind for route in ROUTES for kind in (route.answer, route.chunk) if kind is not None]
+    kinds = [*bodies, *dict.fromkeys(told), schemas.Error]
+    _, components = msgspec.json.schema_components(kinds, ref_template=_REF)
+    for body in bodies.values():
+        _complete(components[body.kind.__name__], body)
+    return components
+
+
+def _complete(schema: Schema, body: Body) -> None:
+    """What is accepted beside the type's fields, and nulls, which mean absent."""
+    required = schema.get("required", [])
+    properties = {
+        name: member if name in required else _nullable(member)
+        for name, member in schema["properties"].items()
+    }
+    for name, values in body.neutral.items():
+        properties[name] = {
+            "enum": [*values, None],
+            "description": "Not supported: only what asks for nothing is accepted.",
+        }
+    for name in body.harmless:
+        properties[name] = {"description": "Accepted, without effect."}
+    schema["properties"] = dict(sorted(properties.items()))
+    schema["additionalProperties"] = False
+
+
+def _nullable(schema: Schema) -> Schema:
+    if any(choice.get("type") == "null" for choice in schema.get("anyOf", ())):
+        return schema
+    return {"anyOf": [schema, {"type": "null"}]}

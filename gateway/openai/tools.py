@@ -1,0 +1,183 @@
+"""OpenAI's tools, tool choice and response formats: types, and what they mean to the worker. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from gateway.openai.validation import check_plain
+from supervisor.errors import InvalidValue, UnsupportedValue
+from supervisor.wire.frames import Calling, Structure
+
+TOOLS_MAX = 128
+_NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
+Name = Annotated[str, Meta(pattern=f"^{_NAME.pattern}$")]
+Schema = Annotated[dict[str, Any], Meta(description="A JSON Schema.")]
+
+
+class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What a model may call. Where calls are forced all of the schema is enforced that can be; `strict`
+    ones are refused if that is not all, and hold where the model calls by itself as well."""
+
+    name: Name
+    description: str | None = None
+    parameters: Schema | None = None
+    strict: bool | None = None
+
+
+class Tool(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"
+):
+    """A function tool. Custom tools are not supported."""
+
+    function: Function
+
+    def plain(self) -> dict[str, Any]:
+        """The tool as chat templates take it. Functions without parameters take an empty object."""
+        function = msgspec.to_builtins(self.function)
+        function.setdefault("parameters", {"type": "object", "properties": {}})
+        return {"type": "function", "function": function}
+
+
+class ChosenFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+
+
+class NamedChoice(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"
+):
+    """The model must call this one function, once."""
+
+    function: ChosenFunction
+
+
+class AllowedTools(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedChoice], Meta(min_length=1, max_length=TOOLS_MAX)]
+
+
+class AllowedChoice(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"
+):
+    """The model sees and may call these tools alone."""
+
+    allowed_tools: AllowedTools
+
+
+Choice = Literal["none", "auto", "required"] | NamedChoice | AllowedChoice
+
+
+class TextFormat(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"
+):
+    """No constraint."""
+
+
+class JSONFormat(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_object"
+):
+    """The answer is one JSON object."""
+
+
+class NamedSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The schema holds with `strict` and without."""
+
+    schema: Schema
+    name: str | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class SchemaFormat(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_schema"
+):
+    """The answer is one JSON value that is valid under the schema."""
+
+    json_schema: NamedSchema
+
+
+Format = TextFormat | JSONFormat | SchemaFormat
+
+
+def structure(wanted: Format | None) -> Structure | None:
+    """What holds for the answer. Raises InvalidValue for a schema that can't be passed on."""
+    match wanted:
+        case JSONFormat():
+            return Structure('{"type": "object"}')
+        case SchemaFormat(json_schema=named):
+            check_plain(named.schema, "response_format.json_schema.schema")
+            return Structure(msgspec.json.encode(named.schema).decode())
+        case _:
+            return None
+
+
+def calling(
+    tools: Sequence[Tool] | None,
+    choice: Choice | None,
+    parallel: bool | None,
+    wanted: Format | None,
+) -> tuple[list[dict[str, Any]], Calling | None]:
+    """The tools that the model is shown, and what it may do with them.
+
+    Without a choice "auto" holds, as at OpenAI's. With "none" the model is shown none: what it
+    does not know it does not try to call. Raises InvalidValue or UnsupportedValue.
+    """
+    tools = tools or ()
+    _check(tools)
+    if choice == "none":
+        return [], None
+    names = tuple(tool.function.name for tool in tools)
+    several = parallel is not False
+    mode: Literal["auto", "required"] = "auto"
+    places: tuple[int, ...] = ()
+    match choice:
+        case "required":
+            if not names:
+                raise InvalidValue(
+                    "`tool_choice` asks for a call, but there are no `tools`.", param="tool_choice"
+                )
+            mode = "required"
+        case NamedChoice(function=chosen):
+            mode, names, several = "required", _known([chosen.name], names), False
+        case AllowedChoice(allowed_tools=allowed):
+            wishes = [each.function.name for each in allowed.tools]
+            mode, names = allowed.mode, _known(wishes, names)
+            places = tuple(i for i, tool in enumerate(tools) if tool.function.name in names)
+            tools = [tools[i] for i in places]
+    if mode == "required" and not isinstance(wanted, TextFormat | None):
+        raise UnsupportedValue(
+            "`response_format` cannot be combined with a `tool_choice` that demands a call: the "
+            "answer would have to be both.",
+            param="response_format",
+        )
+    if not names:
+        return [], None
+    return [tool.plain() for tool in tools], Calling(mode, names, several, places)
+
+
+def _known(wishes: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
+    if not set(wishes) <= set(names):
+        raise InvalidValue(
+            "`tool_choice` names a function that is not among the `tools`.", param="tool_choice"
+        )
+    return tuple(name for name in names if name in wishes)
+
+
+def _check(tools: Sequence[Tool]) -> None:
+    seen: set[str] = set()
+    for number, tool in enumerate(tools):
+        param = f"tools[{number}].function.name"
+        name = tool.function.name
+        if not _NAME.fullmatch(name):  # `$` lets a newline pass
+            raise InvalidValue(f"Invalid value for `{param}`.", param=param)
+        if name in seen:
+            raise InvalidValue(
+                f"Invalid value for `{param}`: another tool has that name.", param=param
+            )
+        seen.add(name)
+        if tool.function.parameters is not None:
+            check_plain(tool.function.parameters, f"tools[{number}].function.parameters")

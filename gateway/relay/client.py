@@ -1,0 +1,177 @@
+"""From a parsed request to its tokens: connections to the supervisor and to workers.
+
+`Relay.start` takes a lease and hands the request to the granted worker; the `Generation` it
+returns yields frames until exactly one end: an `End` frame of every choice, or an error of the
+contract.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from gateway.relay.attempt import AT_ONCE, Unreachable, Work
+from gateway.relay.generation import (
+    ANSWER_SECONDS,
+    Generation,
+    News,
+    answer,
+    supervisor_gone,
+    unsendable,
+)
+from gateway.relay.preconnect import Ahead
+from supervisor.errors import InternalError, QueueFull
+from supervisor.wire.codec import ProtocolError
+from supervisor.wire.frames import (
+    Acquire,
+    Action,
+    AskCrashes,
+    Crashes,
+    Embed,
+    FromEngine,
+    Generate,
+    Granted,
+    Happened,
+    Inquire,
+    Manage,
+    Managed,
+    Report,
+    ToGateway,
+    Watch,
+)
+from supervisor.wire.stream import FrameStream, connect
+
+log = logging.getLogger("bulkhead.gateway")
+
+_CONNECT_SECONDS = 2.0
+"""How long a granted worker may refuse connections before it counts as faulty."""
+_RETRY_SECONDS = 0.02
+
+
+class Relay:
+    """Connects to the supervisor's control socket and to workers, anew for each request."""
+
+    def __init__(self, control: str, at_once: int = AT_ONCE) -> None:
+        """`at_once` is how many choices of a request its worker is given at the same time."""
+        self._control = control
+        self._at_once = at_once
+        self._leases: Ahead[ToGateway] = Ahead(ToGateway)
+        self._workers: Ahead[FromEngine] = Ahead(FromEngine)
+
+    async def start(
+        self,
+        request: Sequence[Generate] | Generate | Embed,
+        model: str,
+        hold: float,
+        digest: bytes = b"",
+    ) -> Generation:
+        """Wait up to `hold` seconds for a worker and give it the request, which may have several
+        choices. Raises BulkheadError.
+
+        One lease holds them all, for which the first one's id stands; each has a connection of its
+        own to the worker. Equal requests have an equal `digest`. Cancelling gives the place back.
+        """
+        choices = (request,) if isinstance(request, Generate | Embed) else request
+        lease = await self._connect()
+        generation = Generation(choices, lease, hold, self._work, self._at_once)
+        try:
+            lease.send(Acquire(choices[0].request_id, model, hold, digest))
+            await generation.begin()
+            # uvloop sends at the end of a turn: what follows here would hold the request back.
+            await asyncio.sleep(0)
+        except BaseException as error:
+            generation.close()
+            if isinstance(error, ProtocolError):
+                raise unsendable(choices[0].request_id, error) from None
+            raise
+        # Not before: this request's own frames go first.
+        self._leases.refill(self._control)
+        self._workers.refill(generation.socket)
+        return generation
+
+    async def close(self) -> None:
+        """Let go of the connections kept ahead."""
+        self._leases.close()
+        self._workers.close()
+
+    async def report(self, model: str = "") -> Report:
+        """The supervisor's view of the world. Raises BulkheadError, ModelNotFound among them."""
+        stream = await self._connect()
+        try:
+            stream.send(Inquire(model))
+            said = await answer(stream, ANSWER_SECONDS)
+        finally:
+            stream.close()
+        if not isinstance(said, Report):
+            raise InternalError("The supervisor gave an unexpected answer.")
+        return said
+
+    async def manage(self, request_id: str, action: Action, model: str, hold: float) -> Managed:
+        """Load, unload, pin or unpin by hand; only a load waits, up to `hold` seconds. Raises
+        BulkheadError. Cancelling gives the wait up, and cancels no load."""
+        stream = await self._connect()
+        try:
+            stream.send(Manage(request_id, action, model, hold))
+            said = await answer(stream, hold + ANSWER_SECONDS)
+        finally:
+            stream.close()
+        if not isinstance(said, Managed):
+            raise InternalError("The supervisor gave an unexpected answer.")
+        return said
+
+    async def crashes(self, name: str = "") -> bytes:
+        """JSON: the crash report with that id, or the list of all. Raises BulkheadError."""
+        stream = await self._connect()
+        try:
+            stream.send(AskCrashes(name))
+            said = await answer(stream, ANSWER_SECONDS)
+        finally:
+            stream.close()
+        if not isinstance(said, Crashes):
+            raise InternalError("The supervisor gave an unexpected answer.")
+        return said.body
+
+    async def watch(self) -> FrameStream[ToGateway]:
+        """A stream of `Happened`, which the caller closes: of all that happens from now on. Raises
+        BulkheadError."""
+        stream = await self._connect()
+        try:
+            stream.send(Watch())
+            if not isinstance(await answer(stream, ANSWER_SECONDS), Happened):
+                raise InternalError("The supervisor gave an unexpected answer.")
+        except BaseException:
+            stream.close()
+            raise
+        return stream
+
+    async def _connect(self) -> FrameStream[ToGateway]:
+        if (ahead := self._leases.take(self._control)) is not None:
+            return ahead
+        try:
+            return await connect(self._control, ToGateway)
+        except OSError:
+            raise supervisor_gone() from None
+
+    async def _work(self, granted: Granted, news: News) -> Work:
+        """Connect to the granted worker.
+
+        It may have died since, of which there are `news`; a full backlog passes; only a worker that
+        goes on refusing is faulty. What this process lacks is not the worker's fault.
+        """
+        if (ahead := self._workers.take(granted.socket)) is not None:
+            return ahead
+        deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS
+        while True:
+            try:
+                return await connect(granted.socket, FromEngine)
+            except (BlockingIOError, ConnectionRefusedError, FileNotFoundError) as error:
+                symptom = f"it does not accept connections: {error.strerror}"
+            except OSError as error:
+                log.error("cannot connect to worker %s: %s", granted.worker, error.strerror)
+                raise QueueFull(
+                    "The server has too many connections open at the moment. Try again shortly."
+                ) from None
+            if asyncio.get_running_loop().time() > deadline:
+                raise Unreachable(symptom)
+            await news(_RETRY_SECONDS)

@@ -1,0 +1,174 @@
+"""The control socket: what gateways ask for, and the leases that hang on their connections."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterable
+from typing import Protocol
+
+from supervisor.api.events import Feed
+from supervisor.errors import BulkheadError
+from supervisor.scheduler import refusals
+from supervisor.scheduler.effects import Bury, Effect, Grant, Interrupt, Loaded, Proceed, Refuse
+from supervisor.scheduler.pool import Pool
+from supervisor.state.paths import StateDir
+from supervisor.wire import frames
+from supervisor.wire.codec import ProtocolError
+from supervisor.wire.stream import FrameStream
+
+log = logging.getLogger("bulkhead.supervisor")
+
+Connection = FrameStream[frames.ToSupervisor]
+ToLease = Grant | Proceed | Refuse | Bury | Interrupt | Loaded
+
+
+class Shell(Protocol):
+    """What the control socket needs of the supervisor. Called on the event loop."""
+
+    def perform(self, effects: Iterable[Effect]) -> None: ...
+    def before_load(self, model: str) -> None:
+        """Somebody wants this model: its files may be others than when they were looked at."""
+
+    def keyed(self, digest: bytes) -> bytes:
+        """A request's digest as it may be remembered: nobody can guess the request from it."""
+
+    def gateway_serves(self) -> None: ...
+    def health(self) -> bytes:
+        """The object that `/health` shows."""
+
+    def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
+        """The gateway tells where an interrupted request stands."""
+
+    def left(self, lease: int) -> None:
+        """A lease's connection has closed."""
+
+    async def crashes(self, name: str) -> bytes:
+        """One crash report, or the list of all for "". Raises NotFound."""
+
+
+class Control:
+    """Turns frames into events of the pool; one connection is one lease at most."""
+
+    def __init__(self, pool: Pool, feed: Feed, state: StateDir, shell: Shell) -> None:
+        self._pool = pool
+        self._feed = feed
+        self._state = state
+        self._shell = shell
+        self._leases: dict[int, Connection] = {}
+
+    def tell(self, effect: ToLease) -> None:
+        """Send what was decided about a lease to whoever holds it."""
+        self._leases[effect.lease].send(self._frame(effect))
+
+    def _frame(self, effect: ToLease) -> frames.Frame:
+        match effect:
+            case Grant(_, model, worker, generation, until, then_pause, asked):
+                path = str(self._state.worker_socket(model, generation))
+                return frames.Granted(model, worker, path, until, then_pause, asked)
+            case Proceed():
+                return frames.Proceed()
+            case Refuse(_, error):
+                return _refused(error)
+            case Bury(_, error) | Interrupt(_, error):
+                may_return = isinstance(effect, Interrupt)
+                return frames.Died(
+                    error.code, error.message, error.param, error.retry_after, may_return
+                )
+            case Loaded(_, model):
+                return self._managed(model)
+
+    async def serve(self, connection: Connection) -> None:
+        """Answer one connection until it closes, which ends its lease."""
+        lease: int | None = None
+        try:
+            while (frame := await connection.receive()) is not None:
+                match frame:
+                    case frames.Acquire() if lease is None:
+                        lease = self._acquire(frame, connection)
+                    case frames.Manage() if lease is None:
+                        lease = self._manage(frame, connection)
+                    case frames.Watch():
+                        if not self._feed.join(connection):
+                            connection.send(_refused(refusals.too_many_watchers()))
+                    case frames.Return(position, prompt_tokens) if lease is not None:
+                        self._shell.returned(lease, position, prompt_tokens)
+                        self._shell.perform(self._pool.returned(lease, position, time.monotonic()))
+                    case frames.Passed() if lease is not None:
+                        self._shell.perform(self._pool.passed(lease, time.monotonic()))
+                    case frames.Fault(reason) if lease is not None:
+                        log.error("a gateway's request met a faulty worker: %s", reason)
+                        self._shell.perform(self._pool.fault(lease, reason, time.monotonic()))
+                    case frames.Inquire(model):
+                        connection.send(self._report(model))
+                    case frames.AskCrashes(name):
+                        connection.send(await self._crashes(name))
+                    case frames.Serving():
+                        self._shell.gateway_serves()
+                    case _:
+                        log.error("the gateway broke the protocol: %s", type(frame).__name__)
+                        return
+        except ProtocolError as error:
+            log.error("the gateway broke the protocol: %s", error)
+        finally:
+            self._feed.leave(connection)
+            if lease is not None:
+                self._shell.left(lease)
+                self._shell.perform(self._pool.release(lease, time.monotonic()))
+                del self._leases[lease]
+
+    def _acquire(self, frame: frames.Acquire, connection: Connection) -> int:
+        with contextlib.suppress(BulkheadError):  # the pool refuses it in a moment
+            self._shell.before_load(self._pool.resolve(frame.model).spec.name)
+        lease, effects = self._pool.acquire(
+            frame.request_id,
+            frame.model,
+            frame.hold_seconds,
+            time.monotonic(),
+            self._shell.keyed(frame.digest),
+        )
+        self._leases[lease] = connection
+        self._shell.perform(effects)
+        return lease
+
+    def _manage(self, frame: frames.Manage, connection: Connection) -> int | None:
+        """A person's wish. Returns the lease of a load, which waits."""
+        now = time.monotonic()
+        try:
+            name = self._pool.resolve(frame.model).spec.name
+        except BulkheadError as error:
+            connection.send(_refused(error))
+            return None
+        log.info("asked by hand (%s): %s %s", frame.request_id, frame.action, name)
+        if frame.action == "load":
+            self._shell.before_load(name)
+            lease, effects = self._pool.load(frame.request_id, name, frame.hold_seconds, now)
+            self._leases[lease] = connection
+            self._shell.perform(effects)
+            return lease
+        wishes = {"unload": self._pool.unload, "pin": self._pool.pin, "unpin": self._pool.unpin}
+        self._shell.perform(wishes[frame.action](name, now))
+        connection.send(self._managed(name))
+        return None
+
+    def _managed(self, name: str) -> frames.Managed:
+        entry = self._pool.entries[name]
+        return frames.Managed(name, entry.state.value, entry.pinned)
+
+    async def _crashes(self, name: str) -> frames.Crashes | frames.Refused:
+        try:
+            return frames.Crashes(await self._shell.crashes(name))
+        except BulkheadError as error:
+            return _refused(error)
+
+    def _report(self, model: str) -> frames.Report | frames.Refused:
+        try:
+            name = self._pool.resolve(model).spec.name if model else ""
+        except BulkheadError as error:
+            return _refused(error)
+        return frames.Report(not self._pool.shutting_down, self._shell.health(), name)
+
+
+def _refused(error: BulkheadError) -> frames.Refused:
+    return frames.Refused(error.code, error.message, error.param, error.retry_after)

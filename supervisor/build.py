@@ -1,0 +1,121 @@
+"""The configuration as the pool has it: rules, limits, thresholds, sizes and the budget in bytes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from supervisor.config.settings import Config, ConfigError, Memory
+from supervisor.machine.readers import Machine
+from supervisor.models.catalog import Catalog
+from supervisor.models.sizing import Sizing
+from supervisor.processes.spare import BYTES as SPARE_BYTES
+from supervisor.scheduler.ledger import auto_budget
+from supervisor.scheduler.pool import Limits, Pool, ReleaseRule, Rules, Spec
+from supervisor.scheduler.pressure import Thresholds
+from supervisor.scheduler.refusals import gigabytes
+
+log = logging.getLogger("bulkhead.supervisor")
+
+
+def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
+    """A pool with every model and none loaded, and what is known of each. Reads their files.
+
+    Raises ConfigError when what is to be loaded together can't be, see `check_together`.
+    """
+    memory, recovery = config.memory, config.recovery
+    made = Pool(
+        (_spec(name, catalog, sizing) for name in catalog.models),
+        default_model=config.server.default_model,
+        limits=Limits(load_stall=memory.load_stall_seconds, drain=memory.drain_seconds),
+        rules=Rules(
+            policy=memory.policy,
+            keep=memory.keep,
+            max_loaded=memory.max_loaded,
+            cleanup_interval=memory.cleanup_interval,
+            min_residency=_seconds(memory.min_residency),
+            max_wait=_seconds(memory.max_wait),
+            load_gate=memory.load_gate,
+            load_gate_timeout=memory.load_gate_timeout,
+            max_requests=config.server.max_requests,
+            release=release_rule(),
+            recovery=recovery.mode,
+            max_recoveries=recovery.max_recoveries,
+            max_restarts=recovery.max_restarts,
+            restart_window=recovery.restart_window,
+            backoff_max=recovery.backoff_max,
+        ),
+        budget=sizing.budget,
+    )
+    offset = time.time() - time.monotonic()
+    for name in catalog.models:
+        known = sizing.remembered(name)
+        seconds, size = (known.load_seconds, known.memory_bytes) if known else (None, None)
+        limit = sizing.limited(name, offset)
+        made.recall(name, sizing.uses(name), seconds, size, limit)
+    models = catalog.models.items()
+    pinned = [name for name, model in models if model.pin]
+    preloaded = [name for name, model in models if model.preload]
+    check_together(made, "pinned models", pinned)
+    check_together(made, "models to preload", preloaded)
+    if memory.spare:
+        _reserve_spare(made, [pinned, preloaded, *([name] for name in catalog.models)])
+    return made
+
+
+def _reserve_spare(pool: Pool, groups: Sequence[Sequence[str]]) -> None:
+    """Keep room for a spare worker, unless that makes models impossible that fit without it."""
+    budget = pool.ledger.budget
+    for group in groups:
+        needed = sum(pool.entries[name].size for name in group)
+        if budget is not None and budget - SPARE_BYTES < needed <= budget:
+            names = ", ".join(group)
+            log.warning("no spare worker: %s leaves no room for it in the budget", names)
+            return
+    pool.ledger.reserve(SPARE_BYTES)
+
+
+def check_together(pool: Pool, what: str, names: Sequence[str]) -> None:
+    """Raises ConfigError unless these models fit the budget all at once, as far as their sizes are
+    known: one of them could never be loaded, or would not be at start."""
+    entries = [pool.entries[name] for name in names]
+    needed, budget = sum(entry.size for entry in entries), pool.ledger.budget
+    if budget is None or needed <= budget:
+        return
+    each = ", ".join(f"{e.spec.name} {gigabytes(e.size)} ({e.size_source})" for e in entries)
+    raise ConfigError(
+        f"memory.budget: {gigabytes(budget)} are too little for the {what}, which need "
+        f"{gigabytes(needed)} together: {each}. Choose fewer or smaller ones, lower their "
+        "max_concurrency or context, set their `memory`, or raise the budget."
+    )
+
+
+def _spec(name: str, catalog: Catalog, sizing: Sizing) -> Spec:
+    need = sizing.need(name)
+    return replace(catalog.spec(name), estimate_bytes=need.estimate, headroom_bytes=need.headroom)
+
+
+def budget(memory: Memory, machine: Machine, working_set: int | None) -> int | None:
+    """Bytes that all workers together may be charged; None = unlimited, because nothing is
+    configured and the machine's RAM is unknown. `working_set` is the GPU's, bytes."""
+    if machine.physical is None:
+        return None if memory.budget.endswith(("%", "auto")) else memory.budget_bytes(0)
+    configured = memory.budget_bytes(machine.physical)
+    return auto_budget(machine.physical, working_set) if configured is None else configured
+
+
+def release_rule(platform: str = sys.platform) -> ReleaseRule:
+    """Whether a dead worker's memory is back at once."""
+    return ReleaseRule.WHEN_SEEN if platform == "darwin" else ReleaseRule.AT_REAP
+
+
+def thresholds(memory: Memory) -> Thresholds:
+    return Thresholds(memory.warn, memory.high, memory.critical)
+
+
+def _seconds(value: float | str) -> float | None:
+    """None = "auto"."""
+    return None if isinstance(value, str) else float(value)

@@ -1,0 +1,148 @@
+"""A running server as the commands see it: found by its state directory or its URL, asked over HTTP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from supervisor.config.settings import ConfigError, read_api_keys
+from supervisor.state.paths import StateDir, write_atomically
+
+_SECONDS = 15.0
+"""For an answer that needs no model."""
+_LOAD_SECONDS = 3600.0
+KEY_VARIABLE = "BULKHEAD_API_KEY"
+
+
+class Unreachable(Exception):
+    """No server, or none that talks to us; the message says what to do."""
+
+
+class Refusal(Exception):
+    """The server's own error, in its words."""
+
+
+class Address(msgspec.Struct, frozen=True):
+    """How a running instance is reached: what it leaves in its state directory."""
+
+    url: str
+    api_keys_file: str = ""
+
+
+def announce(state: StateDir, address: Address) -> None:
+    """Leave the address for commands. Raises OSError."""
+    write_atomically(state.address, msgspec.json.encode(address))
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """Asks one server."""
+
+    host: str
+    port: int
+    key: str = ""
+
+    @classmethod
+    def of_url(cls, url: str, environ: Mapping[str, str]) -> Client:
+        """Raises Unreachable for what is no address of a server."""
+        wrong = f"{url} is not the URL of a Bulkhead, such as http://127.0.0.1:11435"
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            port = parts.port or 80
+        except ValueError:
+            raise Unreachable(wrong) from None
+        if parts.scheme != "http" or not parts.hostname:
+            raise Unreachable(wrong)
+        return cls(parts.hostname, port, environ.get(KEY_VARIABLE, ""))
+
+    @classmethod
+    def of_state(cls, root: Path, environ: Mapping[str, str]) -> Client:
+        """The instance that runs with this state directory. Raises Unreachable."""
+        absent = f"no Bulkhead runs with the state directory {root}; `bulkhead serve` starts one"
+        try:
+            content = (root / "address.json").read_bytes()
+            address = msgspec.json.decode(content, type=Address)
+        except (OSError, msgspec.DecodeError):
+            raise Unreachable(absent) from None
+        key = environ.get(KEY_VARIABLE, "")
+        if not key and address.api_keys_file:
+            try:
+                key = next(iter(sorted(read_api_keys(address.api_keys_file))), "")
+            except ConfigError as error:
+                raise Unreachable(f"{error}; set {KEY_VARIABLE}") from None
+        client = cls.of_url(address.url, environ)
+        return cls(client.host, client.port, key)
+
+    def health(self) -> dict[str, Any]:
+        """The state of the server. Raises Unreachable or Refusal."""
+        found: dict[str, Any] = self._ask("GET", "/", _SECONDS)
+        return found
+
+    def crashes(self, name: str = "") -> dict[str, Any]:
+        """The crash report with that id, or the list of all. Raises Unreachable or Refusal."""
+        path = f"/admin/crashes/{quote(name, safe='')}" if name else "/admin/crashes"
+        found: dict[str, Any] = self._ask("GET", path, _SECONDS)
+        return found
+
+    def manage(self, model: str, action: str) -> dict[str, Any]:
+        """Load, unload, pin or unpin. Blocks until a load is over. Raises Unreachable or Refusal."""
+        seconds = _LOAD_SECONDS if action == "load" else _SECONDS
+        path = f"/admin/models/{quote(model, safe='')}/{action}"
+        found: dict[str, Any] = self._ask("POST", path, seconds)
+        return found
+
+    def events(self) -> Generator[dict[str, Any] | None, None, None]:
+        """What happens from now on: None first, once the server has begun to tell. Raises
+        Unreachable or Refusal."""
+        with self._send("GET", "/admin/events", _SECONDS) as response:
+            for line in response:
+                if line.startswith(b": watching"):
+                    yield None
+                elif line.startswith(b"data: "):
+                    yield json.loads(line[6:])
+
+    def _ask(self, method: str, path: str, seconds: float) -> Any:
+        with self._send(method, path, seconds) as response:
+            return json.loads(response.read())
+
+    @contextmanager
+    def _send(self, method: str, path: str, seconds: float) -> Iterator[http.client.HTTPResponse]:
+        """The answer, to be read inside. No more than `seconds` pass between two parts of it."""
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=seconds)
+        headers = {"x-stainless-read-timeout": str(seconds)}
+        if self.key:
+            headers["Authorization"] = f"Bearer {self.key}"
+        try:
+            connection.request(method, path, headers=headers)
+            with connection.getresponse() as response:
+                if response.status != 200 and not (path == "/" and response.status == 503):
+                    raise Refusal(_message(response.read()))
+                yield response
+        except TimeoutError:
+            raise Unreachable(f"{self._where} did not answer within {seconds:g} s") from None
+        except ValueError:
+            raise Unreachable(f"{self._where} gave an answer that is not Bulkhead's") from None
+        except (OSError, http.client.HTTPException) as error:
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise Unreachable(f"{self._where} does not answer: {why}") from None
+        finally:
+            connection.close()
+
+    @property
+    def _where(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return "the server gave an answer that is not Bulkhead's"

@@ -1,0 +1,132 @@
+"""The `bulkhead` command."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from supervisor.cli import commands
+from supervisor.cli.selftest.command import selftest
+from supervisor.config.settings import (
+    ConfigError,
+    Overrides,
+    load,
+    parse_model_flag,
+    read_api_keys,
+    resolve_config_path,
+    resolve_state_dir,
+)
+from supervisor.models import catalog
+from supervisor.serve import complain, replace_process
+
+_LATER = {
+    "pull": "download a model",
+    "logs": "log tails",
+    "doctor": "check the machine",
+    "bench": "load test of a running endpoint",
+    "install": "install the service",
+    "uninstall": "remove the service",
+}
+"""Commands of the contract that this version does not have yet."""
+
+app = typer.Typer(
+    name="bulkhead",
+    help="The LLM server for Apple silicon that one model cannot sink.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"bulkhead {version('mlx-bulkhead')}")
+        raise typer.Exit
+
+
+@app.callback()
+def bulkhead(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """The LLM server for Apple silicon that one model cannot sink."""
+
+
+@app.command()
+def serve(
+    config_file: Annotated[
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Configuration file (TOML)."),
+    ] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="NAME=SOURCE",
+            help="Serve SOURCE, a folder, a Hugging Face repo in the local cache, or `demo`, as "
+            "NAME. Repeatable.",
+        ),
+    ] = None,
+    host: Annotated[
+        str | None, typer.Option(metavar="H", help="Address to listen on [127.0.0.1].")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(metavar="P", help="Port to listen on, 0 = any free one [11435].")
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where logs and state live [~/.bulkhead].")
+    ] = None,
+    ram_budget: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="RAM for all models: auto (the default), 96GB or 75%."),
+    ] = None,
+    preload: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Load this model at once. Repeatable."),
+    ] = None,
+) -> None:
+    """Run supervisor, gateway and workers in the foreground until SIGTERM or Ctrl-C."""
+    try:
+        flags = Overrides(
+            host=host,
+            port=port,
+            ram_budget=ram_budget,
+            models=tuple(parse_model_flag(text) for text in model or ()),
+            preload=tuple(preload or ()),
+        )
+        root = resolve_state_dir(state_dir, os.environ)
+        path = resolve_config_path(config_file, os.environ, root)
+        settings = load(path, environ=os.environ, overrides=flags)
+        if settings.server.api_keys_file:
+            read_api_keys(settings.server.api_keys_file)
+        settings, _ = catalog.build(settings, os.environ)
+    except ConfigError as error:
+        complain(str(error), 2)
+    replace_process(settings, root)
+
+
+def _refuse(name: str) -> None:
+    @app.command(name, help=f"{_LATER[name]} (not supported yet)", hidden=True)
+    def later(_arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+        complain(f"`bulkhead {name}` is not supported yet by this version", 1)
+
+
+commands.add_to(app)
+app.command(
+    "selftest",
+    help="Kill, wedge and starve a private instance under load; print what became of it.",
+)(selftest)
+for _name in _LATER:
+    _refuse(_name)
+
+
+if __name__ == "__main__":
+    app()

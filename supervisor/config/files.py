@@ -1,0 +1,98 @@
+"""Where the settings' files are, and reading them: the state dir, the TOML file, the API keys.
+
+Only `supervisor.config.settings` imports this module.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+from supervisor.config.rules import ConfigError
+
+
+def resolve_state_dir(flag: str | Path | None, environ: Mapping[str, str]) -> Path:
+    """The absolute state dir: `--state-dir`, else $BULKHEAD_HOME, else ~/.bulkhead.
+
+    Nothing is created or looked at.
+    """
+    chosen = flag or environ.get("BULKHEAD_HOME") or "~/.bulkhead"
+    return _expand(chosen, environ).absolute()
+
+
+def resolve_config_path(
+    flag: str | Path | None, environ: Mapping[str, str], state_dir: Path
+) -> Path | None:
+    """The file to load: `--config`, else $BULKHEAD_CONFIG, else STATE/bulkhead.toml, else None.
+
+    Raises ConfigError when the flag or the variable names something that is not there.
+    """
+    for origin, name in (("--config", flag), ("BULKHEAD_CONFIG", environ.get("BULKHEAD_CONFIG"))):
+        if name:
+            path = _expand(name, environ)
+            # Anything but a folder will do: a shell's <(...) is a pipe.
+            if not os.path.exists(path) or os.path.isdir(path):
+                raise ConfigError(f"{origin}: no such file: {path}")
+            return path
+    path = state_dir / "bulkhead.toml"
+    return path if os.path.exists(path) else None
+
+
+def read_api_keys(path: str | Path) -> frozenset[str]:
+    """The API keys in the file at `path`: one a line; blank lines and lines with `#` are skipped.
+
+    Raises ConfigError, which never holds a key, when the file cannot be read, when anyone but its
+    owner has access to it, when it holds no key, or a key that no HTTP header can carry.
+    """
+    path = _expand(path, os.environ)
+    where = f"server.api_keys_file: {path}"
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            # Checked before reading, on the open file: the name may point elsewhere by then.
+            if mode & 0o077:
+                raise ConfigError(f"{where}: others have access to it; run `chmod 600 {path}`")
+            lines = file.read().removeprefix(b"\xef\xbb\xbf").splitlines()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{where}: {_reason(error)}") from None
+    keys = set()
+    for number, line in enumerate(lines, start=1):
+        key = line.strip()
+        if not key or key.startswith(b"#"):
+            continue
+        if not re.fullmatch(rb"[!-~]+", key):
+            raise ConfigError(f"{where}: line {number}: a key is ASCII without spaces")
+        keys.add(key.decode("ascii"))
+    if not keys:
+        raise ConfigError(f"{where}: holds no key; write one a line")
+    return frozenset(keys)
+
+
+def read_toml(path: Path) -> dict[str, object]:
+    """The tables of the file at `path`. Raises ConfigError with the file's name and the line."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        end = f"at line {text.count(chr(10)) + 1}, the end of the file"
+        problem = str(error).replace("at end of document", end)
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        problem = f"not UTF-8 (at line {line})"
+    except RecursionError:
+        problem = "nested too deeply"
+    except (OSError, ValueError) as error:
+        problem = _reason(error)
+    raise ConfigError(f"{path}: {problem}")
+
+
+def _reason(error: Exception) -> str:
+    return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+
+
+def _expand(path: str | Path, environ: Mapping[str, str]) -> Path:
+    text = os.fspath(path)
+    if environ.get("HOME") and (text == "~" or text.startswith("~/")):
+        return Path(environ["HOME"] + text[1:])
+    return Path(os.path.expanduser(text))

@@ -1,0 +1,370 @@
+"""Why a process died and what to do about it, from how it ended and what it said last. Pure.
+
+macOS' own crash reports leave out what Metal had to say; it is on stderr alone, just before the end.
+The rows of `LAST_WORDS` know those lines; `KNOWN` says what each cause means for the model, for the
+requests that were inside, and for the person who has to deal with it.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from supervisor.scheduler.blame import Fault
+
+
+class Cause(enum.StrEnum):
+    """What a death comes down to: the slug that reports, events and messages have in common."""
+
+    GPU_OUT_OF_MEMORY = "gpu_out_of_memory"
+    OUT_OF_MEMORY = "out_of_memory"
+    OOM_KILLED = "oom_killed"
+    KILLED = "killed"
+    GPU_TIMEOUT = "gpu_timeout"
+    GPU_INTERACTIVITY = "gpu_interactivity"
+    GPU_HANG = "gpu_hang"
+    GPU_VICTIM = "gpu_victim"
+    GPU_BARRED = "gpu_barred"
+    GPU_FAULT = "gpu_fault"
+    GPU_BUFFERS = "gpu_buffers"
+    ARRAY_TOO_LARGE = "array_too_large"
+    METAL_ASSERTION = "metal_assertion"
+    WRONG_THREAD = "wrong_thread"
+    NO_GPU = "no_gpu"
+    LOAD_FAILED = "load_failed"
+    NOT_AVAILABLE = "not_available"
+    UNREACHABLE = "unreachable"
+    ENGINE_DIED = "engine_died"
+    PYTHON_ERROR = "python_error"
+    STALLED = "stalled"
+    PROTOCOL = "protocol"
+    SEGFAULT = "segfault"
+    ABORTED = "aborted"
+    TERMINATED = "terminated"
+    EXITED = "exited"
+    UNKNOWN = "unknown"
+
+
+class Blame(enum.StrEnum):
+    """What the death says about the requests that were inside."""
+
+    OUTSIDE = "outside"
+    """Nothing: whatever killed the process came from elsewhere. Nobody is convicted by it."""
+    SUSPECTS = "suspects"
+    """Each of them may have done it."""
+    REQUEST = "request"
+    """One of them did it, and will do it again on any worker: the fault is the request's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Meaning:
+    """One cause in words. `summary` completes "The worker died (SIGABRT: …)"."""
+
+    summary: str
+    advice: str
+    permanent: bool = False
+    """A new process would die of it again until somebody changes something."""
+    memory: bool = False
+    """Fewer requests at once would have lived."""
+    blame: Blame = Blame.SUSPECTS
+
+
+_LESS = "Lower the model's max_concurrency or context, or memory.budget."
+_UPGRADE = "Upgrade mlx and mlx-lm if it repeats."
+
+KNOWN: Mapping[Cause, Meaning] = {
+    Cause.GPU_OUT_OF_MEMORY: Meaning("the GPU ran out of memory", _LESS, memory=True),
+    Cause.OUT_OF_MEMORY: Meaning("it ran out of memory", _LESS, memory=True),
+    Cause.OOM_KILLED: Meaning(
+        "the system was out of memory and killed it",
+        f"{_LESS} Look for other programs that take the RAM.",
+        memory=True,
+    ),
+    Cause.KILLED: Meaning(
+        "something killed it, most likely the system for want of memory",
+        f"Unless somebody did it by hand: {_LESS[0].lower()}{_LESS[1:]}",
+        memory=True,
+    ),
+    Cause.GPU_TIMEOUT: Meaning(
+        "the GPU's watchdog ended work that took too long",
+        "Send shorter prompts, and keep other heavy work off the GPU.",
+    ),
+    Cause.GPU_INTERACTIVITY: Meaning(
+        "one piece of work kept the GPU from the screen for too long",
+        "Send shorter prompts: this is what more than 100,000 tokens lead to. "
+        "The model's context bounds them.",
+    ),
+    Cause.GPU_HANG: Meaning("the GPU hung", "Reboot if it repeats."),
+    Cause.GPU_VICTIM: Meaning(
+        "the GPU was reset after another process's fault",
+        "Retry. If it repeats, find out what else uses the GPU.",
+        blame=Blame.OUTSIDE,
+    ),
+    Cause.GPU_BARRED: Meaning(
+        "the GPU's driver barred the process after earlier faults",
+        "A new worker is not barred. Reboot if it is.",
+    ),
+    Cause.GPU_FAULT: Meaning(
+        "a GPU kernel used memory that is not its own",
+        "This is a bug of mlx with this model: upgrade mlx, or serve another model until then.",
+    ),
+    Cause.GPU_BUFFERS: Meaning(
+        "it had more GPU buffers than there may be", "Upgrade mlx and mlx-lm; send shorter prompts."
+    ),
+    Cause.ARRAY_TOO_LARGE: Meaning(
+        "a request needs one array that is larger than the GPU takes",
+        "Shorten the prompt.",
+        blame=Blame.REQUEST,
+    ),
+    Cause.METAL_ASSERTION: Meaning("an assertion in Metal failed", f"Retry. {_UPGRADE}"),
+    Cause.WRONG_THREAD: Meaning(
+        "these versions of mlx and mlx-lm do not work together",
+        "Upgrade both, then load the model again.",
+        permanent=True,
+    ),
+    Cause.NO_GPU: Meaning(
+        "Metal is not available to it",
+        "Reinstall mlx; on a virtual machine, or without a login, there may be no GPU. "
+        "deploy/README.md has a LaunchDaemon.",
+        permanent=True,
+    ),
+    Cause.LOAD_FAILED: Meaning(
+        "the model's files cannot be loaded",
+        "Upgrade mlx-lm if the architecture is new; else download the files again.",
+        permanent=True,
+    ),
+    Cause.NOT_AVAILABLE: Meaning(
+        "the model's files are not here",
+        "Get them with `hf download`, for a gated model after `hf auth login`.",
+        permanent=True,
+    ),
+    Cause.UNREACHABLE: Meaning(
+        "it could not listen on its socket",
+        "See that the state directory is not full and can be written to.",
+        blame=Blame.OUTSIDE,
+    ),
+    Cause.ENGINE_DIED: Meaning(
+        "its generation thread died", "Report it with the traceback that is in the worker's log."
+    ),
+    Cause.PYTHON_ERROR: Meaning(
+        "an exception ended it", "Report it with the traceback that is in its log."
+    ),
+    Cause.STALLED: Meaning(
+        "it made no progress", f"The report's stacks say where it stood. {_UPGRADE}"
+    ),
+    Cause.PROTOCOL: Meaning("it no longer spoke the protocol", "Report it."),
+    Cause.SEGFAULT: Meaning("a fault in native code", f"The report's stacks say where. {_UPGRADE}"),
+    Cause.ABORTED: Meaning(
+        "it aborted without a word", f"The report's stacks say where. {_UPGRADE}"
+    ),
+    Cause.TERMINATED: Meaning(
+        "another program told it to stop",
+        "Use `bulkhead unload` instead.",
+        blame=Blame.OUTSIDE,
+    ),
+    Cause.EXITED: Meaning(
+        "it exited though nobody had asked it to",
+        "Use `bulkhead unload` if that was `kill`; else report it.",
+    ),
+    Cause.UNKNOWN: Meaning("the cause is not known", "Report it with the crash report."),
+}
+
+
+class Weight(enum.IntEnum):
+    """Which of several lines explains a death: the weightiest, and of these the last."""
+
+    CONSEQUENCE = 1
+    """Follows from a fault that is told elsewhere, if it is told at all."""
+    SYMPTOM = 2
+    """The process itself, or its neighbour on the GPU, may have done what led to it."""
+    FAULT = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of stderr and its cause. `loading`: it means nothing once the model has served."""
+
+    pattern: re.Pattern[str]
+    cause: Cause
+    weight: Weight = Weight.FAULT
+    loading: bool = False
+
+    @property
+    def hints(self) -> tuple[str, ...]:
+        """Lower-case words of which every text has one that the pattern finds something in."""
+        alternatives = self.pattern.pattern.lower().split("|")
+        return tuple(max(re.findall("[a-z_ ]+", each), key=len) for each in alternatives)
+
+
+def _row(
+    pattern: str, cause: Cause, weight: Weight = Weight.FAULT, *, loading: bool = False
+) -> Row:
+    return Row(re.compile(pattern, re.IGNORECASE), cause, weight, loading)
+
+
+LAST_WORDS = (
+    _row(
+        "kIOGPUCommandBufferCallbackErrorOutOfMemory|Insufficient Memory", Cause.GPU_OUT_OF_MEMORY
+    ),
+    _row("ErrorTimeout|GPU Timeout", Cause.GPU_TIMEOUT),
+    _row("ErrorImpactingInteractivity", Cause.GPU_INTERACTIVITY),
+    _row("ErrorHang", Cause.GPU_HANG),
+    _row("ErrorInnocentVictim", Cause.GPU_VICTIM, Weight.SYMPTOM),
+    _row("SubmissionsIgnored", Cause.GPU_BARRED, Weight.SYMPTOM),
+    _row("ErrorPageFault|GPU Address Fault|InvalidResource", Cause.GPU_FAULT),
+    _row(r"\[metal::malloc\] Resource limit", Cause.GPU_BUFFERS),
+    _row("greater than the maximum allowed buffer size", Cause.ARRAY_TOO_LARGE),
+    _row(
+        r"\[malloc(_or_wait)?\] Unable to allocate|std::bad_alloc|^MemoryError\b",
+        Cause.OUT_OF_MEMORY,
+    ),
+    _row(r"There is no Stream\((gpu|cpu), \d+\)( in current thread)?", Cause.WRONG_THREAD),
+    _row("failed assertion|addCompletedHandler", Cause.METAL_ASSERTION),
+    _row("generation thread died", Cause.ENGINE_DIED, Weight.CONSEQUENCE),
+    _row("No Metal device available|Failed to load the default metallib|metallib", Cause.NO_GPU),
+    _row(
+        r"Model type \S+ not supported|Received \d+ parameters not in model|Missing \d+ parameters"
+        "|No safetensors found",
+        Cause.LOAD_FAILED,
+        loading=True,
+    ),
+    _row("LocalEntryNotFoundError|RepositoryNotFound|GatedRepo", Cause.NOT_AVAILABLE, loading=True),
+)
+"""Lines that say why (facts of mlx 0.32 and older; the issues of mlx, mlx-lm and omlx)."""
+
+_HINTS = tuple((row, row.hints) for row in LAST_WORDS)
+"""Looking for words is a hundred times as fast as for patterns, and clients wait for this."""
+
+NOISE = frozenset({"BrokenPipeError"})
+"""Exceptions of processes that are well: a client has left."""
+
+_PUT_DOWN = (
+    (re.compile("no (token|progress|prefill)|stalled"), Cause.STALLED),
+    (re.compile(""), Cause.PROTOCOL),
+)
+"""Of a process that we killed: what its killer gave as the reason."""
+
+_ENDS = (
+    (re.compile("SIGKILL"), Cause.KILLED),
+    (re.compile("SIGSEGV|SIGBUS"), Cause.SEGFAULT),
+    (re.compile("SIGABRT|SIGTRAP|SIGILL|SIGFPE|a fatal error"), Cause.ABORTED),
+    (re.compile("SIGTERM|SIGINT|SIGHUP|SIGQUIT"), Cause.TERMINATED),
+    (re.compile("exit status 0"), Cause.EXITED),
+    (re.compile("exit status 71"), Cause.UNREACHABLE),
+)
+"""Ends that nothing was said about. 71 is `worker.server`'s."""
+
+_LINE_MAX = 300
+_LOOKED_AT = 16 * 2**10
+"""Characters at the end of what was said in which a cause is looked for: a worker that lives for
+weeks may have survived what it wrote before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """Why a process died. `line` is what said so, if anything did; it is fit to be shown."""
+
+    cause: Cause
+    line: str = ""
+    exception: str = ""
+    """The last exception of Python's in its log, of which `line` may be the end."""
+
+    @property
+    def summary(self) -> str:
+        """For "The worker died (SIGABRT: …)". Fixed words and the name of an exception's type."""
+        told = KNOWN[self.cause].summary
+        if self.cause in (Cause.ENGINE_DIED, Cause.PYTHON_ERROR) and self.exception:
+            return f"{told}: {self.exception.partition(':')[0]}"
+        return told
+
+    @property
+    def advice(self) -> str:
+        return KNOWN[self.cause].advice
+
+    @property
+    def permanent(self) -> bool:
+        """Whether a new process would die of it again until somebody changes something."""
+        return KNOWN[self.cause].permanent
+
+    @property
+    def memory(self) -> bool:
+        """Whether fewer requests at once would have lived."""
+        return KNOWN[self.cause].memory
+
+    @property
+    def blame(self) -> Blame:
+        return KNOWN[self.cause].blame
+
+    @property
+    def fault(self) -> Fault:
+        """Whose it may have been, as far as trials go: only these convict a request."""
+        if self.blame is Blame.OUTSIDE:
+            return Fault.OUTSIDE
+        return Fault.MEMORY if self.memory else Fault.REQUEST
+
+
+@dataclass(frozen=True, slots=True)
+class Crash:
+    """An unasked end, as far as it is understood when its news comes. The report has `id`."""
+
+    id: str
+    diagnosis: Diagnosis
+
+
+def diagnose(
+    how: str,
+    said: str = "",
+    exception: str = "",
+    *,
+    loading: bool = False,
+    put_down: str = "",
+    oom: bool = False,
+) -> Diagnosis:
+    """The diagnosis of a process that ended by `how`: a signal's name or "exit status N".
+
+    `said` is the end of its stderr and `exception` the last one in it, both cleaned by
+    `redaction`; `loading` = before it served; `put_down` is why we killed it, if we did; `oom` = the
+    kernel says that it killed for want of memory.
+    """
+    found = _explain(said, loading=loading)
+    if found is not None:
+        return Diagnosis(found.cause, found.line, exception)
+    if put_down:
+        cause = next(cause for pattern, cause in _PUT_DOWN if pattern.search(put_down))
+        return Diagnosis(cause, put_down[:_LINE_MAX], exception)
+    ends = [cause for pattern, cause in _ENDS if pattern.fullmatch(how)]
+    cause = ends[0] if ends else Cause.PYTHON_ERROR if exception else Cause.UNKNOWN
+    if oom and cause is Cause.KILLED:
+        cause = Cause.OOM_KILLED
+    return Diagnosis(cause, exception=exception)
+
+
+def known_part(text: str, *, anywhere: bool = False) -> str:
+    """What a row knows at the beginning of this text, or `anywhere` in it: the runtime's own words,
+    and not a request's. "" = nothing."""
+    found = (
+        row.pattern.search(text) if anywhere else row.pattern.match(text) for row in LAST_WORDS
+    )
+    return max((each[0] for each in found if each), key=len, default="")
+
+
+def _explain(said: str, *, loading: bool) -> Diagnosis | None:
+    """By the weightiest line that a row knows, and of several the last."""
+    said = said[-_LOOKED_AT:]
+    lowered = said.lower()
+    rows = [
+        row
+        for row, hints in _HINTS
+        if (loading or not row.loading) and any(hint in lowered for hint in hints)
+    ]
+    best: tuple[Weight, Diagnosis] | None = None
+    for line in reversed(said.splitlines() if rows else ()):
+        for row in rows:
+            heavier = best is None or row.weight > best[0]
+            if heavier and row.pattern.search(line):
+                best = (row.weight, Diagnosis(row.cause, line.strip()[:_LINE_MAX]))
+        if best is not None and best[0] is Weight.FAULT:
+            break
+    return best[1] if best is not None else None

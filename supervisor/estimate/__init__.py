@@ -1,6 +1,0 @@
-"""What a model will need in memory, told from its files alone, before anything is spawned."""
-
-from supervisor.estimate.facts import EstimateError
-from supervisor.estimate.model import Estimate, KvQuantization, estimate
-
-__all__ = ["Estimate", "EstimateError", "KvQuantization", "estimate"]

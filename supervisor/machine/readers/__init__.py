@@ -1,0 +1,29 @@
+"""What the machine has and uses, read the same way on Linux and macOS.
+
+A reader never raises and never waits long: what can't be read is None, and whoever asks treats
+None as "unknown", never as zero.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from supervisor.machine.readers.base import Machine, Reader, SystemPressure
+from supervisor.machine.readers.linux import LinuxReader
+from supervisor.machine.readers.macos import MacReader
+from supervisor.machine.readers.working_set import working_set
+
+__all__ = [
+    "LinuxReader",
+    "MacReader",
+    "Machine",
+    "Reader",
+    "SystemPressure",
+    "for_platform",
+    "working_set",
+]
+
+
+def for_platform(platform: str = sys.platform) -> Reader:
+    """The reader of this machine."""
+    return MacReader() if platform == "darwin" else LinuxReader()

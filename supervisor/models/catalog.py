@@ -1,0 +1,73 @@
+"""Which models are served, and where their files are at this moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from supervisor.config.settings import Config, Model, with_discovered
+from supervisor.models.sources import SourceError, discover, hub_dir, resolve
+from supervisor.scheduler.pool import Spec
+
+DEFAULT_CONCURRENCY = 32
+"""Sequences decoding at once while no KV budget says otherwise."""
+DEMO = "demo"
+DEMO_DIR = Path(__file__).resolve().parents[2] / "worker" / "demo" / "model"
+
+Fingerprint = tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """Every model that may be asked for, by name. Fixed for the life of the supervisor."""
+
+    models: Mapping[str, Model]
+    hub: Path
+
+    def spec(self, name: str) -> Spec:
+        """What the pool must know, but for the estimate of its size."""
+        model = self.models[name]
+        return Spec(
+            name,
+            tuple(model.aliases),
+            self.concurrency(name) + model.max_queue,
+            self.concurrency(name),
+            memory_bytes=model.memory_bytes,
+            pin=model.pin,
+            ttl=model.ttl,
+            fallback=model.fallback,
+        )
+
+    def concurrency(self, name: str) -> int:
+        return self.models[name].max_concurrency or DEFAULT_CONCURRENCY
+
+    def locate(self, name: str) -> Path:
+        """The folder to load from, looked up anew, since files come and go. Raises SourceError."""
+        return resolve(self.models[name].source, demo_dir=DEMO_DIR, hub=self.hub)
+
+    def fingerprint(self, name: str) -> Fingerprint:
+        """Changes when the model's files do; a model that failed is worth trying again then."""
+        try:
+            folder = self.locate(name)
+            files = sorted(folder.iterdir())
+            return tuple(f"{file.name} {_stamp(file)}" for file in files)
+        except (SourceError, OSError) as error:
+            return (str(error),)
+
+
+def build(config: Config, environ: Mapping[str, str]) -> tuple[Config, Catalog]:
+    """The configured models; with none configured, `demo` and what the Hugging Face cache holds.
+
+    Returns the configuration with its models filled in. Raises ConfigError when a preload or the
+    default model names none of them.
+    """
+    hub = hub_dir(environ)
+    if not config.models:
+        config = with_discovered(config, {DEMO: DEMO} | {name: name for name in discover(hub)})
+    return config, Catalog(config.models, hub)
+
+
+def _stamp(file: Path) -> str:
+    status = file.stat()
+    return f"{status.st_size} {status.st_mtime_ns}"

@@ -1,0 +1,161 @@
+"""What is remembered of models: what their loads took, which replaces the estimate, their uses, and
+how many requests at once they were found to bear.
+
+A measurement belongs to the files that were loaded, a count of uses to the name that is asked for:
+new files need another size, but are the same model to whoever uses it. One small JSON file in the
+state directory, `sizes.json`. It is a cache: a file that is missing, broken or of another version
+is as good as empty, and a state directory that can't be written costs nothing but the memory of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from supervisor.scheduler.concurrency_limit import LearnedLimit
+from supervisor.state.paths import write_atomically
+
+log = logging.getLogger("bulkhead")
+
+MAX_ENTRIES = 512
+"""Of each kind, about 150 bytes; those that changed least recently are forgotten."""
+MAX_FILE_BYTES = 1_000_000
+_VERSION = 1
+
+T = TypeVar("T")
+
+
+class Measurement(msgspec.Struct, frozen=True):
+    """What one incarnation of a model was seen to need. Bytes and seconds."""
+
+    model: str
+    """The name it was served by, for people who read the file; the key does not depend on it."""
+    memory_bytes: int
+    """Footprint at the end of the load, before any request."""
+    load_seconds: float
+    at: float
+    """Epoch seconds."""
+
+
+class _File(msgspec.Struct, frozen=True):
+    version: int
+    sizes: dict[str, Measurement]
+    uses: dict[str, int] = {}
+    """Requests that each model has had, in all runs, by its name."""
+    limits: dict[str, LearnedLimit] = {}
+    """What each was found to bear at most, by its name; epoch seconds."""
+
+
+def key(fingerprint: Sequence[str], settings: Mapping[str, object]) -> str:
+    """What a measurement belongs to: the files, by `Catalog.fingerprint`, and the `settings` that
+    change how much of them is loaded (draft, adapter, context, quantized KV). Values must be JSON.
+    """
+    content = json.dumps([list(fingerprint), sorted(settings.items())], ensure_ascii=True)
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+class Sizes:
+    """The remembered measurements and uses, newest last. Not for several threads."""
+
+    def __init__(
+        self,
+        path: Path,
+        entries: Mapping[str, Measurement] | None = None,
+        uses: Mapping[str, int] | None = None,
+        limits: Mapping[str, LearnedLimit] | None = None,
+    ) -> None:
+        self._path = path
+        self._entries = dict(entries or {})
+        self._uses = dict(uses or {})
+        self._limits = dict(limits or {})
+
+    @classmethod
+    def load(cls, path: Path) -> Sizes:
+        """What `path` holds. Blocks on one read. Never raises: see the module."""
+        try:
+            with open(path, "rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+            if len(data) > MAX_FILE_BYTES:
+                raise ValueError("too large")
+            stored = msgspec.json.decode(data, type=_File)
+            if stored.version != _VERSION:
+                raise ValueError(f"version {stored.version}")
+            usable = {name: entry for name, entry in stored.sizes.items() if _sane(entry)}
+            uses = {name: count for name, count in stored.uses.items() if 0 < count < 2**53}
+            limits = {n: limit for n, limit in stored.limits.items() if _sane_limit(limit)}
+            return cls(path, _newest(usable), _newest(uses), _newest(limits))
+        except FileNotFoundError:
+            return cls(path)
+        except (OSError, ValueError, RecursionError) as error:
+            log.warning("forgot the measured model sizes in %s: %s", path, error)
+            return cls(path)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def get(self, name: str) -> Measurement | None:
+        """The measurement under this `key`."""
+        return self._entries.get(name)
+
+    def remember(self, name: str, measurement: Measurement) -> None:
+        """Replace what is known under this `key`, and write the file. Blocks; never raises."""
+        if not _sane(measurement):
+            return
+        self._entries.pop(name, None)
+        self._entries[name] = measurement
+        self._write()
+
+    def uses(self, model: str) -> int:
+        """Requests that the model of this name has had."""
+        return self._uses.get(model, 0)
+
+    def count(self, uses: Mapping[str, int]) -> None:
+        """These models have had so many requests. Writes the file if that is news; blocks then;
+        never raises."""
+        news = {name: count for name, count in uses.items() if count != self.uses(name)}
+        for name, count in news.items():
+            self._uses.pop(name, None)
+            self._uses[name] = count
+        if news:
+            self._write()
+
+    def limited(self, model: str) -> LearnedLimit | None:
+        """What the model of this name was found to bear."""
+        return self._limits.get(model)
+
+    def limit(self, model: str, limit: LearnedLimit | None) -> None:
+        """Replace that, and write the file. Blocks; never raises."""
+        self._limits.pop(model, None)
+        if limit is not None:
+            self._limits[model] = limit
+        self._write()
+
+    def _write(self) -> None:
+        self._entries, self._uses = _newest(self._entries), _newest(self._uses)
+        self._limits = _newest(self._limits)
+        content = msgspec.json.encode(_File(_VERSION, self._entries, self._uses, self._limits))
+        try:
+            write_atomically(self._path, content)
+        except OSError as error:
+            log.warning("cannot remember measured model sizes in %s: %s", self._path, error)
+
+
+def _newest(entries: Mapping[str, T]) -> dict[str, T]:
+    return dict(list(entries.items())[-MAX_ENTRIES:])
+
+
+def _sane(entry: Measurement) -> bool:
+    """A worker takes tens of megabytes without a model: less is no measurement."""
+    return 2**20 <= entry.memory_bytes < 2**50 and 0 <= entry.load_seconds < 1e6
+
+
+def _sane_limit(limit: LearnedLimit) -> bool:
+    """A clock that was set back must not make a limit last for ever."""
+    return limit.concurrency >= 1 and 0 <= limit.since <= time.time()

@@ -1,0 +1,48 @@
+"""First code of every child: `python -m supervisor.processes.child LIFELINE PARENT WORDS MODULE ARGUMENTS…`.
+
+It makes sure that the child cannot outlive its supervisor and cannot dawdle over a core dump, then
+becomes MODULE. It is the only thing of the supervisor's that runs in another process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import os
+import resource
+import runpy
+import signal
+import sys
+import threading
+
+STACKS_SIGNAL = signal.SIGUSR1
+"""Has any child write the stacks of all its threads to stderr, whatever these do, and go on."""
+_PR_SET_PDEATHSIG = 1
+_STDERR = 2
+
+
+def main() -> None:
+    lifeline, parent, words, module = *map(int, sys.argv[1:4]), sys.argv[4]
+    # A core dump of a process full of weights delays its end, and so every client's answer.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)  # it died before the signal was armed
+    threading.Thread(target=_watch, args=(lifeline,), name="lifeline", daemon=True).start()
+    # Terminal signals are the supervisor's business; it tells its children what to do.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.set_inheritable(words, words <= 2)
+    faulthandler.enable(words)
+    faulthandler.register(STACKS_SIGNAL, _STDERR)
+    sys.argv = [module, *sys.argv[5:]]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def _watch(lifeline: int) -> None:
+    os.read(lifeline, 1)  # nobody ever writes: this returns at the supervisor's end
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

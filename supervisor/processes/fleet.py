@@ -1,0 +1,278 @@
+"""The worker processes: spawned, told what to load, listened to, signalled.
+
+The fleet knows processes and nothing of requests; what happens to a process it reports to `Events`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from supervisor.config.settings import Model
+from supervisor.models.catalog import Catalog
+from supervisor.models.sources import SourceError
+from supervisor.processes.launcher import Child, Launcher
+from supervisor.processes.spare import ROLE, Spare
+from supervisor.processes.watchdog import Watchdog
+from supervisor.processes.worker import Channel, Owner, WorkerProcess
+from supervisor.state import logs
+from supervisor.state.paths import StateDir, slug
+from supervisor.wire import frames, progress
+from supervisor.wire.codec import ProtocolError
+
+log = logging.getLogger("bulkhead.supervisor")
+
+_REAP_SECONDS = 5.0
+"""Between a worker's closed channel and its exit status; a longer gap is a zombie."""
+_LOG_PROGRESS_SECONDS = 5.0
+
+
+class Events(Protocol):
+    """What the fleet tells. Each call is about one incarnation, perhaps one that is over."""
+
+    def worker_started(self, model: str, generation: int, child: Child) -> None: ...
+    def worker_loading(self, model: str, generation: int, done: int, total: int) -> None: ...
+    def worker_ready(self, model: str, generation: int, ready: frames.Ready) -> None: ...
+    def worker_progressed(self, model: str, generation: int) -> None:
+        """It has made tokens, or the like, since this was told last."""
+
+    def worker_stalled(self, model: str, generation: int, how: str) -> None: ...
+    def worker_unloadable(self, model: str, generation: int, reason: str) -> None: ...
+    def worker_broken(self, model: str, generation: int, reason: str) -> None: ...
+    def worker_dying(self, model: str, generation: int, how: str) -> None: ...
+    def worker_exited(self, model: str, generation: int, how: str) -> None: ...
+
+
+@dataclass(slots=True, eq=False)
+class Worker:
+    """One incarnation."""
+
+    model: str
+    generation: int
+    process: WorkerProcess
+    watchdog: Watchdog
+    outputs: int = 0
+    """Made so far, by the last look."""
+    listening: asyncio.Task[None] | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}#{self.generation}"
+
+    @property
+    def child(self) -> Child:
+        return self.process.child
+
+
+class Fleet:
+    """All worker processes of this supervisor. `spare` is off until it is allowed."""
+
+    def __init__(
+        self,
+        launcher: Launcher,
+        state: StateDir,
+        catalog: Catalog,
+        events: Events,
+        *,
+        module: str,
+        on_change: Callable[[], None],
+        stall_seconds: float,
+    ) -> None:
+        self._launcher = launcher
+        self._state = state
+        self._catalog = catalog
+        self._events = events
+        self._module = module
+        self._on_change = on_change
+        self._stall_seconds = stall_seconds
+        self._workers: dict[tuple[str, int], Worker] = {}
+        self.spare = Spare(self._start_spare, on_change)
+
+    @property
+    def children(self) -> Iterator[Child]:
+        yield from [worker.child for worker in self._workers.values()]
+        if self.spare.process is not None:
+            yield self.spare.process.child
+
+    def spawn(self, model: str, generation: int) -> None:
+        """Start an incarnation. A failure to start is reported as its exit, later on the loop."""
+        loop = asyncio.get_running_loop()
+        try:
+            folder = self._catalog.locate(model)
+        except SourceError as error:
+            loop.call_soon(self._unlocatable, model, generation, str(error))
+            return
+        prefix = f"worker.{slug(model)}"
+        base = f"{prefix}.{_stamp()}.{generation}"
+        try:
+            process = self._process(
+                f"worker {model}#{generation}",
+                self._state.logs / base,
+                Owner(
+                    partial(self._events.worker_dying, model, generation),
+                    partial(self._exited, (model, generation)),
+                ),
+                self._catalog.models[model],
+            )
+        except OSError as error:
+            log.error("worker %s#%d cannot be started: %s", model, generation, error)
+            how = f"it could not be started: {error.strerror}"
+            loop.call_soon(self._events.worker_exited, model, generation, how)
+            return
+        worker = Worker(model, generation, process, Watchdog(self._stall_seconds))
+        self._workers[model, generation] = worker
+        how = "spawned" if process.channel is None else "is the spare"
+        log.info("worker %s %s, pid %d, loading %s", worker.name, how, worker.child.pid, folder)
+        self._events.worker_started(model, generation, worker.child)
+        load = frames.Load(
+            model=model,
+            generation=generation,
+            path=str(folder),
+            socket=str(self._state.worker_socket(model, generation)),
+            max_concurrency=self._catalog.concurrency(model),
+            context=self._catalog.models[model].context,
+        )
+        worker.listening = loop.create_task(self._listen(worker, load))
+        self._on_change()
+        logs.forget_old(self._state.logs, prefix)
+
+    def _process(self, role: str, base: Path, owner: Owner, model: Model) -> WorkerProcess:
+        """The spare, if there is one and the model has no environment of its own; else a new one.
+        Raises OSError."""
+        spare = None if model.env or model.python else self.spare.take()
+        if spare is None:
+            return self._start(role, base, owner, environ=model.env)
+        spare.hand_over(owner, role, base)
+        return spare
+
+    def _start(
+        self,
+        role: str,
+        base: Path,
+        owner: Owner,
+        *,
+        arguments: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+    ) -> WorkerProcess:
+        return WorkerProcess(
+            self._launcher,
+            self._module,
+            role,
+            base,
+            owner,
+            arguments=arguments,
+            environ=environ,
+        )
+
+    def _start_spare(self, owner: Owner) -> WorkerProcess:
+        base = self._state.logs / f"{ROLE}.{_stamp()}"
+        process = self._start(ROLE, base, owner, arguments=["--spare"])
+        logs.forget_old(self._state.logs, ROLE)
+        return process
+
+    def stop(self, model: str, generation: int, *, kill: bool, stacks: bool) -> None:
+        """SIGTERM or SIGKILL, the latter after the `stacks` of its threads have been asked for;
+        nothing where the process is gone already."""
+        worker = self._workers.get((model, generation))
+        if worker is None:
+            return
+        log.info("worker %s is %s", worker.name, "killed" if kill else "told to stop")
+        if stacks:
+            worker.child.put_down()
+        else:
+            worker.child.signal(signal.SIGKILL if kill else signal.SIGTERM)
+
+    def look(self, model: str, generation: int, now: float, *, awaited: bool) -> None:
+        """See whether a worker moves, and tell; nothing where the process is gone already.
+        `awaited`: somebody is in it."""
+        worker = self._workers.get((model, generation))
+        reading = None if worker is None else self._read(worker)
+        if worker is None or reading is None:
+            return
+        how = worker.watchdog.look(reading, now, awaited=awaited)
+        if how is not None:
+            self._events.worker_stalled(model, generation, how)
+
+    def _read(self, worker: Worker) -> progress.Reading | None:
+        """How far it has come. It is told that there are new outputs."""
+        reading = worker.process.reading()
+        if reading is not None and reading.outputs != worker.outputs:
+            worker.outputs = reading.outputs
+            self._events.worker_progressed(worker.model, worker.generation)
+        return reading
+
+    def shrink(self, model: str, generation: int) -> None:
+        """Ask for what is only kept for later; nothing where the process is gone already."""
+        worker = self._workers.get((model, generation))
+        if worker is not None and worker.process.channel is not None:
+            worker.process.channel.send(frames.Shrink())
+
+    def _unlocatable(self, model: str, generation: int, reason: str) -> None:
+        self._events.worker_unloadable(model, generation, reason)
+        self._events.worker_exited(model, generation, "never started")
+
+    def _exited(self, key: tuple[str, int], how: str) -> None:
+        worker = self._workers.pop(key)
+        self._read(worker)  # what it made just before its death
+        self._state.worker_socket(*key).unlink(missing_ok=True)
+        log.info("worker %s, pid %d, ended: %s", worker.name, worker.child.pid, how)
+        self._events.worker_exited(*key, how)
+        self._on_change()
+
+    async def _listen(self, worker: Worker, load: frames.Load) -> None:
+        """Follow one worker's channel until it closes, then see that the process really ends."""
+        channel = await worker.process.connect()
+        try:
+            channel.send(load)
+            await self._follow(worker, channel)
+        except ProtocolError as error:
+            self._events.worker_broken(worker.model, worker.generation, f"bad message: {error}")
+        try:
+            await asyncio.wait_for(worker.process.gone.wait(), _REAP_SECONDS)
+        except TimeoutError:
+            reason = "it closed its channel without exiting"
+            self._events.worker_broken(worker.model, worker.generation, reason)
+        finally:
+            channel.close()
+
+    async def _follow(self, worker: Worker, channel: Channel) -> None:
+        incarnation = (worker.model, worker.generation)
+        said = time.monotonic()
+        while (frame := await channel.receive()) is not None:
+            match frame:
+                case frames.Hello():
+                    self._events.worker_loading(*incarnation, 0, 0)
+                case frames.Loading(done, total):
+                    self._events.worker_loading(*incarnation, done, total)
+                    if time.monotonic() - said > _LOG_PROGRESS_SECONDS or done == total:
+                        said = time.monotonic()
+                        log.info(
+                            "worker %s loading: %d of %d MB",
+                            worker.name,
+                            done // 10**6,
+                            total // 10**6,
+                        )
+                case frames.Ready():
+                    log.info(
+                        "worker %s ready: %d MB, context %d tokens",
+                        worker.name,
+                        frame.memory_bytes // 10**6,
+                        frame.context,
+                    )
+                    self._events.worker_ready(*incarnation, frame)
+                case frames.LoadFailed(reason):
+                    log.error("worker %s cannot load: %s", worker.name, reason)
+                    self._events.worker_unloadable(*incarnation, reason)
+
+
+def _stamp() -> str:
+    """In names of log files, whose order is then their age."""
+    return datetime.now().strftime("%Y%m%dT%H%M%S")

@@ -1,0 +1,207 @@
+"""One child process: how it is started, how its end is learned, where its words go.
+
+Children are started with `subprocess.Popen` from the main thread (on Linux the parent-death signal
+fires when the *thread* that forked ends) and run `supervisor.processes.child` first, which arms everything
+that must be armed inside the new process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TypeVar
+
+import psutil
+
+from supervisor.processes.child import STACKS_SIGNAL
+from supervisor.wire import progress as progress_record
+
+T = TypeVar("T")
+_STDERR = 2
+_STACKS_SECONDS = 0.3
+"""What a process that is to be killed gets to write its stacks; one that is stopped never does."""
+
+INSTANCE_VARIABLE = "BULKHEAD_INSTANCE"
+"""Environment variable by which a later start recognises what an earlier one left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A running child. `started` is its start time as psutil gives it, which guards its pid."""
+
+    role: str
+    pid: int
+    started: float
+    popen: subprocess.Popen[bytes]
+    files: tuple[Path, Path]
+    """Where its stdout and stderr go."""
+    channel: socket.socket | None
+    """Our end of the socketpair that the child inherited."""
+    words: int | None
+    """Our end of the pipe that the child's faulthandler writes to."""
+    progress: int | None
+    """The child's progress record."""
+
+    def signal(self, number: signal.Signals) -> None:
+        """Signal the child; nothing once it has been reaped (Popen then knows its status)."""
+        self.popen.send_signal(number)
+
+    def put_down(self) -> None:
+        """Have it write its threads' stacks to stderr, if it still can; kill it in a moment."""
+        self.signal(STACKS_SIGNAL)
+        loop = asyncio.get_running_loop()
+        loop.call_later(_STACKS_SECONDS, self.signal, signal.SIGKILL)
+
+
+@dataclass(frozen=True, slots=True)
+class Launcher:
+    """What all children of one supervisor share."""
+
+    instance: str
+    lifeline: int
+    """Read end of a pipe whose write end only the supervisor holds: EOF = the supervisor died."""
+    environ: Mapping[str, str]
+
+    def start(
+        self,
+        role: str,
+        module: str,
+        arguments: Sequence[str] = (),
+        *,
+        stdout: Path,
+        stderr: Path,
+        on_exit: Callable[[int], None],
+        environ: Mapping[str, str] | None = None,
+        channel: bool = False,
+        words: bool = False,
+        progress: bool = False,
+        inherit: Sequence[int] = (),
+    ) -> Child:
+        """Run `python -m MODULE ARGUMENTS…` in a process group of its own.
+
+        With `channel` the child finds one end of a socketpair as file descriptor `--channel`; with
+        `words` its faulthandler writes to a pipe instead of stderr; with `progress` it finds its
+        progress record as `--progress`. All ends of ours are in the result and belong to the
+        caller.
+        `on_exit` is called once, on the running event loop, with the return code as subprocess
+        gives it (negative = signal). Raises OSError when the process cannot be started.
+        """
+        loop = asyncio.get_running_loop()
+        with ExitStack() as stack:
+            out = stack.enter_context(_append(stdout))
+            err = stack.enter_context(_append(stderr))
+            fds = [self.lifeline, *inherit]
+            ours: socket.socket | None = None
+            if channel:
+                ours, theirs = socket.socketpair()
+                stack.callback(theirs.close)
+                stack.push(_unless_started(socket.socket.close, ours))
+                fds.append(theirs.fileno())
+                arguments = (*arguments, "--channel", str(theirs.fileno()))
+            heard: int | None = None
+            said = _STDERR
+            if words:
+                heard, said = os.pipe()
+                # A supervisor that is stopped must not keep a dying child alive.
+                os.set_blocking(said, False)
+                stack.callback(os.close, said)
+                stack.push(_unless_started(os.close, heard))
+                fds.append(said)
+            record: int | None = None
+            if progress:
+                record = progress_record.create()
+                stack.push(_unless_started(os.close, record))
+                fds.append(record)
+                arguments = (*arguments, "--progress", str(record))
+            popen = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-P",  # or a `worker.py` in the working directory would be run instead of ours
+                    "-m",
+                    "supervisor.processes.child",
+                    str(self.lifeline),
+                    str(os.getpid()),
+                    str(said),
+                    module,
+                    *arguments,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                pass_fds=fds,
+                process_group=0,
+                env={**self.environ, **(environ or {}), INSTANCE_VARIABLE: self.instance},
+            )
+        started, files = _start_time(popen.pid), (stdout, stderr)
+        child = Child(role, popen.pid, started, popen, files, ours, heard, record)
+        threading.Thread(
+            target=_wait, args=(popen, loop, on_exit), name=f"wait-{popen.pid}", daemon=True
+        ).start()
+        return child
+
+
+def describe_exit(returncode: int) -> str:
+    """How a process ended, in words: "SIGABRT" or "exit status 3"."""
+    if returncode >= 0:
+        return f"exit status {returncode}"
+    try:
+        return signal.Signals(-returncode).name
+    except ValueError:
+        return f"signal {-returncode}"
+
+
+def is_ours(pid: int, started: float, instance: str) -> bool:
+    """Whether `pid` is still the process that `instance` started at `started`.
+
+    All three must match: pids are reused, and another instance's children are not ours to touch.
+    """
+    try:
+        process = psutil.Process(pid)
+        return bool(
+            abs(process.create_time() - started) < 0.5
+            and process.environ().get(INSTANCE_VARIABLE) == instance
+        )
+    except (psutil.Error, OSError):
+        return False
+
+
+def _wait(
+    popen: subprocess.Popen[bytes],
+    loop: asyncio.AbstractEventLoop,
+    on_exit: Callable[[int], None],
+) -> None:
+    """Block in waitpid: the same code on every platform, and no poll between death and word."""
+    returncode = popen.wait()
+    try:
+        loop.call_soon_threadsafe(on_exit, returncode)
+    except RuntimeError:
+        return  # the loop is closed: the supervisor has ended and nobody needs to know
+
+
+def _append(path: Path) -> IO[bytes]:
+    """The child writes to the file itself, so that its last bytes survive any death."""
+    return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
+
+
+def _unless_started(close: Callable[[T], object], end: T) -> Callable[..., None]:
+    def on_leaving(kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            close(end)
+
+    return on_leaving
+
+
+def _start_time(pid: int) -> float:
+    try:
+        return float(psutil.Process(pid).create_time())
+    except (psutil.Error, OSError):
+        return 0.0  # dead already; a record that matches nothing

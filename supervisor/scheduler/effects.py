@@ -1,0 +1,129 @@
+"""What the pool asks its shell to do, in order. Plain values, so that a test can compare them."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from supervisor.errors import BulkheadError
+from supervisor.scheduler.concurrency_limit import LearnedLimit
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start a process for this incarnation; then call `started` or `exited`."""
+
+    model: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Send SIGTERM, or SIGKILL, to this incarnation; with `stacks` it is to say first what it is
+    doing."""
+
+    model: str
+    generation: int
+    kill: bool
+    stacks: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Shrink:
+    """Tell this incarnation to give back what it only keeps for later: its caches."""
+
+    model: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """With `until`, `passed` is awaited when its output has that many tokens, or has ended; with
+    `then_pause` it stops there."""
+
+    lease: int
+    model: str
+    worker: str
+    generation: int
+    until: int = 0
+    then_pause: bool = False
+    asked: str = ""
+    """The model that was wanted, where `model` is its fallback."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What `load` asked for is done. The lease has ended with it."""
+
+    lease: int
+    model: str
+    worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refuse:
+    lease: int
+    error: BulkheadError
+
+
+@dataclass(frozen=True, slots=True)
+class Bury:
+    """The worker that this lease was granted is gone, and the lease with it."""
+
+    lease: int
+    error: BulkheadError
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """The worker that this lease was granted is gone, or has to go: `returned` is awaited."""
+
+    lease: int
+    error: BulkheadError
+
+
+@dataclass(frozen=True, slots=True)
+class Proceed:
+    """A lease that had to pause after its trial goes on."""
+
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class Convict:
+    """A request is guilty: write it down."""
+
+    model: str
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """What was learned of a model's limits is to outlive this process; None = nothing limits it."""
+
+    model: str
+    limit: LearnedLimit | None
+
+
+@dataclass(frozen=True, slots=True)
+class Say:
+    """A line for the log: a decision that a person may want explained, with its figures."""
+
+    text: str
+    level: int = logging.INFO
+
+
+Effect = (
+    Spawn
+    | Stop
+    | Shrink
+    | Grant
+    | Proceed
+    | Loaded
+    | Refuse
+    | Bury
+    | Interrupt
+    | Convict
+    | Remember
+    | Say
+)

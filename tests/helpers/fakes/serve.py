@@ -1,0 +1,54 @@
+"""`bulkhead serve`, with workers that may follow a script: `python -m tests.helpers.fakes.serve CONFIG STATE`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from supervisor import serve
+from supervisor.config.settings import Overrides, load
+from supervisor.machine.readers import Machine, Reader, for_platform
+from supervisor.models import catalog
+
+MEMORY = "FAKE_MEMORY"
+"""Environment: a file that holds the percentage of RAM in use, as a JSON number."""
+PHYSICAL = 100 * 10**9
+
+
+class ToldReader:
+    """A machine of 100 GB whose use is what a file says; its processes are the real ones."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._real = for_platform()
+
+    def machine(self) -> Machine:
+        return Machine(PHYSICAL, int(PHYSICAL * json.loads(self._path.read_text()) / 100))
+
+    def footprint(self, pid: int) -> int | None:
+        return self._real.footprint(pid)
+
+    def glance(self, pid: int) -> int | None:
+        return self._real.glance(pid)
+
+    def wired(self, pid: int) -> int | None:
+        return self._real.wired(pid)
+
+
+def main() -> None:
+    path, state = Path(sys.argv[1]), Path(sys.argv[2])
+    settings = load(path, environ=os.environ, overrides=Overrides())
+    settings, served = catalog.build(settings, os.environ)
+    told = os.environ.get(MEMORY)
+    reader: Reader | None = ToldReader(Path(told)) if told else None
+    sys.exit(
+        serve.run(
+            settings, served, state, worker_module="tests.helpers.fakes.worker", reader=reader
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""A pool for tests of `supervisor.scheduler.requests`, driven event by event, and what it decides in short."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from supervisor.scheduler.blame import PROBATION
+from supervisor.scheduler.effects import Bury, Convict, Interrupt, Proceed, Refuse
+from supervisor.scheduler.lifecycle import State
+from supervisor.scheduler.pool import Effect, Fault, Grant, Limits, Pool, Rules, Spec
+from tests.property.recoveries import crash_of
+
+LIMITS = Limits(load_stall=10.0, drain=20.0, stop=3.0, emergency_drain=4.0)
+HOLD = 100.0
+
+
+class Ward:
+    """A pool of models `m` and `other`, and the requests in the worker of `m`."""
+
+    def __init__(
+        self, requests: int = 3, *, proven: bool = True, concurrency: int = 0, **rules: Any
+    ) -> None:
+        rules = {"recovery": "resume", "max_restarts": 10**9, **rules}
+        specs = [Spec("m", concurrency=concurrency), Spec("other")]
+        self.pool = Pool(specs, limits=LIMITS, rules=Rules(**rules), jitter=lambda: 1.0)
+        self.now = 0.0
+        self.asked = 0
+        self.leases = [self.acquire() for _ in range(requests)]
+        if requests:
+            self.ready()
+        if requests and proven:
+            self.passed(self.leases[0])
+
+    @property
+    def entry(self) -> Any:
+        return self.pool.entries["m"]
+
+    def refusal(self) -> str | None:
+        """The code with which the last request was refused as it came."""
+        return self._refusal
+
+    def state(self) -> State:
+        state: State = self.entry.state
+        return state
+
+    def acquire(self, digest: bytes = b"", model: str = "m", hold: float = HOLD) -> int:
+        """A lease's id; `refusal()` has the code where it is refused as it comes."""
+        self.asked += 1
+        lease, effects = self.pool.acquire(f"r{self.asked}", model, hold, self.now, digest)
+        self._refusal = dict(ended(effects)).get(lease)
+        return lease
+
+    def ready(self) -> list[Effect]:
+        return self.pool.ready("m", self.entry.generation, 0, 1, self.now)
+
+    def exits(self, fault: Fault = Fault.REQUEST) -> list[Effect]:
+        return self.pool.exited("m", self.entry.generation, "SIGABRT", self.now, crash_of(fault))
+
+    def dies(self, fault: Fault = Fault.REQUEST, **positions: int) -> list[Effect]:
+        """The worker dies and the next is ready; all who were in it return, by default from where
+        they stood. The effects of the last step."""
+        inside = list(self.entry.granted)
+        standing = {lease: each.position for lease, each in self.entry.granted.items()}
+        told = interrupted(self.exits(fault))
+        assert sorted(told) == sorted(inside)
+        for lease in inside:
+            self.returned(lease, positions.get(f"r{lease}", standing[lease]))
+        return self.ready() if self.entry.state is State.LOADING else []
+
+    def returned(self, lease: int, position: int = 0) -> list[Effect]:
+        return self.pool.returned(lease, position, self.now)
+
+    def passed(self, lease: int) -> list[Effect]:
+        return self.pool.passed(lease, self.now)
+
+    def release(self, lease: int) -> list[Effect]:
+        return self.pool.release(lease, self.now)
+
+    def after(self, seconds: float) -> list[Effect]:
+        self.now += seconds
+        return self.pool.tick(self.now)
+
+
+def trials(effects: Iterable[Effect]) -> list[tuple[int, int, bool]]:
+    """(lease, until, then_pause) of each grant under suspicion."""
+    return [
+        (each.lease, each.until, each.then_pause)
+        for each in effects
+        if isinstance(each, Grant) and each.until >= PROBATION
+    ]
+
+
+def tried(effects: Iterable[Effect]) -> list[int]:
+    return [lease for lease, _, _ in trials(effects)]
+
+
+def granted(effects: Iterable[Effect]) -> list[int]:
+    """Those that are granted like anybody."""
+    return [e.lease for e in effects if isinstance(e, Grant) and e.until < PROBATION]
+
+
+def proceeding(effects: Iterable[Effect]) -> list[int]:
+    return [effect.lease for effect in effects if isinstance(effect, Proceed)]
+
+
+def interrupted(effects: Iterable[Effect]) -> list[int]:
+    return [effect.lease for effect in effects if isinstance(effect, Interrupt)]
+
+
+def ended(effects: Iterable[Effect]) -> list[tuple[int, str]]:
+    return [(e.lease, e.error.code) for e in effects if isinstance(e, Refuse | Bury)]
+
+
+def convicted(effects: Iterable[Effect]) -> list[str]:
+    return [effect.request_id for effect in effects if isinstance(effect, Convict)]

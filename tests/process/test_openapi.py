@@ -1,0 +1,388 @@
+"""The document of `/openapi.json`: it lists the routes there are, and what is answered is what it says.
+
+Requests are made up from the document and sent to a real server with the demo model; OpenAI's SDK,
+which knows the answers' shapes from elsewhere, reads them as well.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import openai
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+from schemathesis import GenerationMode
+from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from gateway import app
+from gateway.openai import schemas
+from gateway.openai.document import ROUTES, document
+from supervisor.config.settings import Server as Settings
+from tests.helpers.serving import DEADLINE, Server, serving
+
+POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+GETS = ["/v1/models", "/v1/models/{id}", "/health", "/"]
+CHUNKS: dict[str, type[msgspec.Struct]] = {
+    "/v1/chat/completions": schemas.ChatCompletionChunk,
+    "/v1/completions": schemas.CompletionChunk,
+}
+PROMPTS: dict[str, dict[str, Any]] = {
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
+    "/v1/completions": {"prompt": "hi"},
+    "/v1/embeddings": {"input": "hi"},
+}
+USER = PROMPTS["/v1/chat/completions"]
+TOKENS_MAX = 3
+CHOICES_MAX = 2
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"sunny": {"type": "boolean"}},
+            "required": ["sunny"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The demo model, loaded."""
+    with serving(tmp_path_factory.mktemp("openapi"), "--model", "demo=demo") as made:
+        assert made.chat("demo", max_tokens=1).status == 200
+        yield made
+
+
+@pytest.fixture(scope="module")
+def schema(server: Server) -> Any:
+    """The document that the server gives, as schemathesis reads it."""
+    return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+
+
+# ── the document ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_document_has_the_routes_of_the_application_and_no_other(tmp_path: Path) -> None:
+    routes = app.build(Settings(), str(tmp_path / "control.sock")).router.routes()
+    served = Counter(
+        (route.method.lower(), route.resource.canonical)
+        for route in routes
+        # aiohttp adds a HEAD to every GET.
+        if route.resource is not None and route.method != "HEAD"
+    )
+    assert Counter((route.method, route.path) for route in ROUTES) == served
+    paths = document(keys=False)["paths"]
+    assert {(method, path) for path in paths for method in paths[path]} == set(served)
+
+
+def test_the_documents_schemas_are_schemas() -> None:
+    told = document(keys=False)
+    for each in told["components"]["schemas"].values():
+        Draft202012Validator.check_schema(each)
+    references = set(_references(told))
+    known = {f"#/components/schemas/{name}" for name in told["components"]["schemas"]}
+    assert references <= known
+    operations = [each for path in told["paths"].values() for each in path.values()]
+    names = [each["operationId"] for each in operations if "operationId" in each]
+    assert len(names) == len(set(names))
+
+
+def _references(tree: Any) -> Iterator[str]:
+    if isinstance(tree, dict):
+        if isinstance(tree.get("$ref"), str):
+            yield tree["$ref"]
+        for each in tree.values():
+            yield from _references(each)
+    elif isinstance(tree, list):
+        for each in tree:
+            yield from _references(each)
+
+
+def test_the_document_tells_whether_a_key_is_wanted() -> None:
+    assert {} in document(keys=False)["security"]
+    told = document(keys=True)
+    assert {} not in told["security"]
+    assert told["paths"]["/health"]["get"]["security"] == [{}]
+    assert "401" not in told["paths"]["/health"]["get"]["responses"]
+
+
+def test_the_server_gives_the_document(server: Server) -> None:
+    answer = server.request("GET", "/openapi.json")
+    assert answer.status == 200
+    assert answer.headers["content-type"].startswith("application/json")
+    assert answer.json == document(keys=False)
+
+
+# ── requests made up from it ─────────────────────────────────────────────────────────────────────
+
+
+def bounded(examples: int) -> settings:
+    """The same requests every time, and few of them."""
+    return settings(
+        max_examples=examples,
+        derandomize=True,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+
+
+def made_up(
+    schema: Any, method: str, path: str, mode: GenerationMode = GenerationMode.POSITIVE
+) -> st.SearchStrategy[Any]:
+    """Requests that the document allows, or such as it does not."""
+    made: st.SearchStrategy[Any] = schema[path][method].as_strategy(mode)
+    return made
+
+
+def conforms(case: Any, server: Server) -> Any:
+    """The answer, after all checks."""
+    response = case.call(base_url=server.url, timeout=DEADLINE)
+    checks = [status_code_conformance, content_type_conformance]
+    if response.status_code != 503:  # which is documented
+        checks.append(not_a_server_error)
+    if "text/event-stream" in response.headers.get("content-type", [""])[0]:
+        # schemathesis takes the schema of a stream's text for that of its events.
+        check_events(case.path, response.content)
+    else:
+        checks.append(response_schema_conformance)
+    case.validate_response(response, checks=checks)
+    return response
+
+
+def check_events(path: str, content: bytes) -> None:
+    """Every event is a chunk, and the last one what the document says."""
+    *events, last, rest = content.decode().split("\n\n")
+    assert rest == ""
+    for event in events:
+        msgspec.json.decode(event.removeprefix("data: "), type=CHUNKS[path])
+    if last != "data: [DONE]":
+        msgspec.json.decode(last.removeprefix("data: "), type=schemas.Error)
+
+
+def tame(path: str, body: Any, *, easy: bool) -> Any:
+    """`body` so that it costs little; if `easy`, with a prompt and a model that are there."""
+    if not isinstance(body, dict):
+        return body
+    tamed = {name: whole(value) for name, value in body.items()}
+    if easy:
+        tamed |= {**PROMPTS[path], "model": "demo"}
+    if path not in CHUNKS:
+        return tamed
+    if tamed.get("max_tokens") is None and tamed.get("max_completion_tokens") is None:
+        tamed["max_tokens"] = TOKENS_MAX
+    limits = {"max_tokens": TOKENS_MAX, "max_completion_tokens": TOKENS_MAX, "n": CHOICES_MAX}
+    limits |= {"min_tokens": 1, "best_of": CHOICES_MAX} if easy else {}
+    for name, most in limits.items():
+        if type(tamed.get(name)) is int:
+            tamed[name] = min(tamed[name], most)
+    if easy and tamed.get("top_logprobs") is not None:
+        tamed["logprobs"] = True
+    return tamed
+
+
+def whole(tree: Any) -> Any:
+    """1.0 is an integer to JSON Schema and to schemathesis, but not to us."""
+    if isinstance(tree, float) and tree.is_integer():
+        return int(tree)
+    if isinstance(tree, list):
+        return [whole(each) for each in tree]
+    if isinstance(tree, dict):
+        return {name: whole(each) for name, each in tree.items()}
+    return tree
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_what_the_document_allows_is_answered_as_it_says(
+    path: str, schema: Any, server: Server
+) -> None:
+    seen: Counter[int] = Counter()
+
+    @bounded(20)
+    @given(made_up(schema, "POST", path), st.integers(0, 3))
+    def run(case: Any, one_of_four: int) -> None:
+        case.body = tame(path, case.body, easy=one_of_four > 0)
+        seen[conforms(case, server).status_code] += 1
+
+    run()
+    if path in CHUNKS:
+        # The demo model makes no embeddings.
+        assert seen[200]
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_what_the_document_forbids_is_refused_as_it_says(
+    path: str, schema: Any, server: Server
+) -> None:
+    @bounded(15)
+    @given(made_up(schema, "POST", path, GenerationMode.NEGATIVE))
+    def run(case: Any) -> None:
+        case.body = tame(path, case.body, easy=False)
+        conforms(case, server)
+
+    run()
+
+
+@pytest.mark.parametrize("path", GETS)
+def test_what_is_read_is_as_the_document_says(path: str, schema: Any, server: Server) -> None:
+    @bounded(8)
+    @given(made_up(schema, "GET", path))
+    def run(case: Any) -> None:
+        conforms(case, server)
+
+    run()
+
+
+ANSWERED: list[tuple[str, dict[str, Any]]] = [
+    ("/v1/chat/completions", {}),
+    ("/v1/chat/completions", {"n": 2, "logprobs": True, "top_logprobs": 2}),
+    ("/v1/chat/completions", {"response_format": {"type": "json_object"}}),
+    ("/v1/completions", {"n": 2, "logprobs": 2}),
+    ("/v1/completions", {"logprobs": 0}),
+    ("/v1/completions", {"prompt": ["a", "b"], "echo": True}),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "members"), ANSWERED)
+def test_answers_are_as_the_document_says(
+    path: str, members: dict[str, Any], stream: bool, schema: Any, server: Server
+) -> None:
+    streamed = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    body = {"model": "demo", "max_tokens": 4, **PROMPTS[path], **members, **streamed}
+    case = schema[path]["POST"].Case(body=body, media_type="application/json")
+    assert conforms(case, server).status_code == 200
+
+
+def test_a_name_of_a_model_is_answered_as_the_document_says(schema: Any, server: Server) -> None:
+    for name, status in (("demo", 200), ("no/such:model", 404)):
+        case = schema["/v1/models/{id}"]["GET"].Case(path_parameters={"id": name})
+        assert conforms(case, server).status_code == status
+
+
+# ── OpenAI's SDK ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> Iterator[openai.OpenAI]:
+    """One that raises where an answer is not of the SDK's type; as it comes, it takes anything."""
+    with openai.OpenAI(
+        base_url=f"{server.url}/v1",
+        api_key="unused",
+        max_retries=0,
+        timeout=DEADLINE,
+        _strict_response_validation=True,
+    ) as made:
+        yield made
+
+
+def test_the_sdk_reads_choices_and_log_probabilities(client: openai.OpenAI) -> None:
+    made = client.chat.completions.create(
+        model="demo",
+        messages=[{"role": "user", "content": "hi"}],
+        max_tokens=4,
+        n=2,
+        logprobs=True,
+        top_logprobs=3,
+    )
+    assert [choice.index for choice in made.choices] == [0, 1]
+    for choice in made.choices:
+        assert choice.logprobs is not None
+        assert choice.logprobs.content
+        assert all(len(token.top_logprobs) == 3 for token in choice.logprobs.content)
+    assert made.usage is not None
+    assert made.usage.total_tokens == made.usage.prompt_tokens + made.usage.completion_tokens
+
+
+def test_the_sdk_reads_calls(client: openai.OpenAI) -> None:
+    tools: Any = [WEATHER]
+    made = client.chat.completions.create(
+        model="demo",
+        messages=[{"role": "user", "content": "hi"}],
+        max_tokens=200,
+        tools=tools,
+        tool_choice="required",
+    )
+    (choice,) = made.choices
+    assert choice.finish_reason == "tool_calls"
+    assert choice.message.tool_calls
+    for call in choice.message.tool_calls:
+        assert call.type == "function"
+        assert call.function.name == "weather"
+        assert set(json.loads(call.function.arguments)) == {"sunny"}
+
+
+def test_the_sdk_reads_a_stream_of_a_chat(client: openai.OpenAI) -> None:
+    chunks = list(
+        client.chat.completions.create(
+            model="demo",
+            messages=[{"role": "user", "content": "hi"}],
+            max_tokens=4,
+            n=2,
+            logprobs=True,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    *pieces, last = chunks
+    assert last.choices == []
+    assert last.usage is not None
+    assert {choice.index for piece in pieces for choice in piece.choices} == {0, 1}
+
+
+def test_the_sdk_reads_completions(client: openai.OpenAI) -> None:
+    made = client.completions.create(
+        model="demo", prompt=["one", "two"], max_tokens=3, echo=True, temperature=0
+    )
+    assert [choice.index for choice in made.choices] == [0, 1]
+    assert [choice.text[:3] for choice in made.choices] == ["one", "two"]
+    probable = client.completions.create(model="demo", prompt="one", max_tokens=3, logprobs=2)
+    assert probable.choices[0].logprobs is not None
+    assert probable.choices[0].logprobs.tokens
+
+
+def test_the_sdk_reads_a_stream_of_a_completion(server: Server) -> None:
+    # Its type for the chunks is that of a whole answer, and has no null for `finish_reason`.
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0) as client:
+        *pieces, last = client.completions.create(
+            model="demo",
+            prompt="one",
+            max_tokens=3,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    assert last.usage is not None
+    assert last.choices == []
+    assert pieces[-1].choices[0].finish_reason in ("stop", "length")
+
+
+def test_the_sdk_reads_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["demo"]
+    assert client.models.retrieve("demo").id == "demo"
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.models.retrieve("nope")
+    assert raised.value.code == "model_not_found"
+
+
+def test_the_sdk_reads_the_refusal_of_embeddings(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as raised:
+        client.embeddings.create(model="demo", input="hi")
+    assert raised.value.code == "unsupported_value"
+    assert raised.value.type == "invalid_request_error"

@@ -1,0 +1,284 @@
+"""What is wrong with a request is told in the contract's form, and disturbs nobody else."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.fakes.engine import Script, text_of
+from tests.helpers.serving import DEADLINE, ROOT, Answer, Server, serving
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("refusals")
+    model = Script(generations=()).write(folder / "m")
+    config = (
+        f'[server]\nport = 0\nmax_body = "100KB"\nallowed_origins = ["https://good.example"]\n'
+        f'[models.m]\nsource = "{model}"\n[models.missing]\nsource = "{folder / "nowhere"}"\n'
+    )
+    with serving(folder / "s", scripted=True, config=config) as running:
+        yield running
+        # Whatever was asked above, the worker that served the first request serves the last.
+        assert running.chat("m", max_tokens=2).text == text_of(2)
+        assert running.loaded("m")["generation"] == 1
+        assert " ERROR " not in running.log("gateway.log")
+
+
+def assert_error(answer: Answer, status: int, code: str, param: str | None = None) -> None:
+    error = answer.json["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (answer.status, error["code"], error["param"]) == (status, code, param)
+    assert error["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    assert error["message"]
+    assert answer.headers["content-type"].startswith("application/json")
+    assert answer.headers["x-request-id"]
+
+
+def chat_body(**more: Any) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 2, **more}
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "param"),
+    [
+        ({"messages": None}, "missing_required_parameter", "messages"),
+        ({"messages": []}, "invalid_value", "messages"),
+        ({"messages": "hi"}, "invalid_type", "messages"),
+        ({"messages": [{"content": "x"}]}, "missing_required_parameter", "messages[0].role"),
+        ({"max_tokens": "many"}, "invalid_type", "max_tokens"),
+        ({"max_tokens": 0}, "invalid_value", "max_tokens"),
+        ({"temperature": 3}, "invalid_value", "temperature"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "invalid_value", "stop"),
+        ({"stream": "yes"}, "invalid_type", "stream"),
+        ({"frobnicate": 1}, "unsupported_parameter", "frobnicate"),
+    ],
+)
+def test_bad_parameters(more: dict[str, Any], code: str, param: str, server: Server) -> None:
+    assert_error(server.request("POST", CHAT, chat_body(**more)), 400, code, param)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[1,", b'{"a": NaN}', b'{"a": "\xff"}', b'{"a": "\\ud800"}', b"[" * 50000]
+)
+def test_bad_json(body: bytes, server: Server) -> None:
+    assert_error(server.request("POST", CHAT, body), 400, "invalid_json")
+
+
+def test_json_that_is_no_object(server: Server) -> None:
+    assert_error(server.request("POST", CHAT, b"[]"), 400, "invalid_type")
+
+
+def test_unknown_model(server: Server) -> None:
+    answer = server.request("POST", CHAT, chat_body(model="nope"))
+    assert_error(answer, 404, "model_not_found", "model")
+    assert answer.json["error"]["message"].startswith(
+        "The model `nope` does not exist or you do not have access to it."
+    )
+    assert_error(server.request("GET", "/v1/models/nope"), 404, "model_not_found", "model")
+
+
+def test_model_whose_files_are_missing(server: Server) -> None:
+    answer = server.request("POST", CHAT, chat_body(model="missing"))
+    assert_error(answer, 400, "model_load_failed", "model")
+    assert "nowhere" in answer.json["error"]["message"]
+    assert answer.headers["x-should-retry"] == "false"
+
+
+def test_routes_and_methods(server: Server) -> None:
+    assert_error(server.request("GET", "/v1/nothing"), 404, "not_found")
+    wrong = server.request("GET", CHAT)
+    assert_error(wrong, 405, "method_not_allowed")
+    for path in ("/v1/responses", "/v1/messages", "/metrics", "/admin/logs/m"):
+        answer = server.request("POST", path, {})
+        assert_error(answer, 404, "not_found")
+        assert f"{path} is not supported by this version" in answer.json["error"]["message"]
+
+
+def test_content_type(server: Server) -> None:
+    body = json.dumps(chat_body()).encode()
+    kinds = ("text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1")
+    for kind in kinds:
+        answer = server.request("POST", CHAT, body, {"Content-Type": kind})
+        assert_error(answer, 415, "unsupported_media_type")
+    good = server.request("POST", CHAT, body, {"Content-Type": 'application/json; charset="UTF-8"'})
+    assert good.status == 200
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_body_too_large(announced: bool, server: Server) -> None:
+    """The limit holds whether the length is announced or the body comes in chunks."""
+    body = json.dumps(chat_body(messages=[{"role": "user", "content": "x" * 200_000}])).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    if announced:
+        sent = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
+    else:
+        sent = f"{head}Transfer-Encoding: chunked\r\n\r\n{len(body):x}\r\n".encode()
+        sent += body + b"\r\n0\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(sent)
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b'"code":"request_too_large"' in answer
+
+
+def test_what_clients_do_wrong_is_no_fault_of_the_model(server: Server) -> None:
+    """sglang#25811: requests answered with 4xx opened the breaker."""
+    assert server.chat("m", max_tokens=2).status == 200
+    for body in [chat_body(temperature=3), chat_body(frobnicate=1), [], {"model": "m"}] * 3:
+        assert server.request("POST", CHAT, body).status == 400
+    (health,) = [model for model in server.health()["models"] if model["name"] == "m"]
+    assert (health["state"], health["deaths"]) == ("ready", 0)
+    assert server.chat("m", max_tokens=2).status == 200
+
+
+def test_host(server: Server) -> None:
+    foreign = server.request("GET", "/v1/models", headers={"Host": "evil.example"})
+    assert_error(foreign, 403, "forbidden")
+    assert "server.allowed_hosts" in foreign.json["error"]["message"]
+    for host in ("localhost", f"127.0.0.1:{server.port}", "LOCALHOST:1", "[::1]:80"):
+        assert server.request("GET", "/v1/models", headers={"Host": host}).status == 200
+
+
+def raw(server: Server, request: bytes) -> bytes:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(request)
+        answer = b""
+        while data := connection.recv(65536):
+            answer += data
+        return answer
+
+
+def test_headers_of_any_bytes(server: Server) -> None:
+    for header in (b"Host: \xff\xfe", b"Host: localhost\r\nOrigin: http://\xff"):
+        answer = raw(server, b"GET / HTTP/1.1\r\n" + header + b"\r\nConnection: close\r\n\r\n")
+        assert answer.startswith(b"HTTP/1.1 403 ")
+        assert b'"code":"forbidden"' in answer
+
+
+def test_body_that_is_not_what_its_encoding_says(server: Server) -> None:
+    for encoding in ("gzip", "deflate", "br"):
+        for body in (b"{}", b"x" * 100_000):
+            answer = server.request("POST", CHAT, body, {"Content-Encoding": encoding})
+            assert_error(answer, 400, "invalid_json")
+            assert "`Content-Encoding`" in answer.json["error"]["message"]
+    packed = gzip.compress(json.dumps(chat_body()).encode())
+    assert server.request("POST", CHAT, packed, {"Content-Encoding": "gzip"}).status == 200
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"SECRET\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer sk-SECRET\x01\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nx-api-key: SECRET" + b"x" * 20000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nExpect: SECRET\r\n\r\n",
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\nSECRET prompt\r\n",
+    ],
+    ids=["method", "byte", "length", "expectation", "chunk"],
+)
+def test_what_no_handler_sees_is_refused_in_the_same_form(request_: bytes, server: Server) -> None:
+    """aiohttp would quote what was sent, to the client and in the log."""
+    head, _, body = raw(server, request_).partition(b"\r\n\r\n")
+    status, *lines = head.decode().splitlines()
+    headers = dict(line.lower().split(": ", 1) for line in lines)
+    assert_error(Answer(int(status.split()[1]), headers, body), 400, "invalid_value")
+    assert b"SECRET" not in body
+    assert headers["x-request-id"] in server.log("gateway.log")
+    for path in (server.state / "logs").iterdir():
+        assert "SECRET" not in path.read_text(errors="replace")
+
+
+@pytest.mark.parametrize(
+    "more", ["Transfer-Encoding: chunked", "Content-Encoding: deflate\r\nContent-Length: 15"]
+)
+def test_a_body_that_turns_out_broken_is_refused_at_once(more: str, server: Server) -> None:
+    """And not when the time for its arrival is over."""
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n{more}\r\n"
+        "Content-Type: application/json\r\nExpect: 100-continue\r\n\r\n"
+    )
+    with socket.create_connection(("127.0.0.1", server.port), DEADLINE) as client:
+        client.sendall(head.encode())
+        assert client.recv(100).startswith(b"HTTP/1.1 100 ")  # it is being read
+        client.sendall(b"SECRET prompt\r\n")
+        said = client.makefile("rb").read()
+    assert said.startswith(b"HTTP/1.1 400 ")
+    assert said.count(b"HTTP/1.1 ") == 1
+    assert b"SECRET" not in said
+
+
+def test_too_many_messages(server: Server) -> None:
+    body = b'{"model":"m","messages":[' + b"{}," * 20_000 + b"{}]}"
+    assert_error(server.request("POST", CHAT, body), 400, "invalid_value", "messages")
+
+
+def test_origin(server: Server) -> None:
+    foreign = server.request("GET", "/health", headers={"Origin": "https://evil.example"})
+    assert_error(foreign, 403, "forbidden")
+    assert "server.allowed_origins" in foreign.json["error"]["message"]
+    good = server.request("GET", "/health", headers={"Origin": "https://good.example"})
+    assert good.status == 200
+    assert good.headers["access-control-allow-origin"] == "https://good.example"
+    _, _, headers = (ROOT / "docs" / "api.md").read_text().partition("\n## Headers\n")
+    documented = re.findall(r"^\| `([\w-]+)` ", headers.partition("\n## ")[0], re.MULTILINE)
+    assert good.headers["access-control-expose-headers"].split(", ") == documented
+    own = server.request("GET", "/health", headers={"Origin": f"http://127.0.0.1:{server.port}"})
+    assert own.status == 200
+    assert "access-control-allow-origin" not in own.headers
+    preflight = server.request(
+        "OPTIONS",
+        CHAT,
+        headers={
+            "Origin": "https://good.example",
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "content-type",
+        },
+    )
+    assert preflight.status == 204
+    assert "POST" in preflight.headers["access-control-allow-methods"]
+
+
+def test_keys(tmp_path: Path) -> None:
+    model = Script(generations=()).write(tmp_path / "m")
+    keys = tmp_path / "keys"
+    keys.touch(0o600)
+    keys.write_text("# ours\nsecret-key\n")
+    config = f'[server]\nport = 0\napi_keys_file = "{keys}"\n[models.m]\nsource = "{model}"\n'
+    with serving(tmp_path / "s", scripted=True, config=config) as server:
+        assert_error(server.request("GET", "/v1/models"), 401, "invalid_api_key")
+        assert_error(
+            server.request("POST", CHAT, chat_body(), {"Authorization": "Bearer wrong"}),
+            401,
+            "invalid_api_key",
+        )
+        for headers in ({"Authorization": "Bearer secret-key"}, {"x-api-key": "secret-key"}):
+            assert server.request("POST", CHAT, chat_body(), headers).status == 200
+            assert "cached_models" in server.request("GET", "/health", None, headers).json
+        assert server.request("GET", "/health").json == {"status": "ok"}
+        logs = [path.read_text(errors="replace") for path in (server.state / "logs").iterdir()]
+        assert not any("secret-key" in text for text in logs)
+
+
+def test_any_authorization_without_keys(server: Server) -> None:
+    answer = server.request("GET", "/v1/models", None, {"Authorization": "Bearer anything"})
+    assert answer.status == 200
+
+
+def test_a_worker_without_descriptors_refuses_and_lives(tmp_path: Path) -> None:
+    model = Script(generations=()).write(tmp_path / "m")
+    config = f'[server]\nport = 0\n[models.m]\nsource = "{model}"\nenv = {{ FAKE_NO_DESCRIPTORS = "1" }}\n'
+    with serving(tmp_path / "s", scripted=True, config=config) as server:
+        assert_error(server.chat("m", max_tokens=2), 503, "queue_full")
+        assert server.chat("m", max_tokens=2).text == text_of(2)
+        assert server.loaded("m")["generation"] == 1

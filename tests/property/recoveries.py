@@ -1,0 +1,308 @@
+"""What a world knows of deaths: who is suspected, who stands trial, who is guilty, who goes on.
+
+`Trials` is told by the world what happens to its workers and requests, and by the effects what the
+scheduler makes of it, and raises `Violation` when that is not what was promised:
+
+* who ran in a worker that died runs again alone, first, until it has passed; OUTSIDE suspects nobody;
+* while one is on trial nobody else runs there: those who have passed are paused, the rest waits;
+* nobody stays paused, and no suspect waits, where a trial could be held;
+* guilty are those, and all those, who died alone twice without passing, on a model that works;
+* a death is forgiven so often and not more often; what has a token is not replayed;
+* a model is left alone after so many deaths without a token, for as long as documented.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from supervisor.crashes.diagnosis import Cause, Crash, Diagnosis
+from supervisor.scheduler.blame import PROBATION, STRIKES, Fault
+from supervisor.scheduler.breaker import BACKOFF_FIRST
+from supervisor.scheduler.effects import Grant
+from supervisor.scheduler.model import Rules
+
+_INTERRUPTIONS_MAX = 20
+_EPSILON = 1e-6
+
+
+_CAUSES = {
+    Fault.REQUEST: Cause.ABORTED,
+    Fault.MEMORY: Cause.OUT_OF_MEMORY,
+    Fault.OUTSIDE: Cause.GPU_VICTIM,
+}
+
+
+def crash_of(fault: Fault) -> Crash:
+    """A death that was the fault of these."""
+    return Crash("some-id", Diagnosis(_CAUSES[fault]))
+
+
+class Violation(AssertionError):
+    """The scheduler did what it must not."""
+
+
+def check(holds: object, text: str) -> None:
+    if not holds:
+        raise Violation(text)
+
+
+@dataclass
+class Request:
+    """What the world knows of one lease."""
+
+    model: str
+    deadline: float
+    by_hand: bool
+    status: str = "waiting"
+    """waiting, granted, returning"""
+    name: str = ""
+    hold: float = 0.0
+    digest: bytes = b""
+    poison: bool = False
+    """It kills whatever it runs in."""
+    position: int = 0
+    until: int = 0
+    """Where its grant asks to hear of it; 0 = nowhere, or it was heard."""
+    suspect: bool = False
+    on_trial: bool = False
+    pauses: bool = False
+    paused: bool = False
+    interrupted: bool = False
+    """Ever."""
+    unjudged: bool = False
+    fault: Fault | None = None
+    """Whose its last death was, once that is known."""
+    unproductive: int = 0
+    interruptions: int = 0
+
+
+@dataclass
+class Record:
+    """One model's deaths since its last token."""
+
+    proven: bool = False
+    deaths: list[float] = field(default_factory=list)
+    trips: int = 0
+    pause: tuple[float, float] | None = None
+    """At least and at most, seconds: how long it must be left alone after its last death."""
+
+    def progressed(self) -> None:
+        self.proven, self.trips = True, 0
+        self.deaths.clear()
+
+    def forgiven(self) -> None:
+        """Somebody asked by hand."""
+        self.trips, self.pause = 0, None
+        self.deaths.clear()
+
+    def died(self, rules: Rules, now: float) -> None:
+        self.deaths.append(now)
+        recent = [at for at in self.deaths if at > now - rules.restart_window]
+        if self.trips or len(recent) >= rules.max_restarts:
+            longest = min(rules.backoff_max, BACKOFF_FIRST * 2**self.trips)
+            self.trips += 1
+            self.pause = (0.75 * longest, longest)
+
+
+class Trials:
+    """The cases of one world."""
+
+    def __init__(
+        self, rules: Rules, requests: dict[int, Request], models: Iterable[str], *, calm: bool
+    ) -> None:
+        """`requests` are the open ones, by lease. In a `calm` world only poison kills."""
+        self._rules = rules
+        self._requests = requests
+        self.calm = calm
+        self.records = {model: Record() for model in models}
+        self.guilty: set[bytes] = set()
+        self._alone: Counter[bytes] = Counter()
+        """Deaths alone since it last passed."""
+        self._untold: set[str] = set()
+        """Requests that are guilty, and nobody has said so."""
+        self._absent: list[Request] = []
+        """They left before it was known whose fault their death was."""
+
+    def of(self, model: str, status: str) -> list[tuple[int, Request]]:
+        return [
+            (lease, request)
+            for lease, request in self._requests.items()
+            if request.model == model and request.status == status and not request.by_hand
+        ]
+
+    def suspects(self, model: str) -> list[tuple[int, Request]]:
+        return [(lease, request) for lease, request in self.of(model, "waiting") if request.suspect]
+
+    def trial(self, model: str) -> bool:
+        return any(request.on_trial for _, request in self.of(model, "granted"))
+
+    # ── what happens ─────────────────────────────────────────────────────────────────────────────
+
+    def died(self, model: str, fault: Fault, now: float) -> None:
+        """A worker has died unasked, and it is known why. Those in it are not told yet."""
+        record = self.records[model]
+        early = [r for r in (*self._requests.values(), *self._absent) if r.model == model]
+        early = [request for request in early if request.unjudged and request.fault is None]
+        inside = [*early, *(request for _, request in self.of(model, "granted"))]
+        convicts = fault is not Fault.OUTSIDE and record.proven
+        if not convicts or not any(
+            request.on_trial and self._alone[request.digest] + 1 >= STRIKES for request in inside
+        ):
+            record.died(self._rules, now)
+        for request in inside:
+            request.fault = fault
+        for request in early:
+            if request.status == "waiting":
+                self._judge(request)
+        for request in self._absent:
+            if request.fault is not None and request.unjudged:
+                self._judge(request)
+        self._absent = [request for request in self._absent if request.unjudged]
+
+    def returns(self, request: Request, position: int, now: float) -> None:
+        """It says where it stands."""
+        if position > request.position:
+            request.position, request.unproductive = position, 0
+            self.records[request.model].progressed()
+        request.status, request.deadline = "waiting", now + request.hold
+        if request.unjudged and request.fault is not None:
+            self._judge(request)
+
+    def passes(self, request: Request) -> None:
+        """It says that it has come as far as it was asked for."""
+        self.records[request.model].progressed()
+        if request.on_trial:
+            del self._alone[request.digest]
+            request.suspect = request.on_trial = False
+            request.paused = request.pauses
+            request.position, request.unproductive = max(request.position, request.until), 0
+        request.until = 0
+
+    def ends(self, request: Request) -> None:
+        """It leaves, or is refused."""
+        if request.unjudged and request.on_trial:
+            if request.fault is None:
+                self._absent.append(request)
+            else:
+                self._judge(request)
+
+    def _judge(self, request: Request) -> None:
+        fault, request.fault, request.unjudged = request.fault, None, False
+        if request.paused:
+            request.paused = False
+            return
+        request.unproductive += 1
+        request.interruptions += 1
+        request.suspect |= fault is not Fault.OUTSIDE
+        tried, request.on_trial = request.on_trial, False
+        if tried and request.position >= request.until:
+            del self._alone[request.digest]
+        elif tried and fault is not Fault.OUTSIDE:
+            self._alone[request.digest] += 1
+            record = self.records[request.model]
+            if self._alone[request.digest] >= STRIKES and record.proven:
+                self.guilty.add(request.digest)
+                self._untold.add(request.name)
+
+    # ── what the scheduler says ──────────────────────────────────────────────────────────────────
+
+    def interrupt(self, request: Request, *, parked: bool) -> None:
+        request.status, request.interrupted = "returning", True
+        request.unjudged = not parked
+        if parked:
+            request.paused = request.on_trial = False
+
+    def grant(self, lease: int, request: Request, grant: Grant) -> None:
+        """A waiting one gets a place; `request` is still among those."""
+        model = request.model
+        check(request.digest not in self.guilty, f"{lease} is guilty and granted")
+        check(not request.unjudged, f"{lease} is granted before its death is judged")
+        check(not self.of(model, "returning"), f"{lease} is granted while others return")
+        check(not self.trial(model), f"{lease} is granted beside a trial")
+        suspects = self.suspects(model)
+        if suspects:
+            check(request.suspect, f"{lease} is granted while suspects wait")
+            order = [(self._alone[r.digest], r.position, i) for i, r in suspects]
+            check(min(order)[2] == lease, f"{lease} is tried before {min(order)[2]}")
+            running = [i for i, r in self.of(model, "granted") if not r.paused]
+            check(not running, f"{lease} is tried beside {running}")
+            check(grant.until == request.position + PROBATION, "its trial is not so long")
+            check(
+                grant.then_pause == (len(suspects) > 1), f"{lease} pauses for nobody, or does not"
+            )
+            request.on_trial = True
+        else:
+            first = min(i for i, _ in self.of(model, "waiting"))
+            check(first == lease, f"{lease} is granted before {first}")
+            record = self.records[model]
+            news = not record.proven or record.deaths
+            asked = request.position + 1 if news else 0
+            check(grant.until == asked, f"{lease} is asked to tell of token {grant.until}")
+            check(not grant.then_pause, f"{lease} pauses without a trial")
+        request.until, request.pauses = grant.until, grant.then_pause
+
+    def proceed(self, lease: int, request: Request, *, drains: bool) -> None:
+        check(request.paused and request.status == "granted", f"{lease} goes on and did not pause")
+        check(not self.trial(request.model), f"{lease} goes on beside a trial")
+        check(drains or not self.suspects(request.model), f"{lease} goes on before the suspects")
+        request.paused = False
+
+    def convict(self, model: str, name: str) -> None:
+        check(name in self._untold, f"{name} is convicted and not guilty")
+        self._untold.discard(name)
+
+    def refused(self, lease: int, request: Request, code: str, now: float) -> None:
+        """One that had been interrupted, or is found guilty, ends: with cause?"""
+        if code == "request_crashed_worker":
+            check(request.digest in self.guilty, f"{lease} is called guilty")
+            poison = request.poison or not self.calm
+            check(poison, f"{lease} is called guilty of what poison has done")
+            return
+        if request.interrupted and code != "shutting_down":
+            late = request.deadline <= now
+            check(
+                late or self.gives_up(request) or code.startswith("model_"),
+                f"{lease} gives up with {code}",
+            )
+
+    def gives_up(self, request: Request) -> bool:
+        if self.calm and not request.poison and self._rules.max_recoveries:
+            hopeless = request.interruptions > _INTERRUPTIONS_MAX
+        else:
+            useless = request.unproductive > self._rules.max_recoveries
+            hopeless = useless or request.interruptions > _INTERRUPTIONS_MAX
+        replayed = self._rules.recovery == "replay" and request.position > 0
+        return hopeless or (replayed and request.status == "waiting")
+
+    # ── what must hold after every step ──────────────────────────────────────────────────────────
+
+    def compare(self, model: str, state: str, *, closed: bool) -> None:
+        """`state` is the model's, `closed` whether a load gate keeps its requests waiting."""
+        check(not self._untold, f"{self._untold} are guilty and nobody says so")
+        granted = self.of(model, "granted")
+        running = [lease for lease, request in granted if not request.paused]
+        paused = [lease for lease, request in granted if request.paused]
+        for lease, request in self.of(model, "waiting"):
+            check(request.digest not in self.guilty, f"{lease} is guilty and waits")
+            hopeless = request.interrupted and not request.unjudged and self.gives_up(request)
+            check(not hopeless, f"{lease} never gives up")
+        if self.trial(model):
+            check(len(running) == 1, f"{running} run beside a trial")
+        elif state in ("ready", "draining"):
+            check(not paused, f"{paused} are paused for nobody")
+        if state == "ready" and not self.trial(model) and not self.of(model, "returning"):
+            held = closed and not granted
+            check(not self.suspects(model) or held, f"{model} is ready and suspects wait")
+        unheard = self.records[model].pause is not None and state != "releasing"
+        check(not unheard, f"{model} keeps dying and is not left alone")
+
+    def crashed(self, model: str, left: float) -> None:
+        """The scheduler leaves the model alone for so long."""
+        pause = self.records[model].pause
+        check(pause is not None, f"{model} is left alone")
+        assert pause is not None
+        least, most = pause
+        check(least - _EPSILON <= left <= most + _EPSILON, f"{model} is left alone for {left} s")
+        self.records[model].pause = None

@@ -1,0 +1,321 @@
+"""supervisor.scheduler.pool under a budget, through any interleaving: `tests.property.oracle` checks every step."""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from supervisor.scheduler.blame import PROBATION, Fault
+from supervisor.scheduler.lifecycle import State
+from supervisor.scheduler.pool import Rules, Spec
+from supervisor.scheduler.pressure import Level
+from tests.bench.eviction import Crowd, Machine
+from tests.property import planted, scheduling
+from tests.property.oracle import GB, Violation
+from tests.property.scheduling import LIMITS, NAMES, make_world
+from tests.property.world import World
+
+names = st.sampled_from(NAMES)
+spans = st.floats(0.0, 40.0)
+shares = st.sampled_from([0.0, 0.5, 1.0])
+
+
+class Scheduler(RuleBasedStateMachine):
+    """Posts events in any order, those of processes that exist and those that make no sense."""
+
+    @initialize(seed=st.integers(0, 10_000))
+    def begin(self, seed: int) -> None:
+        self.world = make_world(random.Random(seed), storm=seed % 2 == 0, calm=False)
+
+    def known(self, name: str) -> str:
+        return name if name in self.world.models else NAMES[0]
+
+    @rule(
+        name=st.sampled_from([*NAMES, *NAMES, "alias-a", "a:latest", "unknown", ""]),
+        hold=spans,
+        kind=st.sampled_from(["", "tea", "poison"]),
+    )
+    def acquire(self, name: str, hold: float, kind: str) -> None:
+        digest = f"{kind} for {name[-1:]}".encode() if kind else b""
+        self.world.acquire(name, hold, digest=digest)
+
+    @rule(name=names, hold=spans)
+    def load(self, name: str, hold: float) -> None:
+        self.world.acquire(self.known(name), hold, by_hand=True)
+
+    @precondition(lambda self: self.world.requests)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        self.world.release(data.draw(st.sampled_from(sorted(self.world.requests))))
+
+    @precondition(lambda self: self.world.requests)
+    @rule(data=st.data())
+    def fault(self, data: st.DataObject) -> None:
+        self.world.fault(data.draw(st.sampled_from(sorted(self.world.requests))))
+
+    @precondition(lambda self: self.world.requests)
+    @rule(
+        data=st.data(), tokens=st.sampled_from([0, 0, 1, PROBATION, 40]), all_of_them=st.booleans()
+    )
+    def returned(self, data: st.DataObject, tokens: int, all_of_them: bool) -> None:
+        requests = self.world.requests
+        asked = [lease for lease, each in requests.items() if each.status == "returning"]
+        one = data.draw(st.sampled_from(sorted(requests)))
+        for lease in asked if all_of_them else [one]:
+            if lease in requests:
+                self.world.returned(lease, requests[lease].position + tokens)
+
+    @precondition(lambda self: any(each.until for each in self.world.requests.values()))
+    @rule(data=st.data())
+    def passed(self, data: st.DataObject) -> None:
+        asked = [lease for lease, each in self.world.requests.items() if each.until]
+        self.world.passed(data.draw(st.sampled_from(asked)))
+
+    @rule(name=names)
+    def preload(self, name: str) -> None:
+        self.world.preload(self.known(name))
+
+    @rule(name=names)
+    def unload(self, name: str) -> None:
+        self.world.unload(self.known(name))
+
+    @rule(name=names, pinned=st.booleans())
+    def pin(self, name: str, pinned: bool) -> None:
+        self.world.pin(self.known(name), pinned)
+
+    @rule(name=names)
+    def changed(self, name: str) -> None:
+        self.world.changed(self.known(name))
+
+    @rule(name=names, size=st.integers(0, 12), headroom=st.integers(0, 2))
+    def estimated(self, name: str, size: int, headroom: int) -> None:
+        self.world.estimated(self.known(name), size * GB, headroom * GB)
+
+    def of_process(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from(sorted(self.world.processes)))
+
+    @precondition(lambda self: self.world.processes)
+    @rule(data=st.data())
+    def progress(self, data: st.DataObject) -> None:
+        self.world.progress(self.of_process(data))
+
+    @precondition(lambda self: self.world.processes)
+    @rule(data=st.data(), share=st.sampled_from([0.5, 1.0, 1.0, 1.0, 1.5, 3.0]))
+    def ready(self, data: st.DataObject, share: float) -> None:
+        name = self.of_process(data)
+        self.world.ready(name, int(self.world.processes[name].charge * share))
+
+    @precondition(lambda self: self.world.processes)
+    @rule(data=st.data())
+    def load_failed(self, data: st.DataObject) -> None:
+        self.world.load_failed(self.of_process(data))
+
+    @precondition(lambda self: self.world.processes)
+    @rule(data=st.data())
+    def broken(self, data: st.DataObject) -> None:
+        self.world.broken(self.of_process(data))
+
+    @precondition(lambda self: self.world.processes)
+    @rule(data=st.data())
+    def dying(self, data: st.DataObject) -> None:
+        self.world.dying(self.of_process(data))
+
+    @precondition(lambda self: self.world.processes)
+    @rule(data=st.data(), left=shares, fault=st.sampled_from(Fault))
+    def exited(self, data: st.DataObject, left: float, fault: Fault) -> None:
+        self.world.exited(self.of_process(data), left, fault)
+
+    @rule(name=names, offset=st.sampled_from([-1, 1, 5]))
+    def words_about_another_generation(self, name: str, offset: int) -> None:
+        self.world.stale(self.known(name), offset)
+
+    @rule(share=shares, noise=st.integers(0, 5 * GB))
+    def memory_back(self, share: float, noise: int) -> None:
+        self.world.memory_back(share, noise)
+
+    @rule(level=st.sampled_from(Level))
+    def pressure(self, level: Level) -> None:
+        self.world.pressure(level)
+
+    @rule(span=spans)
+    def advance(self, span: float) -> None:
+        self.world.advance(span)
+
+    @rule(span=spans)
+    def tick_late(self, span: float) -> None:
+        self.world.jump(span)
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.finish()
+
+
+TestScheduler = Scheduler.TestCase
+TestScheduler.settings = settings(deadline=None, max_examples=60, stateful_step_count=50)
+
+
+def test_a_random_walk_finds_nothing() -> None:
+    assert scheduling.walk(seed=4, steps=20_000) == (20_000, None)
+
+
+def test_a_walk_is_the_same_each_time() -> None:
+    (bug,) = [bug for bug in planted.BUGS if "on its way back" in bug.name]
+    with planted.planted(bug) as walk:
+        first, second = (planted.violation_of(walk, 0, 2_000) for _ in range(2))
+    assert first is not None
+    assert first == second
+
+
+# ── quiescence: what is asked for is served in the end ───────────────────────────────────────────
+
+
+def serve_everybody(world: World, spans: float = 1.0, most: int = 2000) -> int:
+    """Let every load end, every request run a while, every stopped process exit. Seconds taken."""
+    started = world.now
+    for _ in range(most):
+        if not world.requests:
+            return int(world.now - started)
+        for process in list(world.processes.values()):
+            if process.phase == "loading" and world.now - process.born >= 2.0:
+                world.ready(process.model, process.charge)
+            elif process.phase == "stopped":
+                world.exited(process.model)
+        for lease in [i for i, r in world.requests.items() if r.status == "granted"]:
+            world.release(lease)
+        world.advance(spans)
+    raise Violation(f"{len(world.requests)} are never served")
+
+
+@pytest.mark.parametrize("policy", ["lru", "use_count", "gdsf"])
+@pytest.mark.parametrize("gate", ["shared", "exclusive"])
+def test_five_models_on_a_machine_for_two_serve_forty_clients(policy: str, gate: str) -> None:
+    rules = Rules(policy=policy, load_gate=gate)  # type: ignore[arg-type]
+    specs = [Spec(name, estimate_bytes=5 * GB, concurrency=4) for name in "abcde"]
+    world = World(specs, LIMITS, rules, 10 * GB)
+    rng = random.Random(1)
+    leases = [world.acquire(rng.choice("abcde"), 1000.0) for _ in range(40)]
+    refused: list[int] = []
+    end = world.end
+
+    def ended(lease: int, *before: str) -> object:
+        refused.append(lease)
+        return end(lease, *before)
+
+    world.end = ended  # type: ignore[assignment,method-assign]
+    seconds = serve_everybody(world)
+    assert not refused
+    assert len(set(leases)) == 40
+    assert seconds < 200
+
+
+@pytest.mark.parametrize("concurrency", [0, 4])
+@pytest.mark.parametrize("gate", ["shared", "exclusive"])
+def test_four_hundred_requests_of_forty_clients_wait_no_longer_than_documented(
+    concurrency: int, gate: Literal["shared", "exclusive"]
+) -> None:
+    """Five models, room for two: each in its turn waits for at most all the others' turns."""
+    machine = Machine({name: (5 * GB, 2.0) for name in "abcde"}, 10 * GB)
+    rules = Rules(load_gate=gate)
+    crowd = Crowd(machine, rules, concurrency=concurrency)
+    waits = crowd.run(random.Random(5), clients=40, requests=400, service=1.0)
+    assert len(waits) == 400
+    turn = rules.patience(2.0, 2.0) + rules.residency(2.0) + 2.0 + 1.0  # + its load and its drain
+    assert max(waits) <= 5 * turn
+
+
+def test_a_stream_of_requests_starves_nobody() -> None:
+    """The stream never leaves `a` idle; `b` is served after `max_wait` all the same."""
+    world = World(
+        [Spec("a", estimate_bytes=8 * GB), Spec("b", estimate_bytes=8 * GB)],
+        LIMITS,
+        Rules(max_wait=10.0, min_residency=0.0),
+        10 * GB,
+    )
+    running = [world.acquire("a", 100.0)]
+    world.ready("a", 8 * GB)
+    asked, waiter = world.now, world.acquire("b", 1000.0)
+    while world.pool.entries["a"].state is State.READY:
+        running.append(world.acquire("a", 1000.0))  # the next comes before the last one ends
+        world.release(running.pop(0))
+        world.advance(0.5)
+    assert world.now - asked <= 10.5
+    late = world.acquire("a", 1000.0)
+    for lease in running:
+        world.release(lease)
+    world.exited("a")
+    assert world.pool.entries["b"].state is State.LOADING
+    world.ready("b", 8 * GB)
+    assert world.requests[waiter].status == "granted"
+    assert world.requests[late].status == "waiting"
+
+
+def run_to_the_end(
+    world: World, lengths: dict[int, int], depths: dict[int, int], rng: random.Random
+) -> set[int]:
+    """Each request makes its tokens one by one; some kill their worker at a depth. Who has made
+    them all."""
+    made, done = dict.fromkeys(lengths, 0), set()
+    for _ in range(2000):
+        for process in list(world.processes.values()):
+            if process.phase == "loading":
+                world.ready(process.model, 0)
+        for lease in rng.sample(list(world.requests), len(world.requests)):
+            request = world.requests.get(lease)
+            if request is not None and request.status == "returning":
+                world.returned(lease, made[lease])
+            if request is None or request.status != "granted" or request.paused:
+                continue
+            if made[lease] == depths.get(lease):
+                world.exited("a")
+                continue
+            made[lease] += 1
+            ends = made[lease] == lengths[lease]
+            if request.until and (ends or made[lease] >= request.until):
+                world.passed(lease)
+            if ends:
+                done.add(lease)
+                world.release(lease)
+        world.advance(0.1)
+        if not world.requests:
+            return done
+    raise Violation(f"{len(world.requests)} never end")
+
+
+@pytest.mark.parametrize("poisons", [0, 1, 3])
+def test_poison_is_found_and_everybody_else_is_served_to_the_end(poisons: int) -> None:
+    rng = random.Random(poisons)
+    rules = Rules(recovery="resume", max_restarts=3 if poisons < 2 else 10**9)
+    world = World([Spec("a")], LIMITS, rules, None, calm=True)
+    bad = [world.acquire("a", 1000.0, digest=b"%d bad" % i, poison=True) for i in range(poisons)]
+    good = [world.acquire("a", 1000.0) for _ in range(12)]
+    lengths = {lease: rng.randint(1, 90) for lease in (*bad, *good)}
+    depths = {lease: rng.randrange(lengths[lease]) for lease in bad}
+    assert run_to_the_end(world, lengths, depths, rng) == set(good)
+    assert len(world.trials.guilty) == poisons
+    assert poisons <= world.pool.entries["a"].deaths <= 3 * poisons
+
+
+# ── planted bugs ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_at_least_twelve_bugs_are_planted_and_recorded() -> None:
+    assert len(planted.BUGS) >= 12
+    assert set(planted.recorded()) == {bug.name for bug in planted.BUGS}
+
+
+@pytest.mark.parametrize("bug", planted.BUGS, ids=lambda bug: bug.name)
+def test_a_planted_bug_is_found_by_its_seed(bug: planted.Bug) -> None:
+    record = planted.recorded()[bug.name]
+    with planted.planted(bug) as walk:
+        found = planted.violation_of(walk, record["seed"], record["step"])
+    assert found is not None
+
+
+def test_the_same_seeds_find_nothing_in_the_real_one() -> None:
+    worst = max(planted.recorded().values(), key=lambda record: record["step"])
+    assert scheduling.walk(worst["seed"], worst["step"])[1] is None

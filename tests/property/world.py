@@ -1,0 +1,322 @@
+"""A world for the real scheduler to run in: the shell, the processes, the machine, the clients.
+
+Every method is one event; `tests.property.oracle` checks what follows from it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from supervisor.errors import BulkheadError
+from supervisor.scheduler.blame import Fault
+from supervisor.scheduler.lifecycle import State
+from supervisor.scheduler.pool import Grant, Loaded, Refuse, ReleaseRule, Spec
+from supervisor.scheduler.pressure import Level
+from tests.property.oracle import GB, Books, Dead, Request, Violation, check
+from tests.property.recoveries import crash_of
+
+
+@dataclass
+class World(Books):
+    """Drive it by its methods."""
+
+    # ── clients and people ───────────────────────────────────────────────────────────────────────
+
+    def acquire(
+        self,
+        name: str,
+        hold: float,
+        *,
+        by_hand: bool = False,
+        digest: bytes = b"",
+        poison: bool = False,
+    ) -> int:
+        """A request for a name or alias, or an admin's load."""
+        doing = "load" if by_hand else "acquire"
+        called = f"r{self.asked + 1}"
+        if by_hand:
+            lease, effects = self.pool.load(called, name, hold, self.now)
+            self._forgive(name)
+        else:
+            lease, effects = self.pool.acquire(called, name, hold, self.now, digest)
+        check(lease == self.asked + 1, "a lease twice")
+        refused = any(isinstance(effect, Refuse) and effect.lease == lease for effect in effects)
+        guilty = not refused and digest in self.trials.guilty
+        check(not guilty, f"{lease} is guilty and admitted")
+        if not refused:
+            model = self.pool.resolve(name).spec.name
+            self.requests[lease] = Request(
+                model,
+                self.now + hold,
+                by_hand,
+                name=called,
+                hold=hold,
+                digest=digest or called.encode(),
+                poison=poison,
+            )
+            if not by_hand:
+                self.models[model].uses += 1
+                if model in self.processes:
+                    self.processes[model].idle_since = self.now
+        self.step(doing, effects)
+        self.asked = lease
+        return lease
+
+    def _forgive(self, name: str) -> None:
+        """A person asks for the model: whatever made it crash counts no longer."""
+        with suppress(BulkheadError):
+            self.trials.records[self.pool.resolve(name).spec.name].forgiven()
+
+    def release(self, lease: int) -> None:
+        request = self.requests.pop(lease, None)
+        if request is not None:
+            self.trials.ends(request)
+            if request.status == "granted":
+                self.processes[request.model].idle_since = self.now
+        self.step("release", self.pool.release(lease, self.now))
+
+    def returned(self, lease: int, position: int) -> None:
+        """A gateway says where its request stands, asked or not."""
+        request = self.requests.get(lease)
+        known = request is not None and request.status == "returning"
+        if request is not None and known:
+            self.trials.returns(request, position, self.now)
+        effects = self.pool.returned(lease, position, self.now)
+        check(known or not effects, "nobody returns, and something follows")
+        self.step("returned", effects)
+
+    def passed(self, lease: int) -> None:
+        """A gateway says that its request is as far as it was asked, or has ended; perhaps it has
+        died by now."""
+        request = self.requests.get(lease)
+        known = request is not None and request.status == "granted"
+        if request is not None and known:
+            self.trials.passes(request)
+        effects = self.pool.passed(lease, self.now)
+        check(known or not effects, "nobody passes, and something follows")
+        self.step("passed", effects)
+
+    def fault(self, lease: int) -> None:
+        request = self.requests.get(lease)
+        known = request is not None and request.status == "granted"
+        if request is not None and known:
+            self.processes[request.model].at_fault = True
+        effects = self.pool.fault(lease, "a torn frame", self.now)
+        check(known or not effects, "a fault of nobody does something")
+        self.step("fault", effects)
+
+    def preload(self, name: str) -> None:
+        model = self.models[name]
+        fits = self.budget is None or model.size <= self.budget
+        if self.pool.entries[name].state is State.COLD and not self.shutdowns and fits:
+            model.wish_until = self.now + self.limits.preload
+        self.step("preload", self.pool.preload(name, self.now))
+
+    def unload(self, name: str) -> None:
+        self.models[name].wish_until = None
+        if self.pool.entries[name].state in (State.READY, State.DRAINING):
+            self.processes[name].by_hand = not self.processes[name].emergency
+        self.step("unload", self.pool.unload(name, self.now))
+
+    def pin(self, name: str, pinned: bool) -> None:
+        self.models[name].pinned = pinned
+        do = self.pool.pin if pinned else self.pool.unpin
+        self.step("pin", do(name, self.now))
+
+    def changed(self, name: str) -> None:
+        self.pool.changed(name)
+        self._forgive(name)
+        self.step("changed", [])
+
+    def estimated(self, name: str, size: int, headroom: int) -> None:
+        model, old = self.models[name], self.models[name].spec
+        if size != old.estimate_bytes:
+            model.learned = None
+        self.models[name].spec = Spec(
+            old.name, old.aliases, old.capacity, old.concurrency, size, headroom,
+            old.memory_bytes, old.pin, old.ttl,
+        )  # fmt: skip
+        self._forget_impossible_wishes()
+        self.step("estimated", self.pool.estimated(name, size, headroom, self.now))
+
+    def _forget_impossible_wishes(self) -> None:
+        for name, model in self.models.items():
+            impossible = self.budget is not None and model.size > self.budget
+            if impossible and self.pool.entries[name].state is State.COLD:
+                model.wish_until = None
+
+    # ── workers ──────────────────────────────────────────────────────────────────────────────────
+
+    def progress(self, name: str) -> None:
+        process = self.processes[name]
+        self.pool.started(name, process.generation, 1234)
+        self.pool.loading(name, process.generation, self.now)
+        self.step("loading", [])
+
+    def ready(self, name: str, size: int) -> None:
+        process, model = self.processes[name], self.models[name]
+        asked = self.pool.entries[name].unload_asked
+        loads = process.phase == "loading"
+        if loads:
+            process.phase, process.ready_at, process.idle_since = "ready", self.now, self.now
+            process.load_seconds = model.load_seconds = self.now - process.born
+            room = model.spec.headroom_bytes
+            whole = float("inf") if self.budget is None else self.budget
+            model.learned = size if size > whole else int(min(size + room, whole))
+            process.charge, process.by_hand = model.size, asked
+        effects = self.pool.ready(name, process.generation, size, 4096, self.now)
+        check(loads or not effects, f"{name} is ready twice")
+        if loads and self.pool.entries[name].state is not State.READY and not asked:
+            over = self.budget is not None and self.pool.ledger.charged > self.budget
+            wanted = any(m.queued_since is not None for n, m in self.models.items() if n != name)
+            check(over or wanted, f"{name} is thrown out although it fits")
+        if loads and self.budget is not None:
+            going = (State.STOPPING, State.RELEASING)
+            entries = self.pool.entries.values()
+            coming = sum(self.pool.ledger.of(e.key) for e in entries if e.state in going)
+            over_by = self.pool.ledger.charged - coming - self.budget
+            check(over_by <= 0, f"{name} was larger than estimated and {over_by} are over")
+        returning = loads and self.open_of(name, "returning")
+        if returning or any(isinstance(e, Grant | Loaded) and e.model == name for e in effects):
+            model.queued_since = None  # its turn is over, even where it has to go in the same step
+        self.last_state[name] = self.pool.entries[name].state if asked else self.last_state[name]
+        self._forget_impossible_wishes_of(name)
+        self.step(f"ready {name}", effects)
+
+    def _forget_impossible_wishes_of(self, name: str) -> None:
+        if self.budget is not None and self.models[name].size > self.budget:
+            self.models[name].wish_until = None
+
+    def load_failed(self, name: str) -> None:
+        process = self.processes[name]
+        if process.phase == "loading":
+            self.models[name].wish_until = None
+            process.at_fault = True
+        self.step("load_failed", self.pool.load_failed(name, process.generation, "no", self.now))
+
+    def broken(self, name: str) -> None:
+        process = self.processes[name]
+        self._spoil(name)
+        self.step("broken", self.pool.broken(name, process.generation, "stalled", self.now))
+
+    def dying(self, name: str) -> None:
+        process = self.processes[name]
+        self._spoil(name)
+        process.phase = "stopped"
+        self.step("dying", self.pool.dying(name, process.generation, "SIGABRT", self.now))
+
+    def _spoil(self, name: str) -> None:
+        process = self.processes[name]
+        process.at_fault = True
+        if process.phase == "loading" and self.rules.recovery == "off":
+            self.models[name].wish_until = None
+
+    def exited(self, name: str, left_behind: float = 0.0, fault: Fault = Fault.REQUEST) -> None:
+        """The process ends, asked to or not, and gives back all but that share of its memory."""
+        self._spoil(name)
+        process = self.processes.pop(name)
+        if not process.asked:
+            self.trials.died(name, fault, self.now)
+        if self.shutdowns:
+            self.trials.records[name].pause = None
+        key = (name, process.generation)
+        whole = process.charge
+        if self.rules.release is ReleaseRule.WHEN_SEEN:
+            self.pool.footprint(name, process.generation, whole)
+            self.dead[key] = Dead(whole, max(int(whole * left_behind), 0), self.now)
+        self._forget_impossible_wishes()
+        effects = self.pool.exited(name, process.generation, "SIGKILL", self.now, crash_of(fault))
+        self.step("exited", effects)
+
+    def stale(self, name: str, offset: int) -> None:
+        """Words about another generation change nothing."""
+        generation = self.pool.entries[name].generation + offset
+        pool, now = self.pool, self.now
+        pool.started(name, generation, 666)
+        pool.loading(name, generation, now)
+        pool.footprint(name, generation, 1)
+        for effects in (
+            pool.ready(name, generation, GB, 1, now),
+            pool.load_failed(name, generation, "no", now),
+            pool.broken(name, generation, "no", now),
+            pool.dying(name, generation, "SIGABRT", now),
+            pool.exited(name, generation, "SIGKILL", now),
+        ):
+            check(effects == [], "a stale event did something")
+        self.step("stale", [])
+
+    # ── the machine ──────────────────────────────────────────────────────────────────────────────
+
+    def memory_back(self, share: float, noise: int) -> None:
+        """The kernel gives back some of what the dead hold; a reading is taken, `noise` bytes of
+        others in it."""
+        for key, dead in list(self.dead.items()):
+            dead.held = int(dead.held * (1.0 - share))
+            if dead.held == 0:
+                del self.dead[key]
+        held = sum(dead.held for dead in self.dead.values())
+        self._forget_impossible_wishes()
+        self.step("memory", self.pool.memory_seen(held + noise, self.now))
+
+    def pressure(self, level: Level) -> None:
+        self.level = level
+        for process in self.processes.values():
+            # An emergency parks what a person would have let end.
+            process.emergency |= level is Level.CRITICAL
+            process.by_hand &= not process.emergency
+        self.step("pressure", self.pool.pressure(level, "figures", self.now))
+
+    def advance(self, span: float) -> None:
+        """Let time pass, with a tick at every deadline."""
+        target = self.now + span
+        for _ in range(1000):
+            due = self.pool.next_deadline()
+            if due is None or due > target:
+                self.now = target
+                return
+            self.now = max(self.now, due)
+            self._tick()
+        raise Violation("a deadline that a tick does not clear")
+
+    def jump(self, span: float) -> None:
+        """A tick that comes late, or early."""
+        self.now += span
+        self._tick()
+
+    def _tick(self) -> None:
+        for name, process in self.processes.items():
+            entry = self.pool.entries[name]
+            if process.phase == "loading" and entry.deadline is not None:
+                process.at_fault |= entry.deadline <= self.now
+        for name, model in self.models.items():
+            over = model.wish_until is not None and model.wish_until <= self.now
+            loads = self.processes.get(name)
+            stalled = loads is not None and loads.at_fault and loads.phase == "loading"
+            if over or stalled:
+                model.wish_until = None
+        self.step("tick", self.pool.tick(self.now))
+        due = self.pool.next_deadline()
+        check(due is None or due > self.now, "a tick leaves what is due")
+        for lease, request in self.requests.items():
+            late = request.status != "granted" and request.deadline <= self.now
+            check(not late, f"lease {lease} waits beyond its hold")
+
+    def shutdown(self) -> None:
+        self.shutdowns += 1
+        for record in self.trials.records.values():
+            record.pause = None
+        self.step("shutdown", self.pool.shutdown(self.now))
+
+    def finish(self) -> None:
+        """A shutdown, asked for twice, ends every request and every process."""
+        self.shutdown()
+        self.shutdown()
+        for name in list(self.processes):
+            self.exited(name)
+        if self.dead or self.rules.release is ReleaseRule.WHEN_SEEN:
+            self.memory_back(1.0, 0)
+        check(self.pool.stopped, "a process is left")
+        check(not self.requests, f"leases {list(self.requests)} never end")
+        check(not self.pool.ledger.charges, "charges that nobody owes")
+        check(self.pool.next_deadline() is None, "a deadline when all is over")

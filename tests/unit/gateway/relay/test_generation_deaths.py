@@ -1,0 +1,251 @@
+"""gateway.relay.generation: what each way of ending means."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from supervisor.errors import (
+    BulkheadError,
+    ContextLengthExceeded,
+    InternalError,
+    InvalidValue,
+    ShuttingDown,
+    WorkerCrashed,
+)
+from supervisor.wire.codec import HEADER, encode
+from supervisor.wire.frames import Accepted, Failed, Fault, Frame, Granted, Token
+from tests.helpers.staging import DIED, REQUEST, Scene, Stage, failure_of, received, same
+
+
+def test_a_death_that_is_told_before_the_stream_ends(
+    play: Callable[[Scene], None], patience: Callable[..., None]
+) -> None:
+    patience()
+
+    async def scene(stage: Stage) -> None:
+        generation, lease, worker = await stage.start()
+        await lease.send(DIED)
+        assert await worker.receive() is None  # it has been heard
+        worker.close()
+        error = await failure_of(generation.receive())
+        assert type(error) is WorkerCrashed
+        assert same(error, DIED)
+        generation.close()
+        assert await lease.receive() is None  # and no Fault
+
+    play(scene)
+
+
+@pytest.mark.parametrize("torn", [b"", encode(Token(3, "half a word"))[:-3], b"\0"])
+def test_a_death_that_is_told_after_the_stream_ended(
+    play: Callable[[Scene], None], patience: Callable[..., None], torn: bytes
+) -> None:
+    patience()
+
+    async def scene(stage: Stage) -> None:
+        generation, lease, worker = await stage.start()
+        await worker.send(Accepted(1), Token(1, "a"), Token(2, "b"))
+        await worker.send_bytes(torn)
+        worker.close()
+        # What had arrived whole is delivered first.
+        assert [await received(generation) for _ in range(2)] == [Token(1, "a"), Token(2, "b")]
+        failing = asyncio.create_task(failure_of(generation.receive()))
+        await asyncio.sleep(0)
+        await lease.send(DIED)
+        assert same(await failing, DIED)
+        generation.close()
+        assert await lease.receive() is None
+
+    play(scene)
+
+
+def test_a_worker_that_hangs_does_not_keep_its_client_once_it_is_given_up(
+    play: Callable[[Scene], None], patience: Callable[..., None]
+) -> None:
+    patience()
+
+    async def scene(stage: Stage) -> None:
+        generation, lease, worker = await stage.start()
+        await worker.send(Token(1, "a"))
+        assert await received(generation) == Token(1, "a")
+        failing = asyncio.create_task(failure_of(generation.receive()))
+        await lease.send(DIED)  # the worker's socket stays open
+        assert same(await failing, DIED)
+        generation.close()
+
+    play(scene)
+
+
+@pytest.mark.parametrize("torn", [b"", encode(Token(3, "half a word"))[:-3]])
+def test_a_stream_cut_by_a_worker_that_lives_is_a_fault(
+    play: Callable[[Scene], None], patience: Callable[..., None], torn: bytes
+) -> None:
+    patience(cause=0.0)
+
+    async def scene(stage: Stage) -> None:
+        generation, lease, worker = await stage.start()
+        await worker.send_bytes(torn)
+        worker.close()
+        failing = asyncio.create_task(failure_of(generation.receive()))
+        assert isinstance(await lease.receive(), Fault)
+        await lease.send(DIED)
+        assert same(await failing, DIED)
+        generation.close()
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [HEADER.pack(4) + b"\xc1\xc1\xc1\xc1", HEADER.pack(2**31), encode(Granted("m", "m#1", "s"))],
+    ids=["garbage", "oversized", "wrong type"],
+)
+def test_a_malformed_frame_is_a_fault_at_once(
+    play: Callable[[Scene], None], patience: Callable[..., None], data: bytes
+) -> None:
+    patience()
+
+    async def scene(stage: Stage) -> None:
+        generation, lease, worker = await stage.start()
+        await worker.send(Token(1, "a"))
+        await worker.send_bytes(data)
+        assert await received(generation) == Token(1, "a")
+        failing = asyncio.create_task(failure_of(generation.receive()))
+        assert isinstance(await lease.receive(), Fault)
+        await lease.send(DIED)
+        assert same(await failing, DIED)
+        generation.close()
+
+    play(scene)
+
+
+def test_a_fault_that_nobody_answers_ends_all_the_same(
+    play: Callable[[Scene], None], patience: Callable[..., None]
+) -> None:
+    patience(cause=0.0, fault=0.0)
+
+    async def scene(stage: Stage) -> None:
+        generation, _, worker = await stage.start()
+        worker.close()
+        error = await failure_of(generation.receive())
+        assert type(error) is WorkerCrashed
+        assert "m#1" in error.message
+        generation.close()
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", HEADER.pack(1) + b"\xc1", encode(Granted("m", "m#2", "s"))]
+)
+def test_a_supervisor_that_goes_away_ends_the_stream(
+    play: Callable[[Scene], None], patience: Callable[..., None], answer: bytes
+) -> None:
+    patience()
+
+    async def scene(stage: Stage) -> None:
+        generation, lease, worker = await stage.start()
+        await lease.send_bytes(answer)
+        lease.close()
+        assert type(await failure_of(generation.receive())) is ShuttingDown
+        assert await worker.receive() is None
+        generation.close()
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("frame", "kind"),
+    [
+        (Failed("context_length_exceeded", "too long", "messages", None), ContextLengthExceeded),
+        (Failed("invalid_value", "bad", "messages", None), InvalidValue),
+        (Failed("worker_crashed", "dead", None, 7), WorkerCrashed),
+        (Failed("internal_error", "oops", None, None), InternalError),
+    ],
+)
+def test_a_workers_own_error_is_restored(
+    play: Callable[[Scene], None], frame: Failed, kind: type[BulkheadError]
+) -> None:
+    async def scene(stage: Stage) -> None:
+        generation, _, worker = await stage.start()
+        await worker.send(frame)
+        error = await failure_of(generation.receive())
+        assert type(error) is kind
+        assert same(error, frame)
+        generation.close()
+
+    play(scene)
+
+
+def test_an_error_of_an_unknown_code_is_a_bug_of_ours(play: Callable[[Scene], None]) -> None:
+    async def scene(stage: Stage) -> None:
+        generation, _, worker = await stage.start()
+        await worker.send(Failed("no_such_code", "?", None, None))
+        assert type(await failure_of(generation.receive())) is InternalError
+        generation.close()
+
+    play(scene)
+
+
+def test_a_worker_that_died_before_it_was_reached_is_explained_by_the_lease(
+    play: Callable[[Scene], None], patience: Callable[..., None]
+) -> None:
+    patience(cause=0.0)
+
+    async def scene(stage: Stage) -> None:
+        starting = asyncio.create_task(stage.relay.start(REQUEST, "m", 5.0))
+        lease = await stage.accept(stage.control)
+        await lease.receive()
+        await lease.send(Granted("m", "m#1", stage.socket + ".gone"))
+        assert isinstance(await lease.receive(), Fault)
+        await lease.send(DIED)
+        assert same(await failure_of(starting), DIED)
+        assert await lease.receive() is None
+
+    play(scene)
+
+
+def test_a_death_told_while_the_worker_does_not_accept_needs_no_fault(
+    play: Callable[[Scene], None], patience: Callable[..., None]
+) -> None:
+    patience()
+
+    async def scene(stage: Stage) -> None:
+        starting = asyncio.create_task(stage.relay.start(REQUEST, "m", 5.0))
+        lease = await stage.accept(stage.control)
+        await lease.receive()
+        await lease.send(Granted("m", "m#1", stage.socket + ".gone"))
+        await lease.send(DIED)
+        assert same(await failure_of(starting), DIED)
+        assert await lease.receive() is None
+
+    play(scene)
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"), [(Granted("m", "m#2", "s"), InternalError), (None, ShuttingDown)]
+)
+def test_a_worker_that_cannot_be_reached_and_is_not_explained(
+    play: Callable[[Scene], None],
+    patience: Callable[..., None],
+    answer: Frame | None,
+    kind: type[BulkheadError],
+) -> None:
+    patience(cause=0.0)
+
+    async def scene(stage: Stage) -> None:
+        starting = asyncio.create_task(stage.relay.start(REQUEST, "m", 5.0))
+        lease = await stage.accept(stage.control)
+        await lease.receive()
+        await lease.send(Granted("m", "m#1", stage.socket + ".gone"))
+        assert isinstance(await lease.receive(), Fault)
+        if answer is None:
+            lease.close()
+        else:
+            await lease.send(answer)
+        assert type(await failure_of(starting)) is kind
+
+    play(scene)

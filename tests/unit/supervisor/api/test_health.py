@@ -1,0 +1,225 @@
+"""supervisor.api.health: the object that `/health` shows, through a model's whole life."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any
+
+from supervisor.api.health import render
+from supervisor.machine.readers import Machine
+from supervisor.scheduler.concurrency_limit import LearnedLimit
+from supervisor.scheduler.lifecycle import State
+from supervisor.scheduler.pool import Limits, Pool, ReleaseRule, Rules, Spec
+from supervisor.wire.crash import CrashBrief
+from tests.helpers.pools import GB
+from tests.unit.supervisor.crashes.test_store import report
+
+OFFSET = 1_700_000_000.0
+SOURCES = {"m": "org/repo", "n": "demo"}
+CACHED = {
+    "name",
+    "state",
+    "pid",
+    "generation",
+    "use_count",
+    "last_used",
+    "loaded_at",
+    "load_time_seconds",
+    "memory_bytes",
+    "in_flight",
+    "queued",
+    "pinned",
+    "deaths",
+    "last_crash",
+}
+
+
+def make_pool() -> Pool:
+    return Pool([Spec("m", ("alias",)), Spec("n")], limits=Limits())
+
+
+def shown(
+    pool: Pool, machine: Machine | None = None, crashes: dict[str, CrashBrief] | None = None
+) -> dict[str, Any]:
+    machine = machine or Machine(physical=16_000, used=6_800)
+    last = (crashes or {}).get
+    body = json.loads(render(pool, SOURCES, machine, "ready", OFFSET, "1.2.3", last))
+    assert isinstance(body, dict)
+    return body
+
+
+def at(moment: str) -> float:
+    parsed = datetime.fromisoformat(moment)
+    assert parsed.tzinfo is not None
+    return parsed.timestamp() - OFFSET
+
+
+def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
+    body = shown(make_pool())
+    assert body["status"] == "ok"
+    assert body["version"] == "1.2.3"
+    assert body["cached_models"] == []
+    assert body["models"] == [
+        {
+            "name": "m",
+            "aliases": ["alias"],
+            "source": "org/repo",
+            "state": "cold",
+            "estimate": None,
+            "measured": None,
+            "max_concurrency": None,
+            "learned_limit": False,
+            "deaths": 0,
+            "last_crash": None,
+            "reason": None,
+        },
+        {
+            "name": "n",
+            "aliases": [],
+            "source": "demo",
+            "state": "cold",
+            "estimate": None,
+            "measured": None,
+            "max_concurrency": None,
+            "learned_limit": False,
+            "deaths": 0,
+            "last_crash": None,
+            "reason": None,
+        },
+    ]
+    assert body["memory"] == {
+        "budget_bytes": None,
+        "charged_bytes": 0,
+        "physical_bytes": 16_000,
+        "used_percent": 42.5,
+        "level": "normal",
+        "stranded_bytes": 0,
+        "advice": None,
+        "spare": "ready",
+    }
+
+
+def test_what_was_learned_and_what_is_stranded_is_told() -> None:
+    pool = Pool(
+        [Spec("m", estimate_bytes=8 * GB, concurrency=32), Spec("n")],
+        rules=Rules(release=ReleaseRule.WHEN_SEEN),
+        budget=10 * GB,
+    )
+    pool.recall("m", 0, None, None, LearnedLimit(3, 0.0))
+    pool.preload("m", 0.0)
+    pool.ready("m", 1, 8 * GB, 4096, 1.0)
+    pool.footprint("m", 1, 8 * GB)
+    pool.exited("m", 1, "SIGKILL", 2.0)
+    pool.memory_seen(8 * GB, 3.0)
+    pool.tick(20.0)
+    body = shown(pool)
+    assert [(m["max_concurrency"], m["learned_limit"]) for m in body["models"]] == [
+        (3, True),
+        (None, False),
+    ]
+    assert body["memory"]["stranded_bytes"] == 8 * GB
+    assert body["memory"]["advice"].startswith("reboot needed")
+
+
+def test_a_model_that_loads_is_shown_with_its_queue() -> None:
+    pool = make_pool()
+    pool.acquire("r1", "m", 60.0, 100.0)
+    pool.acquire("r2", "m", 60.0, 101.0)
+    pool.started("m", 1, 4321)
+    (cached,) = shown(pool)["cached_models"]
+    assert set(cached) == CACHED
+    assert (cached["name"], cached["state"], cached["pid"]) == ("m", "loading", 4321)
+    assert (cached["generation"], cached["queued"], cached["in_flight"]) == (1, 2, 0)
+    assert (cached["loaded_at"], cached["load_time_seconds"]) == (None, None)
+    assert cached["use_count"] == 2
+    assert at(cached["last_used"]) == 101.0
+
+
+def test_a_ready_model_is_shown_with_its_measures() -> None:
+    pool = make_pool()
+    lease, _ = pool.acquire("r1", "m", 60.0, 100.0)
+    pool.ready("m", 1, 5000, 4096, 102.3456)
+    body = shown(pool)
+    (cached,) = body["cached_models"]
+    assert (cached["state"], cached["in_flight"], cached["queued"]) == ("ready", 1, 0)
+    assert cached["load_time_seconds"] == 2.346
+    assert at(cached["loaded_at"]) == 102.0
+    assert cached["memory_bytes"] == body["memory"]["charged_bytes"] == 5000
+    assert cached["pinned"] is False
+    pool.release(lease, 110.0)
+    (cached,) = shown(pool)["cached_models"]
+    assert cached["in_flight"] == 0
+    assert at(cached["last_used"]) == 110.0
+
+
+def test_after_a_death_uses_and_deaths_stay_and_the_rest_goes() -> None:
+    pool = make_pool()
+    pool.acquire("r1", "m", 60.0, 100.0)
+    pool.ready("m", 1, 5000, 4096, 102.0)
+    pool.exited("m", 1, "SIGABRT", 103.0)
+    body = shown(pool)
+    assert body["cached_models"] == []
+    assert body["memory"]["charged_bytes"] == 0
+    pool.acquire("r2", "m", 60.0, 104.0)
+    (cached,) = shown(pool)["cached_models"]
+    assert (cached["generation"], cached["deaths"], cached["use_count"]) == (2, 1, 2)
+    assert (cached["memory_bytes"], cached["loaded_at"]) == (0, None)
+
+
+def test_the_last_crash_is_shown_of_every_model_that_had_one() -> None:
+    pool = make_pool()
+    pool.acquire("r1", "m", 60.0, 100.0)
+    body = shown(pool, crashes={"m": report(7)})
+    last = {"id": report(7).id, "cause": report(7).cause, "time": report(7).time}
+    assert body["cached_models"][0]["last_crash"] == last
+    assert [model["last_crash"] for model in body["models"]] == [last, None]
+
+
+def test_a_failed_model_is_shown_with_its_reason() -> None:
+    pool = make_pool()
+    pool.preload("m", 0.0)
+    pool.load_failed("m", 1, "no such file", 1.0)
+    pool.exited("m", 1, "exit status 0", 2.0)
+    body = shown(pool)
+    assert (body["models"][0]["state"], body["models"][0]["reason"]) == ("failed", "no such file")
+    assert (body["models"][1]["state"], body["models"][1]["reason"]) == ("cold", None)
+    assert body["cached_models"] == []
+
+
+def test_a_server_that_drains_says_so() -> None:
+    pool = make_pool()
+    pool.acquire("r1", "m", 60.0, 100.0)
+    pool.ready("m", 1, 5000, 4096, 102.0)
+    pool.shutdown(103.0)
+    body = shown(pool)
+    assert body["status"] == "shutting_down"
+    assert body["cached_models"][0]["state"] == "draining"
+
+
+def test_a_platform_that_tells_nothing_fails_nothing() -> None:
+    told = shown(make_pool(), Machine())["memory"]
+    assert (told["physical_bytes"], told["used_percent"]) == (None, None)
+
+
+def test_a_model_that_can_never_fit_is_shown_with_the_figures() -> None:
+    pool = Pool([Spec("m", memory_bytes=5 * 10**9), Spec("n")], limits=Limits(), budget=4 * 10**9)
+    large, small = shown(pool)["models"]
+    assert large["reason"].startswith("needs 5.0 GB (configured), and all models together may use")
+    assert small["reason"] is None
+
+
+def test_a_model_that_keeps_dying_is_shown_as_unavailable() -> None:
+    pool = Pool([Spec("m"), Spec("n")], limits=Limits())
+    pool.entries["m"].state = State.CRASHED
+    dying, cold = shown(pool)["models"]
+    assert "keeps dying" in dying["reason"]
+    assert cold["reason"] is None
+
+
+def test_what_the_spare_is_charged_is_part_of_the_budget() -> None:
+    pool = Pool([Spec("m")], limits=Limits(), budget=1000)
+    pool.ledger.reserve(100)
+    memory = shown(pool)["memory"]
+    assert (memory["budget_bytes"], memory["charged_bytes"]) == (1000, 100)
+    assert pool.ledger.free == 900

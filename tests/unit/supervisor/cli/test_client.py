@@ -1,0 +1,123 @@
+"""supervisor.cli.client: how a command finds a server, and what it makes of its answers."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from supervisor.cli.client import Address, Client, Refusal, Unreachable, announce
+from supervisor.state.paths import open_state
+from tests.helpers.fakes.engine import Script
+from tests.helpers.serving import DEADLINE, serving
+
+KEY = {"BULKHEAD_API_KEY": "from-outside"}
+
+
+@contextmanager
+def peer(answer: bytes) -> Iterator[Client]:
+    """Somebody who answers one request with these bytes and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(DEADLINE)
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield Client("127.0.0.1", listener.getsockname()[1])
+        thread.join(DEADLINE)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port"),
+    [
+        ("http://127.0.0.1:11435", "127.0.0.1", 11435),
+        ("http://box", "box", 80),
+        ("box:1", "box", 1),
+        ("http://[::1]:5", "::1", 5),
+    ],
+)
+def test_a_url(url: str, host: str, port: int) -> None:
+    assert Client.of_url(url, KEY) == Client(host, port, "from-outside")
+
+
+def test_what_a_running_server_leaves_is_how_it_is_found(tmp_path: Path) -> None:
+    state = open_state(tmp_path)
+    announce(state, Address("http://[::1]:77"))
+    assert Client.of_state(tmp_path, {}) == Client("::1", 77)
+    assert Client.of_state(tmp_path, KEY) == Client("::1", 77, "from-outside")
+
+
+def test_the_key_is_read_from_the_servers_file_unless_one_is_brought(tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.touch(0o600)
+    keys.write_text("# ours\nb-key\na-key\n")
+    state = open_state(tmp_path / "state")
+    announce(state, Address("http://127.0.0.1:77", str(keys)))
+    assert Client.of_state(state.root, {}).key == "a-key"
+    assert Client.of_state(state.root, KEY).key == "from-outside"
+    keys.unlink()
+    with pytest.raises(Unreachable, match="set BULKHEAD_API_KEY"):
+        Client.of_state(state.root, {})
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{", b'{"url": 3}'])
+def test_a_state_directory_without_a_server(content: bytes | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "address.json").write_bytes(content)
+    with pytest.raises(Unreachable, match="no Bulkhead runs with the state directory"):
+        Client.of_state(tmp_path, {})
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"SSH-2.0-OpenSSH_9\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nhi!",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 300\r\n\r\n{",
+    ],
+)
+def test_somebody_else_answers(answer: bytes) -> None:
+    with peer(answer) as client, pytest.raises(Unreachable):
+        client.health()
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"error": "no"}', b'{"error": {}}'])
+def test_a_refusal_that_is_not_ours(body: bytes) -> None:
+    head = b"HTTP/1.1 404 Not Found\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with peer(head + body) as client, pytest.raises(Refusal, match="not Bulkhead's"):
+        client.manage("m", "load")
+
+
+def test_a_server_that_shuts_down_still_tells_its_state() -> None:
+    head = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 27\r\n\r\n"
+    with peer(head + b'{"status": "shutting_down"}') as client:
+        assert client.health() == {"status": "shutting_down"}
+
+
+def test_events_come_as_they_happen(tmp_path: Path) -> None:
+    model = Script(generations=()).write(tmp_path / "m")
+    config = f'[server]\nport = 0\n[models."org/m"]\nsource = "{model}"\n'
+    with serving(tmp_path / "s", scripted=True, config=config) as server:
+        client = Client.of_state(server.state, os.environ)
+        events = client.events()
+        assert next(events) is None  # from here on nothing is missed
+        assert client.manage("org/m", "load")["state"] == "ready"
+        told = []
+        for event in events:
+            assert event is not None
+            told.append(event.get("state", event["event"]))
+            if told[-1] == "ready":
+                break
+        assert told == ["loading", "loading", "loading", "loading", "ready"]
+        events.close()

@@ -1,0 +1,130 @@
+"""supervisor.models.catalog: which models are served, and where their files are now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.config.settings import ConfigError, Overrides, from_tree
+from supervisor.models import catalog
+from supervisor.models.catalog import DEFAULT_CONCURRENCY, DEMO_DIR, Catalog
+from supervisor.models.sources import SourceError
+from supervisor.scheduler.pool import Spec
+
+
+def write_model(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    (folder / "tokenizer.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(b"weights")
+    return folder
+
+
+def cached_repo(hub: Path, name: str) -> Path:
+    """A repo of mlx-community in a Hugging Face cache."""
+    repo = hub / f"models--{name.replace('/', '--')}"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("abc")
+    return write_model(repo / "snapshots" / "abc")
+
+
+def build(hub: Path, *preload: str, **sections: Any) -> tuple[Any, Catalog]:
+    overrides = Overrides(preload=preload)
+    config = from_tree(sections, environ={}, overrides=overrides)
+    return catalog.build(config, {"HF_HUB_CACHE": str(hub)})
+
+
+def test_configured_models_are_served_and_nothing_else(tmp_path: Path) -> None:
+    cached_repo(tmp_path, "mlx-community/Some-4bit")
+    config, served = build(tmp_path, models={"a": {"source": "demo"}})
+    assert list(served.models) == ["a"]
+    assert config.models == served.models
+
+
+def test_without_any_the_demo_and_the_cache_are_served(tmp_path: Path) -> None:
+    folder = cached_repo(tmp_path, "mlx-community/Some-4bit")
+    config, served = build(tmp_path, "mlx-community/Some-4bit")
+    assert set(served.models) == {"demo", "mlx-community/Some-4bit"}
+    assert config.models["mlx-community/Some-4bit"].preload
+    assert not config.models["demo"].preload
+    assert served.locate("demo") == DEMO_DIR
+    assert served.locate("mlx-community/Some-4bit") == folder
+
+
+def test_an_empty_cache_leaves_the_demo(tmp_path: Path) -> None:
+    _, served = build(tmp_path / "nowhere")
+    assert list(served.models) == ["demo"]
+    assert served.locate("demo").is_dir()
+
+
+def test_a_preload_of_what_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no-such-model"):
+        build(tmp_path, "no-such-model")
+
+
+@pytest.mark.parametrize(
+    ("options", "spec"),
+    [
+        ({}, Spec("a", (), DEFAULT_CONCURRENCY + 1024, DEFAULT_CONCURRENCY)),
+        ({"max_concurrency": 2, "max_queue": 3}, Spec("a", (), 5, 2)),
+        ({"max_concurrency": 1, "max_queue": 0}, Spec("a", (), 1, 1)),
+        ({"aliases": ["x", "y"], "max_concurrency": 1}, Spec("a", ("x", "y"), 1025, 1)),
+        (
+            {"max_concurrency": 1, "memory": "3GB", "pin": True, "ttl": 9},
+            Spec("a", (), 1025, 1, memory_bytes=3 * 10**9, pin=True, ttl=9),
+        ),
+    ],
+)
+def test_the_pool_learns_names_and_bounds(
+    tmp_path: Path, options: dict[str, Any], spec: Spec
+) -> None:
+    _, served = build(tmp_path, models={"a": {"source": "demo", **options}})
+    assert served.spec("a") == spec
+    assert served.concurrency("a") == spec.concurrency
+
+
+def test_files_are_looked_up_anew_each_time(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    _, served = build(tmp_path, models={"a": {"source": str(folder)}})
+    with pytest.raises(SourceError, match="model"):
+        served.locate("a")
+    write_model(folder)
+    assert served.locate("a") == folder
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(SourceError, match="safetensors"):
+        served.locate("a")
+
+
+Change = Callable[[Path], object]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda folder: (folder / "model.safetensors").write_bytes(b"other weights"),
+        lambda folder: (folder / "config.json").write_text('{"model_type": "qwen3"}'),
+        lambda folder: (folder / "added.json").write_text("{}"),
+        lambda folder: (folder / "tokenizer.json").unlink(),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: folder.rename(folder.with_name("elsewhere")),
+    ],
+)
+def test_a_fingerprint_changes_with_the_files_alone(tmp_path: Path, change: Change) -> None:
+    folder = write_model(tmp_path / "model")
+    _, served = build(tmp_path, models={"a": {"source": str(folder)}})
+    before = served.fingerprint("a")
+    assert served.fingerprint("a") == before
+    change(folder)
+    assert served.fingerprint("a") != before
+
+
+def test_a_fingerprint_changes_when_missing_files_come(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    _, served = build(tmp_path, models={"a": {"source": str(folder)}})
+    before = served.fingerprint("a")
+    write_model(folder)
+    assert served.fingerprint("a") != before

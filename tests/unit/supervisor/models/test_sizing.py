@@ -1,0 +1,120 @@
+"""supervisor.models.sizing: what a model is charged, from its files and from earlier loads."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from supervisor.config.settings import Model
+from supervisor.models.catalog import Catalog
+from supervisor.models.estimate import estimate
+from supervisor.models.size_cache import Sizes
+from supervisor.models.sizing import Need, Sizing
+from tests.helpers.architectures import config_of
+from tests.helpers.published import write_safetensors
+from tests.unit.supervisor.models.test_estimate import write_tensors
+
+GB = 10**9
+MB = 10**6
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model of 4,096 tokens of context and 8 layers."""
+    write_tensors(tmp_path / "model", config_of("llama"))
+    return tmp_path / "model"
+
+
+def sizing(folder: Path, *, budget: int | None = None, **settings: int) -> Sizing:
+    """Of one model `m`, with `sizes.json` beside its folder."""
+    models = {"m": Model(source=str(folder), **settings)}  # type: ignore[arg-type]
+    sizes = Sizes.load(folder.parent / "sizes.json")
+    return Sizing(Catalog(models, folder.parent), sizes, budget)
+
+
+def grow(folder: Path) -> None:
+    """Other weights: 400 bytes instead of 64."""
+    header = {"embed": {"dtype": "F32", "shape": [10, 10], "data_offsets": [0, 400]}}
+    write_safetensors(folder / "model.safetensors", header, 400)
+
+
+def test_there_is_room_for_as_many_requests_as_may_run(folder: Path) -> None:
+    told = estimate(folder)
+    need = sizing(folder, max_concurrency=8).need("m")
+    assert need.estimate == told.total(2048, 8) > told.total(4096, 1)
+    assert need.headroom == need.estimate - told.loaded
+    assert sizing(folder).need("m").estimate == told.total(2048, 32)
+
+
+def test_there_is_room_for_one_long_request(folder: Path) -> None:
+    assert sizing(folder, max_concurrency=1).need("m").estimate == estimate(folder).total(4096, 1)
+
+
+def test_no_request_is_longer_than_the_context(folder: Path) -> None:
+    need = sizing(folder, max_concurrency=4, context=512).need("m")
+    assert need.estimate == estimate(folder).total(512, 4)
+
+
+def test_on_a_small_machine_there_is_room_for_fewer(folder: Path) -> None:
+    told = estimate(folder)
+    full, least = told.total(2048, 32), told.total(2048, 1)
+    budget = (full + least) // 2
+    need = sizing(folder, budget=budget).need("m")
+    assert least < need.estimate == int(0.9 * budget)
+    assert need.headroom == need.estimate - told.loaded
+    # One request must be possible: a machine too small for that is told so.
+    assert sizing(folder, budget=least // 2).need("m").estimate == least
+    assert sizing(folder, budget=2 * full).need("m").estimate == full
+
+
+def test_files_that_are_missing_are_unknown_and_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = sizing(tmp_path / "nowhere")
+    with caplog.at_level(logging.WARNING):
+        assert asked.need("m") == asked.need("m") == Need()
+    assert [
+        record.message for record in caplog.records if "size of model m" in record.message
+    ] != []
+    assert len(caplog.records) == 1
+
+
+def test_a_broken_config_is_unknown(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+    assert sizing(folder).need("m") == Need()
+
+
+def test_files_are_read_anew_when_they_change(folder: Path) -> None:
+    asked = sizing(folder)
+    assert asked.changed("m")
+    before = asked.need("m")
+    assert not asked.changed("m")
+    grow(folder)
+    assert asked.changed("m")
+    assert asked.need("m").estimate - before.estimate == 400 - 64
+    assert not asked.changed("m")
+
+
+def test_a_load_is_remembered_by_the_next_run(folder: Path) -> None:
+    sizing(folder).remember("m", 300 * MB, 12.5)
+    known = sizing(folder).remembered("m")
+    assert known is not None
+    assert (known.memory_bytes, known.load_seconds) == (300 * MB, 12.5)
+
+
+def test_other_files_or_another_context_are_another_model(folder: Path) -> None:
+    asked = sizing(folder)
+    asked.remember("m", 300 * MB, 12.5)
+    assert sizing(folder, context=512).remembered("m") is None
+    grow(folder)
+    assert asked.remembered("m") is None
+
+
+def test_uses_belong_to_the_name_whatever_its_files_are(folder: Path) -> None:
+    asked = sizing(folder)
+    assert asked.uses("m") == 0
+    asked.count({"m": 5})
+    grow(folder)
+    assert (asked.uses("m"), sizing(folder, context=512).uses("m")) == (5, 5)

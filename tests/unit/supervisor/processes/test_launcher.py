@@ -1,0 +1,345 @@
+"""supervisor.processes.launcher and supervisor.processes.child, with real children."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor.processes.child import STACKS_SIGNAL
+from supervisor.processes.launcher import Child, Launcher, describe_exit, is_ours
+from tests.helpers.children import ROOT
+from tests.helpers.serving import Deadline
+
+SECONDS = 20
+"""What anything here may take before the test fails; nothing waits for it to pass."""
+
+
+@dataclass
+class Nursery:
+    """Starts children of `tests.helpers.children` and cleans up after them."""
+
+    folder: Path
+    launcher: Launcher
+    stack: ExitStack
+
+    def start(
+        self,
+        *arguments: str,
+        channel: bool = False,
+        words: bool = False,
+        progress: bool = False,
+        inherit: Sequence[int] = (),
+    ) -> Any:
+        """A child and the future of its return code."""
+        ended: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        child = self.launcher.start(
+            arguments[0],
+            "tests.helpers.children",
+            arguments,
+            stdout=self.folder / "stdout",
+            stderr=self.folder / "stderr",
+            environ={"EXTRA": "1"},
+            channel=channel,
+            words=words,
+            progress=progress,
+            inherit=inherit,
+            on_exit=ended.set_result,
+        )
+        self.stack.callback(child.popen.wait)
+        self.stack.callback(child.popen.kill)
+        if child.channel is not None:
+            self.stack.callback(child.channel.close)
+            child.channel.settimeout(SECONDS)
+        return child, ended
+
+    def run(self, *arguments: str, channel: bool = False) -> int:
+        """A child's return code, once it has ended."""
+
+        async def scenario() -> int:
+            _, ended = self.start(*arguments, channel=channel)
+            return await asyncio.wait_for(ended, SECONDS)
+
+        return asyncio.run(scenario())
+
+    @property
+    def stdout(self) -> str:
+        return (self.folder / "stdout").read_text()
+
+    @property
+    def stderr(self) -> str:
+        return (self.folder / "stderr").read_text()
+
+
+@pytest.fixture
+def nursery(tmp_path: Path) -> Iterator[Nursery]:
+    lifeline, held = os.pipe()
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with ExitStack() as stack:
+        yield Nursery(tmp_path, Launcher("instance-1", lifeline, environ), stack)
+    os.close(held)
+    os.close(lifeline)
+
+
+def open_descriptors() -> set[int]:
+    return {int(name) for name in os.listdir("/dev/fd") if is_open(int(name))}
+
+
+def is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+# ── the end ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("arguments", "returncode", "words"),
+    [
+        (("exit", "0"), 0, "exit status 0"),
+        (("exit", "3"), 3, "exit status 3"),
+        (("raise",), 1, "exit status 1"),
+        (("die", str(int(signal.SIGKILL))), -signal.SIGKILL, "SIGKILL"),
+        (("die", str(int(signal.SIGABRT))), -signal.SIGABRT, "SIGABRT"),
+        (("die", str(int(signal.SIGTERM))), -signal.SIGTERM, "SIGTERM"),
+    ],
+)
+def test_an_end_is_told_with_its_status(
+    nursery: Nursery, arguments: tuple[str, ...], returncode: int, words: str
+) -> None:
+    assert nursery.run(*arguments) == returncode
+    assert describe_exit(returncode) == words
+
+
+def test_a_signal_without_a_name_is_told_by_its_number() -> None:
+    assert describe_exit(-250) == "signal 250"
+
+
+def test_the_last_words_before_a_kill_are_in_the_files(nursery: Nursery) -> None:
+    (nursery.folder / "stderr").write_text("earlier ")
+    nursery.run("die", str(int(signal.SIGKILL)))
+    assert nursery.stdout == "last words to stdout"
+    assert nursery.stderr == "earlier last words to stderr"
+
+
+def test_a_childs_files_are_its_owners_alone(nursery: Nursery) -> None:
+    nursery.run("exit", "0")
+    for name in ("stdout", "stderr"):
+        assert (nursery.folder / name).stat().st_mode & 0o777 == 0o600
+
+
+def test_an_abort_leaves_python_stacks(nursery: Nursery) -> None:
+    nursery.run("die", str(int(signal.SIGABRT)))
+    assert "Fatal Python error: Aborted" in nursery.stderr
+    assert "in last_words" in nursery.stderr
+
+
+def test_stacks_can_be_asked_for_at_any_time(nursery: Nursery) -> None:
+    async def scenario() -> None:
+        child, ended = nursery.start("echo", channel=True)
+        assert child.channel.recv(1) == b"!"
+        child.signal(STACKS_SIGNAL)
+        deadline = Deadline(SECONDS)
+        while "in echo" not in nursery.stderr:
+            deadline.check("the stacks")
+        child.channel.sendall(b"hello")
+        assert child.channel.recv(100) == b"hello"
+        child.put_down()
+        assert await asyncio.wait_for(ended, SECONDS) == -signal.SIGKILL
+
+    asyncio.run(scenario())
+    assert nursery.stderr.count("in echo") == 2
+
+
+def test_a_stopped_child_is_put_down_without_its_stacks(nursery: Nursery) -> None:
+    async def scenario() -> None:
+        child, ended = nursery.start("echo", channel=True)
+        assert child.channel.recv(1) == b"!"
+        child.signal(signal.SIGSTOP)
+        child.put_down()
+        assert await asyncio.wait_for(ended, SECONDS) == -signal.SIGKILL
+
+    asyncio.run(scenario())
+    assert nursery.stderr == ""
+
+
+def test_an_exception_leaves_its_traceback(nursery: Nursery) -> None:
+    nursery.run("raise")
+    assert "RuntimeError: planned" in nursery.stderr
+
+
+def test_the_channel_carries_bytes_and_ends_with_the_child(nursery: Nursery) -> None:
+    async def scenario() -> None:
+        child, ended = nursery.start("echo", channel=True)
+        assert child.channel.recv(1) == b"!"
+        child.channel.sendall(b"hello")
+        assert child.channel.recv(100) == b"hello"
+        child.signal(signal.SIGKILL)
+        assert child.channel.recv(1) == b""  # nobody else, and not we, held its end
+        assert await asyncio.wait_for(ended, SECONDS) == -signal.SIGKILL
+        child.signal(signal.SIGKILL)  # nothing, now that it is reaped
+
+    asyncio.run(scenario())
+
+
+def test_the_child_learns_that_its_channel_is_closed(nursery: Nursery) -> None:
+    async def scenario() -> None:
+        child, ended = nursery.start("echo", channel=True)
+        assert child.channel.recv(1) == b"!"
+        child.channel.close()
+        assert await asyncio.wait_for(ended, SECONDS) == 0
+
+    asyncio.run(scenario())
+
+
+def test_a_child_that_ends_after_the_loop_disturbs_nobody(nursery: Nursery) -> None:
+    async def scenario() -> Child:
+        child, _ = nursery.start("echo", channel=True)
+        return child  # type: ignore[no-any-return]
+
+    child = asyncio.run(scenario())
+    (waiter,) = [thread for thread in threading.enumerate() if thread.name == f"wait-{child.pid}"]
+    child.popen.kill()
+    waiter.join(SECONDS)  # an exception in it would fail this test
+    assert not waiter.is_alive()
+
+
+# ── the birth ────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def _terminal() -> Iterator[None]:
+    """What a shell gives us and a child must not have: words on stdin, a SIGINT that ends it."""
+    reading, writing = os.pipe()
+    os.write(writing, b"typed by somebody")
+    stdin, handler = os.dup(0), signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.dup2(reading, 0)
+    yield
+    os.dup2(stdin, 0)
+    signal.signal(signal.SIGINT, handler)
+    for descriptor in (reading, writing, stdin):
+        os.close(descriptor)
+
+
+@pytest.mark.usefixtures("_terminal")
+def test_a_child_is_born_as_it_must_be(nursery: Nursery) -> None:
+    assert nursery.run("describe", "more", "arguments") == 0
+    told = json.loads(nursery.stdout)
+    assert told["argv"][1:] == ["describe", "more", "arguments"]
+    assert told["core"] == [0, 0]
+    assert told["sigint_ignored"]
+    assert told["leads_its_group"]
+    assert told["instance"] == "instance-1"
+    assert told["stdin"] == ""
+
+
+def test_a_child_inherits_what_it_is_given_and_nothing_else(nursery: Nursery) -> None:
+    async def scenario() -> int:
+        sibling, _ = nursery.start("echo", channel=True)
+        assert sibling.channel.recv(1) == b"!"
+        with socket.socket() as listener:
+            _, ended = nursery.start("describe", channel=True, inherit=[listener.fileno()])
+            assert await asyncio.wait_for(ended, SECONDS) == 0
+            return listener.fileno()
+
+    listener = asyncio.run(scenario())
+    told = json.loads(nursery.stdout)
+    channel = int(told["argv"][told["argv"].index("--channel") + 1])
+    expected = {0, 1, 2, nursery.launcher.lifeline, listener, channel}
+    assert set(told["descriptors"]) == expected
+
+
+@pytest.mark.parametrize("broken", ["executable", "folder"])
+def test_a_start_that_fails_leaks_nothing(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    if broken == "executable":
+        monkeypatch.setattr(sys, "executable", str(nursery.folder / "no-python"))
+    else:
+        nursery.folder /= "no-folder"
+
+    async def scenario() -> None:
+        before = open_descriptors()
+        with pytest.raises(FileNotFoundError):
+            nursery.start("exit", "0", channel=True, words=True, progress=True)
+        assert open_descriptors() == before
+
+    asyncio.run(scenario())
+
+
+# ── identity ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_process_is_ours_by_pid_and_start_and_instance(nursery: Nursery) -> None:
+    async def scenario() -> Child:
+        child, ended = nursery.start("echo", channel=True)
+        assert child.channel.recv(1) == b"!"
+        assert is_ours(child.pid, child.started, "instance-1")
+        assert not is_ours(child.pid, child.started, "instance-2")
+        assert not is_ours(child.pid, child.started - 5, "instance-1")
+        assert not is_ours(os.getpid(), child.started, "instance-1")
+        child.signal(signal.SIGKILL)
+        await asyncio.wait_for(ended, SECONDS)
+        return child  # type: ignore[no-any-return]
+
+    child = asyncio.run(scenario())
+    assert not is_ours(child.pid, child.started, "instance-1")
+
+
+# ── no orphans ───────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("armed", ["everything", "lifeline"])
+def test_no_child_outlives_its_supervisor(tmp_path: Path, armed: str) -> None:
+    """The pipe `held` is open in the supervisor and in its child: its end is the end of both."""
+    watched, held = os.pipe()
+    parent = subprocess.Popen(
+        [sys.executable, "-m", "tests.helpers.children", "parent", str(held), str(tmp_path), armed],
+        pass_fds=[held],
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    )
+    os.close(held)
+    with parent, os.fdopen(watched, "rb") as pipe:
+        assert parent.stdout is not None
+        pid = int(parent.stdout.readline())
+        assert select.select([pipe], [], [], 0)[0] == []
+        parent.kill()
+        ended = select.select([pipe], [], [], SECONDS)[0] == [pipe]
+        if not ended:
+            os.kill(pid, signal.SIGKILL)  # this test leaves nobody behind, whatever it finds
+        assert ended
+        assert pipe.read() == b""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the parent's pid is checked on Linux alone")
+def test_a_child_whose_parent_is_already_dead_does_not_start() -> None:
+    lifeline, held = os.pipe()
+    command = [
+        sys.executable,
+        "-m",
+        "supervisor.processes.child",
+        str(lifeline),
+        "1",
+        "2",
+        "tests.helpers.children",
+    ]
+    with open(lifeline, "rb"), open(held, "wb"):
+        done = subprocess.run([*command, "exit", "7"], pass_fds=[lifeline], cwd=ROOT, check=False)
+    assert done.returncode == 1

@@ -1,0 +1,67 @@
+"""supervisor.scheduler.workers: which model a name means."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor.errors import ModelNotFound
+from supervisor.scheduler.pool import Refuse, Spec
+from tests.helpers.pools import HOLD, Told, make_pool, told
+
+NAMED = (
+    Spec("fast", aliases=("small", "qwen")),
+    Spec("mlx-community/Qwen3-4B-4bit", aliases=("qwen:latest",)),
+    Spec("llama3:8b"),
+    Spec("phi:latest"),
+)
+
+
+@pytest.mark.parametrize(
+    ("requested", "name"),
+    [
+        ("fast", "fast"),
+        ("small", "fast"),
+        ("fast:latest", "fast"),
+        ("small:latest", "fast"),
+        ("qwen", "fast"),
+        ("qwen:latest", "mlx-community/Qwen3-4B-4bit"),  # exact wins over dropping the suffix
+        ("mlx-community/Qwen3-4B-4bit", "mlx-community/Qwen3-4B-4bit"),
+        ("mlx-community/Qwen3-4B-4bit:latest", "mlx-community/Qwen3-4B-4bit"),
+        ("llama3:8b", "llama3:8b"),
+        ("llama3:8b:latest", "llama3:8b"),
+        ("phi:latest", "phi:latest"),
+        ("", "llama3:8b"),
+        ("default_model", "llama3:8b"),
+    ],
+)
+def test_a_name_means_its_model(requested: str, name: str) -> None:
+    assert make_pool(*NAMED, default_model="llama3:8b").resolve(requested).spec.name == name
+
+
+@pytest.mark.parametrize(
+    "requested", ["llama3", "Fast", "fast ", "fast:8b", "phi", ":latest", "latest", "qwen3/4b"]
+)
+def test_an_unknown_name_is_refused_as_such(requested: str) -> None:
+    pool = make_pool(*NAMED, default_model="fast")
+    with pytest.raises(ModelNotFound) as caught:
+        pool.resolve(requested)
+    assert caught.value.param == "model"
+    assert caught.value.message.startswith(
+        f"The model `{requested}` does not exist or you do not have access to it."
+    )
+    lease, effects = pool.acquire("r", requested, HOLD, 0.0)
+    assert told(effects) == [Told(Refuse, lease, "model_not_found")]
+    assert pool.release(lease, 1.0) == []
+
+
+@pytest.mark.parametrize("requested", ["", "default_model"])
+def test_without_a_default_a_request_must_name_its_model(requested: str) -> None:
+    with pytest.raises(ModelNotFound, match="default_model"):
+        make_pool(*NAMED).resolve(requested)
+
+
+def test_a_default_may_be_an_alias_and_a_model_may_be_called_default_model() -> None:
+    assert make_pool(*NAMED, default_model="small").resolve("").spec.name == "fast"
+    pool = make_pool(Spec("a"), Spec("b", aliases=("default_model",)), default_model="a")
+    assert pool.resolve("default_model").spec.name == "b"
+    assert pool.resolve("").spec.name == "a"

@@ -1,0 +1,128 @@
+"""supervisor.scheduler.plan: the numbered decisions, one snapshot at a time."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor.scheduler.eviction import Candidate
+from supervisor.scheduler.model import Rules
+from supervisor.scheduler.plan import Demand, Means, Room, Tenant, Unload, make_plan
+
+RULES = Rules(policy="lru", max_wait=10.0, min_residency=0.0)
+NOW = 100.0
+
+
+def demand(
+    model: str, size: int, since: float = 99.0, means: Means = Means.EVICTION, load: float = 1.0
+) -> Demand:
+    return Demand(model, size, since, load, means)
+
+
+def tenant(
+    model: str, size: int, *, busy: bool = False, safe: float = 0.0, used: float = 0.0
+) -> Tenant:
+    return Tenant(Candidate(model, size, last_used=used), busy, safe)
+
+
+def room(free: float, coming: float | None = None, most: float = 100, slots: float = 99) -> Room:
+    return Room(free, free if coming is None else coming, most, slots, slots, 99)
+
+
+def test_1_what_fits_starts_in_the_order_of_the_queue() -> None:
+    demands = [demand("b", 3, 98.0), demand("a", 3, 97.0), demand("c", 3, 99.0)]
+    assert make_plan(demands, [], room(6), RULES, NOW).start == ["a", "b"]
+
+
+def test_2_what_fits_soon_waits_and_keeps_its_room() -> None:
+    demands = [demand("a", 8, 97.0), demand("b", 3, 98.0), demand("c", 2, 99.0)]
+    decided = make_plan(demands, [tenant("x", 5)], room(5, coming=10), RULES, NOW)
+    assert decided.start == ["c"]  # 10 - 8 are left beside it
+    assert decided.unload == [Unload("x", "b")]
+
+
+def test_3_idle_models_go_by_policy() -> None:
+    tenants = [tenant("new", 5, used=90.0), tenant("old", 5, used=80.0)]
+    decided = make_plan([demand("a", 5)], tenants, room(0), RULES, NOW)
+    assert decided.unload == [Unload("old", "a")]
+    assert decided.start == []
+
+
+def test_3_nobody_goes_when_it_would_not_help() -> None:
+    decided = make_plan([demand("a", 8)], [tenant("x", 5)], room(2), RULES, NOW)
+    assert decided.unload == []
+
+
+@pytest.mark.parametrize(("since", "unload"), [(90.1, []), (90.0, [Unload("x", "a")])])
+def test_4_busy_models_go_when_patience_is_over(since: float, unload: list[Unload]) -> None:
+    decided = make_plan([demand("a", 5, since)], [tenant("x", 5, busy=True)], room(0), RULES, NOW)
+    assert decided.unload == unload
+    assert decided.wake == (None if unload else pytest.approx(100.1))
+
+
+def test_4_idle_ones_go_before_busy_ones() -> None:
+    tenants = [tenant("busy", 5, busy=True, used=1.0), tenant("idle", 5, used=2.0)]
+    assert make_plan([demand("a", 5, 0.0)], tenants, room(0), RULES, NOW).unload == [
+        Unload("idle", "a")
+    ]
+    both = make_plan([demand("a", 10, 0.0)], tenants, room(0), RULES, NOW).unload
+    assert {unload.victim for unload in both} == {"busy", "idle"}
+
+
+def test_minimum_residency_protects_even_from_the_impatient() -> None:
+    decided = make_plan([demand("a", 5, 0.0)], [tenant("x", 5, safe=130.0)], room(0), RULES, NOW)
+    assert (decided.unload, decided.wake) == ([], 130.0)
+
+
+def test_5_nobody_overtakes_the_impatient() -> None:
+    demands = [demand("a", 8, 80.0), demand("b", 1, 95.0)]
+    tenants = [tenant("x", 5, safe=130.0)]
+    assert make_plan(demands, tenants, room(4), RULES, NOW).start == []
+
+
+def test_6_whoever_fits_overtakes_the_patient() -> None:
+    demands = [demand("a", 8, 95.0), demand("b", 1, 96.0)]
+    assert make_plan(demands, [tenant("x", 5, busy=True)], room(4), RULES, NOW).start == ["b"]
+
+
+def test_pins_hold_up_whom_they_rule_out_and_nobody_else() -> None:
+    demands = [demand("a", 8, 0.0), demand("b", 1, 95.0)]
+    assert make_plan(demands, [], room(4, most=4), RULES, NOW).start == ["b"]
+
+
+def test_a_preload_takes_free_room_alone() -> None:
+    wish = demand("a", 5, 0.0, Means.FREE_ROOM)
+    assert make_plan([wish], [tenant("x", 5)], room(4), RULES, NOW).unload == []
+    assert make_plan([wish], [tenant("x", 5)], room(5), RULES, NOW).start == ["a"]
+
+
+def test_a_model_on_its_way_out_keeps_its_turn() -> None:
+    demands = [demand("a", 5, 90.0, Means.WAIT), demand("b", 5, 95.0)]
+    assert make_plan(demands, [], room(5), RULES, NOW).start == []
+    assert make_plan(demands, [], room(10), RULES, NOW).start == ["b"]
+
+
+def test_places_are_room_as_well() -> None:
+    tenants = [tenant("x", 1)]
+    decided = make_plan([demand("a", 1)], tenants, room(50, slots=0), RULES, NOW)
+    assert (decided.start, decided.unload) == ([], [Unload("x", "a")])
+    assert make_plan([demand("a", 1)], tenants, room(50, slots=1), RULES, NOW).start == ["a"]
+
+
+def test_two_demands_never_count_on_the_same_victim() -> None:
+    demands = [demand("a", 5, 97.0), demand("b", 5, 98.0)]
+    decided = make_plan(demands, [tenant("x", 5), tenant("y", 5)], room(0), RULES, NOW)
+    assert decided.unload == [Unload("x", "a"), Unload("y", "b")]
+
+
+@pytest.mark.parametrize(
+    ("loads", "seconds"), [((1.0, 2.0), 9.0), ((0.1, 0.1), 1.0), ((90.0, 25.0), 60.0)]
+)
+def test_patience_is_three_times_both_loads_within_bounds(
+    loads: tuple[float, float], seconds: float
+) -> None:
+    assert Rules().patience(*loads) == seconds
+
+
+@pytest.mark.parametrize(("load", "seconds"), [(0.0, 0.0), (5.0, 10.0), (31.0, 60.0)])
+def test_residency_is_twice_the_load_up_to_a_minute(load: float, seconds: float) -> None:
+    assert Rules().residency(load) == seconds

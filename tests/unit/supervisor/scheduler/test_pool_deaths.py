@@ -1,0 +1,259 @@
+"""supervisor.scheduler.pool: what a death costs, and whom, whoever tells of it first."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor.crashes.diagnosis import Cause, Crash, Diagnosis
+from supervisor.scheduler.lifecycle import State
+from supervisor.scheduler.model import Rules, Standing
+from supervisor.scheduler.pool import Bury, Grant, Pool, Refuse, Spawn, Spec, Stop
+from tests.helpers.pools import (
+    HOLD,
+    WITH_PROCESS,
+    Told,
+    acquire,
+    error_of,
+    in_state,
+    loading_pool,
+    make_pool,
+    ready_pool,
+    state,
+    told,
+)
+
+
+def test_each_lease_of_a_dead_worker_dies_exactly_once() -> None:
+    pool = ready_pool()
+    leases = [acquire(pool, 2.0) for _ in range(3)]
+    effects = pool.exited("m", 1, "SIGABRT", 3.0)
+    assert told(effects) == [Told(Bury, lease, "worker_crashed") for lease in leases]
+    assert len(effects) == 3
+    assert state(pool) is State.COLD
+    assert pool.exited("m", 1, "SIGABRT", 3.0) == []
+    assert [pool.release(lease, 4.0) for lease in leases] == [[], [], []]
+    assert [pool.fault(lease, "torn", 4.0) for lease in leases] == [[], [], []]
+    assert pool.entries["m"].deaths == 1
+    assert pool.entries["m"].pid is None
+    assert pool.entries["m"].memory_bytes == 0
+    assert pool.acquire("r", "m", HOLD, 5.0)[1] == [Spawn("m", 2)]
+
+
+def test_a_death_names_its_cause_and_the_time_to_come_back() -> None:
+    pool = make_pool()
+    acquire(pool)
+    pool.ready("m", 1, 0, 1, 7.5)
+    error = error_of(pool.exited("m", 1, "SIGABRT", 10.0))
+    assert "m#1 died (SIGABRT) during this request" in error.message
+    assert error.retry_after == 8
+    assert error.should_retry is True
+
+
+@pytest.mark.parametrize(
+    ("cause", "told", "what_to_do"),
+    [
+        (Cause.GPU_OUT_OF_MEMORY, "the GPU ran out of memory", "Retry, and the model is loaded"),
+        (Cause.ARRAY_TOO_LARGE, "a request needs one array", "Shorten the prompt."),
+        (Cause.WRONG_THREAD, "these versions of mlx", "Upgrade both"),
+    ],
+)
+@pytest.mark.parametrize("event", ["dying", "exited"])
+def test_a_death_that_is_understood_says_why_and_what_to_do(
+    event: str, cause: Cause, told: str, what_to_do: str
+) -> None:
+    pool = make_pool()
+    acquire(pool)
+    pool.ready("m", 1, 0, 1, 7.5)
+    crash = Crash("some-id", Diagnosis(cause, "a line of the log"))
+    message = error_of(getattr(pool, event)("m", 1, "SIGABRT", 10.0, crash)).message
+    assert f"m#1 died (SIGABRT: {told}" in message
+    assert what_to_do in message
+    assert message.endswith(" `bulkhead crashes some-id` has the report.")
+    assert "a line" not in message
+
+
+@pytest.mark.parametrize(
+    ("cause", "standing"),
+    [(Cause.GPU_VICTIM, Standing.CLEAR), (Cause.GPU_HANG, Standing.SUSPECT)],
+)
+def test_nobody_is_suspected_of_what_came_from_outside(cause: Cause, standing: Standing) -> None:
+    pool = Pool([Spec("m")], rules=Rules(recovery="resume"))
+    lease = acquire(pool)
+    pool.ready("m", 1, 0, 1, 7.5)
+    pool.exited("m", 1, "SIGABRT", 10.0, Crash("some-id", Diagnosis(cause)))
+    pool.returned(lease, 0, 10.0)
+    assert pool.entries["m"].waiting[lease].standing is standing
+
+
+def test_what_we_killed_says_why_in_our_words() -> None:
+    pool = make_pool()
+    acquire(pool)
+    pool.ready("m", 1, 0, 1, 7.5)
+    pool.broken("m", 1, "bad message: torn", 9.0)
+    crash = Crash("some-id", Diagnosis(Cause.PROTOCOL))
+    message = error_of(pool.exited("m", 1, "SIGKILL", 10.0, crash)).message
+    assert "m#1 died (SIGKILL; bad message: torn) during this request" in message
+    assert "some-id" in message
+
+
+def test_a_clean_exit_that_nobody_asked_for_is_a_crash() -> None:
+    """vllm#48966: the engine died with exit status 0."""
+    pool = ready_pool()
+    lease = acquire(pool, 2.0)
+    assert told(pool.exited("m", 1, "exit status 0", 3.0)) == [Told(Bury, lease, "worker_crashed")]
+    assert pool.entries["m"].deaths == 1
+
+
+@pytest.mark.parametrize("wanted", [State.READY, State.DRAINING])
+def test_who_is_in_a_dying_worker_learns_it_before_its_exit(wanted: State) -> None:
+    pool = ready_pool()
+    lease = acquire(pool, 2.0)
+    if wanted is State.DRAINING:
+        pool.shutdown(2.5)
+    effects = pool.dying("m", 1, "SIGABRT", 3.0)
+    assert told(effects) == [Told(Bury, lease, "worker_crashed")]
+    assert "(SIGABRT) during this request" in error_of(effects).message
+    assert state(pool) is State.STOPPING
+    assert pool.dying("m", 1, "SIGABRT", 3.0) == []
+    assert pool.exited("m", 1, "SIGABRT", 4.0) == []
+    assert pool.entries["m"].deaths == 1
+
+
+def test_who_comes_while_a_worker_dies_waits_for_the_next() -> None:
+    pool = ready_pool()
+    pool.dying("m", 1, "SIGSEGV", 3.0)
+    late = acquire(pool, 3.5)
+    assert pool.exited("m", 1, "SIGSEGV", 4.0) == [Spawn("m", 2)]
+    assert pool.ready("m", 2, 0, 1, 6.0) == [Grant(late, "m", "m#2", 2, until=1)]
+
+
+def test_who_waits_for_a_load_that_dies_is_refused_at_once() -> None:
+    pool = loading_pool()
+    lease = acquire(pool, 0.5)
+    assert told(pool.dying("m", 1, "SIGBUS", 1.0)) == [Told(Refuse, lease, "worker_crashed")]
+
+
+def test_a_dying_worker_that_does_not_die_is_killed() -> None:
+    pool = ready_pool()
+    pool.dying("m", 1, "SIGABRT", 3.0)
+    due = pool.next_deadline()
+    assert due is not None
+    assert pool.tick(due) == [Stop("m", 1, kill=True, stacks=True)]
+
+
+def test_a_killed_worker_buries_its_leases_at_its_exit_and_serves_the_late_by_a_new_one() -> None:
+    pool = ready_pool()
+    lease = acquire(pool, 2.0)
+    assert pool.broken("m", 1, "its channel closed", 3.0) == [Stop("m", 1, kill=True)]
+    late = acquire(pool, 4.0)
+    effects = pool.exited("m", 1, "SIGKILL", 5.0)
+    assert told(effects) == [Told(Bury, lease, "worker_crashed")]
+    assert "its channel closed" in effects[0].error.message if isinstance(effects[0], Bury) else ""
+    assert effects[-1] == Spawn("m", 2)
+    assert pool.ready("m", 2, 0, 1, 6.0) == [Grant(late, "m", "m#2", 2, until=1)]
+
+
+def test_a_fault_kills_the_worker_and_a_second_one_is_harmless() -> None:
+    pool = ready_pool()
+    first, second = acquire(pool, 2.0), acquire(pool, 2.0)
+    assert pool.fault(first, "a torn frame", 3.0) == [Stop("m", 1, kill=True)]
+    assert state(pool) is State.STOPPING
+    assert pool.fault(second, "another", 3.0) in ([], [Stop("m", 1, kill=True)])
+    effects = pool.exited("m", 1, "SIGKILL", 4.0)
+    assert told(effects) == [
+        Told(Bury, first, "worker_crashed"),
+        Told(Bury, second, "worker_crashed"),
+    ]
+    assert pool.entries["m"].deaths == 1
+
+
+@pytest.mark.parametrize("lease", [-1, 99])
+def test_a_fault_of_an_unknown_lease_is_nothing(lease: int) -> None:
+    assert ready_pool().fault(lease, "torn", 2.0) == []
+
+
+def test_a_fault_of_a_waiting_lease_is_nothing() -> None:
+    pool = make_pool()
+    lease = acquire(pool)
+    assert pool.fault(lease, "torn", 1.0) == []
+    assert state(pool) is State.LOADING
+
+
+def test_a_broken_worker_refuses_those_who_wait_for_its_load() -> None:
+    pool = make_pool()
+    lease = acquire(pool)
+    *refusals, stop = pool.broken("m", 1, "bad message", 1.0)
+    assert told(refusals) == [Told(Refuse, lease, "worker_crashed")]
+    assert stop == Stop("m", 1, kill=True)
+    assert pool.exited("m", 1, "SIGKILL", 2.0) == []
+    assert state(pool) is State.COLD
+
+
+def test_a_crash_while_draining_buries_and_counts() -> None:
+    pool = ready_pool()
+    lease = acquire(pool, 2.0)
+    pool.shutdown(3.0)
+    assert told(pool.exited("m", 1, "SIGSEGV", 4.0)) == [Told(Bury, lease, "worker_crashed")]
+    assert pool.entries["m"].deaths == 1
+    assert pool.stopped
+
+
+@pytest.mark.parametrize("wanted", WITH_PROCESS)
+@pytest.mark.parametrize("generation", [0, 2])
+def test_words_about_another_incarnation_are_dropped(wanted: State, generation: int) -> None:
+    pool = in_state(wanted)
+    deadline = pool.next_deadline()
+    assert pool.ready("m", generation, 5, 5, 2.0) == []
+    assert pool.load_failed("m", generation, "no", 2.0) == []
+    assert pool.broken("m", generation, "no", 2.0) == []
+    assert pool.exited("m", generation, "SIGKILL", 2.0) == []
+    pool.started("m", generation, 666)
+    pool.loading("m", generation, 2.0)
+    assert state(pool) is wanted
+    assert pool.entries["m"].pid == 1234
+    assert pool.next_deadline() == deadline
+
+
+@pytest.mark.parametrize("wanted", [State.COLD, State.FAILED])
+def test_words_about_a_process_that_is_gone_are_dropped(wanted: State) -> None:
+    pool = in_state(wanted)
+    generation = pool.entries["m"].generation
+    assert pool.ready("m", generation, 5, 5, 2.0) == []
+    assert pool.exited("m", generation, "SIGKILL", 2.0) == []
+    assert pool.broken("m", generation, "no", 2.0) == []
+    assert state(pool) is wanted
+    assert pool.entries["m"].deaths == 0
+
+
+@pytest.mark.parametrize("wanted", [State.READY, State.DRAINING, State.STOPPING])
+def test_ready_and_load_failed_count_while_loading_alone(wanted: State) -> None:
+    pool = in_state(wanted)
+    assert pool.ready("m", 1, 5, 5, 2.0) == []
+    assert pool.load_failed("m", 1, "no", 2.0) == []
+    assert state(pool) is wanted
+
+
+def test_a_reason_lasts_as_long_as_what_it_explains() -> None:
+    pool = Pool([Spec("m")], rules=Rules(recovery="resume", max_restarts=2))
+    acquire(pool)
+    for generation in (1, 2):
+        pool.dying("m", generation, "SIGABRT", 1.0)
+        assert pool.entries["m"].reason == "SIGABRT"
+        pool.exited("m", generation, "SIGABRT", 1.0)
+        assert pool.entries["m"].reason == ""
+    assert state(pool) is State.CRASHED
+
+
+def test_one_request_probes_a_model_that_kept_dying() -> None:
+    pool = Pool([Spec("m")], rules=Rules(recovery="resume", max_restarts=1))
+    acquire(pool)
+    pool.exited("m", 1, "SIGABRT", 1.0)
+    pool.tick(10.0)
+    leases = [acquire(pool, 10.0) for _ in range(3)]
+    effects = pool.ready("m", 2, 0, 4096, 11.0)
+    assert [each.lease for each in effects if isinstance(each, Grant)] == leases[:1]
+    # One that ends without a token makes room for the next probe.
+    effects = pool.release(leases[0], 12.0)
+    assert [each.lease for each in effects if isinstance(each, Grant)] == leases[1:2]
+    effects = pool.passed(leases[1], 13.0)
+    assert [each.lease for each in effects if isinstance(each, Grant)] == leases[2:]

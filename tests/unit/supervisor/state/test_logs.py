@@ -1,0 +1,126 @@
+"""supervisor.state.logs: files stay bounded and their last words stay in them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from supervisor.state import logs
+from tests.helpers.children import ROOT
+
+
+def incarnation(folder: Path, model: str, number: int) -> list[Path]:
+    """The two files of a worker, as the fleet names them."""
+    base = f"worker.{model}.20250101T{number:06}.{number}"
+    paths = [folder / f"{base}.{kind}" for kind in ("stdout", "stderr")]
+    for path in paths:
+        path.write_text("words")
+    return paths
+
+
+def test_the_oldest_incarnations_are_forgotten(tmp_path: Path) -> None:
+    files = [incarnation(tmp_path, "a", number) for number in range(logs.CHILD_KEEP + 3)]
+    logs.forget_old(tmp_path, "worker.a")
+    kept = [path for pair in files[3:] for path in pair]
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+    logs.forget_old(tmp_path, "worker.a")
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+@pytest.mark.parametrize("number", [1, logs.CHILD_KEEP - 2, logs.CHILD_KEEP])
+def test_a_model_with_few_incarnations_keeps_them_all(tmp_path: Path, number: int) -> None:
+    files = [incarnation(tmp_path, "a", each) for each in range(number)]
+    logs.forget_old(tmp_path, "worker.a")
+    assert len(list(tmp_path.iterdir())) == 2 * len(files)
+
+
+@pytest.mark.parametrize("other", ["b", "ab", "a-b", "a.5", "a.b"])
+def test_another_models_files_are_not_forgotten(tmp_path: Path, other: str) -> None:
+    theirs = [incarnation(tmp_path, other, number) for number in range(logs.CHILD_KEEP)]
+    mine = [incarnation(tmp_path, "a", number) for number in range(logs.CHILD_KEEP)]
+    (tmp_path / "supervisor.log").write_text("words")
+    logs.forget_old(tmp_path, "worker.a")
+    assert all(path.exists() for pair in theirs + mine for path in pair)
+    assert (tmp_path / "supervisor.log").exists()
+
+
+# ── what children hold open ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "CHILD_BYTES", 100)
+    monkeypatch.setattr(logs, "CHILD_TAIL", 10)
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_large_file_is_cut_to_its_tail_and_goes_on_behind_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.stderr"
+    with open(path, "ab", buffering=0) as child:
+        child.write(b"x" * 100 + b"last words")
+        logs.cut_to_tail([path])
+        assert path.read_bytes() == b"last words"
+        child.write(b" and more")
+        assert path.read_bytes() == b"last words and more"
+        logs.cut_to_tail([path])
+        assert path.read_bytes() == b"last words and more"
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("size", [0, 1, 99, 100])
+def test_a_small_file_is_left_alone(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "x.stderr"
+    path.write_bytes(b"x" * size)
+    logs.cut_to_tail([path])
+    assert path.stat().st_size == size
+
+
+@pytest.mark.usefixtures("_small")
+def test_a_file_that_is_gone_does_not_stop_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "x.stderr"
+    path.write_bytes(b"x" * 101)
+    logs.cut_to_tail([tmp_path / "gone", path])
+    assert path.stat().st_size == 10
+
+
+def test_the_tail_is_long_enough_for_last_words() -> None:
+    assert 64 * 1024 <= logs.CHILD_TAIL < logs.CHILD_BYTES
+
+
+# ── the supervisor's own ─────────────────────────────────────────────────────────────────────────
+
+SPEAK = """
+import logging, sys
+from pathlib import Path
+from supervisor.state import logs
+logs.ROTATE_BYTES = 1000
+logs.set_up(Path(sys.argv[1]))
+for number in range(500):
+    logging.getLogger("bulkhead.x").info("line %d", number)
+logging.getLogger("bulkhead.x").warning("a warning")
+"""
+
+
+def test_the_log_is_rotated_and_only_warnings_reach_a_stderr_without_a_terminal(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "supervisor.log"
+    done = subprocess.run(
+        [sys.executable, "-c", SPEAK, str(path)],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, "TZ": "UTC"},
+    )
+    files = sorted(tmp_path.iterdir())
+    assert len(files) == 1 + logs.ROTATE_KEEP
+    assert all(file.stat().st_size <= 1000 for file in files)
+    assert path.read_text().splitlines()[-1].endswith("WARNING a warning")
+    assert "line 499" in path.read_text()
+    assert len(done.stderr.splitlines()) == 1
+    assert "a warning" in done.stderr

@@ -1,0 +1,236 @@
+"""supervisor.state.paths: the state directory, its sockets and its lock."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from supervisor.state.paths import (
+    SUN_PATH,
+    InstanceLock,
+    StateDir,
+    StateError,
+    open_state,
+    slug,
+    write_atomically,
+)
+from tests.helpers.children import ROOT
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.fixture
+def long_root(tmp_path: Path) -> Iterator[Path]:
+    """A folder too deep for a socket; what is made for it elsewhere is removed."""
+    root = tmp_path / ("deep" * 20) / ("er" * 20)
+    before = set(Path("/tmp").glob(f"bulkhead-{os.getuid()}-*"))
+    yield root
+    for made in set(Path("/tmp").glob(f"bulkhead-{os.getuid()}-*")) - before:
+        shutil.rmtree(made)
+
+
+def test_everything_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+    state = open_state(tmp_path / "a" / "b")
+    assert state.root == (tmp_path / "a" / "b").resolve()
+    assert [mode(path) for path in (state.root, state.logs, state.run)] == [0o700] * 3
+    assert open_state(tmp_path / "a" / "b") == state
+
+
+def test_a_link_to_the_directory_is_the_same_directory(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "real").mkdir()
+    assert open_state(tmp_path / "link") == open_state(tmp_path / "real")
+
+
+def test_an_open_run_directory_is_closed_to_others(long_root: Path, tmp_path: Path) -> None:
+    for root in (tmp_path / "s", long_root):
+        run = open_state(root).run
+        run.chmod(0o777)
+        assert mode(open_state(root).run) == 0o700
+
+
+@pytest.mark.parametrize("model", ["m", "x" * 500, "org/name:8b", "../../etc", "模型"])
+def test_a_socket_can_be_bound_however_deep_the_directory_and_long_the_name(
+    long_root: Path, model: str
+) -> None:
+    state = open_state(long_root)
+    for path in (state.control, state.worker_socket(model, 10**9)):
+        assert len(os.fsencode(path)) <= SUN_PATH
+        assert path.parent == state.run
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(path))
+        path.unlink()
+
+
+def test_a_short_directory_keeps_its_sockets(tmp_path: Path) -> None:
+    root = Path(os.path.realpath("/tmp")) / f"bulkhead-test-{os.getpid()}"
+    try:
+        assert open_state(root).run == root / "run"
+    finally:
+        shutil.rmtree(root)
+
+
+def test_deep_directories_do_not_share_their_sockets(long_root: Path) -> None:
+    first, second = open_state(long_root / "1"), open_state(long_root / "2")
+    assert first.run != second.run
+    assert open_state(long_root / "1").run == first.run
+
+
+def test_incarnations_do_not_share_a_socket(tmp_path: Path) -> None:
+    state = StateDir(tmp_path, tmp_path)
+    names = [("a", 1), ("a", 2), ("b", 1), ("a/b", 1), ("a-b", 1), ("A", 1), ("a1", 1), ("a", 11)]
+    assert len({state.worker_socket(*name) for name in names}) == len(names)
+
+
+def test_a_run_directory_that_leads_elsewhere_is_refused(tmp_path: Path) -> None:
+    """As it would be if somebody else had put it into /tmp first."""
+    root = tmp_path / "s"
+    root.mkdir()
+    (tmp_path / "elsewhere").mkdir(mode=0o755)
+    run = open_state(root).run
+    run.rmdir()
+    run.symlink_to(tmp_path / "elsewhere")
+    try:
+        with pytest.raises(StateError, match="--state-dir"):
+            open_state(root)
+    finally:
+        run.unlink()
+    assert mode(tmp_path / "elsewhere") == 0o755
+
+
+@pytest.mark.parametrize("name", ["", "logs", "run"])
+def test_a_file_in_the_way_is_told(tmp_path: Path, name: str) -> None:
+    root = tmp_path / "s"
+    if name:
+        root.mkdir()
+    (root / name if name else root).write_text("in the way")
+    with pytest.raises(StateError, match="state directory"):
+        open_state(root)
+
+
+# ── the lock ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDir:
+    return open_state(tmp_path / "s")
+
+
+def test_a_second_instance_is_refused_and_told_whose_it_is(state: StateDir) -> None:
+    lock = InstanceLock(state)
+    lock.acquire()
+    with pytest.raises(StateError, match=rf"pid {os.getpid()}\b.*--state-dir"):
+        InstanceLock(state).acquire()
+    lock.release()
+    lock.release()
+    again = InstanceLock(state)
+    again.acquire()
+    again.release()
+
+
+def test_another_directory_is_no_rival(tmp_path: Path, state: StateDir) -> None:
+    locks = [InstanceLock(state), InstanceLock(open_state(tmp_path / "other"))]
+    for lock in locks:
+        lock.acquire()
+    for lock in locks:
+        lock.release()
+
+
+def test_the_lock_names_its_present_holder(state: StateDir) -> None:
+    (state.root / "lock").write_text("123456789012345\n")
+    lock = InstanceLock(state)
+    lock.acquire()
+    with pytest.raises(StateError, match=rf"\(pid {os.getpid()}\)"):
+        InstanceLock(state).acquire()
+    lock.release()
+
+
+def test_the_lock_goes_with_its_process(state: StateDir) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.helpers.children", "lock", str(state.root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        cwd=ROOT,
+    ) as holder:
+        assert holder.stdout is not None
+        try:
+            assert holder.stdout.readline() == b"held\n"
+            with pytest.raises(StateError, match=rf"pid {holder.pid}\b"):
+                InstanceLock(state).acquire()
+        finally:
+            holder.kill()
+    lock = InstanceLock(state)
+    lock.acquire()
+    lock.release()
+
+
+def test_no_child_keeps_the_lock(state: StateDir) -> None:
+    lock = InstanceLock(state)
+    lock.acquire()
+    command = [sys.executable, "-c", "import sys; print(flush=True); sys.stdin.read()"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, close_fds=False
+    ) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"\n"
+        lock.release()
+        again = InstanceLock(state)
+        again.acquire()
+        again.release()
+
+
+# ── files ────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"a longer first content")
+    write_atomically(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert mode(path) == 0o600
+    assert [each.name for each in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_cannot_be_replaced_keeps_its_content(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"first")
+    with pytest.raises(TypeError):
+        write_atomically(path, "no bytes")  # type: ignore[arg-type]
+    assert path.read_bytes() == b"first"
+
+
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("mlx-community/Qwen3-4B", "mlx-community-Qwen3-4B-"),
+        ("llama3:8b", "llama3-8b-"),
+        ("../../etc/passwd", "etc-passwd-"),
+        ("模型", "model-"),
+        ("..", "model-"),
+        ("a b\n", "a-b-"),
+        ("x" * 1000, "x" * 60 + "-"),
+    ],
+)
+def test_a_models_file_name_is_harmless_and_short(name: str, begins: str) -> None:
+    assert re.fullmatch(re.escape(begins) + "[0-9a-f]{6}", slug(name))
+
+
+def test_a_name_that_is_a_file_name_stays_as_it_is() -> None:
+    assert slug("qwen2.5-coder_1") == "qwen2.5-coder_1"
+
+
+def test_two_models_never_share_files() -> None:
+    long = "y" * 70
+    for one, other in (("a/b-c", "a-b/c"), ("a b", "a-b"), (long + "1", long + "2")):
+        assert slug(one) != slug(other)

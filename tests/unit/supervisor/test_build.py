@@ -1,0 +1,162 @@
+"""supervisor.build: every memory setting reaches the pool."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from supervisor import build
+from supervisor.config.settings import Config, ConfigError, Overrides, from_tree
+from supervisor.machine.readers import Machine
+from supervisor.models.catalog import Catalog
+from supervisor.models.size_cache import Sizes
+from supervisor.models.sizing import Sizing
+from supervisor.processes.spare import BYTES as SPARE_BYTES
+from supervisor.scheduler.pool import Limits, Pool, ReleaseRule, Rules
+from supervisor.scheduler.pressure import Thresholds
+
+GB = 10**9
+MODEL = '[models.m]\nsource = "nowhere/m"\n'
+
+
+def parse(text: str) -> Config:
+    return from_tree(tomllib.loads(text + MODEL), environ={}, overrides=Overrides())
+
+
+def pool(config: Config, budget: int | None = None, measured: int = 0) -> Pool:
+    """Of models without files: their sizes are unknown, unless configured, or `measured` earlier
+    for one called `c`. Bytes."""
+    served = Catalog(config.models, Path("/nowhere"))
+    sizing = Sizing(served, Sizes(Path("/nowhere/sizes.json")), budget)
+    if measured:
+        sizing.remember("c", measured, 1.0)
+    return build.pool(config, served, sizing)
+
+
+def rules(text: str) -> Rules:
+    return pool(parse(text)).rules
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("policy", "lru"),
+        ("keep", 3),
+        ("max_loaded", 2),
+        ("cleanup_interval", 30.0),
+        ("min_residency", 5.0),
+        ("max_wait", 7.0),
+        ("load_gate", "exclusive"),
+        ("load_gate_timeout", 9.0),
+    ],
+)
+def test_a_rule_reaches_the_pool(key: str, value: Any) -> None:
+    written = f'"{value}"' if isinstance(value, str) else value
+    assert getattr(rules(f"[memory]\n{key} = {written}\n"), key) == value
+    assert getattr(rules(""), key) != value
+
+
+def test_the_defaults_are_the_pools() -> None:
+    assert rules("") == Rules(release=build.release_rule(), recovery="resume")
+
+
+def test_requests_over_all_models_are_bounded() -> None:
+    assert rules("[server]\nmax_requests = 5\n").max_requests == 5
+
+
+def test_deadlines_and_the_default_model_reach_the_pool() -> None:
+    config = parse(
+        '[server]\ndefault_model = "m"\n[memory]\nload_stall_seconds = 3\ndrain_seconds = 4\n'
+    )
+    made = pool(config, 5 * GB)
+    assert made.limits == Limits(load_stall=3, drain=4)
+    assert made.resolve("").spec.name == "m"
+    assert made.ledger.budget == 5 * GB - SPARE_BYTES
+
+
+def test_what_is_set_for_a_model_reaches_the_pool() -> None:
+    text = MODEL + 'pin = true\nttl = 9\nmemory = "3GB"\nmax_concurrency = 2\nmax_queue = 5\n'
+    config = from_tree(tomllib.loads(text), environ={}, overrides=Overrides())
+    entry = pool(config).entries["m"]
+    assert (entry.pinned, entry.spec.ttl, entry.size) == (True, 9, 3 * GB)
+    assert (entry.spec.concurrency, entry.spec.capacity) == (2, 7)
+
+
+def three(keys: str, budget: int | None, measured: int = 0) -> Pool:
+    """Models `a` of 3 GB, `b` of 4 GB and `c` of no configured size, each with `keys`."""
+    tables = "".join(
+        f'[models.{name}]\nsource = "nowhere/{name}"\n{keys}\n{size}\n'
+        for name, size in (("a", 'memory = "3GB"'), ("b", 'memory = "4GB"'), ("c", ""))
+    )
+    config = from_tree(tomllib.loads(tables), environ={}, overrides=Overrides())
+    return pool(config, budget, measured)
+
+
+@pytest.mark.parametrize(("key", "what"), [("pin", "pinned models"), ("preload", "to preload")])
+def test_pins_or_preloads_above_the_budget_are_an_error(key: str, what: str) -> None:
+    assert three(f"{key} = true", 7 * GB).ledger.budget == 7 * GB
+    with pytest.raises(ConfigError, match=r"^memory\.budget: 6\.9 GB ") as caught:
+        three(f"{key} = true", 69 * GB // 10)
+    for figure in (what, "7.0 GB together", "a 3.0 GB (configured)", "b 4.0 GB (configured)"):
+        assert figure in str(caught.value)
+    with pytest.raises(ConfigError, match=r"^memory\.budget: 10 MB "):
+        three(f"{key} = true", GB // 100)
+    # Without either they make room for each other; without a budget there is nothing to exceed.
+    assert three("", 4 * GB).ledger.budget == 4 * GB
+    assert three(f"{key} = true", None).ledger.budget is None
+
+
+def test_a_size_that_was_measured_counts_against_the_budget() -> None:
+    assert three("pin = true", 9 * GB, measured=2 * GB).entries["c"].size == 2 * GB
+    with pytest.raises(ConfigError, match=r"c 2\.1 GB \(measured\)"):
+        three("pin = true", 9 * GB, measured=21 * GB // 10)
+
+
+@pytest.mark.parametrize("keys", ["", "pin = true", "preload = true"])
+def test_the_spare_gets_its_share_unless_that_keeps_models_out(keys: str) -> None:
+    """Without pins and preloads the largest model counts, 4 GB; with them all together, 7 GB."""
+    needed = 7 * GB if keys else 4 * GB
+    for budget, share in ((needed + SPARE_BYTES, SPARE_BYTES), (needed + SPARE_BYTES - 1, 0)):
+        ledger = three(keys, budget).ledger
+        assert (ledger.reserved, ledger.budget) == (share, budget - share)
+    # What fits neither way loses nothing by a spare.
+    assert three("", 39 * GB // 10).ledger.reserved == SPARE_BYTES
+    assert three(keys, None).ledger.reserved == SPARE_BYTES
+
+
+def test_without_a_spare_the_budget_is_the_models() -> None:
+    ledger = pool(parse("[memory]\nspare = false\n"), 5 * GB).ledger
+    assert (ledger.reserved, ledger.budget) == (0, 5 * GB)
+
+
+def test_thresholds() -> None:
+    memory = parse("[memory]\nwarn = 0.5\nhigh = 0.6\ncritical = 0.7\n").memory
+    assert build.thresholds(memory) == Thresholds(0.5, 0.6, 0.7)
+    assert build.thresholds(parse("").memory) == Thresholds()
+
+
+@pytest.mark.parametrize(
+    ("written", "machine", "working_set", "budget"),
+    [
+        ("auto", Machine(64 * GB), None, 48 * GB),
+        ("auto", Machine(128 * GB), 96 * GB, 96 * GB),
+        ("auto", Machine(), None, None),
+        ("75%", Machine(64 * GB), 10 * GB, 48 * GB),
+        ("75%", Machine(), None, None),
+        ("96GB", Machine(64 * GB), 10 * GB, 96 * GB),
+        ("96GB", Machine(), None, 96 * GB),
+    ],
+)
+def test_the_budget(
+    written: str, machine: Machine, working_set: int | None, budget: int | None
+) -> None:
+    memory = parse(f'[memory]\nbudget = "{written}"\n').memory
+    assert build.budget(memory, machine, working_set) == budget
+
+
+def test_only_macos_gives_memory_back_late() -> None:
+    assert build.release_rule("darwin") is ReleaseRule.WHEN_SEEN
+    assert build.release_rule("linux") is ReleaseRule.AT_REAP

@@ -1,0 +1,294 @@
+"""Which schemas are served, which are refused, and in what words."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pytest
+
+from gateway.openai.validation import check_plain
+from supervisor.errors import ClientError, InvalidValue, UnsupportedValue
+from supervisor.wire.frames import Generate, Structure, Text
+from tests.helpers.grammars import OBJECT, accepts, begins
+from tests.property import structured
+from tests.property.structured import Chooser, allowed, constraint, wrapper
+from worker.grammar import Grammar
+from worker.grammar.compile import SCHEMA
+from worker.grammar.schema import MAX_TEXT
+
+HANGS = 30.0
+"""Seconds after which something hangs: what is tested takes under one."""
+
+
+@pytest.mark.parametrize("name", structured.refused())
+def test_refused(name: str) -> None:
+    schema, word = structured.refused()[name]
+    with pytest.raises((InvalidValue, UnsupportedValue)) as caught:
+        constraint(schema)
+    assert caught.value.param == "response_format"
+    assert word in caught.value.message
+    assert len(caught.value.message) < 500
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"const": NaN}', "nul", "[" * 100_000, "{} {}"])
+def test_what_is_not_json(text: str) -> None:
+    with pytest.raises(InvalidValue, match="not JSON"):
+        structured.grammars().compile(Generate("r", Text("x"), 0.0, structure=Structure(text)))
+
+
+def nested(levels: int, keyword: str = "properties") -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        schema = {keyword: {"a": schema} if keyword == "properties" else schema}
+    return schema
+
+
+def chain(links: int, step: str) -> dict[str, Any]:
+    """Definitions that lead from one to the next: they overflowed llguidance's stack."""
+
+    def link(i: int) -> dict[str, Any]:
+        if i == links:
+            return {"type": "null"}
+        ref = {"$ref": f"#/$defs/d{i}"}
+        return {"properties": {"a": ref}} if step == "properties" else {step: [ref, OBJECT]}
+
+    return {"$ref": "#/$defs/d0", "$defs": {f"d{i}": link(i + 1) for i in range(links)}}
+
+
+HARD: dict[str, Any] = {
+    "10 MB": {"description": "x" * 10_000_000},
+    "deep members": nested(5_0),
+    "deeper members": nested(200),
+    "deep items": nested(90, "items"),
+    "deeper items": nested(300, "items"),
+    "short chain": chain(100, "properties"),
+    "long chain": chain(2000, "properties"),
+    "long chain of choices": chain(2000, "anyOf"),
+    "long chain of merges": chain(2000, "allOf"),
+    "a billion items": {"type": "array", "minItems": 10**9},
+    "a billion characters": {"type": "string", "minLength": 10**9},
+    "at most a billion": {"type": "string", "maxLength": 10**9},
+    "repetitions": {"type": "string", "pattern": "((((a{0,99}){0,99}){0,99}){0,99}){0,99}"},
+    "a billion letters": {"type": "string", "pattern": "a{1000000000}"},
+    "states": {"type": "string", "pattern": "[ab]*a[ab]{30}"},
+    "backtracking": {"type": "string", "pattern": "^(a+)+$"},
+    "brackets": {"type": "string", "pattern": "(" * 500 + "a" + ")*" * 500},
+    "intersection": {"allOf": [{"type": "string", "pattern": f"^(.*a{{{i}}})*$"} for i in range(9)]},
+    "huge enum": {"enum": [f"value {i}" for i in range(9000)]},
+    "huge members": {"properties": {f"p{i}": {} for i in range(5000)}},
+    "many members": {"properties": {f"p{i}": {} for i in range(999)}},
+    "many patterns": {"patternProperties": {f"^{i}x": {} for i in range(500)}},
+    "merged choices": {"allOf": [{"anyOf": [{"required": [f"{i}{j}"]} for j in range(5)]} for i in range(9)]},
+    "multiple": {"type": "integer", "multipleOf": 2**50},
+    "small multiple": {"type": "number", "multipleOf": 1e-300},
+    "no end": {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]}}},
+    "wrong everywhere": {"type": None, "properties": 5, "required": {}, "enum": 1, "allOf": 3},
+    "wrong allOf and format": {"format": "date", "allOf": 7},
+    "wrong required": {"required": [1, None, {}]},
+    "wrong names": {"required": 7, "properties": None},
+    "wrong reference": {"$ref": 5},
+    "reference to no schema": {"$ref": "#/x/0", "x": [5]},
+    "reference past the end": {"$ref": "#/x/7", "x": [5]},
+    "empty reference": {"$ref": ""},
+    "options of the wrong type": {"x-guidance": 5, "type": "null"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_nothing_hangs_or_kills(name: str) -> None:
+    """Served or refused, but soon; the masks too."""
+    structured.grammars().compile(structured.request({}))
+    started = time.monotonic()
+    match outcome(HARD[name]):
+        case ClientError() as error:
+            assert error.param == "response_format"
+            assert len(error.message) < 1000
+        case grammar:
+            choose = Chooser(wrapper(), 1)
+            for length in range(8):
+                tokens = allowed(grammar)
+                assert tokens
+                grammar.push(choose(tokens, length))
+    assert time.monotonic() - started < HANGS
+
+
+def outcome(schema: object) -> Grammar | ClientError:
+    try:
+        return constraint(schema)
+    except ClientError as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    ("name", "served"),
+    [("short chain", True), ("long chain", False), ("10 MB", False), ("many members", True)],
+)
+def test_what_is_too_big_is_refused_and_what_is_not_is_served(name: str, served: bool) -> None:
+    if served:
+        constraint(HARD[name])
+    else:
+        with pytest.raises(ClientError):
+            constraint(HARD[name])
+
+
+def test_messages_are_short_and_say_where() -> None:
+    with pytest.raises(
+        UnsupportedValue, match=rf"`not` is not supported \(at {SCHEMA}/properties/a/items\)"
+    ):
+        constraint({"properties": {"a": {"items": {"not": {}}}}})
+    with pytest.raises(UnsupportedValue) as caught:
+        constraint({"properties": {"x" * 4000: {"not": {}}}})
+    assert len(caught.value.message) < 500
+    with pytest.raises(InvalidValue, match=str(MAX_TEXT)):
+        constraint({"description": "x" * MAX_TEXT})
+
+
+# ── what no answer comes to an end of, or no mask in time ────────────────────────────────────────
+
+
+def members(names: Iterable[str], required: Sequence[str] = (), value: object = OBJECT) -> Any:
+    properties = dict.fromkeys(names, value)
+    return {"type": "object", "properties": properties, "required": list(required)}
+
+
+NODE = {"$ref": "#/$defs/n"}
+ENDLESS: dict[str, tuple[Any, str]] = {
+    "itself": ({**NODE, "$defs": {"n": members("n", "n", NODE)}}, "/$defs/n/properties/n"),
+    "the root": (members("a", "a", {"$ref": "#"}), "/properties/a"),
+    "items": ({"type": "array", "minItems": 1, "items": {"$ref": "#"}}, "/items"),
+    "the first item": ({"type": "array", "minItems": 1, "prefixItems": [{"$ref": "#"}]}, "/prefixItems/0"),
+    "any member": ({"type": "object", "minProperties": 1, "additionalProperties": {"$ref": "#"}}, "/additionalProperties"),
+    "unnamed": ({"type": "object", "required": ["a"], "additionalProperties": {"$ref": "#"}}, "/additionalProperties"),
+    "all choices": ({"anyOf": [members("a", "a", {"$ref": "#"}), {"type": "array", "minItems": 2, "items": {"$ref": "#"}}]}, "/anyOf/0/properties/a"),
+    "in two parts": ({"type": "object", "required": ["a"], "allOf": [{"properties": {"a": {"$ref": "#"}}}]}, ""),
+    "in turns": ({"$ref": "#/$defs/a", "$defs": {"a": members("b", "b", {"$ref": "#/$defs/b"}), "b": members("a", "a", {"$ref": "#/$defs/a"})}}, "/$defs/b/properties/a"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_a_schema_without_a_finite_instance_is_refused(name: str) -> None:
+    schema, place = ENDLESS[name]
+    with pytest.raises(InvalidValue, match="no finite") as caught:
+        constraint(schema)
+    assert f"(at {SCHEMA}{place})" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "valid"),
+    [
+        (members("a", "", {"$ref": "#"}), '{"a": {"a": {}}}', True),
+        (members("a", "a", {"anyOf": [{"type": "null"}, {"$ref": "#"}]}), '{"a": {"a": null}}', True),
+        ({"properties": {"a": {"$ref": "#"}}, "required": ["a"]}, '{"a": {"a": 5}}', True),
+        ({"type": "array", "items": {"$ref": "#"}}, "[[[]], []]", True),
+        ({**NODE, "$defs": {"n": {"type": ["null", "object"], "required": ["n"], "properties": {"n": NODE}}}}, '{"n": null}', True),
+        # What can't be is left out, and the rest is served.
+        ({**members("ab", "", NODE), "$defs": {"n": members("n", "n", NODE)}}, "{}", True),
+        ({**members("ab", "", NODE), "$defs": {"n": members("n", "n", NODE)}}, '{"a": {"n": {', False),
+        ({"anyOf": [NODE, {"type": "null"}], "$defs": {"n": members("n", "n", NODE)}}, "null", True),
+        ({"anyOf": [NODE, {"type": "null"}], "$defs": {"n": members("n", "n", NODE)}}, "{", False),
+        ({"type": "array", "items": NODE, "$defs": {"n": members("n", "n", NODE)}}, "[]", True),
+        ({"type": "array", "items": NODE, "$defs": {"n": members("n", "n", NODE)}}, "[{", False),
+    ],
+)  # fmt: skip
+def test_what_has_finite_instances_has_no_others(schema: Any, text: str, valid: bool) -> None:
+    assert begins(schema, text) == accepts(schema, text) == valid
+
+
+def test_an_object_of_many_optional_properties_is_served_to_its_end() -> None:
+    """llguidance gave up where 250 of them might come next."""
+    schema = members(f"p{i}" for i in range(1000))
+    assert accepts(schema, '{"p0": {}, "p1": {"x": 1}, "p998": {}, "q": 1}')
+    assert not accepts(schema, '{"p1": {}, "p0": {}}')
+
+
+def alike(count: int, names: int, tag: str = "") -> list[Any]:
+    first = [tag] if tag else []
+    made = [members([*first, *(f"p{i}_{j}" for j in range(names))], first) for i in range(count)]
+    for i, each in enumerate(made):
+        each["additionalProperties"] = False
+        if tag:
+            each["properties"][tag] = {"const": i}
+    return made
+
+
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"anyOf": alike(20, 49)}, None),
+        ({"anyOf": alike(20, 51)}, ""),
+        ({"properties": {"a": {"items": {"oneOf": alike(20, 51)}}}}, "/properties/a/items"),
+        ({"$defs": {"a": {"anyOf": alike(20, 51)}}, "$ref": "#/$defs/a"}, "/$defs/a"),
+        ({"anyOf": [{"$ref": f"#/$defs/d{i}"} for i in range(20)], "$defs": {f"d{i}": each for i, each in enumerate(alike(20, 51))}}, ""),
+        ({"allOf": alike(20, 51)}, ""),
+        ({"anyOf": [members("a", "a", each) for each in alike(20, 51)]}, ""),
+        ({"anyOf": [{"type": "array", "items": each} for each in alike(20, 51)]}, ""),
+        # The first member's value tells these apart.
+        ({"anyOf": alike(60, 30, "type")}, None),
+        ({"anyOf": [*alike(60, 30, "type"), *alike(60, 30, "type")]}, None),
+        ({"anyOf": [{"const": f"text {i}"} for i in range(2000)]}, None),
+    ],
+)  # fmt: skip
+def test_how_many_names_may_come_next(schema: Any, place: str | None) -> None:
+    match outcome(schema):
+        case UnsupportedValue(message=message):
+            assert place is not None
+            assert f"more than 1000 properties or alternatives may come next (at {SCHEMA}{place})" in message  # fmt: skip
+        case ClientError() as error:
+            raise AssertionError(error.message)
+        case _:
+            assert place is None
+
+
+# ── where, and in which words ────────────────────────────────────────────────────────────────────
+
+NESTED_PATTERN = {"properties": {"x": {"type": "array", "items": {"anyOf": [{"type": "string", "pattern": "^(?!x)"}, {"type": "null"}]}}}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("schema", "kind", "words", "place"),
+    [
+        (NESTED_PATTERN, UnsupportedValue, "look-around", "/properties/x/items/anyOf/0/pattern"),
+        ({"$defs": {"p": {"type": "string", "pattern": "(a)\\1"}}, "items": {"$ref": "#/$defs/p"}}, UnsupportedValue, "backreferences", "/$defs/p/pattern"),
+        ({"pattern": "\\bword\\b"}, UnsupportedValue, "word boundaries", "/pattern"),
+        ({"pattern": "\\Z"}, UnsupportedValue, "an escape", "/pattern"),
+        ({"pattern": "a\\"}, UnsupportedValue, "within an escape", "/pattern"),
+        ({"properties": {"a": {"pattern": "a{2,1}"}}}, InvalidValue, "not a regular expression", "/properties/a/pattern"),
+        ({"items": {"oneOf": [{"type": "number"}, {"type": "integer"}]}}, UnsupportedValue, "exclude each other", "/items"),
+        ({"description": "oneOf constraints", "items": {"maxProperties": 2, "properties": {"a": {}, "b": {}}}}, UnsupportedValue, "to be `required`", "/items"),
+        ({"type": "object", "required": ["z"], "properties": {"z": {"type": "integer", "minimum": 5, "maximum": 3}}}, InvalidValue, "minimum (5) is greater than maximum (3)", "/properties/z"),
+        ({"type": "string", "pattern": "^a{3}$", "maxLength": 2}, InvalidValue, "no JSON value is valid", ""),
+        ({"items": {"type": "strnig"}}, InvalidValue, "`type` must be among", "/items"),
+        ({"items": {"maxLength": 2.5}}, InvalidValue, "`maxLength` must be a whole number", "/items"),
+        ({"items": {"required": [1]}}, InvalidValue, "`required` must be", "/items"),
+        ({"allOf": [{"$ref": "#/$defs/a", "required": [f"p{i}"]} for i in range(2)], "$defs": {"a": members(f"p{i}" for i in range(600))}}, None, "", ""),
+    ],
+)  # fmt: skip
+def test_a_refusal_names_the_reason_and_the_place(
+    schema: Any, kind: type[ClientError] | None, words: str, place: str
+) -> None:
+    found = outcome(schema)
+    if kind is None:
+        assert isinstance(found, Grammar)
+        return
+    assert isinstance(found, kind)
+    assert words in found.message
+    assert f"(at {SCHEMA}{place})." in found.message
+    assert "%json" not in found.message
+
+
+@pytest.mark.parametrize("levels", [100, 101])
+def test_a_hundred_levels(levels: int) -> None:
+    """As the gateway counts them: objects and arrays within each other."""
+    schema: dict[str, Any] = {"type": "null"}
+    for _ in range(levels - 1):
+        schema = {"items": schema}
+    accepted = isinstance(outcome(schema), Grammar)
+    assert accepted == (levels == 100)
+    try:
+        check_plain(schema, "x")
+        passed = True
+    except InvalidValue:
+        passed = False
+    assert passed == accepted

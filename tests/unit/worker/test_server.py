@@ -1,0 +1,167 @@
+"""worker.server: what the gateway says while its prompt is still being prepared."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from supervisor.wire.frames import (
+    Accepted,
+    Continue,
+    Embed,
+    End,
+    Frame,
+    FromEngine,
+    FromWorker,
+    Generate,
+    Hello,
+    Load,
+    Pause,
+    Ready,
+    Text,
+    Token,
+)
+from supervisor.wire.progress import SIZE, ProgressRecord
+from supervisor.wire.stream import FrameStream, connect
+from tests.helpers.fakes.engine import Script, ScriptedEngine
+from worker.engine.thread import Job, Prepared
+from worker.server import _SHORT_PROMPT, WorkerServer
+
+SECONDS = 20
+LONG = Generate("long", Text("x" * (_SHORT_PROMPT + 1)), 1.0, max_tokens=500)
+SHORT = Generate("short", Text("x"), 1.0, max_tokens=5)
+
+
+class Held(ScriptedEngine):
+    """It prepares a long prompt only when it is let. It notes what it is told about it."""
+
+    def __init__(self) -> None:
+        super().__init__(Script())
+        self.entered, self.let = threading.Event(), threading.Event()
+        self.told: list[str] = []
+
+    def prepare(self, request: Generate | Embed) -> Prepared:
+        if request.request_id == "long":
+            self.entered.set()
+            assert self.let.wait(SECONDS)
+        return super().prepare(request)
+
+    def _note(self, call: str, job: Job) -> None:
+        if job.request.request_id == "long":
+            self.told.append(call)
+
+    def insert(self, job: Job) -> None:
+        self._note("insert", job)
+        super().insert(job)
+
+    def pause(self, job: Job) -> Sequence[FromEngine]:
+        self._note("pause", job)
+        return super().pause(job)
+
+    def unpause(self, job: Job) -> None:
+        self._note("unpause", job)
+        super().unpause(job)
+
+
+class Desk:
+    """A worker's server, and the gateway in front of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.engine = Held()
+        self._socket = str(path / "s")
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        ours, theirs = socket.socketpair()
+        server = WorkerServer(theirs, self.engine, ProgressRecord(bytearray(SIZE)))
+        running = asyncio.create_task(server.run())
+        supervisor: FrameStream[FromWorker] = FrameStream(FromWorker)
+        await asyncio.get_running_loop().create_connection(lambda: supervisor, sock=ours)
+        assert isinstance(await supervisor.receive(), Hello)
+        supervisor.send(Load("m", 1, "/folder", self._socket, 4, 0))
+        while not isinstance(await supervisor.receive(), Ready):
+            pass
+        try:
+            yield
+        finally:
+            self.engine.let.set()
+            server._asked_to_stop()
+            await running
+            server._server.close()
+            supervisor.close()
+
+    async def ask(self, *frames: Frame) -> FrameStream[FromEngine]:
+        """A request; of the long one, as soon as it is being prepared and all else has arrived."""
+        stream: FrameStream[FromEngine] = await connect(self._socket, FromEngine)
+        stream.send(*frames)
+        if frames[0] is LONG:
+            assert await asyncio.to_thread(self.engine.entered.wait, SECONDS)
+        return stream
+
+
+async def tokens(stream: FrameStream[FromEngine]) -> list[int]:
+    """All until the end."""
+    ids = []
+    while not isinstance(frame := await stream.receive(), End):
+        assert frame is not None
+        if isinstance(frame, Token):
+            ids.append(frame.id)
+    stream.close()
+    return ids
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([Pause()], ["insert", "pause"]),
+        ([Pause(), Continue()], ["insert"]),
+        ([Pause(), Continue(), Pause()], ["insert", "pause"]),
+    ],
+)
+def test_a_request_pauses_though_it_was_told_before_it_was_prepared(
+    tmp_path: Path, words: list[Frame], told: list[str]
+) -> None:
+    async def scene() -> None:
+        desk = Desk(tmp_path)
+        async with asyncio.timeout(SECONDS), desk.serving():
+            stream = await desk.ask(LONG, *words)
+            desk.engine.let.set()
+            assert isinstance(await stream.receive(), Accepted)
+            # Commands are obeyed in order: with this one's end those of the first were, too.
+            assert await tokens(await desk.ask(SHORT)) == [*range(5)]
+            assert desk.engine.told == told
+            if told[-1] == "pause":
+                assert not desk.engine.busy
+                stream.send(Continue())
+            assert await tokens(stream) == [*range(500)]
+
+    asyncio.run(scene())
+
+
+def test_who_leaves_before_the_prompt_is_prepared_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scene() -> None:
+        desk, left = Desk(tmp_path), asyncio.Event()
+
+        def note(message: str, *_: object) -> None:
+            if "cancelled before it was prepared" in message:
+                left.set()
+
+        monkeypatch.setattr(logging.getLogger("bulkhead.worker"), "info", note)
+        async with asyncio.timeout(SECONDS), desk.serving():
+            stream = await desk.ask(LONG, Pause())
+            stream.close()
+            await left.wait()
+            desk.engine.let.set()
+            assert await tokens(await desk.ask(SHORT)) == [*range(5)]
+            assert desk.engine.told == []
+
+    asyncio.run(scene())

@@ -1,0 +1,286 @@
+"""Embeddings from the decoder-style embedding models that mlx-lm loads.
+
+`worker.engine.pooling` reads from the model's files which hidden states become the vector: the last
+token's (Qwen3-Embedding, e5-mistral) or the mean of all. The model is causal, so that padding
+behind an input changes none of its states, and inputs of unlike length go through together.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from supervisor.errors import InternalError, InvalidValue, UnsupportedValue
+from supervisor.wire.frames import Embed, Embedded, Failed, FromEngine, Vector
+from worker.engine.pooling import Unfit, pooling_of
+from worker.engine.thread import Job, Output
+from worker.prompt.tokenizer import Encoder
+
+STEP_TOKENS = 1024
+"""Tokens of one step, padding included: as much as a neighbour's next token waits for."""
+_SPREAD = 4
+"""How many times shorter than a batch's longest input another request's may be: the rest is padding."""
+
+_BODIES = ("model", "transformer", "backbone")
+"""What mlx-lm's architectures call the part that ends in hidden states."""
+
+
+@dataclass(slots=True, eq=False)
+class _Work:
+    """A job's inputs on their way. `short` and `long` are indices of those to do, longest last."""
+
+    job: Job
+    short: list[int]
+    long: list[int]
+    vectors: dict[int, bytes] = field(default_factory=dict)
+    """Those that are done and wait for an earlier one."""
+    sent: int = 0
+
+    @property
+    def inputs(self) -> Sequence[Sequence[int]]:
+        return self.job.prepared.inputs
+
+
+@dataclass(slots=True, eq=False)
+class _Long:
+    """An input that takes several steps, and how far it is."""
+
+    work: _Work
+    index: int
+    cache: Any
+    done: int = 0
+    sum: Any = 0.0
+    """Of the hidden states so far, shape [hidden]."""
+
+
+class Embedder:
+    """Embeds for one model. `prepare` runs on one thread at a time, all else on the MLX thread.
+
+    The steps are an `Engine`'s: after its last frame a job is forgotten.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, folder: Path, context: int) -> None:
+        """`model` and `tokenizer` as mlx-lm loads them, `context` in tokens. Never raises: a model
+        that makes no embeddings refuses them in `prepare`."""
+        self._model, self._tokenizer = model, tokenizer
+        self._works: deque[_Work] = deque()
+        self._long: _Long | None = None
+        """One at a time: it holds a KV cache, for which nobody has made room."""
+        self._long_turn = False
+        self._reason: str | None = None
+        try:
+            self._pooling = pooling_of(folder)
+            self._body = _body(model)
+            self._size, vocabulary = self._measure()
+            self._encoder = Encoder(tokenizer, context, vocabulary)
+        except Unfit as error:
+            self._reason = str(error)
+
+    @staticmethod
+    def supported(folder: Path) -> str | None:
+        """Why the model in `folder` makes no embeddings, as far as its files tell; None if it does."""
+        try:
+            pooling_of(folder)
+        except Unfit as error:
+            return str(error)
+        return None
+
+    def prepare(self, request: Embed) -> list[list[int]]:
+        """Token ids of each input. Raises UnsupportedValue, InvalidValue or ContextLengthExceeded;
+        messages never quote an input."""
+        if self._reason is not None:
+            raise UnsupportedValue(
+                f"This model makes no embeddings: {self._reason}.", param="model"
+            )
+        if request.dimensions is not None and not 1 <= request.dimensions <= self._size:
+            raise InvalidValue(
+                f"Invalid value for `dimensions`: this model's embeddings have {self._size}.",
+                param="dimensions",
+            )
+        if not request.inputs:
+            raise InvalidValue("Invalid value for `input`: it is empty.", param="input")
+        one = len(request.inputs) == 1
+        return [
+            self._tokens(input, "input" if one else f"input[{index}]")
+            for index, input in enumerate(request.inputs)
+        ]
+
+    def insert(self, job: Job) -> None:
+        """Queue a job whose `prepared.inputs` are those of `prepare`."""
+        inputs = job.prepared.inputs
+        order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]))
+        self._works.append(
+            _Work(
+                job,
+                short=[index for index in order if len(inputs[index]) <= STEP_TOKENS],
+                long=[index for index in order if len(inputs[index]) > STEP_TOKENS],
+            )
+        )
+
+    def remove(self, job: Job) -> None:
+        """Forget a job and what it held; unknown ones are fine."""
+        self._works = deque(work for work in self._works if work.job is not job)
+        if self._long is not None and self._long.work.job is job:
+            self._long = None
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._works)
+
+    def step(self) -> list[Output]:
+        """One pass of at most STEP_TOKENS through the model. The jobs take turns, and so do long
+        inputs and batches of short ones: no request waits for the whole of another."""
+        if not self._works:
+            return []
+        long = self._long is not None or any(work.long for work in self._works)
+        short = any(work.short for work in self._works)
+        self._long_turn = long and (self._long_turn or not short)
+        touched = self._step_long() if self._long_turn else self._step_short()
+        self._long_turn = not self._long_turn
+        self._works.rotate(-1)
+        return [(work.job, frames) for work in touched if (frames := self._frames(work))]
+
+    # ── on the MLX thread ────────────────────────────────────────────────────────────────────────
+
+    def _step_short(self) -> list[_Work]:
+        """A batch of whole inputs, of the first job and of others that fit in."""
+        rows: list[tuple[_Work, int]] = []
+        longest = 0
+        for work in self._works:
+            while work.short:
+                length = len(work.inputs[work.short[-1]])
+                if rows and (
+                    length > longest
+                    or (len(rows) + 1) * longest > STEP_TOKENS
+                    or (work is not rows[0][0] and length * _SPREAD < longest)
+                ):
+                    break
+                longest = max(longest, length)
+                rows.append((work, work.short.pop()))
+        inputs = [list(work.inputs[index]) for work, index in rows]
+        lengths = [len(tokens) for tokens in inputs]
+        # Any token will do as padding: a causal model's states don't depend on what comes later.
+        padded = mx.array([tokens + [0] * (longest - len(tokens)) for tokens in inputs])
+        hidden = self._body(padded)  # [rows, longest, hidden]
+        if self._pooling == "last":
+            pooled = hidden[mx.arange(len(rows)), mx.array(lengths) - 1].astype(mx.float32)
+        else:
+            real = mx.arange(longest)[None, :] < mx.array(lengths)[:, None]
+            # Not a product with the mask: padding may be anything, infinity included.
+            kept = mx.where(real[:, :, None], hidden.astype(mx.float32), 0.0)
+            pooled = kept.sum(axis=1) / mx.array(lengths)[:, None]
+        for (work, index), values in zip(rows, _to_numpy(pooled), strict=True):
+            work.vectors[index] = _vector(values, work.job)
+        return list(dict.fromkeys(work for work, _ in rows))
+
+    def _step_long(self) -> list[_Work]:
+        """One chunk of an input that is too long for a step."""
+        from mlx_lm.models.cache import make_prompt_cache
+
+        if self._long is None:
+            work = next(work for work in self._works if work.long)
+            self._long = _Long(work, work.long.pop(), make_prompt_cache(self._model))
+        long = self._long
+        tokens = long.work.inputs[long.index]
+        chunk = list(tokens[long.done : long.done + STEP_TOKENS])
+        hidden = self._body(mx.array([chunk]), cache=long.cache)[0].astype(mx.float32)
+        long.done += len(chunk)
+        if self._pooling == "mean":
+            long.sum = hidden.sum(axis=0) + long.sum
+        mx.eval([layer.state for layer in long.cache], long.sum)
+        if long.done < len(tokens):
+            return []
+        pooled = hidden[-1] if self._pooling == "last" else long.sum / len(tokens)
+        long.work.vectors[long.index] = _vector(_to_numpy(pooled), long.work.job)
+        self._long = None
+        return [long.work]
+
+    def _frames(self, work: _Work) -> list[FromEngine]:
+        """What can be told of a job by now: vectors go out in the order of the inputs."""
+        frames: list[FromEngine] = []
+        while work.sent in work.vectors:
+            values = work.vectors.pop(work.sent)
+            if not values:
+                error = InternalError(
+                    f"The model's numbers overflowed at input {work.sent}: no embedding was made."
+                )
+                frames.append(Failed(error.code, error.message, None, None))
+                break
+            frames.append(Vector(values))
+            work.sent += 1
+        else:
+            if work.sent < len(work.inputs):
+                return frames
+            frames.append(Embedded(work.job.prepared.size))
+        self.remove(work.job)
+        return frames
+
+    def _measure(self) -> tuple[int, int]:
+        """(numbers of a vector, token ids there are), found by running one token. Raises Unfit."""
+        known = max(self._tokenizer.get_vocab().values(), default=0) + 1
+        rows = next(
+            (
+                int(module.weight.shape[0])
+                for name, module in self._body.named_modules()
+                if name.rpartition(".")[2] in ("embed_tokens", "wte", "embeddings", "embed_in")
+                and hasattr(module, "weight")
+            ),
+            known,
+        )
+        try:
+            hidden = self._body(mx.array([[0]]))
+            mx.eval(hidden)
+            shape = hidden.shape
+        except Exception as error:  # noqa: BLE001
+            # Architectures are programs of their own and can raise anything.
+            raise Unfit(
+                f"its architecture gives no hidden states ({type(error).__name__})"
+            ) from None
+        if len(shape) != 3 or shape[-1] == rows:
+            raise Unfit("its architecture gives no hidden states")
+        return int(shape[-1]), min(rows, known)
+
+    # ── before a request's turn ──────────────────────────────────────────────────────────────────
+
+    def _tokens(self, input: str | Sequence[int], place: str) -> list[int]:
+        if isinstance(input, str):
+            # As the tokenizer does it for its own model: Qwen3-Embedding's ends every text with
+            # the very token whose state is the embedding.
+            tokens = self._encoder.encode(input, "input", place)
+        else:
+            tokens = self._encoder.checked(input, "input", place)
+        if not tokens:
+            raise InvalidValue(f"Invalid value for `{place}`: it is empty.", param="input")
+        if len(tokens) > self._encoder.context:
+            raise self._encoder.too_long("input", place, f"{len(tokens)} tokens")
+        return tokens
+
+
+def _body(model: Any) -> Any:
+    """The part of an mlx-lm model before its output layer. Raises Unfit."""
+    holder = getattr(model, "language_model", model)
+    for name in _BODIES:
+        if callable(body := getattr(holder, name, None)):
+            return body
+    raise Unfit("its architecture gives no hidden states")
+
+
+def _to_numpy(values: Any) -> Any:
+    mx.eval(values)
+    return np.array(values)
+
+
+def _vector(values: Any, job: Job) -> bytes:
+    """The first `dimensions` numbers, of length 1; nothing when they are no numbers any more."""
+    assert isinstance(job.request, Embed)
+    kept = values[: job.request.dimensions]
+    length = np.linalg.norm(kept.astype(np.float64))
+    if not np.isfinite(length):
+        return b""
+    return bytes((kept / max(length, 1e-12)).astype("<f4").tobytes())

@@ -1,0 +1,178 @@
+"""Loading with mlx-lm's own loader, in steps that can be watched."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import os
+import re
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from worker.engine.sampling import Defaults
+from worker.engine.thread import Unloadable
+
+_CHUNK_BYTES = 256 * 2**20
+"""Weights read between two reports of progress: under a second from any disk."""
+_CACHE_BYTES = 2 * 2**30
+"""Freed buffers that MLX may keep. Its default on Metal is 1.5 × the working set: never given back."""
+_FILE_FAULT = re.compile(r"\[load|\[read|\[json|safetensors")
+"""MLX has one exception for everything; these are its words about a bad file."""
+_FALLBACK_CONTEXT = 32768
+"""Tokens, for configurations that name no limit (state-space models)."""
+_CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model in memory, with what its files say about it."""
+
+    model: Any
+    tokenizer: Any
+    context: int
+    defaults: Defaults
+
+
+def import_mlx_lm() -> None:
+    """Import mlx-lm, which takes more than a second, without its side effect on this process.
+
+    mlx_lm.utils lowers RLIMIT_NOFILE to (2048, 4096), for good where we aren't root, and fails to
+    import where the hard limit is below that.
+    """
+    _leave_out_the_index()
+    original = resource.setrlimit
+
+    def keep(kind: int, limits: tuple[int, int]) -> None:
+        if kind != resource.RLIMIT_NOFILE:
+            original(kind, limits)
+
+    resource.setrlimit = keep
+    try:
+        import mlx_lm.generate
+        import mlx_lm.utils  # noqa: F401
+    finally:
+        resource.setrlimit = original
+
+
+def _leave_out_the_index() -> None:
+    """Have `transformers.models` be a package like any other, a third of the import's time.
+
+    To be lazy it reads the sources of all models, 3,000 files, for an index of their names that
+    `transformers` itself has just made of the same files. Names are looked up in that one, and modules
+    (`transformers.models.auto`) are found once they are imported, as in any package.
+    """
+    if "transformers.models" in sys.modules:
+        return
+    # As mlx-lm does before it imports it: else it complains that there is no PyTorch.
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    spec = importlib.util.find_spec("transformers.models")
+    if spec is not None:
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        setattr(module, "__getattr__", _found_in_transformers)  # noqa: B010
+
+
+def _found_in_transformers(name: str) -> Any:
+    """What `transformers.models` lacks and `transformers` calls so. Raises AttributeError."""
+    if name.startswith("__"):  # of those each module has its own or none
+        raise AttributeError(f"module 'transformers.models' has no attribute {name!r}")
+    return getattr(sys.modules["transformers"], name)
+
+
+def load(folder: Path, context: int, progress: Callable[[int, int], None]) -> Model:
+    """Load `folder`. `context` in tokens caps the model's own, 0 = no cap.
+
+    Raises Unloadable when no retry can help. Out of memory and I/O errors pass through: they end
+    the process, and the next attempt may well succeed.
+    """
+    from mlx_lm import utils
+
+    mx.set_cache_limit(_CACHE_BYTES)
+    try:
+        loaded: Any = utils.load(str(folder), lazy=True, return_config=True)
+        model, tokenizer, config = loaded
+        for done, total in _materialize(model):
+            progress(done, total)
+    except MemoryError:
+        raise
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Unloadable(_reason(error)) from None
+    except OSError:
+        raise
+    except RuntimeError as error:
+        if not _FILE_FAULT.search(str(error)):
+            raise
+        raise Unloadable(_reason(error)) from None
+    except Exception as error:  # noqa: BLE001
+        # Model classes and tokenizers raise whatever a broken or unknown file leads them to.
+        raise Unloadable(_reason(error)) from None
+    own = _context(config)
+    sampling = _generation_config(folder)
+    greedy = sampling.get("do_sample") is False
+    return Model(
+        model=model,
+        tokenizer=tokenizer,
+        context=min(context, own) if context else own,
+        defaults=Defaults(
+            temperature=0.0 if greedy else _number(sampling.get("temperature"), 1.0),
+            top_p=_number(sampling.get("top_p"), 1.0),
+            top_k=int(_number(sampling.get("top_k"), 0)),
+            min_p=_number(sampling.get("min_p"), 0.0),
+            repetition_penalty=_number(sampling.get("repetition_penalty"), 1.0),
+        ),
+    )
+
+
+def _materialize(model: Any) -> Iterator[tuple[int, int]]:
+    """Read the lazy weights chunk by chunk, yielding (bytes done, bytes in all)."""
+    from mlx.utils import tree_flatten
+
+    flat: Any = tree_flatten(model.parameters())
+    arrays: list[mx.array] = [array for _, array in flat]
+    total = sum(array.nbytes for array in arrays)
+    done = pending = 0
+    chunk: list[mx.array] = []
+    for array in arrays:
+        chunk.append(array)
+        pending += array.nbytes
+        if pending >= _CHUNK_BYTES:
+            mx.eval(chunk)
+            done, pending, chunk = done + pending, 0, []
+            yield done, total
+    mx.eval(chunk)
+    yield total, total
+
+
+def _context(config: dict[str, Any]) -> int:
+    for table in (config, config.get("text_config") or {}):
+        for key in _CONTEXT_KEYS:
+            value = table.get(key)
+            if isinstance(value, int) and value > 0:
+                return value
+    return _FALLBACK_CONTEXT
+
+
+def _generation_config(folder: Path) -> dict[str, Any]:
+    """The sampling defaults that the model's makers ship; nothing when the file is absent or bad:
+    mlx-lm treats it as optional too."""
+    try:
+        content = json.loads((folder / "generation_config.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _number(value: object, default: float) -> float:
+    usable = isinstance(value, int | float) and math.isfinite(value)
+    return float(value) if usable else default  # type: ignore[arg-type]
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:400]}"

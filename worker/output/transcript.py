@@ -1,0 +1,241 @@
+"""What a choice's tokens mean: text, reasoning and tool calls, as one replayable state.
+
+A `Transcript` depends on its request, its prompt and the tokens pushed, and on nothing else: pushing
+the same tokens again gives the same state, however they were batched, which is how a choice is
+continued after its worker died.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from supervisor.wire.frames import Call, Calling, Chat, Generate
+from worker.output.preamble import Lead, Marks
+from worker.output.text import Decoder, Detokenizer, TextStream
+from worker.output.tools.answer import Answer, Machine
+from worker.output.tools.calls import Calls
+from worker.output.tools.formats import Formats
+
+
+class Delta(NamedTuple):
+    """What became final: of the text, of the reasoning, of the calls."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: tuple[Call, ...] = ()
+
+
+_NOTHING = Delta()
+
+
+class Transcript:
+    """The text state of one choice. Neither method raises for anything that a model can write."""
+
+    def __init__(self, detokenizer: Detokenizer, answer: Answer, machine: Machine) -> None:
+        self._decoder = Decoder(detokenizer)
+        self._answer = answer
+        self._machine = machine
+        self.reasoning_tokens = 0
+        """Tokens that were reasoning, the markers around it included where they are one token."""
+
+    @property
+    def stopped(self) -> bool:
+        """A stop string came, or the one call that was asked for is complete: nothing that follows
+        is output."""
+        return self._answer.stopped
+
+    @property
+    def finish_reason(self) -> Literal["stop", "tool_calls"]:
+        """Why the choice is over, if its length is not the reason."""
+        return "tool_calls" if self._answer.calls.complete else "stop"
+
+    def push(self, token: int) -> Delta:
+        """What became final with this token."""
+        reasoned = self._machine.reasoning
+        text = self._decoder.push(token)
+        if text:
+            self._machine.feed(text)
+        self.reasoning_tokens += reasoned or self._machine.reasoning
+        return self._take() if text else _NOTHING
+
+    def finish(self, *, cut: bool = False) -> Delta:
+        """What was held back, now that no token follows; `cut`: because of the choice's length."""
+        if text := self._decoder.finish():
+            self._machine.feed(text)
+        self._machine.finish(cut)
+        self._answer.finish()
+        return self._take()
+
+    def _take(self) -> Delta:
+        answer = self._answer
+        return Delta(answer.take_text(), answer.take_reasoning(), answer.calls.take())
+
+
+class PlainTranscript:
+    """A `Transcript` of an answer that has no parts: the text is all."""
+
+    reasoning_tokens = 0
+    finish_reason: Literal["stop", "tool_calls"] = "stop"
+
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
+        self._stream = TextStream(detokenizer, stops)
+
+    @property
+    def stopped(self) -> bool:
+        return self._stream.stopped
+
+    def push(self, token: int) -> Delta:
+        text = self._stream.push(token)
+        return Delta(text) if text else _NOTHING
+
+    def finish(self, *, cut: bool = False) -> Delta:
+        return Delta(self._stream.finish())
+
+
+class StructuredTranscript(Transcript):
+    """A `Transcript` of an answer under a grammar. All that comes before the answer is reasoning;
+    the answer is taken as it stands, for its strings may hold the text of any marker.
+
+    Where the answer begins is known by tokens, as to the grammar. If calls are demanded it is read
+    as those. Where the model may call instead, an answer that begins with the marker of a call is
+    read as calls: no JSON begins like that.
+    """
+
+    def __init__(
+        self,
+        detokenizer: Detokenizer,
+        answer: Answer,
+        lead: Lead,
+        formats: Formats,
+        calling: Calling | None,
+        tools: Sequence[Any],
+    ) -> None:
+        self._lead = lead
+        # Harmony's notes are text, here reasoning. The calls are the same, wherever they are read.
+        self._aside = Answer((), answer.calls, behind_marker=False)
+        self._told_aside = ""
+        self._held = ""
+        """Text that may yet be either the lead's or the answer's, or the beginning of a marker."""
+        self._opening = formats.call_start if calling is not None else ""
+        self._calls = formats.calling(answer, calling, tools)
+        self._in_call = answer.calls.demanded
+        super().__init__(detokenizer, answer, formats.leading(answer, self._aside, calling))
+
+    def push(self, token: int) -> Delta:
+        before = self._lead.stage
+        if before == "answer":
+            self._tell(self._decoder.push(token))
+            return self._take()
+        now = self._lead.push(token)
+        owned = now == "answer" and self._lead.owned
+        self.reasoning_tokens += now == "thinking" or (before == "thinking" and not owned)
+        if before == "thinking" and owned:
+            self._end_lead()
+        self._held += self._decoder.push(token)
+        if now == "answer":
+            if before == "thinking" and not owned:
+                self._end_lead()
+            self._tell("")
+        elif now != "undecided":
+            self._feed_lead()
+        return self._take()
+
+    def finish(self, *, cut: bool = False) -> Delta:
+        rest = self._decoder.finish()
+        if self._lead.stage == "answer":
+            self._tell(rest)
+            if self._in_call and self._calls is not None:
+                self._calls.finish(cut)
+            self._answer.text(self._held)
+        else:
+            self._held += rest
+            self._feed_lead()
+            self._machine.finish(cut)
+            self._take_aside()
+        self._answer.finish()
+        last = self._take()
+        # The beginning of a call that was demanded is no text.
+        return last._replace(text="") if cut and self._answer.calls.demanded else last
+
+    def _feed_lead(self) -> None:
+        text, self._held = self._held, ""
+        self._machine.feed(text)
+        self._take_aside()
+
+    def _end_lead(self) -> None:
+        """What was pushed so far is the lead's, to the last letter."""
+        self._held += self._decoder.finish()
+        self._feed_lead()
+        self._machine.finish(self._lead.owned)
+        self._take_aside()
+        self._answer.marker()
+
+    def _take_aside(self) -> None:
+        for kind, text in (
+            ("reasoning", self._aside.take_reasoning()),
+            ("text", self._aside.take_text()),
+        ):
+            if text:
+                joint = "\n" if self._told_aside not in ("", kind) else ""
+                self._answer.reason(joint + text)
+                self._told_aside = kind
+
+    def _tell(self, text: str) -> None:
+        """More of the answer."""
+        if self.stopped:
+            return
+        text, self._held = self._held + text, ""
+        if self._in_call and self._calls is not None:
+            self._calls.feed(text)
+            return
+        if self._opening:
+            begins = text.lstrip()
+            if len(begins) < len(self._opening) and self._opening.startswith(begins):
+                self._held = text
+                return
+            if begins.startswith(self._opening) and self._calls is not None:
+                self._in_call = True
+                self._calls.feed(text)
+                return
+            self._opening = ""
+        self._answer.text(text)
+
+
+AnyTranscript = Transcript | PlainTranscript
+
+
+class Transcripts:
+    """Makes the transcripts of one model's choices."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """`tokenizer` is mlx-lm's TokenizerWrapper."""
+        self._tokenizer = tokenizer
+        self._formats = Formats(tokenizer)
+        self._marks = Marks(tokenizer)
+
+    def make(self, request: Generate, prompt: Sequence[int]) -> AnyTranscript:
+        """The state before the first token. `prompt` is the request's, tokenized.
+
+        Only chats have parts; what a plain prompt is continued with is text.
+        """
+        detokenizer: Detokenizer = self._tokenizer.detokenizer
+        if not isinstance(request.prompt, Chat):
+            return PlainTranscript(detokenizer, request.stop)
+        calling = request.calling
+        if calling is None and not self._formats.has_parts:
+            return PlainTranscript(detokenizer, request.stop)
+        ending, tools = self._marks.ending(prompt), request.prompt.tools
+        demanded = calling is not None and calling.choice == "required"
+        answer = Answer(
+            request.stop,
+            Calls(parallel=calling is None or calling.parallel, demanded=demanded),
+            behind_marker=ending == "after",
+        )
+        if demanded or request.structure is not None:
+            lead = self._marks.lead(request, prompt)
+            return StructuredTranscript(detokenizer, answer, lead, self._formats, calling, tools)
+        machine = self._formats.machine(
+            answer, calling=calling, tools=tools, reasoning=ending == "inside"
+        )
+        return Transcript(detokenizer, answer, machine)

@@ -1,0 +1,263 @@
+"""From a request to prompt tokens: chat template, tokenizer, context."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from jinja2 import TemplateError
+
+from supervisor.errors import InvalidValue, UnsupportedParameter
+from supervisor.wire.frames import Chat, Generate, Text, Tokens
+from worker.prompt.tokenizer import Encoder
+
+_OURS = frozenset(("messages", "add_generation_prompt", "tokenize", "tools", "chat_template"))
+"""Arguments that no client sets; beside them, all that `apply_chat_template` itself takes."""
+ECHO_MAX = 2**20
+"""Characters; of up to four bytes, half of what one frame to the gateway may hold."""
+_WITHOUT_THINKING = ("none", "minimal")
+_REASON = 300
+"""Characters of a template's own words in an error message."""
+
+
+class Prompts:
+    """Tokenizes for one model. One thread at a time: tokenizers are not safe for more."""
+
+    def __init__(self, tokenizer: Any, context: int, vocabulary: int | None = None) -> None:
+        """`tokenizer` is mlx-lm's TokenizerWrapper, `context` is in tokens.
+
+        `vocabulary` is how many token ids the model knows; None = as many as the tokenizer.
+        """
+        self._tokenizer = tokenizer
+        known = max(tokenizer.get_vocab().values(), default=0) + 1
+        self._encoder = Encoder(tokenizer, context, vocabulary or known)
+        self._template = _Template(tokenizer)
+
+    def tokens(self, request: Generate) -> list[int]:
+        """The prompt's tokens, at least one and fewer than the context.
+
+        Raises ContextLengthExceeded, InvalidValue or UnsupportedParameter. Messages never quote the
+        prompt.
+        """
+        match request.prompt:
+            case Chat() as chat:
+                param = "messages"
+                text = self._template.render(chat, request.now)
+                tokens = self._encoder.encode(text, param, param, add_special_tokens=False)
+            case Text(text):
+                param = "prompt"
+                tokens = self._encoder.encode(text, param, param)
+            case Tokens(ids):
+                param = "prompt"
+                tokens = self._encoder.checked(ids, param, param)
+        if not tokens:
+            raise InvalidValue(
+                "The prompt is empty: the model needs at least one token.", param=param
+            )
+        if len(tokens) >= self._encoder.context:
+            raise self._encoder.too_long(param, param, f"{len(tokens)} tokens")
+        return tokens
+
+    def text_of(self, request: Generate, tokens: Sequence[int]) -> str:
+        """The prompt's text, for an echo: as it was sent, or what its `tokens` stand for.
+
+        Raises InvalidValue for one that is too long to be sent back.
+        """
+        if isinstance(request.prompt, Text):
+            text = request.prompt.text
+        else:
+            text = str(self._tokenizer.decode(list(tokens)))
+        if len(text) > ECHO_MAX:
+            raise InvalidValue(
+                f"Invalid value for `echo`: the prompt has {len(text)} characters, of which at "
+                f"most {ECHO_MAX} are sent back.",
+                param="echo",
+            )
+        return text
+
+
+class _Template:
+    """A model's chat template: what it knows, and what it makes of a chat."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._exists: bool = tokenizer.has_chat_template
+        written = tokenizer.chat_template
+        in_python = written is None or getattr(tokenizer, "_chat_template", None) is not None
+        # mlx-lm's wrapper forces thinking on where a model knows it; the template's own default is
+        # what the model's makers chose. Only templates written in Python need the wrapper.
+        self._apply: Callable[..., Any] = (
+            tokenizer.apply_chat_template if in_python else tokenizer._tokenizer.apply_chat_template
+        )
+        function = getattr(tokenizer, "_chat_template", None) or tokenizer._tokenizer
+        self._source = _source(function) if in_python else _joined(written)
+        self._ours = _OURS | _parameters(tokenizer._tokenizer.apply_chat_template)
+        self._accepted = (
+            _parameters(function) if in_python and inspect.isfunction(function) else None
+        )
+        """The only arguments that a template in Python takes; None = it takes any."""
+
+    def knows(self, variable: str) -> bool:
+        """Whether the template names `variable`."""
+        return re.search(rf"\b{variable}\b", self._source) is not None
+
+    def render(self, chat: Chat, now: float) -> str:
+        """The prompt's text. Raises InvalidValue or UnsupportedParameter."""
+        if not self._exists:
+            raise InvalidValue(
+                "This model has no chat template. Use /v1/completions with a plain prompt.",
+                param="messages",
+            )
+        if chat.tools and not self.knows("tools"):
+            raise UnsupportedParameter(
+                "This model's chat template does not support `tools`.", param="tools"
+            )
+        options = self._options(chat.template)
+        if chat.tools:
+            options["tools"] = chat.tools
+        try:
+            messages, parsed = _messages(chat.messages)
+            with _clock_at(now):
+                try:
+                    text = self._rendered(messages, options)
+                except TypeError:
+                    if not parsed:
+                        raise
+                    # Some templates put the arguments of calls into their text as they are.
+                    messages, _ = _messages(chat.messages, parse=False)
+                    text = self._rendered(messages, options)
+        except TemplateError as error:
+            raise _rejected(self._own_words(error)) from None
+        except Exception as error:  # noqa: BLE001
+            # Templates are programs from the model's folder: they can raise anything at all, and
+            # what they choke on is the request, not the worker.
+            raise _rejected(type(error).__name__) from None
+        return text
+
+    def _rendered(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
+        text = self._apply(messages, tokenize=False, add_generation_prompt=True, **options)
+        if not isinstance(text, str):
+            raise TypeError
+        return text
+
+    def _options(self, asked: dict[str, Any]) -> dict[str, Any]:
+        options = {name: value for name, value in asked.items() if name not in self._ours}
+        effort = options.get("reasoning_effort")
+        if effort in _WITHOUT_THINKING:
+            for switch in ("enable_thinking", "thinking"):
+                if self.knows(switch):
+                    options.setdefault(switch, False)
+        if not self.knows("reasoning_effort"):
+            options.pop("reasoning_effort", None)
+        if self._accepted is not None:  # Jinja's ignore what they do not name
+            options = {
+                name: value
+                for name, value in options.items()
+                if name in self._accepted or ("kwargs" in self._accepted and self.knows(name))
+            }
+        return options
+
+    def _own_words(self, error: TemplateError) -> str:
+        """What a template says about a request, if it says it in words of its own alone."""
+        if type(error) is not TemplateError:
+            return ""  # Jinja's words may quote what it could not compute with
+        words = str(error)
+        own = self._source.replace("\\'", "'").replace('\\"', '"')
+        return words[:_REASON] if words and words in own else ""
+
+
+def _messages(
+    messages: Sequence[dict[str, Any]], *, parse: bool = True
+) -> tuple[list[dict[str, Any]], bool]:
+    """Copies in the shape that templates take: no content is "", the arguments of calls, which
+    clients send as JSON text, are objects where they are; and whether any of them were."""
+    shaped, parsed = [], False
+    for message in messages:
+        message = dict(message)
+        if message.get("content") is None:
+            message["content"] = ""
+        if calls := message.get("tool_calls"):
+            message["tool_calls"] = [_call(call) if parse else call for call in calls]
+            parsed = parsed or message["tool_calls"] != calls
+        shaped.append(message)
+    return shaped, parsed
+
+
+def _call(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        arguments = json.loads(function["arguments"] or "{}")
+    except (ValueError, RecursionError):
+        return call
+    if not isinstance(arguments, dict):
+        return call
+    return {**call, "function": {**function, "arguments": arguments}}
+
+
+def _joined(template: Any) -> str:
+    """The text of all of a tokenizer's templates: some have one of their own for tools."""
+    if isinstance(template, dict):
+        return "\n".join(map(str, template.values()))
+    return str(template)
+
+
+def _source(function: Any) -> str:
+    """The source of a template that is written in Python; "" when there is none to be read."""
+    try:
+        target = function if inspect.isfunction(function) else type(function)
+        return inspect.getsource(inspect.getmodule(target) or target)
+    except (OSError, TypeError):
+        return ""
+
+
+def _parameters(function: Any) -> frozenset[str]:
+    """The names that a function gives its parameters; that of `**kwargs` is "kwargs"."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return frozenset()
+    return frozenset(
+        "kwargs" if each.kind is inspect.Parameter.VAR_KEYWORD else each.name for each in parameters
+    )
+
+
+@contextlib.contextmanager
+def _clock_at(now: float) -> Iterator[None]:
+    """Make templates print the request's own time, so that it renders the same prompt again later.
+
+    transformers gives templates a `strftime_now` that reads the clock, and no way to pass another:
+    callables among the arguments arrive as text. One thread at a time renders.
+    """
+    chat_template_utils: Any = importlib.import_module("transformers.utils.chat_template_utils")
+    real = getattr(chat_template_utils, "datetime", None)
+    if real is None:  # another version's: the clock it is
+        yield
+        return
+    chat_template_utils.datetime = _RequestTime(now)
+    try:
+        yield
+    finally:
+        chat_template_utils.datetime = real
+
+
+@dataclass(frozen=True, slots=True)
+class _RequestTime:
+    """Stands in for the `datetime` class where only its `now` is called."""
+
+    seconds: float
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.seconds)
+
+
+def _rejected(detail: str) -> InvalidValue:
+    why = f": {detail}" if detail else ""
+    return InvalidValue(f"The model's chat template rejected the messages{why}.", param="messages")

@@ -1,5 +1,0 @@
-"""How models write tool calls, and how text in those forms becomes calls."""
-
-from worker.tools.forms import Forced, forced_form
-
-__all__ = ["Forced", "forced_form"]

@@ -34,7 +34,7 @@ from gateway.http.exchange import (
 from gateway.openai import document
 from gateway.relay.attempt import choices_at_once
 from gateway.relay.client import Relay
-from supervisor.config.settings import Server, read_api_keys
+from supervisor.config.settings import ServerSettings, read_api_keys
 from supervisor.errors import BulkheadError, InternalError, MethodNotAllowed, NotFound
 from supervisor.wire.codec import REQUEST_LIMIT
 
@@ -49,7 +49,7 @@ _LATER = ("/responses/", "/messages/", "/metrics/", "/admin/logs/")
 """Of the contract, but not in this version: refused as such rather than as unknown."""
 
 
-def build(settings: Server, control: str) -> web.Application:
+def build(settings: ServerSettings, control: str) -> web.Application:
     """The application. Raises ConfigError when the key file can't be used."""
     # A worker's frame limit must be above any body that passes here.
     limit = min(settings.max_body_bytes, REQUEST_LIMIT - 2**20)

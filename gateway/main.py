@@ -16,7 +16,7 @@ import uvloop
 
 from gateway.app import build
 from gateway.http.server import listening
-from supervisor.config.settings import Server
+from supervisor.config.settings import ServerSettings
 from supervisor.wire.frames import Serving, ToGateway
 from supervisor.wire.progress import ProgressRecord
 from supervisor.wire.stream import BACKLOG, FrameStream, connect
@@ -37,13 +37,13 @@ def main() -> None:
     record = ProgressRecord.inherited(arguments.progress)
     _log_to(arguments.log)
     _yield_to_engines()
-    settings = msgspec.json.decode(arguments.settings, type=Server)
+    settings = msgspec.json.decode(arguments.settings, type=ServerSettings)
     listener = socket.socket(fileno=arguments.listen)
     uvloop.run(_serve(listener, arguments.control, settings, record))
 
 
 async def _serve(
-    listener: socket.socket, control: str, settings: Server, record: ProgressRecord
+    listener: socket.socket, control: str, settings: ServerSettings, record: ProgressRecord
 ) -> None:
     """Accept requests until SIGTERM, then let running answers end."""
     beating = asyncio.create_task(record.beat())

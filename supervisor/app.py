@@ -20,37 +20,37 @@ import msgspec
 from supervisor import build
 from supervisor.api import health
 from supervisor.api.control import Control
-from supervisor.api.events import Feed
+from supervisor.api.events import EventFeed
 from supervisor.config.settings import Config
-from supervisor.crashes.collector import Coroner, secret_values
+from supervisor.crashes.collector import CrashCollector, secret_values
 from supervisor.crashes.os_evidence import Evidence, SystemEvidence
-from supervisor.machine.monitor import Watch
-from supervisor.machine.readers import Reader
+from supervisor.machine.monitor import Monitor
+from supervisor.machine.readers import MemoryReader
 from supervisor.models.catalog import Catalog
 from supervisor.models.sizing import Sizing
 from supervisor.processes import orphans
 from supervisor.processes.fleet import Fleet
-from supervisor.processes.gateway import Gatekeeper
+from supervisor.processes.gateway import GatewayProcess
 from supervisor.processes.launcher import Child, Launcher
 from supervisor.processes.spare import is_calm
 from supervisor.processes.watchdog import LOOK_SECONDS
-from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.pool import (
-    Bury,
-    Convict,
+from supervisor.scheduler.effects import (
     Effect,
+    EndLease,
     Grant,
     Interrupt,
     Loaded,
-    Pool,
-    Proceed,
+    LogLine,
+    QuarantineRequest,
     Refuse,
-    Remember,
-    Say,
+    RememberLimit,
     Shrink,
     Spawn,
     Stop,
+    Unpause,
 )
+from supervisor.scheduler.lifecycle import State
+from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
 from supervisor.state import logs
 from supervisor.state.paths import StateDir
@@ -82,7 +82,7 @@ class Supervisor:
         *,
         pool: Pool,
         sizing: Sizing,
-        reader: Reader,
+        reader: MemoryReader,
         version: str,
         worker_module: str = WORKER_MODULE,
         evidence: Evidence | None = None,
@@ -95,9 +95,9 @@ class Supervisor:
         self._pool = pool
         self._quarantine = Quarantine.load(state.quarantine)
         self._pool.docket.restore(self._quarantine.guilty())
-        self._feed = Feed()
-        self._watch = Watch(self._pool, self, self._reader, build.thresholds(config.memory))
-        self._coroner = Coroner(
+        self._feed = EventFeed()
+        self._watch = Monitor(self._pool, self, self._reader, build.thresholds(config.memory))
+        self._coroner = CrashCollector(
             self._pool.entries,
             state.crashes,
             self._reader,
@@ -117,7 +117,7 @@ class Supervisor:
             on_change=self._record,
             stall_seconds=config.recovery.stall_seconds,
         )
-        self._gatekeeper = Gatekeeper(
+        self._gatekeeper = GatewayProcess(
             launcher,
             state,
             listener,
@@ -207,15 +207,15 @@ class Supervisor:
                     self._fleet.stop(model, generation, kill=kill, stacks=stacks)
                 case Shrink(model, generation):
                     self._fleet.shrink(model, generation)
-                case Grant() | Proceed() | Refuse() | Bury() | Interrupt() | Loaded():
+                case Grant() | Unpause() | Refuse() | EndLease() | Interrupt() | Loaded():
                     self._control.tell(effect)
                     self._coroner.follow(effect)
-                case Convict(model, request_id):
+                case QuarantineRequest(model, request_id):
                     log.error("%s alone kills the worker of %s: refused", request_id, model)
                     self._quarantine.save(self._pool.docket.verdicts(time.monotonic()))
-                case Remember(model, limit):
+                case RememberLimit(model, limit):
                     self._sizing.limit(model, limit, time.time() - time.monotonic())
-                case Say(text, level):
+                case LogLine(text, level):
                     log.log(level, "%s", text)
                     self._feed.tell("decision", text=text)
         self._feed.states(self._pool.entries.values())

@@ -8,13 +8,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 
-from supervisor.config.settings import Config, ConfigError, Memory
-from supervisor.machine.readers import Machine
+from supervisor.config.settings import Config, ConfigError, MemorySettings
+from supervisor.machine.readers import MachineMemory
 from supervisor.models.catalog import Catalog
 from supervisor.models.sizing import Sizing
 from supervisor.processes.spare import BYTES as SPARE_BYTES
 from supervisor.scheduler.ledger import auto_budget
-from supervisor.scheduler.pool import Limits, Pool, ReleaseRule, Rules, Spec
+from supervisor.scheduler.model import Limits, ReleaseRule, Rules, Spec
+from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Thresholds
 from supervisor.scheduler.refusals import gigabytes
 
@@ -98,7 +99,7 @@ def _spec(name: str, catalog: Catalog, sizing: Sizing) -> Spec:
     return replace(catalog.spec(name), estimate_bytes=need.estimate, headroom_bytes=need.headroom)
 
 
-def budget(memory: Memory, machine: Machine, working_set: int | None) -> int | None:
+def budget(memory: MemorySettings, machine: MachineMemory, working_set: int | None) -> int | None:
     """Bytes that all workers together may be charged; None = unlimited, because nothing is
     configured and the machine's RAM is unknown. `working_set` is the GPU's, bytes."""
     if machine.physical is None:
@@ -112,7 +113,7 @@ def release_rule(platform: str = sys.platform) -> ReleaseRule:
     return ReleaseRule.WHEN_SEEN if platform == "darwin" else ReleaseRule.AT_REAP
 
 
-def thresholds(memory: Memory) -> Thresholds:
+def thresholds(memory: MemorySettings) -> Thresholds:
     return Thresholds(memory.warn, memory.high, memory.critical)
 
 

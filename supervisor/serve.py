@@ -67,7 +67,7 @@ def run(
     root: Path,
     *,
     worker_module: str = WORKER_MODULE,
-    reader: readers.Reader | None = None,
+    reader: readers.MemoryReader | None = None,
 ) -> int:
     """Serve in this process until told to stop. Returns the exit status. The last two are for
     tests: what workers run, and what reads the machine's memory."""

@@ -17,7 +17,7 @@ from gateway.http.auth import Guard
 from gateway.openai.validation import parse_object
 from gateway.relay.client import Relay
 from gateway.relay.generation import Generation
-from supervisor.config.settings import Server
+from supervisor.config.settings import ServerSettings
 from supervisor.errors import (
     BulkheadError,
     InvalidJSON,
@@ -50,7 +50,7 @@ class Active:
             self.count -= 1
 
 
-SETTINGS = web.AppKey("settings", Server)
+SETTINGS = web.AppKey("settings", ServerSettings)
 RELAY = web.AppKey("relay", Relay)
 GUARD = web.AppKey("guard", Guard)
 ACTIVE = web.AppKey("active", Active)

@@ -84,7 +84,7 @@ class Choice:
         return True
 
 
-class Life:
+class Attempt:
     """The request's time on one worker."""
 
     def __init__(

@@ -20,7 +20,7 @@ from gateway.relay.generation import (
     supervisor_gone,
     unsendable,
 )
-from gateway.relay.preconnect import Ahead
+from gateway.relay.preconnect import Preconnect
 from supervisor.errors import InternalError, QueueFull
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.frames import (
@@ -38,7 +38,7 @@ from supervisor.wire.frames import (
     Managed,
     Report,
     ToGateway,
-    Watch,
+    WatchEvents,
 )
 from supervisor.wire.stream import FrameStream, connect
 
@@ -56,8 +56,8 @@ class Relay:
         """`at_once` is how many choices of a request its worker is given at the same time."""
         self._control = control
         self._at_once = at_once
-        self._leases: Ahead[ToGateway] = Ahead(ToGateway)
-        self._workers: Ahead[FromEngine] = Ahead(FromEngine)
+        self._leases: Preconnect[ToGateway] = Preconnect(ToGateway)
+        self._workers: Preconnect[FromEngine] = Preconnect(FromEngine)
 
     async def start(
         self,
@@ -137,7 +137,7 @@ class Relay:
         BulkheadError."""
         stream = await self._connect()
         try:
-            stream.send(Watch())
+            stream.send(WatchEvents())
             if not isinstance(await answer(stream, ANSWER_SECONDS), Happened):
                 raise InternalError("The supervisor gave an unexpected answer.")
         except BaseException:

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
-from gateway.relay.attempt import AT_ONCE, Choice, Life, Unreachable, Work
+from gateway.relay.attempt import AT_ONCE, Attempt, Choice, Unreachable, Work
 from supervisor.errors import BulkheadError, InternalError, ShuttingDown, WorkerCrashed, restore
 from supervisor.wire.codec import ProtocolError, TornFrame
 from supervisor.wire.frames import (
@@ -25,19 +25,19 @@ from supervisor.wire.frames import (
     Embedded,
     End,
     Failed,
-    Fault,
     FromEngine,
     Generate,
     Granted,
     Passed,
     Pause,
-    Proceed,
     Progress,
     Refused,
     Return,
     ToGateway,
     Token,
+    Unpause,
     Vector,
+    WorkerFault,
 )
 from supervisor.wire.stream import FrameStream
 
@@ -111,7 +111,7 @@ class Generation:
         self._prompt_tokens = 0
         self._pausing = False
         """Whether the output pauses although its worker lives."""
-        self._life: Life
+        self._life: Attempt
         self._merged: asyncio.Queue[tuple[int, Event] | BaseException] = asyncio.Queue(_MERGED_MAX)
         self._pumps: list[asyncio.Task[None]] = []
 
@@ -207,7 +207,7 @@ class Generation:
                 )
             return frame
 
-    async def _from_worker(self, life: Life, number: int) -> tuple[FromEngine | None, str]:
+    async def _from_worker(self, life: Attempt, number: int) -> tuple[FromEngine | None, str]:
         """A frame, or what shows that no more will come."""
         try:
             work = life.works.get(number) or await self._join(life, number)
@@ -267,7 +267,7 @@ class Generation:
                 continue
             self.model, self.worker, self.socket = granted.model, granted.worker, granted.socket
             self.asked = granted.asked
-            self._life = Life(granted, works, self._choices, self._told)
+            self._life = Attempt(granted, works, self._choices, self._told)
             self._life.over = asyncio.create_task(self._follow(self._life))
             return
 
@@ -283,11 +283,11 @@ class Generation:
             return await self._connect(granted, news)
         except Unreachable as error:
             log.warning("worker %s: %s", granted.worker, error)
-            self._lease.send(Fault(str(error)))
+            self._lease.send(WorkerFault(str(error)))
             await answer(self._lease, _FAULT_SECONDS)
             raise InternalError("The supervisor gave an unexpected answer.") from None
 
-    async def _join(self, life: Life, number: int) -> Work:
+    async def _join(self, life: Attempt, number: int) -> Work:
         """Give the worker one more choice in the middle of its life, but not in a pause. Raises
         Unreachable."""
         work = await self._connect(life.granted, life.news)
@@ -304,14 +304,14 @@ class Generation:
         life.works[number] = work
         return work
 
-    async def _follow(self, life: Life) -> Died | None:
+    async def _follow(self, life: Attempt) -> Died | None:
         """What the supervisor says while the worker lives, until its end; None when the supervisor
         is gone. Ends the streams, so that a worker that hangs instead of dying keeps nobody."""
         died: Died | None = None
         try:
             while (frame := await self._lease.receive()) is not None:
                 match frame:
-                    case Proceed():
+                    case Unpause():
                         life.going.set()
                         self._tell_works(Continue())
                     case Died():
@@ -340,7 +340,7 @@ class Generation:
             life.recovery.add_done_callback(lambda task: task.cancelled() or task.exception())
         return died
 
-    async def _recovers(self, life: Life, symptom: str) -> bool:
+    async def _recovers(self, life: Attempt, symptom: str) -> bool:
         """The worker's streams have ended early. True the first time that this is asked; otherwise
         returns once the recovery is over. Raises BulkheadError when there is none.
 
@@ -358,7 +358,7 @@ class Generation:
         await asyncio.shield(life.recovery)
         return False
 
-    async def _carry_on(self, life: Life) -> None:
+    async def _carry_on(self, life: Attempt) -> None:
         """Have another worker go on. Raises BulkheadError."""
         for number, work in life.works.items():
             choice = self._choices[number]
@@ -370,7 +370,7 @@ class Generation:
         self.recoveries += 1
         log.info("%s goes on in worker %s at token %d", self._id, self.worker, self._position)
 
-    async def _cause(self, life: Life, symptom: str) -> Died:
+    async def _cause(self, life: Attempt, symptom: str) -> Died:
         """The supervisor knows why, if the worker has died. Raises BulkheadError."""
         assert life.over is not None
         done, _ = await asyncio.wait([life.over], timeout=_CAUSE_SECONDS)
@@ -385,11 +385,11 @@ class Generation:
             raise supervisor_gone()
         return died
 
-    def _blame(self, life: Life, symptom: str) -> None:
+    def _blame(self, life: Attempt, symptom: str) -> None:
         """Tell the supervisor once that the worker is faulty, whatever more follows from it."""
         if not life.faulty:
             life.faulty = True
-            self._lease.send(Fault(symptom))
+            self._lease.send(WorkerFault(symptom))
 
 
 async def answer(stream: Lease, seconds: float) -> ToGateway:

@@ -10,7 +10,7 @@ from supervisor.wire.stream import FrameStream, connect
 F = TypeVar("F")
 
 
-class Ahead(Generic[F]):
+class Preconnect(Generic[F]):
     """One connection to each socket, opened ahead of the next request, which saves it the way there.
 
     A worker's socket is its own, so there are as many connections as workers that live.

@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterable
 from typing import Protocol
 
-from supervisor.api.events import Feed
+from supervisor.api.events import EventFeed
 from supervisor.errors import BulkheadError
 from supervisor.scheduler import refusals
-from supervisor.scheduler.effects import Bury, Effect, Grant, Interrupt, Loaded, Proceed, Refuse
+from supervisor.scheduler.effects import Effect, EndLease, Grant, Interrupt, Loaded, Refuse, Unpause
 from supervisor.scheduler.pool import Pool
 from supervisor.state.paths import StateDir
 from supervisor.wire import frames
@@ -21,7 +21,7 @@ from supervisor.wire.stream import FrameStream
 log = logging.getLogger("bulkhead.supervisor")
 
 Connection = FrameStream[frames.ToSupervisor]
-ToLease = Grant | Proceed | Refuse | Bury | Interrupt | Loaded
+ToLease = Grant | Unpause | Refuse | EndLease | Interrupt | Loaded
 
 
 class Shell(Protocol):
@@ -51,7 +51,7 @@ class Shell(Protocol):
 class Control:
     """Turns frames into events of the pool; one connection is one lease at most."""
 
-    def __init__(self, pool: Pool, feed: Feed, state: StateDir, shell: Shell) -> None:
+    def __init__(self, pool: Pool, feed: EventFeed, state: StateDir, shell: Shell) -> None:
         self._pool = pool
         self._feed = feed
         self._state = state
@@ -67,11 +67,11 @@ class Control:
             case Grant(_, model, worker, generation, until, then_pause, asked):
                 path = str(self._state.worker_socket(model, generation))
                 return frames.Granted(model, worker, path, until, then_pause, asked)
-            case Proceed():
-                return frames.Proceed()
+            case Unpause():
+                return frames.Unpause()
             case Refuse(_, error):
                 return _refused(error)
-            case Bury(_, error) | Interrupt(_, error):
+            case EndLease(_, error) | Interrupt(_, error):
                 may_return = isinstance(effect, Interrupt)
                 return frames.Died(
                     error.code, error.message, error.param, error.retry_after, may_return
@@ -89,7 +89,7 @@ class Control:
                         lease = self._acquire(frame, connection)
                     case frames.Manage() if lease is None:
                         lease = self._manage(frame, connection)
-                    case frames.Watch():
+                    case frames.WatchEvents():
                         if not self._feed.join(connection):
                             connection.send(_refused(refusals.too_many_watchers()))
                     case frames.Return(position, prompt_tokens) if lease is not None:
@@ -97,7 +97,7 @@ class Control:
                         self._shell.perform(self._pool.returned(lease, position, time.monotonic()))
                     case frames.Passed() if lease is not None:
                         self._shell.perform(self._pool.passed(lease, time.monotonic()))
-                    case frames.Fault(reason) if lease is not None:
+                    case frames.WorkerFault(reason) if lease is not None:
                         log.error("a gateway's request met a faulty worker: %s", reason)
                         self._shell.perform(self._pool.fault(lease, reason, time.monotonic()))
                     case frames.Inquire(model):

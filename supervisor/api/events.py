@@ -18,7 +18,7 @@ WATCHERS_MAX = 32
 Watcher = FrameStream[ToSupervisor]
 
 
-class Feed:
+class EventFeed:
     """Tells every change of a model's state and every decision once, to all watchers in order."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:

@@ -8,11 +8,12 @@ from typing import Any
 
 import msgspec
 
-from supervisor.machine.readers import Machine
+from supervisor.machine.readers import MachineMemory
 from supervisor.scheduler import refusals
 from supervisor.scheduler.ledger import Ledger
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.pool import Entry, Pool
+from supervisor.scheduler.model import Entry
+from supervisor.scheduler.pool import Pool
 from supervisor.wire.crash import CrashBrief
 
 _LOADED = frozenset({State.LOADING, State.READY, State.DRAINING})
@@ -30,7 +31,7 @@ def _unserved(entry: Entry, ledger: Ledger) -> str | None:
 def render(
     pool: Pool,
     sources: Mapping[str, str],
-    machine: Machine,
+    machine: MachineMemory,
     spare: str,
     clock_offset: float,
     version: str,

@@ -55,11 +55,11 @@ __all__ = [
     "NOT_YET",
     "Config",
     "ConfigError",
-    "Memory",
-    "Model",
+    "MemorySettings",
+    "ModelSettings",
     "Overrides",
-    "Recovery",
-    "Server",
+    "RecoverySettings",
+    "ServerSettings",
     "from_tree",
     "load",
     "parse_model_flag",
@@ -85,7 +85,7 @@ NOT_YET: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
 """Keys that nothing reads yet, with the values that say what this version does anyway."""
 
 
-class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[server]`: the listening socket and what every request obeys."""
 
     host: Text = "127.0.0.1"
@@ -106,7 +106,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return parse_size(self.max_body)
 
 
-class Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class MemorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[memory]`: the ledger's budget, eviction, and the time limits of loads and drains."""
 
     budget: Budget = "auto"
@@ -132,7 +132,7 @@ class Memory(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         return _auto_size(self.budget)
 
 
-class Recovery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class RecoverySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[recovery]`: what happens to requests whose worker died, and to models that keep dying."""
 
     mode: Literal["resume", "replay", "off"] = "resume"
@@ -143,7 +143,7 @@ class Recovery(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     backoff_max: Seconds = 300
 
 
-class Model(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """`[models.NAME]`: one model that can be served."""
 
     source: Source
@@ -189,10 +189,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     when `models` is not, because then the models themselves say it.
     """
 
-    server: Server = Server()
-    memory: Memory = Memory()
-    recovery: Recovery = Recovery()
-    models: dict[str, Model] = {}
+    server: ServerSettings = ServerSettings()
+    memory: MemorySettings = MemorySettings()
+    recovery: RecoverySettings = RecoverySettings()
+    models: dict[str, ModelSettings] = {}
     preload: tuple[Name, ...] = ()
 
     def names(self) -> dict[str, str]:
@@ -228,9 +228,9 @@ def from_tree(
     merged, origins = merge(tree, environ, overrides)
     reader = Reader(origins)
     sections: dict[str, type[msgspec.Struct]] = {
-        "server": Server,
-        "memory": Memory,
-        "recovery": Recovery,
+        "server": ServerSettings,
+        "memory": MemorySettings,
+        "recovery": RecoverySettings,
     }
     parts: dict[str, Any] = {}
     for key, raw in merged.items():
@@ -263,7 +263,7 @@ def with_discovered(config: Config, sources: Mapping[str, str]) -> Config:
     """
     if config.models:
         return config
-    models = {name: Model(source=source) for name, source in sources.items()}
+    models = {name: ModelSettings(source=source) for name, source in sources.items()}
     wanted = config.preload
     config = msgspec.structs.replace(config, models=models, preload=())
     config = _preloading(config, wanted, "--preload or MLX_PRELOAD_MODELS")
@@ -294,7 +294,7 @@ def validate_names(config: Config, served_names: Collection[str]) -> None:
             raise ConfigError(f"{path}.fallback: {quote(other)} is this model itself")
 
 
-def _models(reader: Reader, raw: object) -> dict[str, Model]:
+def _models(reader: Reader, raw: object) -> dict[str, ModelSettings]:
     models = {}
     for name, table in reader.expect_table(raw, "models").items():
         path = dotted("models", name)
@@ -303,7 +303,7 @@ def _models(reader: Reader, raw: object) -> dict[str, Model]:
                 f"{reader.label(path)}: a model's name is not empty and has no control characters "
                 "or spaces around it"
             )
-        models[name] = reader.table(Model, table, path, "models.*")
+        models[name] = reader.table(ModelSettings, table, path, "models.*")
     return models
 
 

@@ -18,11 +18,11 @@ from supervisor.crashes import store
 from supervisor.crashes.diagnosis import Crash
 from supervisor.crashes.os_evidence import Evidence
 from supervisor.crashes.redaction import Cleaner
-from supervisor.crashes.snapshot import NEWS_BYTES, Scene, words
+from supervisor.crashes.snapshot import NEWS_BYTES, Snapshot, words
 from supervisor.crashes.writer import Files
-from supervisor.machine.readers import Machine, Reader
+from supervisor.machine.readers import MachineMemory, MemoryReader
 from supervisor.processes.launcher import Child
-from supervisor.scheduler.effects import Bury, Effect, Grant, Refuse
+from supervisor.scheduler.effects import Effect, EndLease, Grant, Refuse
 from supervisor.scheduler.lifecycle import HAS_PROCESS, Event, State
 from supervisor.scheduler.model import Entry, Lease
 from supervisor.wire.crash import LoadedModel, MachineSample, Sample
@@ -43,7 +43,7 @@ class _Living:
     child: Child
     born: float
     footprint: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=SAMPLES))
-    scene: Scene | None = None
+    scene: Snapshot | None = None
     """What was seen when the news of its death came."""
 
 
@@ -52,11 +52,11 @@ class _Look:
     """One look at the machine. `at` in monotonic seconds."""
 
     at: float
-    machine: Machine
+    machine: MachineMemory
     oom_kills: int | None
 
 
-class Coroner:
+class CrashCollector:
     """Called on the supervisor's event loop. `entries` are the pool's, and only looked at.
 
     `folder` is where reports go, `secrets` must not be in them, `version` is Bulkhead's. `clock` in
@@ -67,7 +67,7 @@ class Coroner:
         self,
         entries: Mapping[str, Entry],
         folder: Path,
-        reader: Reader,
+        reader: MemoryReader,
         evidence: Evidence,
         *,
         version: str,
@@ -92,7 +92,7 @@ class Coroner:
         """A worker's process exists."""
         self._living[model, generation] = _Living(child, self._clock())
 
-    def look(self, machine: Machine) -> None:
+    def look(self, machine: MachineMemory) -> None:
         """The machine was looked at: keep that and each worker's memory, once a second."""
         now = self._clock()
         if self._looks and now - self._looks[-1].at < _LOOK_SECONDS:
@@ -135,7 +135,7 @@ class Coroner:
         """The gateway ended unasked after `uptime` seconds, or was `put_down`: have the report
         written."""
         epoch, now = self._epoch(), self._clock()
-        scene = Scene(
+        scene = Snapshot(
             id=store.new_id(epoch),
             at=now,
             epoch=epoch,
@@ -165,7 +165,7 @@ class Coroner:
         match effect:
             case Grant(lease, _, worker):
                 self._settle(lease, f"goes on in {worker}")
-            case Refuse(lease, error) | Bury(lease, error):
+            case Refuse(lease, error) | EndLease(lease, error):
                 self._settle(lease, f"ended with {error.code}")
 
     def left(self, lease: int) -> None:
@@ -180,9 +180,9 @@ class Coroner:
 
     def _look_around(
         self, living: _Living, entry: Entry, inside: Sequence[Lease], put_down: str
-    ) -> Scene:
+    ) -> Snapshot:
         epoch, now = self._epoch(), self._clock()
-        return Scene(
+        return Snapshot(
             id=store.new_id(epoch),
             at=now,
             epoch=epoch,

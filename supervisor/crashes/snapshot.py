@@ -27,7 +27,7 @@ _PACKAGES = ("mlx", "mlx-lm")
 
 
 @dataclass(frozen=True, slots=True)
-class Scene:
+class Snapshot:
     """What can be seen only when the news of a death comes. `at` is in monotonic seconds, `epoch`
     in epoch seconds, `uptime` in seconds."""
 
@@ -68,7 +68,7 @@ class Scene:
         )
 
 
-def words(scene: Scene, cleaner: Cleaner, limit: int) -> Words:
+def words(scene: Snapshot, cleaner: Cleaner, limit: int) -> Words:
     """The end of what the process wrote to stderr, cleaned. Blocks on one read; never raises."""
     try:
         with open(scene.stderr, "rb") as file:
@@ -80,7 +80,7 @@ def words(scene: Scene, cleaner: Cleaner, limit: int) -> Words:
 
 
 def compose(
-    scene: Scene, how: str, cleaner: Cleaner, evidence: Evidence, version: str
+    scene: Snapshot, how: str, cleaner: Cleaner, evidence: Evidence, version: str
 ) -> CrashReport:
     """The report, still without what becomes of the requests. Blocks on files; never raises."""
     said = words(scene, cleaner, REPORT_BYTES)

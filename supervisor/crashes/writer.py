@@ -22,7 +22,7 @@ import msgspec
 from supervisor.crashes import store
 from supervisor.crashes.os_evidence import Evidence
 from supervisor.crashes.redaction import Cleaner
-from supervisor.crashes.snapshot import Scene, compose
+from supervisor.crashes.snapshot import Snapshot, compose
 from supervisor.errors import NotFound
 from supervisor.wire.crash import CrashBrief, CrashList, CrashReport, InFlight, Outcome
 
@@ -41,7 +41,7 @@ T = TypeVar("T")
 class _Filed:
     """A crash and all that is known of it. `report` is None until the process has ended."""
 
-    scene: Scene
+    scene: Snapshot
     requests: dict[str, InFlight]
     recovery: list[Outcome] = field(default_factory=list)
     report: CrashReport | None = None
@@ -63,7 +63,7 @@ class Files:
         self._thread = ThreadPoolExecutor(1, "crashes")
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def open(self, scene: Scene) -> None:
+    def open(self, scene: Snapshot) -> None:
         """A process dies: what becomes known of it from now on is kept."""
         inside = scene.requests[: store.REQUESTS_MAX]
         requests = {request_id: InFlight(request_id=request_id) for request_id in inside}
@@ -89,7 +89,7 @@ class Files:
             filed.recovery.append(Outcome(request_id=request_id, outcome=outcome))
             self._rewrite(filed)
 
-    def write(self, scene: Scene, how: str) -> None:
+    def write(self, scene: Snapshot, how: str) -> None:
         """The process has ended: report it."""
         if (filed := self._filed.get(scene.id)) is not None:
             self._spawn(self._compose(filed, how))

@@ -8,11 +8,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from supervisor.machine.readers import Machine, Reader
+from supervisor.machine.readers import MachineMemory, MemoryReader
 from supervisor.scheduler.ledger import Key, Phase, QuietBaseline
 from supervisor.scheduler.lifecycle import HAS_PROCESS, State
-from supervisor.scheduler.model import Entry
-from supervisor.scheduler.pool import Pool, ReleaseRule
+from supervisor.scheduler.model import Entry, ReleaseRule
+from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level, Pressure, Thresholds, describe
 
 log = logging.getLogger("bulkhead.supervisor")
@@ -23,7 +23,7 @@ _FAST_SECONDS = 0.1
 _BUSY = frozenset({State.LOADING, State.STOPPING, State.RELEASING})
 
 
-class Memory(Protocol):
+class MemoryListener(Protocol):
     """What the watch tells. Called on the event loop."""
 
     def memory_pressure(self, level: Level, figures: str) -> None: ...
@@ -31,14 +31,14 @@ class Memory(Protocol):
     def memory_unattributed(self, size: int) -> None: ...
 
 
-class Watch:
+class Monitor:
     """Reads, judges and tells; decides nothing. `clock` in monotonic seconds."""
 
     def __init__(
         self,
         pool: Pool,
-        told: Memory,
-        reader: Reader,
+        told: MemoryListener,
+        reader: MemoryReader,
         thresholds: Thresholds,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -77,7 +77,7 @@ class Watch:
             return {}
         return {entry.key: self._reader.wired(pid) or 0 for entry, pid in self._living()}
 
-    def look(self, machine: Machine, before: Mapping[Key, int]) -> None:
+    def look(self, machine: MachineMemory, before: Mapping[Key, int]) -> None:
         """Take one reading into account; `before` is what `wired` was when it began."""
         self.machine = machine
         level = self._pressure.observe(machine, self._clock())
@@ -85,7 +85,7 @@ class Watch:
         if self._pool.rules.release is ReleaseRule.WHEN_SEEN:
             self._look_for_returns(machine, before)
 
-    def _look_for_returns(self, machine: Machine, before: Mapping[Key, int]) -> None:
+    def _look_for_returns(self, machine: MachineMemory, before: Mapping[Key, int]) -> None:
         for entry, pid in list(self._living()):
             # Not while it ends: half torn down, it would seem to leave little behind.
             if entry.state is not State.STOPPING:

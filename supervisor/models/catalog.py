@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from supervisor.config.settings import Config, Model, with_discovered
+from supervisor.config.settings import Config, ModelSettings, with_discovered
 from supervisor.models.sources import SourceError, discover, hub_dir, resolve
-from supervisor.scheduler.pool import Spec
+from supervisor.scheduler.model import Spec
 
 DEFAULT_CONCURRENCY = 32
 """Sequences decoding at once while no KV budget says otherwise."""
@@ -22,7 +22,7 @@ Fingerprint = tuple[str, ...]
 class Catalog:
     """Every model that may be asked for, by name. Fixed for the life of the supervisor."""
 
-    models: Mapping[str, Model]
+    models: Mapping[str, ModelSettings]
     hub: Path
 
     def spec(self, name: str) -> Spec:

@@ -29,7 +29,7 @@ _FIRST_LINE = 256
 log = logging.getLogger("bulkhead.supervisor")
 
 
-class LastWords:
+class FatalSignal:
     """The reading end of the pipe that one child's faulthandler writes to.
 
     All of it is copied to the child's stderr file, where people look for it. Owns the descriptor.

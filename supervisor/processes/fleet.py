@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from supervisor.config.settings import Model
+from supervisor.config.settings import ModelSettings
 from supervisor.models.catalog import Catalog
 from supervisor.models.sources import SourceError
 from supervisor.processes.launcher import Child, Launcher
@@ -144,7 +144,7 @@ class Fleet:
         self._on_change()
         logs.forget_old(self._state.logs, prefix)
 
-    def _process(self, role: str, base: Path, owner: Owner, model: Model) -> WorkerProcess:
+    def _process(self, role: str, base: Path, owner: Owner, model: ModelSettings) -> WorkerProcess:
         """The spare, if there is one and the model has no environment of its own; else a new one.
         Raises OSError."""
         spare = None if model.env or model.python else self.spare.take()

@@ -33,7 +33,7 @@ _NO_CERTIFICATES = {"SSL_CERT_FILE": os.devnull}
 imported: a fifth of the start, and 2 MB."""
 
 
-class Gatekeeper:
+class GatewayProcess:
     """Starts the gateway on an inherited socket and starts it again whenever it dies.
 
     Connections that arrive in between wait in the socket's backlog. `hopeless` is set when the

@@ -35,7 +35,7 @@ _STALL_SECONDS = 5.0
 """A loop that has stood still for so long will not load a model."""
 
 
-class Standing(enum.StrEnum):
+class SpareState(enum.StrEnum):
     OFF = "off"
     WAITING = "waiting"
     """There is none yet: something loads, memory is short, or the last one has died."""
@@ -68,7 +68,7 @@ class Spare:
         *,
         backoff: tuple[float, ...] = _BACKOFF_SECONDS,
     ) -> None:
-        self.standing = Standing.OFF
+        self.standing = SpareState.OFF
         self.process: WorkerProcess | None = None
         """Lives, or is being killed (OFF and WAITING)."""
         self._start = start
@@ -85,39 +85,44 @@ class Spare:
 
     def allow(self) -> None:
         """There may be one from now on."""
-        self.standing = Standing.WAITING
+        self.standing = SpareState.WAITING
 
     def tend(self, now: float, *, calm: bool) -> None:
         """Start one if there is none and it would be in nobody's way; see that the one that is ready
         moves. Called every `watchdog.LOOK_SECONDS`."""
-        if self.standing is Standing.WAITING and calm and self.process is None and now >= self._due:
+        if (
+            self.standing is SpareState.WAITING
+            and calm
+            and self.process is None
+            and now >= self._due
+        ):
             self._begin(now)
-        elif self.standing is Standing.IMPORTING and now >= self._due:
+        elif self.standing is SpareState.IMPORTING and now >= self._due:
             log.error("the spare worker takes too long and is killed")
             self._kill()
-        elif self.standing is Standing.READY and (how := self._stalled(now)):
+        elif self.standing is SpareState.READY and (how := self._stalled(now)):
             log.error("the spare worker has stalled and is killed: %s", how)
             self._doom(now)
             self._kill()
 
     def take(self) -> WorkerProcess | None:
         """The spare, which the caller must hand over to its new owner; None = start one yourself."""
-        if self.standing is not Standing.READY:
+        if self.standing is not SpareState.READY:
             return None
         process, self.process = self.process, None
-        self.standing, self._deaths, self._due = Standing.WAITING, 0, 0.0
+        self.standing, self._deaths, self._due = SpareState.WAITING, 0, 0.0
         return process
 
     def drop(self, why: str) -> None:
         """It must go, for the time being."""
-        if self.standing in (Standing.IMPORTING, Standing.READY):
+        if self.standing in (SpareState.IMPORTING, SpareState.READY):
             log.info("the spare worker goes: %s", why)
-            self.standing, self._due = Standing.WAITING, 0.0
+            self.standing, self._due = SpareState.WAITING, 0.0
             self._kill()
 
     def forbid(self) -> None:
         """It goes for good."""
-        self.standing = Standing.OFF
+        self.standing = SpareState.OFF
         self._kill()
 
     async def ended(self) -> None:
@@ -134,7 +139,7 @@ class Spare:
         except OSError as error:
             self._failed(f"it could not be started: {error.strerror}")
             return
-        self.standing, self._due = Standing.IMPORTING, now + _IMPORT_SECONDS
+        self.standing, self._due = SpareState.IMPORTING, now + _IMPORT_SECONDS
         self.greeting = asyncio.get_running_loop().create_task(self._greet(self.process))
         self._on_change()
 
@@ -147,8 +152,8 @@ class Spare:
             log.error("the spare worker is no good: bad message: %s", error)
             process.child.signal(signal.SIGKILL)
             return
-        if isinstance(hello, frames.Hello) and self.standing is Standing.IMPORTING:
-            self.standing, self._watchdog = Standing.READY, Watchdog(_STALL_SECONDS)
+        if isinstance(hello, frames.Hello) and self.standing is SpareState.IMPORTING:
+            self.standing, self._watchdog = SpareState.READY, Watchdog(_STALL_SECONDS)
             log.info("a spare worker is ready, pid %d", process.child.pid)
 
     def _kill(self) -> None:
@@ -156,12 +161,12 @@ class Spare:
             self.process.child.signal(signal.SIGKILL)
 
     def _dying(self, how: str) -> None:
-        if self.standing is Standing.READY:
+        if self.standing is SpareState.READY:
             self._doom(asyncio.get_running_loop().time())
 
     def _doom(self, now: float) -> None:
         """Nobody must take it; its end follows, which is a death."""
-        self.standing, self._due = Standing.IMPORTING, now + _REAP_SECONDS
+        self.standing, self._due = SpareState.IMPORTING, now + _REAP_SECONDS
 
     def _stalled(self, now: float) -> str | None:
         assert self.process is not None
@@ -173,7 +178,7 @@ class Spare:
         process, self.process = self.process, None
         if process.channel is not None:
             process.channel.close()
-        if self.standing in (Standing.OFF, Standing.WAITING):
+        if self.standing in (SpareState.OFF, SpareState.WAITING):
             log.info("the spare worker, pid %d, has ended", process.child.pid)
         else:
             self._failed(f"pid {process.child.pid} died ({how}), see {process.child.files[1]}")
@@ -182,7 +187,7 @@ class Spare:
     def _failed(self, how: str) -> None:
         self._deaths += 1
         if self._deaths > len(self._backoff):
-            self.standing = Standing.OFF
+            self.standing = SpareState.OFF
             log.error(
                 "spare worker: %s. That was the last of %d in a row: there will be none "
                 "until the next start, and loads take longer",
@@ -191,5 +196,5 @@ class Spare:
             )
             return
         pause = self._backoff[self._deaths - 1]
-        self.standing, self._due = Standing.WAITING, asyncio.get_running_loop().time() + pause
+        self.standing, self._due = SpareState.WAITING, asyncio.get_running_loop().time() + pause
         log.warning("spare worker: %s; another one in %g s", how, pause)

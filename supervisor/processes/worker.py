@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from supervisor.processes.fatal_signal import LastWords
+from supervisor.processes.fatal_signal import FatalSignal
 from supervisor.processes.launcher import Child, Launcher, describe_exit
 from supervisor.wire import frames, progress
 from supervisor.wire.stream import FrameStream
@@ -65,7 +65,7 @@ class WorkerProcess:
         assert self.child.words is not None
         assert self.child.progress is not None
         self._record = self.child.progress
-        self._words = LastWords(self.child.words, stderr, lambda how: self.owner.dying(how))
+        self._words = FatalSignal(self.child.words, stderr, lambda how: self.owner.dying(how))
 
     async def connect(self) -> Channel:
         """The channel, which has one reader at a time."""

@@ -41,7 +41,7 @@ class _Record:
     guilty: bool = False
 
 
-class Docket:
+class BlameRecords:
     """Strikes and verdicts by digest. Times are seconds of one clock, whichever the caller has."""
 
     def __init__(self) -> None:

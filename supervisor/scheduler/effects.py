@@ -67,7 +67,7 @@ class Refuse:
 
 
 @dataclass(frozen=True, slots=True)
-class Bury:
+class EndLease:
     """The worker that this lease was granted is gone, and the lease with it."""
 
     lease: int
@@ -83,14 +83,14 @@ class Interrupt:
 
 
 @dataclass(frozen=True, slots=True)
-class Proceed:
+class Unpause:
     """A lease that had to pause after its trial goes on."""
 
     lease: int
 
 
 @dataclass(frozen=True, slots=True)
-class Convict:
+class QuarantineRequest:
     """A request is guilty: write it down."""
 
     model: str
@@ -98,7 +98,7 @@ class Convict:
 
 
 @dataclass(frozen=True, slots=True)
-class Remember:
+class RememberLimit:
     """What was learned of a model's limits is to outlive this process; None = nothing limits it."""
 
     model: str
@@ -106,7 +106,7 @@ class Remember:
 
 
 @dataclass(frozen=True, slots=True)
-class Say:
+class LogLine:
     """A line for the log: a decision that a person may want explained, with its figures."""
 
     text: str
@@ -118,12 +118,12 @@ Effect = (
     | Stop
     | Shrink
     | Grant
-    | Proceed
+    | Unpause
     | Loaded
     | Refuse
-    | Bury
+    | EndLease
     | Interrupt
-    | Convict
-    | Remember
-    | Say
+    | QuarantineRequest
+    | RememberLimit
+    | LogLine
 )

@@ -118,7 +118,7 @@ class DrainCause(enum.Enum):
     SHUTDOWN = enum.auto()
 
 
-class Standing(enum.Enum):
+class Suspicion(enum.Enum):
     """How far the worker's last deaths concern a request."""
 
     CLEAR = enum.auto()
@@ -145,7 +145,7 @@ class Lease:
     """Equal requests have equal ones."""
     asked: str = ""
     """The model it wanted, where its fallback serves it."""
-    standing: Standing = Standing.CLEAR
+    standing: Suspicion = Suspicion.CLEAR
     position: int = 0
     """Tokens of its output when last heard of."""
     until: int = 0
@@ -165,7 +165,7 @@ class Lease:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class PreloadRequest:
     """Load this model when it fits, for nobody in particular."""
 
     since: float
@@ -192,7 +192,7 @@ class Entry:
     """Seconds to pause after RELEASING, because the model keeps dying."""
     queued_since: float | None = None
     """Since when somebody has waited for a worker that does not exist yet: the model's turn."""
-    wish: Wish | None = None
+    wish: PreloadRequest | None = None
     pinned: bool = False
     unload_asked: bool = False
     """By hand, while it loads: those who wait are served, nobody else."""
@@ -269,12 +269,12 @@ class Entry:
     @property
     def suspects(self) -> list[Lease]:
         """Those who wait for their trial."""
-        return [each for each in self.waiting.values() if each.standing is Standing.SUSPECT]
+        return [each for each in self.waiting.values() if each.standing is Suspicion.SUSPECT]
 
     @property
     def on_trial(self) -> bool:
         """Whether somebody has the worker to itself."""
-        return any(lease.standing is Standing.ON_TRIAL for lease in self.granted.values())
+        return any(lease.standing is Suspicion.ON_TRIAL for lease in self.granted.values())
 
     @property
     def requests(self) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from supervisor.errors import BulkheadError
 from supervisor.scheduler import eviction, refusals
-from supervisor.scheduler.effects import Effect, Say
+from supervisor.scheduler.effects import Effect, LogLine
 from supervisor.scheduler.eviction import Candidate
 from supervisor.scheduler.lifecycle import HAS_PROCESS, Event, State
 from supervisor.scheduler.model import DrainCause, Entry, Limits, Rules, Spec
@@ -156,7 +156,7 @@ class Scheduler(Roster):
             ]
         self._gate = Gate(name, since)
         if gate is None or gate.model != name:
-            return [Say(f"the load of {name} waits for the generations of {running}")]
+            return [LogLine(f"the load of {name} waits for the generations of {running}")]
         return []
 
     def _demands(self) -> list[Demand]:
@@ -218,7 +218,7 @@ class Scheduler(Roster):
         needs = f"{gigabytes(model.size)} for {model.spec.name}, {gigabytes(self.ledger.free)} free"
         if model.size <= self.ledger.free and self._room().free_slots < 1:
             needs = f"for {model.spec.name}, memory.max_loaded is {self.rules.max_loaded}"
-        said = Say(f"{victim.worker} ({held}) {how} to make room: {needs}")
+        said = LogLine(f"{victim.worker} ({held}) {how} to make room: {needs}")
         return [said, *self._drain(victim, DrainCause.EVICTION, self.limits.drain, now)]
 
     def _idle(self) -> list[Entry]:
@@ -265,7 +265,7 @@ class Scheduler(Roster):
         effects: list[Effect] = []
         for entry in idle[: max(0, len(idle) - max(0, self.rules.keep - pinned))]:
             if level >= Level.HIGH or self._safe_until(entry) <= now:
-                effects.append(Say(f"{entry.worker} is idle and unloaded: {self._figures}"))
+                effects.append(LogLine(f"{entry.worker} is idle and unloaded: {self._figures}"))
                 effects += self._drain(entry, DrainCause.EVICTION, self.limits.drain, now)
         return effects
 
@@ -274,7 +274,7 @@ class Scheduler(Roster):
         loaded = sum(entry.state in _OCCUPIES - _LEAVING for entry in self.entries.values())
         effects: list[Effect] = []
         for entry in self._idle()[: max(0, loaded - self.rules.max_loaded)]:
-            effects.append(Say(f"{entry.worker} is unloaded: more than memory.max_loaded"))
+            effects.append(LogLine(f"{entry.worker} is unloaded: more than memory.max_loaded"))
             effects += self._drain(entry, DrainCause.EVICTION, self.limits.drain, now)
         return effects
 
@@ -309,7 +309,7 @@ class Scheduler(Roster):
         if entry.state is State.CRASHED:
             entry.deadline = None
             self._move(entry, Event.BACKOFF_OVER)
-            return [Say(f"{entry.spec.name} may be loaded again")]
+            return [LogLine(f"{entry.spec.name} may be loaded again")]
         if entry.state is State.RELEASING:
             held = gigabytes(self.ledger.of(entry.key))
             self.ledger.strand(entry.key)

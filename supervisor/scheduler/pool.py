@@ -30,60 +30,22 @@ from supervisor.scheduler import refusals
 from supervisor.scheduler.blame import Fault
 from supervisor.scheduler.concurrency_limit import LearnedLimit
 from supervisor.scheduler.effects import (
-    Bury,
-    Convict,
     Effect,
-    Grant,
-    Interrupt,
-    Loaded,
-    Proceed,
+    LogLine,
     Refuse,
-    Remember,
-    Say,
     Shrink,
-    Spawn,
-    Stop,
 )
 from supervisor.scheduler.lifecycle import Event, State
 from supervisor.scheduler.model import (
     DrainCause,
     Entry,
     Lease,
-    Limits,
+    PreloadRequest,
     Purpose,
-    ReleaseRule,
-    Rules,
-    Spec,
-    Standing,
-    Wish,
+    Suspicion,
 )
 from supervisor.scheduler.planner import Scheduler
 from supervisor.scheduler.pressure import Level
-from supervisor.scheduler.requests import DEFAULT_MODEL
-
-__all__ = [
-    "DEFAULT_MODEL",
-    "Bury",
-    "Convict",
-    "Effect",
-    "Entry",
-    "Fault",
-    "Grant",
-    "Interrupt",
-    "Limits",
-    "Loaded",
-    "Pool",
-    "Proceed",
-    "Refuse",
-    "ReleaseRule",
-    "Remember",
-    "Rules",
-    "Say",
-    "Shrink",
-    "Spawn",
-    "Spec",
-    "Stop",
-]
 
 
 class Pool(Scheduler):
@@ -149,7 +111,7 @@ class Pool(Scheduler):
         if entry is None or lease is None:
             return []
         self._progressed(entry)
-        if lease.standing is Standing.ON_TRIAL:
+        if lease.standing is Suspicion.ON_TRIAL:
             self._acquit(lease)
         return self._settle(now)
 
@@ -168,7 +130,7 @@ class Pool(Scheduler):
         entry = self.entries[model]
         if entry.state is not State.COLD or self.shutting_down:
             return []
-        entry.wish = Wish(now, now + self.limits.preload)
+        entry.wish = PreloadRequest(now, now + self.limits.preload)
         return self._settle(now)
 
     def load(
@@ -376,7 +338,7 @@ class Pool(Scheduler):
         effects: list[Effect] = []
         if level is not before:
             serious = logging.WARNING if level >= Level.HIGH else logging.INFO
-            effects.append(Say(f"memory pressure is {level.name.lower()}: {figures}", serious))
+            effects.append(LogLine(f"memory pressure is {level.name.lower()}: {figures}", serious))
         if level is Level.CRITICAL:
             effects += self._emergency(now)
         elif level >= Level.WARN:
@@ -420,7 +382,9 @@ class Pool(Scheduler):
             if entry.deadline is not None and entry.deadline <= now:
                 effects += self._overdue(entry, now)
             if entry.idle_at is not None and entry.idle_at <= now:
-                effects.append(Say(f"{entry.worker} was idle for {entry.spec.ttl:g} s: unloaded"))
+                effects.append(
+                    LogLine(f"{entry.worker} was idle for {entry.spec.ttl:g} s: unloaded")
+                )
                 effects += self._drain(entry, DrainCause.EVICTION, self.limits.drain, now)
             if entry.learned_limit is not None and entry.learned_limit.ends <= now:
                 effects += self._climb(entry, now)

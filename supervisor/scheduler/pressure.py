@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 
-from supervisor.machine.readers import Machine, SystemPressure
+from supervisor.machine.readers import MachineMemory, SystemPressure
 
 MARGIN = 0.02
 """Share of physical RAM below a threshold at which its level may be left."""
@@ -49,7 +49,7 @@ class Pressure:
         self._calmest = Level.NORMAL
         """The highest level that the readings since then ask for."""
 
-    def observe(self, machine: Machine, now: float) -> Level:
+    def observe(self, machine: MachineMemory, now: float) -> Level:
         """The level after this reading, taken at `now`, monotonic seconds."""
         wanted = self._raw(machine, 0.0)
         held = max(wanted, self._raw(machine, MARGIN))
@@ -65,7 +65,7 @@ class Pressure:
                 self.level, self._calm_since = self._calmest, None
         return self.level
 
-    def _raw(self, machine: Machine, margin: float) -> Level:
+    def _raw(self, machine: MachineMemory, margin: float) -> Level:
         """The level of one reading with every threshold lowered by `margin`."""
         share = 0.0 if machine.used_percent is None else machine.used_percent / 100 + margin
         limits = self.thresholds
@@ -78,7 +78,7 @@ class Pressure:
         return Level.NORMAL
 
 
-def describe(machine: Machine, thresholds: Thresholds) -> str:
+def describe(machine: MachineMemory, thresholds: Thresholds) -> str:
     """The figures behind a level, for a person."""
     used = "use of RAM unknown"
     if machine.physical is not None and machine.used is not None:

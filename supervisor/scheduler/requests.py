@@ -15,24 +15,24 @@ from collections.abc import Callable, Iterable, Mapping
 from supervisor.crashes.diagnosis import Cause, Diagnosis
 from supervisor.errors import BulkheadError
 from supervisor.scheduler import refusals
-from supervisor.scheduler.blame import PROBATION, STRIKES, Docket, Fault
+from supervisor.scheduler.blame import PROBATION, STRIKES, BlameRecords, Fault
 from supervisor.scheduler.breaker import Breaker
 from supervisor.scheduler.concurrency_limit import QUIET_SECONDS, climbed, stepped_down
 from supervisor.scheduler.effects import (
-    Bury,
-    Convict,
     Effect,
+    EndLease,
     Grant,
     Interrupt,
     Loaded,
-    Proceed,
+    LogLine,
+    QuarantineRequest,
     Refuse,
-    Remember,
-    Say,
+    RememberLimit,
+    Unpause,
 )
 from supervisor.scheduler.ledger import Ledger
 from supervisor.scheduler.lifecycle import Event, State, transition
-from supervisor.scheduler.model import Entry, Lease, Limits, Purpose, Rules, Spec, Standing
+from supervisor.scheduler.model import Entry, Lease, Limits, Purpose, Rules, Spec, Suspicion
 from supervisor.scheduler.pressure import Level
 
 DEFAULT_MODEL = "default_model"
@@ -70,7 +70,7 @@ class Leases:
             for alias in (*entry.spec.aliases, entry.spec.name)
         }
         self._default = default_model
-        self.docket = Docket()
+        self.docket = BlameRecords()
         rules = self.rules
         self._breakers = {
             name: Breaker(rules.max_restarts, rules.restart_window, rules.backoff_max, jitter)
@@ -126,17 +126,17 @@ class Leases:
 
     def _proceed(self, entry: Entry) -> list[Effect]:
         """All trials are over: those who have passed go on."""
-        paused = [each for each in entry.granted.values() if each.standing is Standing.PAUSED]
+        paused = [each for each in entry.granted.values() if each.standing is Suspicion.PAUSED]
         for lease in paused:
-            lease.standing = Standing.CLEAR
-        return [Proceed(lease.id) for lease in paused]
+            lease.standing = Suspicion.CLEAR
+        return [Unpause(lease.id) for lease in paused]
 
     def _try(self, entry: Entry, suspects: list[Lease], now: float) -> Effect:
         """Grant one of them alone: the one with the shortest way to the place of its death, and one
         that has died alone already behind those that have not."""
         strikes = self.docket.strikes
         lease = min(suspects, key=lambda each: (strikes(each.digest, now), each.position, each.id))
-        lease.standing = Standing.ON_TRIAL
+        lease.standing = Suspicion.ON_TRIAL
         lease.until = lease.position + PROBATION
         lease.pauses = len(suspects) > 1
         return self._grant(entry, lease, lease.until, lease.pauses)
@@ -156,7 +156,7 @@ class Leases:
         del self._leases[lease_id]
         for leases in (entry.waiting, entry.granted, entry.returning):
             lease = leases.pop(lease_id, None)
-            if lease is not None and lease.unjudged and lease.standing is Standing.ON_TRIAL:
+            if lease is not None and lease.unjudged and lease.standing is Suspicion.ON_TRIAL:
                 entry.absent = lease  # its equals may come
 
     def _refuse(self, entry: Entry, lease: Lease, error: BulkheadError) -> Effect:
@@ -179,7 +179,7 @@ class Leases:
     def _send_on(self, entry: Entry, lease: Lease, other: Entry, error: BulkheadError) -> Effect:
         """`other` is the fallback of a model that is unavailable."""
         lease.asked = entry.spec.name
-        return Say(
+        return LogLine(
             f"{lease.request_id} asked for {entry.spec.name} and is served by its fallback "
             f"{other.spec.name}: {error.message}",
             logging.WARNING,
@@ -196,7 +196,7 @@ class Leases:
                 continue
             effects.append(self._send_on(entry, lease, other, error))
             del entry.waiting[lease.id]
-            lease.standing = Standing.CLEAR
+            lease.standing = Suspicion.CLEAR
             self._leases[lease.id] = other
             other.waiting = dict(sorted({**other.waiting, lease.id: lease}.items()))
         return effects
@@ -240,8 +240,8 @@ class Leases:
             lease.error, lease.unjudged, lease.fault = error, not parked, None
             lease.deadline = now + RETURN_SECONDS
             if parked:
-                on_trial = lease.standing is Standing.ON_TRIAL
-                lease.standing = Standing.SUSPECT if on_trial else Standing.CLEAR
+                on_trial = lease.standing is Suspicion.ON_TRIAL
+                lease.standing = Suspicion.SUSPECT if on_trial else Suspicion.CLEAR
             entry.returning[lease.id] = lease
         return [Interrupt(lease, error) for lease in interrupted]
 
@@ -250,7 +250,7 @@ class Leases:
         buried, entry.granted = entry.granted, {}
         for lease in buried:
             del self._leases[lease]
-        return [Bury(lease, error) for lease in buried]
+        return [EndLease(lease, error) for lease in buried]
 
     def _take_back(self, entry: Entry, lease: Lease, position: int, now: float) -> list[Effect]:
         """A request has returned with so many tokens: it waits, before those who came later."""
@@ -286,14 +286,14 @@ class Leases:
         return effects
 
     def _judge_one(self, entry: Entry, lease: Lease, fault: Fault, now: float) -> list[Effect]:
-        was, lease.standing = lease.standing, Standing.CLEAR
-        if was is Standing.PAUSED:
+        was, lease.standing = lease.standing, Suspicion.CLEAR
+        if was is Suspicion.PAUSED:
             return []  # it was not running
         lease.unproductive += 1
         lease.interruptions += 1
-        tried = was is Standing.ON_TRIAL
+        tried = was is Suspicion.ON_TRIAL
         if tried or fault is not Fault.OUTSIDE:
-            lease.standing = Standing.SUSPECT
+            lease.standing = Suspicion.SUSPECT
         effects = self._weigh(entry, lease, fault, now) if tried else []
         useless = lease.unproductive > self.rules.max_recoveries
         if lease.id in entry.waiting and (useless or lease.interruptions > _INTERRUPTIONS_MAX):
@@ -313,7 +313,7 @@ class Leases:
         self.docket.convict(lease.digest)
         equals = [each for each in entry.waiting.values() if each.digest == lease.digest]
         refused = [self._refuse(entry, each, refusals.guilty(entry)) for each in equals]
-        return [Convict(entry.spec.name, lease.request_id), *refused]
+        return [QuarantineRequest(entry.spec.name, lease.request_id), *refused]
 
     def _abandon(self, entry: Entry, lease: Lease, now: float) -> list[Effect]:
         """Give up waiting for an interrupted request."""
@@ -324,7 +324,7 @@ class Leases:
     def _acquit(self, lease: Lease) -> None:
         """A suspect has got past the place of its death."""
         self.docket.clear(lease.digest)
-        lease.standing = Standing.PAUSED if lease.pauses else Standing.CLEAR
+        lease.standing = Suspicion.PAUSED if lease.pauses else Suspicion.CLEAR
         lease.position = max(lease.position, lease.until)
         lease.unproductive = 0
 
@@ -344,7 +344,7 @@ class Leases:
             lease.fault = fault
         # The death of one that is about to be found guilty says nothing about the model.
         convicts = any(
-            lease.standing is Standing.ON_TRIAL
+            lease.standing is Suspicion.ON_TRIAL
             and self.docket.strikes(lease.digest, now) + 1 >= STRIKES
             for lease in concerned
         )
@@ -365,7 +365,7 @@ class Leases:
         configured = entry.spec.concurrency
         limit = entry.learned_limit = stepped_down(entry.learned_limit, configured, crowd, now)
         return [
-            Remember(entry.spec.name, limit),
+            RememberLimit(entry.spec.name, limit),
             *self._warn(
                 f"{entry.worker} ran out of memory with {crowd} requests in it: at most "
                 f"{limit.concurrency} of model {entry.spec.name} run at once until it has been "
@@ -379,9 +379,11 @@ class Leases:
         entry.learned_limit = climbed(entry.learned_limit, entry.spec.concurrency, now)
         allowed = entry.concurrency or "any number"
         return [
-            Remember(entry.spec.name, entry.learned_limit),
-            Say(f"{entry.spec.name} has not run out of memory again: {allowed} may run at once"),
+            RememberLimit(entry.spec.name, entry.learned_limit),
+            LogLine(
+                f"{entry.spec.name} has not run out of memory again: {allowed} may run at once"
+            ),
         ]
 
     def _warn(self, text: str) -> list[Effect]:
-        return [Say(text, logging.WARNING)]
+        return [LogLine(text, logging.WARNING)]

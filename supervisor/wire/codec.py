@@ -43,7 +43,7 @@ def encode(frame: Frame) -> bytes:
     return bytes(buffer)
 
 
-class Decoder(Generic[F]):
+class FrameDecoder(Generic[F]):
     """Incremental decoder of one direction of one connection.
 
     `frames` is F itself, the union of types that may arrive (Python cannot yet say so in a type). A length above `limit` is an error before

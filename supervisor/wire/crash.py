@@ -16,11 +16,11 @@ Time = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 """ISO 8601, with zone."""
 
 
-class Shape(msgspec.Struct, frozen=True, kw_only=True):
+class CrashStruct(msgspec.Struct, frozen=True, kw_only=True):
     """Base. Members that a later version adds are no obstacle to reading."""
 
 
-class InFlight(Shape, frozen=True, kw_only=True):
+class InFlight(CrashStruct, frozen=True, kw_only=True):
     """A request that was inside. None where the gateway has not told."""
 
     request_id: str
@@ -28,21 +28,21 @@ class InFlight(Shape, frozen=True, kw_only=True):
     emitted_tokens: Count | None = None
 
 
-class Outcome(Shape, frozen=True, kw_only=True):
+class Outcome(CrashStruct, frozen=True, kw_only=True):
     """What became of a request that was inside, such as "resumed"."""
 
     request_id: str
     outcome: str
 
 
-class Sample(Shape, frozen=True, kw_only=True):
+class Sample(CrashStruct, frozen=True, kw_only=True):
     """Memory, `seconds` before the death."""
 
     seconds: float
     bytes: Count
 
 
-class MachineSample(Shape, frozen=True, kw_only=True):
+class MachineSample(CrashStruct, frozen=True, kw_only=True):
     """The machine's memory, `seconds` before the death. None where it could not be read."""
 
     seconds: float
@@ -50,7 +50,7 @@ class MachineSample(Shape, frozen=True, kw_only=True):
     swap_bytes: Count | None
 
 
-class LoadedModel(Shape, frozen=True, kw_only=True):
+class LoadedModel(CrashStruct, frozen=True, kw_only=True):
     """A model that had a process at that moment."""
 
     name: str
@@ -61,7 +61,7 @@ class LoadedModel(Shape, frozen=True, kw_only=True):
     queued: Count
 
 
-class CrashBrief(Shape, frozen=True, kw_only=True):
+class CrashBrief(CrashStruct, frozen=True, kw_only=True):
     """What a list shows of a report."""
 
     id: Annotated[str, Meta(pattern=f"^{ID}$")]
@@ -120,7 +120,7 @@ class CrashReport(CrashBrief, frozen=True, kw_only=True):
     versions: dict[str, str]
 
 
-class CrashList(Shape, frozen=True, kw_only=True):
+class CrashList(CrashStruct, frozen=True, kw_only=True):
     """Newest first."""
 
     crashes: list[CrashBrief]

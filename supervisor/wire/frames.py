@@ -6,7 +6,7 @@ Three connections exist:
   | `Refused`), later perhaps `Died`, after which the request may come back: `Return` → (`Granted` |
   `Refused`). Closing it ends the lease, so the kernel returns leases when the gateway dies. The
   same socket serves `Inquire` → `Report`, and the gateway announces itself with `Serving`. `Manage`
-  → (`Managed` | `Refused`), `Watch` → `Happened`… and `AskCrashes` → (`Crashes` | `Refused`) are
+  → (`Managed` | `Refused`), `WatchEvents` → `Happened`… and `AskCrashes` → (`Crashes` | `Refused`) are
   for people.
 * channel: supervisor ↔ worker, a socketpair inherited at spawn. `Hello` → `Load` → `Loading`… →
   `Ready` | `LoadFailed`.
@@ -54,7 +54,7 @@ class Passed(Frame, frozen=True, tag="passed"):
     """A request has come as far as `Granted.until`, or has ended before."""
 
 
-class Fault(Frame, frozen=True, tag="fault"):
+class WorkerFault(Frame, frozen=True, tag="fault"):
     """The granted worker broke the protocol (a torn or malformed frame): it must go."""
 
     reason: str
@@ -86,7 +86,7 @@ class Manage(Frame, frozen=True, tag="manage"):
     hold_seconds: float
 
 
-class Watch(Frame, frozen=True, tag="watch"):
+class WatchEvents(Frame, frozen=True, tag="watch"):
     """Ask for what happens from now on: `Happened` after `Happened`, until a side closes, or
     `Refused`. The first one says that the watch has begun."""
 
@@ -123,7 +123,7 @@ class Granted(Frame, frozen=True, tag="granted"):
     `model` is the served name (aliases resolved), `worker` is `name#generation`, `socket` the path
     to connect to. With `until`, which is so many tokens past the position that the request has told,
     tell `Passed` when each of its choices on the worker has made as many, or has ended; with
-    `then_pause` stop there until `Proceed`.
+    `then_pause` stop there until `Unpause`.
     """
 
     model: str
@@ -135,7 +135,7 @@ class Granted(Frame, frozen=True, tag="granted"):
     """The model that was wanted, where `model` is its fallback."""
 
 
-class Proceed(Frame, frozen=True, tag="proceed"):
+class Unpause(Frame, frozen=True, tag="proceed"):
     """The others have passed too: what was paused goes on."""
 
 
@@ -170,8 +170,10 @@ class Report(Frame, frozen=True, tag="report"):
     model: str
 
 
-ToSupervisor = Acquire | Return | Passed | Fault | Inquire | Serving | Manage | Watch | AskCrashes
-ToGateway = Granted | Proceed | Refused | Died | Report | Managed | Happened | Crashes
+ToSupervisor = (
+    Acquire | Return | Passed | WorkerFault | Inquire | Serving | Manage | WatchEvents | AskCrashes
+)
+ToGateway = Granted | Unpause | Refused | Died | Report | Managed | Happened | Crashes
 
 
 # ── channel: supervisor ↔ worker ─────────────────────────────────────────────────────────────────

@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar, cast
 
 from supervisor.wire import codec
-from supervisor.wire.codec import REPLY_LIMIT, Decoder, ProtocolError
+from supervisor.wire.codec import REPLY_LIMIT, FrameDecoder, ProtocolError
 from supervisor.wire.frames import Frame
 
 F = TypeVar("F")
@@ -31,7 +31,7 @@ class FrameStream(asyncio.Protocol, Generic[F]):
     """One connection. `receive()` returns frames, then None for ever once the peer closed."""
 
     def __init__(self, frames: Any, limit: int = REPLY_LIMIT) -> None:
-        self._decoder: Decoder[F] = Decoder(frames, limit)
+        self._decoder: FrameDecoder[F] = FrameDecoder(frames, limit)
         self._transport: asyncio.Transport | None = None
         self._arrived: deque[F] = deque()
         self._waiter: asyncio.Future[None] | None = None

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from supervisor.scheduler.effects import Bury, Effect, Grant, Refuse, Spawn, Stop
+from supervisor.scheduler.effects import Effect, EndLease, Grant, Refuse, Spawn, Stop
 from supervisor.scheduler.model import Rules, Spec
 from supervisor.scheduler.pool import Pool
 
@@ -181,7 +181,7 @@ class Simulation:
                 case Grant(lease):
                     self._granted.add(lease)
                     self._served(lease)
-                case Refuse() | Bury():
+                case Refuse() | EndLease():
                     raise AssertionError(f"not served: {effect}")
 
     def _served(self, lease: int) -> None:

@@ -11,11 +11,11 @@ import pytest
 from supervisor.config.settings import (
     Config,
     ConfigError,
-    Memory,
-    Model,
+    MemorySettings,
+    ModelSettings,
     Overrides,
-    Recovery,
-    Server,
+    RecoverySettings,
+    ServerSettings,
     from_tree,
 )
 
@@ -82,17 +82,17 @@ SUPPORTED = {
     *(f"server.{key}" for key in ("host", "port", "api_keys_file", "allowed_hosts")),
     *(f"server.{key}" for key in ("allowed_origins", "default_model", "hold_seconds", "max_body")),
     "server.max_requests",
-    *(f"memory.{key}" for key in Memory.__struct_fields__),
-    *(f"recovery.{key}" for key in Recovery.__struct_fields__),
+    *(f"memory.{key}" for key in MemorySettings.__struct_fields__),
+    *(f"recovery.{key}" for key in RecoverySettings.__struct_fields__),
     *(f"models.*.{key}" for key in ("source", "aliases", "preload", "max_concurrency")),
     *(f"models.*.{key}" for key in ("max_queue", "context", "env", "pin", "ttl", "memory")),
     "models.*.fallback",
 }
 SECTIONS: dict[str, type[msgspec.Struct]] = {
-    "server": Server,
-    "memory": Memory,
-    "recovery": Recovery,
-    "models.*": Model,
+    "server": ServerSettings,
+    "memory": MemorySettings,
+    "recovery": RecoverySettings,
+    "models.*": ModelSettings,
 }
 
 

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from supervisor.errors import BulkheadError
+from supervisor.scheduler.effects import Effect, EndLease, Grant, LogLine, Refuse, Spawn
 from supervisor.scheduler.lifecycle import HAS_PROCESS, State
 from supervisor.scheduler.model import Limits, Rules, Spec
-from supervisor.scheduler.pool import Bury, Effect, Grant, Pool, Refuse, Say, Spawn
+from supervisor.scheduler.pool import Pool
 
 GB = 10**9
 LIMITS = Limits(load_stall=10.0, drain=20.0, stop=3.0, stop_per_gigabyte=0.5)
@@ -69,7 +70,7 @@ def in_state(wanted: State) -> Pool:
 
 @dataclass(frozen=True)
 class Told:
-    """Refuse and Bury effects, comparable: errors have no equality of their own."""
+    """Refuse and EndLease effects, comparable: errors have no equality of their own."""
 
     kind: type[Effect]
     lease: int
@@ -80,12 +81,12 @@ def told(effects: Iterable[Effect]) -> list[Told]:
     return [
         Told(type(effect), effect.lease, effect.error.code)
         for effect in effects
-        if isinstance(effect, Refuse | Bury)
+        if isinstance(effect, Refuse | EndLease)
     ]
 
 
 def error_of(effects: Iterable[Effect]) -> BulkheadError:
-    (error,) = [effect.error for effect in effects if isinstance(effect, Refuse | Bury)]
+    (error,) = [effect.error for effect in effects if isinstance(effect, Refuse | EndLease)]
     return error
 
 
@@ -104,11 +105,11 @@ def small_machine(
 
 def done(effects: Iterable[Effect]) -> list[Effect]:
     """Without the lines for the log."""
-    return [effect for effect in effects if not isinstance(effect, Say)]
+    return [effect for effect in effects if not isinstance(effect, LogLine)]
 
 
 def said(effects: Iterable[Effect]) -> str:
-    return " ".join(effect.text for effect in effects if isinstance(effect, Say))
+    return " ".join(effect.text for effect in effects if isinstance(effect, LogLine))
 
 
 def ask(pool: Pool, model: str, now: float, hold: float = HOLD) -> int:

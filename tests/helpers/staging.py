@@ -23,7 +23,7 @@ from gateway.relay.attempt import AT_ONCE
 from gateway.relay.client import Relay
 from gateway.relay.generation import Event, Generation
 from supervisor.errors import BulkheadError
-from supervisor.wire.codec import Decoder, encode
+from supervisor.wire.codec import FrameDecoder, encode
 from supervisor.wire.frames import (
     Acquire,
     Died,
@@ -48,7 +48,7 @@ class Peer:
 
     def __init__(self, connection: socket.socket, direction: Any) -> None:
         self._socket = connection
-        self._decoder: Decoder[Frame] = Decoder(direction)
+        self._decoder: FrameDecoder[Frame] = FrameDecoder(direction)
         self._arrived: deque[Frame] = deque()
 
     async def receive(self) -> Frame | None:

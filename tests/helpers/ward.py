@@ -5,10 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from supervisor.scheduler.blame import PROBATION
-from supervisor.scheduler.effects import Bury, Convict, Interrupt, Proceed, Refuse
+from supervisor.scheduler.blame import PROBATION, Fault
+from supervisor.scheduler.effects import (
+    Effect,
+    EndLease,
+    Grant,
+    Interrupt,
+    QuarantineRequest,
+    Refuse,
+    Unpause,
+)
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.pool import Effect, Fault, Grant, Limits, Pool, Rules, Spec
+from supervisor.scheduler.model import Limits, Rules, Spec
+from supervisor.scheduler.pool import Pool
 from tests.property.recoveries import crash_of
 
 LIMITS = Limits(load_stall=10.0, drain=20.0, stop=3.0, emergency_drain=4.0)
@@ -101,7 +110,7 @@ def granted(effects: Iterable[Effect]) -> list[int]:
 
 
 def proceeding(effects: Iterable[Effect]) -> list[int]:
-    return [effect.lease for effect in effects if isinstance(effect, Proceed)]
+    return [effect.lease for effect in effects if isinstance(effect, Unpause)]
 
 
 def interrupted(effects: Iterable[Effect]) -> list[int]:
@@ -109,8 +118,8 @@ def interrupted(effects: Iterable[Effect]) -> list[int]:
 
 
 def ended(effects: Iterable[Effect]) -> list[tuple[int, str]]:
-    return [(e.lease, e.error.code) for e in effects if isinstance(e, Refuse | Bury)]
+    return [(e.lease, e.error.code) for e in effects if isinstance(e, Refuse | EndLease)]
 
 
 def convicted(effects: Iterable[Effect]) -> list[str]:
-    return [effect.request_id for effect in effects if isinstance(effect, Convict)]
+    return [effect.request_id for effect in effects if isinstance(effect, QuarantineRequest)]

@@ -30,7 +30,7 @@ from schemathesis.specs.openapi.checks import (
 from gateway import app
 from gateway.openai import schemas
 from gateway.openai.document import ROUTES, document
-from supervisor.config.settings import Server as Settings
+from supervisor.config.settings import ServerSettings
 from tests.helpers.serving import DEADLINE, Server, serving
 
 POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
@@ -79,7 +79,7 @@ def schema(server: Server) -> Any:
 
 
 def test_the_document_has_the_routes_of_the_application_and_no_other(tmp_path: Path) -> None:
-    routes = app.build(Settings(), str(tmp_path / "control.sock")).router.routes()
+    routes = app.build(ServerSettings(), str(tmp_path / "control.sock")).router.routes()
     served = Counter(
         (route.method.lower(), route.resource.canonical)
         for route in routes

@@ -19,26 +19,24 @@ from dataclasses import dataclass, field
 
 from supervisor.errors import BulkheadError
 from supervisor.scheduler.concurrency_limit import LearnedLimit
-from supervisor.scheduler.lifecycle import HAS_PROCESS, State
-from supervisor.scheduler.pool import (
-    Bury,
-    Convict,
+from supervisor.scheduler.effects import (
     Effect,
+    EndLease,
     Grant,
     Interrupt,
-    Limits,
     Loaded,
-    Pool,
-    Proceed,
+    LogLine,
+    QuarantineRequest,
     Refuse,
-    Remember,
-    Rules,
-    Say,
+    RememberLimit,
     Shrink,
     Spawn,
-    Spec,
     Stop,
+    Unpause,
 )
+from supervisor.scheduler.lifecycle import HAS_PROCESS, State
+from supervisor.scheduler.model import Limits, Rules, Spec
+from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.requests import RETURN_SECONDS
 from tests.property.recoveries import Request, Trials, Violation, check
@@ -195,13 +193,13 @@ class Books:
                     self._stopped(model, generation, kill)
                 case Grant():
                     self._granted(effect)
-                case Proceed(lease):
+                case Unpause(lease):
                     request = self.requests[lease]
                     drains = self.processes[request.model].draining_since is not None
                     self.trials.proceed(lease, request, drains=drains)
                 case Interrupt(lease, error):
                     self._interrupted(lease, error)
-                case Convict(model, name):
+                case QuarantineRequest(model, name):
                     self.trials.convict(model, name)
                 case Loaded(lease, model):
                     check(self.requests[lease].by_hand, "a request was told `loaded`")
@@ -209,14 +207,14 @@ class Books:
                     self.end(lease, "waiting")
                 case Refuse(lease, error):
                     self._refused(lease, error)
-                case Bury(lease, error):
+                case EndLease(lease, error):
                     self._buried(lease, error)
                 case Shrink(model, generation):
                     check(self.processes[model].generation == generation, "shrinks another")
                     check(self.level >= Level.HIGH, "shrinks without need")
-                case Remember(model, limit):
+                case RememberLimit(model, limit):
                     self._learned(model, limit)
-                case Say():
+                case LogLine():
                     pass
         self._compare()
 

@@ -310,7 +310,7 @@ BUGS = (
     Bug(
         "who has passed is suspected at the next death",
         "supervisor.scheduler.requests",
-        "if was is Standing.PAUSED:",
+        "if was is Suspicion.PAUSED:",
         "if was is None:",
     ),
     Bug(

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 
 from supervisor.scheduler.blame import PROBATION, Fault
-from supervisor.scheduler.pool import Limits, ReleaseRule, Rules, Spec
+from supervisor.scheduler.model import Limits, ReleaseRule, Rules, Spec
 from supervisor.scheduler.pressure import Level
 from tests.property.oracle import GB, Violation
 from tests.property.world import World

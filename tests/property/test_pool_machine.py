@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from supervisor.errors import BulkheadError
+from supervisor.scheduler.effects import Effect, EndLease, Grant, Refuse, Spawn, Stop
 from supervisor.scheduler.lifecycle import HAS_PROCESS, State
-from supervisor.scheduler.pool import Bury, Effect, Grant, Pool, Refuse, Rules, Spawn, Spec, Stop
+from supervisor.scheduler.model import Rules, Spec
+from supervisor.scheduler.pool import Pool
 from tests.helpers.pools import LIMITS
 
 CAPACITIES = {"a": 3, "b": 2}
@@ -69,7 +71,7 @@ class PoolMachine(RuleBasedStateMachine):
                 case Refuse(lease, error):
                     assert isinstance(error, BulkheadError)
                     self.answer(lease, "waiting", "ended")
-                case Bury(lease, error):
+                case EndLease(lease, error):
                     assert isinstance(error, BulkheadError)
                     self.answer(lease, "granted", "ended")
 

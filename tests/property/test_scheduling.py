@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from supervisor.scheduler.blame import PROBATION, Fault
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.pool import Rules, Spec
+from supervisor.scheduler.model import Rules, Spec
 from supervisor.scheduler.pressure import Level
 from tests.bench.eviction import Crowd, Machine
 from tests.property import planted, scheduling

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from supervisor.errors import BulkheadError
 from supervisor.scheduler.blame import Fault
+from supervisor.scheduler.effects import Grant, Loaded, Refuse
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.pool import Grant, Loaded, Refuse, ReleaseRule, Spec
+from supervisor.scheduler.model import ReleaseRule, Spec
 from supervisor.scheduler.pressure import Level
 from tests.property.oracle import GB, Books, Dead, Request, Violation, check
 from tests.property.recoveries import crash_of

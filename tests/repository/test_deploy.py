@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from supervisor.config.settings import Memory
-from supervisor.scheduler.pool import Limits
+from supervisor.config.settings import MemorySettings
+from supervisor.scheduler.model import Limits
 from supervisor.serve import FILES
 from supervisor.wire.stream import BACKLOG
 
@@ -30,7 +30,7 @@ BULKHEAD = Path(sys.executable).with_name("bulkhead")
 LARGEST_MODEL_GB = 128
 GATEWAY_STOP = 10
 STOP_SECONDS = (
-    Memory().drain_seconds
+    MemorySettings().drain_seconds
     + Limits().stop
     + Limits().stop_per_gigabyte * LARGEST_MODEL_GB
     + GATEWAY_STOP
@@ -198,7 +198,7 @@ def test_readme_says_what_the_files_say() -> None:
     assert f"NumberOfFiles {job['SoftResourceLimits']['NumberOfFiles']}" in guide
     for key in ("Restart", "RestartSec", "TimeoutStopSec", "KillMode", "OOMPolicy", "UMask"):
         assert f"`{key}={service[key]}`" in guide
-    assert f"`memory.drain_seconds` ({Memory().drain_seconds:g})" in guide
+    assert f"`memory.drain_seconds` ({MemorySettings().drain_seconds:g})" in guide
     assert f"kern.ipc.somaxconn={BACKLOG}" in guide
     for embedded in re.findall(r"```xml\n(.*?)```", guide, re.DOTALL):
         assert plistlib.loads(embedded.encode())["ProgramArguments"][2].endswith(f"={BACKLOG}")

@@ -34,11 +34,11 @@ from supervisor import errors
 from supervisor.config.settings import (
     NOT_YET,
     ConfigError,
-    Memory,
-    Model,
+    MemorySettings,
+    ModelSettings,
     Overrides,
-    Recovery,
-    Server,
+    RecoverySettings,
+    ServerSettings,
     from_tree,
 )
 from supervisor.crashes.diagnosis import KNOWN, Cause
@@ -55,10 +55,10 @@ PAGES = sorted([README, CHANGELOG, *DOCS.glob("*.md"), *(ROOT / "deploy").glob("
 BULKHEAD = Path(sys.executable).with_name("bulkhead")
 
 SECTIONS: dict[str, type[msgspec.Struct]] = {
-    "server": Server,
-    "memory": Memory,
-    "recovery": Recovery,
-    "models.*": Model,
+    "server": ServerSettings,
+    "memory": MemorySettings,
+    "recovery": RecoverySettings,
+    "models.*": ModelSettings,
 }
 DEADLINE = 30.0
 

@@ -29,7 +29,7 @@ from supervisor.wire.frames import (
 from worker.engine import loading, sampling
 from worker.engine.embedding import Embedder
 from worker.engine.thread import LAST, Job, Loaded, Output, Prepared
-from worker.output.token_bytes import Pieces
+from worker.output.token_bytes import TokenBytes
 from worker.output.transcript import AnyTranscript, Delta, Transcripts
 from worker.prompt.template import Prompts
 
@@ -102,7 +102,7 @@ class BatchEngine:
         self._prompts = Prompts(tokenizer, context, self._width)
         self._transcripts = Transcripts(tokenizer)
         self._grammars = grammar.Grammars(tokenizer, self._width)
-        self._pieces = Pieces(tokenizer)
+        self._pieces = TokenBytes(tokenizer)
         self._embedder = Embedder(model, tokenizer, Path(load.path), context)
         # Ids without a logit: writing to them would be writing out of bounds.
         self._eos = tuple(sorted(id for id in tokenizer.eos_token_ids if 0 <= id < self._width))

@@ -8,7 +8,7 @@ from supervisor.errors import BulkheadError
 from worker.grammar.follow import Follower, no_answer
 from worker.grammar.native import Native
 from worker.grammar.vocabulary import Mask, Vocabulary
-from worker.output.preamble import Lead, Stage
+from worker.output.preamble import Preamble, Stage
 
 _BLANKS = 2
 """Tokens of white space between the end of thinking and the answer."""
@@ -21,7 +21,7 @@ class Grammar:
         self,
         vocabulary: Vocabulary,
         follower: Follower,
-        lead: Lead | None = None,
+        lead: Preamble | None = None,
         *,
         call: int = -1,
         native: Native | None = None,

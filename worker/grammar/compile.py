@@ -16,7 +16,7 @@ from worker.grammar.native import Native
 from worker.grammar.refusals import IMPOSSIBLE, Part, refusal, refused
 from worker.grammar.schema import compilable, parsed
 from worker.grammar.vocabulary import Vocabulary
-from worker.output.preamble import Lead, Marks
+from worker.output.preamble import Marks, Preamble
 from worker.output.text import Decoder
 from worker.output.tools.answer import Answer
 from worker.output.tools.calls import Calls
@@ -126,7 +126,7 @@ class Grammars:
             raise UnsupportedValue(self._vocabulary.message, param=param)
         return self._vocabulary
 
-    def _lead(self, request: Generate, prompt: Sequence[int]) -> Lead | None:
+    def _lead(self, request: Generate, prompt: Sequence[int]) -> Preamble | None:
         return self._marks.lead(request, prompt) if isinstance(request.prompt, Chat) else None
 
     def _compiled(self, vocabulary: Vocabulary, rules: str, parts: Sequence[Part]) -> Compiled:

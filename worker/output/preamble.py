@@ -1,7 +1,7 @@
 """Where an answer under a grammar begins: what a model writes before it, followed token by token.
 
 The grammar binds from the answer's first token on, and the transcript takes everything from there as
-it stands. Both follow the output with a `Lead`, so that they agree to the token; text would not do,
+it stands. Both follow the output with a `Preamble`, so that they agree to the token; text would not do,
 for a model can spell a marker with the letters of other tokens.
 """
 
@@ -49,7 +49,7 @@ class Marks:
         if self.form in ("hermes", "marked"):
             self.call = wrapper.get_vocab().get(wrapper.tool_call_start, -1)
 
-    def lead(self, request: Generate, prompt: Sequence[int]) -> Lead:
+    def lead(self, request: Generate, prompt: Sequence[int]) -> Preamble:
         """What comes before the answer to a chat, the same for its grammar and its transcript.
 
         Calls that are demanded come after thinking alone; an answer may stand behind all of
@@ -57,7 +57,7 @@ class Marks:
         """
         calling = request.calling
         demanded = calling is not None and calling.choice == "required"
-        return Lead(
+        return Preamble(
             self,
             self.ending(prompt),
             # Of a call that is demanded its grammar must know the marker.
@@ -84,7 +84,7 @@ class Marks:
         return "before"
 
 
-class Lead:
+class Preamble:
     """What comes before one answer. State: the tokens pushed until the answer has begun."""
 
     def __init__(

@@ -11,7 +11,7 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _SPACE = "\u2581"
 
 
-class Pieces:
+class TokenBytes:
     """Tokens of one model as bytes."""
 
     def __init__(self, tokenizer: Any) -> None:

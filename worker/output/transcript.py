@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from supervisor.wire.frames import Call, Calling, Chat, Generate
-from worker.output.preamble import Lead, Marks
+from worker.output.preamble import Marks, Preamble
 from worker.output.text import Decoder, Detokenizer, TextStream
 from worker.output.tools.answer import Answer, Machine
 from worker.output.tools.calls import Calls
@@ -106,7 +106,7 @@ class StructuredTranscript(Transcript):
         self,
         detokenizer: Detokenizer,
         answer: Answer,
-        lead: Lead,
+        lead: Preamble,
         formats: Formats,
         calling: Calling | None,
         tools: Sequence[Any],

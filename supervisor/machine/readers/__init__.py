@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from supervisor.machine.readers.base import Machine, Reader, SystemPressure
+from supervisor.machine.readers.base import MachineMemory, MemoryReader, SystemPressure
 from supervisor.machine.readers.linux import LinuxReader
 from supervisor.machine.readers.macos import MacReader
 from supervisor.machine.readers.working_set import working_set
@@ -16,14 +16,14 @@ from supervisor.machine.readers.working_set import working_set
 __all__ = [
     "LinuxReader",
     "MacReader",
-    "Machine",
-    "Reader",
+    "MachineMemory",
+    "MemoryReader",
     "SystemPressure",
     "for_platform",
     "working_set",
 ]
 
 
-def for_platform(platform: str = sys.platform) -> Reader:
+def for_platform(platform: str = sys.platform) -> MemoryReader:
     """The reader of this machine."""
     return MacReader() if platform == "darwin" else LinuxReader()

@@ -16,7 +16,7 @@ class SystemPressure(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class MachineMemory:
     """One look at the machine's memory. Bytes; None where it could not be read."""
 
     physical: int | None = None
@@ -35,10 +35,10 @@ class Machine:
         return min(100.0, 100 * self.used / self.physical)
 
 
-class Reader(Protocol):
+class MemoryReader(Protocol):
     """Reads memory. Nothing here raises."""
 
-    def machine(self) -> Machine:
+    def machine(self) -> MachineMemory:
         """Blocks for at most the deadline of one helper command, as a rule for under 1 ms."""
 
     def footprint(self, pid: int) -> int | None:

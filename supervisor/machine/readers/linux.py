@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from supervisor.machine.readers.base import Machine, SystemPressure
+from supervisor.machine.readers.base import MachineMemory, SystemPressure
 
 _FIELD = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE | re.ASCII)
 _STALL = re.compile(r"^(some|full) avg10=(\d+(?:\.\d+)?)", re.MULTILINE | re.ASCII)
@@ -29,12 +29,12 @@ class LinuxReader:
     def __init__(self, read: ReadText = read_text) -> None:
         self._read = read
 
-    def machine(self) -> Machine:
+    def machine(self) -> MachineMemory:
         fields = kilobytes(self._text("/proc/meminfo"))
         physical = fields.get("MemTotal")
         available = fields.get("MemAvailable")
         swap, swap_free = fields.get("SwapTotal"), fields.get("SwapFree")
-        return Machine(
+        return MachineMemory(
             physical=physical,
             used=None if physical is None or available is None else max(0, physical - available),
             swap_used=None if swap is None or swap_free is None else max(0, swap - swap_free),

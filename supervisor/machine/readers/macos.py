@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import psutil
 
-from supervisor.machine.readers.base import Machine, SystemPressure
+from supervisor.machine.readers.base import MachineMemory, SystemPressure
 
 COMMAND_SECONDS = 2.0
 """sysctl and vm_stat answer in milliseconds; a machine that swaps may take longer."""
@@ -109,11 +109,11 @@ class MacReader:
         self._use = use
         self._rusage = rusage
 
-    def machine(self) -> Machine:
+    def machine(self) -> MachineMemory:
         physical = self._number("hw.memsize") or _sysconf()
         use = self._used(physical)
         level = self._number("kern.memorystatus_vm_pressure_level")
-        return Machine(
+        return MachineMemory(
             physical=physical,
             used=use.used,
             wired=use.wired,

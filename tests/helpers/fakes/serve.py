@@ -9,7 +9,7 @@ from pathlib import Path
 
 from supervisor import serve
 from supervisor.config.settings import Overrides, load
-from supervisor.machine.readers import Machine, Reader, for_platform
+from supervisor.machine.readers import MachineMemory, MemoryReader, for_platform
 from supervisor.models import catalog
 
 MEMORY = "FAKE_MEMORY"
@@ -24,8 +24,8 @@ class ToldReader:
         self._path = path
         self._real = for_platform()
 
-    def machine(self) -> Machine:
-        return Machine(PHYSICAL, int(PHYSICAL * json.loads(self._path.read_text()) / 100))
+    def machine(self) -> MachineMemory:
+        return MachineMemory(PHYSICAL, int(PHYSICAL * json.loads(self._path.read_text()) / 100))
 
     def footprint(self, pid: int) -> int | None:
         return self._real.footprint(pid)
@@ -42,7 +42,7 @@ def main() -> None:
     settings = load(path, environ=os.environ, overrides=Overrides())
     settings, served = catalog.build(settings, os.environ)
     told = os.environ.get(MEMORY)
-    reader: Reader | None = ToldReader(Path(told)) if told else None
+    reader: MemoryReader | None = ToldReader(Path(told)) if told else None
     sys.exit(
         serve.run(
             settings, served, state, worker_module="tests.helpers.fakes.worker", reader=reader

@@ -10,12 +10,13 @@ import pytest
 
 from supervisor import build
 from supervisor.config.settings import Config, ConfigError, Overrides, from_tree
-from supervisor.machine.readers import Machine
+from supervisor.machine.readers import MachineMemory
 from supervisor.models.catalog import Catalog
 from supervisor.models.size_cache import Sizes
 from supervisor.models.sizing import Sizing
 from supervisor.processes.spare import BYTES as SPARE_BYTES
-from supervisor.scheduler.pool import Limits, Pool, ReleaseRule, Rules
+from supervisor.scheduler.model import Limits, ReleaseRule, Rules
+from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Thresholds
 
 GB = 10**9
@@ -141,17 +142,17 @@ def test_thresholds() -> None:
 @pytest.mark.parametrize(
     ("written", "machine", "working_set", "budget"),
     [
-        ("auto", Machine(64 * GB), None, 48 * GB),
-        ("auto", Machine(128 * GB), 96 * GB, 96 * GB),
-        ("auto", Machine(), None, None),
-        ("75%", Machine(64 * GB), 10 * GB, 48 * GB),
-        ("75%", Machine(), None, None),
-        ("96GB", Machine(64 * GB), 10 * GB, 96 * GB),
-        ("96GB", Machine(), None, 96 * GB),
+        ("auto", MachineMemory(64 * GB), None, 48 * GB),
+        ("auto", MachineMemory(128 * GB), 96 * GB, 96 * GB),
+        ("auto", MachineMemory(), None, None),
+        ("75%", MachineMemory(64 * GB), 10 * GB, 48 * GB),
+        ("75%", MachineMemory(), None, None),
+        ("96GB", MachineMemory(64 * GB), 10 * GB, 96 * GB),
+        ("96GB", MachineMemory(), None, 96 * GB),
     ],
 )
 def test_the_budget(
-    written: str, machine: Machine, working_set: int | None, budget: int | None
+    written: str, machine: MachineMemory, working_set: int | None, budget: int | None
 ) -> None:
     memory = parse(f'[memory]\nbudget = "{written}"\n').memory
     assert build.budget(memory, machine, working_set) == budget

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from supervisor.wire.codec import REPLY_LIMIT, Decoder, encode
+from supervisor.wire.codec import REPLY_LIMIT, FrameDecoder, encode
 from supervisor.wire.frames import End, Failed, FromEngine, Token
 from worker.sink import SocketSink
 
@@ -24,7 +24,7 @@ def pair() -> Iterator[Pair]:
 
 
 def received(sock: socket.socket, count: int) -> list[FromEngine]:
-    decoder: Decoder[FromEngine] = Decoder(FromEngine)
+    decoder: FrameDecoder[FromEngine] = FrameDecoder(FromEngine)
     frames: list[FromEngine] = []
     while len(frames) < count:
         frames += decoder.feed(sock.recv(65536))

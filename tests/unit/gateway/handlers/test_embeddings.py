@@ -19,7 +19,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from gateway import app as gateway_app
 from gateway.handlers.embeddings import INPUTS_MAX, parse
 from gateway.http.exchange import RELAY
-from supervisor.config.settings import Server as Settings
+from supervisor.config.settings import ServerSettings
 from supervisor.errors import BulkheadError, WorkerCrashed
 from supervisor.wire.frames import Embed, Embedded, Failed, FromEngine, Vector
 from tests.helpers.serving import Answer, Server, serving
@@ -459,7 +459,7 @@ def posted(relay: Scripted, body: dict[str, Any]) -> Answer:
     """The gateway's answer when the worker says what `relay` holds."""
 
     async def play() -> Answer:
-        app = gateway_app.build(Settings(), "/no/such/socket")
+        app = gateway_app.build(ServerSettings(), "/no/such/socket")
         app[RELAY] = cast(Any, relay)
         async with TestClient(TestServer(app)) as client:
             response = await client.post("/v1/embeddings", json=body)

@@ -15,22 +15,22 @@ from gateway.relay import generation as generation_module
 from gateway.relay.attempt import choices_at_once
 from gateway.relay.client import Relay
 from gateway.relay.generation import Event, Recovering
-from gateway.relay.preconnect import Ahead
+from gateway.relay.preconnect import Preconnect
 from supervisor.errors import InternalError, InvalidValue
 from supervisor.wire.codec import HEADER
 from supervisor.wire.frames import (
     Accepted,
     End,
     Failed,
-    Fault,
     Generate,
     Granted,
     Passed,
-    Proceed,
     Progress,
     Return,
     Text,
     Token,
+    Unpause,
+    WorkerFault,
 )
 from supervisor.wire.stream import connect
 from tests.helpers.staging import DIED, REQUEST, Scene, Stage, failure_of, received, same
@@ -173,7 +173,7 @@ def test_a_worker_that_dies_between_choices_is_explained(
     told_first: bool,
 ) -> None:
     patience()
-    monkeypatch.setattr(Ahead, "take", lambda *_: None)
+    monkeypatch.setattr(Preconnect, "take", lambda *_: None)
 
     async def scene(stage: Stage) -> None:
         generation, lease, (only,) = await stage.start_several(2, at_once=1)
@@ -188,7 +188,7 @@ def test_a_worker_that_dies_between_choices_is_explained(
             await lease.send(DIED)
         assert same(await failure_of(generation.receive()), DIED)
         generation.close()
-        assert await lease.receive() is None  # and no Fault
+        assert await lease.receive() is None  # and no WorkerFault
 
     play(scene)
 
@@ -250,7 +250,7 @@ def test_no_choice_begins_in_a_pause(play: Callable[[Scene], None], dies: bool) 
             working.cancel()
             generation.close()
             return
-        await lease.send(Proceed())
+        await lease.send(Unpause())
         number, second = await working
         assert number == 1
         await second.send(End("stop", 3, 0))
@@ -290,7 +290,7 @@ def test_one_choices_error_ends_the_request(play: Callable[[Scene], None]) -> No
         assert type(await failure_of(generation.receive())) is InvalidValue
         generation.close()
         assert [await worker.receive() for worker in workers] == [None] * 3
-        assert await lease.receive() is None  # and no Fault
+        assert await lease.receive() is None  # and no WorkerFault
 
     play(scene)
 
@@ -309,11 +309,11 @@ def test_a_death_is_the_death_of_all_choices_and_asked_about_once(
             worker.close()
         failing = asyncio.create_task(failure_of(generation.receive()))
         if not told_first:
-            assert isinstance(await lease.receive(), Fault)
+            assert isinstance(await lease.receive(), WorkerFault)
             await lease.send(DIED)
         assert same(await failing, DIED)
         generation.close()
-        assert await lease.receive() is None  # no second Fault
+        assert await lease.receive() is None  # no second WorkerFault
 
     play(scene)
 
@@ -328,7 +328,7 @@ def test_every_choices_broken_frame_is_one_fault(
         for worker in workers:
             await worker.send_bytes(HEADER.pack(1) + b"\xc1")
         failing = asyncio.create_task(failure_of(generation.receive()))
-        assert isinstance(await lease.receive(), Fault)
+        assert isinstance(await lease.receive(), WorkerFault)
         await lease.send(DIED)
         assert same(await failing, DIED)
         generation.close()

@@ -16,7 +16,7 @@ from supervisor.errors import (
     WorkerCrashed,
 )
 from supervisor.wire.codec import HEADER, encode
-from supervisor.wire.frames import Accepted, Failed, Fault, Frame, Granted, Token
+from supervisor.wire.frames import Accepted, Failed, Frame, Granted, Token, WorkerFault
 from tests.helpers.staging import DIED, REQUEST, Scene, Stage, failure_of, received, same
 
 
@@ -34,7 +34,7 @@ def test_a_death_that_is_told_before_the_stream_ends(
         assert type(error) is WorkerCrashed
         assert same(error, DIED)
         generation.close()
-        assert await lease.receive() is None  # and no Fault
+        assert await lease.receive() is None  # and no WorkerFault
 
     play(scene)
 
@@ -90,7 +90,7 @@ def test_a_stream_cut_by_a_worker_that_lives_is_a_fault(
         await worker.send_bytes(torn)
         worker.close()
         failing = asyncio.create_task(failure_of(generation.receive()))
-        assert isinstance(await lease.receive(), Fault)
+        assert isinstance(await lease.receive(), WorkerFault)
         await lease.send(DIED)
         assert same(await failing, DIED)
         generation.close()
@@ -114,7 +114,7 @@ def test_a_malformed_frame_is_a_fault_at_once(
         await worker.send_bytes(data)
         assert await received(generation) == Token(1, "a")
         failing = asyncio.create_task(failure_of(generation.receive()))
-        assert isinstance(await lease.receive(), Fault)
+        assert isinstance(await lease.receive(), WorkerFault)
         await lease.send(DIED)
         assert same(await failing, DIED)
         generation.close()
@@ -200,7 +200,7 @@ def test_a_worker_that_died_before_it_was_reached_is_explained_by_the_lease(
         lease = await stage.accept(stage.control)
         await lease.receive()
         await lease.send(Granted("m", "m#1", stage.socket + ".gone"))
-        assert isinstance(await lease.receive(), Fault)
+        assert isinstance(await lease.receive(), WorkerFault)
         await lease.send(DIED)
         assert same(await failure_of(starting), DIED)
         assert await lease.receive() is None
@@ -241,7 +241,7 @@ def test_a_worker_that_cannot_be_reached_and_is_not_explained(
         lease = await stage.accept(stage.control)
         await lease.receive()
         await lease.send(Granted("m", "m#1", stage.socket + ".gone"))
-        assert isinstance(await lease.receive(), Fault)
+        assert isinstance(await lease.receive(), WorkerFault)
         if answer is None:
             lease.close()
         else:

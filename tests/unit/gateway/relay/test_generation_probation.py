@@ -14,9 +14,9 @@ from supervisor.wire.frames import (
     Granted,
     Passed,
     Pause,
-    Proceed,
     Return,
     Token,
+    Unpause,
 )
 from tests.helpers.staging import DIED, Scene, Stage, failure_of, received
 
@@ -31,7 +31,7 @@ def test_a_request_on_trial_says_when_it_has_passed_and_pauses_until_told(
         assert frames == [Token(1, "a"), Token(2, "b"), RECOVERING]
         assert await lease.receive() == Passed()
         assert await worker.receive() == Pause()
-        await lease.send(Proceed())
+        await lease.send(Unpause())
         assert await worker.receive() == Continue()
         await worker.send(Token(3, "c"), End("stop", 1, 3))
         frames = [await received(generation) for _ in range(2)]

@@ -6,7 +6,7 @@ import json
 from datetime import datetime
 from typing import Any, cast
 
-from supervisor.api.events import WATCHERS_MAX, Feed, Watcher
+from supervisor.api.events import WATCHERS_MAX, EventFeed, Watcher
 from supervisor.scheduler.model import Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.wire.frames import Frame, Happened
@@ -37,14 +37,14 @@ class Stream:
         return told
 
 
-def watching(feed: Feed) -> Stream:
+def watching(feed: EventFeed) -> Stream:
     stream = Stream()
     assert feed.join(cast(Watcher, stream))
     return stream
 
 
 def test_a_model_s_life_is_told_once_and_in_order() -> None:
-    feed, pool = Feed(lambda: 0.0), Pool([Spec("m"), Spec("n")])
+    feed, pool = EventFeed(lambda: 0.0), Pool([Spec("m"), Spec("n")])
     one, two = watching(feed), watching(feed)
     feed.states(pool.entries.values())
     assert one.events == []
@@ -63,7 +63,7 @@ def test_a_model_s_life_is_told_once_and_in_order() -> None:
 
 
 def test_an_event_has_its_time_with_zone() -> None:
-    feed = Feed(lambda: 1_700_000_000.25)
+    feed = EventFeed(lambda: 1_700_000_000.25)
     stream = watching(feed)
     feed.tell("decision", text="a is unloaded")
     (event,) = stream.events
@@ -74,7 +74,7 @@ def test_an_event_has_its_time_with_zone() -> None:
 
 
 def test_who_comes_later_misses_what_was_and_who_leaves_hears_no_more() -> None:
-    feed = Feed()
+    feed = EventFeed()
     early = watching(feed)
     feed.tell("decision", text="1")
     late = watching(feed)
@@ -87,7 +87,7 @@ def test_who_comes_later_misses_what_was_and_who_leaves_hears_no_more() -> None:
 
 
 def test_a_state_that_nobody_watched_is_not_told_later() -> None:
-    feed, pool = Feed(), Pool([Spec("m")])
+    feed, pool = EventFeed(), Pool([Spec("m")])
     pool.acquire("r", "m", 60.0, 0.0)
     feed.states(pool.entries.values())
     stream = watching(feed)
@@ -96,7 +96,7 @@ def test_a_state_that_nobody_watched_is_not_told_later() -> None:
 
 
 def test_who_reads_too_slowly_is_let_go_and_nobody_else() -> None:
-    feed = Feed()
+    feed = EventFeed()
     slow, quick = watching(feed), watching(feed)
     slow.is_behind = True
     feed.tell("decision", text="1")
@@ -106,7 +106,7 @@ def test_who_reads_too_slowly_is_let_go_and_nobody_else() -> None:
 
 
 def test_there_is_room_for_so_many_watchers() -> None:
-    feed = Feed()
+    feed = EventFeed()
     streams = [watching(feed) for _ in range(WATCHERS_MAX)]
     assert not feed.join(cast(Watcher, Stream()))
     feed.leave(cast(Watcher, streams[0]))
@@ -114,7 +114,7 @@ def test_there_is_room_for_so_many_watchers() -> None:
 
 
 def test_the_end_lets_all_go() -> None:
-    feed = Feed()
+    feed = EventFeed()
     streams = [watching(feed), watching(feed)]
     feed.close()
     feed.tell("decision", text="too late")

@@ -7,10 +7,11 @@ from datetime import datetime
 from typing import Any
 
 from supervisor.api.health import render
-from supervisor.machine.readers import Machine
+from supervisor.machine.readers import MachineMemory
 from supervisor.scheduler.concurrency_limit import LearnedLimit
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.pool import Limits, Pool, ReleaseRule, Rules, Spec
+from supervisor.scheduler.model import Limits, ReleaseRule, Rules, Spec
+from supervisor.scheduler.pool import Pool
 from supervisor.wire.crash import CrashBrief
 from tests.helpers.pools import GB
 from tests.unit.supervisor.crashes.test_store import report
@@ -40,9 +41,9 @@ def make_pool() -> Pool:
 
 
 def shown(
-    pool: Pool, machine: Machine | None = None, crashes: dict[str, CrashBrief] | None = None
+    pool: Pool, machine: MachineMemory | None = None, crashes: dict[str, CrashBrief] | None = None
 ) -> dict[str, Any]:
-    machine = machine or Machine(physical=16_000, used=6_800)
+    machine = machine or MachineMemory(physical=16_000, used=6_800)
     last = (crashes or {}).get
     body = json.loads(render(pool, SOURCES, machine, "ready", OFFSET, "1.2.3", last))
     assert isinstance(body, dict)
@@ -198,7 +199,7 @@ def test_a_server_that_drains_says_so() -> None:
 
 
 def test_a_platform_that_tells_nothing_fails_nothing() -> None:
-    told = shown(make_pool(), Machine())["memory"]
+    told = shown(make_pool(), MachineMemory())["memory"]
     assert (told["physical_bytes"], told["used_percent"]) == (None, None)
 
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from supervisor.config.settings import (
     Config,
     ConfigError,
-    Memory,
-    Model,
+    MemorySettings,
+    ModelSettings,
     Overrides,
-    Recovery,
-    Server,
+    RecoverySettings,
+    ServerSettings,
     from_tree,
     load,
     parse_model_flag,
@@ -37,16 +37,16 @@ from tests.helpers.config_files import SECTIONS, TWO, documented, parse, refusal
 def test_flags_go_before_the_file() -> None:
     flags = Overrides(host="::1", port=0)
     config = parse('[server]\nhost = "localhost"\nport = 1\nhold_seconds = 5', overrides=flags)
-    assert config.server == Server(host="::1", port=0, hold_seconds=5)
+    assert config.server == ServerSettings(host="::1", port=0, hold_seconds=5)
 
 
 def test_a_model_flag_replaces_the_source_and_keeps_the_rest() -> None:
     flags = Overrides(models=(("a", "new"), ("c", "demo")))
     config = parse(TWO, overrides=flags)
     assert config.models == {
-        "a": Model(source="new", aliases=("one",)),
-        "org/b:8b": Model(source="y"),
-        "c": Model(source="demo"),
+        "a": ModelSettings(source="new", aliases=("one",)),
+        "org/b:8b": ModelSettings(source="y"),
+        "c": ModelSettings(source="demo"),
     }
     assert parse("[models.a]\nmax_queue = 3", overrides=flags).models["a"].max_queue == 3
 
@@ -114,8 +114,8 @@ def test_a_bad_variable_is_named(variable: str) -> None:
 
 def test_variables_are_honoured_when_the_file_is_silent() -> None:
     two = dict.fromkeys(VARIABLES, "2")
-    assert parse("", two).memory == Memory(max_loaded=2, cleanup_interval=2)
-    assert parse("", dict.fromkeys(VARIABLES, "")).memory == Memory()
+    assert parse("", two).memory == MemorySettings(max_loaded=2, cleanup_interval=2)
+    assert parse("", dict.fromkeys(VARIABLES, "")).memory == MemorySettings()
     text = "[memory]\nmax_loaded = 0\ncleanup_interval = 0"
     written = parse(text, dict.fromkeys(VARIABLES, "7")).memory
     assert (written.max_loaded, written.cleanup_interval) == (0, 0)
@@ -321,15 +321,15 @@ def tables(cls: type[msgspec.Struct]) -> st.SearchStrategy[dict[str, object]]:
 
 MODELS = st.dictionaries(
     st.one_of(st.sampled_from(["a", "b"]), st.text(string.printable, max_size=3)),
-    st.one_of(VALUES, tables(Model).map(lambda table: {"source": "x"} | table)),
+    st.one_of(VALUES, tables(ModelSettings).map(lambda table: {"source": "x"} | table)),
     max_size=2,
 )
 TREES = st.fixed_dictionaries(
     {},
     optional={
-        "server": st.one_of(tables(Server), VALUES),
-        "memory": st.one_of(tables(Memory), VALUES),
-        "recovery": st.one_of(tables(Recovery), VALUES),
+        "server": st.one_of(tables(ServerSettings), VALUES),
+        "memory": st.one_of(tables(MemorySettings), VALUES),
+        "recovery": st.one_of(tables(RecoverySettings), VALUES),
         "models": st.one_of(MODELS, VALUES),
         "x": VALUES,
     },

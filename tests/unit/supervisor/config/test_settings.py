@@ -13,7 +13,7 @@ from supervisor.config.settings import (
     NOT_YET,
     Config,
     ConfigError,
-    Model,
+    ModelSettings,
     parse_size,
     validate_names,
     with_discovered,
@@ -40,7 +40,9 @@ def test_the_default_is_the_documented_one(key: str) -> None:
     # The schema's model is an example: these two differ from the defaults, and source has none.
     expected = documented() | {"models.*.aliases": [], "models.*.preload": False}
     section, name = key.rsplit(".", 1)
-    value = getattr(Model(source="x") if section == "models.*" else SECTIONS[section](), name)
+    value = getattr(
+        ModelSettings(source="x") if section == "models.*" else SECTIONS[section](), name
+    )
     if key != "models.*.source":
         assert (list(value) if isinstance(value, tuple) else value) == expected[key]
 
@@ -48,7 +50,7 @@ def test_the_default_is_the_documented_one(key: str) -> None:
 @pytest.mark.usefixtures("everything_supported")
 def test_the_documented_file_loads_as_the_defaults() -> None:
     config = parse(SCHEMA)
-    coder = Model(
+    coder = ModelSettings(
         source="mlx-community/Qwen2.5-Coder-32B-Instruct-4bit",
         aliases=("default", "coding"),
         preload=True,
@@ -336,7 +338,9 @@ def test_an_unknown_default_model_is_refused() -> None:
 def test_the_default_model_of_discovered_ones_is_checked_when_they_are_known() -> None:
     config = parse('[server]\ndefault_model = "demo"')
     validate_names(config, ["demo"])
-    assert with_discovered(config, {"demo": "demo"}).models == {"demo": Model(source="demo")}
+    assert with_discovered(config, {"demo": "demo"}).models == {
+        "demo": ModelSettings(source="demo")
+    }
     with pytest.raises(ConfigError, match=r"^server\.default_model: "):
         with_discovered(config, {"other": "x"})
     with pytest.raises(ConfigError, match=r"^server\.default_model: "):

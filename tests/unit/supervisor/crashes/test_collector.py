@@ -12,10 +12,10 @@ from typing import Any, cast
 import pytest
 
 from supervisor.crashes import writer
-from supervisor.crashes.collector import SAMPLES, Coroner, secret_values
+from supervisor.crashes.collector import SAMPLES, CrashCollector, secret_values
 from supervisor.crashes.diagnosis import Cause, Crash
 from supervisor.errors import NotFound
-from supervisor.machine.readers import Machine
+from supervisor.machine.readers import MachineMemory
 from supervisor.processes.launcher import Child
 from supervisor.scheduler.effects import Effect
 from supervisor.scheduler.lifecycle import State
@@ -63,7 +63,7 @@ class World:
         self.pool = Pool([Spec("m"), Spec("n")], rules=rules)
         self.evidence = Evidence()
         self.sizes: dict[int, int] = {7: 70, 8: 80}
-        self.coroner = Coroner(
+        self.coroner = CrashCollector(
             self.pool.entries,
             folder / "crashes",
             cast(Any, SimpleNamespace(glance=self.sizes.get)),
@@ -234,11 +234,11 @@ def test_the_memory_of_the_last_minute(tmp_path: Path) -> None:
         world.start()
         for second in range(SAMPLES + 10):
             for _ in range(3):  # the watch may look more often
-                world.coroner.look(Machine(100, second, swap_used=5))
+                world.coroner.look(MachineMemory(100, second, swap_used=5))
             world.sizes[7] = second
             world.now += 1
         del world.sizes[7]  # it can't be read any more
-        world.coroner.look(Machine())
+        world.coroner.look(MachineMemory())
         report = await world.report(world.exit("SIGSEGV"))
         assert len(report["machine"]) == len(report["footprint"]) == SAMPLES
         assert report["machine"][-1] == {"seconds": 0, "used_bytes": None, "swap_bytes": None}
@@ -271,11 +271,11 @@ def test_a_kill_for_want_of_memory(
     async def story(world: World) -> None:
         world.start()
         world.evidence.kills, world.evidence.record = kills[0], record
-        world.coroner.look(Machine())
+        world.coroner.look(MachineMemory())
         world.evidence.kills = kills[1]
         world.now += seconds
         if seconds > 30:
-            world.coroner.look(Machine())
+            world.coroner.look(MachineMemory())
             world.now += 5
         report = await world.report(world.exit("SIGKILL"))
         assert report["cause"] == cause

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from supervisor.machine.monitor import Watch
-from supervisor.machine.readers import Machine, SystemPressure
+from supervisor.machine.monitor import Monitor
+from supervisor.machine.readers import MachineMemory, SystemPressure
 from supervisor.scheduler.ledger import STRANDED_SECONDS
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import ReleaseRule, Rules, Spec
@@ -23,11 +23,11 @@ class Reader:
     """A machine on which a test sets every figure, bytes."""
 
     def __init__(self) -> None:
-        self.seen = Machine(PHYSICAL, 40 * GB, wired=3 * GB)
+        self.seen = MachineMemory(PHYSICAL, 40 * GB, wired=3 * GB)
         self.footprints: dict[int, int] = {}
         self.wirings: dict[int, int] = {}
 
-    def machine(self) -> Machine:
+    def machine(self) -> MachineMemory:
         return self.seen
 
     def footprint(self, pid: int) -> int | None:
@@ -71,7 +71,9 @@ class World:
         self.pool = Pool(specs, rules=Rules(release=release), budget=100 * GB)
         self.reader = Reader()
         self.told = Told(self.pool, self)
-        self.watch = Watch(self.pool, self.told, self.reader, Thresholds(), clock=lambda: self.now)
+        self.watch = Monitor(
+            self.pool, self.told, self.reader, Thresholds(), clock=lambda: self.now
+        )
 
     def look(self) -> None:
         self.watch.look(self.reader.machine(), self.watch.wired())
@@ -88,7 +90,7 @@ class World:
     def wire(self, gigabytes: float) -> None:
         """So much more is wired in all."""
         wired = (self.reader.seen.wired or 0) + int(gigabytes * GB)
-        self.reader.seen = Machine(PHYSICAL, 40 * GB, wired=wired)
+        self.reader.seen = MachineMemory(PHYSICAL, 40 * GB, wired=wired)
 
     def end(self, model: str) -> None:
         """The process is told to stop and is reaped; what it had is still wired."""
@@ -119,7 +121,7 @@ def mac() -> World:
 
 def test_pressure_is_told_at_every_look(linux: World) -> None:
     for share in (0.5, 0.86, 0.96, 0.99):
-        linux.reader.seen = Machine(PHYSICAL, int(PHYSICAL * share))
+        linux.reader.seen = MachineMemory(PHYSICAL, int(PHYSICAL * share))
         linux.look()
     assert linux.told.levels == [Level.NORMAL, Level.WARN, Level.HIGH, Level.CRITICAL]
     assert "126.7 of 128.0 GB RAM in use (99.0 %)" in linux.told.figures
@@ -127,15 +129,15 @@ def test_pressure_is_told_at_every_look(linux: World) -> None:
 
 
 def test_what_the_system_says_counts_where_use_is_unknown(linux: World) -> None:
-    linux.reader.seen = Machine(level=SystemPressure.CRITICAL)
+    linux.reader.seen = MachineMemory(level=SystemPressure.CRITICAL)
     linux.look()
     assert linux.told.levels == [Level.CRITICAL]
 
 
 def test_a_level_is_left_after_a_calm_while_of_the_clock(linux: World) -> None:
-    linux.reader.seen = Machine(PHYSICAL, int(PHYSICAL * 0.9))
+    linux.reader.seen = MachineMemory(PHYSICAL, int(PHYSICAL * 0.9))
     linux.look()
-    linux.reader.seen = Machine(PHYSICAL, PHYSICAL // 2)
+    linux.reader.seen = MachineMemory(PHYSICAL, PHYSICAL // 2)
     linux.look()
     linux.now += 4.9
     linux.look()
@@ -159,10 +161,10 @@ def test_a_look_that_fails_is_logged_and_not_the_last(
     failures = iter([ValueError("a bug")])
     done = asyncio.Event()
 
-    def machine() -> Machine:
+    def machine() -> MachineMemory:
         for failure in failures:
             raise failure
-        return Machine(PHYSICAL, PHYSICAL)
+        return MachineMemory(PHYSICAL, PHYSICAL)
 
     async def two_looks() -> None:
         watching = asyncio.create_task(linux.watch.run())
@@ -227,7 +229,7 @@ def test_a_worker_that_dies_while_the_machine_is_read_hides_nothing(mac: World) 
     mac.end("a")
     before = mac.watch.wired()
     machine = mac.reader.machine()  # a is back to the last byte, b alive
-    machine = Machine(PHYSICAL, 40 * GB, wired=(machine.wired or 0) - 40 * GB)
+    machine = MachineMemory(PHYSICAL, 40 * GB, wired=(machine.wired or 0) - 40 * GB)
     mac.end("b")
     mac.watch.look(machine, before)
     # 40 GB are seen beside the system's: whoever they are of, they are charged.
@@ -280,13 +282,13 @@ def test_what_cannot_be_read_is_not_back(mac: World) -> None:
     mac.look()
     mac.load("a", 7)
     mac.end("a")
-    mac.reader.seen = Machine(PHYSICAL, 40 * GB)
+    mac.reader.seen = MachineMemory(PHYSICAL, 40 * GB)
     mac.look()
     assert mac.told.unattributed == []
     mac.pool.tick(mac.now + STRANDED_SECONDS)
     assert mac.pool.ledger.stranded == 40 * GB
     # Stranded memory is looked after once a second, and given back when it is seen.
     assert mac.watch.interval == 1.0
-    mac.reader.seen = Machine(PHYSICAL, 40 * GB, wired=3 * GB)
+    mac.reader.seen = MachineMemory(PHYSICAL, 40 * GB, wired=3 * GB)
     mac.look()
     assert mac.charged == 0

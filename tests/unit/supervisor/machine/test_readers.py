@@ -13,7 +13,7 @@ import pytest
 
 from supervisor.machine.readers import (
     LinuxReader,
-    Machine,
+    MachineMemory,
     MacReader,
     SystemPressure,
     for_platform,
@@ -64,7 +64,7 @@ MIG_ERROR = "host_statistics64(HOST_VM_INFO64) syscall failed: (ipc/mig) array n
 class TestLinux:
     def test_the_machine(self) -> None:
         told = linux({"/proc/meminfo": MEMINFO, "/proc/pressure/memory": CALM}).machine()
-        assert told == Machine(
+        assert told == MachineMemory(
             physical=24_684_092 * 1024,
             used=(24_684_092 - 23_878_308) * 1024,
             swap_used=97_148 * 1024,
@@ -83,12 +83,12 @@ class TestLinux:
     @pytest.mark.parametrize("text", ["", "MemTotal: lots", "MemTotal:   5 MB\n", "\0" * 99])
     def test_odd_output_is_unknown(self, text: str) -> None:
         reader = linux({path: text for path in ("/proc/meminfo", "/proc/7/smaps_rollup")})
-        assert reader.machine() == Machine()
+        assert reader.machine() == MachineMemory()
         assert reader.machine().used_percent is None
         assert reader.footprint(7) is None
 
     def test_missing_files_are_unknown(self) -> None:
-        assert linux({}).machine() == Machine()
+        assert linux({}).machine() == MachineMemory()
         assert linux({}).footprint(7) is None
 
     def test_more_available_than_there_is_counts_as_none_used(self) -> None:
@@ -126,7 +126,7 @@ class TestLinux:
 class TestMac:
     def test_the_machine(self) -> None:
         told = mac(use=lambda: Use(17_000_000_000, 4_000_000_000)).machine()
-        assert told == Machine(
+        assert told == MachineMemory(
             physical=MAC_PHYSICAL,
             used=17_000_000_000,
             wired=4_000_000_000,
@@ -179,7 +179,7 @@ class TestMac:
             rusage=failing(OSError(3, "No such process")),
         )
         told = reader.machine()
-        assert told == Machine(physical=told.physical)
+        assert told == MachineMemory(physical=told.physical)
         assert reader.footprint(7) is None
         assert reader.wired(7) is None
 
@@ -191,7 +191,7 @@ class TestMac:
             rusage=lambda pid: b"short",
         )
         told = reader.machine()
-        assert told == Machine(physical=told.physical)
+        assert told == MachineMemory(physical=told.physical)
         assert reader.footprint(7) is None
 
     def test_a_process_is_read_where_libproc_puts_it(self) -> None:

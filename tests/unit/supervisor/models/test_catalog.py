@@ -13,7 +13,7 @@ from supervisor.config.settings import ConfigError, Overrides, from_tree
 from supervisor.models import catalog
 from supervisor.models.catalog import DEFAULT_CONCURRENCY, DEMO_DIR, Catalog
 from supervisor.models.sources import SourceError
-from supervisor.scheduler.pool import Spec
+from supervisor.scheduler.model import Spec
 
 
 def write_model(folder: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.config.settings import Model
+from supervisor.config.settings import ModelSettings
 from supervisor.models.catalog import Catalog
 from supervisor.models.estimate import estimate
 from supervisor.models.size_cache import Sizes
@@ -29,7 +29,7 @@ def folder(tmp_path: Path) -> Path:
 
 def sizing(folder: Path, *, budget: int | None = None, **settings: int) -> Sizing:
     """Of one model `m`, with `sizes.json` beside its folder."""
-    models = {"m": Model(source=str(folder), **settings)}  # type: ignore[arg-type]
+    models = {"m": ModelSettings(source=str(folder), **settings)}  # type: ignore[arg-type]
     sizes = Sizes.load(folder.parent / "sizes.json")
     return Sizing(Catalog(models, folder.parent), sizes, budget)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.processes.fatal_signal import LastWords
+from supervisor.processes.fatal_signal import FatalSignal
 
 DUMP = b"Fatal Python error: %s\n\nThread 0x01 (most recent call first):\n  File x\n"
 SECONDS = 20
@@ -26,7 +26,7 @@ def heard(tmp_path: Path, *pieces: bytes) -> list[str]:
             told.append(how)
             said.set()
 
-        words = LastWords(ours, tmp_path / "stderr", on_fatal)
+        words = FatalSignal(ours, tmp_path / "stderr", on_fatal)
         for piece in pieces[:-1]:
             os.write(theirs, piece)
             await asyncio.wait_for(said.wait(), SECONDS)
@@ -65,7 +65,7 @@ def test_a_first_line_in_pieces_is_told(tmp_path: Path) -> None:
     async def scenario() -> None:
         ours, theirs = os.pipe()
         told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        words = LastWords(ours, tmp_path / "stderr", told.set_result)
+        words = FatalSignal(ours, tmp_path / "stderr", told.set_result)
         for piece in (b"Fatal Python error: ", b"Abor", b"ted", b"\n\nThread"):
             os.write(theirs, piece)
             for _ in range(3):  # rounds of the loop, so that each piece is read by itself

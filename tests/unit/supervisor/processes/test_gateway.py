@@ -11,8 +11,8 @@ from pathlib import Path
 
 import msgspec
 
-from supervisor.config.settings import Server
-from supervisor.processes.gateway import _START_SECONDS, Gatekeeper
+from supervisor.config.settings import ServerSettings
+from supervisor.processes.gateway import _START_SECONDS, GatewayProcess
 from supervisor.processes.launcher import Child, Launcher
 from supervisor.state.paths import StateDir
 from tests.helpers.children import ROOT
@@ -31,11 +31,11 @@ def test_gateway_that_does_not_come_up_is_killed_in_the_end(tmp_path: Path) -> N
             deaths.append(why)
             died.set()
 
-        keeper = Gatekeeper(
+        keeper = GatewayProcess(
             launcher,
             state,
             listener,
-            msgspec.json.encode(Server()),
+            msgspec.json.encode(ServerSettings()),
             "gateway.main",
             lambda: None,
             died_so,

@@ -16,7 +16,7 @@ import pytest
 
 from supervisor.errors import WorkerCrashed
 from supervisor.processes.launcher import Launcher
-from supervisor.processes.spare import Spare, Standing, is_calm
+from supervisor.processes.spare import Spare, SpareState, is_calm
 from supervisor.processes.worker import Owner, WorkerProcess
 from supervisor.scheduler.model import Limits, Rules, Spec
 from supervisor.scheduler.pool import Pool
@@ -190,7 +190,7 @@ class Stage:
         self.tend()
         assert self.spare.greeting is not None
         await self.spare.greeting
-        assert self.spare.standing is Standing.READY
+        assert self.spare.standing is SpareState.READY
         assert self.spare.process is not None
         return self.spare.process
 
@@ -253,7 +253,7 @@ def test_three_deaths_in_a_row_are_enough(
             assert stage.spare.process is None
         stage.tend()
         assert len(stage.started) == 3
-        assert stage.spare.standing is Standing.OFF
+        assert stage.spare.standing is SpareState.OFF
         assert "the last of 3 in a row" in caplog.text
 
     play(scene, **{SPAWN_DEED: "abort"})
@@ -285,7 +285,7 @@ def test_one_that_is_taken_ends_the_row_of_deaths(play: Callable[..., None]) -> 
         taken.hand_over(Owner(ends.append, ends.append), "m", stage.started[0].child.files[0])
         (await stage.ready()).child.signal(signal.SIGKILL)
         await stage.started[-1].gone.wait()
-        assert stage.spare.standing is Standing.WAITING
+        assert stage.spare.standing is SpareState.WAITING
         taken.child.signal(signal.SIGTERM)  # without a model it ends at once
         await taken.gone.wait()
         assert ends == ["exit status 0"]
@@ -312,7 +312,7 @@ def test_one_that_is_wedged_is_not_taken_and_its_end_is_a_death(
         stage.tend(later=60.0)  # we were stopped ourselves, or so it seems
         for quarter in range(20):
             stage.tend(later=60.0 + quarter / 4)
-        assert stage.spare.standing is Standing.READY
+        assert stage.spare.standing is SpareState.READY
         for quarter in range(20, 30):
             stage.tend(later=60.0 + quarter / 4)
         assert stage.spare.take() is None
@@ -332,7 +332,7 @@ def test_one_that_goes_for_want_of_memory_is_no_death(play: Callable[..., None])
             stage.tend()
             assert stage.started[-1] is process  # never two at once
             await process.gone.wait()
-        assert stage.spare.standing is Standing.WAITING
+        assert stage.spare.standing is SpareState.WAITING
 
     play(scene)
 
@@ -342,7 +342,7 @@ def test_import_that_takes_too_long_is_a_death(play: Callable[..., None], tmp_pa
         stage.tend()
         stage.tend(later=601)
         await stage.started[0].gone.wait()
-        assert stage.spare.standing is Standing.WAITING
+        assert stage.spare.standing is SpareState.WAITING
         assert stage.spare.process is None
 
     with gate(tmp_path / "gate") as stop:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from supervisor.scheduler.blame import QUARANTINE_SECONDS, STRIKES, Docket
+from supervisor.scheduler.blame import QUARANTINE_SECONDS, STRIKES, BlameRecords
 
 
 def test_strikes_are_counted_by_digest_and_forgotten_in_time() -> None:
-    docket = Docket()
+    docket = BlameRecords()
     assert docket.strikes(b"a", 0.0) == 0
     assert [docket.strike(b"a", at) for at in (0.0, 10.0)] == [1, 2]
     assert docket.strike(b"b", 10.0) == 1
@@ -16,7 +16,7 @@ def test_strikes_are_counted_by_digest_and_forgotten_in_time() -> None:
 
 
 def test_a_request_that_got_further_has_a_clean_record() -> None:
-    docket = Docket()
+    docket = BlameRecords()
     docket.strike(b"a", 0.0)
     docket.strike(b"b", 0.0)
     docket.clear(b"a")
@@ -25,7 +25,7 @@ def test_a_request_that_got_further_has_a_clean_record() -> None:
 
 
 def test_strikes_alone_are_no_verdict() -> None:
-    docket = Docket()
+    docket = BlameRecords()
     for _ in range(STRIKES + 1):
         docket.strike(b"a", 5.0)
     assert not docket.guilty(b"a", 5.0)
@@ -39,7 +39,7 @@ def test_strikes_alone_are_no_verdict() -> None:
 
 
 def test_verdicts_of_an_earlier_run_hold_as_long_as_they_held_there() -> None:
-    docket = Docket()
+    docket = BlameRecords()
     docket.restore([(b"a", 7.0), (b"b", 9.0)])
     assert docket.guilty(b"a", 6.9)
     assert not docket.guilty(b"a", 7.0)
@@ -48,7 +48,7 @@ def test_verdicts_of_an_earlier_run_hold_as_long_as_they_held_there() -> None:
 
 
 def test_the_oldest_of_a_thousand_is_forgotten() -> None:
-    docket = Docket()
+    docket = BlameRecords()
     for number in range(1000):
         docket.strike(b"%d" % number, 0.0)
     docket.strike(b"0", 0.0)  # no longer the oldest

@@ -7,7 +7,7 @@ import ast
 
 import pytest
 
-from supervisor.scheduler.effects import Bury, Grant, Refuse, Say, Spawn, Stop
+from supervisor.scheduler.effects import EndLease, Grant, LogLine, Refuse, Spawn, Stop
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import ReleaseRule, Rules, Spec
 from supervisor.scheduler.pressure import Level
@@ -223,13 +223,13 @@ def test_a_dying_load_is_not_respawned_without_a_request() -> None:
         assert pool.acquire("r", "a", HOLD, generation + 0.5)[1] == [Spawn("a", generation + 1)]
     # Nor with one, for a while, once it has died three times.
     effects = pool.exited("a", 3, "SIGKILL", 3.0)
-    assert [type(effect) for effect in effects] == [Refuse, Say]
+    assert [type(effect) for effect in effects] == [Refuse, LogLine]
     (refusal,) = pool.acquire("r", "a", HOLD, 3.5)[1]
     assert isinstance(refusal, Refuse)
     assert refusal.error.code == "model_unavailable"
     due = pool.next_deadline()
     assert due is not None
-    assert [type(effect) for effect in pool.tick(due)] == [Say]
+    assert [type(effect) for effect in pool.tick(due)] == [LogLine]
     assert pool.acquire("r", "a", HOLD, due)[1] == [Spawn("a", 4)]
 
 
@@ -280,7 +280,7 @@ def test_an_emergency_with_everything_busy_ends_and_tells_why() -> None:
     assert (refusal.lease, refusal.error.code) == (waiter, "memory_pressure")
     pool.exited("b", 1, "exit status 0", 16.5)
     buried, stop = pool.tick(20.0)
-    assert isinstance(buried, Bury)
+    assert isinstance(buried, EndLease)
     assert (buried.lease, buried.error.code) == (running, "memory_pressure")
     assert stop == Stop("a", 1, kill=False)
     pool.exited("a", 1, "exit status 0", 21.0)

@@ -15,8 +15,9 @@ from supervisor.scheduler.concurrency_limit import (
     climbed,
     stepped_down,
 )
+from supervisor.scheduler.effects import Effect, Grant, Interrupt, RememberLimit
 from supervisor.scheduler.model import Rules, Spec
-from supervisor.scheduler.pool import Effect, Grant, Interrupt, Pool, Remember
+from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
 from tests.helpers.pools import LIMITS, said
 
@@ -89,7 +90,7 @@ def revive(pool: Pool, now: float) -> list[int]:
 def test_a_model_that_ran_out_of_memory_serves_fewer_at_once(cause: Cause) -> None:
     pool = crowded(6)
     effects = die(pool, cause, 2.0)
-    assert Remember("m", LearnedLimit(3, 2.0)) in effects
+    assert RememberLimit("m", LearnedLimit(3, 2.0)) in effects
     assert "ran out of memory with 6 requests in it: at most 3 of model m" in said(effects)
     assert pool.entries["m"].concurrency == 3
     # Those who were in it have shown one by one that they are innocent, and stay; nobody else
@@ -106,7 +107,7 @@ def test_a_model_that_ran_out_of_memory_serves_fewer_at_once(cause: Cause) -> No
 def test_other_deaths_teach_nothing() -> None:
     pool = crowded(6)
     effects = die(pool, Cause.SEGFAULT, 2.0)
-    assert not [effect for effect in effects if isinstance(effect, Remember)]
+    assert not [effect for effect in effects if isinstance(effect, RememberLimit)]
     assert pool.entries["m"].concurrency == 8
 
 
@@ -133,9 +134,9 @@ def test_it_climbs_back_in_quiet_hours() -> None:
         pool.release(lease, 4.0)
     assert pool.next_deadline() == 2.0 + QUIET_SECONDS
     effects = pool.tick(2.0 + QUIET_SECONDS)
-    assert Remember("m", LearnedLimit(6, 2.0 + QUIET_SECONDS)) in effects
+    assert RememberLimit("m", LearnedLimit(6, 2.0 + QUIET_SECONDS)) in effects
     effects = pool.tick(2.0 + 2 * QUIET_SECONDS)
-    assert effects[0] == Remember("m", None)
+    assert effects[0] == RememberLimit("m", None)
     assert "8 may run at once" in said(effects)
     assert pool.entries["m"].concurrency == 8
     assert pool.next_deadline() is None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from supervisor.errors import ModelNotFound
-from supervisor.scheduler.pool import Refuse, Spec
+from supervisor.scheduler.effects import Refuse
+from supervisor.scheduler.model import Spec
 from tests.helpers.pools import HOLD, Told, make_pool, told
 
 NAMED = (

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 
 import pytest
 
-from supervisor.scheduler.blame import PROBATION
-from supervisor.scheduler.effects import Loaded, Spawn, Stop
+from supervisor.scheduler.blame import PROBATION, Fault
+from supervisor.scheduler.effects import Effect, Grant, Loaded, Spawn, Stop
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.pool import Effect, Fault, Grant, ReleaseRule
+from supervisor.scheduler.model import ReleaseRule
 from supervisor.scheduler.pressure import Level
 from tests.helpers.ward import (
     HOLD,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from supervisor.scheduler.effects import EndLease, Grant, Refuse, Spawn, Stop
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.pool import Bury, Grant, Refuse, Spawn, Spec, Stop
+from supervisor.scheduler.model import Spec
 from tests.helpers.pools import (
     HOLD,
     WITH_PROCESS,
@@ -147,7 +148,7 @@ def test_an_earlier_failure_is_forgotten_once_the_model_has_loaded() -> None:
     lease = acquire(pool, 3.0)
     pool.ready("m", 2, 0, 1, 4.0)
     effects = pool.exited("m", 2, "SIGABRT", 5.0)
-    assert told(effects) == [Told(Bury, lease, "worker_crashed")]
+    assert told(effects) == [Told(EndLease, lease, "worker_crashed")]
     assert state(pool) is State.COLD
     assert pool.entries["m"].deaths == 1
 
@@ -321,7 +322,7 @@ def test_the_drain_deadline_or_a_second_shutdown_cuts_what_still_runs(again: boo
     pool.shutdown(3.0)
     assert pool.tick(22.9) == []
     *buried, stop = pool.shutdown(22.9) if again else pool.tick(23.0)
-    assert told(buried) == [Told(Bury, lease, "shutting_down")]
+    assert told(buried) == [Told(EndLease, lease, "shutting_down")]
     assert stop == Stop("m", 1, kill=False)
     assert pool.release(lease, 24.0) == []
     assert pool.next_deadline() == (25.9 if again else 26.0)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from supervisor.crashes.diagnosis import Cause, Crash, Diagnosis
+from supervisor.scheduler.effects import EndLease, Grant, Refuse, Spawn, Stop
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.model import Rules, Standing
-from supervisor.scheduler.pool import Bury, Grant, Pool, Refuse, Spawn, Spec, Stop
+from supervisor.scheduler.model import Rules, Spec, Suspicion
+from supervisor.scheduler.pool import Pool
 from tests.helpers.pools import (
     HOLD,
     WITH_PROCESS,
@@ -27,7 +28,7 @@ def test_each_lease_of_a_dead_worker_dies_exactly_once() -> None:
     pool = ready_pool()
     leases = [acquire(pool, 2.0) for _ in range(3)]
     effects = pool.exited("m", 1, "SIGABRT", 3.0)
-    assert told(effects) == [Told(Bury, lease, "worker_crashed") for lease in leases]
+    assert told(effects) == [Told(EndLease, lease, "worker_crashed") for lease in leases]
     assert len(effects) == 3
     assert state(pool) is State.COLD
     assert pool.exited("m", 1, "SIGABRT", 3.0) == []
@@ -74,9 +75,9 @@ def test_a_death_that_is_understood_says_why_and_what_to_do(
 
 @pytest.mark.parametrize(
     ("cause", "standing"),
-    [(Cause.GPU_VICTIM, Standing.CLEAR), (Cause.GPU_HANG, Standing.SUSPECT)],
+    [(Cause.GPU_VICTIM, Suspicion.CLEAR), (Cause.GPU_HANG, Suspicion.SUSPECT)],
 )
-def test_nobody_is_suspected_of_what_came_from_outside(cause: Cause, standing: Standing) -> None:
+def test_nobody_is_suspected_of_what_came_from_outside(cause: Cause, standing: Suspicion) -> None:
     pool = Pool([Spec("m")], rules=Rules(recovery="resume"))
     lease = acquire(pool)
     pool.ready("m", 1, 0, 1, 7.5)
@@ -100,7 +101,9 @@ def test_a_clean_exit_that_nobody_asked_for_is_a_crash() -> None:
     """vllm#48966: the engine died with exit status 0."""
     pool = ready_pool()
     lease = acquire(pool, 2.0)
-    assert told(pool.exited("m", 1, "exit status 0", 3.0)) == [Told(Bury, lease, "worker_crashed")]
+    assert told(pool.exited("m", 1, "exit status 0", 3.0)) == [
+        Told(EndLease, lease, "worker_crashed")
+    ]
     assert pool.entries["m"].deaths == 1
 
 
@@ -111,7 +114,7 @@ def test_who_is_in_a_dying_worker_learns_it_before_its_exit(wanted: State) -> No
     if wanted is State.DRAINING:
         pool.shutdown(2.5)
     effects = pool.dying("m", 1, "SIGABRT", 3.0)
-    assert told(effects) == [Told(Bury, lease, "worker_crashed")]
+    assert told(effects) == [Told(EndLease, lease, "worker_crashed")]
     assert "(SIGABRT) during this request" in error_of(effects).message
     assert state(pool) is State.STOPPING
     assert pool.dying("m", 1, "SIGABRT", 3.0) == []
@@ -147,8 +150,10 @@ def test_a_killed_worker_buries_its_leases_at_its_exit_and_serves_the_late_by_a_
     assert pool.broken("m", 1, "its channel closed", 3.0) == [Stop("m", 1, kill=True)]
     late = acquire(pool, 4.0)
     effects = pool.exited("m", 1, "SIGKILL", 5.0)
-    assert told(effects) == [Told(Bury, lease, "worker_crashed")]
-    assert "its channel closed" in effects[0].error.message if isinstance(effects[0], Bury) else ""
+    assert told(effects) == [Told(EndLease, lease, "worker_crashed")]
+    assert (
+        "its channel closed" in effects[0].error.message if isinstance(effects[0], EndLease) else ""
+    )
     assert effects[-1] == Spawn("m", 2)
     assert pool.ready("m", 2, 0, 1, 6.0) == [Grant(late, "m", "m#2", 2, until=1)]
 
@@ -161,8 +166,8 @@ def test_a_fault_kills_the_worker_and_a_second_one_is_harmless() -> None:
     assert pool.fault(second, "another", 3.0) in ([], [Stop("m", 1, kill=True)])
     effects = pool.exited("m", 1, "SIGKILL", 4.0)
     assert told(effects) == [
-        Told(Bury, first, "worker_crashed"),
-        Told(Bury, second, "worker_crashed"),
+        Told(EndLease, first, "worker_crashed"),
+        Told(EndLease, second, "worker_crashed"),
     ]
     assert pool.entries["m"].deaths == 1
 
@@ -193,7 +198,7 @@ def test_a_crash_while_draining_buries_and_counts() -> None:
     pool = ready_pool()
     lease = acquire(pool, 2.0)
     pool.shutdown(3.0)
-    assert told(pool.exited("m", 1, "SIGSEGV", 4.0)) == [Told(Bury, lease, "worker_crashed")]
+    assert told(pool.exited("m", 1, "SIGSEGV", 4.0)) == [Told(EndLease, lease, "worker_crashed")]
     assert pool.entries["m"].deaths == 1
     assert pool.stopped
 

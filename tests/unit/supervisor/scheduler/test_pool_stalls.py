@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from supervisor.scheduler.effects import EndLease, Grant, Interrupt, Refuse, Spawn, Stop
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.pool import Bury, Grant, Interrupt, Pool, Refuse, Rules, Spawn, Spec, Stop
+from supervisor.scheduler.model import Rules, Spec
+from supervisor.scheduler.pool import Pool
 from tests.helpers.pools import (
     HOLD,
     LIMITS,
@@ -34,7 +36,7 @@ def test_those_in_a_stalled_worker_learn_it_before_its_end() -> None:
     pool = ready_pool()
     lease = acquire(pool, 2.0)
     effects = pool.stalled("m", 1, "it hangs", 3.0)
-    assert told(effects) == [Told(Bury, lease, "worker_stalled")]
+    assert told(effects) == [Told(EndLease, lease, "worker_stalled")]
     assert "it hangs" in error_of(effects).message
     assert effects[1:] == [Stop("m", 1, kill=True, stacks=True)]
     late = acquire(pool, 4.0)

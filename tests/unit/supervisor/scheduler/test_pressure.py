@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from supervisor.machine.readers import Machine, SystemPressure
+from supervisor.machine.readers import MachineMemory, SystemPressure
 from supervisor.scheduler.pressure import (
     CALM_SECONDS,
     MARGIN,
@@ -19,8 +19,8 @@ from supervisor.scheduler.pressure import (
 PHYSICAL = 1000
 
 
-def reading(percent: float | None, system: SystemPressure | None = None) -> Machine:
-    return Machine(PHYSICAL, None if percent is None else round(percent * 10), level=system)
+def reading(percent: float | None, system: SystemPressure | None = None) -> MachineMemory:
+    return MachineMemory(PHYSICAL, None if percent is None else round(percent * 10), level=system)
 
 
 def after(*percents: float, seconds: float = 1.0) -> Level:
@@ -66,7 +66,7 @@ def test_the_operating_system_has_a_say(
 
 def test_unknown_use_is_no_pressure() -> None:
     assert Pressure().observe(reading(None), 0.0) is Level.NORMAL
-    assert Pressure().observe(Machine(), 0.0) is Level.NORMAL
+    assert Pressure().observe(MachineMemory(), 0.0) is Level.NORMAL
 
 
 def test_a_figure_that_swings_around_a_threshold_changes_the_level_once() -> None:
@@ -109,11 +109,11 @@ def test_an_emergency_that_ends_leaves_through_the_margin() -> None:
 
 
 def test_the_log_line_has_the_figures() -> None:
-    machine = Machine(64 * 10**9, 40 * 10**9, level=SystemPressure.WARN)
+    machine = MachineMemory(64 * 10**9, 40 * 10**9, level=SystemPressure.WARN)
     line = describe(machine, Thresholds(0.5, 0.6, 0.7))
     for figure in ("40.0 of 64.0 GB", "62.5 %", "50%/60%/70%", "warn"):
         assert figure in line
-    assert describe(Machine(), Thresholds()).startswith("use of RAM unknown")
+    assert describe(MachineMemory(), Thresholds()).startswith("use of RAM unknown")
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.sampled_from(SystemPressure)), max_size=40))

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.scheduler.blame import PROBATION, QUARANTINE_SECONDS
+from supervisor.scheduler.blame import PROBATION, QUARANTINE_SECONDS, Fault
+from supervisor.scheduler.effects import Effect
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.pool import Effect, Fault
 from supervisor.scheduler.requests import RETURN_SECONDS
 from tests.helpers.ward import (
     HOLD,

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from supervisor.api.health import render
-from supervisor.machine.readers import Machine
-from supervisor.scheduler.effects import Effect, Grant, Loaded, Refuse, Say, Shrink, Spawn, Stop
+from supervisor.machine.readers import MachineMemory
+from supervisor.scheduler.effects import Effect, Grant, Loaded, LogLine, Refuse, Shrink, Spawn, Stop
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Limits, Rules, Spec
 from supervisor.scheduler.pool import Pool
@@ -40,7 +40,7 @@ def seed_002(policy: str = "use_count", keep: int = 1) -> Pool:
 
 
 def health(pool: Pool) -> dict[str, Any]:
-    body = render(pool, dict.fromkeys(SIZES, "org/repo"), Machine(), "off", 0.0, "1")
+    body = render(pool, dict.fromkeys(SIZES, "org/repo"), MachineMemory(), "off", 0.0, "1")
     parsed: dict[str, Any] = json.loads(body)
     return parsed
 
@@ -120,7 +120,7 @@ def test_a_preload_that_fails_is_a_warning(how: str) -> None:
     pool.preload("a", 0.0)
     effects = [] if how == "SIGKILL" else pool.load_failed("a", 1, how, 1.0)
     effects += pool.exited("a", 1, how, 2.0)
-    (warning,) = [effect for effect in effects if isinstance(effect, Say)]
+    (warning,) = [effect for effect in effects if isinstance(effect, LogLine)]
     assert warning.level == logging.WARNING
     assert warning.text.startswith("a is not preloaded: ")
     assert how in warning.text
@@ -491,7 +491,7 @@ def test_default_limits_are_the_documented_ones() -> None:
         600,
     )
     assert (rules.load_gate, rules.load_gate_timeout, rules.max_requests) == ("shared", 120.0, 0)
-    assert Say("x").level == 20
+    assert LogLine("x").level == 20
 
 
 def test_room_that_max_loaded_wants_is_told_as_such() -> None:

@@ -25,7 +25,7 @@ from supervisor.wire import frames
 from supervisor.wire.codec import (
     HEADER,
     REPLY_LIMIT,
-    Decoder,
+    FrameDecoder,
     ProtocolError,
     TornFrame,
     encode,
@@ -116,7 +116,7 @@ def cut(data: bytes, places: list[int]) -> list[bytes]:
     return [data[start:end] for start, end in pairwise(ends)]
 
 
-def feed(decoder: Decoder[Frame], chunks: list[bytes]) -> list[Frame]:
+def feed(decoder: FrameDecoder[Frame], chunks: list[bytes]) -> list[Frame]:
     return [frame for chunk in chunks for frame in decoder.feed(chunk)]
 
 
@@ -140,7 +140,7 @@ def test_every_frame_type_belongs_to_a_direction() -> None:
 @given(data=st.data(), places=st.lists(st.integers(0, 10**6), max_size=8))
 def test_frames_survive_any_chunking(name: str, data: st.DataObject, places: list[int]) -> None:
     sent = data.draw(st.lists(frames_of(DIRECTIONS[name]), max_size=4))
-    decoder: Decoder[Frame] = Decoder(DIRECTIONS[name])
+    decoder: FrameDecoder[Frame] = FrameDecoder(DIRECTIONS[name])
     received = feed(decoder, cut(b"".join(map(encode, sent)), places))
     assert received == sent
     assert list(map(type, received)) == list(map(type, sent))
@@ -152,7 +152,7 @@ def test_frames_survive_any_chunking(name: str, data: st.DataObject, places: lis
 @given(data=st.data())
 def test_frames_survive_byte_by_byte(name: str, data: st.DataObject) -> None:
     sent = data.draw(frames_of(DIRECTIONS[name]))
-    decoder: Decoder[Frame] = Decoder(DIRECTIONS[name])
+    decoder: FrameDecoder[Frame] = FrameDecoder(DIRECTIONS[name])
     assert feed(decoder, [bytes([byte]) for byte in encode(sent)]) == [sent]
 
 
@@ -163,7 +163,7 @@ def test_a_stream_that_ends_inside_a_frame_is_torn(sent: list[Frame], data: st.D
     stream = b"".join(whole)
     length = data.draw(st.integers(0, len(stream)))
     ends = [sum(map(len, whole[: count + 1])) for count in range(len(whole))]
-    decoder: Decoder[Frame] = Decoder(frames.FromEngine)
+    decoder: FrameDecoder[Frame] = FrameDecoder(frames.FromEngine)
     assert feed(decoder, [stream[:length]]) == sent[: sum(end <= length for end in ends)]
     if length in (0, *ends):
         decoder.eof()
@@ -179,35 +179,37 @@ def test_a_frame_of_another_connection_is_refused(name: str, data: st.DataObject
     expected = members(DIRECTIONS[name])
     others = {kind for direction in DIRECTIONS.values() for kind in members(direction)}
     kind = data.draw(st.sampled_from(sorted(others - set(expected), key=lambda k: k.__name__)))
-    decoder: Decoder[Frame] = Decoder(DIRECTIONS[name])
+    decoder: FrameDecoder[Frame] = FrameDecoder(DIRECTIONS[name])
     with pytest.raises(ProtocolError):
         feed(decoder, [encode(data.draw(values(kind)))])
 
 
 @pytest.mark.parametrize("excess", [1, 2**20, 0xFFFFFFFF - 1000])
 def test_an_oversized_length_is_refused_by_its_header_alone(excess: int) -> None:
-    decoder: Decoder[Frame] = Decoder(frames.FromEngine, limit=1000)
+    decoder: FrameDecoder[Frame] = FrameDecoder(frames.FromEngine, limit=1000)
     with pytest.raises(ProtocolError, match="exceeds 1000"):
         feed(decoder, [HEADER.pack(1000 + excess)])
 
 
 def test_a_frame_of_exactly_the_limit_passes() -> None:
     frame = Token(1, "x" * 500)
-    decoder: Decoder[Frame] = Decoder(frames.FromEngine, limit=len(encode(frame)) - HEADER.size)
+    decoder: FrameDecoder[Frame] = FrameDecoder(
+        frames.FromEngine, limit=len(encode(frame)) - HEADER.size
+    )
     assert feed(decoder, [encode(frame)]) == [frame]
 
 
 def test_the_limit_of_replies_is_the_default() -> None:
-    decoder: Decoder[Frame] = Decoder(frames.FromEngine)
+    decoder: FrameDecoder[Frame] = FrameDecoder(frames.FromEngine)
     assert feed(decoder, [HEADER.pack(REPLY_LIMIT)]) == []
     with pytest.raises(ProtocolError):
-        feed(Decoder(frames.FromEngine), [HEADER.pack(REPLY_LIMIT + 1)])
+        feed(FrameDecoder(frames.FromEngine), [HEADER.pack(REPLY_LIMIT + 1)])
 
 
 @patient
 @given(st.binary(max_size=200), st.lists(st.integers(0, 200), max_size=4))
 def test_arbitrary_bytes_are_frames_or_a_protocol_error(data: bytes, places: list[int]) -> None:
-    decoder: Decoder[Frame] = Decoder(frames.FromEngine, limit=1000)
+    decoder: FrameDecoder[Frame] = FrameDecoder(frames.FromEngine, limit=1000)
     with contextlib.suppress(ProtocolError):
         feed(decoder, cut(data, places))
         decoder.eof()
@@ -216,7 +218,7 @@ def test_arbitrary_bytes_are_frames_or_a_protocol_error(data: bytes, places: lis
 @patient
 @given(st.binary(max_size=100))
 def test_an_arbitrary_body_is_a_frame_or_a_protocol_error(body: bytes) -> None:
-    decoder: Decoder[Frame] = Decoder(frames.ToEngine)
+    decoder: FrameDecoder[Frame] = FrameDecoder(frames.ToEngine)
     with contextlib.suppress(ProtocolError):
         feed(decoder, [HEADER.pack(len(body)) + body])
 
@@ -244,7 +246,7 @@ MALFORMED = {
 
 @pytest.mark.parametrize("name", MALFORMED)
 def test_a_malformed_frame_is_a_protocol_error_that_quotes_nothing(name: str) -> None:
-    decoder: Decoder[Frame] = Decoder(frames.FromEngine)
+    decoder: FrameDecoder[Frame] = FrameDecoder(frames.FromEngine)
     with pytest.raises(ProtocolError) as caught:
         feed(decoder, [MALFORMED[name]])
     assert not isinstance(caught.value, TornFrame)
@@ -255,7 +257,7 @@ def test_deep_nesting_is_a_protocol_error_both_ways() -> None:
     head = msgspec.msgpack.encode(["generate", "r", ["chat", [{"content": None}]], 1.0])
     body = head.replace(b"\xa7content\xc0", b"\xa7content" + DEEP)
     with pytest.raises(ProtocolError):
-        feed(Decoder(frames.ToEngine), [HEADER.pack(len(body)) + body])
+        feed(FrameDecoder(frames.ToEngine), [HEADER.pack(len(body)) + body])
     tree: list[Any] = []
     for _ in range(DEPTH):
         tree = [tree]
@@ -275,7 +277,7 @@ def test_what_cannot_be_encoded_is_a_protocol_error_that_quotes_nothing(content:
 
 
 def test_good_frames_before_a_bad_one_are_delivered() -> None:
-    decoder: Decoder[Frame] = Decoder(frames.FromEngine)
+    decoder: FrameDecoder[Frame] = FrameDecoder(frames.FromEngine)
     received = decoder.feed(encode(Token(1, "a")) + encode(Token(2, "b")) + raw([]))
     assert [next(received), next(received)] == [Token(1, "a"), Token(2, "b")]
     with pytest.raises(ProtocolError):

@@ -17,7 +17,7 @@ from tests.helpers.grammars import CLOSED, OBJECT, accepts, encode, ends, follow
 from tests.property import structured
 from tests.property.structured import Chooser, allowed, constraint, fault, sample, text_of, wrapper
 from worker.grammar import Grammar, Grammars, fill
-from worker.output.preamble import Lead, Marks
+from worker.output.preamble import Marks, Preamble
 
 
 @pytest.mark.parametrize(
@@ -379,7 +379,7 @@ def test_markers_of_several_tokens() -> None:
     marks.start = tuple(wrapper().encode("<th"))
     marks.end = tuple(wrapper().encode("th>"))
     made = constraint({"enum": ["<x"]})
-    grammar = Grammar(made.vocabulary, made._follower, Lead(marks, "before"))
+    grammar = Grammar(made.vocabulary, made._follower, Preamble(marks, "before"))
     less, quote = wrapper().encode("<")[0], wrapper().encode('"')[0]
     assert allowed(grammar) == sorted([less, quote])
     push(grammar, "<t")

@@ -50,6 +50,7 @@ from supervisor.scheduler.effects import (
     Unpause,
 )
 from supervisor.scheduler.lifecycle import State
+from supervisor.scheduler.model import ReleaseRule
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
 from supervisor.state import logs
@@ -96,7 +97,14 @@ class Supervisor:
         self._quarantine = Quarantine.load(state.quarantine)
         self._pool.docket.restore(self._quarantine.guilty())
         self._feed = EventFeed()
-        self._watch = Monitor(self._pool, self, self._reader, build.thresholds(config.memory))
+        self._watch = Monitor(
+            self._pool.entries,
+            self._pool.ledger,
+            self,
+            self._reader,
+            build.thresholds(config.memory),
+            watches_release=self._pool.rules.release is ReleaseRule.WHEN_SEEN,
+        )
         self._coroner = CrashCollector(
             self._pool.entries,
             state.crashes,

@@ -20,7 +20,7 @@ from typing import TypeVar
 import msgspec
 
 from supervisor.scheduler.concurrency_limit import LearnedLimit
-from supervisor.state.paths import write_atomically
+from supervisor.state.files import write_atomically
 
 log = logging.getLogger("bulkhead")
 

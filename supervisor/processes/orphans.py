@@ -16,7 +16,8 @@ import msgspec
 import psutil
 
 from supervisor.processes.launcher import Child, is_ours
-from supervisor.state.paths import StateDir, write_atomically
+from supervisor.state.files import write_atomically
+from supervisor.state.paths import StateDir
 
 log = logging.getLogger("bulkhead.supervisor")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from supervisor.state.paths import write_atomically
+from supervisor.state.files import write_atomically
 
 log = logging.getLogger("bulkhead.supervisor")
 

@@ -52,10 +52,10 @@ def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
     )
     offset = time.time() - time.monotonic()
     for name in catalog.models:
-        known = sizing.remembered(name)
+        known = sizing.measured_load(name)
         seconds, size = (known.load_seconds, known.memory_bytes) if known else (None, None)
-        limit = sizing.limited(name, offset)
-        made.recall(name, sizing.uses(name), seconds, size, limit)
+        limit = sizing.learned_limit(name, offset)
+        made.recall(name, sizing.use_count(name), seconds, size, limit)
     models = catalog.models.items()
     pinned = [name for name, model in models if model.pin]
     preloaded = [name for name, model in models if model.preload]

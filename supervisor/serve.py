@@ -23,7 +23,7 @@ from supervisor.app import WORKER_MODULE, Supervisor
 from supervisor.config.settings import Config, ConfigError
 from supervisor.machine import readers
 from supervisor.models import catalog
-from supervisor.models.size_cache import Sizes
+from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Sizing
 from supervisor.processes import orphans
 from supervisor.state import address, logs
@@ -65,7 +65,7 @@ def run(
     # A child that imports MLX: seconds, for a figure that "auto" alone asks for.
     working_set = readers.working_set() if settings.memory.budget == "auto" else None
     budget = build.budget(settings.memory, reader.machine(), working_set)
-    sizing = Sizing(served, Sizes.load(state.sizes), budget)
+    sizing = Sizing(served, SizeCache.load(state.sizes), budget)
     try:
         pool = build.pool(settings, served, sizing)
     except ConfigError as error:

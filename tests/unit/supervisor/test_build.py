@@ -12,7 +12,7 @@ from supervisor import build
 from supervisor.config.settings import Config, ConfigError, Overrides, from_tree
 from supervisor.machine.readers import MachineMemory
 from supervisor.models.catalog import DEFAULT_CONCURRENCY, Catalog
-from supervisor.models.size_cache import Sizes
+from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Sizing
 from supervisor.processes.spare import BYTES as SPARE_BYTES
 from supervisor.scheduler.model import Limits, ReleaseRule, Rules, Spec
@@ -31,9 +31,9 @@ def pool(config: Config, budget: int | None = None, measured: int = 0) -> Pool:
     """Of models without files: their sizes are unknown, unless configured, or `measured` earlier
     for one called `c`. Bytes."""
     served = Catalog(config.models, Path("/nowhere"))
-    sizing = Sizing(served, Sizes(Path("/nowhere/sizes.json")), budget)
+    sizing = Sizing(served, SizeCache(Path("/nowhere/sizes.json")), budget)
     if measured:
-        sizing.remember("c", measured, 1.0)
+        sizing.save_load("c", measured, 1.0)
     return build.pool(config, served, sizing)
 
 

@@ -50,6 +50,7 @@ from supervisor.scheduler.effects import (
     Unpause,
 )
 from supervisor.scheduler.lifecycle import State
+from supervisor.scheduler.model import ReleaseRule
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
 from supervisor.state import logs
@@ -96,7 +97,14 @@ class Supervisor:
         self._quarantine = Quarantine.load(state.quarantine)
         self._pool.docket.restore(self._quarantine.guilty())
         self._feed = EventFeed()
-        self._watch = Monitor(self._pool, self, self._reader, build.thresholds(config.memory))
+        self._watch = Monitor(
+            self._pool.entries,
+            self._pool.ledger,
+            self,
+            self._reader,
+            build.thresholds(config.memory),
+            watches_release=self._pool.rules.release is ReleaseRule.WHEN_SEEN,
+        )
         self._coroner = CrashCollector(
             self._pool.entries,
             state.crashes,
@@ -214,7 +222,7 @@ class Supervisor:
                     log.error("%s alone kills the worker of %s: refused", request_id, model)
                     self._quarantine.save(self._pool.docket.verdicts(time.monotonic()))
                 case RememberLimit(model, limit):
-                    self._sizing.limit(model, limit, time.time() - time.monotonic())
+                    self._sizing.save_limit(model, limit, time.time() - time.monotonic())
                 case LogLine(text, level):
                     log.log(level, "%s", text)
                     self._feed.tell("decision", text=text)
@@ -258,7 +266,7 @@ class Supervisor:
             and entry.loaded_at == now
             and entry.load_seconds is not None
         ):
-            self._sizing.remember(model, size, entry.load_seconds)
+            self._sizing.save_load(model, size, entry.load_seconds)
 
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
         self.perform(self._pool.load_failed(model, generation, reason, time.monotonic()))
@@ -318,7 +326,7 @@ class Supervisor:
 
     def before_load(self, model: str) -> None:
         entry = self._pool.entries[model]
-        if entry.state not in (State.COLD, State.FAILED) or not self._sizing.changed(model):
+        if entry.state not in (State.COLD, State.FAILED) or not self._sizing.has_changed(model):
             return
         if entry.state is State.FAILED:
             log.info("the files of model %s have changed; it may be loaded again", model)
@@ -384,7 +392,7 @@ class Supervisor:
             await asyncio.sleep(LOOK_SECONDS)
 
     def _count_uses(self) -> None:
-        self._sizing.count({name: e.use_count for name, e in self._pool.entries.items()})
+        self._sizing.save_use_counts({name: e.use_count for name, e in self._pool.entries.items()})
 
     async def _upkeep(self) -> None:
         while True:

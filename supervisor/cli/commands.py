@@ -15,11 +15,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from supervisor.cli.client import Client, Refusal, Unreachable
+from supervisor.cli.client import Client, Refusal, Unreachable, fail
 from supervisor.config import settings
 from supervisor.crashes import view
 from supervisor.crashes.store import Store, Unreadable
 from supervisor.state.paths import StateDir
+from supervisor.units import gigabytes
 from supervisor.wire.crash import CrashList, CrashReport
 
 _URL = typer.Option(
@@ -32,7 +33,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print what the server says
 AsAnyJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CrashId = Annotated[str, typer.Argument(metavar="ID", help="A report's id; without, all of them.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name or alias.")]
-_GB = 1e9
 _PIPE_COLUMNS = 1000
 
 
@@ -206,8 +206,7 @@ def _ask(question: typing.Callable[[], T]) -> T:
     try:
         return question()
     except (Unreachable, Refusal) as error:
-        print(f"bulkhead: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        fail(str(error))
 
 
 def _memory_line(health: dict[str, Any]) -> str:
@@ -238,9 +237,7 @@ def _limit(model: dict[str, Any]) -> str:
 
 
 def _size(value: int | None) -> str:
-    if value is None:
-        return ""
-    return f"{value / _GB:.1f} GB" if value >= _GB / 10 else f"{value / 1e6:.0f} MB"
+    return "" if value is None else gigabytes(value)
 
 
 def _console() -> Console:

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
+from supervisor.state.files import write_atomically
 from supervisor.wire.crash import ID, CrashBrief, CrashReport
 
 log = logging.getLogger("bulkhead.supervisor")
@@ -57,14 +58,7 @@ class Store:
         """Keep the report, or replace the one that has its id; forget the oldest beyond `KEEP`.
         Raises OSError."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        data = encode(report)
-        temporary = self._folder / f"{report.id}.tmp"
-        with open(temporary, "wb", opener=_private) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path(report.id))
-        _sync(self._folder)
+        write_atomically(self._path(report.id), encode(report), sync=True)
         for path in sorted(self._paths(), reverse=True)[KEEP:]:
             path.unlink(missing_ok=True)
 
@@ -116,15 +110,3 @@ def _read(path: Path, kind: type[T]) -> T | None:
     except (OSError, msgspec.DecodeError) as error:
         why = type(error).__name__
         raise Unreadable(f"The crash report {path.stem} cannot be read: {why}") from None
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

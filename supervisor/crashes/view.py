@@ -7,10 +7,10 @@ from datetime import datetime
 
 from rich.table import Table
 
+from supervisor.units import gigabytes
 from supervisor.wire.crash import CrashBrief, CrashReport, InFlight, Sample
 
 _REQUESTS_SHOWN = 20
-_GB = 1e9
 _SAMPLES_SHOWN = (60, 30, 10, 5, 2, 0)
 """Seconds before the death of which the memory is shown."""
 
@@ -52,7 +52,7 @@ def _parts(report: CrashReport) -> Iterator[list[str]]:
         [
             "Processes at that moment",
             *(
-                f"  {model.name}#{model.generation}  {model.state}, {_gigabytes(model.memory_bytes)}, "
+                f"  {model.name}#{model.generation}  {model.state}, {gigabytes(model.memory_bytes)}, "
                 f"{model.in_flight} in flight, {model.queued} queued"
                 for model in report.models
             ),
@@ -105,7 +105,7 @@ def _memory(report: CrashReport) -> list[str]:
         machine = [each for each in report.machine if abs(each.seconds - seconds) <= 1]
         used = machine[-1].used_bytes if machine else None
         figures = [
-            f"{what} {_gigabytes(size)}"
+            f"{what} {gigabytes(size)}"
             for what, size in (("process", own), ("machine", used))
             if size is not None
         ]
@@ -134,7 +134,3 @@ def _name(crash: CrashBrief) -> str:
 def _time(text: str) -> str:
     """Local time, to the second."""
     return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / _GB:.1f} GB" if size >= _GB / 10 else f"{size / 1e6:.0f} MB"

@@ -16,7 +16,8 @@ import msgspec
 import psutil
 
 from supervisor.processes.launcher import Child, is_ours
-from supervisor.state.paths import StateDir, write_atomically
+from supervisor.state.files import write_atomically
+from supervisor.state.paths import StateDir
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -29,7 +30,7 @@ class _Process(msgspec.Struct, frozen=True):
     started: float
 
 
-class _Record(msgspec.Struct, frozen=True):
+class _ChildrenFile(msgspec.Struct, frozen=True):
     instance: str
     children: list[_Process]
 
@@ -37,7 +38,7 @@ class _Record(msgspec.Struct, frozen=True):
 def record(state: StateDir, instance: str, children: Iterable[Child]) -> None:
     """Write down who runs, so that the next start can find them."""
     processes = [_Process(child.role, child.pid, child.started) for child in children]
-    write_atomically(state.children, msgspec.json.encode(_Record(instance, processes)))
+    write_atomically(state.children, msgspec.json.encode(_ChildrenFile(instance, processes)))
 
 
 def clean(state: StateDir) -> None:
@@ -46,12 +47,12 @@ def clean(state: StateDir) -> None:
     Call it with the instance lock held: whatever is here then belongs to nobody alive.
     """
     try:
-        left = msgspec.json.decode(state.children.read_bytes(), type=_Record)
+        left = msgspec.json.decode(state.children.read_bytes(), type=_ChildrenFile)
     except FileNotFoundError:
-        left = _Record("", [])
+        left = _ChildrenFile("", [])
     except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
         log.warning("%s is unreadable (%s); no leftovers are looked for", state.children, error)
-        left = _Record("", [])
+        left = _ChildrenFile("", [])
     killed: list[int] = []
     for process in left.children:
         if is_ours(process.pid, process.started, left.instance):

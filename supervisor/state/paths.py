@@ -38,11 +38,6 @@ class StateDir:
         return self.root / "children.json"
 
     @property
-    def address(self) -> Path:
-        """How the running instance is reached, for commands."""
-        return self.root / "address.json"
-
-    @property
     def sizes(self) -> Path:
         return self.root / "sizes.json"
 
@@ -129,14 +124,6 @@ class InstanceLock:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` so that a killed process leaves the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(data)
-    temporary.replace(path)
 
 
 def slug(name: str) -> str:

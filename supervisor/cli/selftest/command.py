@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from supervisor.cli.client import Refusal, Unreachable
+from supervisor.cli.client import Refusal, Unreachable, fail
 from supervisor.cli.selftest.faults import KILLS, STARVES, WEDGES, Fault
 from supervisor.cli.selftest.instance import CannotStart, running
 from supervisor.cli.selftest.run import Row, rounds
@@ -33,8 +33,7 @@ def selftest(kill: Kill = False, wedge: Wedge = False, oom: Oom = False) -> None
     try:
         rows = _run(chosen)
     except (CannotStart, Unreachable, Refusal) as error:
-        print(f"bulkhead: the private instance failed: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        fail(f"the private instance failed: {error}")
     if not all(row.is_passed for row in rows):
         raise SystemExit(1)
 

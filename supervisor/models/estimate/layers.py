@@ -31,7 +31,6 @@ class Layer:
 
     `per_token` for each token, or for the last `window` of them; `state` whatever the length, in
     the activations' type; `state32` in float32; `scan` in the type that Mamba 1 computes in.
-    `quantizable`: whether mlx-lm can quantize this cache; of those it has, the plain one alone.
     """
 
     per_token: int = 0
@@ -39,11 +38,10 @@ class Layer:
     state: int = 0
     state32: int = 0
     scan: int = 0
-    quantizable: bool = False
 
 
 def full(elements: int) -> Layer:
-    return Layer(elements, quantizable=True)
+    return Layer(elements)
 
 
 def sliding(elements: int, window: int) -> Layer:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from supervisor.machine.monitor import Monitor
+from supervisor.machine.monitor import Monitor, QuietBaseline
 from supervisor.machine.readers import MachineMemory, SystemPressure
 from supervisor.scheduler.ledger import STRANDED_SECONDS
 from supervisor.scheduler.lifecycle import State
@@ -72,7 +72,13 @@ class World:
         self.reader = Reader()
         self.told = Told(self.pool, self)
         self.watch = Monitor(
-            self.pool, self.told, self.reader, Thresholds(), clock=lambda: self.now
+            self.pool.entries,
+            self.pool.ledger,
+            self.told,
+            self.reader,
+            Thresholds(),
+            watches_release=release is ReleaseRule.WHEN_SEEN,
+            clock=lambda: self.now,
         )
 
     def look(self) -> None:
@@ -292,3 +298,14 @@ def test_what_cannot_be_read_is_not_back(mac: World) -> None:
     mac.reader.seen = MachineMemory(PHYSICAL, 40 * GB, wired=3 * GB)
     mac.look()
     assert mac.charged == 0
+
+
+def test_the_quiet_baseline_is_the_median_of_the_last_readings() -> None:
+    baseline = QuietBaseline()
+    assert baseline.bytes == 0
+    for reading in [3, 3, 90, 3, 4]:
+        baseline.feed(reading)
+    assert baseline.bytes == 3
+    for _ in range(10):
+        baseline.feed(7)
+    assert baseline.bytes == 7

@@ -23,6 +23,7 @@ from supervisor.api.control import Control
 from supervisor.api.events import EventFeed
 from supervisor.config.settings import Config
 from supervisor.crashes.collector import CrashCollector, secret_values
+from supervisor.crashes.diagnosis import Crash
 from supervisor.crashes.os_evidence import Evidence, SystemEvidence
 from supervisor.machine.monitor import Monitor
 from supervisor.machine.readers import MemoryReader
@@ -34,6 +35,7 @@ from supervisor.processes.gateway import GatewayProcess
 from supervisor.processes.launcher import Child, Launcher
 from supervisor.processes.spare import is_calm
 from supervisor.processes.watchdog import LOOK_SECONDS
+from supervisor.scheduler.death import Death
 from supervisor.scheduler.effects import (
     Effect,
     EndLease,
@@ -95,18 +97,18 @@ class Supervisor:
         self._sizing = sizing
         self._pool = pool
         self._quarantine = Quarantine.load(state.quarantine)
-        self._pool.docket.restore(self._quarantine.guilty())
+        self._pool.recovery.blame.restore(self._quarantine.guilty())
         self._feed = EventFeed()
         self._watch = Monitor(
-            self._pool.entries,
-            self._pool.ledger,
+            self._pool.models,
+            self._pool.state.ledger,
             self,
             self._reader,
             build.thresholds(config.memory),
-            watches_release=self._pool.rules.release is ReleaseRule.WHEN_SEEN,
+            watches_release=self._pool.state.rules.release is ReleaseRule.WHEN_SEEN,
         )
         self._coroner = CrashCollector(
-            self._pool.entries,
+            self._pool.models,
             state.crashes,
             self._reader,
             evidence or SystemEvidence(),
@@ -163,7 +165,7 @@ class Supervisor:
                 for name, model in self._catalog.models.items():
                     if model.preload:
                         self.perform(self._pool.preload(name, time.monotonic()))
-                if self._pool.ledger.reserved:
+                if self._pool.state.ledger.reserved:
                     self._fleet.spare.allow()
             await _first(self._stop, self._gatekeeper.hopeless)
             if self._gatekeeper.hopeless.is_set():
@@ -171,7 +173,7 @@ class Supervisor:
                 return 1
             return 0
         finally:
-            if not self._pool.shutting_down:
+            if not self._pool.state.shutting_down:
                 self._asked_to_stop()
             await self._stopped.wait()
             self._count_uses()
@@ -190,14 +192,14 @@ class Supervisor:
             log.info("stopped")
 
     def _asked_to_stop(self) -> None:
-        if self._pool.shutting_down:
+        if self._pool.state.shutting_down:
             log.info("asked to stop again: what still runs is cut")
         else:
-            running = sum(len(entry.granted) for entry in self._pool.entries.values())
+            running = sum(len(each.granted) for each in self._pool.models.values())
             log.info(
                 "asked to stop: %d running requests may take %g s to end; another signal cuts them",
                 running,
-                self._pool.limits.drain,
+                self._pool.state.limits.drain,
             )
         self._stop.set()
         self._fleet.spare.forbid()
@@ -220,15 +222,15 @@ class Supervisor:
                     self._coroner.follow(effect)
                 case QuarantineRequest(model, request_id):
                     log.error("%s alone kills the worker of %s: refused", request_id, model)
-                    self._quarantine.save(self._pool.docket.verdicts(time.monotonic()))
+                    self._quarantine.save(self._pool.recovery.blame.quarantined(time.monotonic()))
                 case RememberLimit(model, limit):
                     self._sizing.save_limit(model, limit, time.time() - time.monotonic())
                 case LogLine(text, level):
                     log.log(level, "%s", text)
                     self._feed.tell("decision", text=text)
-        self._feed.states(self._pool.entries.values())
+        self._feed.states(self._pool.models.values())
         self._rearm()
-        if self._pool.shutting_down and self._pool.stopped:
+        if self._pool.state.shutting_down and self._pool.state.stopped:
             self._stopped.set()
 
     def _rearm(self) -> None:
@@ -256,17 +258,16 @@ class Supervisor:
             )
 
     def worker_ready(self, model: str, generation: int, ready: frames.Ready) -> None:
-        now, entry = time.monotonic(), self._pool.entries[model]
+        now, loaded = time.monotonic(), self._pool.models[model]
+        pid = None if loaded.worker is None else loaded.worker.pid
         # What MLX holds leaves out the interpreter and its libraries.
-        seen = self._reader.footprint(entry.pid) if entry.pid is not None else None
+        seen = None if pid is None else self._reader.footprint(pid)
         size = max(ready.memory_bytes, seen or 0)
         self.perform(self._pool.ready(model, generation, size, ready.context, now))
-        if (
-            entry.generation == generation
-            and entry.loaded_at == now
-            and entry.load_seconds is not None
-        ):
-            self._sizing.save_load(model, size, entry.load_seconds)
+        worker, seconds = loaded.worker, loaded.load_seconds
+        measured = worker is not None and worker.key == (model, generation)
+        if worker is not None and measured and worker.loaded_at == now and seconds is not None:
+            self._sizing.save_load(model, size, seconds)
 
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
         self.perform(self._pool.load_failed(model, generation, reason, time.monotonic()))
@@ -282,17 +283,17 @@ class Supervisor:
         self._mourn(model, generation, f"has stalled and is killed ({how})")
         reason = f"it stalled: {how}"
         crash = self._coroner.examine(model, generation, "SIGKILL", put_down=reason)
-        self.perform(self._pool.stalled(model, generation, how, time.monotonic(), crash))
+        self.perform(self._pool.stalled(model, generation, how, time.monotonic(), _death(crash)))
 
     def worker_dying(self, model: str, generation: int, how: str) -> None:
         crash = self._coroner.examine(model, generation, how)
         self._mourn(model, generation, f"died ({how})")
-        self.perform(self._pool.dying(model, generation, how, time.monotonic(), crash))
+        self.perform(self._pool.dying(model, generation, how, time.monotonic(), _death(crash)))
 
     def worker_exited(self, model: str, generation: int, how: str) -> None:
         crash = self._coroner.examine(model, generation, how)
         self._mourn(model, generation, f"died ({how})")
-        self.perform(self._pool.exited(model, generation, how, time.monotonic(), crash))
+        self.perform(self._pool.exited(model, generation, how, time.monotonic(), _death(crash)))
         self._coroner.file(model, generation, how)
         if crash is not None:
             cause = crash.diagnosis.cause.value
@@ -314,21 +315,22 @@ class Supervisor:
 
     def _mourn(self, model: str, generation: int, fate: str) -> None:
         """Name those who were in a worker that ends unasked."""
-        entry = self._pool.entries[model]
-        unasked = entry.state in (State.LOADING, State.READY, State.DRAINING)
-        if unasked and entry.generation == generation:
-            inside = entry.waiting if entry.state is State.LOADING else entry.granted
+        dead = self._pool.models[model]
+        unasked = dead.state in (State.LOADING, State.READY, State.DRAINING)
+        if unasked and dead.generation == generation:
+            inside = dead.waiting if dead.state is State.LOADING else dead.granted
             lost = [lease.request_id for lease in inside.values()]
             named = f": {', '.join(lost)}" if lost else ""
-            log.error("worker %s %s with %d requests in it%s", entry.worker, fate, len(lost), named)
+            name = dead.current.name
+            log.error("worker %s %s with %d requests in it%s", name, fate, len(lost), named)
 
     # ── for the control socket ───────────────────────────────────────────────────────────────────
 
     def before_load(self, model: str) -> None:
-        entry = self._pool.entries[model]
-        if entry.state not in (State.COLD, State.FAILED) or not self._sizing.has_changed(model):
+        state = self._pool.models[model].state
+        if state not in (State.COLD, State.FAILED) or not self._sizing.has_changed(model):
             return
-        if entry.state is State.FAILED:
+        if state is State.FAILED:
             log.info("the files of model %s have changed; it may be loaded again", model)
             self._pool.changed(model)
         need = self._sizing.need(model)
@@ -342,7 +344,7 @@ class Supervisor:
 
     def health(self) -> bytes:
         return health.render(
-            self._pool,
+            self._pool.state,
             {name: model.source for name, model in self._catalog.models.items()},
             self._watch.machine,
             self._fleet.spare.standing,
@@ -380,11 +382,11 @@ class Supervisor:
             try:
                 now = time.monotonic()
                 self._gatekeeper.look(now)
-                for name, entry in self._pool.entries.items():
-                    if entry.state in (State.READY, State.DRAINING):
-                        awaited = bool(entry.granted)
-                        self._fleet.look(name, entry.generation, now, awaited=awaited)
-                calm = is_calm(self._pool.entries.values(), self._pool.level)
+                for name, model in self._pool.models.items():
+                    if model.state in (State.READY, State.DRAINING):
+                        awaited = bool(model.granted)
+                        self._fleet.look(name, model.generation, now, awaited=awaited)
+                calm = is_calm(self._pool.models.values(), self._pool.state.level)
                 self._fleet.spare.tend(now, calm=calm)
             except Exception:
                 # A bug of ours in one look must not leave them unwatched for good.
@@ -392,13 +394,17 @@ class Supervisor:
             await asyncio.sleep(LOOK_SECONDS)
 
     def _count_uses(self) -> None:
-        self._sizing.save_use_counts({name: e.use_count for name, e in self._pool.entries.items()})
+        self._sizing.save_use_counts({name: e.use_count for name, e in self._pool.models.items()})
 
     async def _upkeep(self) -> None:
         while True:
             await asyncio.sleep(_UPKEEP_SECONDS)
             self._count_uses()
             logs.cut_to_tail(path for child in self._children() for path in child.files)
+
+
+def _death(crash: Crash | None) -> Death | None:
+    return None if crash is None else crash.death
 
 
 async def _first(*events: asyncio.Event) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import sys
 import time
 from collections.abc import Sequence
@@ -49,6 +50,7 @@ def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
             backoff_max=recovery.backoff_max,
         ),
         budget=sizing.budget,
+        jitter=random.random,
     )
     offset = time.time() - time.monotonic()
     for name in catalog.models:
@@ -68,24 +70,24 @@ def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
 
 def _reserve_spare(pool: Pool, groups: Sequence[Sequence[str]]) -> None:
     """Keep room for a spare worker, unless that makes models impossible that fit without it."""
-    budget = pool.ledger.budget
+    budget = pool.state.ledger.budget
     for group in groups:
-        needed = sum(pool.entries[name].size for name in group)
+        needed = sum(pool.models[name].size for name in group)
         if budget is not None and budget - SPARE_BYTES < needed <= budget:
             names = ", ".join(group)
             log.warning("no spare worker: %s leaves no room for it in the budget", names)
             return
-    pool.ledger.reserve(SPARE_BYTES)
+    pool.state.ledger.reserve(SPARE_BYTES)
 
 
 def check_together(pool: Pool, what: str, names: Sequence[str]) -> None:
     """Raises ConfigError unless these models fit the budget all at once, as far as their sizes are
     known: one of them could never be loaded, or would not be at start."""
-    entries = [pool.entries[name] for name in names]
-    needed, budget = sum(entry.size for entry in entries), pool.ledger.budget
+    models = [pool.models[name] for name in names]
+    needed, budget = sum(model.size for model in models), pool.state.ledger.budget
     if budget is None or needed <= budget:
         return
-    each = ", ".join(f"{e.spec.name} {gigabytes(e.size)} ({e.size_source})" for e in entries)
+    each = ", ".join(f"{each.name} {gigabytes(each.size)} ({each.size_source})" for each in models)
     raise ConfigError(
         f"memory.budget: {gigabytes(budget)} are too little for the {what}, which need "
         f"{gigabytes(needed)} together: {each}. Choose fewer or smaller ones, lower their "

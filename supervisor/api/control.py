@@ -120,7 +120,7 @@ class Control:
 
     def _acquire(self, frame: frames.Acquire, connection: Connection) -> int:
         with contextlib.suppress(BulkheadError):  # the pool refuses it in a moment
-            self._shell.before_load(self._pool.resolve(frame.model).spec.name)
+            self._shell.before_load(self._pool.state.resolve(frame.model).spec.name)
         lease, effects = self._pool.acquire(
             frame.request_id,
             frame.model,
@@ -136,7 +136,7 @@ class Control:
         """A person's wish. Returns the lease of a load, which waits."""
         now = time.monotonic()
         try:
-            name = self._pool.resolve(frame.model).spec.name
+            name = self._pool.state.resolve(frame.model).spec.name
         except BulkheadError as error:
             connection.send(_refused(error))
             return None
@@ -153,8 +153,8 @@ class Control:
         return None
 
     def _managed(self, name: str) -> frames.Managed:
-        entry = self._pool.entries[name]
-        return frames.Managed(name, entry.state.value, entry.pinned)
+        model = self._pool.models[name]
+        return frames.Managed(name, model.state.value, model.pinned)
 
     async def _crashes(self, name: str) -> frames.Crashes | frames.Refused:
         try:
@@ -164,10 +164,10 @@ class Control:
 
     def _report(self, model: str) -> frames.Report | frames.Refused:
         try:
-            name = self._pool.resolve(model).spec.name if model else ""
+            name = self._pool.state.resolve(model).spec.name if model else ""
         except BulkheadError as error:
             return _refused(error)
-        return frames.Report(not self._pool.shutting_down, self._shell.health(), name)
+        return frames.Report(not self._pool.state.shutting_down, self._shell.health(), name)
 
 
 def _refused(error: BulkheadError) -> frames.Refused:

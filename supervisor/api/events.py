@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from supervisor.scheduler.model import Entry
+from supervisor.scheduler.model import Model
 from supervisor.wire.frames import Happened, ToSupervisor
 from supervisor.wire.stream import FrameStream
 
@@ -44,18 +44,18 @@ class EventFeed:
             watcher.close()
         self._watchers.clear()
 
-    def states(self, entries: Iterable[Entry]) -> None:
+    def states(self, models: Iterable[Model]) -> None:
         """Tell which models' workers are in another state than before."""
-        for entry in entries:
-            state = (entry.state.value, entry.generation)
-            if self._states.get(entry.spec.name, ("cold", 0)) != state:
-                self._states[entry.spec.name] = state
+        for model in models:
+            state = (model.state.value, model.generation)
+            if self._states.get(model.name, ("cold", 0)) != state:
+                self._states[model.name] = state
                 self.tell(
                     "state",
-                    model=entry.spec.name,
-                    state=entry.state.value,
-                    generation=entry.generation,
-                    reason=entry.reason or None,
+                    model=model.name,
+                    state=model.state.value,
+                    generation=model.generation,
+                    reason=model.reason or None,
                 )
 
     def tell(self, event: str, **details: Any) -> None:

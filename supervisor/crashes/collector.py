@@ -23,8 +23,8 @@ from supervisor.crashes.writer import Files
 from supervisor.machine.readers import MachineMemory, MemoryReader
 from supervisor.processes.launcher import Child
 from supervisor.scheduler.effects import Effect, EndLease, Grant, Refuse
-from supervisor.scheduler.lifecycle import HAS_PROCESS, Event, State
-from supervisor.scheduler.model import Entry, Lease
+from supervisor.scheduler.lifecycle import HAS_PROCESS, State
+from supervisor.scheduler.model import Lease, Model
 from supervisor.wire.crash import LoadedModel, MachineSample, Sample
 
 SAMPLES = 60
@@ -57,7 +57,7 @@ class _Look:
 
 
 class CrashCollector:
-    """Called on the supervisor's event loop. `entries` are the pool's, and only looked at.
+    """Called on the supervisor's event loop. `models` are the pool's, and only looked at.
 
     `folder` is where reports go, `secrets` must not be in them, `version` is Bulkhead's. `clock` in
     monotonic seconds, `epoch` in epoch seconds.
@@ -65,7 +65,7 @@ class CrashCollector:
 
     def __init__(
         self,
-        entries: Mapping[str, Entry],
+        models: Mapping[str, Model],
         folder: Path,
         reader: MemoryReader,
         evidence: Evidence,
@@ -75,7 +75,7 @@ class CrashCollector:
         clock: Callable[[], float] = time.monotonic,
         epoch: Callable[[], float] = time.time,
     ) -> None:
-        self._entries = entries
+        self._models = models
         self._reader = reader
         self._evidence = evidence
         self._cleaner = Cleaner(secrets)
@@ -103,21 +103,21 @@ class CrashCollector:
             if size is not None:
                 living.footprint.append((now, size))
 
-    def examine(self, model: str, generation: int, how: str, *, put_down: str = "") -> Crash | None:
+    def examine(self, name: str, generation: int, how: str, *, put_down: str = "") -> Crash | None:
         """News of a death, before the pool has it. None when it was asked for. `put_down` is why it
         is about to be killed, where the pool does not know it yet.
 
         May come twice for one death, first with its signal and then with its exit: the id stays,
         and the diagnosis has all that was said by then.
         """
-        living, entry = self._living.get((model, generation)), self._entries[model]
-        if living is None or not _is_crash(entry, generation):
+        living, model = self._living.get((name, generation)), self._models[name]
+        if living is None or not _is_crash(model, generation):
             return None
         if living.scene is None:
-            inside = list(_inside(entry))
-            if entry.state is State.STOPPING:
-                put_down = entry.reason
-            living.scene = scene = self._look_around(living, entry, inside, put_down)
+            inside = list(_inside(model))
+            if model.state is State.STOPPING:
+                put_down = model.reason
+            living.scene = scene = self._look_around(living, model, inside, put_down)
             self.files.open(scene)
             for lease in inside:  # of an earlier death nothing else will be told
                 self._settle(lease.id, f"was inside when {scene.name} died, too")
@@ -179,7 +179,7 @@ class CrashCollector:
     # ── what there is to see ─────────────────────────────────────────────────────────────────────
 
     def _look_around(
-        self, living: _Living, entry: Entry, inside: Sequence[Lease], put_down: str
+        self, living: _Living, model: Model, inside: Sequence[Lease], put_down: str
     ) -> Snapshot:
         epoch, now = self._epoch(), self._clock()
         return Snapshot(
@@ -190,29 +190,29 @@ class CrashCollector:
             pid=living.child.pid,
             stderr=living.child.files[1],
             uptime=now - living.born,
-            phase="loading" if entry.loaded_at is None else entry.state.value,
+            phase="loading" if model.current.loaded_at is None else model.state.value,
             models=tuple(self._loaded()),
             machine=tuple(self._machine(now)),
             footprint=tuple(
                 Sample(seconds=round(now - at, 1), bytes=size) for at, size in living.footprint
             ),
-            model=entry.spec.name,
-            generation=entry.generation,
+            model=model.name,
+            generation=model.generation,
             put_down=put_down,
             requests=tuple(lease.request_id for lease in inside),
             oom_kills=self._oom_kills(now),
         )
 
     def _loaded(self) -> Iterator[LoadedModel]:
-        for entry in self._entries.values():
-            if entry.state in HAS_PROCESS:
+        for model in self._models.values():
+            if model.state in HAS_PROCESS:
                 yield LoadedModel(
-                    name=entry.spec.name,
-                    generation=entry.generation,
-                    state=entry.state.value,
-                    memory_bytes=entry.memory_bytes,
-                    in_flight=len(entry.granted),
-                    queued=len(entry.waiting),
+                    name=model.name,
+                    generation=model.generation,
+                    state=model.state.value,
+                    memory_bytes=model.current.memory_bytes,
+                    in_flight=len(model.granted),
+                    queued=len(model.waiting),
                 )
 
     def _machine(self, now: float) -> Iterator[MachineSample]:
@@ -240,20 +240,19 @@ def secret_values(*environments: Mapping[str, str]) -> Iterable[str]:
         yield from (value for name, value in environ.items() if _SECRET_NAME.search(name))
 
 
-def _inside(entry: Entry) -> Iterator[Lease]:
+def _inside(model: Model) -> Iterator[Lease]:
     """Who is in a worker that dies, or waits for its load. After a stall some are on their way back
     already."""
-    if entry.state is State.LOADING:
-        yield from entry.waiting.values()
+    if model.state is State.LOADING:
+        yield from model.waiting.values()
         return
-    yield from entry.granted.values()
-    yield from (
-        lease for lease in (*entry.returning.values(), *entry.waiting.values()) if lease.unjudged
-    )
+    yield from model.granted.values()
+    others = (*model.returning.values(), *model.waiting.values())
+    yield from (lease for lease in others if lease.death_undecided)
 
 
-def _is_crash(entry: Entry, generation: int) -> bool:
+def _is_crash(model: Model, generation: int) -> bool:
     """Whether the end of this incarnation is one that the pool counts as a death."""
-    if entry.generation != generation or entry.state not in HAS_PROCESS:
+    if model.generation != generation or model.state not in HAS_PROCESS:
         return False
-    return entry.state is not State.STOPPING or entry.after_exit is Event.RELEASED_CRASHED
+    return model.current.exit_is_crash

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from supervisor.scheduler.blame import Fault
+from supervisor.scheduler.death import Death, Fault
 
 
 class Cause(enum.StrEnum):
@@ -299,7 +299,7 @@ class Diagnosis:
 
     @property
     def fault(self) -> Fault:
-        """Whose it may have been, as far as trials go: only these convict a request."""
+        """Whose it may have been, as the scheduler counts it."""
         if self.blame is Blame.OUTSIDE:
             return Fault.OUTSIDE
         return Fault.MEMORY if self.memory else Fault.REQUEST
@@ -311,6 +311,20 @@ class Crash:
 
     id: str
     diagnosis: Diagnosis
+
+    @property
+    def death(self) -> Death:
+        """What the scheduler is told of it."""
+        found = self.diagnosis
+        return Death(
+            self.id,
+            found.summary,
+            found.advice,
+            found.fault,
+            permanent=found.permanent,
+            retry_helps=not found.permanent and found.blame is not Blame.REQUEST,
+            unexplained=found.cause is Cause.KILLED,
+        )
 
 
 def diagnose(

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from supervisor.machine.readers import MachineMemory, MemoryReader
 from supervisor.scheduler.lifecycle import HAS_PROCESS, State
-from supervisor.scheduler.model import Entry
+from supervisor.scheduler.model import Model
 from supervisor.scheduler.pressure import Level, Pressure, Thresholds, describe
 
 log = logging.getLogger("bulkhead.supervisor")
@@ -46,13 +46,13 @@ class Charges(Protocol):
 class Monitor:
     """Reads the machine's memory and tells; decides nothing.
 
-    `entries` are the pool's models and only looked at. `watches_release`: whether memory comes back
+    `models` are the pool's and only looked at. `watches_release`: whether memory comes back
     later than its process ends (macOS), and is looked for. `clock` in monotonic seconds.
     """
 
     def __init__(
         self,
-        entries: Mapping[str, Entry],
+        models: Mapping[str, Model],
         charges: Charges,
         listener: MemoryListener,
         reader: MemoryReader,
@@ -63,7 +63,7 @@ class Monitor:
     ) -> None:
         self.machine = reader.machine()
         """The last reading."""
-        self._entries = entries
+        self._models = models
         self._charges = charges
         self._listener = listener
         self._reader = reader
@@ -87,14 +87,14 @@ class Monitor:
     @property
     def interval(self) -> float:
         """Seconds until the next look."""
-        releasing = any(entry.state is State.RELEASING for entry in self._entries.values())
+        releasing = any(model.state is State.RELEASING for model in self._models.values())
         return _FAST_SECONDS if releasing else _SECONDS
 
     def wired(self) -> dict[Incarnation, int]:
         """Bytes that each living worker has wired; empty where it does not matter."""
         if not self._watches_release:
             return {}
-        return {entry.key: self._reader.wired(pid) or 0 for entry, pid in self._living()}
+        return {model.current.key: self._reader.wired(pid) or 0 for model, pid in self._living()}
 
     def look(self, machine: MachineMemory, before: Mapping[Incarnation, int]) -> None:
         """Take one reading into account; `before` is what `wired` was when it began."""
@@ -105,12 +105,12 @@ class Monitor:
             self._look_for_returns(machine, before)
 
     def _look_for_returns(self, machine: MachineMemory, before: Mapping[Incarnation, int]) -> None:
-        for entry, pid in list(self._living()):
+        for model, pid in list(self._living()):
             # Not while it ends: half torn down, it would seem to leave little behind.
-            if entry.state is not State.STOPPING:
+            if model.state is not State.STOPPING:
                 footprint = self._reader.footprint(pid)
                 if footprint is not None:
-                    self._listener.memory_footprint(*entry.key, footprint)
+                    self._listener.memory_footprint(*model.current.key, footprint)
         if machine.wired is None:
             return  # what can't be seen is not back; the pool gives up waiting by itself
         # A worker that grew or died while the machine was read may not hide what the dead hold.
@@ -119,13 +119,13 @@ class Monitor:
         unattributed = max(0, machine.wired - living)
         if self._charges.awaits_memory:
             self._listener.memory_unattributed(max(0, unattributed - self._baseline.bytes))
-        elif not any(entry.state in _BUSY for entry in self._entries.values()):
+        elif not any(model.state in _BUSY for model in self._models.values()):
             self._baseline.feed(unattributed)
 
-    def _living(self) -> Iterator[tuple[Entry, int]]:
-        for entry in self._entries.values():
-            if entry.pid is not None and entry.state in HAS_PROCESS:
-                yield entry, entry.pid
+    def _living(self) -> Iterator[tuple[Model, int]]:
+        for model in self._models.values():
+            if model.state in HAS_PROCESS and model.current.pid is not None:
+                yield model, model.current.pid
 
 
 class QuietBaseline:

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 import msgspec
 
-from supervisor.scheduler.concurrency_limit import LearnedLimit
+from supervisor.scheduler.model import LearnedLimit
 from supervisor.state.files import write_atomically
 
 log = logging.getLogger("bulkhead.supervisor")

@@ -11,7 +11,7 @@ from supervisor.models.catalog import Catalog, Fingerprint
 from supervisor.models.estimate import EstimateError, estimate
 from supervisor.models.size_cache import MeasuredLoad, SizeCache, key
 from supervisor.models.sources import SourceError
-from supervisor.scheduler.concurrency_limit import LearnedLimit
+from supervisor.scheduler.model import LearnedLimit
 
 log = logging.getLogger("bulkhead.supervisor")
 

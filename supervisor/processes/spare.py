@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from supervisor.processes.watchdog import Watchdog
 from supervisor.processes.worker import Owner, WorkerProcess
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.model import Entry
+from supervisor.scheduler.model import Model
 from supervisor.scheduler.pressure import Level
 from supervisor.wire import frames
 from supervisor.wire.codec import ProtocolError
@@ -43,14 +43,14 @@ class SpareState(enum.StrEnum):
     READY = "ready"
 
 
-def is_calm(entries: Iterable[Entry], level: Level) -> bool:
+def is_calm(models: Iterable[Model], level: Level) -> bool:
     """Whether an import would be in nobody's way: memory is plenty, nothing loads, and nobody's
     recovery is under way."""
     return level is Level.NORMAL and not any(
-        entry.state is State.LOADING
-        or entry.returning
-        or any(lease.error is not None for lease in entry.waiting.values())
-        for entry in entries
+        model.state is State.LOADING
+        or model.returning
+        or any(lease.error is not None for lease in model.waiting.values())
+        for model in models
     )
 
 

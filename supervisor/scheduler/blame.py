@@ -1,91 +1,80 @@
-"""Who killed the worker: suspects, trials, verdicts. Pure.
+"""Which requests kill their worker: deaths alone, counted by digest, and who is quarantined. Pure.
 
-Whoever runs in a worker that dies is a suspect, and comes back alone: nobody shares a worker with
-the one that kills it for longer than it takes to find out. A request that dies twice alone, before
-it has got past where it had been, is guilty: it and its equals are refused for a while. All others
-go on.
+Whoever runs in a worker that dies is a suspect, and comes back alone, on probation: nobody shares a
+worker with the one that kills it for longer than it takes to find out. A request that dies alone
+twice, before it has got past where it had been, is quarantined: it and its equals are refused for a
+while. All others go on.
 """
 
 from __future__ import annotations
 
-import enum
 from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-PROBATION = 3
+PROBATION_TOKENS = 3
 """Tokens past its furthest earlier position after which a suspect is cleared. An engine is at most
 two ahead of what it has told when it dies; more would have every other suspect wait for longer."""
-STRIKES = 2
-"""Deaths alone that make a request guilty."""
+DEATHS_ALONE_MAX = 2
+"""Deaths alone after which a request is quarantined."""
 QUARANTINE_SECONDS = 3600.0
 _RECORDS = 1000
 """Digests that are remembered; the oldest are forgotten first."""
 
 
-class Fault(enum.Enum):
-    """Whose fault a worker's death may have been."""
-
-    REQUEST = enum.auto()
-    """One of those in it."""
-    MEMORY = enum.auto()
-    """All of them together, or one."""
-    OUTSIDE = enum.auto()
-    """Somebody else's: nobody is suspected."""
-
-
 @dataclass(slots=True)
 class _Record:
-    strikes: int
+    deaths_alone: int
     expires: float
-    guilty: bool = False
+    quarantined: bool = False
 
 
 class BlameRecords:
-    """Strikes and verdicts by digest. Times are seconds of one clock, whichever the caller has."""
+    """Deaths alone and quarantines by digest. Times are seconds of one clock, whichever the caller
+    has."""
 
     def __init__(self) -> None:
         self._records: OrderedDict[bytes, _Record] = OrderedDict()
 
-    def strike(self, digest: bytes, now: float) -> int:
+    def add_death_alone(self, digest: bytes, now: float) -> int:
         """The request, or an equal one, died alone without getting further; how often by now."""
         record = self._known(digest, now) or _Record(0, 0.0)
-        record.strikes, record.expires = record.strikes + 1, now + QUARANTINE_SECONDS
+        record.deaths_alone, record.expires = record.deaths_alone + 1, now + QUARANTINE_SECONDS
         self._records[digest] = record
         self._records.move_to_end(digest)
         if len(self._records) > _RECORDS:
             self._records.popitem(last=False)
-        return record.strikes
+        return record.deaths_alone
 
-    def convict(self, digest: bytes) -> None:
-        """Its last strike is a verdict."""
-        self._records[digest].guilty = True
+    def quarantine(self, digest: bytes) -> None:
+        """Refuse this request until its record expires. It must have died alone."""
+        self._records[digest].quarantined = True
 
     def clear(self, digest: bytes) -> None:
         """The request got past where it had been."""
         self._records.pop(digest, None)
 
-    def strikes(self, digest: bytes, now: float) -> int:
-        """Deaths alone that are remembered."""
+    def deaths_alone(self, digest: bytes, now: float) -> int:
+        """Those that are remembered."""
         record = self._known(digest, now)
-        return 0 if record is None else record.strikes
+        return 0 if record is None else record.deaths_alone
 
-    def guilty(self, digest: bytes, now: float) -> bool:
-        """Whether a verdict is in force."""
+    def is_quarantined(self, digest: bytes, now: float) -> bool:
+        """Whether the request is refused."""
         record = self._known(digest, now)
-        return record is not None and record.guilty
+        return record is not None and record.quarantined
 
-    def restore(self, verdicts: Iterable[tuple[bytes, float]]) -> None:
-        """Verdicts of an earlier run: digests and when they expire."""
-        for digest, expires in verdicts:
-            self._records[digest] = _Record(STRIKES, expires, guilty=True)
+    def restore(self, quarantined: Iterable[tuple[bytes, float]]) -> None:
+        """Quarantines of an earlier run: digests and when they expire."""
+        for digest, expires in quarantined:
+            self._records[digest] = _Record(DEATHS_ALONE_MAX, expires, quarantined=True)
 
-    def verdicts(self, now: float) -> list[tuple[bytes, float]]:
-        """All that are in force: digests and when they expire."""
+    def quarantined(self, now: float) -> list[tuple[bytes, float]]:
+        """All that are refused: digests and when that expires."""
         return [
             (digest, record.expires)
             for digest, record in self._records.items()
-            if record.guilty and record.expires > now
+            if record.quarantined and record.expires > now
         ]
 
     def _known(self, digest: bytes, now: float) -> _Record | None:

@@ -1,44 +1,28 @@
 """What a model was found not to bear: how many requests at once, after it ran out of memory.
 
-Deaths of this kind are the crowd's: each of its requests may pass alone, and all together kill
+Such a death is the fault of all requests together: each may pass alone, and all at once kill
 again. So a model that has died of it serves half as many at once, and twice as many after each
 quiet while, until it is back at what was configured. Pure; times are seconds of the caller's clock.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-QUIET_SECONDS = 2 * 3600.0
-"""Without a death of this kind, after which the limit doubles."""
+from supervisor.scheduler.model import QUIET_SECONDS, LearnedLimit
 
 
-@dataclass(frozen=True, slots=True)
-class LearnedLimit:
-    """At most so many requests at once, since then."""
-
-    concurrency: int
-    since: float
-
-    @property
-    def ends(self) -> float:
-        """When it is lifted by a step, unless there is another death."""
-        return self.since + QUIET_SECONDS
-
-
-def stepped_down(
-    known: LearnedLimit | None, configured: int, crowd: int, now: float
+def lowered(
+    known: LearnedLimit | None, configured: int, in_flight: int, now: float
 ) -> LearnedLimit:
-    """After a death of `crowd` requests: half of what were too many. `configured` 0 = no limit. A
-    request that was alone was not a crowd, and the limit is halved instead."""
-    limit = known.concurrency if known is not None else configured or crowd
-    many = min(limit, crowd) if crowd > 1 else limit
+    """The limit after a death with `in_flight` requests: half of what were too many. `configured`
+    0 = no limit. One request alone was not too many, and the limit before is halved instead."""
+    limit = known.concurrency if known is not None else configured or in_flight
+    many = min(limit, in_flight) if in_flight > 1 else limit
     return LearnedLimit(max(1, many // 2), now)
 
 
-def climbed(known: LearnedLimit, configured: int, now: float) -> LearnedLimit | None:
-    """After all quiet whiles until `now`, a step for each; None = as configured again. Without a
-    configured limit there is nothing to climb to, and one while ends it."""
+def raised(known: LearnedLimit, configured: int, now: float) -> LearnedLimit | None:
+    """The limit after all quiet whiles until `now`: doubled for each. None = as configured again;
+    where nothing is configured there is no figure to return to, and one quiet while ends it."""
     whiles = int((now - known.since) / QUIET_SECONDS)
     if whiles < 1:
         return known

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass
 
 from supervisor.errors import BulkheadError
-from supervisor.scheduler.concurrency_limit import LearnedLimit
+from supervisor.scheduler.model import LearnedLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,14 +84,14 @@ class Interrupt:
 
 @dataclass(frozen=True, slots=True)
 class Unpause:
-    """A lease that had to pause after its trial goes on."""
+    """A lease that had to pause after its probation goes on."""
 
     lease: int
 
 
 @dataclass(frozen=True, slots=True)
 class QuarantineRequest:
-    """A request is guilty: write it down."""
+    """A request alone kills its workers, and is refused for a while: write that down."""
 
     model: str
     request_id: str
@@ -111,6 +111,11 @@ class LogLine:
 
     text: str
     level: int = logging.INFO
+
+
+def warning(text: str) -> LogLine:
+    """A line that a person should see."""
+    return LogLine(text, logging.WARNING)
 
 
 Effect = (

@@ -101,7 +101,7 @@ def choose(ordered: Sequence[Candidate], need: float, slots: int = 0) -> list[Ca
 def make_room(
     candidates: Iterable[Candidate], policy: str, need: float, slots: int = 0
 ) -> list[Candidate]:
-    """Whom the policy unloads for `need` bytes and `slots` places; empty when all are not enough."""
+    """Whom the policy unloads for `need` bytes and `slots` places; empty when all don't suffice."""
     ordered = order(candidates, policy)
     greedy = choose(ordered, need, slots)
     if policy != "gdsf" or len(greedy) == len(ordered):

@@ -1,4 +1,4 @@
-"""The RAM ledger: what every incarnation is charged, from before its spawn until its memory is back.
+"""The RAM ledger: what every incarnation is charged, from before its spawn to its memory's return.
 
 Nothing here reads memory: figures come in as bytes, times as monotonic seconds. One invariant: a
 charge is only taken when Σ charges + its own ≤ budget. A measurement may break the budget, because
@@ -153,8 +153,8 @@ class Ledger:
 
         Returns the incarnations that are waited for no longer: their memory is back, or stranded.
         A charge only falls, since a dead process takes no memory: a reading that rises again is
-        somebody else's. The earliest spawned accounts for the rest first, so that Σ over the dead is
-        never above what was read.
+        somebody else's. The earliest spawned accounts for the rest first, so that Σ over the dead
+        is never above what was read.
         """
         left = max(0, unattributed)
         over = []

@@ -7,6 +7,7 @@ pool, never something to tolerate.
 from __future__ import annotations
 
 import enum
+from collections.abc import Mapping
 
 
 class State(enum.StrEnum):
@@ -47,7 +48,7 @@ class IllegalTransition(Exception):
     """The pool asked for a move that the table does not have."""
 
 
-_TABLE: dict[tuple[State, Event], State] = {
+TRANSITIONS: Mapping[tuple[State, Event], State] = {
     (State.COLD, Event.SPAWN): State.LOADING,
     (State.LOADING, Event.READY): State.READY,
     (State.LOADING, Event.LOAD_FAILED): State.STOPPING,
@@ -75,6 +76,6 @@ HAS_PROCESS = frozenset({State.LOADING, State.READY, State.DRAINING, State.STOPP
 def transition(state: State, event: Event) -> State:
     """The state after `event`. Raises IllegalTransition for a pair outside the table."""
     try:
-        return _TABLE[state, event]
+        return TRANSITIONS[state, event]
     except KeyError:
         raise IllegalTransition(f"{event} in state {state}") from None

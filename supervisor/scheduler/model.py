@@ -1,4 +1,7 @@
-"""One model as the pool sees it: what is configured, who waits, and the current worker if any."""
+"""One model as the scheduler sees it: what is configured, who waits, and its worker if it has one.
+
+Plain data; the other modules of this room change it.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +10,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from supervisor.errors import BulkheadError
-from supervisor.scheduler.blame import Fault
-from supervisor.scheduler.concurrency_limit import LearnedLimit
+from supervisor.scheduler.breaker import Breaker
+from supervisor.scheduler.death import Fault
 from supervisor.scheduler.eviction import Candidate, aged
-from supervisor.scheduler.lifecycle import Event, State
+from supervisor.scheduler.lifecycle import Event, State, transition
 
 _FIRST_LOAD_SECONDS = 2.0
 _FIRST_LOAD_BYTES_PER_SECOND = 2e9
 """What a load is taken to need until one has been measured: a process, then reading the weights."""
 _RESIDENCY_MAX = 60.0
 _WAIT_MIN, _WAIT_MAX = 1.0, 60.0
-"""Bounds of what "auto" means, seconds (INTERFACE.md, `[memory]`)."""
+"""Bounds of what "auto" means in `[memory]`, seconds."""
+QUIET_SECONDS = 2 * 3600.0
+"""After so long without running out of memory again, a learned limit is doubled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,15 +124,15 @@ class DrainCause(enum.Enum):
 
 
 class Suspicion(enum.Enum):
-    """How far the worker's last deaths concern a request."""
+    """Whether a request may have killed its last worker."""
 
     CLEAR = enum.auto()
     SUSPECT = enum.auto()
     """It was in a worker that died, and must show alone that it was not the cause."""
-    ON_TRIAL = enum.auto()
-    """It is showing it."""
+    ON_PROBATION = enum.auto()
+    """It has a worker to itself, until it is past the place of its death."""
     PAUSED = enum.auto()
-    """It has shown it, and waits in its worker until the others have."""
+    """It is past it, and stands still in its worker until the other suspects are."""
 
 
 @dataclass(slots=True)
@@ -145,23 +150,36 @@ class Lease:
     """Equal requests have equal ones."""
     asked: str = ""
     """The model it wanted, where its fallback serves it."""
-    standing: Suspicion = Suspicion.CLEAR
+    suspicion: Suspicion = Suspicion.CLEAR
     position: int = 0
     """Tokens of its output when last heard of."""
     until: int = 0
-    """Tokens at which its trial is over."""
+    """Tokens at which its probation is over."""
     pauses: bool = False
-    """Whether it waits in its worker once its trial is over."""
+    """Whether it pauses once its probation is over."""
     error: BulkheadError | None = None
     """What ended its last worker: what it is told if it can't go on."""
-    unjudged: bool = False
-    """Whether its worker has died and it was not said yet what that means for it."""
+    death_undecided: bool = False
+    """Whether its worker has died and what that means for it is not decided yet."""
     fault: Fault | None = None
     """Whose fault that death was; None until the process is reaped."""
     unproductive: int = 0
     """Interruptions since its last new token."""
     interruptions: int = 0
     """In all."""
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedLimit:
+    """At most so many requests at once, since then: the model ran out of memory with more."""
+
+    concurrency: int
+    since: float
+
+    @property
+    def ends(self) -> float:
+        """When it is doubled, unless the model runs out of memory again."""
+        return self.since + QUIET_SECONDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,40 +191,78 @@ class PreloadRequest:
 
 
 @dataclass(slots=True)
-class Entry:
-    """One model and its current worker, if any."""
+class Worker:
+    """One incarnation of a model, from its spawn until nobody waits for its memory any longer."""
+
+    model: str
+    generation: int
+    load_started: float
+    deadline: float | None = None
+    """When the current state has lasted for as long as it may: a load without progress, a drain, an
+    exit that was asked for, memory that is not back."""
+    pid: int | None = None
+    loaded_at: float | None = None
+    idle_since: float = 0.0
+    """When it became ready, or a request in it ended last."""
+    place_freed_at: float | None = None
+    memory_bytes: int = 0
+    """Measured at the end of its load."""
+    context: int = 0
+    """Tokens."""
+    unload_asked: bool = False
+    """By hand, while it loads: those who wait are served, nobody else."""
+    drain_cause: DrainCause = DrainCause.EVICTION
+    stop_reason: str = ""
+    """Why it is being stopped, or why the model will be FAILED."""
+    after_exit: Event = Event.RELEASED_CRASHED
+    """Where RELEASING leads: an exit that nobody asked for is a crash, whatever its status."""
+    backoff: float | None = None
+    """After a crash: seconds for which the model is left alone, because it keeps dying."""
+    in_flight_at_death: int = 0
+    """Requests that were in it when it died or was left."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}#{self.generation}"
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return (self.model, self.generation)
+
+    @property
+    def exit_is_crash(self) -> bool:
+        """Whether its process's end, should it come now, is one that nobody asked for."""
+        return self.after_exit is Event.RELEASED_CRASHED
+
+
+@dataclass(slots=True)
+class Model:
+    """One model, whether it is loaded or not."""
 
     spec: Spec
+    breaker: Breaker
     state: State = State.COLD
     generation: int = 0
-    pid: int | None = None
+    """Of its worker, or of the last one it had; 0 before the first."""
+    worker: Worker | None = None
+    """In every state from LOADING to RELEASING."""
     waiting: dict[int, Lease] = field(default_factory=dict)
     granted: dict[int, Lease] = field(default_factory=dict)
     returning: dict[int, Lease] = field(default_factory=dict)
     """Interrupted, and their gateways have not said yet where they stand."""
-    absent: Lease | None = None
-    """It was on trial when its worker died, and has left before the cause was known."""
+    left_on_probation: Lease | None = None
+    """It was on probation when its worker died, and has left before the cause was known."""
     proven: bool = False
     """Whether it has made a token for somebody."""
-    backoff: float | None = None
-    """Seconds to pause after RELEASING, because the model keeps dying."""
     queued_since: float | None = None
     """Since when somebody has waited for a worker that does not exist yet: the model's turn."""
-    wish: PreloadRequest | None = None
+    preload: PreloadRequest | None = None
     pinned: bool = False
-    unload_asked: bool = False
-    """By hand, while it loads: those who wait are served, nobody else."""
-    drain_cause: DrainCause = DrainCause.EVICTION
-    reason: str = ""
-    """Why the model is FAILED, or why its worker is being stopped."""
-    after_exit: Event = Event.RELEASED_CRASHED
-    """Where RELEASING leads: an exit that nobody asked for is a crash, whatever its status."""
-    deadline: float | None = None
-    """Of the current state: load progress, drain, TERM → KILL, or memory that is not back."""
-    load_started: float = 0.0
+    failure: str = ""
+    """Why it is FAILED."""
+    crashed_until: float | None = None
+    """While it is CRASHED: when it may be loaded again."""
     load_seconds: float | None = None
-    loaded_at: float | None = None
-    idle_since: float = 0.0
     last_used: float | None = None
     use_count: int = 0
     frequency: float = 0.0
@@ -214,24 +270,35 @@ class Entry:
     """Uses of all models when `frequency` was right."""
     pace: float | None = None
     """Seconds between two places that become free, smoothed; None until known."""
-    place_freed_at: float | None = None
-    memory_bytes: int = 0
     learned_bytes: int | None = None
     """What the last load was found to need, with room for requests; survives unloads."""
-    context: int = 0
     deaths: int = 0
-    crowd: int = 0
-    """Requests that were in the current incarnation when it died or was left."""
     learned_limit: LearnedLimit | None = None
     """After it ran out of memory."""
 
     @property
-    def worker(self) -> str:
-        return f"{self.spec.name}#{self.generation}"
+    def name(self) -> str:
+        return self.spec.name
 
     @property
-    def key(self) -> tuple[str, int]:
-        return (self.spec.name, self.generation)
+    def current(self) -> Worker:
+        """Its worker, for states that have one."""
+        assert self.worker is not None, f"{self.name} has no worker while {self.state}"
+        return self.worker
+
+    def move(self, event: Event) -> None:
+        """Raises IllegalTransition where the table has no such pair."""
+        self.state = transition(self.state, event)
+
+    @property
+    def reason(self) -> str:
+        """Why it is FAILED, or why its worker is being stopped; "" for neither."""
+        return self.failure if self.worker is None else self.worker.stop_reason
+
+    @property
+    def deadline(self) -> float | None:
+        """When the current state ends by itself, monotonic seconds."""
+        return self.crashed_until if self.worker is None else self.worker.deadline
 
     @property
     def size(self) -> int:
@@ -262,19 +329,14 @@ class Entry:
         return _FIRST_LOAD_SECONDS + self.size / _FIRST_LOAD_BYTES_PER_SECOND
 
     @property
+    def is_ready(self) -> bool:
+        """Whether its worker admits requests."""
+        return self.state is State.READY
+
+    @property
     def in_use(self) -> bool:
         """Whether somebody has a place or waits for one."""
         return bool(self.granted or self.waiting or self.returning)
-
-    @property
-    def suspects(self) -> list[Lease]:
-        """Those who wait for their trial."""
-        return [each for each in self.waiting.values() if each.standing is Suspicion.SUSPECT]
-
-    @property
-    def on_trial(self) -> bool:
-        """Whether somebody has the worker to itself."""
-        return any(lease.standing is Suspicion.ON_TRIAL for lease in self.granted.values())
 
     @property
     def requests(self) -> int:
@@ -282,33 +344,53 @@ class Entry:
         return len(self.waiting) + len(self.granted) + len(self.returning)
 
     @property
+    def suspects(self) -> list[Lease]:
+        """Those who wait for their probation."""
+        return [each for each in self.waiting.values() if each.suspicion is Suspicion.SUSPECT]
+
+    @property
+    def on_probation(self) -> bool:
+        """Whether somebody has the worker to itself."""
+        return any(lease.suspicion is Suspicion.ON_PROBATION for lease in self.granted.values())
+
+    @property
     def idle_at(self) -> float | None:
         """When its time to live is over, None while that clock does not run."""
         runs = self.state is State.READY and self.spec.ttl > 0 and not self.pinned
         if not runs or self.in_use:
             return None
-        return max(self.idle_since, self.last_used or 0.0) + self.spec.ttl
+        return max(self.current.idle_since, self.last_used or 0.0) + self.spec.ttl
 
-    def used(self, now: float, uses: int) -> None:
+    @property
+    def deadlines(self) -> list[float | None]:
+        """When its state, its time to live, a preload, and those who wait or return are due."""
+        preload = None if self.preload is None else self.preload.deadline
+        due = [self.deadline, self.idle_at, preload]
+        for leases in (self.waiting, self.returning):
+            if leases:
+                due.append(min([lease.deadline for lease in leases.values()]))
+        return due
+
+    def count_use(self, now: float, uses: int) -> None:
         """A request asks for this model; it is the `uses`-th over all."""
         self.use_count += 1
         self.last_used = now
         self.frequency = 1.0 + aged(self.frequency, uses - self.frequency_at)
         self.frequency_at = uses
 
-    def place_freed(self, now: float) -> None:
+    def count_freed_place(self, now: float) -> None:
         """A granted request has ended."""
-        if self.place_freed_at is not None:
-            gap = now - self.place_freed_at
+        worker = self.current
+        if worker.place_freed_at is not None:
+            gap = now - worker.place_freed_at
             self.pace = gap if self.pace is None else 0.8 * self.pace + 0.2 * gap
-        self.place_freed_at = now
-        self.idle_since = now
+        worker.place_freed_at = worker.idle_since = now
 
     def candidate(self, charged: int, uses: int) -> Candidate:
         """This loaded model as the eviction policies see it after `uses` uses over all."""
-        used = self.loaded_at if self.last_used is None else self.last_used
+        used = self.current.loaded_at if self.last_used is None else self.last_used
         return Candidate(
-            self.spec.name,
+            self.name,
             charged,
             self.use_count,
             0.0 if used is None else used,

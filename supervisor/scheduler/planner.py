@@ -1,24 +1,27 @@
 """What follows from an event: who is granted, what is loaded next, who makes room, who waits.
 
-`Scheduler` decides over all entries at once; `roster` has the steps, `pool` the events.
+`Planner` looks at all models at once. `plan` has the decision about loads; this module takes the
+snapshot for it and carries it out by the steps of `workers`, `requests` and `recovery`.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from supervisor.errors import BulkheadError
 from supervisor.scheduler import eviction, refusals
-from supervisor.scheduler.effects import Effect, LogLine
+from supervisor.scheduler.effects import Effect, LogLine, warning
 from supervisor.scheduler.eviction import Candidate
-from supervisor.scheduler.lifecycle import HAS_PROCESS, Event, State
-from supervisor.scheduler.model import DrainCause, Entry, Limits, Rules, Spec
+from supervisor.scheduler.lifecycle import HAS_PROCESS, State
+from supervisor.scheduler.model import DrainCause, Model
 from supervisor.scheduler.plan import Demand, Means, Plan, Room, Tenant, make_plan
 from supervisor.scheduler.pressure import Level
-from supervisor.scheduler.refusals import gigabytes
-from supervisor.scheduler.workers import Roster
+from supervisor.scheduler.recovery import Recovery
+from supervisor.scheduler.requests import Requests
+from supervisor.scheduler.state import PoolState
+from supervisor.scheduler.workers import Workers
+from supervisor.units import gigabytes
 
 _LEAVING = frozenset({State.DRAINING, State.STOPPING, State.RELEASING})
 _OCCUPIES = HAS_PROCESS | {State.RELEASING}
@@ -26,184 +29,216 @@ _OCCUPIES = HAS_PROCESS | {State.RELEASING}
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
-    """A load that waits for other models' generations, and keeps new ones waiting."""
+class HeldLoad:
+    """A load that waits for other models' generations (`load_gate`), and keeps new ones waiting."""
 
     model: str
     since: float
 
 
-class Scheduler(Roster):
-    """All models' entries and the decisions about them."""
+class Planner:
+    """Decides over all models at once."""
 
     def __init__(
-        self,
-        specs: Iterable[Spec],
-        *,
-        default_model: str = "",
-        limits: Limits | None = None,
-        rules: Rules | None = None,
-        budget: int | None = None,
-        jitter: Callable[[], float] = random.random,
+        self, state: PoolState, workers: Workers, requests: Requests, recovery: Recovery
     ) -> None:
-        super().__init__(
-            specs,
-            default_model=default_model,
-            limits=limits,
-            rules=rules,
-            budget=budget,
-            jitter=jitter,
-        )
-        self.level = Level.NORMAL
-        self._figures = ""
-        """Why the level is what it is."""
-        self._gate: Gate | None = None
+        self._state = state
+        self._workers = workers
+        self._requests = requests
+        self._recovery = recovery
+        self.held_load: HeldLoad | None = None
         self._wake: float | None = None
         """When the plan must be made again though nothing has happened."""
         self._cleanup_at: float | None = None
 
-    def _settle(self, now: float) -> list[Effect]:
+    @property
+    def deadlines(self) -> list[float | None]:
+        """When `settle` or `trim_if_due` must be called though nothing has happened."""
+        timeout = self._state.rules.load_gate_timeout
+        gate = None if self.held_load is None else self.held_load.since + timeout
+        return [self._wake, self._cleanup_at, gate]
+
+    def settle(self, now: float) -> list[Effect]:
         """What every event ends with: grants, then loads and the room for them."""
-        for entry in self.entries.values():
-            if not entry.waiting:
-                entry.queued_since = None
-            elif entry.queued_since is None and entry.state is not State.READY:
-                entry.queued_since = now
+        for model in self._models:
+            if not model.waiting:
+                model.queued_since = None
+            elif model.queued_since is None and model.state is not State.READY:
+                model.queued_since = now
         effects = [*self._refuse_impossible(), *self._grant_all(now)]
-        held = self._gate is not None
-        effects += self._plan(now)
-        if held and self._gate is None:
+        held = self.held_load is not None
+        effects += self._plan_loads(now)
+        if held and self.held_load is None:
             effects += self._grant_all(now)
-        loaded = sum(entry.state in _OCCUPIES for entry in self.entries.values())
-        if not 0 < self.rules.max_loaded < loaded or not self.rules.cleanup_interval:
+        rules = self._state.rules
+        if not 0 < rules.max_loaded < self._occupied() or not rules.cleanup_interval:
             self._cleanup_at = None
         elif self._cleanup_at is None:
-            self._cleanup_at = now + self.rules.cleanup_interval
+            self._cleanup_at = now + rules.cleanup_interval
         return effects
+
+    @property
+    def _models(self) -> Iterable[Model]:
+        return self._state.models.values()
+
+    def _occupied(self) -> int:
+        return sum(model.state in _OCCUPIES for model in self._models)
 
     def _refuse_impossible(self) -> list[Effect]:
         """A size that was learned, or estimated anew, may rule out what others wait for."""
         effects: list[Effect] = []
-        for entry in self.entries.values():
-            if entry.state is State.COLD and not self.ledger.can_ever_fit(entry.size):
-                effects += self._rule_out(entry)
+        for model in self._models:
+            if model.state is State.COLD and not self._state.ledger.can_ever_fit(model.size):
+                effects += self._refuse_too_large(model)
         return effects
 
-    def _rule_out(self, entry: Entry) -> list[Effect]:
+    def _refuse_too_large(self, model: Model) -> list[Effect]:
         """The model does not fit even alone: nobody waits for it any longer."""
-        assert self.ledger.budget is not None
-        error = refusals.too_large(entry, self.ledger.budget)
-        return [*self._drop_wish(entry, error.message), *self._refuse_waiting(entry, error)]
+        assert self._state.ledger.budget is not None
+        error = refusals.too_large(model, self._state.ledger.budget)
+        dropped = self._requests.drop_preload(model, error.message)
+        return [*dropped, *self._requests.refuse_waiting(model, error)]
 
-    def _loading_now(self) -> str | None:
-        """The load that keeps generations waiting, if the gate is exclusive and there is one."""
-        if self.rules.load_gate == "shared":
-            return None
-        if self._gate is not None:
-            return self._gate.model
-        return next(
-            (name for name, entry in self.entries.items() if entry.state is State.LOADING), None
-        )
+    # ── grants ───────────────────────────────────────────────────────────────────────────────────
 
     def _grant_all(self, now: float) -> list[Effect]:
-        closed = self._loading_now() is not None
+        closed = self._load_at_gate() is not None
         effects: list[Effect] = []
-        for entry in self.entries.values():
-            if entry.state is State.READY and (entry.waiting or entry.granted):
-                effects += self._grant_waiting(entry, now, gate_closed=closed)
-            elif entry.state is State.DRAINING and not entry.on_trial:
-                effects += self._proceed(entry)  # the other suspects stand trial elsewhere
+        for model in self._models:
+            if model.state is State.READY and (model.waiting or model.granted):
+                effects += self._grant(model, now, gate_closed=closed)
+            elif model.state is State.DRAINING and not model.on_probation:
+                # The other suspects have their probation in another worker.
+                effects += self._recovery.unpause(model)
         return effects
 
-    def _plan(self, now: float) -> list[Effect]:
+    def _grant(self, model: Model, now: float, *, gate_closed: bool) -> list[Effect]:
+        """READY: suspects before the others, one at a time; then as many as have a place."""
+        effects = self._requests.answer_loads(model)
+        if model.returning or model.on_probation:
+            return effects
+        if suspects := model.suspects:
+            # The gate is open to them while others are paused: a load would wait for those.
+            if model.granted or not gate_closed:
+                effects.append(self._recovery.grant_suspect(model, suspects, now))
+            return effects
+        effects += self._recovery.unpause(model)
+        return effects if gate_closed else [*effects, *self._requests.grant_waiting(model)]
+
+    def _load_at_gate(self) -> str | None:
+        """The load that keeps generations waiting, if the gate is exclusive and there is one."""
+        if self._state.rules.load_gate == "shared":
+            return None
+        if self.held_load is not None:
+            return self.held_load.model
+        loading = (model.name for model in self._models if model.state is State.LOADING)
+        return next(loading, None)
+
+    def why_waiting(self, model: Model, now: float) -> BulkheadError:
+        """What a request is told that has waited as long as it wanted: what kept it waiting."""
+        state = self._state
+        if model.state is State.READY:
+            load = self._load_at_gate()
+            return refusals.gate_closed(model, load) if load else refusals.no_place(model, now)
+        if model.state is not State.LOADING and state.level >= Level.HIGH:
+            return refusals.no_new_loads(model, state.pressure_figures)
+        if model.state is State.COLD:
+            others = [other for other in self._models if other is not model]
+            return refusals.no_room(model, others, state.ledger.free, state.ledger.stranded)
+        return refusals.still_loading(model, now)
+
+    # ── loads ────────────────────────────────────────────────────────────────────────────────────
+
+    def _plan_loads(self, now: float) -> list[Effect]:
         """Start the loads that may start, and make room for those that may not."""
+        models = self._state.models
         self._wake = None
-        gate, self._gate = self._gate, None
-        if self.shutting_down or self.level >= Level.HIGH:
+        held, self.held_load = self.held_load, None
+        if self._state.shutting_down or self._state.level >= Level.HIGH:
             return []
         effects: list[Effect] = []
-        while (plan := self._decide(now)).unload:
+        while (plan := self._make_plan(now)).unload:
             # Again: who waits longer may now find room with what goes for somebody else.
             for unload in plan.unload:
-                effects += self._evict(self.entries[unload.victim], self.entries[unload.model], now)
+                effects += self.evict(models[unload.victim], models[unload.model], now)
         self._wake = plan.wake
-        if self.rules.load_gate == "exclusive":
-            return [*effects, *self._start_alone(plan.start, gate, now)]
+        if self._state.rules.load_gate == "exclusive":
+            return [*effects, *self._start_alone(plan.start, held, now)]
         for name in plan.start:
-            effects += self._spawn(self.entries[name], now)
+            effects += self._workers.spawn(models[name], now)
         return effects
 
-    def _decide(self, now: float) -> Plan:
+    def _make_plan(self, now: float) -> Plan:
         demands = self._demands()
         if not demands:
             return Plan()
-        return make_plan(demands, self._tenants(), self._room(), self.rules, now)
+        return make_plan(demands, self._tenants(), self._room(), self._state.rules, now)
 
-    def _start_alone(self, names: list[str], gate: Gate | None, now: float) -> list[Effect]:
+    def _start_alone(self, names: list[str], held: HeldLoad | None, now: float) -> list[Effect]:
         """Start the first of them, one load at a time, once no other model generates."""
-        if not names or any(entry.state is State.LOADING for entry in self.entries.values()):
+        if not names or any(model.state is State.LOADING for model in self._models):
             return []
-        name, others = names[0], [entry for entry in self.entries.values() if entry.granted]
-        running = ", ".join(f"{entry.worker} ({len(entry.granted)})" for entry in others)
-        since = now if gate is None else gate.since
+        name, others = names[0], [model for model in self._models if model.granted]
         if not others:
-            return self._spawn(self.entries[name], now)
-        if now >= since + self.rules.load_gate_timeout:
+            return self._workers.spawn(self._state.models[name], now)
+        running = ", ".join(f"{each.current.name} ({len(each.granted)})" for each in others)
+        since = now if held is None else held.since
+        if now >= since + self._state.rules.load_gate_timeout:
             waited = f"waited {now - since:.0f} s for the generations of {running} and goes on"
-            return [
-                *self._warn(f"the load of {name} {waited}"),
-                *self._spawn(self.entries[name], now),
-            ]
-        self._gate = Gate(name, since)
-        if gate is None or gate.model != name:
+            said = warning(f"the load of {name} {waited}")
+            return [said, *self._workers.spawn(self._state.models[name], now)]
+        self.held_load = HeldLoad(name, since)
+        if held is None or held.model != name:
             return [LogLine(f"the load of {name} waits for the generations of {running}")]
         return []
 
     def _demands(self) -> list[Demand]:
         demands = []
-        for name, entry in self.entries.items():
-            cold = entry.state is State.COLD
-            if (
-                entry.waiting
-                and entry.queued_since is not None
-                and (cold or entry.state in _LEAVING)
-            ):
-                means, since = Means.EVICTION if cold else Means.WAIT, entry.queued_since
-            elif cold and entry.wish is not None:
-                means, since = Means.FREE_ROOM, entry.wish.since
+        for name, model in self._state.models.items():
+            cold = model.state is State.COLD
+            queued = model.waiting and model.queued_since is not None
+            if queued and (cold or model.state in _LEAVING):
+                assert model.queued_since is not None
+                means, since = Means.EVICTION if cold else Means.WAIT, model.queued_since
+            elif cold and model.preload is not None:
+                means, since = Means.FREE_ROOM, model.preload.since
             else:
                 continue
-            demands.append(Demand(name, entry.size, since, entry.expected_load, means))
+            demands.append(Demand(name, model.size, since, model.expected_load, means))
         return demands
 
-    def _candidate(self, entry: Entry) -> Candidate:
-        return entry.candidate(self.ledger.of(entry.key), self.uses)
+    def _candidate(self, model: Model) -> Candidate:
+        return model.candidate(self._charge(model), self._state.uses)
 
-    def _safe_until(self, entry: Entry) -> float:
+    def _charge(self, model: Model) -> int:
+        return self._state.ledger.of(model.current.key)
+
+    def _safe_until(self, model: Model) -> float:
         """End of a loaded model's minimum residency, monotonic seconds."""
-        return (entry.loaded_at or 0.0) + self.rules.residency(entry.load_seconds or 0.0)
+        loaded_at = model.current.loaded_at or 0.0
+        return loaded_at + self._state.rules.residency(model.load_seconds or 0.0)
 
     def _tenants(self) -> list[Tenant]:
         return [
-            Tenant(self._candidate(entry), entry.in_use, self._safe_until(entry))
-            for entry in self.entries.values()
-            if entry.state is State.READY and not entry.pinned
+            Tenant(self._candidate(model), model.in_use, self._safe_until(model))
+            for model in self._models
+            if model.state is State.READY and not model.pinned
         ]
 
     def _room(self) -> Room:
-        ledger, slots = self.ledger, self.rules.max_loaded or float("inf")
-        leaving = [entry for entry in self.entries.values() if entry.state in _LEAVING]
+        ledger, slots = self._state.ledger, self._state.rules.max_loaded or float("inf")
+        leaving = [model for model in self._models if model.state in _LEAVING]
         fixed = [
-            entry
-            for entry in self.entries.values()
-            if entry.pinned and entry.state in (State.LOADING, State.READY)
+            model
+            for model in self._models
+            if model.pinned and model.state in (State.LOADING, State.READY)
         ]
         most = float("inf") if ledger.budget is None else ledger.budget - ledger.stranded
-        free_slots = slots - sum(entry.state in _OCCUPIES for entry in self.entries.values())
+        free_slots = slots - self._occupied()
         return Room(
             free=ledger.free,
-            coming=ledger.free + sum(ledger.of(entry.key) for entry in leaving),
-            most=most - sum(ledger.of(entry.key) for entry in fixed),
+            coming=ledger.free + sum(map(self._charge, leaving)),
+            most=most - sum(map(self._charge, fixed)),
             free_slots=free_slots,
             coming_slots=free_slots + len(leaving),
             most_slots=slots - len(fixed),
@@ -211,120 +246,104 @@ class Scheduler(Roster):
 
     # ── making room ──────────────────────────────────────────────────────────────────────────────
 
-    def _evict(self, victim: Entry, model: Entry, now: float) -> list[Effect]:
-        """Unload, or drain, one for another."""
-        held = gigabytes(self.ledger.of(victim.key))
+    def evict(self, victim: Model, model: Model, now: float) -> list[Effect]:
+        """READY: unload, or drain, `victim` for another one."""
+        state = self._state
+        held = gigabytes(self._charge(victim))
         how = f"is drained ({len(victim.granted)} running)" if victim.in_use else "is unloaded"
-        needs = f"{gigabytes(model.size)} for {model.spec.name}, {gigabytes(self.ledger.free)} free"
-        if model.size <= self.ledger.free and self._room().free_slots < 1:
-            needs = f"for {model.spec.name}, memory.max_loaded is {self.rules.max_loaded}"
-        said = LogLine(f"{victim.worker} ({held}) {how} to make room: {needs}")
-        return [said, *self._drain(victim, DrainCause.EVICTION, self.limits.drain, now)]
+        needs = f"{gigabytes(model.size)} for {model.name}, {gigabytes(state.ledger.free)} free"
+        if model.size <= state.ledger.free and self._room().free_slots < 1:
+            needs = f"for {model.name}, memory.max_loaded is {state.rules.max_loaded}"
+        said = LogLine(f"{victim.current.name} ({held}) {how} to make room: {needs}")
+        return [said, *self._unload(victim, now)]
 
-    def _idle(self) -> list[Entry]:
+    def _unload(self, model: Model, now: float) -> list[Effect]:
+        limits = self._state.limits
+        return self._workers.drain(model, DrainCause.EVICTION, limits.drain, now)
+
+    def _idle(self) -> list[Model]:
         """Loaded models that nobody uses and that are not pinned, the first to go first."""
         idle = {
-            name: entry
-            for name, entry in self.entries.items()
-            if entry.state is State.READY and not entry.in_use and not entry.pinned
+            model.name: model
+            for model in self._models
+            if model.state is State.READY and not model.in_use and not model.pinned
         }
-        ordered = eviction.order(map(self._candidate, idle.values()), self.rules.policy)
+        ordered = eviction.order(map(self._candidate, idle.values()), self._state.rules.policy)
         return [idle[candidate.model] for candidate in ordered]
 
-    def _make_good(self, entry: Entry, now: float) -> list[Effect]:
-        """A load has turned out larger than its estimate. When that breaks the budget, idle models
-        go; when that is not enough, the new one goes and comes back with the size it has shown."""
-        if self.ledger.free >= 0:
+    def make_good(self, model: Model, now: float) -> list[Effect]:
+        """READY: its load may have turned out larger than its estimate. When that breaks the
+        budget, idle models go; when that is not enough, it goes itself and comes back with the size
+        it has shown."""
+        ledger = self._state.ledger
+        if ledger.free >= 0:
             return []
         going = (State.STOPPING, State.RELEASING)
-        coming = sum(self.ledger.of(e.key) for e in self.entries.values() if e.state in going)
-        over = -self.ledger.free - coming
+        coming = sum(self._charge(each) for each in self._models if each.state in going)
+        over = -ledger.free - coming
         if over <= 0:
             return []
-        shown = f"{entry.worker} takes {gigabytes(self.ledger.of(entry.key))}, more than estimated"
-        idle = [self._candidate(other) for other in self._idle() if other is not entry]
-        victims = eviction.make_room(idle, self.rules.policy, over)
-        effects = self._warn(f"{shown}: {gigabytes(over)} over the budget")
+        takes = f"{model.current.name} takes {gigabytes(self._charge(model))}"
+        effects: list[Effect] = [
+            warning(f"{takes}, more than estimated: {gigabytes(over)} over the budget")
+        ]
+        idle = [self._candidate(other) for other in self._idle() if other is not model]
+        victims = eviction.make_room(idle, self._state.rules.policy, over)
         if victims:
             for victim in victims:
-                effects += self._evict(self.entries[victim.model], entry, now)
+                effects += self.evict(self._state.models[victim.model], model, now)
             return effects
-        effects += self._drain(entry, DrainCause.EVICTION, self.limits.drain, now)
-        if not self.ledger.can_ever_fit(entry.size):
-            effects += self._rule_out(entry)
+        effects += self._unload(model, now)
+        if not ledger.can_ever_fit(model.size):
+            effects += self._refuse_too_large(model)
         return effects
 
-    def _clean_up(self, level: Level, now: float) -> list[Effect]:
+    def clean_up(self, now: float) -> list[Effect]:
         """Under pressure: leave `keep` idle models. Those just loaded are spared at first, or two
         models used in turn would be loaded in turn."""
+        state = self._state
         pinned = sum(
-            entry.pinned and entry.state is State.READY and not entry.in_use
-            for entry in self.entries.values()
+            model.pinned and model.state is State.READY and not model.in_use
+            for model in self._models
         )
         idle = self._idle()
         effects: list[Effect] = []
-        for entry in idle[: max(0, len(idle) - max(0, self.rules.keep - pinned))]:
-            if level >= Level.HIGH or self._safe_until(entry) <= now:
-                effects.append(LogLine(f"{entry.worker} is idle and unloaded: {self._figures}"))
-                effects += self._drain(entry, DrainCause.EVICTION, self.limits.drain, now)
+        for model in idle[: max(0, len(idle) - max(0, state.rules.keep - pinned))]:
+            if state.level >= Level.HIGH or self._safe_until(model) <= now:
+                why = f"is idle and unloaded: {state.pressure_figures}"
+                effects.append(LogLine(f"{model.current.name} {why}"))
+                effects += self._unload(model, now)
         return effects
 
-    def _trim(self, now: float) -> list[Effect]:
+    def unload_idle(self, model: Model, now: float) -> list[Effect]:
+        """READY: its time to live is over."""
+        said = LogLine(f"{model.current.name} was idle for {model.spec.ttl:g} s: unloaded")
+        return [said, *self._unload(model, now)]
+
+    def trim_if_due(self, now: float) -> list[Effect]:
         """The periodic cleanup: no more than `max_loaded`, by policy."""
-        loaded = sum(entry.state in _OCCUPIES - _LEAVING for entry in self.entries.values())
+        if self._cleanup_at is None or self._cleanup_at > now:
+            return []
+        self._cleanup_at = None
+        loaded = sum(model.state in _OCCUPIES - _LEAVING for model in self._models)
         effects: list[Effect] = []
-        for entry in self._idle()[: max(0, loaded - self.rules.max_loaded)]:
-            effects.append(LogLine(f"{entry.worker} is unloaded: more than memory.max_loaded"))
-            effects += self._drain(entry, DrainCause.EVICTION, self.limits.drain, now)
+        for model in self._idle()[: max(0, loaded - self._state.rules.max_loaded)]:
+            name = model.current.name
+            effects.append(LogLine(f"{name} is unloaded: more than memory.max_loaded"))
+            effects += self._unload(model, now)
         return effects
 
-    def _emergency(self, now: float) -> list[Effect]:
+    def unload_all(self, now: float) -> list[Effect]:
         """The machine is out of memory: every model goes, pinned ones too. Who waits goes on
         waiting; who runs has a moment to end."""
         effects: list[Effect] = []
-        seconds = min(self.limits.drain, self.limits.emergency_drain)
-        for entry in self.entries.values():
-            if entry.state is State.LOADING:
-                effects += self._abort_load(entry, now)
-            elif entry.state is State.READY:
-                effects += self._drain(entry, DrainCause.EMERGENCY, seconds, now)
-            elif entry.state is State.DRAINING and entry.deadline is not None:
-                if entry.drain_cause is not DrainCause.SHUTDOWN:
-                    entry.drain_cause = DrainCause.EMERGENCY
-                entry.deadline = min(entry.deadline, now + seconds)
+        limits = self._state.limits
+        seconds = min(limits.drain, limits.emergency_drain)
+        for model in self._models:
+            if model.state is State.LOADING:
+                effects += self._workers.abort_load(model, now)
+            elif model.state is State.READY:
+                effects += self._workers.drain(model, DrainCause.EMERGENCY, seconds, now)
+            elif model.state is State.DRAINING:
+                self._workers.hurry_drain(model, seconds, now)
         return effects
-
-    # ── time ─────────────────────────────────────────────────────────────────────────────────────
-
-    def _overdue(self, entry: Entry, now: float) -> list[Effect]:
-        """The current state has lasted as long as it may."""
-        if entry.state is State.LOADING:
-            error = refusals.stalled(entry, self.limits.load_stall)
-            refused = self._refuse_load(entry, error)
-            self._move(entry, Event.LOAD_STALLED)
-            entry.reason = f"the load made no progress for {self.limits.load_stall:g} s"
-            return [*refused, *self._stop(entry, now, kill=True, stacks=True)]
-        if entry.state is State.DRAINING:
-            return self._cut(entry, now)
-        if entry.state is State.CRASHED:
-            entry.deadline = None
-            self._move(entry, Event.BACKOFF_OVER)
-            return [LogLine(f"{entry.spec.name} may be loaded again")]
-        if entry.state is State.RELEASING:
-            held = gigabytes(self.ledger.of(entry.key))
-            self.ledger.strand(entry.key)
-            return [*self._warn(f"{entry.worker} left {held} behind"), *self._released(entry, now)]
-        # STOPPING: it ignored SIGTERM.
-        return self._stop(entry, now, kill=True, stacks=True)
-
-    def _hold_over(self, entry: Entry, now: float) -> BulkheadError:
-        """What a request is told that has waited as long as it wanted: what kept it waiting."""
-        if entry.state is State.READY:
-            load = self._loading_now()
-            return refusals.gate_closed(entry, load) if load else refusals.no_place(entry, now)
-        if entry.state is not State.LOADING and self.level >= Level.HIGH:
-            return refusals.no_new_loads(entry, self._figures)
-        if entry.state is State.COLD:
-            others = [other for other in self.entries.values() if other is not entry]
-            return refusals.no_room(entry, others, self.ledger.free, self.ledger.stranded)
-        return refusals.still_loading(entry, now)

@@ -9,16 +9,36 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-
-from supervisor.machine.readers import MachineMemory, SystemPressure
+from typing import Protocol
 
 MARGIN = 0.02
 """Share of physical RAM below a threshold at which its level may be left."""
 CALM_SECONDS = 5.0
 
 
+class SystemPressure(enum.IntEnum):
+    """Memory pressure as the operating system tells it."""
+
+    NORMAL = 1
+    WARN = 2
+    CRITICAL = 4
+
+
+class Reading(Protocol):
+    """The machine's RAM at one moment, in bytes. None where it could not be read."""
+
+    @property
+    def physical(self) -> int | None: ...
+    @property
+    def used(self) -> int | None: ...
+    @property
+    def used_percent(self) -> float | None: ...
+    @property
+    def level(self) -> SystemPressure | None: ...
+
+
 class Level(enum.IntEnum):
-    """What is done at each level is in the pool."""
+    """How pressed the machine is. What is done at each level is in `planner`."""
 
     NORMAL = 0
     WARN = 1
@@ -49,10 +69,10 @@ class Pressure:
         self._calmest = Level.NORMAL
         """The highest level that the readings since then ask for."""
 
-    def observe(self, machine: MachineMemory, now: float) -> Level:
+    def observe(self, reading: Reading, now: float) -> Level:
         """The level after this reading, taken at `now`, monotonic seconds."""
-        wanted = self._raw(machine, 0.0)
-        held = max(wanted, self._raw(machine, MARGIN))
+        wanted = self._raw(reading, 0.0)
+        held = max(wanted, self._raw(reading, MARGIN))
         if wanted > self.level:
             self.level, self._calm_since = wanted, None
         elif held >= self.level:
@@ -65,25 +85,25 @@ class Pressure:
                 self.level, self._calm_since = self._calmest, None
         return self.level
 
-    def _raw(self, machine: MachineMemory, margin: float) -> Level:
+    def _raw(self, reading: Reading, margin: float) -> Level:
         """The level of one reading with every threshold lowered by `margin`."""
-        share = 0.0 if machine.used_percent is None else machine.used_percent / 100 + margin
+        share = 0.0 if reading.used_percent is None else reading.used_percent / 100 + margin
         limits = self.thresholds
-        if machine.level is SystemPressure.CRITICAL or share >= limits.critical:
+        if reading.level is SystemPressure.CRITICAL or share >= limits.critical:
             return Level.CRITICAL
         if share >= limits.high:
             return Level.HIGH
-        if machine.level is SystemPressure.WARN or share >= limits.warn:
+        if reading.level is SystemPressure.WARN or share >= limits.warn:
             return Level.WARN
         return Level.NORMAL
 
 
-def describe(machine: MachineMemory, thresholds: Thresholds) -> str:
+def describe(reading: Reading, thresholds: Thresholds) -> str:
     """The figures behind a level, for a person."""
     used = "use of RAM unknown"
-    if machine.physical is not None and machine.used is not None:
-        figures = f"{machine.used / 1e9:.1f} of {machine.physical / 1e9:.1f} GB RAM in use"
-        used = f"{figures} ({machine.used_percent:.1f} %)"
+    if reading.physical is not None and reading.used is not None:
+        figures = f"{reading.used / 1e9:.1f} of {reading.physical / 1e9:.1f} GB RAM in use"
+        used = f"{figures} ({reading.used_percent:.1f} %)"
     limits = f"{thresholds.warn:.0%}/{thresholds.high:.0%}/{thresholds.critical:.0%}"
-    system = "unknown" if machine.level is None else machine.level.name.lower()
+    system = "unknown" if reading.level is None else reading.level.name.lower()
     return f"{used}, thresholds {limits}, system pressure {system}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from supervisor.crashes.diagnosis import Blame, Crash
 from supervisor.errors import (
     BulkheadError,
     InsufficientMemoryNow,
@@ -20,18 +19,15 @@ from supervisor.errors import (
     WorkerCrashed,
     WorkerStalled,
 )
+from supervisor.scheduler.death import Death
 from supervisor.scheduler.lifecycle import HAS_PROCESS, State
-from supervisor.scheduler.model import DrainCause, Entry
+from supervisor.scheduler.model import DrainCause, Model
+from supervisor.units import gigabytes
 
 _NAME_SHOWN = 200
 """Characters of an unknown name that a message repeats."""
 _PRESSURE_RETRY_SECONDS = 30.0
 """An emergency is over when somebody has given back memory: seldom at once."""
-
-
-def gigabytes(size: float) -> str:
-    """`"1.5 GB"`; below 0.1 GB in MB, since a need of "0.0 GB" explains nothing."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
 
 
 def unnamed() -> ModelNotFound:
@@ -54,114 +50,113 @@ def shutting_down() -> ShuttingDown:
     return ShuttingDown("The server is shutting down. Try again once it has restarted.")
 
 
-def failed(entry: Entry) -> ModelLoadFailed:
+def failed(model: Model) -> ModelLoadFailed:
     return ModelLoadFailed(
-        f"The model `{entry.spec.name}` cannot be loaded here: {entry.reason}", param="model"
+        f"The model `{model.name}` cannot be loaded here: {model.reason}", param="model"
     )
 
 
-def exceeds(entry: Entry, budget: int) -> str:
+def exceeds(model: Model, budget: int) -> str:
     """Why a model can never be loaded here, as the rest of a sentence."""
-    needed = f"needs {gigabytes(entry.size)} ({entry.size_source})"
+    needed = f"needs {gigabytes(model.size)} ({model.size_source})"
     return f"{needed}, and all models together may use {gigabytes(budget)} here"
 
 
-def too_large(entry: Entry, budget: int) -> ModelTooLarge:
+def too_large(model: Model, budget: int) -> ModelTooLarge:
     smaller = "Use a smaller or more quantized model"
-    if entry.size_source == "configured":
+    if model.size_source == "configured":
         smaller = "Lower the model's `memory`"
     return ModelTooLarge(
-        f"The model `{entry.spec.name}` {exceeds(entry, budget)}. {smaller}, or raise memory.budget.",
+        f"The model `{model.name}` {exceeds(model, budget)}. {smaller}, or raise memory.budget.",
         param="model",
     )
 
 
-def queue_full(entry: Entry, now: float) -> QueueFull:
+def queue_full(model: Model, now: float) -> QueueFull:
     return QueueFull(
-        f"The queue of model `{entry.spec.name}` is full: {entry.spec.capacity} requests "
+        f"The queue of model `{model.name}` is full: {model.spec.capacity} requests "
         "are running or waiting. Try again shortly.",
-        retry_after=until_a_place(entry, now),
+        retry_after=until_a_place(model, now),
     )
 
 
-def server_full(entry: Entry, limit: int, now: float) -> QueueFull:
+def server_full(model: Model, limit: int, now: float) -> QueueFull:
     return QueueFull(
         f"The server is full: {limit} requests are running or waiting (server.max_requests). "
         "Try again shortly.",
-        retry_after=until_a_place(entry, now),
+        retry_after=until_a_place(model, now),
     )
 
 
-def until_a_place(entry: Entry, now: float) -> float:
+def until_a_place(model: Model, now: float) -> float:
     """Seconds, 1 to 10, until a place on this model is likely to become free."""
-    if entry.state is State.LOADING and entry.load_seconds is not None:
-        left = entry.load_seconds - (now - entry.load_started)
-        return max(1.0, min(10.0, left + (entry.pace or 0.0)))
-    if entry.pace is not None and entry.granted:
-        return max(1.0, min(10.0, entry.pace))
-    return min(10.0, 1.0 + len(entry.waiting) / 100)
+    if model.state is State.LOADING and model.load_seconds is not None:
+        left = model.load_seconds - (now - model.current.load_started)
+        return max(1.0, min(10.0, left + (model.pace or 0.0)))
+    if model.pace is not None and model.granted:
+        return max(1.0, min(10.0, model.pace))
+    return min(10.0, 1.0 + len(model.waiting) / 100)
 
 
-def crashed(entry: Entry, how: str, crash: Crash | None = None) -> WorkerCrashed:
-    cause = how
+def crashed(model: Model, how: str, death: Death | None = None) -> WorkerCrashed:
+    worker, cause = model.current, how
     what_to_do = "Retry, and the model is loaded again."
-    if crash is not None:
-        found = crash.diagnosis
-        cause = f"{how}: {found.summary}"
-        if found.permanent or found.blame is Blame.REQUEST:
-            what_to_do = found.advice
-    if entry.reason and entry.reason != how:
-        cause = f"{how}; {entry.reason}"
-    phase = "while it loaded" if entry.loaded_at is None else "during this request"
+    if death is not None:
+        cause = f"{how}: {death.summary}"
+        if not death.retry_helps:
+            what_to_do = death.advice
+    if worker.stop_reason and worker.stop_reason != how:
+        cause = f"{how}; {worker.stop_reason}"
+    phase = "while it loaded" if worker.loaded_at is None else "during this request"
     return WorkerCrashed(
-        f"The worker {entry.worker} died ({cause}) {phase}. Other models are not affected. "
-        f"{what_to_do}{_report(crash)}",
-        retry_after=entry.load_seconds,
+        f"The worker {worker.name} died ({cause}) {phase}. Other models are not affected. "
+        f"{what_to_do}{_report(death)}",
+        retry_after=model.load_seconds,
     )
 
 
-def hung(entry: Entry, how: str, crash: Crash | None = None) -> WorkerStalled:
+def stalled(model: Model, how: str, death: Death | None = None) -> WorkerStalled:
     return WorkerStalled(
-        f"The worker {entry.worker} stalled during this request and was killed: {how}. Other "
-        f"models are not affected. Retry, and the model is loaded again.{_report(crash)}",
-        retry_after=entry.load_seconds,
+        f"The worker {model.current.name} stalled during this request and was killed: {how}. Other "
+        f"models are not affected. Retry, and the model is loaded again.{_report(death)}",
+        retry_after=model.load_seconds,
     )
 
 
-def _report(crash: Crash | None) -> str:
+def _report(death: Death | None) -> str:
     """Where to read on, behind a message."""
-    return "" if crash is None else f" `bulkhead crashes {crash.id}` has the report."
+    return "" if death is None else f" `bulkhead crashes {death.report}` has the report."
 
 
-def unavailable(entry: Entry, now: float) -> ModelUnavailable:
-    left = "" if entry.deadline is None else f" in {max(1.0, entry.deadline - now):.0f} s"
+def unavailable(model: Model, now: float) -> ModelUnavailable:
+    left = "" if model.deadline is None else f" in {max(1.0, model.deadline - now):.0f} s"
     return ModelUnavailable(
-        f"The model `{entry.spec.name}` keeps dying and is not loaded at the moment; it is tried "
-        f"again{left}, or at once with `bulkhead load {entry.spec.name}`. `bulkhead "
+        f"The model `{model.name}` keeps dying and is not loaded at the moment; it is tried "
+        f"again{left}, or at once with `bulkhead load {model.name}`. `bulkhead "
         f"crashes` says what it dies of."
     )
 
 
-def guilty(entry: Entry) -> RequestCrashedWorker:
+def quarantined(model: Model) -> RequestCrashedWorker:
     return RequestCrashedWorker(
-        f"This request alone has killed the worker of model `{entry.spec.name}` repeatedly, and is "
+        f"This request alone has killed the worker of model `{model.name}` repeatedly, and is "
         "refused for an hour. Change it: a shorter prompt or another model may help."
     )
 
 
-def stalled(entry: Entry, seconds: float) -> ModelLoading:
+def load_stalled(model: Model, seconds: float) -> ModelLoading:
     return ModelLoading(
-        f"Loading model `{entry.spec.name}` made no progress for "
+        f"Loading model `{model.name}` made no progress for "
         f"{seconds:g} s and was stopped. Try again; if it repeats, look at "
-        f"`{entry.worker}` in the logs.",
-        retry_after=entry.load_seconds,
+        f"`{model.current.name}` in the logs.",
+        retry_after=model.load_seconds,
     )
 
 
-def cut(entry: Entry) -> BulkheadError:
+def cut_off(model: Model) -> BulkheadError:
     """What ends a request that its worker's drain did not wait for."""
-    name = entry.spec.name
-    match entry.drain_cause:
+    name = model.name
+    match model.current.drain_cause:
         case DrainCause.SHUTDOWN:
             return shutting_down()
         case DrainCause.EMERGENCY:
@@ -170,13 +165,13 @@ def cut(entry: Entry) -> BulkheadError:
             return ModelLoading(
                 f"The model `{name}` was unloaded by hand during this request. "
                 "Retry, and it is loaded again.",
-                retry_after=entry.expected_load,
+                retry_after=model.expected_load,
             )
         case DrainCause.EVICTION:
             return InsufficientMemoryNow(
                 f"The model `{name}` had to make room for another one that had waited too long, "
                 "and this request did not end within memory.drain_seconds. Try again.",
-                retry_after=entry.expected_load,
+                retry_after=model.expected_load,
             )
 
 
@@ -188,9 +183,9 @@ def emergency(name: str) -> MemoryPressure:
     )
 
 
-def no_new_loads(entry: Entry, figures: str) -> MemoryPressure:
+def no_new_loads(model: Model, figures: str) -> MemoryPressure:
     return MemoryPressure(
-        f"The model `{entry.spec.name}` is not loaded while the machine is short of memory: "
+        f"The model `{model.name}` is not loaded while the machine is short of memory: "
         f"{figures}. Try again once other programs have given some back.",
         retry_after=_PRESSURE_RETRY_SECONDS,
     )
@@ -201,44 +196,43 @@ REBOOT = "reboot needed: memory of workers that have ended did not come back"
 
 
 def no_room(
-    entry: Entry, others: Iterable[Entry], free: float, stranded: int
+    model: Model, others: Iterable[Model], free: float, stranded: int
 ) -> InsufficientMemoryNow:
     held = ", ".join(
-        f"{other.worker} ({other.state}{', pinned' if other.pinned else ''})"
+        f"{other.current.name} ({other.state}{', pinned' if other.pinned else ''})"
         for other in others
         if other.state in HAS_PROCESS
     )
     return InsufficientMemoryNow(
-        f"There was no room for model `{entry.spec.name}`, which needs {gigabytes(entry.size)}; "
+        f"There was no room for model `{model.name}`, which needs {gigabytes(model.size)}; "
         f"{gigabytes(max(0.0, free))} are free. Loaded: {held or 'nothing'}. "
         + (f"{gigabytes(stranded)}: {REBOOT}." if stranded else "Try again."),
-        retry_after=entry.expected_load,
+        retry_after=model.expected_load,
     )
 
 
-def no_place(entry: Entry, now: float) -> QueueFull:
+def no_place(model: Model, now: float) -> QueueFull:
     return QueueFull(
-        f"All {len(entry.granted)} places of model `{entry.spec.name}` stayed taken. "
-        "Try again shortly.",
-        retry_after=until_a_place(entry, now),
+        f"All {len(model.granted)} places of model `{model.name}` stayed taken. Try again shortly.",
+        retry_after=until_a_place(model, now),
     )
 
 
-def gate_closed(entry: Entry, loading: str) -> ModelLoading:
+def gate_closed(model: Model, loading: str) -> ModelLoading:
     return ModelLoading(
-        f"The model `{entry.spec.name}` had to wait for the load of `{loading}` "
+        f"The model `{model.name}` had to wait for the load of `{loading}` "
         '(memory.load_gate is "exclusive"). Try again.',
-        retry_after=entry.load_seconds,
+        retry_after=model.load_seconds,
     )
 
 
-def still_loading(entry: Entry, now: float) -> ModelLoading:
-    loading = entry.state is State.LOADING
-    elapsed = now - entry.load_started if loading else 0.0
-    left = None if entry.load_seconds is None else entry.load_seconds - elapsed
+def still_loading(model: Model, now: float) -> ModelLoading:
+    loading = model.state is State.LOADING
+    elapsed = now - model.current.load_started if loading else 0.0
+    left = None if model.load_seconds is None else model.load_seconds - elapsed
     since = f"still loading after {elapsed:.0f} s" if loading else "about to be loaded again"
     return ModelLoading(
-        f"The model `{entry.spec.name}` is {since}. The load goes on; try again.",
+        f"The model `{model.name}` is {since}. The load goes on; try again.",
         retry_after=left,
     )
 

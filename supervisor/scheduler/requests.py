@@ -1,389 +1,196 @@
-"""Requests and their places: who waits, who is granted, who returns after a death.
+"""Requests and their places: who may come, who waits, who is granted, who is refused.
 
-A step does one thing to one entry and returns its effects. After a death those who were in the
-worker are *returning* until their gateways have said how far they had come; then they wait like
-others, but first, and as suspects one by one (`blame`).
+A lease is one request's place: it waits, is granted, or returns after its worker has died
+(`recovery`), and ends exactly once.
 """
 
 from __future__ import annotations
 
 import itertools
-import logging
-import random
-from collections.abc import Callable, Iterable, Mapping
 
-from supervisor.crashes.diagnosis import Cause, Diagnosis
 from supervisor.errors import BulkheadError
 from supervisor.scheduler import refusals
-from supervisor.scheduler.blame import PROBATION, STRIKES, BlameRecords, Fault
-from supervisor.scheduler.breaker import Breaker
-from supervisor.scheduler.concurrency_limit import QUIET_SECONDS, climbed, stepped_down
-from supervisor.scheduler.effects import (
-    Effect,
-    EndLease,
-    Grant,
-    Interrupt,
-    Loaded,
-    LogLine,
-    QuarantineRequest,
-    Refuse,
-    RememberLimit,
-    Unpause,
-)
-from supervisor.scheduler.ledger import Ledger
-from supervisor.scheduler.lifecycle import Event, State, transition
-from supervisor.scheduler.model import Entry, Lease, Limits, Purpose, Rules, Spec, Suspicion
-from supervisor.scheduler.pressure import Level
-
-DEFAULT_MODEL = "default_model"
-"""The name by which mlx_lm.server's clients ask for whatever is served."""
-RETURN_SECONDS = 5.0
-"""How long a gateway may take to say where an interrupted request stands."""
-_INTERRUPTIONS_MAX = 20
-"""Of one request in all, whatever its progress."""
+from supervisor.scheduler.effects import Effect, Grant, Loaded, Refuse, warning
+from supervisor.scheduler.lifecycle import State
+from supervisor.scheduler.model import Lease, Model, Purpose, Suspicion
+from supervisor.scheduler.state import PoolState
 
 
-class Leases:
-    """Entries by name; every lease that is open; one ledger for all."""
+class Requests:
+    """Queues, places and refusals of all models."""
 
-    def __init__(
-        self,
-        specs: Iterable[Spec],
-        *,
-        default_model: str = "",
-        limits: Limits | None = None,
-        rules: Rules | None = None,
-        budget: int | None = None,
-        jitter: Callable[[], float] = random.random,
-    ) -> None:
-        """`jitter` gives numbers from 0 to 1."""
-        self.entries: dict[str, Entry] = {spec.name: Entry(spec, pinned=spec.pin) for spec in specs}
-        self.limits = limits or Limits()
-        self.rules = rules or Rules()
-        self.ledger = Ledger(budget)
-        self.uses = 0
-        """Requests over all models, the clock by which frequencies age."""
-        self.shutting_down = False
-        self._names: Mapping[str, str] = {
-            alias: entry.spec.name
-            for entry in self.entries.values()
-            for alias in (*entry.spec.aliases, entry.spec.name)
-        }
-        self._default = default_model
-        self.docket = BlameRecords()
-        rules = self.rules
-        self._breakers = {
-            name: Breaker(rules.max_restarts, rules.restart_window, rules.backoff_max, jitter)
-            for name in self.entries
-        }
-        self._leases: dict[int, Entry] = {}
+    def __init__(self, state: PoolState) -> None:
+        self._state = state
         self._ids = itertools.count(1)
 
-    def resolve(self, requested: str) -> Entry:
-        """The entry that a request's `model` means. Raises ModelNotFound.
+    # ── coming ───────────────────────────────────────────────────────────────────────────────────
 
-        An exact name or alias wins; then Ollama's `:latest` is dropped; an empty name and
-        "default_model" mean the configured default.
+    def new_lease(
+        self, request_id: str, hold: float, now: float, purpose: Purpose, digest: bytes = b""
+    ) -> Lease:
+        """A lease that is in no queue yet. Without a digest its request is told from all others."""
+        number = next(self._ids)
+        return Lease(number, request_id, now + hold, purpose, hold, digest or b"%d" % number)
+
+    def check_servable(self, model: Model, now: float) -> None:
+        """Raises what a request is refused with that comes now, whoever waits already."""
+        if self._state.shutting_down:
+            raise refusals.shutting_down()
+        if model.state is State.FAILED:
+            raise refusals.failed(model)
+        if model.state is State.CRASHED:
+            raise refusals.unavailable(model, now)
+        on_its_way = model.state in (State.READY, State.LOADING)
+        ledger = self._state.ledger
+        if not on_its_way and not ledger.can_ever_fit(model.size):
+            assert ledger.budget is not None
+            raise refusals.too_large(model, ledger.budget)
+
+    def make_place(self, model: Model, now: float) -> list[Effect]:
+        """See that there is room for one more in the queues. Raises QueueFull.
+
+        When all places together are taken, a model with fewer requests displaces the last one that
+        waits for the model with the most: one busy model must not shut out all the others.
         """
-        if requested in ("", DEFAULT_MODEL) and requested not in self._names:
-            requested = self._default
-        name = self._names.get(requested) or self._names.get(requested.removesuffix(":latest"))
-        if name is None:
-            raise refusals.unknown(requested) if requested else refusals.unnamed()
-        return self.entries[name]
+        if model.requests >= model.spec.capacity:
+            raise refusals.queue_full(model, now)
+        limit = self._state.rules.max_requests
+        if not limit or len(self._state.leases) < limit:
+            return []
 
-    def _move(self, entry: Entry, event: Event) -> None:
-        entry.state = transition(entry.state, event)
+        queues = [other for other in self._state.models.values() if other.waiting]
+        longest = max(queues, key=lambda other: other.requests, default=model)
+        error = refusals.server_full(model, limit, now)
+        if longest.requests <= model.requests + 1:
+            raise error
+        # A load by hand has no place to give, and who has been interrupted keeps its own.
+        waiting = (each for each in longest.waiting.values() if each.purpose is Purpose.REQUEST)
+        newcomers = [each for each in waiting if each.error is None]
+        if not newcomers:
+            raise error
+        return [self.refuse(longest, newcomers[-1], error)]
+
+    def enqueue(self, model: Model, lease: Lease) -> None:
+        """The lease waits for this model, before those that came after it."""
+        self._state.leases[lease.id] = model
+        last = next(reversed(model.waiting), 0)
+        model.waiting[lease.id] = lease
+        if lease.id < last:
+            model.waiting = dict(sorted(model.waiting.items()))
 
     # ── granting ─────────────────────────────────────────────────────────────────────────────────
 
-    def _grant_waiting(self, entry: Entry, now: float, *, gate_closed: bool) -> list[Effect]:
-        """READY: serve in the order of arrival as many as have a place; suspects before them, one
-        at a time."""
-        effects: list[Effect] = []
-        for lease in [lease for lease in entry.waiting.values() if lease.purpose is Purpose.LOAD]:
-            self._forget(entry, lease.id)
-            effects.append(Loaded(lease.id, entry.spec.name, entry.worker))
-        if entry.returning or entry.on_trial:
-            return effects
-        if suspects := entry.suspects:
-            # The gate is open to them while others are paused: a load would wait for those.
-            if entry.granted or not gate_closed:
-                effects.append(self._try(entry, suspects, now))
-            return effects
-        effects += self._proceed(entry)
-        if gate_closed or not entry.waiting:
-            return effects
-        breaker = self._breakers[entry.spec.name]
-        limit = entry.concurrency or len(entry.granted) + len(entry.waiting)
-        if breaker.trips:
+    def answer_loads(self, model: Model) -> list[Effect]:
+        """READY: whoever wanted it loaded, and no place in it, is told."""
+        loads = [lease for lease in model.waiting.values() if lease.purpose is Purpose.LOAD]
+        for lease in loads:
+            self.forget(model, lease.id)
+        return [Loaded(lease.id, model.name, model.current.name) for lease in loads]
+
+    def grant_waiting(self, model: Model) -> list[Effect]:
+        """READY: serve in the order of arrival as many as have a place."""
+        if not model.waiting:
+            return []
+        limit = model.concurrency or len(model.granted) + len(model.waiting)
+        if model.breaker.trips:
             limit = 1  # the probe: the others come when it has a token
-        places = max(0, limit - len(entry.granted))
-        doubted = not entry.proven or breaker.doubts
-        for lease in list(itertools.islice(entry.waiting.values(), places)):
-            effects.append(self._grant(entry, lease, lease.position + 1 if doubted else 0))
-        return effects
+        places = max(0, limit - len(model.granted))
+        # As long as it is news that the model makes tokens, everybody is to tell of the first.
+        news = not model.proven or model.breaker.doubts
+        return [
+            self.grant(model, lease, lease.position + 1 if news else 0)
+            for lease in list(itertools.islice(model.waiting.values(), places))
+        ]
 
-    def _proceed(self, entry: Entry) -> list[Effect]:
-        """All trials are over: those who have passed go on."""
-        paused = [each for each in entry.granted.values() if each.standing is Suspicion.PAUSED]
-        for lease in paused:
-            lease.standing = Suspicion.CLEAR
-        return [Unpause(lease.id) for lease in paused]
-
-    def _try(self, entry: Entry, suspects: list[Lease], now: float) -> Effect:
-        """Grant one of them alone: the one with the shortest way to the place of its death, and one
-        that has died alone already behind those that have not."""
-        strikes = self.docket.strikes
-        lease = min(suspects, key=lambda each: (strikes(each.digest, now), each.position, each.id))
-        lease.standing = Suspicion.ON_TRIAL
-        lease.until = lease.position + PROBATION
-        lease.pauses = len(suspects) > 1
-        return self._grant(entry, lease, lease.until, lease.pauses)
-
-    def _grant(
-        self, entry: Entry, lease: Lease, until: int = 0, then_pause: bool = False
-    ) -> Effect:
-        del entry.waiting[lease.id]
-        entry.granted[lease.id] = lease
-        name, generation = entry.spec.name, entry.generation
-        return Grant(lease.id, name, entry.worker, generation, until, then_pause, lease.asked)
+    def grant(self, model: Model, lease: Lease, until: int = 0, then_pause: bool = False) -> Effect:
+        """READY: give it a place. See `Grant` for `until` and `then_pause`."""
+        del model.waiting[lease.id]
+        model.granted[lease.id] = lease
+        worker = model.current
+        return Grant(
+            lease.id, model.name, worker.name, worker.generation, until, then_pause, lease.asked
+        )
 
     # ── refusing ─────────────────────────────────────────────────────────────────────────────────
 
-    def _forget(self, entry: Entry, lease_id: int) -> None:
-        """A lease has ended."""
-        del self._leases[lease_id]
-        for leases in (entry.waiting, entry.granted, entry.returning):
+    def forget(self, model: Model, lease_id: int) -> None:
+        """The lease has ended."""
+        del self._state.leases[lease_id]
+        for leases in (model.waiting, model.granted, model.returning):
             lease = leases.pop(lease_id, None)
-            if lease is not None and lease.unjudged and lease.standing is Suspicion.ON_TRIAL:
-                entry.absent = lease  # its equals may come
+            if (
+                lease is not None
+                and lease.death_undecided
+                and lease.suspicion is Suspicion.ON_PROBATION
+            ):
+                model.left_on_probation = lease  # its equals may come
 
-    def _refuse(self, entry: Entry, lease: Lease, error: BulkheadError) -> Effect:
-        self._forget(entry, lease.id)
+    def refuse(self, model: Model, lease: Lease, error: BulkheadError) -> Effect:
+        """End a lease that waits or returns."""
+        self.forget(model, lease.id)
         return Refuse(lease.id, error)
 
-    def _refuse_waiting(self, entry: Entry, error: BulkheadError) -> list[Effect]:
-        return [self._refuse(entry, lease, error) for lease in list(entry.waiting.values())]
+    def refuse_waiting(self, model: Model, error: BulkheadError) -> list[Effect]:
+        """End all leases that wait for the model."""
+        return [self.refuse(model, lease, error) for lease in list(model.waiting.values())]
 
-    def _fallback(self, entry: Entry) -> Entry | None:
-        """The model that serves in place of an unavailable one, if it has one that can. Only one
-        step far: who is sent on and on never learns who answers."""
-        if not entry.spec.fallback:
-            return None
-        other = self.resolve(entry.spec.fallback)
-        usable = other.state not in (State.FAILED, State.CRASHED)
-        fits = self.ledger.can_ever_fit(other.size)
-        return other if usable and fits and other.requests < other.spec.capacity else None
-
-    def _send_on(self, entry: Entry, lease: Lease, other: Entry, error: BulkheadError) -> Effect:
-        """`other` is the fallback of a model that is unavailable."""
-        lease.asked = entry.spec.name
-        return LogLine(
-            f"{lease.request_id} asked for {entry.spec.name} and is served by its fallback "
-            f"{other.spec.name}: {error.message}",
-            logging.WARNING,
-        )
-
-    def _turn_away(self, entry: Entry, error: BulkheadError) -> list[Effect]:
-        """The model is unavailable: who waits goes to its fallback, if it has one. Who has tokens of
-        this model's can't."""
-        effects: list[Effect] = []
-        for lease in list(entry.waiting.values()):
-            other = self._fallback(entry)
-            if other is None or lease.position or lease.asked or lease.purpose is Purpose.LOAD:
-                effects.append(self._refuse(entry, lease, error))
-                continue
-            effects.append(self._send_on(entry, lease, other, error))
-            del entry.waiting[lease.id]
-            lease.standing = Suspicion.CLEAR
-            self._leases[lease.id] = other
-            other.waiting = dict(sorted({**other.waiting, lease.id: lease}.items()))
-        return effects
-
-    def _refuse_load(self, entry: Entry, error: BulkheadError) -> list[Effect]:
+    def refuse_failed_load(self, model: Model, error: BulkheadError) -> list[Effect]:
         """A load has failed: who came for it was part of its end. Who waits while a worker is on
         its way out was not, and waits for the next; and who was interrupted or parked before has an
         answer under way, and does as well."""
-        if entry.state is not State.LOADING:
+        if model.state is not State.LOADING:
             return []
-        came = [lease for lease in entry.waiting.values() if lease.error is None]
-        refused = [self._refuse(entry, lease, error) for lease in came]
-        return [*self._drop_wish(entry, error.message), *refused]
+        came = [lease for lease in model.waiting.values() if lease.error is None]
+        refused = [self.refuse(model, lease, error) for lease in came]
+        return [*self.drop_preload(model, error.message), *refused]
 
-    def _drop_wish(self, entry: Entry, why: str) -> list[Effect]:
-        """A preload has failed, which stops nobody and is told."""
-        if entry.wish is None:
-            return []
-        entry.wish = None
-        return self._warn(f"{entry.spec.name} is not preloaded: {why}")
-
-    def _fail_load(self, entry: Entry, error: BulkheadError) -> list[Effect]:
-        """A process has died while it loaded. With recovery its requests wait for the next one."""
-        if self.rules.recovery == "off" or entry.state is not State.LOADING:
-            return self._refuse_load(entry, error)
-        waiting = list(entry.waiting.values())
+    def refuse_dead_load(self, model: Model, error: BulkheadError) -> list[Effect]:
+        """A process has died while it loaded. With recovery its requests wait for the next one, and
+        only those who wanted the load itself are refused."""
+        if self._state.rules.recovery == "off" or model.state is not State.LOADING:
+            return self.refuse_failed_load(model, error)
+        waiting = list(model.waiting.values())
         by_hand = [lease for lease in waiting if lease.purpose is Purpose.LOAD]
-        return [self._refuse(entry, lease, error) for lease in by_hand]
+        return [self.refuse(model, lease, error) for lease in by_hand]
 
-    # ── after a death ────────────────────────────────────────────────────────────────────────────
-
-    def _interrupt(
-        self, entry: Entry, error: BulkheadError, now: float, *, parked: bool = False
-    ) -> list[Effect]:
-        """The worker is gone, or stops where the requests are `parked`: have them return."""
-        entry.crowd = len(entry.granted) or entry.crowd
-        if self.rules.recovery == "off" or self.shutting_down:
-            return self._bury(entry, error)
-        interrupted, entry.granted = entry.granted, {}
-        for lease in interrupted.values():
-            lease.error, lease.unjudged, lease.fault = error, not parked, None
-            lease.deadline = now + RETURN_SECONDS
-            if parked:
-                on_trial = lease.standing is Suspicion.ON_TRIAL
-                lease.standing = Suspicion.SUSPECT if on_trial else Suspicion.CLEAR
-            entry.returning[lease.id] = lease
-        return [Interrupt(lease, error) for lease in interrupted]
-
-    def _bury(self, entry: Entry, error: BulkheadError) -> list[Effect]:
-        """End those who have a place."""
-        buried, entry.granted = entry.granted, {}
-        for lease in buried:
-            del self._leases[lease]
-        return [EndLease(lease, error) for lease in buried]
-
-    def _take_back(self, entry: Entry, lease: Lease, position: int, now: float) -> list[Effect]:
-        """A request has returned with so many tokens: it waits, before those who came later."""
-        if position > lease.position:
-            lease.position, lease.unproductive = position, 0
-            self._progressed(entry)
-        lease.deadline = now + lease.hold
-        entry.waiting = dict(sorted({**entry.waiting, lease.id: lease}.items()))
-        effects = self._judge(entry, now)
-        if lease.id not in entry.waiting:
-            return effects
-        assert lease.error is not None
-        if self.rules.recovery == "replay" and position:
-            return [*effects, self._refuse(entry, lease, lease.error)]
-        if entry.state is State.FAILED:
-            return [*effects, *self._turn_away(entry, refusals.failed(entry))]
-        if entry.state is State.CRASHED:
-            return [*effects, *self._turn_away(entry, refusals.unavailable(entry, now))]
-        return effects
-
-    def _judge(self, entry: Entry, now: float) -> list[Effect]:
-        """What their last death means for those who have returned from it, or will not, once its
-        cause is known."""
-        effects: list[Effect] = []
-        absent = entry.absent
-        if absent is not None and absent.fault is not None:
-            entry.absent = None
-            effects += self._weigh(entry, absent, absent.fault, now)
-        for lease in list(entry.waiting.values()):
-            if lease.unjudged and lease.fault is not None and lease.id in entry.waiting:
-                lease.unjudged = False
-                effects += self._judge_one(entry, lease, lease.fault, now)
-        return effects
-
-    def _judge_one(self, entry: Entry, lease: Lease, fault: Fault, now: float) -> list[Effect]:
-        was, lease.standing = lease.standing, Suspicion.CLEAR
-        if was is Suspicion.PAUSED:
-            return []  # it was not running
-        lease.unproductive += 1
-        lease.interruptions += 1
-        tried = was is Suspicion.ON_TRIAL
-        if tried or fault is not Fault.OUTSIDE:
-            lease.standing = Suspicion.SUSPECT
-        effects = self._weigh(entry, lease, fault, now) if tried else []
-        useless = lease.unproductive > self.rules.max_recoveries
-        if lease.id in entry.waiting and (useless or lease.interruptions > _INTERRUPTIONS_MAX):
-            assert lease.error is not None
-            effects.append(self._refuse(entry, lease, lease.error))
-        return effects
-
-    def _weigh(self, entry: Entry, lease: Lease, fault: Fault, now: float) -> list[Effect]:
-        """It died alone: a strike, unless it got past where it had been. Where others get their
-        tokens the second one is a verdict, on its equals as well."""
-        if lease.position >= lease.until:
-            self.docket.clear(lease.digest)
-        if lease.position >= lease.until or fault is Fault.OUTSIDE:
+    def drop_preload(self, model: Model, why: str) -> list[Effect]:
+        """A preload has failed, which stops nobody and is told."""
+        if model.preload is None:
             return []
-        if self.docket.strike(lease.digest, now) < STRIKES or not entry.proven:
-            return []
-        self.docket.convict(lease.digest)
-        equals = [each for each in entry.waiting.values() if each.digest == lease.digest]
-        refused = [self._refuse(entry, each, refusals.guilty(entry)) for each in equals]
-        return [QuarantineRequest(entry.spec.name, lease.request_id), *refused]
+        model.preload = None
+        return [warning(f"{model.name} is not preloaded: {why}")]
 
-    def _abandon(self, entry: Entry, lease: Lease, now: float) -> list[Effect]:
-        """Give up waiting for an interrupted request."""
-        error = refusals.shutting_down() if self.shutting_down else lease.error
-        assert error is not None
-        return [self._refuse(entry, lease, error), *self._judge(entry, now)]
+    # ── fallbacks ────────────────────────────────────────────────────────────────────────────────
 
-    def _acquit(self, lease: Lease) -> None:
-        """A suspect has got past the place of its death."""
-        self.docket.clear(lease.digest)
-        lease.standing = Suspicion.PAUSED if lease.pauses else Suspicion.CLEAR
-        lease.position = max(lease.position, lease.until)
-        lease.unproductive = 0
+    def fallback(self, model: Model) -> Model | None:
+        """The model that serves in place of an unavailable one, if it has one that can. Only one
+        step far: who is sent on and on never learns who answers."""
+        if not model.spec.fallback:
+            return None
+        other = self._state.resolve(model.spec.fallback)
+        usable = other.state not in (State.FAILED, State.CRASHED)
+        fits = self._state.ledger.can_ever_fit(other.size)
+        return other if usable and fits and other.requests < other.spec.capacity else None
 
-    def _progressed(self, entry: Entry) -> None:
-        """The model has made a token for somebody."""
-        entry.proven = True
-        self._breakers[entry.spec.name].progressed()
-
-    def _died(self, entry: Entry, fault: Fault, now: float) -> list[Effect]:
-        """An unasked death, whose cause is known now."""
-        entry.deaths += 1
-        everyone = [*entry.returning.values(), *entry.waiting.values()]
-        if entry.absent is not None:
-            everyone.append(entry.absent)
-        concerned = [lease for lease in everyone if lease.unjudged and lease.fault is None]
-        for lease in concerned:
-            lease.fault = fault
-        # The death of one that is about to be found guilty says nothing about the model.
-        convicts = any(
-            lease.standing is Suspicion.ON_TRIAL
-            and self.docket.strikes(lease.digest, now) + 1 >= STRIKES
-            for lease in concerned
+    def send_on(self, model: Model, lease: Lease, other: Model, error: BulkheadError) -> Effect:
+        """`other` is to serve the lease, because `model` is unavailable; says so."""
+        lease.asked = model.name
+        return warning(
+            f"{lease.request_id} asked for {model.name} and is served by its fallback "
+            f"{other.name}: {error.message}"
         )
-        if not (convicts and entry.proven and fault is not Fault.OUTSIDE):
-            entry.backoff = self._breakers[entry.spec.name].died(now)
-        return self._judge(entry, now)
 
-    def _step_down(
-        self, entry: Entry, diagnosis: Diagnosis, level: Level, now: float
-    ) -> list[Effect]:
-        """If it ran out of memory with a crowd in it, fewer at once from now on. A load that did is
-        no crowd's fault. A SIGKILL that nobody explains may be anybody's: it is taken for want of
-        memory only where there is some."""
-        crowd = entry.crowd
-        unexplained = diagnosis.cause is Cause.KILLED and level is Level.NORMAL
-        if not crowd or not diagnosis.memory or unexplained:
-            return []
-        configured = entry.spec.concurrency
-        limit = entry.learned_limit = stepped_down(entry.learned_limit, configured, crowd, now)
-        return [
-            RememberLimit(entry.spec.name, limit),
-            *self._warn(
-                f"{entry.worker} ran out of memory with {crowd} requests in it: at most "
-                f"{limit.concurrency} of model {entry.spec.name} run at once until it has been "
-                f"quiet for {QUIET_SECONDS / 3600:g} hours"
-            ),
-        ]
-
-    def _climb(self, entry: Entry, now: float) -> list[Effect]:
-        """Twice as many at once, after a quiet while."""
-        assert entry.learned_limit is not None
-        entry.learned_limit = climbed(entry.learned_limit, entry.spec.concurrency, now)
-        allowed = entry.concurrency or "any number"
-        return [
-            RememberLimit(entry.spec.name, entry.learned_limit),
-            LogLine(
-                f"{entry.spec.name} has not run out of memory again: {allowed} may run at once"
-            ),
-        ]
-
-    def _warn(self, text: str) -> list[Effect]:
-        return [LogLine(text, logging.WARNING)]
+    def turn_away(self, model: Model, error: BulkheadError) -> list[Effect]:
+        """The model is unavailable: who waits goes to its fallback, if it has one, and is refused
+        otherwise. Who has tokens of this model's can't go on elsewhere."""
+        effects: list[Effect] = []
+        for lease in list(model.waiting.values()):
+            other = self.fallback(model)
+            if other is None or lease.position or lease.asked or lease.purpose is Purpose.LOAD:
+                effects.append(self.refuse(model, lease, error))
+                continue
+            effects.append(self.send_on(model, lease, other, error))
+            del model.waiting[lease.id]
+            lease.suspicion = Suspicion.CLEAR
+            self.enqueue(other, lease)
+        return effects

@@ -1,139 +1,164 @@
-"""The steps of a worker's life: each does one thing to one entry and returns its effects.
+"""The steps of one worker's life: each moves one model on and returns what its process needs.
 
-It decides nothing. `pool` decides.
+Nothing here knows of requests. Who is told of a worker's end is decided in `pool`.
 """
 
 from __future__ import annotations
 
-from supervisor.scheduler import refusals
-from supervisor.scheduler.effects import Effect, Spawn, Stop
+from supervisor.scheduler.effects import Effect, Spawn, Stop, warning
 from supervisor.scheduler.ledger import STRANDED_SECONDS
-from supervisor.scheduler.lifecycle import HAS_PROCESS, Event, State
-from supervisor.scheduler.model import DrainCause, Entry, ReleaseRule
-from supervisor.scheduler.requests import Leases
+from supervisor.scheduler.lifecycle import Event, State
+from supervisor.scheduler.model import DrainCause, Model, ReleaseRule, Worker
+from supervisor.scheduler.state import PoolState
 
 
-class Roster(Leases):
-    """Entries by name; every lease that is open; one ledger for all."""
+class Workers:
+    """Spawns, drains, stops and releases workers."""
 
-    @property
-    def stopped(self) -> bool:
-        """Whether no worker process is left."""
-        return not any(entry.state in HAS_PROCESS for entry in self.entries.values())
+    def __init__(self, state: PoolState) -> None:
+        self._state = state
 
-    def _current(self, model: str, generation: int) -> Entry | None:
-        """The entry, unless the event is about an incarnation that is over."""
-        entry = self.entries[model]
-        current = entry.generation == generation and entry.state in HAS_PROCESS
-        return entry if current else None
+    def spawn(self, model: Model, now: float) -> list[Effect]:
+        """COLD: charge, then start. Raises OverBudget where the charge does not fit."""
+        model.move(Event.SPAWN)
+        model.generation += 1
+        model.worker = worker = Worker(model.name, model.generation, now)
+        self._state.ledger.charge(worker.key, model.size)
+        worker.deadline = now + self._state.limits.load_stall
+        return [Spawn(model.name, model.generation)]
 
-    @staticmethod
-    def _serves(entry: Entry) -> bool:
-        """Whether the worker admits requests."""
-        return entry.state is State.READY
+    def become_ready(self, model: Model, memory_bytes: int, context: int, now: float) -> None:
+        """LOADING: the worker serves, and is charged what it was measured to need."""
+        model.move(Event.READY)
+        worker = model.current
+        worker.memory_bytes, worker.context = memory_bytes, context
+        worker.loaded_at, worker.idle_since, worker.deadline = now, now, None
+        model.load_seconds = now - worker.load_started
+        self.learn_size(model, memory_bytes)
+        self._state.ledger.measure(worker.key, model.size)
 
-    # ── a worker's life ──────────────────────────────────────────────────────────────────────────
-
-    def _spawn(self, entry: Entry, now: float) -> list[Effect]:
-        """Charge, then start. The ledger raises when the plan was wrong."""
-        self._move(entry, Event.SPAWN)
-        entry.generation += 1
-        entry.crowd = 0
-        self.ledger.charge(entry.key, entry.size)
-        entry.load_started = now
-        entry.deadline = now + self.limits.load_stall
-        return [Spawn(entry.spec.name, entry.generation)]
-
-    def _stop(
-        self, entry: Entry, now: float, *, kill: bool = False, stacks: bool = False
-    ) -> list[Effect]:
-        entry.deadline = None if kill else now + self._grace(entry)
-        return [Stop(entry.spec.name, entry.generation, kill, stacks)]
-
-    def _grace(self, entry: Entry) -> float:
-        """Seconds that the process may take to end."""
-        size = max(entry.memory_bytes, self.ledger.of(entry.key))
-        return self.limits.stop + self.limits.stop_per_gigabyte * size / 1e9
-
-    def _drain(self, entry: Entry, cause: DrainCause, seconds: float, now: float) -> list[Effect]:
-        """READY: admit nobody any more, end with the last lease or after `seconds`."""
-        self._move(entry, Event.DRAIN)
-        entry.drain_cause, entry.deadline = cause, now + seconds
-        if entry.waiting and entry.queued_since is None:
-            entry.queued_since = now  # whoever had no place yet queues for the next worker
-        return self._stop_if_drained(entry, now)
-
-    def _stop_if_drained(self, entry: Entry, now: float) -> list[Effect]:
-        if entry.state is not State.DRAINING or entry.granted:
-            return []
-        self._move(entry, Event.DRAINED)
-        entry.after_exit = Event.RELEASED
-        return self._stop(entry, now)
-
-    def _cut(self, entry: Entry, now: float) -> list[Effect]:
-        """The drain deadline: park what still runs, or end it where a person wants the model gone;
-        then stop the worker."""
-        error = refusals.cut(entry)
-        if entry.drain_cause is DrainCause.BY_HAND:
-            cut = self._bury(entry, error)
-        else:
-            cut = self._interrupt(entry, error, now, parked=True)
-        return [*cut, *self._stop_if_drained(entry, now)]
-
-    def _abort_load(self, entry: Entry, now: float) -> list[Effect]:
-        """LOADING: stop a load that is not at fault."""
-        self._move(entry, Event.KILL)
-        entry.after_exit = Event.RELEASED
-        return self._stop(entry, now)
-
-    def _kill(self, entry: Entry, reason: str, now: float) -> list[Effect]:
-        if entry.state is State.STOPPING:
-            return self._stop(entry, now, kill=True)
-        entry.reason = reason
-        refused = self._fail_load(entry, refusals.crashed(entry, reason))
-        self._move(entry, Event.KILL)
-        return [*refused, *self._stop(entry, now, kill=True)]
-
-    def _reaped(self, entry: Entry, now: float) -> list[Effect]:
-        """The process is gone: its charge ends now, or once its memory is seen to be back."""
-        self._move(entry, Event.EXITED)
-        entry.pid, entry.deadline, entry.memory_bytes, entry.loaded_at = None, None, 0, None
-        entry.unload_asked = False
-        if self.rules.release is ReleaseRule.AT_REAP:
-            self.ledger.release(entry.key)
-            return self._released(entry, now)
-        self.ledger.exited(entry.key, now)
-        entry.deadline = now + STRANDED_SECONDS
-        return []
-
-    def _released(self, entry: Entry, now: float) -> list[Effect]:
-        """RELEASING: nobody has to wait for this incarnation's memory any longer."""
-        self._move(entry, entry.after_exit)
-        entry.after_exit, entry.deadline = Event.RELEASED_CRASHED, None
-        if entry.state is State.FAILED:
-            return self._turn_away(entry, refusals.failed(entry))
-        entry.reason = ""
-        if entry.state is State.CRASHED:
-            if entry.backoff is not None and not self.shutting_down:
-                return self._back_off(entry, entry.backoff, now)
-            self._move(entry, Event.BACKOFF_OVER)
-        return []
-
-    def _back_off(self, entry: Entry, seconds: float, now: float) -> list[Effect]:
-        """CRASHED: the model keeps dying, and nobody loads it for a while."""
-        entry.backoff, entry.deadline = None, now + seconds
-        said = self._warn(
-            f"{entry.spec.name} keeps dying without a token between: it is not loaded again for "
-            f"{seconds:.0f} s"
-        )
-        dropped = self._drop_wish(entry, "it keeps dying")
-        return [*said, *dropped, *self._turn_away(entry, refusals.unavailable(entry, now))]
-
-    def _learn(self, entry: Entry, measured: int) -> None:
+    def learn_size(self, model: Model, measured: int) -> None:
         """A load took so much: that is what the next one is charged, with room for requests. But
         only the room that the budget leaves: a model that fits alone serves fewer requests rather
         than none."""
-        room = entry.spec.headroom_bytes
-        if self.ledger.budget is not None:
-            room = max(0, min(room, self.ledger.budget - measured))
-        entry.learned_bytes = measured + room
+        room, budget = model.spec.headroom_bytes, self._state.ledger.budget
+        if budget is not None:
+            room = max(0, min(room, budget - measured))
+        model.learned_bytes = measured + room
+
+    # ── the ways to its end ──────────────────────────────────────────────────────────────────────
+
+    def drain(self, model: Model, cause: DrainCause, seconds: float, now: float) -> list[Effect]:
+        """READY: admit nobody any more, end with the last lease or after `seconds`."""
+        model.move(Event.DRAIN)
+        model.current.drain_cause, model.current.deadline = cause, now + seconds
+        if model.waiting and model.queued_since is None:
+            model.queued_since = now  # whoever had no place yet queues for the next worker
+        return self.stop_if_drained(model, now)
+
+    def hurry_drain(self, model: Model, seconds: float, now: float) -> None:
+        """DRAINING: the machine is out of memory, and it has at most so much time left."""
+        worker = model.current
+        if worker.drain_cause is not DrainCause.SHUTDOWN:
+            worker.drain_cause = DrainCause.EMERGENCY
+        assert worker.deadline is not None
+        worker.deadline = min(worker.deadline, now + seconds)
+
+    def stop_if_drained(self, model: Model, now: float) -> list[Effect]:
+        """DRAINING: stop it if nobody is in it any more. Nothing in another state."""
+        if model.state is not State.DRAINING or model.granted:
+            return []
+        model.move(Event.DRAINED)
+        model.current.after_exit = Event.RELEASED
+        return self.stop(model, now)
+
+    def abort_load(self, model: Model, now: float) -> list[Effect]:
+        """LOADING: stop a load that is not at fault."""
+        model.move(Event.KILL)
+        model.current.after_exit = Event.RELEASED
+        return self.stop(model, now)
+
+    def fail_load(self, model: Model, reason: str, now: float) -> list[Effect]:
+        """LOADING: its files can't be served, and the model is FAILED once the process is gone."""
+        model.move(Event.LOAD_FAILED)
+        model.current.stop_reason = reason
+        model.current.after_exit = Event.RELEASED_FAILED
+        return self.stop(model, now)
+
+    def kill(self, model: Model, reason: str, now: float, *, stacks: bool = False) -> list[Effect]:
+        """LOADING, READY or DRAINING: the worker is at fault, and its end counts as a crash."""
+        model.move(Event.KILL)
+        model.current.stop_reason = reason
+        return self.stop(model, now, kill=True, stacks=stacks)
+
+    def kill_stalled_load(self, model: Model, now: float) -> list[Effect]:
+        """LOADING: the load makes no progress."""
+        model.move(Event.LOAD_STALLED)
+        seconds = self._state.limits.load_stall
+        model.current.stop_reason = f"the load made no progress for {seconds:g} s"
+        return self.stop(model, now, kill=True, stacks=True)
+
+    def await_exit(self, model: Model, reason: str, now: float) -> None:
+        """LOADING, READY or DRAINING: the process is about to end by itself."""
+        model.move(Event.KILL)
+        model.current.stop_reason = reason
+        model.current.deadline = now + self._grace(model.current)
+
+    def stop(
+        self, model: Model, now: float, *, kill: bool = False, stacks: bool = False
+    ) -> list[Effect]:
+        """STOPPING: signal the process, which is killed when it has not ended in time. With
+        `stacks` it says before where its threads stand."""
+        model.current.deadline = None if kill else now + self._grace(model.current)
+        return [Stop(model.name, model.generation, kill, stacks)]
+
+    def _grace(self, worker: Worker) -> float:
+        """Seconds that the process may take to end."""
+        limits = self._state.limits
+        size = max(worker.memory_bytes, self._state.ledger.of(worker.key))
+        return limits.stop + limits.stop_per_gigabyte * size / 1e9
+
+    # ── its end ──────────────────────────────────────────────────────────────────────────────────
+
+    def reap(self, model: Model, now: float) -> bool:
+        """The process is gone. Whether its memory is back as well; where that has to be seen, the
+        charge stays for a while."""
+        model.move(Event.EXITED)
+        worker, ledger = model.current, self._state.ledger
+        if self._state.rules.release is ReleaseRule.AT_REAP:
+            ledger.release(worker.key)
+            return True
+        ledger.exited(worker.key, now)
+        worker.deadline = now + STRANDED_SECONDS
+        return False
+
+    def release(self, model: Model, now: float) -> list[Effect]:
+        """RELEASING: nobody has to wait for this incarnation's memory any longer. The model is
+        COLD, FAILED, or CRASHED if it keeps dying."""
+        worker = model.current
+        model.move(worker.after_exit)
+        model.worker = None
+        if model.state is State.FAILED:
+            model.failure = worker.stop_reason
+        if model.state is not State.CRASHED:
+            return []
+        if worker.backoff is None or self._state.shutting_down:
+            model.move(Event.BACKOFF_OVER)
+            return []
+        model.crashed_until = now + worker.backoff
+        return [
+            warning(
+                f"{model.name} keeps dying without a token between: it is not loaded again for "
+                f"{worker.backoff:.0f} s"
+            )
+        ]
+
+    def end_backoff(self, model: Model) -> None:
+        """CRASHED: it may be loaded again."""
+        model.move(Event.BACKOFF_OVER)
+        model.crashed_until = None
+
+    def forget_failure(self, model: Model) -> None:
+        """FAILED: it may be tried again."""
+        model.move(Event.CHANGED)
+        model.failure = ""

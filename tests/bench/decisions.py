@@ -1,8 +1,8 @@
 """How long one scheduling decision takes: `python -m tests.bench.decisions`.
 
 Two hundred requests wait over twenty models on a machine for a few of them, every queue is always
-full again, and each event (a request, an end, a load, an exit, a death, a return from it, a trial
-that is passed, a tick) is timed, with the question for the next deadline that the shell asks after
+full again, and each event (a request, an end, a load, an exit, a death, a return from it, a
+probation that is passed, a tick) is timed, with the question for the next deadline that the shell asks after
 each. A decision never blocks, so its length is the
 thread's own time, and other work on the machine does not count.
 """
@@ -89,10 +89,10 @@ class Crowd:
             self._acquire()
         self._now += self._rng.expovariate(5.0)
         kind = self._rng.random()
-        busy = [entry for entry in self._pool.entries.values() if entry.granted]
+        busy = [model for model in self._pool.models.values() if model.granted]
         if kind < 0.03 and busy:
-            entry = self._rng.choice(busy)
-            name, number = entry.spec.name, entry.generation
+            model = self._rng.choice(busy)
+            name, number = model.name, model.generation
             self._exits = [exit for exit in self._exits if exit != (name, number)]
             self._post(lambda: self._pool.exited(name, number, "SIGABRT", self._now))
         elif kind < 0.3 and self._asked:
@@ -102,12 +102,12 @@ class Crowd:
             lease = self._running.pop(self._rng.randrange(len(self._running)))
             self._post(lambda: self._pool.release(lease, self._now))
         elif kind < 0.75 and self._loads:
-            model, generation = self._loads.pop()
-            size = self._pool.entries[model].size
-            self._post(lambda: self._pool.ready(model, generation, size, 4096, self._now))
+            name, number = self._loads.pop()
+            size = self._pool.models[name].size
+            self._post(lambda: self._pool.ready(name, number, size, 4096, self._now))
         elif kind < 0.9 and self._exits:
-            model, generation = self._exits.pop()
-            self._post(lambda: self._pool.exited(model, generation, "exit status 0", self._now))
+            name, number = self._exits.pop()
+            self._post(lambda: self._pool.exited(name, number, "exit status 0", self._now))
         else:
             self._post(lambda: self._pool.tick(self._now))
 

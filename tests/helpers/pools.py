@@ -42,7 +42,7 @@ def ready_pool(memory_bytes: int = 0) -> Pool:
 
 
 def state(pool: Pool, model: str = "m") -> State:
-    return pool.entries[model].state
+    return pool.models[model].state
 
 
 def in_state(wanted: State) -> Pool:
@@ -119,8 +119,8 @@ def ask(pool: Pool, model: str, now: float, hold: float = HOLD) -> int:
 def serve(pool: Pool, model: str, now: float, *, size: int = 8 * GB) -> int:
     """A lease on a model that loads at `now` and is ready a second later."""
     lease = ask(pool, model, now)
-    pool.ready(model, pool.entries[model].generation, size, 4096, now + 1)
-    assert lease in pool.entries[model].granted
+    pool.ready(model, pool.models[model].generation, size, 4096, now + 1)
+    assert lease in pool.models[model].granted
     return lease
 
 
@@ -131,4 +131,4 @@ def loaded(pool: Pool, *models: str, now: float = 0.0, size: int = 8 * GB) -> No
 
 
 def states(pool: Pool) -> dict[str, State]:
-    return {name: entry.state for name, entry in pool.entries.items()}
+    return {name: entry.state for name, entry in pool.models.items()}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from supervisor.scheduler.blame import PROBATION, Fault
+from supervisor.scheduler.blame import PROBATION_TOKENS
+from supervisor.scheduler.death import Fault
 from supervisor.scheduler.effects import (
     Effect,
     EndLease,
@@ -18,7 +19,7 @@ from supervisor.scheduler.effects import (
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Limits, Rules, Spec
 from supervisor.scheduler.pool import Pool
-from tests.property.recoveries import crash_of
+from tests.property.recoveries import death_of
 
 LIMITS = Limits(load_stall=10.0, drain=20.0, stop=3.0, emergency_drain=4.0)
 HOLD = 100.0
@@ -43,7 +44,7 @@ class Ward:
 
     @property
     def entry(self) -> Any:
-        return self.pool.entries["m"]
+        return self.pool.models["m"]
 
     def refusal(self) -> str | None:
         """The code with which the last request was refused as it came."""
@@ -64,7 +65,7 @@ class Ward:
         return self.pool.ready("m", self.entry.generation, 0, 1, self.now)
 
     def exits(self, fault: Fault = Fault.REQUEST) -> list[Effect]:
-        return self.pool.exited("m", self.entry.generation, "SIGABRT", self.now, crash_of(fault))
+        return self.pool.exited("m", self.entry.generation, "SIGABRT", self.now, death_of(fault))
 
     def dies(self, fault: Fault = Fault.REQUEST, **positions: int) -> list[Effect]:
         """The worker dies and the next is ready; all who were in it return, by default from where
@@ -96,7 +97,7 @@ def trials(effects: Iterable[Effect]) -> list[tuple[int, int, bool]]:
     return [
         (each.lease, each.until, each.then_pause)
         for each in effects
-        if isinstance(each, Grant) and each.until >= PROBATION
+        if isinstance(each, Grant) and each.until >= PROBATION_TOKENS
     ]
 
 
@@ -106,7 +107,7 @@ def tried(effects: Iterable[Effect]) -> list[int]:
 
 def granted(effects: Iterable[Effect]) -> list[int]:
     """Those that are granted like anybody."""
-    return [e.lease for e in effects if isinstance(e, Grant) and e.until < PROBATION]
+    return [e.lease for e in effects if isinstance(e, Grant) and e.until < PROBATION_TOKENS]
 
 
 def proceeding(effects: Iterable[Effect]) -> list[int]:

@@ -18,7 +18,6 @@ import random
 from dataclasses import dataclass, field
 
 from supervisor.errors import BulkheadError
-from supervisor.scheduler.concurrency_limit import LearnedLimit
 from supervisor.scheduler.effects import (
     Effect,
     EndLease,
@@ -35,10 +34,10 @@ from supervisor.scheduler.effects import (
     Unpause,
 )
 from supervisor.scheduler.lifecycle import HAS_PROCESS, State
-from supervisor.scheduler.model import Limits, Rules, Spec
+from supervisor.scheduler.model import LearnedLimit, Limits, Rules, Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
-from supervisor.scheduler.requests import RETURN_SECONDS
+from supervisor.scheduler.recovery import RETURN_SECONDS
 from tests.property.recoveries import Request, Trials, Violation, check
 
 __all__ = ["GB", "Books", "Dead", "Process", "Request", "Violation", "check"]
@@ -358,7 +357,7 @@ class Books:
     def _compare(self) -> None:
         pool = self.pool
         open_leases = 0
-        for name, entry in pool.entries.items():
+        for name, entry in pool.models.items():
             model, process = self.models[name], self.processes.get(name)
             state, before = entry.state, self.last_state[name]
             waiting, granted = self.open_of(name, "waiting"), self.open_of(name, "granted")
@@ -393,16 +392,16 @@ class Books:
             if state is State.READY or self.shutdowns:
                 model.wish_until = None
             self.last_state[name] = state
-        check(len(pool._leases) == open_leases, "leases that nobody knows")
+        check(len(pool.state.leases) == open_leases, "leases that nobody knows")
         limit = self.rules.max_requests
         check(not limit or open_leases <= limit, "more than max_requests run or wait")
-        total = sum(charge.bytes for charge in pool.ledger.charges.values())
-        check(pool.ledger.charged == total, "Σ charges is wrong")
+        total = sum(charge.bytes for charge in pool.state.ledger.charges.values())
+        check(pool.state.ledger.charged == total, "Σ charges is wrong")
         due = pool.next_deadline()
         for request in self.requests.values():
             if request.status != "granted":
                 check(due is not None and due <= request.deadline, "a hold that nobody watches")
-        gate = pool._gate is not None
+        gate = pool.planner.held_load is not None
         self.gate_since = (self.gate_since or self.now) if gate else None
         if self.gate_since is not None:
             over = self.gate_since + self.rules.load_gate_timeout
@@ -410,7 +409,7 @@ class Books:
         self._check_service()
 
     def _compare_crashed(self, name: str, state: State, before: State) -> None:
-        model, deadline = self.models[name], self.pool.entries[name].deadline
+        model, deadline = self.models[name], self.pool.models[name].deadline
         if state is State.CRASHED:
             check(deadline is not None, f"{name} is left alone for ever")
             assert deadline is not None
@@ -432,7 +431,7 @@ class Books:
         if process.phase == "loading":
             check(state is State.LOADING, f"{name} loads and is {state}")
         key = (name, process.generation)
-        check(self.pool.ledger.of(key) == process.charge, f"{name}: charge is wrong")
+        check(self.pool.state.ledger.of(key) == process.charge, f"{name}: charge is wrong")
         if before is State.READY and state in (State.DRAINING, State.STOPPING):
             self._check_drain(name, process)
         if state is State.DRAINING and process.draining_since is None:
@@ -490,7 +489,7 @@ class Books:
 
     def _check_service(self) -> None:
         """Whoever can be served is served; above all the model that has waited longest."""
-        entries = self.pool.entries
+        entries = self.pool.models
         exclusive = self.rules.load_gate == "exclusive"
         loads = any(entry.state is State.LOADING for entry in entries.values())
         closed = exclusive and (loads or self.gate_since is not None)
@@ -532,20 +531,20 @@ class Books:
         return [
             process
             for name, process in self.processes.items()
-            if self.pool.entries[name].state is State.READY
+            if self.pool.models[name].state is State.READY
             and not self.models[name].pinned
             and self.safe_until(process) <= self.now
         ]
 
     def _room(self) -> tuple[float, int, float, int]:
         """Bytes and places that are free, and that will be once those have gone who leave."""
-        entries, ledger = self.pool.entries.values(), self.pool.ledger
+        entries, ledger = self.pool.models.values(), self.pool.state.ledger
         budget = float("inf") if self.budget is None else float(self.budget)
         free = budget - ledger.charged
         leaving = [entry for entry in entries if entry.state in LEAVING]
         occupied = sum(e.state in HAS_PROCESS or e.state is State.RELEASING for e in entries)
         places = (self.rules.max_loaded or len(self.models) + 1) - occupied
-        coming = free + sum(ledger.of(entry.key) for entry in leaving)
+        coming = free + sum(ledger.of(entry.current.key) for entry in leaving)
         return free, places, coming, places + len(leaving)
 
     def _check_first(self, name: str, since: float, closed: bool) -> None:
@@ -561,7 +560,7 @@ class Books:
         if model.size <= coming and places_coming >= 1:
             return
         ready = self._takeable()
-        idle = [p for p in ready if not self.pool.entries[p.model].in_use]
+        idle = [p for p in ready if not self.pool.models[p.model].in_use]
         late = [
             p
             for p in ready
@@ -581,7 +580,7 @@ class Books:
         may overtake one that can't be served yet and still has patience."""
         (since, name), (_, other) = first, second
         wishes = any(m.wish_until is not None for m in self.models.values())
-        both_cold = all(self.pool.entries[n].state is State.COLD for n in (name, other))
+        both_cold = all(self.pool.models[n].state is State.COLD for n in (name, other))
         if closed or wishes or not both_cold:
             return
         size = self.models[other].size
@@ -590,7 +589,7 @@ class Books:
             coming, places_coming = coming - self.models[name].size, places_coming - 1
             if size <= coming and places_coming >= 1:
                 return
-            idle = [p for p in self._takeable() if not self.pool.entries[p.model].in_use]
+            idle = [p for p in self._takeable() if not self.pool.models[p.model].in_use]
             enough = size <= coming + sum(p.charge for p in idle)
             check(
                 not enough or places_coming + len(idle) < 1,

@@ -17,9 +17,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from supervisor.crashes.diagnosis import Cause, Crash, Diagnosis
-from supervisor.scheduler.blame import PROBATION, STRIKES, Fault
+from supervisor.scheduler.blame import DEATHS_ALONE_MAX, PROBATION_TOKENS
 from supervisor.scheduler.breaker import BACKOFF_FIRST
+from supervisor.scheduler.death import Death, Fault
 from supervisor.scheduler.effects import Grant
 from supervisor.scheduler.model import Rules
 
@@ -27,16 +27,9 @@ _INTERRUPTIONS_MAX = 20
 _EPSILON = 1e-6
 
 
-_CAUSES = {
-    Fault.REQUEST: Cause.ABORTED,
-    Fault.MEMORY: Cause.OUT_OF_MEMORY,
-    Fault.OUTSIDE: Cause.GPU_VICTIM,
-}
-
-
-def crash_of(fault: Fault) -> Crash:
+def death_of(fault: Fault) -> Death:
     """A death that was the fault of these."""
-    return Crash("some-id", Diagnosis(_CAUSES[fault]))
+    return Death("some-id", "it died", "See to it.", fault)
 
 
 class Violation(AssertionError):
@@ -148,7 +141,8 @@ class Trials:
         inside = [*early, *(request for _, request in self.of(model, "granted"))]
         convicts = fault is not Fault.OUTSIDE and record.proven
         if not convicts or not any(
-            request.on_trial and self._alone[request.digest] + 1 >= STRIKES for request in inside
+            request.on_trial and self._alone[request.digest] + 1 >= DEATHS_ALONE_MAX
+            for request in inside
         ):
             record.died(self._rules, now)
         for request in inside:
@@ -202,7 +196,7 @@ class Trials:
         elif tried and fault is not Fault.OUTSIDE:
             self._alone[request.digest] += 1
             record = self.records[request.model]
-            if self._alone[request.digest] >= STRIKES and record.proven:
+            if self._alone[request.digest] >= DEATHS_ALONE_MAX and record.proven:
                 self.guilty.add(request.digest)
                 self._untold.add(request.name)
 
@@ -228,7 +222,7 @@ class Trials:
             check(min(order)[2] == lease, f"{lease} is tried before {min(order)[2]}")
             running = [i for i, r in self.of(model, "granted") if not r.paused]
             check(not running, f"{lease} is tried beside {running}")
-            check(grant.until == request.position + PROBATION, "its trial is not so long")
+            check(grant.until == request.position + PROBATION_TOKENS, "its trial is not so long")
             check(
                 grant.then_pause == (len(suspects) > 1), f"{lease} pauses for nobody, or does not"
             )

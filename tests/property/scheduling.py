@@ -13,7 +13,8 @@ import sys
 import time
 from collections.abc import Callable
 
-from supervisor.scheduler.blame import PROBATION, Fault
+from supervisor.scheduler.blame import PROBATION_TOKENS
+from supervisor.scheduler.death import Fault
 from supervisor.scheduler.model import Limits, ReleaseRule, Rules, Spec
 from supervisor.scheduler.pressure import Level
 from tests.property.oracle import GB, Violation
@@ -127,7 +128,7 @@ class Walk:
     def position(self, lease: int) -> int:
         request = self.world.requests[lease]
         position = request.position + self.rng.choice(
-            (0, 0, 0, 1, PROBATION - 1, PROBATION, 2 * PROBATION, 40)
+            (0, 0, 0, 1, PROBATION_TOKENS - 1, PROBATION_TOKENS, 2 * PROBATION_TOKENS, 40)
         )
         if request.on_trial and request.poison and self.world.calm:
             position = min(position, request.until - 1)

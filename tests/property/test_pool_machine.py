@@ -56,7 +56,7 @@ class PoolMachine(RuleBasedStateMachine):
                 case Spawn(model, generation):
                     assert model not in self.processes
                     assert generation > self.born[model]
-                    assert not self.pool.shutting_down
+                    assert not self.pool.state.shutting_down
                     self.processes[model] = self.born[model] = generation
                 case Stop(model, generation, kill):
                     assert self.processes.get(model) == generation
@@ -153,8 +153,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(model=models, offset=st.sampled_from([-1, 1, 5]))
     def words_about_another_generation(self, model: str, offset: int) -> None:
-        generation = self.pool.entries[model].generation + offset
-        before = self.pool.entries[model].state
+        generation = self.pool.models[model].generation + offset
+        before = self.pool.models[model].state
         events: list[Callable[[], list[Effect]]] = [
             lambda: self.pool.ready(model, generation, 1, 1, self.now),
             lambda: self.pool.load_failed(model, generation, "no", self.now),
@@ -164,7 +164,7 @@ class PoolMachine(RuleBasedStateMachine):
         ]
         for event in events:
             assert event() == []
-        assert self.pool.entries[model].state is before
+        assert self.pool.models[model].state is before
 
     # ── the rest ──
 
@@ -203,8 +203,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_pool_counts_as_we_do(self) -> None:
-        waiting = {lease for entry in self.pool.entries.values() for lease in entry.waiting}
-        granted = {lease for entry in self.pool.entries.values() for lease in entry.granted}
+        waiting = {lease for entry in self.pool.models.values() for lease in entry.waiting}
+        granted = {lease for entry in self.pool.models.values() for lease in entry.granted}
         open_ones = {
             status: {
                 lease
@@ -218,28 +218,28 @@ class PoolMachine(RuleBasedStateMachine):
 
     @invariant()
     def a_process_exists_when_the_state_says_so(self) -> None:
-        alive = {name for name, entry in self.pool.entries.items() if entry.state in HAS_PROCESS}
+        alive = {name for name, entry in self.pool.models.items() if entry.state in HAS_PROCESS}
         assert alive == set(self.processes)
-        assert self.pool.stopped == (not alive)
+        assert self.pool.state.stopped == (not alive)
 
     @invariant()
     def only_lasting_states_are_seen(self) -> None:
-        for entry in self.pool.entries.values():
+        for entry in self.pool.models.values():
             assert entry.state not in (State.RELEASING, State.CRASHED)
 
     @invariant()
     def nobody_waits_in_vain(self) -> None:
-        for name, entry in self.pool.entries.items():
+        for name, entry in self.pool.models.items():
             assert len(entry.waiting) + len(entry.granted) <= CAPACITIES[name]
             if entry.waiting:
                 assert entry.state in (State.LOADING, State.STOPPING)
-                assert not self.pool.shutting_down
+                assert not self.pool.state.shutting_down
             if entry.granted:
                 assert entry.state in (State.READY, State.DRAINING, State.STOPPING)
 
     @invariant()
     def every_passing_state_has_an_end(self) -> None:
-        for name, entry in self.pool.entries.items():
+        for name, entry in self.pool.models.items():
             if entry.state in (State.LOADING, State.DRAINING):
                 assert entry.deadline is not None
             if entry.state is State.DRAINING:
@@ -260,7 +260,7 @@ class PoolMachine(RuleBasedStateMachine):
             del self.processes[model]
             self.perform(self.pool.exited(model, generation, "exit status 0", self.now))
         assert not self.processes
-        assert self.pool.stopped
+        assert self.pool.state.stopped
         assert self.pool.next_deadline() is None
         assert all(
             request.released or request.status == "ended" for request in self.requests.values()

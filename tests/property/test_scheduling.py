@@ -10,12 +10,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from supervisor.scheduler.blame import PROBATION, Fault
+from supervisor.scheduler.blame import PROBATION_TOKENS
+from supervisor.scheduler.death import Fault
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Rules, Spec
 from supervisor.scheduler.pressure import Level
 from tests.bench.eviction import Crowd, Machine
-from tests.property import planted, scheduling
+from tests.property import scheduling
 from tests.property.oracle import GB, Violation
 from tests.property.scheduling import LIMITS, NAMES, make_world
 from tests.property.world import World
@@ -60,7 +61,9 @@ class Scheduler(RuleBasedStateMachine):
 
     @precondition(lambda self: self.world.requests)
     @rule(
-        data=st.data(), tokens=st.sampled_from([0, 0, 1, PROBATION, 40]), all_of_them=st.booleans()
+        data=st.data(),
+        tokens=st.sampled_from([0, 0, 1, PROBATION_TOKENS, 40]),
+        all_of_them=st.booleans(),
     )
     def returned(self, data: st.DataObject, tokens: int, all_of_them: bool) -> None:
         requests = self.world.requests
@@ -163,14 +166,6 @@ def test_a_random_walk_finds_nothing() -> None:
     assert scheduling.walk(seed=4, steps=20_000) == (20_000, None)
 
 
-def test_a_walk_is_the_same_each_time() -> None:
-    (bug,) = [bug for bug in planted.BUGS if "on its way back" in bug.name]
-    with planted.planted(bug) as walk:
-        first, second = (planted.violation_of(walk, 0, 2_000) for _ in range(2))
-    assert first is not None
-    assert first == second
-
-
 # ── quiescence: what is asked for is served in the end ───────────────────────────────────────────
 
 
@@ -239,7 +234,7 @@ def test_a_stream_of_requests_starves_nobody() -> None:
     running = [world.acquire("a", 100.0)]
     world.ready("a", 8 * GB)
     asked, waiter = world.now, world.acquire("b", 1000.0)
-    while world.pool.entries["a"].state is State.READY:
+    while world.pool.models["a"].state is State.READY:
         running.append(world.acquire("a", 1000.0))  # the next comes before the last one ends
         world.release(running.pop(0))
         world.advance(0.5)
@@ -248,7 +243,7 @@ def test_a_stream_of_requests_starves_nobody() -> None:
     for lease in running:
         world.release(lease)
     world.exited("a")
-    assert world.pool.entries["b"].state is State.LOADING
+    assert world.pool.models["b"].state is State.LOADING
     world.ready("b", 8 * GB)
     assert world.requests[waiter].status == "granted"
     assert world.requests[late].status == "waiting"
@@ -297,25 +292,4 @@ def test_poison_is_found_and_everybody_else_is_served_to_the_end(poisons: int) -
     depths = {lease: rng.randrange(lengths[lease]) for lease in bad}
     assert run_to_the_end(world, lengths, depths, rng) == set(good)
     assert len(world.trials.guilty) == poisons
-    assert poisons <= world.pool.entries["a"].deaths <= 3 * poisons
-
-
-# ── planted bugs ─────────────────────────────────────────────────────────────────────────────────
-
-
-def test_at_least_twelve_bugs_are_planted_and_recorded() -> None:
-    assert len(planted.BUGS) >= 12
-    assert set(planted.recorded()) == {bug.name for bug in planted.BUGS}
-
-
-@pytest.mark.parametrize("bug", planted.BUGS, ids=lambda bug: bug.name)
-def test_a_planted_bug_is_found_by_its_seed(bug: planted.Bug) -> None:
-    record = planted.recorded()[bug.name]
-    with planted.planted(bug) as walk:
-        found = planted.violation_of(walk, record["seed"], record["step"])
-    assert found is not None
-
-
-def test_the_same_seeds_find_nothing_in_the_real_one() -> None:
-    worst = max(planted.recorded().values(), key=lambda record: record["step"])
-    assert scheduling.walk(worst["seed"], worst["step"])[1] is None
+    assert poisons <= world.pool.models["a"].deaths <= 3 * poisons

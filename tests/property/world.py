@@ -9,13 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from supervisor.errors import BulkheadError
-from supervisor.scheduler.blame import Fault
+from supervisor.scheduler.death import Fault
 from supervisor.scheduler.effects import Grant, Loaded, Refuse
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import ReleaseRule, Spec
 from supervisor.scheduler.pressure import Level
 from tests.property.oracle import GB, Books, Dead, Request, Violation, check
-from tests.property.recoveries import crash_of
+from tests.property.recoveries import death_of
 
 
 @dataclass
@@ -46,7 +46,7 @@ class World(Books):
         guilty = not refused and digest in self.trials.guilty
         check(not guilty, f"{lease} is guilty and admitted")
         if not refused:
-            model = self.pool.resolve(name).spec.name
+            model = self.pool.state.resolve(name).spec.name
             self.requests[lease] = Request(
                 model,
                 self.now + hold,
@@ -67,7 +67,7 @@ class World(Books):
     def _forgive(self, name: str) -> None:
         """A person asks for the model: whatever made it crash counts no longer."""
         with suppress(BulkheadError):
-            self.trials.records[self.pool.resolve(name).spec.name].forgiven()
+            self.trials.records[self.pool.state.resolve(name).spec.name].forgiven()
 
     def release(self, lease: int) -> None:
         request = self.requests.pop(lease, None)
@@ -110,13 +110,13 @@ class World(Books):
     def preload(self, name: str) -> None:
         model = self.models[name]
         fits = self.budget is None or model.size <= self.budget
-        if self.pool.entries[name].state is State.COLD and not self.shutdowns and fits:
+        if self.pool.models[name].state is State.COLD and not self.shutdowns and fits:
             model.wish_until = self.now + self.limits.preload
         self.step("preload", self.pool.preload(name, self.now))
 
     def unload(self, name: str) -> None:
         self.models[name].wish_until = None
-        if self.pool.entries[name].state in (State.READY, State.DRAINING):
+        if self.pool.models[name].state in (State.READY, State.DRAINING):
             self.processes[name].by_hand = not self.processes[name].emergency
         self.step("unload", self.pool.unload(name, self.now))
 
@@ -144,7 +144,7 @@ class World(Books):
     def _forget_impossible_wishes(self) -> None:
         for name, model in self.models.items():
             impossible = self.budget is not None and model.size > self.budget
-            if impossible and self.pool.entries[name].state is State.COLD:
+            if impossible and self.pool.models[name].state is State.COLD:
                 model.wish_until = None
 
     # ── workers ──────────────────────────────────────────────────────────────────────────────────
@@ -157,7 +157,7 @@ class World(Books):
 
     def ready(self, name: str, size: int) -> None:
         process, model = self.processes[name], self.models[name]
-        asked = self.pool.entries[name].unload_asked
+        asked = self.pool.models[name].current.unload_asked
         loads = process.phase == "loading"
         if loads:
             process.phase, process.ready_at, process.idle_since = "ready", self.now, self.now
@@ -168,20 +168,22 @@ class World(Books):
             process.charge, process.by_hand = model.size, asked
         effects = self.pool.ready(name, process.generation, size, 4096, self.now)
         check(loads or not effects, f"{name} is ready twice")
-        if loads and self.pool.entries[name].state is not State.READY and not asked:
-            over = self.budget is not None and self.pool.ledger.charged > self.budget
+        if loads and self.pool.models[name].state is not State.READY and not asked:
+            over = self.budget is not None and self.pool.state.ledger.charged > self.budget
             wanted = any(m.queued_since is not None for n, m in self.models.items() if n != name)
             check(over or wanted, f"{name} is thrown out although it fits")
         if loads and self.budget is not None:
             going = (State.STOPPING, State.RELEASING)
-            entries = self.pool.entries.values()
-            coming = sum(self.pool.ledger.of(e.key) for e in entries if e.state in going)
-            over_by = self.pool.ledger.charged - coming - self.budget
+            entries = self.pool.models.values()
+            coming = sum(
+                self.pool.state.ledger.of(e.current.key) for e in entries if e.state in going
+            )
+            over_by = self.pool.state.ledger.charged - coming - self.budget
             check(over_by <= 0, f"{name} was larger than estimated and {over_by} are over")
         returning = loads and self.open_of(name, "returning")
         if returning or any(isinstance(e, Grant | Loaded) and e.model == name for e in effects):
             model.queued_since = None  # its turn is over, even where it has to go in the same step
-        self.last_state[name] = self.pool.entries[name].state if asked else self.last_state[name]
+        self.last_state[name] = self.pool.models[name].state if asked else self.last_state[name]
         self._forget_impossible_wishes_of(name)
         self.step(f"ready {name}", effects)
 
@@ -227,12 +229,12 @@ class World(Books):
             self.pool.footprint(name, process.generation, whole)
             self.dead[key] = Dead(whole, max(int(whole * left_behind), 0), self.now)
         self._forget_impossible_wishes()
-        effects = self.pool.exited(name, process.generation, "SIGKILL", self.now, crash_of(fault))
+        effects = self.pool.exited(name, process.generation, "SIGKILL", self.now, death_of(fault))
         self.step("exited", effects)
 
     def stale(self, name: str, offset: int) -> None:
         """Words about another generation change nothing."""
-        generation = self.pool.entries[name].generation + offset
+        generation = self.pool.models[name].generation + offset
         pool, now = self.pool, self.now
         pool.started(name, generation, 666)
         pool.loading(name, generation, now)
@@ -287,7 +289,7 @@ class World(Books):
 
     def _tick(self) -> None:
         for name, process in self.processes.items():
-            entry = self.pool.entries[name]
+            entry = self.pool.models[name]
             if process.phase == "loading" and entry.deadline is not None:
                 process.at_fault |= entry.deadline <= self.now
         for name, model in self.models.items():
@@ -317,7 +319,7 @@ class World(Books):
             self.exited(name)
         if self.dead or self.rules.release is ReleaseRule.WHEN_SEEN:
             self.memory_back(1.0, 0)
-        check(self.pool.stopped, "a process is left")
+        check(self.pool.state.stopped, "a process is left")
         check(not self.requests, f"leases {list(self.requests)} never end")
-        check(not self.pool.ledger.charges, "charges that nobody owes")
+        check(not self.pool.state.ledger.charges, "charges that nobody owes")
         check(self.pool.next_deadline() is None, "a deadline when all is over")

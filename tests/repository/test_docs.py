@@ -330,7 +330,7 @@ def test_the_members_of_a_crash_report() -> None:
 def test_the_state_table() -> None:
     text = (DOCS / "architecture.md").read_text()
     moves, requests = tables(section(text, "## Worker states"))
-    expected = [[before, event, after] for (before, event), after in lifecycle._TABLE.items()]
+    expected = [[before, event, after] for (before, event), after in lifecycle.TRANSITIONS.items()]
     assert moves[0] == ["state", "event", "next state"]
     assert sorted(moves[1:]) == sorted(expected)
     assert [s for row in requests[1:] for s in row[0].split(", ")] == [*lifecycle.State]

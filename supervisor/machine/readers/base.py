@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 from typing import Protocol
 
-
-class SystemPressure(enum.IntEnum):
-    """Memory pressure as the operating system tells it."""
-
-    NORMAL = 1
-    WARN = 2
-    CRITICAL = 4
+from supervisor.scheduler.pressure import SystemPressure
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from supervisor.machine.readers.base import MachineMemory, SystemPressure
+from supervisor.machine.readers.base import MachineMemory
+from supervisor.scheduler.pressure import SystemPressure
 
 _FIELD = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE | re.ASCII)
 _STALL = re.compile(r"^(some|full) avg10=(\d+(?:\.\d+)?)", re.MULTILINE | re.ASCII)

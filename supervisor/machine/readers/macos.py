@@ -18,7 +18,8 @@ from typing import NamedTuple
 
 import psutil
 
-from supervisor.machine.readers.base import MachineMemory, SystemPressure
+from supervisor.machine.readers.base import MachineMemory
+from supervisor.scheduler.pressure import SystemPressure
 
 COMMAND_SECONDS = 2.0
 """sysctl and vm_stat answer in milliseconds; a machine that swaps may take longer."""

@@ -38,7 +38,7 @@ def pool(config: Config, budget: int | None = None, measured: int = 0) -> Pool:
 
 
 def rules(text: str) -> Rules:
-    return pool(parse(text)).rules
+    return pool(parse(text)).state.rules
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,9 @@ def test_deadlines_and_the_default_model_reach_the_pool() -> None:
         '[server]\ndefault_model = "m"\n[memory]\nload_stall_seconds = 3\ndrain_seconds = 4\n'
     )
     made = pool(config, 5 * GB)
-    assert made.limits == Limits(load_stall=3, drain=4)
-    assert made.resolve("").spec.name == "m"
-    assert made.ledger.budget == 5 * GB - SPARE_BYTES
+    assert made.state.limits == Limits(load_stall=3, drain=4)
+    assert made.state.resolve("").spec.name == "m"
+    assert made.state.ledger.budget == 5 * GB - SPARE_BYTES
 
 
 @pytest.mark.parametrize(
@@ -93,9 +93,9 @@ def test_deadlines_and_the_default_model_reach_the_pool() -> None:
 )
 def test_what_is_set_for_a_model_reaches_the_pool(options: str, spec: Spec) -> None:
     config = from_tree(tomllib.loads(MODEL + options), environ={}, overrides=Overrides())
-    entry = pool(config).entries["m"]
-    assert entry.spec == spec
-    assert entry.pinned is spec.pin
+    model = pool(config).models["m"]
+    assert model.spec == spec
+    assert model.pinned is spec.pin
 
 
 def three(keys: str, budget: int | None, measured: int = 0) -> Pool:
@@ -110,7 +110,7 @@ def three(keys: str, budget: int | None, measured: int = 0) -> Pool:
 
 @pytest.mark.parametrize(("key", "what"), [("pin", "pinned models"), ("preload", "to preload")])
 def test_pins_or_preloads_above_the_budget_are_an_error(key: str, what: str) -> None:
-    assert three(f"{key} = true", 7 * GB).ledger.budget == 7 * GB
+    assert three(f"{key} = true", 7 * GB).state.ledger.budget == 7 * GB
     with pytest.raises(ConfigError, match=r"^memory\.budget: 6\.9 GB ") as caught:
         three(f"{key} = true", 69 * GB // 10)
     for figure in (what, "7.0 GB together", "a 3.0 GB (configured)", "b 4.0 GB (configured)"):
@@ -118,12 +118,12 @@ def test_pins_or_preloads_above_the_budget_are_an_error(key: str, what: str) -> 
     with pytest.raises(ConfigError, match=r"^memory\.budget: 10 MB "):
         three(f"{key} = true", GB // 100)
     # Without either they make room for each other; without a budget there is nothing to exceed.
-    assert three("", 4 * GB).ledger.budget == 4 * GB
-    assert three(f"{key} = true", None).ledger.budget is None
+    assert three("", 4 * GB).state.ledger.budget == 4 * GB
+    assert three(f"{key} = true", None).state.ledger.budget is None
 
 
 def test_a_size_that_was_measured_counts_against_the_budget() -> None:
-    assert three("pin = true", 9 * GB, measured=2 * GB).entries["c"].size == 2 * GB
+    assert three("pin = true", 9 * GB, measured=2 * GB).models["c"].size == 2 * GB
     with pytest.raises(ConfigError, match=r"c 2\.1 GB \(measured\)"):
         three("pin = true", 9 * GB, measured=21 * GB // 10)
 
@@ -133,15 +133,15 @@ def test_the_spare_gets_its_share_unless_that_keeps_models_out(keys: str) -> Non
     """Without pins and preloads the largest model counts, 4 GB; with them all together, 7 GB."""
     needed = 7 * GB if keys else 4 * GB
     for budget, share in ((needed + SPARE_BYTES, SPARE_BYTES), (needed + SPARE_BYTES - 1, 0)):
-        ledger = three(keys, budget).ledger
+        ledger = three(keys, budget).state.ledger
         assert (ledger.reserved, ledger.budget) == (share, budget - share)
     # What fits neither way loses nothing by a spare.
-    assert three("", 39 * GB // 10).ledger.reserved == SPARE_BYTES
-    assert three(keys, None).ledger.reserved == SPARE_BYTES
+    assert three("", 39 * GB // 10).state.ledger.reserved == SPARE_BYTES
+    assert three(keys, None).state.ledger.reserved == SPARE_BYTES
 
 
 def test_without_a_spare_the_budget_is_the_models() -> None:
-    ledger = pool(parse("[memory]\nspare = false\n"), 5 * GB).ledger
+    ledger = pool(parse("[memory]\nspare = false\n"), 5 * GB).state.ledger
     assert (ledger.reserved, ledger.budget) == (0, 5 * GB)
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from supervisor.api.health import render
 from supervisor.machine.readers import MachineMemory
-from supervisor.scheduler.concurrency_limit import LearnedLimit
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.model import Limits, ReleaseRule, Rules, Spec
+from supervisor.scheduler.model import LearnedLimit, Limits, ReleaseRule, Rules, Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.wire.crash import CrashBrief
 from tests.helpers.pools import GB
@@ -45,7 +44,7 @@ def shown(
 ) -> dict[str, Any]:
     machine = machine or MachineMemory(physical=16_000, used=6_800)
     last = (crashes or {}).get
-    body = json.loads(render(pool, SOURCES, machine, "ready", OFFSET, "1.2.3", last))
+    body = json.loads(render(pool.state, SOURCES, machine, "ready", OFFSET, "1.2.3", last))
     assert isinstance(body, dict)
     return body
 
@@ -212,7 +211,7 @@ def test_a_model_that_can_never_fit_is_shown_with_the_figures() -> None:
 
 def test_a_model_that_keeps_dying_is_shown_as_unavailable() -> None:
     pool = Pool([Spec("m"), Spec("n")], limits=Limits())
-    pool.entries["m"].state = State.CRASHED
+    pool.models["m"].state = State.CRASHED
     dying, cold = shown(pool)["models"]
     assert "keeps dying" in dying["reason"]
     assert cold["reason"] is None
@@ -220,7 +219,7 @@ def test_a_model_that_keeps_dying_is_shown_as_unavailable() -> None:
 
 def test_what_the_spare_is_charged_is_part_of_the_budget() -> None:
     pool = Pool([Spec("m")], limits=Limits(), budget=1000)
-    pool.ledger.reserve(100)
+    pool.state.ledger.reserve(100)
     memory = shown(pool)["memory"]
     assert (memory["budget_bytes"], memory["charged_bytes"]) == (1000, 100)
-    assert pool.ledger.free == 900
+    assert pool.state.ledger.free == 900

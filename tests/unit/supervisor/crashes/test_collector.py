@@ -64,7 +64,7 @@ class World:
         self.evidence = Evidence()
         self.sizes: dict[int, int] = {7: 70, 8: 80}
         self.coroner = CrashCollector(
-            self.pool.entries,
+            self.pool.models,
             folder / "crashes",
             cast(Any, SimpleNamespace(glance=self.sizes.get)),
             self.evidence,
@@ -84,24 +84,25 @@ class World:
         """Spawned; `requests` wait for it."""
         for request in requests or ("req-1",):
             self.pool.acquire(request, model, 60.0, self.now)
-        generation = self.pool.entries[model].generation
+        generation = self.pool.models[model].generation
         self.coroner.born(model, generation, self.child(7 if model == "m" else 8))
 
     def ready(self, model: str = "m") -> None:
-        self.pool.ready(model, self.pool.entries[model].generation, 10**9, 4096, self.now)
+        self.pool.ready(model, self.pool.models[model].generation, 10**9, 4096, self.now)
 
     def says(self, text: str, pid: int = 7) -> None:
         with open(self.folder / f"{pid}.stderr", "a") as file:
             file.write(text)
 
     def examine(self, how: str, model: str = "m") -> Crash | None:
-        return self.coroner.examine(model, self.pool.entries[model].generation, how)
+        return self.coroner.examine(model, self.pool.models[model].generation, how)
 
     def exit(self, how: str, model: str = "m") -> Crash | None:
         """The whole of it, as the supervisor does it."""
-        generation = self.pool.entries[model].generation
+        generation = self.pool.models[model].generation
         crash = self.examine(how, model)
-        self.perform(self.pool.exited(model, generation, how, self.now, crash))
+        death = None if crash is None else crash.death
+        self.perform(self.pool.exited(model, generation, how, self.now, death))
         self.coroner.file(model, generation, how)
         return crash
 
@@ -142,7 +143,7 @@ def test_a_death_is_examined_twice_and_is_one(tmp_path: Path) -> None:
         assert first is not None
         assert first.diagnosis.cause is Cause.ABORTED
         # What the process had written reaches us late; the pool has buried its requests by then.
-        world.pool.dying("m", 1, "SIGABRT", world.now, first)
+        world.pool.dying("m", 1, "SIGABRT", world.now, first.death)
         world.says(f"[x] key sk-abcdefgh1234 or hunter2hunter2\n{METAL}{STACKS}")
         world.now += 5
         last = world.exit("SIGABRT")
@@ -220,7 +221,7 @@ def test_what_we_killed_says_why(tmp_path: Path) -> None:
         world.start()
         world.ready()
         world.pool.broken("m", 1, "no token and no prefill progress for 60 s", world.now)
-        assert world.pool.entries["m"].state is State.STOPPING
+        assert world.pool.models["m"].state is State.STOPPING
         report = await world.report(world.exit("SIGKILL"))
         assert report["cause"] == "stalled"
         assert report["put_down"] == "no token and no prefill progress for 60 s"
@@ -362,7 +363,7 @@ def test_second_death_before_an_outcome_is_the_firsts_outcome(tmp_path: Path) ->
         world.start("m", "req-1")
         world.ready()
         first = world.exit("SIGABRT")
-        lease = next(iter(world.pool.entries["m"].returning), 1)
+        lease = next(iter(world.pool.models["m"].returning), 1)
         world.comes_back(lease, 7)
         world.start("m")
         second = world.exit("SIGSEGV")
@@ -446,7 +447,7 @@ def test_a_full_disk_costs_a_line_in_the_log(
     play(tmp_path, story)
 
 
-def test_a_later_run_knows_the_last_crash_of_each_model(tmp_path: Path) -> None:
+def test_a_later_run_knows_the_last_death_of_each_model(tmp_path: Path) -> None:
     crashed: list[Crash | None] = []
 
     async def first(world: World) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from supervisor.crashes.diagnosis import KNOWN, LAST_WORDS, Blame, Cause, Diagnosis, diagnose
 from supervisor.crashes.redaction import Cleaner
-from supervisor.scheduler.blame import Fault
+from supervisor.scheduler.death import Fault
 
 METAL = "[METAL] Command buffer execution failed: "
 ABORT = f"libc++abi: terminating due to uncaught exception of type std::runtime_error: {METAL}"

@@ -72,8 +72,8 @@ class World:
         self.reader = Reader()
         self.told = Told(self.pool, self)
         self.watch = Monitor(
-            self.pool.entries,
-            self.pool.ledger,
+            self.pool.models,
+            self.pool.state.ledger,
             self.told,
             self.reader,
             Thresholds(),
@@ -87,7 +87,7 @@ class World:
     def load(self, model: str, pid: int) -> None:
         """Up to ready, with 40 GB wired by process `pid`."""
         self.pool.preload(model, self.now)
-        generation = self.pool.entries[model].generation
+        generation = self.pool.models[model].generation
         self.pool.started(model, generation, pid)
         self.reader.footprints[pid] = self.reader.wirings[pid] = 40 * GB
         self.wire(40)
@@ -100,16 +100,16 @@ class World:
 
     def end(self, model: str) -> None:
         """The process is told to stop and is reaped; what it had is still wired."""
-        entry = self.pool.entries[model]
-        assert entry.pid is not None
-        pid = entry.pid
+        worker = self.pool.models[model].current
+        pid = worker.pid
+        assert pid is not None
         self.pool.unload(model, self.now)
         del self.reader.footprints[pid], self.reader.wirings[pid]
-        self.pool.exited(model, entry.generation, "exit status 0", self.now)
+        self.pool.exited(model, worker.generation, "exit status 0", self.now)
 
     @property
     def charged(self) -> float:
-        return self.pool.ledger.charged / GB
+        return self.pool.state.ledger.charged / GB
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_a_dead_workers_charge_follows_what_is_wired(mac: World) -> None:
         mac.wire(back)
         mac.look()
         assert mac.charged == left
-    assert mac.pool.entries["a"].state is State.COLD
+    assert mac.pool.models["a"].state is State.COLD
     assert mac.watch.interval == 1.0
 
 
@@ -292,7 +292,7 @@ def test_what_cannot_be_read_is_not_back(mac: World) -> None:
     mac.look()
     assert mac.told.unattributed == []
     mac.pool.tick(mac.now + STRANDED_SECONDS)
-    assert mac.pool.ledger.stranded == 40 * GB
+    assert mac.pool.state.ledger.stranded == 40 * GB
     # Stranded memory is looked after once a second, and given back when it is seen.
     assert mac.watch.interval == 1.0
     mac.reader.seen = MachineMemory(PHYSICAL, 40 * GB, wired=3 * GB)

@@ -377,7 +377,7 @@ def test_nobody_is_hindered_by_an_import() -> None:
     pool = Pool([Spec("m")], limits=Limits(), rules=Rules(recovery="resume"))
 
     def calm(level: Level = Level.NORMAL) -> bool:
-        return is_calm(pool.entries.values(), level)
+        return is_calm(pool.models.values(), level)
 
     assert calm()
     leases = [pool.acquire(f"r{number}", "m", 60.0, 1.0)[0] for number in (1, 2)]
@@ -395,7 +395,7 @@ def test_nobody_is_hindered_by_an_import() -> None:
     pool.passed(leases[1], 6.0)
     assert calm()
     # One that was sent back without an interruption of its own.
-    again = pool.entries["m"].granted[leases[0]]
-    pool.entries["m"].waiting[leases[0]] = again
+    again = pool.models["m"].granted[leases[0]]
+    pool.models["m"].waiting[leases[0]] = again
     again.error, again.interruptions = WorkerCrashed("It died."), 0
     assert not calm()

@@ -1,57 +1,57 @@
-"""supervisor.scheduler.blame: strikes and verdicts by digest."""
+"""supervisor.scheduler.blame: deaths alone and quarantines by digest."""
 
 from __future__ import annotations
 
-from supervisor.scheduler.blame import QUARANTINE_SECONDS, STRIKES, BlameRecords
+from supervisor.scheduler.blame import DEATHS_ALONE_MAX, QUARANTINE_SECONDS, BlameRecords
 
 
-def test_strikes_are_counted_by_digest_and_forgotten_in_time() -> None:
-    docket = BlameRecords()
-    assert docket.strikes(b"a", 0.0) == 0
-    assert [docket.strike(b"a", at) for at in (0.0, 10.0)] == [1, 2]
-    assert docket.strike(b"b", 10.0) == 1
-    assert docket.strikes(b"a", 9.9 + QUARANTINE_SECONDS) == 2  # the last one counts
-    assert docket.strikes(b"a", 10.0 + QUARANTINE_SECONDS) == 0
-    assert docket.strike(b"a", 10.0 + QUARANTINE_SECONDS) == 1
+def test_deaths_alone_are_counted_by_digest_and_forgotten_in_time() -> None:
+    records = BlameRecords()
+    assert records.deaths_alone(b"a", 0.0) == 0
+    assert [records.add_death_alone(b"a", at) for at in (0.0, 10.0)] == [1, 2]
+    assert records.add_death_alone(b"b", 10.0) == 1
+    assert records.deaths_alone(b"a", 9.9 + QUARANTINE_SECONDS) == 2  # the last one counts
+    assert records.deaths_alone(b"a", 10.0 + QUARANTINE_SECONDS) == 0
+    assert records.add_death_alone(b"a", 10.0 + QUARANTINE_SECONDS) == 1
 
 
 def test_a_request_that_got_further_has_a_clean_record() -> None:
-    docket = BlameRecords()
-    docket.strike(b"a", 0.0)
-    docket.strike(b"b", 0.0)
-    docket.clear(b"a")
-    docket.clear(b"never seen")
-    assert (docket.strikes(b"a", 0.0), docket.strikes(b"b", 0.0)) == (0, 1)
+    records = BlameRecords()
+    records.add_death_alone(b"a", 0.0)
+    records.add_death_alone(b"b", 0.0)
+    records.clear(b"a")
+    records.clear(b"never seen")
+    assert (records.deaths_alone(b"a", 0.0), records.deaths_alone(b"b", 0.0)) == (0, 1)
 
 
-def test_strikes_alone_are_no_verdict() -> None:
-    docket = BlameRecords()
-    for _ in range(STRIKES + 1):
-        docket.strike(b"a", 5.0)
-    assert not docket.guilty(b"a", 5.0)
-    assert docket.verdicts(5.0) == []
-    docket.convict(b"a")
-    assert docket.guilty(b"a", 5.0)
-    assert not docket.guilty(b"b", 5.0)
-    assert docket.verdicts(5.0) == [(b"a", 5.0 + QUARANTINE_SECONDS)]
-    assert docket.verdicts(5.0 + QUARANTINE_SECONDS) == []
-    assert not docket.guilty(b"a", 5.0 + QUARANTINE_SECONDS)
+def test_deaths_alone_are_no_quarantine_yet() -> None:
+    records = BlameRecords()
+    for _ in range(DEATHS_ALONE_MAX + 1):
+        records.add_death_alone(b"a", 5.0)
+    assert not records.is_quarantined(b"a", 5.0)
+    assert records.quarantined(5.0) == []
+    records.quarantine(b"a")
+    assert records.is_quarantined(b"a", 5.0)
+    assert not records.is_quarantined(b"b", 5.0)
+    assert records.quarantined(5.0) == [(b"a", 5.0 + QUARANTINE_SECONDS)]
+    assert records.quarantined(5.0 + QUARANTINE_SECONDS) == []
+    assert not records.is_quarantined(b"a", 5.0 + QUARANTINE_SECONDS)
 
 
-def test_verdicts_of_an_earlier_run_hold_as_long_as_they_held_there() -> None:
-    docket = BlameRecords()
-    docket.restore([(b"a", 7.0), (b"b", 9.0)])
-    assert docket.guilty(b"a", 6.9)
-    assert not docket.guilty(b"a", 7.0)
-    assert docket.verdicts(8.0) == [(b"b", 9.0)]
-    assert docket.strike(b"b", 8.0) == STRIKES + 1
+def test_quarantines_of_an_earlier_run_hold_as_long_as_they_held_there() -> None:
+    records = BlameRecords()
+    records.restore([(b"a", 7.0), (b"b", 9.0)])
+    assert records.is_quarantined(b"a", 6.9)
+    assert not records.is_quarantined(b"a", 7.0)
+    assert records.quarantined(8.0) == [(b"b", 9.0)]
+    assert records.add_death_alone(b"b", 8.0) == DEATHS_ALONE_MAX + 1
 
 
 def test_the_oldest_of_a_thousand_is_forgotten() -> None:
-    docket = BlameRecords()
+    records = BlameRecords()
     for number in range(1000):
-        docket.strike(b"%d" % number, 0.0)
-    docket.strike(b"0", 0.0)  # no longer the oldest
-    docket.strike(b"new", 0.0)
-    kept = [docket.strikes(digest, 0.0) for digest in (b"0", b"1", b"2", b"new")]
+        records.add_death_alone(b"%d" % number, 0.0)
+    records.add_death_alone(b"0", 0.0)  # no longer the oldest
+    records.add_death_alone(b"new", 0.0)
+    kept = [records.deaths_alone(digest, 0.0) for digest in (b"0", b"1", b"2", b"new")]
     assert kept == [2, 0, 1, 1]

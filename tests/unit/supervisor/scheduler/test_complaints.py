@@ -119,7 +119,7 @@ def test_a_dead_child_is_not_loaded() -> None:
     loaded(pool, "a")
     pool.exited("a", 1, "SIGKILL", 5.0)
     assert states(pool)["a"] is State.COLD
-    assert pool.ledger.charged == 0
+    assert pool.state.ledger.charged == 0
     assert pool.acquire("r", "a", HOLD, 6.0)[1] == [Spawn("a", 2)]
 
 
@@ -142,9 +142,9 @@ def test_the_next_model_loads_after_the_idle_one_has_gone() -> None:
     _, effects = pool.acquire("r", "b", HOLD, 10.0)
     assert done(effects) == [Stop("a", 1, kill=False)]
     assert done(pool.tick(11.0)) == []
-    assert pool.ledger.charged == 8 * GB
+    assert pool.state.ledger.charged == 8 * GB
     assert pool.exited("a", 1, "exit status 0", 12.0) == [Spawn("b", 1)]
-    assert pool.ledger.charged == 8 * GB
+    assert pool.state.ledger.charged == 8 * GB
 
 
 def test_the_next_model_loads_after_the_memory_is_seen_to_be_back() -> None:
@@ -156,7 +156,7 @@ def test_the_next_model_loads_after_the_memory_is_seen_to_be_back() -> None:
     ask(pool, "b", 10.0)
     assert pool.exited("a", 1, "exit status 0", 12.0) == []
     assert pool.memory_seen(5 * GB, 12.1) == []
-    assert (states(pool)["a"], pool.ledger.charged) == (State.RELEASING, 5 * GB)
+    assert (states(pool)["a"], pool.state.ledger.charged) == (State.RELEASING, 5 * GB)
     assert pool.memory_seen(0, 12.4) == [Spawn("b", 1)]
 
 
@@ -171,7 +171,7 @@ def test_stranded_memory_stays_charged_and_blocks_only_what_it_must() -> None:
     pool.exited("a", 1, "SIGKILL", 12.0)
     pool.memory_seen(7 * GB, 13.0)
     assert "left 7.0 GB behind" in said(pool.tick(22.0))
-    assert (states(pool)["a"], pool.ledger.stranded) == (State.COLD, 7 * GB)
+    assert (states(pool)["a"], pool.state.ledger.stranded) == (State.COLD, 7 * GB)
     assert pool.acquire("r", "small", HOLD, 23.0)[1] == [Spawn("small", 1)]
     pool.ready("small", 1, 2 * GB, 1, 24.0)
     (refusal,) = [e for e in pool.tick(110.0) if isinstance(e, Refuse)]
@@ -306,7 +306,7 @@ def test_a_wrong_estimate_is_made_good(others_idle: bool) -> None:
     assert pool.exited("b", 1, "exit status 0", 5.0) == []
     assert done(pool.release(first, 6.0)) == [Stop("a", 1, kill=False)]
     assert pool.exited("a", 1, "exit status 0", 7.0) == [Spawn("b", 2)]
-    assert pool.ledger.of(("b", 2)) == 6 * GB
+    assert pool.state.ledger.of(("b", 2)) == 6 * GB
     assert pool.ready("b", 2, 6 * GB, 1, 8.0) == [Grant(lease, "b", "b#2", 2, until=1)]
 
 
@@ -316,10 +316,10 @@ def test_a_model_that_measurably_fits_alone_is_never_too_large() -> None:
     lease = ask(pool, "a", 0.0)
     granted = pool.ready("a", 1, 9 * GB, 1, 1.0)
     assert granted == [Grant(lease, "a", "a#1", 1, until=1)]
-    assert pool.ledger.charged == 10 * GB
+    assert pool.state.ledger.charged == 10 * GB
     pool.exited("a", 1, "SIGKILL", 2.0)
     assert pool.acquire("r", "a", HOLD, 3.0)[1] == [Spawn("a", 2)]
-    assert pool.ledger.charged == 10 * GB
+    assert pool.state.ledger.charged == 10 * GB
     # An earlier run's measurement is treated alike.
     again = small_machine(Spec("a", estimate_bytes=8 * GB, headroom_bytes=4 * GB))
     again.recall("a", use_count=0, load_seconds=1.0, memory_bytes=9 * GB)

@@ -9,14 +9,9 @@ import pytest
 
 from supervisor.crashes.diagnosis import Cause, Crash, Diagnosis
 from supervisor.models.size_cache import SizeCache
-from supervisor.scheduler.concurrency_limit import (
-    QUIET_SECONDS,
-    LearnedLimit,
-    climbed,
-    stepped_down,
-)
+from supervisor.scheduler.concurrency_limit import lowered, raised
 from supervisor.scheduler.effects import Effect, Grant, Interrupt, RememberLimit
-from supervisor.scheduler.model import Rules, Spec
+from supervisor.scheduler.model import QUIET_SECONDS, LearnedLimit, Rules, Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
 from tests.helpers.pools import LIMITS, said
@@ -25,28 +20,28 @@ HOUR = 3600.0
 
 
 def test_half_of_what_were_too_many() -> None:
-    first = stepped_down(None, 32, 10, 5.0)
+    first = lowered(None, 32, 10, 5.0)
     assert first == LearnedLimit(5, 5.0)
-    assert stepped_down(first, 32, 5, 6.0) == LearnedLimit(2, 6.0)
-    assert stepped_down(first, 32, 9, 6.0) == LearnedLimit(2, 6.0)  # those on their way out
-    assert stepped_down(LearnedLimit(1, 0.0), 32, 1, 6.0) == LearnedLimit(1, 6.0)
+    assert lowered(first, 32, 5, 6.0) == LearnedLimit(2, 6.0)
+    assert lowered(first, 32, 9, 6.0) == LearnedLimit(2, 6.0)  # those on their way out
+    assert lowered(LearnedLimit(1, 0.0), 32, 1, 6.0) == LearnedLimit(1, 6.0)
     # One alone was no crowd; where nothing is configured, what ran is all that is known.
-    assert stepped_down(None, 32, 1, 5.0) == LearnedLimit(16, 5.0)
-    assert stepped_down(None, 0, 6, 5.0) == LearnedLimit(3, 5.0)
+    assert lowered(None, 32, 1, 5.0) == LearnedLimit(16, 5.0)
+    assert lowered(None, 0, 6, 5.0) == LearnedLimit(3, 5.0)
 
 
 def test_each_quiet_while_doubles_it_until_it_is_what_was_configured() -> None:
     known = LearnedLimit(5, 100.0)
-    assert climbed(known, 32, 100.0 + QUIET_SECONDS - 1) == known
-    assert climbed(known, 32, known.ends) == LearnedLimit(10, known.ends)
+    assert raised(known, 32, 100.0 + QUIET_SECONDS - 1) == known
+    assert raised(known, 32, known.ends) == LearnedLimit(10, known.ends)
     # Of a server that was off meanwhile.
-    assert climbed(known, 32, 100.0 + 2.5 * QUIET_SECONDS) == LearnedLimit(
+    assert raised(known, 32, 100.0 + 2.5 * QUIET_SECONDS) == LearnedLimit(
         20, 100.0 + 2 * QUIET_SECONDS
     )
-    assert climbed(known, 32, 100.0 + 3 * QUIET_SECONDS) is None
-    assert climbed(known, 10, known.ends) is None
-    assert climbed(known, 0, known.ends) is None
-    assert climbed(known, 2**20, 1e12) is None  # of years
+    assert raised(known, 32, 100.0 + 3 * QUIET_SECONDS) is None
+    assert raised(known, 10, known.ends) is None
+    assert raised(known, 0, known.ends) is None
+    assert raised(known, 2**20, 1e12) is None  # of years
 
 
 def crowded(requests: int, concurrency: int = 8) -> Pool:
@@ -63,8 +58,8 @@ def crowded(requests: int, concurrency: int = 8) -> Pool:
 
 def die(pool: Pool, cause: Cause, now: float, how: str = "SIGABRT") -> list[Effect]:
     """The worker's end, and what is said of it."""
-    generation = pool.entries["m"].generation
-    crash = Crash("id", Diagnosis(cause))
+    generation = pool.models["m"].generation
+    crash = Crash("id", Diagnosis(cause)).death
     dying = pool.dying("m", generation, how, now, crash)
     effects = pool.exited("m", generation, how, now, crash)
     for effect in dying:
@@ -75,7 +70,7 @@ def die(pool: Pool, cause: Cause, now: float, how: str = "SIGABRT") -> list[Effe
 
 def revive(pool: Pool, now: float) -> list[int]:
     """The next worker; the leases that have a place in it once all trials are over."""
-    generation = pool.entries["m"].generation
+    generation = pool.models["m"].generation
     effects = pool.ready("m", generation, 0, 4096, now)
     granted: list[int] = []
     while grants := [effect for effect in effects if isinstance(effect, Grant)]:
@@ -92,7 +87,7 @@ def test_a_model_that_ran_out_of_memory_serves_fewer_at_once(cause: Cause) -> No
     effects = die(pool, cause, 2.0)
     assert RememberLimit("m", LearnedLimit(3, 2.0)) in effects
     assert "ran out of memory with 6 requests in it: at most 3 of model m" in said(effects)
-    assert pool.entries["m"].concurrency == 3
+    assert pool.models["m"].concurrency == 3
     # Those who were in it have shown one by one that they are innocent, and stay; nobody else
     # comes before there are fewer than three.
     survivors = revive(pool, 3.0)
@@ -108,7 +103,7 @@ def test_other_deaths_teach_nothing() -> None:
     pool = crowded(6)
     effects = die(pool, Cause.SEGFAULT, 2.0)
     assert not [effect for effect in effects if isinstance(effect, RememberLimit)]
-    assert pool.entries["m"].concurrency == 8
+    assert pool.models["m"].concurrency == 8
 
 
 def test_a_kill_that_nobody_explains_counts_where_memory_is_short() -> None:
@@ -116,7 +111,7 @@ def test_a_kill_that_nobody_explains_counts_where_memory_is_short() -> None:
         pool = crowded(6)
         pool.pressure(level, "90 %", 1.5)
         die(pool, Cause.KILLED, 2.0, "SIGKILL")
-        assert pool.entries["m"].concurrency == limit
+        assert pool.models["m"].concurrency == limit
 
 
 def test_a_load_that_runs_out_of_memory_is_no_crowds_fault() -> None:
@@ -124,7 +119,7 @@ def test_a_load_that_runs_out_of_memory_is_no_crowds_fault() -> None:
     die(pool, Cause.OUT_OF_MEMORY, 2.0)
     pool.acquire("r", "m", 240.0, 2.0)
     die(pool, Cause.OUT_OF_MEMORY, 3.0)
-    assert pool.entries["m"].learned_limit is None
+    assert pool.models["m"].learned_limit is None
 
 
 def test_it_climbs_back_in_quiet_hours() -> None:
@@ -138,7 +133,7 @@ def test_it_climbs_back_in_quiet_hours() -> None:
     effects = pool.tick(2.0 + 2 * QUIET_SECONDS)
     assert effects[0] == RememberLimit("m", None)
     assert "8 may run at once" in said(effects)
-    assert pool.entries["m"].concurrency == 8
+    assert pool.models["m"].concurrency == 8
     assert pool.next_deadline() is None
 
 
@@ -153,7 +148,7 @@ def test_what_was_learned_outlives_the_server(tmp_path: Path) -> None:
     assert again.learned_limit("n") is None
     pool = crowded(0)
     pool.recall("m", 0, None, None, LearnedLimit(3, 0.5))
-    assert pool.entries["m"].concurrency == 3
+    assert pool.models["m"].concurrency == 3
 
 
 def test_a_clock_that_was_set_back_makes_no_limit_last(tmp_path: Path) -> None:
@@ -171,6 +166,6 @@ def test_who_was_parked_before_is_no_crowd() -> None:
         pool.returned(lease, 3, 13.0)
     pool.exited("m", 1, "exit status 0", 14.0)
     pool.pressure(Level.NORMAL, "10 %", 15.0)
-    assert pool.entries["m"].generation == 2
+    assert pool.models["m"].generation == 2
     die(pool, Cause.OUT_OF_MEMORY, 16.0)  # while it loads
-    assert pool.entries["m"].learned_limit is None
+    assert pool.models["m"].learned_limit is None

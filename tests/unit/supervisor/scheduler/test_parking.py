@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from supervisor.scheduler.blame import PROBATION, Fault
+from supervisor.scheduler.blame import PROBATION_TOKENS
+from supervisor.scheduler.death import Fault
 from supervisor.scheduler.effects import Effect, Grant, Loaded, Spawn, Stop
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import ReleaseRule
@@ -37,7 +38,7 @@ def drained(ward: Ward, why: str) -> list[Effect]:
     elif why == "emergency":
         ward.pool.pressure(Level.CRITICAL, "figures", ward.now)
     else:
-        ward.pool._evict(ward.entry, ward.pool.entries["other"], ward.now)
+        ward.pool.planner.evict(ward.entry, ward.pool.models["other"], ward.now)
     return ward.after(LIMITS.emergency_drain if why == "emergency" else LIMITS.drain)
 
 
@@ -88,11 +89,11 @@ def test_a_trial_that_is_parked_is_held_again() -> None:
     assert tried(ward.dies()) == [1]
     ward.passed(1)
     assert interrupted(drained(ward, "eviction")) == [1, 2]
-    ward.returned(1, PROBATION + 1)
+    ward.returned(1, PROBATION_TOKENS + 1)
     ward.returned(2, 3)
     ward.exits()
     effects = ward.ready()
-    assert trials(effects) == [(2, 3 + PROBATION, False)]
+    assert trials(effects) == [(2, 3 + PROBATION_TOKENS, False)]
     assert granted(ward.passed(2)) == [1]
 
 
@@ -100,13 +101,13 @@ def test_a_drain_lets_the_trial_go_on_and_the_others_stand_theirs_elsewhere() ->
     ward = Ward(3)
     ward.dies()
     ward.passed(1)
-    ward.pool._evict(ward.entry, ward.pool.entries["other"], ward.now)
+    ward.pool.planner.evict(ward.entry, ward.pool.models["other"], ward.now)
     effects = ward.passed(2)
     assert proceeding(effects) == [1, 2]
     ward.release(1)
     assert Stop("m", 2, kill=False) in ward.release(2)
     ward.exits()
-    assert trials(ward.ready()) == [(3, PROBATION, False)]
+    assert trials(ward.ready()) == [(3, PROBATION_TOKENS, False)]
 
 
 def test_a_shutdown_waits_for_nobody_to_return() -> None:
@@ -126,7 +127,7 @@ def test_a_load_that_waits_at_the_gate_stops_no_trial_that_others_wait_for() -> 
     ward.dies()
     ward.passed(1)
     ward.acquire(model="other")
-    assert ward.pool.entries["other"].state is State.COLD
+    assert ward.pool.models["other"].state is State.COLD
     assert tried(ward.passed(2)) == [3]
     assert proceeding(ward.passed(3)) == [1, 2]
     late = ward.acquire()
@@ -280,7 +281,7 @@ def test_tokens_that_were_told_of_are_no_news_after_the_next_death() -> None:
     ward = Ward(1, max_restarts=2)
     assert tried(ward.dies()) == [1]
     ward.passed(1)
-    assert tried(ward.dies(r1=PROBATION)) == [1]
+    assert tried(ward.dies(r1=PROBATION_TOKENS)) == [1]
     ward.exits()
     assert ward.entry.state is State.CRASHED
 

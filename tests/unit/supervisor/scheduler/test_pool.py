@@ -84,8 +84,8 @@ def test_everyone_waits_for_one_load_and_is_granted_in_order() -> None:
     assert pool.ready("m", 1, 7, 4096, 2.0) == [
         Grant(lease, "m", "m#1", 1, until=1) for lease in leases
     ]
-    assert pool.entries["m"].memory_bytes == 7
-    assert pool.entries["m"].context == 4096
+    assert pool.models["m"].current.memory_bytes == 7
+    assert pool.models["m"].current.context == 4096
 
 
 @pytest.mark.parametrize("wanted", [State.LOADING, State.STOPPING])
@@ -93,7 +93,7 @@ def test_whoever_comes_while_a_worker_is_on_its_way_waits(wanted: State) -> None
     pool = in_state(wanted)
     _, effects = pool.acquire("r", "m", HOLD, 2.0)
     assert effects == []
-    assert len(pool.entries["m"].waiting) == 1
+    assert len(pool.models["m"].waiting) == 1
 
 
 def test_models_do_not_wait_for_each_other() -> None:
@@ -116,7 +116,7 @@ def test_a_death_during_the_load_refuses_all_who_wait_and_the_next_loads_again()
     assert "SIGKILL" in message
     assert "while it loaded" in message
     assert pool.acquire("r", "m", HOLD, 2.0)[1] == [Spawn("m", 2)]
-    assert pool.entries["m"].deaths == 1
+    assert pool.models["m"].deaths == 1
 
 
 def test_a_failed_load_refuses_all_who_wait_and_fails_the_model() -> None:
@@ -131,14 +131,14 @@ def test_a_failed_load_refuses_all_who_wait_and_fails_the_model() -> None:
     assert told(effects) == [Told(Refuse, late, "model_load_failed")]
     assert "unknown type" in error_of(effects).message
     assert state(pool) is State.FAILED
-    assert pool.entries["m"].deaths == 0
+    assert pool.models["m"].deaths == 0
 
 
 def test_changed_files_let_a_failed_model_be_tried_again() -> None:
     pool = in_state(State.FAILED)
     pool.changed("m")
     assert state(pool) is State.COLD
-    assert pool.entries["m"].reason == ""
+    assert pool.models["m"].reason == ""
     assert pool.acquire("r", "m", HOLD, 3.0)[1] == [Spawn("m", 2)]
 
 
@@ -150,14 +150,14 @@ def test_an_earlier_failure_is_forgotten_once_the_model_has_loaded() -> None:
     effects = pool.exited("m", 2, "SIGABRT", 5.0)
     assert told(effects) == [Told(EndLease, lease, "worker_crashed")]
     assert state(pool) is State.COLD
-    assert pool.entries["m"].deaths == 1
+    assert pool.models["m"].deaths == 1
 
 
 def test_an_earlier_cause_is_forgotten_with_its_worker() -> None:
     pool = ready_pool()
     pool.broken("m", 1, "it closed its channel", 2.0)
     pool.exited("m", 1, "SIGKILL", 3.0)
-    assert pool.entries["m"].reason == ""
+    assert pool.models["m"].reason == ""
     acquire(pool, 4.0)
     assert "(SIGABRT)" in error_of(pool.exited("m", 2, "SIGABRT", 5.0)).message
 
@@ -199,16 +199,16 @@ def test_releasing_twice_is_nothing() -> None:
     lease = acquire(pool, 2.0)
     assert pool.release(lease, 3.0) == []
     assert pool.release(lease, 4.0) == []
-    assert pool.entries["m"].granted == {}
-    assert pool.entries["m"].last_used == 3.0
+    assert pool.models["m"].granted == {}
+    assert pool.models["m"].last_used == 3.0
 
 
 def test_uses_are_counted_and_refusals_are_not() -> None:
     pool = make_pool(Spec("m", capacity=1))
     acquire(pool, 5.0)
     pool.acquire("r", "m", HOLD, 6.0)
-    assert pool.entries["m"].use_count == 1
-    assert pool.entries["m"].last_used == 5.0
+    assert pool.models["m"].use_count == 1
+    assert pool.models["m"].last_used == 5.0
 
 
 # ── time ─────────────────────────────────────────────────────────────────────────────────────────
@@ -256,7 +256,7 @@ def test_a_load_without_progress_is_killed() -> None:
     assert pool.next_deadline() is None
     late = acquire(pool, 17.0)
     assert pool.exited("m", 1, "SIGKILL", 18.0) == [Spawn("m", 2)]
-    assert pool.entries["m"].deaths == 1
+    assert pool.models["m"].deaths == 1
     assert pool.ready("m", 2, 0, 1, 19.0) == [Grant(late, "m", "m#2", 2, until=1)]
 
 
@@ -282,7 +282,7 @@ def test_a_worker_that_ignores_sigterm_is_killed_later_the_larger_it_is() -> Non
 def test_a_pool_without_processes_is_stopped_at_once() -> None:
     pool = make_pool()
     assert pool.shutdown(0.0) == []
-    assert pool.stopped
+    assert pool.state.stopped
 
 
 def test_shutdown_stops_idle_workers_and_loads_and_refuses_waiters() -> None:
@@ -294,12 +294,12 @@ def test_shutdown_stops_idle_workers_and_loads_and_refuses_waiters() -> None:
     assert told(effects) == [Told(Refuse, lease, "shutting_down")]
     stops = [effect for effect in effects if isinstance(effect, Stop)]
     assert stops == [Stop("idle", 1, kill=False), Stop("loading", 1, kill=False)]
-    stopped = [pool.stopped]
+    stopped = [pool.state.stopped]
     for model in ("idle", "loading"):
         assert pool.exited(model, 1, "exit status 0", 3.0) == []
-        stopped.append(pool.stopped)
+        stopped.append(pool.state.stopped)
     assert stopped == [False, False, True]
-    assert [entry.deaths for entry in pool.entries.values()] == [0, 0, 0]
+    assert [entry.deaths for entry in pool.models.values()] == [0, 0, 0]
 
 
 def test_shutdown_lets_running_requests_finish() -> None:
@@ -311,8 +311,8 @@ def test_shutdown_lets_running_requests_finish() -> None:
     assert pool.release(first, 4.0) == []
     assert pool.release(second, 5.0) == [Stop("m", 1, kill=False)]
     assert pool.exited("m", 1, "exit status 0", 6.0) == []
-    assert pool.stopped
-    assert pool.entries["m"].deaths == 0
+    assert pool.state.stopped
+    assert pool.models["m"].deaths == 0
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -327,7 +327,7 @@ def test_the_drain_deadline_or_a_second_shutdown_cuts_what_still_runs(again: boo
     assert pool.release(lease, 24.0) == []
     assert pool.next_deadline() == (25.9 if again else 26.0)
     assert pool.exited("m", 1, "exit status 0", 25.0) == []
-    assert pool.stopped
+    assert pool.state.stopped
 
 
 def test_nobody_is_spawned_for_after_shutdown() -> None:
@@ -335,4 +335,4 @@ def test_nobody_is_spawned_for_after_shutdown() -> None:
     lease = acquire(pool, 2.0)
     assert told(pool.shutdown(3.0)) == [Told(Refuse, lease, "shutting_down")]
     assert pool.exited("m", 1, "SIGKILL", 4.0) == []
-    assert pool.stopped
+    assert pool.state.stopped

@@ -34,9 +34,8 @@ def test_each_lease_of_a_dead_worker_dies_exactly_once() -> None:
     assert pool.exited("m", 1, "SIGABRT", 3.0) == []
     assert [pool.release(lease, 4.0) for lease in leases] == [[], [], []]
     assert [pool.fault(lease, "torn", 4.0) for lease in leases] == [[], [], []]
-    assert pool.entries["m"].deaths == 1
-    assert pool.entries["m"].pid is None
-    assert pool.entries["m"].memory_bytes == 0
+    assert pool.models["m"].deaths == 1
+    assert pool.models["m"].worker is None
     assert pool.acquire("r", "m", HOLD, 5.0)[1] == [Spawn("m", 2)]
 
 
@@ -65,7 +64,7 @@ def test_a_death_that_is_understood_says_why_and_what_to_do(
     pool = make_pool()
     acquire(pool)
     pool.ready("m", 1, 0, 1, 7.5)
-    crash = Crash("some-id", Diagnosis(cause, "a line of the log"))
+    crash = Crash("some-id", Diagnosis(cause, "a line of the log")).death
     message = error_of(getattr(pool, event)("m", 1, "SIGABRT", 10.0, crash)).message
     assert f"m#1 died (SIGABRT: {told}" in message
     assert what_to_do in message
@@ -81,9 +80,9 @@ def test_nobody_is_suspected_of_what_came_from_outside(cause: Cause, standing: S
     pool = Pool([Spec("m")], rules=Rules(recovery="resume"))
     lease = acquire(pool)
     pool.ready("m", 1, 0, 1, 7.5)
-    pool.exited("m", 1, "SIGABRT", 10.0, Crash("some-id", Diagnosis(cause)))
+    pool.exited("m", 1, "SIGABRT", 10.0, Crash("some-id", Diagnosis(cause)).death)
     pool.returned(lease, 0, 10.0)
-    assert pool.entries["m"].waiting[lease].standing is standing
+    assert pool.models["m"].waiting[lease].suspicion is standing
 
 
 def test_what_we_killed_says_why_in_our_words() -> None:
@@ -91,7 +90,7 @@ def test_what_we_killed_says_why_in_our_words() -> None:
     acquire(pool)
     pool.ready("m", 1, 0, 1, 7.5)
     pool.broken("m", 1, "bad message: torn", 9.0)
-    crash = Crash("some-id", Diagnosis(Cause.PROTOCOL))
+    crash = Crash("some-id", Diagnosis(Cause.PROTOCOL)).death
     message = error_of(pool.exited("m", 1, "SIGKILL", 10.0, crash)).message
     assert "m#1 died (SIGKILL; bad message: torn) during this request" in message
     assert "some-id" in message
@@ -104,7 +103,7 @@ def test_a_clean_exit_that_nobody_asked_for_is_a_crash() -> None:
     assert told(pool.exited("m", 1, "exit status 0", 3.0)) == [
         Told(EndLease, lease, "worker_crashed")
     ]
-    assert pool.entries["m"].deaths == 1
+    assert pool.models["m"].deaths == 1
 
 
 @pytest.mark.parametrize("wanted", [State.READY, State.DRAINING])
@@ -119,7 +118,7 @@ def test_who_is_in_a_dying_worker_learns_it_before_its_exit(wanted: State) -> No
     assert state(pool) is State.STOPPING
     assert pool.dying("m", 1, "SIGABRT", 3.0) == []
     assert pool.exited("m", 1, "SIGABRT", 4.0) == []
-    assert pool.entries["m"].deaths == 1
+    assert pool.models["m"].deaths == 1
 
 
 def test_who_comes_while_a_worker_dies_waits_for_the_next() -> None:
@@ -169,7 +168,7 @@ def test_a_fault_kills_the_worker_and_a_second_one_is_harmless() -> None:
         Told(EndLease, first, "worker_crashed"),
         Told(EndLease, second, "worker_crashed"),
     ]
-    assert pool.entries["m"].deaths == 1
+    assert pool.models["m"].deaths == 1
 
 
 @pytest.mark.parametrize("lease", [-1, 99])
@@ -199,8 +198,8 @@ def test_a_crash_while_draining_buries_and_counts() -> None:
     lease = acquire(pool, 2.0)
     pool.shutdown(3.0)
     assert told(pool.exited("m", 1, "SIGSEGV", 4.0)) == [Told(EndLease, lease, "worker_crashed")]
-    assert pool.entries["m"].deaths == 1
-    assert pool.stopped
+    assert pool.models["m"].deaths == 1
+    assert pool.state.stopped
 
 
 @pytest.mark.parametrize("wanted", WITH_PROCESS)
@@ -215,19 +214,19 @@ def test_words_about_another_incarnation_are_dropped(wanted: State, generation: 
     pool.started("m", generation, 666)
     pool.loading("m", generation, 2.0)
     assert state(pool) is wanted
-    assert pool.entries["m"].pid == 1234
+    assert pool.models["m"].current.pid == 1234
     assert pool.next_deadline() == deadline
 
 
 @pytest.mark.parametrize("wanted", [State.COLD, State.FAILED])
 def test_words_about_a_process_that_is_gone_are_dropped(wanted: State) -> None:
     pool = in_state(wanted)
-    generation = pool.entries["m"].generation
+    generation = pool.models["m"].generation
     assert pool.ready("m", generation, 5, 5, 2.0) == []
     assert pool.exited("m", generation, "SIGKILL", 2.0) == []
     assert pool.broken("m", generation, "no", 2.0) == []
     assert state(pool) is wanted
-    assert pool.entries["m"].deaths == 0
+    assert pool.models["m"].deaths == 0
 
 
 @pytest.mark.parametrize("wanted", [State.READY, State.DRAINING, State.STOPPING])
@@ -243,9 +242,9 @@ def test_a_reason_lasts_as_long_as_what_it_explains() -> None:
     acquire(pool)
     for generation in (1, 2):
         pool.dying("m", generation, "SIGABRT", 1.0)
-        assert pool.entries["m"].reason == "SIGABRT"
+        assert pool.models["m"].reason == "SIGABRT"
         pool.exited("m", generation, "SIGABRT", 1.0)
-        assert pool.entries["m"].reason == ""
+        assert pool.models["m"].reason == ""
     assert state(pool) is State.CRASHED
 
 

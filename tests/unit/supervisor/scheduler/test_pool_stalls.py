@@ -42,7 +42,7 @@ def test_those_in_a_stalled_worker_learn_it_before_its_end() -> None:
     late = acquire(pool, 4.0)
     assert pool.stalled("m", 1, "it hangs", 4.0) == []
     assert pool.exited("m", 1, "SIGKILL", 5.0) == [Spawn("m", 2)]
-    assert pool.entries["m"].deaths == 1
+    assert pool.models["m"].deaths == 1
     assert pool.ready("m", 2, 0, 1, 6.0) == [Grant(late, "m", "m#2", 2, until=1)]
 
 
@@ -51,13 +51,13 @@ def test_a_worker_that_stalls_while_it_drains_is_a_death() -> None:
     effects = pool.stalled("m", 1, "it hangs", 3.0)
     assert [each.code for each in told(effects)] == ["worker_stalled"]
     assert pool.exited("m", 1, "SIGKILL", 4.0) == []
-    assert pool.entries["m"].deaths == 1
+    assert pool.models["m"].deaths == 1
 
 
 @pytest.mark.parametrize("wanted", [State.COLD, State.LOADING, State.STOPPING, State.FAILED])
 def test_only_who_serves_can_stall(wanted: State) -> None:
     pool = in_state(wanted)
-    assert pool.stalled("m", pool.entries["m"].generation, "it hangs", 3.0) == []
+    assert pool.stalled("m", pool.models["m"].generation, "it hangs", 3.0) == []
     assert state(pool) is wanted
 
 
@@ -83,7 +83,7 @@ def test_a_token_forgets_the_deaths_before_it_and_the_end_of_a_request_does_not(
     pool = Pool([Spec("m")], limits=LIMITS, rules=Rules(max_restarts=2))
     assert dies(pool, 1, 1.0, progress=False) is State.COLD
     assert dies(pool, 2, 2.0, progress=progress) is (State.COLD if progress else State.CRASHED)
-    assert pool.entries["m"].proven is progress
+    assert pool.models["m"].proven is progress
     if progress:
         assert dies(pool, 3, 3.0, progress=False) is State.CRASHED
 
@@ -91,7 +91,7 @@ def test_a_token_forgets_the_deaths_before_it_and_the_end_of_a_request_does_not(
 def test_progress_of_another_incarnation_is_dropped() -> None:
     pool = ready_pool()
     pool.progress("m", 0)
-    assert not pool.entries["m"].proven
+    assert not pool.models["m"].proven
 
 
 def test_a_load_that_stands_still_refuses_who_came_for_it_and_nobody_with_an_answer_under_way() -> (

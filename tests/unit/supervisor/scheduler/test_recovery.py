@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.scheduler.blame import PROBATION, QUARANTINE_SECONDS, Fault
+from supervisor.scheduler.blame import PROBATION_TOKENS, QUARANTINE_SECONDS
+from supervisor.scheduler.death import Fault
 from supervisor.scheduler.effects import Effect
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.requests import RETURN_SECONDS
+from supervisor.scheduler.recovery import RETURN_SECONDS
 from tests.helpers.ward import (
     HOLD,
     Ward,
@@ -26,12 +27,12 @@ from tests.helpers.ward import (
 def test_suspects_are_tried_alone_the_shortest_way_first() -> None:
     ward = Ward(4)
     effects = ward.dies(r1=9, r2=0, r3=5, r4=5)
-    assert trials(effects) == [(2, PROBATION, True)]
+    assert trials(effects) == [(2, PROBATION_TOKENS, True)]
     newcomer = ward.acquire()
-    assert trials(ward.passed(2)) == [(3, 5 + PROBATION, True)]
-    assert trials(ward.passed(3)) == [(4, 5 + PROBATION, True)]
+    assert trials(ward.passed(2)) == [(3, 5 + PROBATION_TOKENS, True)]
+    assert trials(ward.passed(3)) == [(4, 5 + PROBATION_TOKENS, True)]
     effects = ward.passed(4)
-    assert trials(effects) == [(1, 9 + PROBATION, False)]  # nobody is left to wait for
+    assert trials(effects) == [(1, 9 + PROBATION_TOKENS, False)]  # nobody is left to wait for
     assert not proceeding(effects)
     effects = ward.passed(1)
     assert proceeding(effects) == [2, 3, 4]
@@ -67,7 +68,7 @@ def test_those_who_have_passed_go_on_after_the_last_suspect(how: str) -> None:
             assert ended(ward.after(HOLD)) == [(2, "worker_crashed")]
         effects = ward.passed(1)
     assert proceeding(effects) == [1]
-    assert not any(lease.standing.name == "PAUSED" for lease in ward.entry.granted.values())
+    assert not any(lease.suspicion.name == "PAUSED" for lease in ward.entry.granted.values())
 
 
 def test_nobody_is_tried_until_all_have_said_where_they_stand() -> None:
@@ -122,15 +123,15 @@ def test_those_who_have_passed_are_not_suspected_when_another_kills() -> None:
 def test_a_request_that_got_on_to_the_end_of_its_trial_is_not_struck_by_the_next_death() -> None:
     """Its word that it has passed crosses that of the death."""
     ward = Ward(1)
-    assert trials(ward.dies(r1=4)) == [(1, 4 + PROBATION, False)]
-    assert trials(ward.dies(r1=4)) == [(1, 4 + PROBATION, False)]  # a strike
+    assert trials(ward.dies(r1=4)) == [(1, 4 + PROBATION_TOKENS, False)]
+    assert trials(ward.dies(r1=4)) == [(1, 4 + PROBATION_TOKENS, False)]  # a strike
     ward.exits()
     assert ward.passed(1) == []
-    assert not convicted(ward.returned(1, 4 + PROBATION))
-    assert trials(ward.ready()) == [(1, 4 + 2 * PROBATION, False)]
-    assert not convicted(ward.dies(r1=4 + PROBATION))  # the first strike anew
+    assert not convicted(ward.returned(1, 4 + PROBATION_TOKENS))
+    assert trials(ward.ready()) == [(1, 4 + 2 * PROBATION_TOKENS, False)]
+    assert not convicted(ward.dies(r1=4 + PROBATION_TOKENS))  # the first strike anew
     ward.exits()
-    assert convicted(ward.returned(1, 4 + PROBATION)) == ["r1"]
+    assert convicted(ward.returned(1, 4 + PROBATION_TOKENS)) == ["r1"]
 
 
 def test_places_are_not_exceeded_by_suspects() -> None:
@@ -182,7 +183,7 @@ def test_the_guilty_and_its_equals_are_refused_for_an_hour() -> None:
     effects = ward.returned(poison)
     assert convicted(effects) == ["r2"]
     assert ended(effects) == [(poison, "request_crashed_worker"), (equal, "request_crashed_worker")]
-    assert ward.pool.docket.verdicts(ward.now) == [(b"x", QUARANTINE_SECONDS)]
+    assert ward.pool.recovery.blame.quarantined(ward.now) == [(b"x", QUARANTINE_SECONDS)]
     ward.returned(1, 66)
     assert granted(ward.ready()) == [1]
     ward.acquire(b"x")
@@ -204,7 +205,7 @@ def test_no_request_is_guilty_on_a_model_that_never_made_a_token() -> None:
     effects = ward.returned(lease)
     assert ended(effects) == [(lease, "worker_crashed")]
     assert not convicted(effects)
-    assert ward.pool.docket.verdicts(ward.now) == []
+    assert ward.pool.recovery.blame.quarantined(ward.now) == []
     # Once the model has made one for somebody, its deaths alone count.
     other, lease = ward.acquire(), ward.acquire(b"x")
     assert ward.refusal() is None
@@ -256,7 +257,7 @@ def test_a_death_from_outside_strikes_nobody(leaves: bool) -> None:
         ward.release(lease)
     ward.exits(Fault.OUTSIDE)
     ward.returned(lease)
-    assert ward.pool.docket.strikes(b"x", ward.now) == 0
+    assert ward.pool.recovery.blame.deaths_alone(b"x", ward.now) == 0
 
 
 def test_a_death_from_outside_makes_no_suspects_and_clears_none() -> None:
@@ -297,7 +298,7 @@ def test_a_request_gives_up_after_so_many_deaths_without_a_new_token(most: int) 
 def test_a_new_token_makes_it_go_on_but_twenty_deaths_are_enough() -> None:
     ward = Ward(1, max_recoveries=1)
     for number in range(20):
-        assert tried(ward.dies(r1=PROBATION * number + 1)) == [1]
+        assert tried(ward.dies(r1=PROBATION_TOKENS * number + 1)) == [1]
         ward.passed(1)
     ward.exits()
     assert ended(ward.returned(1, 10_000)) == [(1, "worker_crashed")]
@@ -351,7 +352,7 @@ def test_replay_takes_back_what_had_no_token() -> None:
     assert ended(ward.returned(1, 1)) == [(1, "worker_crashed")]
     ward.returned(2)
     ward.returned(3)
-    assert trials(ward.ready()) == [(2, PROBATION, True)]
+    assert trials(ward.ready()) == [(2, PROBATION_TOKENS, True)]
     assert tried(ward.passed(2)) == [3]
 
 
@@ -361,5 +362,5 @@ def test_replay_strikes_what_dies_alone_after_its_first_token() -> None:
     ward.ready()
     ward.dies()
     ward.exits()
-    assert ended(ward.returned(lease, PROBATION - 1)) == [(lease, "worker_crashed")]
-    assert ward.pool.docket.strikes(b"x", ward.now) == 1
+    assert ended(ward.returned(lease, PROBATION_TOKENS - 1)) == [(lease, "worker_crashed")]
+    assert ward.pool.recovery.blame.deaths_alone(b"x", ward.now) == 1

@@ -40,7 +40,7 @@ def seed_002(policy: str = "use_count", keep: int = 1) -> Pool:
 
 
 def health(pool: Pool) -> dict[str, Any]:
-    body = render(pool, dict.fromkeys(SIZES, "org/repo"), MachineMemory(), "off", 0.0, "1")
+    body = render(pool.state, dict.fromkeys(SIZES, "org/repo"), MachineMemory(), "off", 0.0, "1")
     parsed: dict[str, Any] = json.loads(body)
     return parsed
 
@@ -83,7 +83,7 @@ def test_scenario_2_an_emergency_unloads_all() -> None:
     for name in USES:
         pool.exited(name, 1, "exit status 0", 1001.0)
     assert health(pool)["cached_models"] == []
-    assert pool.ledger.charged == 0
+    assert pool.state.ledger.charged == 0
 
 
 @pytest.mark.parametrize(("keep", "gone"), [(0, 3), (2, 1), (3, 0)])
@@ -98,7 +98,7 @@ def test_a_load_in_the_background_disturbs_nobody() -> None:
     running = serve(pool, "a", 0.0)
     assert pool.acquire("r", "b", 60.0, 5.0)[1] == [Spawn("b", 1)]
     assert states(pool)["a"] is State.READY
-    assert running in pool.entries["a"].granted
+    assert running in pool.models["a"].granted
 
 
 def test_preloads_take_what_fits_and_evict_nobody() -> None:
@@ -110,7 +110,7 @@ def test_preloads_take_what_fits_and_evict_nobody() -> None:
     ]
     pool.ready("a", 1, 8 * GB, 1, 1.0)
     pool.ready("b", 1, 8 * GB, 1, 1.0)
-    assert "c is not preloaded" in said(pool.tick(pool.limits.preload))
+    assert "c is not preloaded" in said(pool.tick(pool.state.limits.preload))
     assert set(states(pool).values()) == {State.READY, State.COLD}
 
 
@@ -160,7 +160,7 @@ def test_the_periodic_cleanup_trims_to_max_loaded() -> None:
     pool = small_machine("a", "b", "c", budget=100 * GB)
     for i, name in enumerate("abc"):
         loaded(pool, name, now=10.0 * i)
-    pool.rules = Rules(policy="lru", max_loaded=1, cleanup_interval=600.0)
+    pool.state.rules = Rules(policy="lru", max_loaded=1, cleanup_interval=600.0)
     pool.tick(100.0)
     assert pool.next_deadline() == 700.0
     assert done(pool.tick(700.0)) == [Stop("a", 1, kill=False), Stop("b", 1, kill=False)]
@@ -170,7 +170,7 @@ def test_a_cleanup_interval_of_zero_is_off() -> None:
     """MLX_CACHE_CLEANUP_INTERVAL_SEC=0"""
     pool = small_machine("a", "b", budget=100 * GB)
     loaded(pool, "a", "b")
-    pool.rules = Rules(max_loaded=1, cleanup_interval=0.0)
+    pool.state.rules = Rules(max_loaded=1, cleanup_interval=0.0)
     pool.tick(100.0)
     assert pool.next_deadline() is None
 
@@ -251,7 +251,7 @@ def test_a_load_by_hand_makes_room_and_is_no_use() -> None:
     assert done(effects) == [Stop("a", 1, kill=False)]
     assert pool.exited("a", 1, "exit status 0", 11.0) == [Spawn("b", 1)]
     assert pool.ready("b", 1, 8 * GB, 1, 12.0) == [Loaded(lease, "b", "b#1")]
-    assert (pool.entries["b"].use_count, pool.entries["b"].in_use) == (0, False)
+    assert (pool.models["b"].use_count, pool.models["b"].in_use) == (0, False)
     again, effects = pool.load("r", "b", 60.0, 13.0)
     assert effects == [Loaded(again, "b", "b#1")]
 
@@ -398,7 +398,7 @@ def test_who_has_had_a_turn_queues_behind_those_who_have_not() -> None:
     assert done(pool.release(first, 8.0)) == [Stop("a", 1, kill=False)]
     assert done(pool.exited("a", 1, "exit status 0", 9.0)) == [Spawn("b", 1)]
     pool.ready("b", 1, 8 * GB, 1, 10.0)
-    assert left in pool.entries["a"].waiting
+    assert left in pool.models["a"].waiting
     pool.tick(13.0)
     assert states(pool)["b"] is State.DRAINING
     assert done(pool.release(waiter, 14.0)) == [Stop("b", 1, kill=False)]
@@ -425,7 +425,7 @@ def test_one_model_does_not_take_all_places_of_the_server() -> None:
     lease, effects = pool.acquire("r", "b", 60.0, 5.0)
     refused = [(e.lease, e.error.code) for e in effects if isinstance(e, Refuse)]
     assert refused == [(hogs[-1], "queue_full")]
-    assert lease in pool.entries["b"].waiting
+    assert lease in pool.models["b"].waiting
     _, (full,) = pool.acquire("r", "a", 60.0, 6.0)
     assert isinstance(full, Refuse)
     assert "max_requests" in full.error.message
@@ -437,7 +437,7 @@ def test_retry_after_of_a_full_queue_is_the_pace_at_which_places_become_free() -
     pool.ready("a", 1, GB, 1, 1.0)
     for at in (7.0, 13.0):
         ask(pool, "a", at)
-        running = next(iter(pool.entries["a"].granted))
+        running = next(iter(pool.models["a"].granted))
         pool.release(running, at)
     for _ in range(2):
         ask(pool, "a", 20.0)
@@ -458,8 +458,8 @@ def test_what_an_earlier_run_learned_is_recalled() -> None:
     pool = small_machine("a")
     pool.recall("a", use_count=7, load_seconds=12.0, memory_bytes=3 * GB)
     ask(pool, "a", 0.0)
-    assert pool.ledger.of(("a", 1)) == 3 * GB
-    assert pool.entries["a"].use_count == 8
+    assert pool.state.ledger.of(("a", 1)) == 3 * GB
+    assert pool.models["a"].use_count == 8
 
 
 def test_new_files_have_a_new_estimate_and_nothing_learned() -> None:
@@ -469,16 +469,16 @@ def test_new_files_have_a_new_estimate_and_nothing_learned() -> None:
     pool.exited("a", 1, "SIGKILL", 1.0)
     assert pool.estimated("a", 6 * GB, GB, 2.0) == []
     ask(pool, "a", 3.0)
-    assert pool.ledger.of(("a", 2)) == 6 * GB
+    assert pool.state.ledger.of(("a", 2)) == 6 * GB
     pool.ready("a", 2, 4 * GB, 1, 4.0)
-    assert pool.ledger.of(("a", 2)) == 5 * GB  # measured, and the headroom it has yet to use
-    assert lease not in pool.entries["a"].granted
+    assert pool.state.ledger.of(("a", 2)) == 5 * GB  # measured, and the headroom it has yet to use
+    assert lease not in pool.models["a"].granted
 
 
 def test_a_configured_size_is_trusted_as_given() -> None:
     pool = small_machine(Spec("a", estimate_bytes=9 * GB, memory_bytes=4 * GB))
     serve(pool, "a", 0.0, size=7 * GB)
-    assert pool.ledger.charged == 4 * GB
+    assert pool.state.ledger.charged == 4 * GB
 
 
 def test_default_limits_are_the_documented_ones() -> None:

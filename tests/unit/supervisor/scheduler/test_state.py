@@ -1,4 +1,4 @@
-"""supervisor.scheduler.workers: which model a name means."""
+"""supervisor.scheduler.state: which model a name means."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMED = (
     ],
 )
 def test_a_name_means_its_model(requested: str, name: str) -> None:
-    assert make_pool(*NAMED, default_model="llama3:8b").resolve(requested).spec.name == name
+    assert make_pool(*NAMED, default_model="llama3:8b").state.resolve(requested).spec.name == name
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_a_name_means_its_model(requested: str, name: str) -> None:
 def test_an_unknown_name_is_refused_as_such(requested: str) -> None:
     pool = make_pool(*NAMED, default_model="fast")
     with pytest.raises(ModelNotFound) as caught:
-        pool.resolve(requested)
+        pool.state.resolve(requested)
     assert caught.value.param == "model"
     assert caught.value.message.startswith(
         f"The model `{requested}` does not exist or you do not have access to it."
@@ -58,11 +58,11 @@ def test_an_unknown_name_is_refused_as_such(requested: str) -> None:
 @pytest.mark.parametrize("requested", ["", "default_model"])
 def test_without_a_default_a_request_must_name_its_model(requested: str) -> None:
     with pytest.raises(ModelNotFound, match="default_model"):
-        make_pool(*NAMED).resolve(requested)
+        make_pool(*NAMED).state.resolve(requested)
 
 
 def test_a_default_may_be_an_alias_and_a_model_may_be_called_default_model() -> None:
-    assert make_pool(*NAMED, default_model="small").resolve("").spec.name == "fast"
+    assert make_pool(*NAMED, default_model="small").state.resolve("").spec.name == "fast"
     pool = make_pool(Spec("a"), Spec("b", aliases=("default_model",)), default_model="a")
-    assert pool.resolve("default_model").spec.name == "b"
-    assert pool.resolve("").spec.name == "a"
+    assert pool.state.resolve("default_model").spec.name == "b"
+    assert pool.state.resolve("").spec.name == "a"

@@ -1,0 +1,79 @@
+"""What the parts of the scheduler share: plain data, and look-ups in it.
+
+`Workers`, `Requests`, `Recovery` and `Planner` are given this and change it; nobody outside this
+room does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from supervisor.scheduler import refusals
+from supervisor.scheduler.breaker import Breaker
+from supervisor.scheduler.ledger import Ledger
+from supervisor.scheduler.lifecycle import HAS_PROCESS
+from supervisor.scheduler.model import Limits, Model, Rules, Spec
+from supervisor.scheduler.pressure import Level
+
+DEFAULT_MODEL = "default_model"
+"""The name by which mlx_lm.server's clients ask for whatever is served."""
+
+
+class PoolState:
+    """All models, leases and charges. `jitter` gives numbers from 0 to 1, see `Breaker`."""
+
+    def __init__(
+        self,
+        specs: Iterable[Spec],
+        *,
+        default_model: str,
+        limits: Limits,
+        rules: Rules,
+        budget: int | None,
+        jitter: Callable[[], float],
+    ) -> None:
+        self.limits = limits
+        self.rules = rules
+        self.ledger = Ledger(budget)
+        self.models: dict[str, Model] = {}
+        for spec in specs:
+            breaker = Breaker(rules.max_restarts, rules.restart_window, rules.backoff_max, jitter)
+            self.models[spec.name] = Model(spec, breaker, pinned=spec.pin)
+        self.leases: dict[int, Model] = {}
+        """The model of each lease that is open."""
+        self.uses = 0
+        """Requests over all models, the clock by which frequencies age."""
+        self.level = Level.NORMAL
+        self.pressure_figures = ""
+        """Why the level is what it is."""
+        self.shutting_down = False
+        self._default_model = default_model
+        self._names: Mapping[str, str] = {
+            alias: model.name
+            for model in self.models.values()
+            for alias in (*model.spec.aliases, model.name)
+        }
+
+    def resolve(self, requested: str) -> Model:
+        """The model that a request's `model` means. Raises ModelNotFound.
+
+        An exact name or alias wins; then Ollama's `:latest` is dropped; an empty name and
+        "default_model" mean the configured default.
+        """
+        if requested in ("", DEFAULT_MODEL) and requested not in self._names:
+            requested = self._default_model
+        name = self._names.get(requested) or self._names.get(requested.removesuffix(":latest"))
+        if name is None:
+            raise refusals.unknown(requested) if requested else refusals.unnamed()
+        return self.models[name]
+
+    def living(self, name: str, generation: int) -> Model | None:
+        """The model, unless this incarnation of it has no process any more."""
+        model = self.models[name]
+        lives = model.generation == generation and model.state in HAS_PROCESS
+        return model if lives else None
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no worker process is left."""
+        return not any(model.state in HAS_PROCESS for model in self.models.values())

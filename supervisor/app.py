@@ -33,7 +33,7 @@ from supervisor.processes.fleet import Fleet
 from supervisor.processes.gateway import GatewayProcess
 from supervisor.processes.launcher import Child, Launcher
 from supervisor.processes.spare import is_calm
-from supervisor.processes.watchdog import LOOK_SECONDS
+from supervisor.processes.watchdog import CHECK_SECONDS
 from supervisor.scheduler.effects import (
     Effect,
     EndLease,
@@ -156,7 +156,7 @@ class Supervisor:
         patrol = loop.create_task(self._patrol())
         try:
             self._gatekeeper.start()
-            await _first(self._gatekeeper.serving, self._gatekeeper.hopeless, self._stop)
+            await _first(self._gatekeeper.serving, self._gatekeeper.gave_up, self._stop)
             if self._gatekeeper.serving.is_set() and not self._stop.is_set():
                 print(announce, flush=True)
                 log.info("%s", announce)
@@ -164,9 +164,9 @@ class Supervisor:
                     if model.preload:
                         self.perform(self._pool.preload(name, time.monotonic()))
                 if self._pool.ledger.reserved:
-                    self._fleet.spare.allow()
-            await _first(self._stop, self._gatekeeper.hopeless)
-            if self._gatekeeper.hopeless.is_set():
+                    self._fleet.spare.enable()
+            await _first(self._stop, self._gatekeeper.gave_up)
+            if self._gatekeeper.gave_up.is_set():
                 log.error("the gateway cannot start; its stderr is in %s", self._state.logs)
                 return 1
             return 0
@@ -200,7 +200,7 @@ class Supervisor:
                 self._pool.limits.drain,
             )
         self._stop.set()
-        self._fleet.spare.forbid()
+        self._fleet.spare.disable()
         self.perform(self._pool.shutdown(time.monotonic()))
 
     # ── effects ──────────────────────────────────────────────────────────────────────────────────
@@ -338,14 +338,14 @@ class Supervisor:
         return self._quarantine.keyed(digest)
 
     def gateway_serves(self) -> None:
-        self._gatekeeper.announced()
+        self._gatekeeper.accepts_requests()
 
     def health(self) -> bytes:
-        return health.render(
+        return health.render_health(
             self._pool,
             {name: model.source for name, model in self._catalog.models.items()},
             self._watch.machine,
-            self._fleet.spare.standing,
+            self._fleet.spare.state,
             time.time() - time.monotonic(),
             self._version,
             self._coroner.files.last,
@@ -379,17 +379,17 @@ class Supervisor:
         while True:
             try:
                 now = time.monotonic()
-                self._gatekeeper.look(now)
+                self._gatekeeper.check(now)
                 for name, entry in self._pool.entries.items():
                     if entry.state in (State.READY, State.DRAINING):
                         awaited = bool(entry.granted)
-                        self._fleet.look(name, entry.generation, now, awaited=awaited)
+                        self._fleet.check(name, entry.generation, now, awaited=awaited)
                 calm = is_calm(self._pool.entries.values(), self._pool.level)
-                self._fleet.spare.tend(now, calm=calm)
+                self._fleet.spare.maintain(now, calm=calm)
             except Exception:
                 # A bug of ours in one look must not leave them unwatched for good.
                 log.exception("the children could not be looked at")
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
 
     def _count_uses(self) -> None:
         self._sizing.save_use_counts({name: e.use_count for name, e in self._pool.entries.items()})

@@ -259,7 +259,8 @@ class Sampling(Frame, frozen=True, tag="sampling"):
 
     Randomness derives from (`seed`, position in the output) and from nothing else. The presence and
     frequency penalties count output tokens, as OpenAI's do; the repetition penalty looks at the
-    last `repetition_context` tokens, prompt included, as mlx_lm.server's does. `top_k` 0 = no limit.
+    last `repetition_context` tokens, prompt included, as mlx_lm.server's does. `top_k` 0 = no
+    limit.
     """
 
     seed: int = 0

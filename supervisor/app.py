@@ -34,7 +34,7 @@ from supervisor.processes.fleet import Fleet
 from supervisor.processes.gateway import GatewayProcess
 from supervisor.processes.launcher import Child, Launcher
 from supervisor.processes.spare import is_calm
-from supervisor.processes.watchdog import LOOK_SECONDS
+from supervisor.processes.watchdog import CHECK_SECONDS
 from supervisor.scheduler.death import Death
 from supervisor.scheduler.effects import (
     Effect,
@@ -158,7 +158,7 @@ class Supervisor:
         patrol = loop.create_task(self._patrol())
         try:
             self._gatekeeper.start()
-            await _first(self._gatekeeper.serving, self._gatekeeper.hopeless, self._stop)
+            await _first(self._gatekeeper.serving, self._gatekeeper.gave_up, self._stop)
             if self._gatekeeper.serving.is_set() and not self._stop.is_set():
                 print(announce, flush=True)
                 log.info("%s", announce)
@@ -166,9 +166,9 @@ class Supervisor:
                     if model.preload:
                         self.perform(self._pool.preload(name, time.monotonic()))
                 if self._pool.state.ledger.reserved:
-                    self._fleet.spare.allow()
-            await _first(self._stop, self._gatekeeper.hopeless)
-            if self._gatekeeper.hopeless.is_set():
+                    self._fleet.spare.enable()
+            await _first(self._stop, self._gatekeeper.gave_up)
+            if self._gatekeeper.gave_up.is_set():
                 log.error("the gateway cannot start; its stderr is in %s", self._state.logs)
                 return 1
             return 0
@@ -202,7 +202,7 @@ class Supervisor:
                 self._pool.state.limits.drain,
             )
         self._stop.set()
-        self._fleet.spare.forbid()
+        self._fleet.spare.disable()
         self.perform(self._pool.shutdown(time.monotonic()))
 
     # ── effects ──────────────────────────────────────────────────────────────────────────────────
@@ -340,14 +340,14 @@ class Supervisor:
         return self._quarantine.keyed(digest)
 
     def gateway_serves(self) -> None:
-        self._gatekeeper.announced()
+        self._gatekeeper.accepts_requests()
 
     def health(self) -> bytes:
-        return health.render(
+        return health.render_health(
             self._pool.state,
             {name: model.source for name, model in self._catalog.models.items()},
             self._watch.machine,
-            self._fleet.spare.standing,
+            self._fleet.spare.state,
             time.time() - time.monotonic(),
             self._version,
             self._coroner.files.last,
@@ -381,17 +381,17 @@ class Supervisor:
         while True:
             try:
                 now = time.monotonic()
-                self._gatekeeper.look(now)
+                self._gatekeeper.check(now)
                 for name, model in self._pool.models.items():
                     if model.state in (State.READY, State.DRAINING):
                         awaited = bool(model.granted)
-                        self._fleet.look(name, model.generation, now, awaited=awaited)
+                        self._fleet.check(name, model.generation, now, awaited=awaited)
                 calm = is_calm(self._pool.models.values(), self._pool.state.level)
-                self._fleet.spare.tend(now, calm=calm)
+                self._fleet.spare.maintain(now, calm=calm)
             except Exception:
                 # A bug of ours in one look must not leave them unwatched for good.
                 log.exception("the children could not be looked at")
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
 
     def _count_uses(self) -> None:
         self._sizing.save_use_counts({name: e.use_count for name, e in self._pool.models.items()})

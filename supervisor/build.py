@@ -1,4 +1,4 @@
-"""The configuration as the pool has it: rules, limits, thresholds, sizes and the budget in bytes."""
+"""The configuration as the pool has it: rules, limits, thresholds, sizes, the budget in bytes."""
 
 from __future__ import annotations
 

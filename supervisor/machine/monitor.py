@@ -76,9 +76,9 @@ class Monitor:
         """Look for ever. What a look can't read is unknown, and changes nothing."""
         while True:
             try:
-                before = self.wired()
+                before = self.wired_by_workers()
                 # Off the loop: where a figure comes from a helper command it may take seconds.
-                self.look(await asyncio.to_thread(self._reader.machine), before)
+                self.observe(await asyncio.to_thread(self._reader.machine), before)
             except Exception:
                 # A bug of ours in one look must not leave the machine unwatched for good.
                 log.exception("the machine's memory could not be looked at")
@@ -90,14 +90,14 @@ class Monitor:
         releasing = any(model.state is State.RELEASING for model in self._models.values())
         return _FAST_SECONDS if releasing else _SECONDS
 
-    def wired(self) -> dict[Incarnation, int]:
+    def wired_by_workers(self) -> dict[Incarnation, int]:
         """Bytes that each living worker has wired; empty where it does not matter."""
         if not self._watches_release:
             return {}
         return {model.current.key: self._reader.wired(pid) or 0 for model, pid in self._living()}
 
-    def look(self, machine: MachineMemory, before: Mapping[Incarnation, int]) -> None:
-        """Take one reading into account; `before` is what `wired` was when it began."""
+    def observe(self, machine: MachineMemory, before: Mapping[Incarnation, int]) -> None:
+        """Take one reading into account; `before` is what `wired_by_workers` was when it began."""
         self.machine = machine
         level = self._pressure.observe(machine, self._clock())
         self._listener.memory_pressure(level, describe(machine, self._pressure.thresholds))
@@ -114,7 +114,7 @@ class Monitor:
         if machine.wired is None:
             return  # what can't be seen is not back; the pool gives up waiting by itself
         # A worker that grew or died while the machine was read may not hide what the dead hold.
-        after = self.wired()
+        after = self.wired_by_workers()
         living = sum(min(size, after.get(key, 0)) for key, size in before.items())
         unattributed = max(0, machine.wired - living)
         if self._charges.awaits_memory:

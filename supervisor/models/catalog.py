@@ -19,8 +19,8 @@ Fingerprint = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Every model that may be asked for, by name. Fixed for the life of the supervisor. `hub` is the
-    Hugging Face cache."""
+    """Every model that may be asked for, by name. It never changes. `hub` is the Hugging Face
+    cache."""
 
     models: Mapping[str, ModelSettings]
     hub: Path

@@ -62,7 +62,7 @@ def key(fingerprint: Sequence[str], settings: Mapping[str, object]) -> str:
 
 
 class SizeCache:
-    """What the file holds. Every change writes it, which blocks and never raises. For one thread."""
+    """What the file holds. Each change writes it, which blocks and never raises. For one thread."""
 
     def __init__(
         self,

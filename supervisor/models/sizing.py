@@ -1,4 +1,4 @@
-"""What each model needs in memory: from its files, and from what its last loads were seen to take."""
+"""What each model needs in memory: from its files, and from what its last loads took."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ _NAME = "address.json"
 
 
 class Address(msgspec.Struct, frozen=True):
-    """How a running instance is reached. `api_keys_file` is where its keys are, "" = it has none."""
+    """How a running instance is reached. `api_keys_file` has its keys, "" = it asks for none."""
 
     url: str
     api_keys_file: str = ""

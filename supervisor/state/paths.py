@@ -34,7 +34,7 @@ class StateDir:
 
     @property
     def children(self) -> Path:
-        """Record of the processes of the last start, for the reaper of the next."""
+        """Record of the running processes: the next start kills what is left of them."""
         return self.root / "children.json"
 
     @property
@@ -127,7 +127,8 @@ class InstanceLock:
 
 
 def slug(name: str) -> str:
-    """A file name for a model's name, its own: with a digest where the name can't be one as it is."""
+    """A file name that no other model has: the model's name, or what of it may be in a file name
+    with a digest."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60]
     if plain == name:
         return plain

@@ -82,16 +82,16 @@ class Estimate:
         return sequences * sum(cache.bytes_for(rounded(context)) for cache in self.caches)
 
     def transient(self, context: int, sequences: int = 1) -> int:
-        """What comes and goes while `sequences` of `context` tokens are served: one layer's copy,
-        since a cache that grows or whose rows change is copied layer by layer, a prefill step with
-        what windows hold too much of it, and the logits. A quarter is added for buffers that MLX has
-        freed and not yet reused: its measured peak was 0.93 to 1.12 of the sum."""
+        """What comes and goes while `sequences` of `context` tokens are served: a copy of one layer,
+        since a cache that grows or whose rows change is copied layer by layer; a prefill step; and
+        the logits. A quarter is added for buffers that MLX has freed and not yet reused: its
+        measured peak was 0.93 to 1.12 of the sum."""
         copy = sequences * max((c.bytes_for(rounded(context)) for c in self.caches), default=0)
         parts = copy + self.prefill_transient(context, sequences) + sequences * self.logits
         return parts * 5 // 4
 
     def prefill_transient(self, context: int, sequences: int = 1) -> int:
-        """Activations, scores, and what windows hold too much of, in one prefill step."""
+        """Activations, scores, and what windows hold beyond their size, in one prefill step."""
         tokens = min(PREFILL_BATCH, sequences) * min(PREFILL_STEP, context)
         each = self.activations + self.scores * rounded(context) + self.kv_window_bytes_per_token
         return tokens * each
@@ -111,8 +111,8 @@ def estimate(folder: Path, *, fused: bool = sys.platform == "darwin") -> Estimat
 
     Blocks on reading config.json and the safetensors headers: milliseconds as a rule, half a second
     for hundreds of shards with an array for each expert. `fused`: whether attention does without a
-    matrix of scores, as in Metal's kernels and not in the CPU's. Raises EstimateError for files that
-    are missing or broken.
+    matrix of scores, as in Metal's kernels and not in the CPU's. Raises EstimateError for files
+    that are missing or broken.
     """
     config = read_config(folder)
     weights = read_weights(folder, config)

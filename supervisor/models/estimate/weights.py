@@ -1,7 +1,7 @@
 """Bytes of weights, from safetensors headers alone.
 
-A header's `data_offsets` are what MLX will allocate, since mlx-lm loads every array as it is stored,
-but for FP8: see `loaded_bytes`.
+A header's `data_offsets` are what MLX will allocate, since mlx-lm loads every array as it is
+stored, except FP8: see `loaded_bytes`.
 """
 
 from __future__ import annotations

@@ -361,16 +361,6 @@ class Model:
             return None
         return max(self.current.idle_since, self.last_used or 0.0) + self.spec.ttl
 
-    @property
-    def deadlines(self) -> list[float | None]:
-        """When its state, its time to live, a preload, and those who wait or return are due."""
-        preload = None if self.preload is None else self.preload.deadline
-        due = [self.deadline, self.idle_at, preload]
-        for leases in (self.waiting, self.returning):
-            if leases:
-                due.append(min([lease.deadline for lease in leases.values()]))
-        return due
-
     def count_use(self, now: float, uses: int) -> None:
         """A request asks for this model; it is the `uses`-th over all."""
         self.use_count += 1

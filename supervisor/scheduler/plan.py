@@ -121,13 +121,13 @@ def make_plan(
         if demand.means is Means.WAIT:
             if room.fits_later(demand.bytes):
                 room.keep(demand.bytes)
-        elif room.fits_now(demand.bytes):
+        elif room.fits_now(demand.bytes):  # (1)
             room.take(demand.bytes)
             decided.start.append(demand.model)
-        elif room.fits_later(demand.bytes):
+        elif room.fits_later(demand.bytes):  # (2)
             room.keep(demand.bytes)
         elif demand.means is Means.EVICTION and room.fits_ever(demand.bytes):
-            victims = _victims(demand, left, room, rules, now)
+            victims = _victims(demand, left, room, rules, now)  # (3), (4)
             for victim in victims:
                 left.remove(victim)
                 room.coming += victim.candidate.bytes
@@ -137,8 +137,9 @@ def make_plan(
                 room.keep(demand.bytes)
                 continue
             decided.wake = _earliest(decided.wake, _next_change(demand, left, rules, now))
-            if now >= _impatient_at(demand, left, rules):
+            if now >= _impatient_at(demand, left, rules):  # (5)
                 break
+        # (6)
     return decided
 
 
@@ -153,8 +154,8 @@ def _victims(
     busy = [tenant.candidate for tenant in open_to if tenant.busy]
     need = demand.bytes - room.coming
     slots = int(max(0, 1 - room.coming_slots))
-    chosen = make_room(idle, rules.policy, need, slots)
-    if not chosen and busy:
+    chosen = make_room(idle, rules.policy, need, slots)  # (3)
+    if not chosen and busy:  # (4)
         both = [*order(idle, rules.policy), *order(busy, rules.policy)]
         chosen = choose(both, need, slots)
     return [tenant for tenant in open_to if tenant.candidate in chosen]

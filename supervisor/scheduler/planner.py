@@ -195,11 +195,9 @@ class Planner:
     def _demands(self) -> list[Demand]:
         demands = []
         for name, model in self._state.models.items():
-            cold = model.state is State.COLD
-            queued = model.waiting and model.queued_since is not None
-            if queued and (cold or model.state in _LEAVING):
-                assert model.queued_since is not None
-                means, since = Means.EVICTION if cold else Means.WAIT, model.queued_since
+            cold, queued_since = model.state is State.COLD, model.queued_since
+            if model.waiting and queued_since is not None and (cold or model.state in _LEAVING):
+                means, since = Means.EVICTION if cold else Means.WAIT, queued_since
             elif cold and model.preload is not None:
                 means, since = Means.FREE_ROOM, model.preload.since
             else:
@@ -255,11 +253,7 @@ class Planner:
         if model.size <= state.ledger.free and self._room().free_slots < 1:
             needs = f"for {model.name}, memory.max_loaded is {state.rules.max_loaded}"
         said = LogLine(f"{victim.current.name} ({held}) {how} to make room: {needs}")
-        return [said, *self._unload(victim, now)]
-
-    def _unload(self, model: Model, now: float) -> list[Effect]:
-        limits = self._state.limits
-        return self._workers.drain(model, DrainCause.EVICTION, limits.drain, now)
+        return [said, *self._workers.drain(victim, DrainCause.EVICTION, now)]
 
     def _idle(self) -> list[Model]:
         """Loaded models that nobody uses and that are not pinned, the first to go first."""
@@ -293,7 +287,7 @@ class Planner:
             for victim in victims:
                 effects += self.evict(self._state.models[victim.model], model, now)
             return effects
-        effects += self._unload(model, now)
+        effects += self._workers.drain(model, DrainCause.EVICTION, now)
         if not ledger.can_ever_fit(model.size):
             effects += self._refuse_too_large(model)
         return effects
@@ -312,13 +306,13 @@ class Planner:
             if state.level >= Level.HIGH or self._safe_until(model) <= now:
                 why = f"is idle and unloaded: {state.pressure_figures}"
                 effects.append(LogLine(f"{model.current.name} {why}"))
-                effects += self._unload(model, now)
+                effects += self._workers.drain(model, DrainCause.EVICTION, now)
         return effects
 
     def unload_idle(self, model: Model, now: float) -> list[Effect]:
         """READY: its time to live is over."""
         said = LogLine(f"{model.current.name} was idle for {model.spec.ttl:g} s: unloaded")
-        return [said, *self._unload(model, now)]
+        return [said, *self._workers.drain(model, DrainCause.EVICTION, now)]
 
     def trim_if_due(self, now: float) -> list[Effect]:
         """The periodic cleanup: no more than `max_loaded`, by policy."""
@@ -330,7 +324,7 @@ class Planner:
         for model in self._idle()[: max(0, loaded - self._state.rules.max_loaded)]:
             name = model.current.name
             effects.append(LogLine(f"{name} is unloaded: more than memory.max_loaded"))
-            effects += self._unload(model, now)
+            effects += self._workers.drain(model, DrainCause.EVICTION, now)
         return effects
 
     def unload_all(self, now: float) -> list[Effect]:
@@ -343,7 +337,7 @@ class Planner:
             if model.state is State.LOADING:
                 effects += self._workers.abort_load(model, now)
             elif model.state is State.READY:
-                effects += self._workers.drain(model, DrainCause.EMERGENCY, seconds, now)
+                effects += self._workers.drain(model, DrainCause.EMERGENCY, now, seconds=seconds)
             elif model.state is State.DRAINING:
                 self._workers.hurry_drain(model, seconds, now)
         return effects

@@ -188,8 +188,7 @@ class Pool:
         if model.state is State.LOADING:
             model.current.unload_asked = True
         elif model.state is State.READY:
-            drain = self.state.limits.drain
-            effects = self.workers.drain(model, DrainCause.BY_HAND, drain, now)
+            effects = self.workers.drain(model, DrainCause.BY_HAND, now)
         elif model.state is State.DRAINING and model.current.drain_cause is DrainCause.EVICTION:
             model.current.drain_cause = DrainCause.BY_HAND  # what is left at its end ends with it
         return [*effects, *self.planner.settle(now)]
@@ -290,9 +289,7 @@ class Pool:
     def broken(self, name: str, generation: int, reason: str, now: float) -> list[Effect]:
         """The process runs but can't be worked with any more: it must go."""
         model = self.state.living(name, generation)
-        if model is None:
-            return []
-        return [*self._kill(model, reason, now), *self.planner.settle(now)]
+        return [] if model is None else [*self._kill(model, reason, now), *self.planner.settle(now)]
 
     def progress(self, name: str, generation: int) -> None:
         """The worker has made a token for somebody."""
@@ -411,7 +408,12 @@ class Pool:
         """When `tick` must be called next, monotonic seconds."""
         deadlines = self.planner.deadlines
         for model in self.models.values():
-            deadlines += model.deadlines
+            deadlines += (model.deadline, model.idle_at)
+            if model.preload is not None:
+                deadlines.append(model.preload.deadline)
+            for leases in (model.waiting, model.returning):
+                if leases:
+                    deadlines.append(min([lease.deadline for lease in leases.values()]))
             if model.learned_limit is not None and not self.state.shutting_down:
                 deadlines.append(model.learned_limit.ends)
         return min([at for at in deadlines if at is not None], default=None)
@@ -485,8 +487,7 @@ class Pool:
             elif model.state is State.LOADING:
                 effects += self.workers.abort_load(model, now)
             elif model.state is State.READY:
-                drain = self.state.limits.drain
-                effects += self.workers.drain(model, DrainCause.SHUTDOWN, drain, now)
+                effects += self.workers.drain(model, DrainCause.SHUTDOWN, now)
             elif model.state is State.DRAINING:
                 model.current.drain_cause = DrainCause.SHUTDOWN
         return [*effects, *self.planner.settle(now)]

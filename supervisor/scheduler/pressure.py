@@ -71,8 +71,8 @@ class Pressure:
 
     def observe(self, reading: Reading, now: float) -> Level:
         """The level after this reading, taken at `now`, monotonic seconds."""
-        wanted = self._raw(reading, 0.0)
-        held = max(wanted, self._raw(reading, MARGIN))
+        wanted = self._wanted(reading, 0.0)
+        held = max(wanted, self._wanted(reading, MARGIN))
         if wanted > self.level:
             self.level, self._calm_since = wanted, None
         elif held >= self.level:
@@ -85,7 +85,7 @@ class Pressure:
                 self.level, self._calm_since = self._calmest, None
         return self.level
 
-    def _raw(self, reading: Reading, margin: float) -> Level:
+    def _wanted(self, reading: Reading, margin: float) -> Level:
         """The level of one reading with every threshold lowered by `margin`."""
         share = 0.0 if reading.used_percent is None else reading.used_percent / 100 + margin
         limits = self.thresholds

@@ -48,10 +48,14 @@ class Workers:
 
     # ── the ways to its end ──────────────────────────────────────────────────────────────────────
 
-    def drain(self, model: Model, cause: DrainCause, seconds: float, now: float) -> list[Effect]:
-        """READY: admit nobody any more, end with the last lease or after `seconds`."""
+    def drain(
+        self, model: Model, cause: DrainCause, now: float, *, seconds: float | None = None
+    ) -> list[Effect]:
+        """READY: admit nobody any more, end with the last lease or after `seconds`, None =
+        `limits.drain`."""
         model.move(Event.DRAIN)
-        model.current.drain_cause, model.current.deadline = cause, now + seconds
+        allowed = self._state.limits.drain if seconds is None else seconds
+        model.current.drain_cause, model.current.deadline = cause, now + allowed
         if model.waiting and model.queued_since is None:
             model.queued_since = now  # whoever had no place yet queues for the next worker
         return self.stop_if_drained(model, now)

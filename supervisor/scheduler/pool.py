@@ -406,16 +406,7 @@ class Pool:
 
     def next_deadline(self) -> float | None:
         """When `tick` must be called next, monotonic seconds."""
-        deadlines = self.planner.deadlines
-        for model in self.models.values():
-            deadlines += (model.deadline, model.idle_at)
-            if model.preload is not None:
-                deadlines.append(model.preload.deadline)
-            for leases in (model.waiting, model.returning):
-                if leases:
-                    deadlines.append(min([lease.deadline for lease in leases.values()]))
-            if model.learned_limit is not None and not self.state.shutting_down:
-                deadlines.append(model.learned_limit.ends)
+        deadlines = [*self.planner.deadlines, *self.state.deadlines()]
         return min([at for at in deadlines if at is not None], default=None)
 
     def tick(self, now: float) -> list[Effect]:

@@ -77,3 +77,17 @@ class PoolState:
     def stopped(self) -> bool:
         """Whether no worker process is left."""
         return not any(model.state in HAS_PROCESS for model in self.models.values())
+
+    def deadlines(self) -> list[float | None]:
+        """When a state, a time to live, a preload, a learned limit, or somebody's hold is over."""
+        deadlines: list[float | None] = []
+        for model in self.models.values():
+            deadlines += (model.deadline, model.idle_at)
+            if model.learned_limit is not None and not self.shutting_down:
+                deadlines.append(model.learned_limit.ends)
+            if model.preload is not None:
+                deadlines.append(model.preload.deadline)
+            for leases in (model.waiting, model.returning):
+                if leases:
+                    deadlines.append(min([lease.deadline for lease in leases.values()]))
+        return deadlines

@@ -1,7 +1,7 @@
-"""The supervisor process: the shell around `pool`. It posts events and performs their effects.
+"""The supervisor process: the shell around `pool`. It hands events in and carries out effects.
 
 Everything runs on one thread and one event loop, so an event and its effects are never interleaved
-with another's.
+with another's. All of them go through `Supervisor.handle`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
 
 import msgspec
 
@@ -66,14 +67,20 @@ log = logging.getLogger("bulkhead.supervisor")
 GATEWAY_MODULE = "gateway.main"
 WORKER_MODULE = "worker.main"
 _UPKEEP_SECONDS = 10.0
+_EXIT_SECONDS = 30.0
+"""How long an exit after a bug may take: the gateway alone may need ten."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Supervisor:
     """Owns the pool, the listening socket and every child of one instance.
 
     `pool` has every model and none loaded, with the sizes that `sizing` knows; `reader` reads the
-    machine's memory, and `evidence` what the system knows of a death. `worker_module` is what worker processes run: the seam at which tests put the
-    real worker server around an engine that follows a script.
+    machine's memory, and `evidence` what the system knows of a death. `worker_module` is what
+    worker processes run: the seam at which tests put the real worker server around an engine that
+    follows a script.
     """
 
     def __init__(
@@ -134,18 +141,21 @@ class Supervisor:
             msgspec.json.encode(config.server),
             GATEWAY_MODULE,
             self._record,
-            self._coroner.gateway_died,
+            lambda *death: self._note(self._coroner.gateway_died, *death),
             stall_seconds=config.recovery.stall_seconds,
         )
-        self._control = Control(self._pool, self._feed, state, self)
+        self._control = Control(self._pool, self._pool.state, self._feed, state, self)
         self._timer: asyncio.TimerHandle | None = None
         self._stop = asyncio.Event()
         self._stopped = asyncio.Event()
+        self._failed = asyncio.Event()
+        """The pool has raised, see `handle`."""
 
     async def run(self, announce: str) -> int:
         """Serve until SIGTERM or SIGINT; print `announce` once requests are accepted.
 
-        Returns the exit status: 0 after a drain, 1 when the gateway never came up.
+        Returns the exit status: 0 after a drain, 1 when the gateway never came up, or when a bug
+        leaves nothing else to do than to be started again.
         """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
@@ -156,29 +166,20 @@ class Supervisor:
         await self._coroner.files.recall()
         watch = loop.create_task(self._watch.run())
         patrol = loop.create_task(self._patrol())
+        gateway = self._gatekeeper
         try:
-            self._gatekeeper.start()
-            await _first(self._gatekeeper.serving, self._gatekeeper.gave_up, self._stop)
-            if self._gatekeeper.serving.is_set() and not self._stop.is_set():
-                print(announce, flush=True)
-                log.info("%s", announce)
-                for name, model in self._catalog.models.items():
-                    if model.preload:
-                        self.perform(self._pool.preload(name, time.monotonic()))
-                if self._pool.state.ledger.reserved:
-                    self._fleet.spare.enable()
-            await _first(self._stop, self._gatekeeper.gave_up)
-            if self._gatekeeper.gave_up.is_set():
+            gateway.start()
+            await _first(gateway.serving, gateway.gave_up, self._stop, self._failed)
+            if gateway.serving.is_set() and not self._stop.is_set():
+                self._start_serving(announce)
+            await _first(self._stop, gateway.gave_up, self._failed)
+            if gateway.gave_up.is_set():
                 log.error("the gateway cannot start; its stderr is in %s", self._state.logs)
-                return 1
-            return 0
         finally:
-            if not self._pool.state.shutting_down:
-                self._asked_to_stop()
-            await self._stopped.wait()
-            self._count_uses()
+            await self._end_workers()
+            self._record_use_counts()
             self._feed.close()  # or the gateway would wait for those who watch
-            await self._gatekeeper.stop()
+            await gateway.stop()
             await self._fleet.spare.ended()
             await self._coroner.files.close()
             upkeep.cancel()
@@ -190,6 +191,26 @@ class Supervisor:
             os.close(self._held)
             os.close(self._lifeline)
             log.info("stopped")
+        return 1 if gateway.gave_up.is_set() or self._failed.is_set() else 0
+
+    def _start_serving(self, announce: str) -> None:
+        print(announce, flush=True)
+        log.info("%s", announce)
+        for name, model in self._catalog.models.items():
+            if model.preload:
+                self.handle(self._pool.preload, name, time.monotonic())
+        if self._pool.state.ledger.reserved:
+            self._fleet.spare.enable()
+
+    async def _end_workers(self) -> None:
+        """Return when all workers are drained and gone. If the pool has failed they are killed."""
+        if not self._pool.state.shutting_down and not self._failed.is_set():
+            self._asked_to_stop()
+        await _first(self._stopped, self._failed)
+        if self._failed.is_set():
+            self._fleet.spare.disable()
+            self._control.close()
+            await self._fleet.kill_all()
 
     def _asked_to_stop(self) -> None:
         if self._pool.state.shutting_down:
@@ -203,35 +224,80 @@ class Supervisor:
             )
         self._stop.set()
         self._fleet.spare.disable()
-        self.perform(self._pool.shutdown(time.monotonic()))
+        self.handle(self._pool.shutdown, time.monotonic())
 
-    # ── effects ──────────────────────────────────────────────────────────────────────────────────
+    # ── events and effects ───────────────────────────────────────────────────────────────────────
 
-    def perform(self, effects: Iterable[Effect]) -> None:
-        """Carry out what was decided, in order, and see to what comes next."""
-        for effect in effects:
-            match effect:
-                case Spawn(model, generation):
-                    self._fleet.spawn(model, generation)
-                case Stop(model, generation, kill, stacks):
-                    self._fleet.stop(model, generation, kill=kill, stacks=stacks)
-                case Shrink(model, generation):
-                    self._fleet.shrink(model, generation)
-                case Grant() | Unpause() | Refuse() | EndLease() | Interrupt() | Loaded():
-                    self._control.tell(effect)
-                    self._coroner.follow(effect)
-                case QuarantineRequest(model, request_id):
-                    log.error("%s alone kills the worker of %s: refused", request_id, model)
-                    self._quarantine.save(self._pool.recovery.blame.quarantined(time.monotonic()))
-                case RememberLimit(model, limit):
-                    self._sizing.save_limit(model, limit, time.time() - time.monotonic())
-                case LogLine(text, level):
-                    log.log(level, "%s", text)
-                    self._feed.tell("decision", text=text)
-        self._feed.states(self._pool.models.values())
-        self._rearm()
+    def handle(
+        self, event: Callable[P, Iterable[Effect] | None], *args: P.args, **more: P.kwargs
+    ) -> None:
+        """One event of the pool: have it decide, carry out the effects in order, and see to what
+        comes next. The one place where exceptions of both end.
+
+        After one of the pool's own its state may be half-changed, and nothing that follows could be
+        trusted: the supervisor exits, and is started again. One of an effect is made up for, and
+        the others are carried out all the same.
+        """
+        if self._failed.is_set():
+            return
+        try:
+            for effect in event(*args, **more) or ():
+                try:
+                    self._carry_out(effect)
+                except Exception:
+                    log.exception("%s: not carried out: %s", _name(event), effect)
+                    self._make_up_for(effect)
+            self._note(self._feed.states, self._pool.models.values())
+            self._rearm()
+        except Exception:
+            log.critical("%s: a bug; the supervisor exits", _name(event), exc_info=True)
+            self._failed.set()
+            # Whatever hangs on the way out: without us the children end, and we are started again.
+            asyncio.get_running_loop().call_later(_EXIT_SECONDS, os._exit, 1)
         if self._pool.state.shutting_down and self._pool.state.stopped:
             self._stopped.set()
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Spawn(model, generation):
+                self._fleet.spawn(model, generation)
+            case Stop(model, generation, kill, stacks):
+                self._fleet.stop(model, generation, kill=kill, stacks=stacks)
+            case Shrink(model, generation):
+                self._fleet.shrink(model, generation)
+            case Grant() | Unpause() | Refuse() | EndLease() | Interrupt() | Loaded():
+                self._note(self._coroner.follow, effect)
+                self._control.tell(effect)
+            case QuarantineRequest(model, request_id):
+                log.error("%s alone kills the worker of %s: refused", request_id, model)
+                self._quarantine.save(self._pool.recovery.blame.quarantined(time.monotonic()))
+            case RememberLimit(model, limit):
+                self._sizing.save_limit(model, limit, time.time() - time.monotonic())
+            case LogLine(text, level):
+                log.log(level, "%s", text)
+                self._feed.tell("decision", text=text)
+
+    def _make_up_for(self, effect: Effect) -> None:
+        """The effect has raised, and what the pool expects of it must come about all the same. What
+        was only to be written down needs nothing."""
+        match effect:
+            case Spawn(model, generation):
+                # Half started, it is killed, and its exit is told as always.
+                if not self._fleet.stop(model, generation, kill=True, stacks=False):
+                    loop, how = asyncio.get_running_loop(), "it could not be started"
+                    loop.call_soon(self.worker_exited, model, generation, how)
+            case Stop(model, generation):
+                self._fleet.stop(model, generation, kill=True, stacks=False)
+            case Grant() | Unpause() | Refuse() | EndLease() | Interrupt() | Loaded():
+                self._control.drop(effect.lease)
+
+    def _note(self, record: Callable[P, T], *args: P.args, **more: P.kwargs) -> T | None:
+        """For what is recorded or told to people: an exception is logged, and changes nothing."""
+        try:
+            return record(*args, **more)
+        except Exception:
+            log.exception("%s has failed", _name(record))
+            return None
 
     def _rearm(self) -> None:
         if self._timer is not None:
@@ -242,16 +308,16 @@ class Supervisor:
         self._timer = None if due is None else loop.call_at(due, self._tick)
 
     def _tick(self) -> None:
-        self.perform(self._pool.tick(time.monotonic()))
+        self.handle(self._pool.tick, time.monotonic())
 
     # ── events of the fleet ──────────────────────────────────────────────────────────────────────
 
     def worker_started(self, model: str, generation: int, child: Child) -> None:
-        self._coroner.born(model, generation, child)
-        self._pool.started(model, generation, child.pid)
+        self._note(self._coroner.born, model, generation, child)
+        self.handle(self._pool.started, model, generation, child.pid)
 
     def worker_loading(self, model: str, generation: int, done: int, total: int) -> None:
-        self._pool.loading(model, generation, time.monotonic())
+        self.handle(self._pool.loading, model, generation, time.monotonic())
         if total:
             self._feed.tell(
                 "loading", model=model, generation=generation, done_bytes=done, total_bytes=total
@@ -263,57 +329,65 @@ class Supervisor:
         # What MLX holds leaves out the interpreter and its libraries.
         seen = None if pid is None else self._reader.footprint(pid)
         size = max(ready.memory_bytes, seen or 0)
-        self.perform(self._pool.ready(model, generation, size, ready.context, now))
+        self.handle(self._pool.ready, model, generation, size, ready.context, now)
         worker, seconds = loaded.worker, loaded.load_seconds
         measured = worker is not None and worker.key == (model, generation)
         if worker is not None and measured and worker.loaded_at == now and seconds is not None:
             self._sizing.save_load(model, size, seconds)
 
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
-        self.perform(self._pool.load_failed(model, generation, reason, time.monotonic()))
+        self.handle(self._pool.load_failed, model, generation, reason, time.monotonic())
 
     def worker_broken(self, model: str, generation: int, reason: str) -> None:
         log.error("worker %s#%d must go: %s", model, generation, reason)
-        self.perform(self._pool.broken(model, generation, reason, time.monotonic()))
+        self.handle(self._pool.broken, model, generation, reason, time.monotonic())
 
     def worker_progressed(self, model: str, generation: int) -> None:
-        self._pool.progress(model, generation)
+        self.handle(self._pool.progress, model, generation)
 
     def worker_stalled(self, model: str, generation: int, how: str) -> None:
-        self._mourn(model, generation, f"has stalled and is killed ({how})")
-        reason = f"it stalled: {how}"
-        crash = self._coroner.examine(model, generation, "SIGKILL", put_down=reason)
-        self.perform(self._pool.stalled(model, generation, how, time.monotonic(), _death(crash)))
+        self._log_death(model, generation, f"has stalled and is killed ({how})")
+        crash = self._examine(model, generation, "SIGKILL", put_down=f"it stalled: {how}")
+        now = time.monotonic()
+        self.handle(self._pool.stalled, model, generation, how, now, _death(crash))
 
     def worker_dying(self, model: str, generation: int, how: str) -> None:
-        crash = self._coroner.examine(model, generation, how)
-        self._mourn(model, generation, f"died ({how})")
-        self.perform(self._pool.dying(model, generation, how, time.monotonic(), _death(crash)))
+        crash = self._examine(model, generation, how)
+        self._log_death(model, generation, f"died ({how})")
+        self.handle(self._pool.dying, model, generation, how, time.monotonic(), _death(crash))
 
     def worker_exited(self, model: str, generation: int, how: str) -> None:
-        crash = self._coroner.examine(model, generation, how)
-        self._mourn(model, generation, f"died ({how})")
-        self.perform(self._pool.exited(model, generation, how, time.monotonic(), _death(crash)))
-        self._coroner.file(model, generation, how)
+        crash = self._examine(model, generation, how)
+        self._log_death(model, generation, f"died ({how})")
+        self.handle(self._pool.exited, model, generation, how, time.monotonic(), _death(crash))
+        self._note(self._coroner.file, model, generation, how)
         if crash is not None:
             cause = crash.diagnosis.cause.value
             self._feed.tell("crash", model=model, generation=generation, id=crash.id, cause=cause)
 
+    def _examine(
+        self, model: str, generation: int, how: str, *, put_down: str = ""
+    ) -> Crash | None:
+        """What is known of a worker's end. None when it was asked for, or we kill them all."""
+        if self._failed.is_set():
+            return None
+        return self._note(self._coroner.examine, model, generation, how, put_down=put_down)
+
     # ── the machine's memory ─────────────────────────────────────────────────────────────────────
 
     def memory_pressure(self, level: Level, figures: str) -> None:
-        self._coroner.look(self._watch.machine)
+        self._note(self._coroner.look, self._watch.machine)
         if level >= Level.HIGH:
             self._fleet.spare.drop("memory is short")
-        self.perform(self._pool.pressure(level, figures, time.monotonic()))
+        self.handle(self._pool.pressure, level, figures, time.monotonic())
 
     def memory_footprint(self, model: str, generation: int, size: int) -> None:
-        self._pool.footprint(model, generation, size)
+        self.handle(self._pool.footprint, model, generation, size)
 
     def memory_unattributed(self, size: int) -> None:
-        self.perform(self._pool.memory_seen(size, time.monotonic()))
+        self.handle(self._pool.memory_seen, size, time.monotonic())
 
-    def _mourn(self, model: str, generation: int, fate: str) -> None:
+    def _log_death(self, model: str, generation: int, fate: str) -> None:
         """Name those who were in a worker that ends unasked."""
         dead = self._pool.models[model]
         unasked = dead.state in (State.LOADING, State.READY, State.DRAINING)
@@ -332,9 +406,9 @@ class Supervisor:
             return
         if state is State.FAILED:
             log.info("the files of model %s have changed; it may be loaded again", model)
-            self._pool.changed(model)
-        need = self._sizing.need(model)
-        self.perform(self._pool.estimated(model, need.estimate, need.headroom, time.monotonic()))
+            self.handle(self._pool.changed, model)
+        need, now = self._sizing.need(model), time.monotonic()
+        self.handle(self._pool.estimated, model, need.estimate, need.headroom, now)
 
     def keyed(self, digest: bytes) -> bytes:
         return self._quarantine.keyed(digest)
@@ -354,10 +428,10 @@ class Supervisor:
         )
 
     def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
-        self._coroner.returned(lease, position, prompt_tokens)
+        self._note(self._coroner.returned, lease, position, prompt_tokens)
 
     def left(self, lease: int) -> None:
-        self._coroner.left(lease)
+        self._note(self._coroner.left, lease)
 
     async def crashes(self, name: str) -> bytes:
         return await self._coroner.files.told(name)
@@ -393,14 +467,21 @@ class Supervisor:
                 log.exception("the children could not be looked at")
             await asyncio.sleep(CHECK_SECONDS)
 
-    def _count_uses(self) -> None:
-        self._sizing.save_use_counts({name: e.use_count for name, e in self._pool.models.items()})
+    def _record_use_counts(self) -> None:
+        counts = {name: model.use_count for name, model in self._pool.models.items()}
+        self._note(self._sizing.save_use_counts, counts)
 
     async def _upkeep(self) -> None:
         while True:
             await asyncio.sleep(_UPKEEP_SECONDS)
-            self._count_uses()
-            logs.cut_to_tail(path for child in self._children() for path in child.files)
+            self._record_use_counts()
+            files = [path for child in self._children() for path in child.files]
+            self._note(logs.cut_to_tail, files)
+
+
+def _name(function: Callable[..., object]) -> str:
+    """For the log."""
+    return getattr(function, "__qualname__", repr(function))
 
 
 def _death(crash: Crash | None) -> Death | None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, Protocol
 
 from supervisor.api.events import EventFeed
 from supervisor.errors import BulkheadError
 from supervisor.scheduler import refusals
 from supervisor.scheduler.effects import Effect, EndLease, Grant, Interrupt, Loaded, Refuse, Unpause
-from supervisor.scheduler.pool import Pool
+from supervisor.scheduler.state import PoolState
 from supervisor.state.paths import StateDir
 from supervisor.wire import frames
 from supervisor.wire.codec import ProtocolError
@@ -22,12 +22,35 @@ log = logging.getLogger("bulkhead.supervisor")
 
 Connection = FrameStream[frames.ToSupervisor]
 ToLease = Grant | Unpause | Refuse | EndLease | Interrupt | Loaded
+P = ParamSpec("P")
+
+
+class Events(Protocol):
+    """What the control socket asks of the pool, always through `Shell.handle`."""
+
+    def acquire(
+        self, request_id: str, name: str, hold: float, now: float, digest: bytes
+    ) -> tuple[int, list[Effect]]: ...
+    def load(
+        self, request_id: str, name: str, hold: float, now: float
+    ) -> tuple[int, list[Effect]]: ...
+    def release(self, lease_id: int, now: float) -> list[Effect]: ...
+    def returned(self, lease_id: int, position: int, now: float) -> list[Effect]: ...
+    def passed(self, lease_id: int, now: float) -> list[Effect]: ...
+    def fault(self, lease_id: int, reason: str, now: float) -> list[Effect]: ...
+    def unload(self, name: str, now: float) -> list[Effect]: ...
+    def pin(self, name: str, now: float) -> list[Effect]: ...
+    def unpin(self, name: str, now: float) -> list[Effect]: ...
 
 
 class Shell(Protocol):
     """What the control socket needs of the supervisor. Called on the event loop."""
 
-    def perform(self, effects: Iterable[Effect]) -> None: ...
+    def handle(
+        self, event: Callable[P, Iterable[Effect] | None], *args: P.args, **more: P.kwargs
+    ) -> None:
+        """Have the pool decide about one event, and carry out what follows. Raises nothing."""
+
     def before_load(self, model: str) -> None:
         """Somebody wants this model: its files may be others than when they were looked at."""
 
@@ -49,9 +72,15 @@ class Shell(Protocol):
 
 
 class Control:
-    """Turns frames into events of the pool; one connection is one lease at most."""
+    """Turns frames into events of the pool; one connection is one lease at most.
 
-    def __init__(self, pool: Pool, feed: EventFeed, state: StateDir, shell: Shell) -> None:
+    `pool` is what the pool knows, only to look at.
+    """
+
+    def __init__(
+        self, events: Events, pool: PoolState, feed: EventFeed, state: StateDir, shell: Shell
+    ) -> None:
+        self._events = events
         self._pool = pool
         self._feed = feed
         self._state = state
@@ -61,6 +90,16 @@ class Control:
     def tell(self, effect: ToLease) -> None:
         """Send what was decided about a lease to whoever holds it."""
         self._leases[effect.lease].send(self._frame(effect))
+
+    def drop(self, lease: int) -> None:
+        """Close the connection of a lease that could not be told something, which releases it."""
+        if lease in self._leases:
+            self._leases[lease].close()
+
+    def close(self) -> None:
+        """Close all connections that hold leases."""
+        for connection in self._leases.values():
+            connection.close()
 
     def _frame(self, effect: ToLease) -> frames.Frame:
         match effect:
@@ -94,12 +133,12 @@ class Control:
                             connection.send(_refused(refusals.too_many_watchers()))
                     case frames.Return(position, prompt_tokens) if lease is not None:
                         self._shell.returned(lease, position, prompt_tokens)
-                        self._shell.perform(self._pool.returned(lease, position, time.monotonic()))
+                        self._shell.handle(self._events.returned, lease, position, time.monotonic())
                     case frames.Passed() if lease is not None:
-                        self._shell.perform(self._pool.passed(lease, time.monotonic()))
+                        self._shell.handle(self._events.passed, lease, time.monotonic())
                     case frames.WorkerFault(reason) if lease is not None:
                         log.error("a gateway's request met a faulty worker: %s", reason)
-                        self._shell.perform(self._pool.fault(lease, reason, time.monotonic()))
+                        self._shell.handle(self._events.fault, lease, reason, time.monotonic())
                     case frames.Inquire(model):
                         connection.send(self._report(model))
                     case frames.AskCrashes(name):
@@ -111,46 +150,62 @@ class Control:
                         return
         except ProtocolError as error:
             log.error("the gateway broke the protocol: %s", error)
+        except Exception:
+            log.exception("a connection of the gateway's has to be closed")
         finally:
             self._feed.leave(connection)
             if lease is not None:
                 self._shell.left(lease)
-                self._shell.perform(self._pool.release(lease, time.monotonic()))
+                self._shell.handle(self._events.release, lease, time.monotonic())
                 del self._leases[lease]
 
-    def _acquire(self, frame: frames.Acquire, connection: Connection) -> int:
+    def _acquire(self, frame: frames.Acquire, connection: Connection) -> int | None:
+        """The new lease; None if the pool has failed."""
         with contextlib.suppress(BulkheadError):  # the pool refuses it in a moment
-            self._shell.before_load(self._pool.state.resolve(frame.model).spec.name)
-        lease, effects = self._pool.acquire(
-            frame.request_id,
-            frame.model,
-            frame.hold_seconds,
-            time.monotonic(),
-            self._shell.keyed(frame.digest),
-        )
-        self._leases[lease] = connection
-        self._shell.perform(effects)
+            self._shell.before_load(self._pool.resolve(frame.model).name)
+        digest = self._shell.keyed(frame.digest)
+
+        lease: int | None = None
+
+        def acquire() -> list[Effect]:
+            nonlocal lease
+            now, hold = time.monotonic(), frame.hold_seconds
+            lease, effects = self._events.acquire(frame.request_id, frame.model, hold, now, digest)
+            self._leases[lease] = connection
+            return effects
+
+        self._shell.handle(acquire)
         return lease
 
     def _manage(self, frame: frames.Manage, connection: Connection) -> int | None:
-        """A person's wish. Returns the lease of a load, which waits."""
-        now = time.monotonic()
+        """What a person asks for. Returns the lease of a load, which waits."""
         try:
-            name = self._pool.state.resolve(frame.model).spec.name
+            name = self._pool.resolve(frame.model).name
         except BulkheadError as error:
             connection.send(_refused(error))
             return None
         log.info("asked by hand (%s): %s %s", frame.request_id, frame.action, name)
         if frame.action == "load":
-            self._shell.before_load(name)
-            lease, effects = self._pool.load(frame.request_id, name, frame.hold_seconds, now)
-            self._leases[lease] = connection
-            self._shell.perform(effects)
-            return lease
-        wishes = {"unload": self._pool.unload, "pin": self._pool.pin, "unpin": self._pool.unpin}
-        self._shell.perform(wishes[frame.action](name, now))
+            return self._load(frame, name, connection)
+        events = self._events
+        asked = {"unload": events.unload, "pin": events.pin, "unpin": events.unpin}
+        self._shell.handle(asked[frame.action], name, time.monotonic())
         connection.send(self._managed(name))
         return None
+
+    def _load(self, frame: frames.Manage, name: str, connection: Connection) -> int | None:
+        self._shell.before_load(name)
+        lease: int | None = None
+
+        def load() -> list[Effect]:
+            nonlocal lease
+            now, hold = time.monotonic(), frame.hold_seconds
+            lease, effects = self._events.load(frame.request_id, name, hold, now)
+            self._leases[lease] = connection
+            return effects
+
+        self._shell.handle(load)
+        return lease
 
     def _managed(self, name: str) -> frames.Managed:
         model = self._pool.models[name]
@@ -164,10 +219,10 @@ class Control:
 
     def _report(self, model: str) -> frames.Report | frames.Refused:
         try:
-            name = self._pool.state.resolve(model).spec.name if model else ""
+            name = self._pool.resolve(model).name if model else ""
         except BulkheadError as error:
             return _refused(error)
-        return frames.Report(not self._pool.state.shutting_down, self._shell.health(), name)
+        return frames.Report(not self._pool.shutting_down, self._shell.health(), name)
 
 
 def _refused(error: BulkheadError) -> frames.Refused:

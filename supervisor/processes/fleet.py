@@ -197,17 +197,26 @@ class Fleet:
         logs.remove_old(self._state.logs, ROLE)
         return process
 
-    def stop(self, model: str, generation: int, *, kill: bool, stacks: bool) -> None:
+    def stop(self, model: str, generation: int, *, kill: bool, stacks: bool) -> bool:
         """Send SIGTERM, or with `kill` SIGKILL, which with `stacks` comes once the process could
-        write its threads' stacks. Does nothing where the process is gone already."""
+        write its threads' stacks. Returns whether there is such a process."""
         worker = self._workers.get((model, generation))
         if worker is None:
-            return
+            return False
         log.info("worker %s is %s", worker.name, "killed" if kill else "told to stop")
         if stacks:
             worker.child.kill_with_stacks()
         else:
             worker.child.signal(signal.SIGKILL if kill else signal.SIGTERM)
+        return True
+
+    async def kill_all(self) -> None:
+        """Kill every worker, and return when all are reaped, or after 5 s."""
+        ends = [asyncio.ensure_future(each.process.gone.wait()) for each in self._workers.values()]
+        for worker in self._workers.values():
+            worker.child.signal(signal.SIGKILL)
+        if ends:
+            await asyncio.wait(ends, timeout=_REAP_SECONDS)
 
     def check(self, model: str, generation: int, now: float, *, awaited: bool) -> None:
         """Tell whether a worker has made output, and whether it has stalled. Does nothing where the

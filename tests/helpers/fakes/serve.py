@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
+import itertools
 import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from supervisor import serve
 from supervisor.config.settings import Overrides, load
@@ -13,6 +17,9 @@ from supervisor.machine.readers import MachineMemory, MemoryReader, for_platform
 
 MEMORY = "FAKE_MEMORY"
 """Environment: a file that holds the percentage of RAM in use, as a JSON number."""
+BUGS = "FAKE_BUGS"
+"""Environment: functions of the supervisor that raise, such as "scheduler.pool:Pool.passed*2 …":
+the second call of that one does, and the calls before and after it do not."""
 PHYSICAL = 100 * 10**9
 
 
@@ -36,7 +43,28 @@ class ToldReader:
         return self._real.wired(pid)
 
 
+def plant(bug: str) -> None:
+    """Have the function raise once."""
+    path, _, number = bug.partition("*")
+    module, _, name = path.partition(":")
+    holder: Any = importlib.import_module(f"supervisor.{module}")
+    *outer, last = name.split(".")
+    for part in outer:
+        holder = getattr(holder, part)
+    real, calls = getattr(holder, last), itertools.count(1)
+
+    @functools.wraps(real)
+    def raising(*args: Any, **more: Any) -> Any:
+        if next(calls) == int(number or 1):
+            raise RuntimeError(f"planted in {name}")
+        return real(*args, **more)
+
+    setattr(holder, last, raising)
+
+
 def main() -> None:
+    for bug in os.environ.get(BUGS, "").split():
+        plant(bug)
     path, state = Path(sys.argv[1]), Path(sys.argv[2])
     settings = load(path, environ=os.environ, overrides=Overrides())
     told = os.environ.get(MEMORY)

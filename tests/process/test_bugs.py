@@ -1,0 +1,111 @@
+"""A bug in the supervisor: one in a decision ends it in good order, one in an effect costs little."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.fakes.engine import Script, text_of
+from tests.helpers.fakes.serve import BUGS
+from tests.helpers.serving import DEADLINE, Server, serving
+
+
+@contextlib.contextmanager
+def with_bugs(folder: Path, *bugs: str, script: Script | None = None) -> Iterator[Server]:
+    """A server with a model `m`, and functions that raise once."""
+    model = (script or Script(generations=())).write(folder / "m")
+    config = f'[server]\nport = 0\n[recovery]\nstall_seconds = 1\n[models.m]\nsource = "{model}"\n'
+    environ = {BUGS: " ".join(bugs)}
+    with serving(folder / "s", scripted=True, config=config, environ=environ) as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        "scheduler.pool:Pool.acquire*2",  # the control socket
+        "scheduler.pool:Pool.started",  # the fleet
+        "scheduler.planner:Planner.settle*6",
+        "scheduler.pool:Pool.next_deadline*4",  # the timer
+        "scheduler.pool:Pool.pressure*3",  # the monitor
+    ],
+)
+def test_a_bug_in_a_decision_ends_the_supervisor_and_its_children(tmp_path: Path, bug: str) -> None:
+    with with_bugs(tmp_path, bug) as server:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            for _ in range(3):
+                server.chat("m", max_tokens=2)
+                server.see_children()
+        assert server.process.wait(DEADLINE) == 1
+        name = bug.partition(":")[2].partition("*")[0]
+        assert f"planted in {name}" in server.log()
+        assert "a bug; the supervisor exits" in server.log()
+        assert not (server.state / "children").exists()
+
+
+def test_a_bug_during_the_drain_ends_it(tmp_path: Path) -> None:
+    with with_bugs(tmp_path, "scheduler.pool:Pool.exited") as server:
+        assert server.chat("m").status == 200
+        assert server.stop() == 1
+        assert "Pool.exited: a bug; the supervisor exits" in server.log()
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        "processes.fleet:Fleet.spawn",  # no process
+        "processes.fleet:Fleet._listen",  # one that nobody listens to
+    ],
+)
+def test_a_worker_that_cannot_be_started_is_a_death(tmp_path: Path, bug: str) -> None:
+    with with_bugs(tmp_path, bug) as server:
+        assert server.chat("m", max_tokens=3).text == text_of(3)
+        worker = server.wait_for("m", state="ready")
+        assert (worker["generation"], worker["deaths"]) == (2, 1)
+        assert "not carried out: Spawn(model='m', generation=1)" in server.log()
+
+
+def test_a_worker_that_cannot_be_asked_to_stop_is_killed(tmp_path: Path) -> None:
+    with with_bugs(tmp_path, "processes.fleet:Fleet.stop") as server:
+        assert server.chat("m").status == 200
+        server.see_children()
+        assert server.request("POST", "/admin/models/m/unload").status == 200
+        assert server.chat("m", max_tokens=3).text == text_of(3)
+        worker = server.wait_for("m", state="ready")
+        assert (worker["generation"], worker["deaths"]) == (2, 0)
+
+
+def test_a_stalled_worker_that_cannot_be_asked_for_its_stacks_is_killed(tmp_path: Path) -> None:
+    script = Script(deeds={"decode": "block"})
+    bug = "processes.launcher:Child.kill_with_stacks"
+    with with_bugs(tmp_path, bug, script=script) as server:
+        assert server.chat("m", max_tokens=5).text == text_of(5)
+        assert server.loaded("m")["generation"] == 2
+        assert "not carried out: Stop(model='m', generation=1, kill=True" in server.log()
+
+
+def test_a_request_that_cannot_be_told_ends_and_gives_back_its_place(tmp_path: Path) -> None:
+    with with_bugs(tmp_path, "api.control:Control.tell") as server:
+        assert server.chat("m").status >= 500
+        server.wait_for("m", in_flight=0, queued=0)
+        assert server.chat("m", max_tokens=3).text == text_of(3)
+        assert server.loaded("m")["generation"] == 1
+
+
+def test_what_is_only_recorded_changes_nothing(tmp_path: Path) -> None:
+    bugs = [
+        "api.events:EventFeed.states*2",
+        "crashes.collector:CrashCollector.examine",
+        "crashes.collector:CrashCollector.follow",
+        "models.sizing:Sizing.save_limit",
+    ]
+    script = Script(deeds={"decode": "SIGABRT"}, last_words="MemoryError\n")
+    with with_bugs(tmp_path, *bugs, script=script) as server:
+        assert server.chat("m", max_tokens=5).text == text_of(5)
+        assert server.loaded("m")["deaths"] == 1
+        for bug in bugs[:3]:
+            assert f"planted in {bug.partition(':')[2].partition('*')[0]}" in server.log()

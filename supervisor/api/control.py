@@ -126,6 +126,8 @@ class Control:
                 match frame:
                     case frames.Acquire() if lease is None:
                         lease = self._acquire(frame, connection)
+                        if lease is None:
+                            return
                     case frames.Manage() if lease is None:
                         lease = self._manage(frame, connection)
                     case frames.WatchEvents():

@@ -117,11 +117,8 @@ class Planner:
         effects = self._requests.answer_loads(model)
         if model.returning or model.on_probation:
             return effects
-        if suspects := model.suspects:
-            # The gate is open to them while others are paused: a load would wait for those.
-            if model.granted or not gate_closed:
-                effects.append(self._recovery.grant_suspect(model, suspects, now))
-            return effects
+        if model.suspects:
+            return [*effects, *self._recovery.try_suspects(model, now, gate_closed=gate_closed)]
         effects += self._recovery.unpause(model)
         return effects if gate_closed else [*effects, *self._requests.grant_waiting(model)]
 

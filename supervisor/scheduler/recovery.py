@@ -170,18 +170,31 @@ class Recovery:
 
     # ── probation ────────────────────────────────────────────────────────────────────────────────
 
-    def grant_suspect(self, model: Model, suspects: list[Lease], now: float) -> Effect:
-        """READY: grant one of them alone: the one with the shortest way to the place of its death,
-        and one that has died alone already behind those that have not."""
+    def try_suspects(self, model: Model, now: float, *, gate_closed: bool) -> list[Effect]:
+        """READY, nobody on probation: grant one of the suspects alone, if it is their turn.
+
+        Those who have passed pause in the worker until the last one has. They keep their places, of
+        which there may be too few: each may pass alone, and all at once run out of memory again.
+        Then those who have one go on, and the next are tried once these have ended.
+        """
+        suspects, granted, limit = model.suspects, model.granted, model.concurrency
+        running = any(lease.suspicion is not Suspicion.PAUSED for lease in granted.values())
+        if running or (limit and len(granted) >= limit):
+            return self.unpause(model)
+        # The gate is open to them while others are paused: a load would wait for those.
+        if gate_closed and not granted:
+            return []
 
         def order(lease: Lease) -> tuple[int, int, int]:
+            # The shortest way to the place of its death, and who died alone after who did not.
             return (self.blame.deaths_alone(lease.digest, now), lease.position, lease.id)
 
         lease = min(suspects, key=order)
         lease.suspicion = Suspicion.ON_PROBATION
         lease.until = lease.position + PROBATION_TOKENS
-        lease.pauses = len(suspects) > 1
-        return self._requests.grant(model, lease, lease.until, lease.pauses)
+        last = len(suspects) == 1 or len(granted) + 1 == limit
+        lease.pauses = not last
+        return [self._requests.grant(model, lease, lease.until, lease.pauses)]
 
     def pass_probation(self, lease: Lease) -> None:
         """It has got past the place of its death. Nothing where it is not on probation."""
@@ -193,7 +206,7 @@ class Recovery:
         lease.unproductive = 0
 
     def unpause(self, model: Model) -> list[Effect]:
-        """Nobody is on probation any more: those who have passed it go on."""
+        """Those who have passed their probation and pause go on."""
         paused = [each for each in model.granted.values() if each.suspicion is Suspicion.PAUSED]
         for lease in paused:
             lease.suspicion = Suspicion.CLEAR

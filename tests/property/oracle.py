@@ -38,7 +38,7 @@ from supervisor.scheduler.model import LearnedLimit, Limits, Rules, Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.recovery import RETURN_SECONDS
-from tests.property.recoveries import Request, Trials, Violation, check
+from tests.property.recoveries import DeathAccounts, Request, Violation, check
 
 __all__ = ["GB", "Books", "Dead", "Process", "Request", "Violation", "check"]
 
@@ -56,7 +56,7 @@ class Process:
     model: str
     generation: int
     charge: int
-    born: float
+    started_at: float
     phase: str = "loading"
     """loading, ready, stopped (told to, or dying)"""
     at_fault: bool = False
@@ -93,11 +93,16 @@ class Model:
     queued_since: float | None = None
     pinned: bool = False
     uses: int = 0
-    wish_until: float | None = None
+    preload_until: float | None = None
     alone_until: float | None = None
     """Until when it is not loaded because it keeps dying."""
     most: int | None = None
     """Requests at once, after it ran out of memory."""
+
+    @property
+    def limit(self) -> int:
+        """Requests at once; 0 = any number."""
+        return self.most or self.spec.concurrency
 
     @property
     def size(self) -> int:
@@ -142,7 +147,7 @@ class Books:
             budget=self.budget,
             jitter=random.Random(0).random,
         )
-        self.trials = Trials(
+        self.deaths = DeathAccounts(
             self.rules, self.requests, [s.name for s in self.specs], calm=self.calm
         )
         self.models = {spec.name: Model(spec, pinned=spec.pin) for spec in self.specs}
@@ -177,7 +182,7 @@ class Books:
         check(lease in self.requests, f"lease {lease} has ended already")
         request = self.requests.pop(lease)
         check(request.status in before, f"lease {lease} is {request.status}")
-        self.trials.ends(request)
+        self.deaths.ends(request)
         return request
 
     # ── effects ──────────────────────────────────────────────────────────────────────────────────
@@ -195,11 +200,12 @@ class Books:
                 case Unpause(lease):
                     request = self.requests[lease]
                     drains = self.processes[request.model].draining_since is not None
-                    self.trials.proceed(lease, request, drains=drains)
+                    limit = self.models[request.model].limit
+                    self.deaths.unpause(lease, request, limit, drains=drains)
                 case Interrupt(lease, error):
                     self._interrupted(lease, error)
                 case QuarantineRequest(model, name):
-                    self.trials.convict(model, name)
+                    self.deaths.quarantine(model, name)
                 case Loaded(lease, model):
                     check(self.requests[lease].by_hand, "a request was told `loaded`")
                     check(self.processes[model].phase == "ready", "loaded, but not ready")
@@ -207,7 +213,7 @@ class Books:
                 case Refuse(lease, error):
                     self._refused(lease, error)
                 case EndLease(lease, error):
-                    self._buried(lease, error)
+                    self._lease_ended(lease, error)
                 case Shrink(model, generation):
                     check(self.processes[model].generation == generation, "shrinks another")
                     check(self.level >= Level.HIGH, "shrinks without need")
@@ -238,7 +244,7 @@ class Books:
                 all(p.phase != "loading" for p in self.processes.values()),
                 "two loads behind an exclusive gate",
             )
-        wanted = self.open_of(name, "waiting") or model.wish_until is not None
+        wanted = self.open_of(name, "waiting") or model.preload_until is not None
         check(wanted, f"{name} is spawned and nobody wants it")
         self.generation[name] = generation
         self.processes[name] = Process(name, generation, model.size, self.now)
@@ -271,13 +277,13 @@ class Books:
         check(request.model == name and request.status == "waiting", "a grant out of place")
         check(not request.by_hand, "an admin's load takes a place")
         others = self.open_of(name, "granted")
-        self.trials.grant(lease, request, grant)
-        if self.rules.load_gate == "exclusive" and not (request.on_trial and others):
+        limit = self.models[name].limit
+        self.deaths.grant(lease, request, grant, limit)
+        if self.rules.load_gate == "exclusive" and not (request.on_probation and others):
             loads = [p.model for p in self.processes.values() if p.phase == "loading"]
             check(not loads, f"{name} is granted while {loads} loads behind an exclusive gate")
         request.status = "granted"
-        limit = self.models[name].spec.concurrency
-        check(not limit or len(self.open_of(name, "granted")) <= limit, "more than concurrency")
+        check(not limit or len(self.open_of(name, "granted")) <= limit, "more than may run")
 
     def _learned(self, name: str, limit: LearnedLimit | None) -> None:
         """A model that ran out of memory serves fewer at once, or as many as before again."""
@@ -293,7 +299,7 @@ class Books:
         if request is None:  # refused as it came
             check(lease == self.asked + 1, f"lease {lease} has ended already")
             return
-        self.trials.refused(lease, request, error.code, self.now)
+        self.deaths.refused(lease, request, error.code, self.now)
         self.end(lease, "waiting", "returning")
         if error.code == "worker_crashed" and self.rules.recovery != "off":
             check(request.by_hand or request.interrupted, "a death ends what only waited")
@@ -317,10 +323,10 @@ class Books:
             assert process is not None
             check(not process.by_hand, f"{lease} is parked though a person wants it to end")
             self._check_cut(process, error)
-        self.trials.interrupt(request, parked=parked)
+        self.deaths.interrupt(request, parked=parked)
         request.deadline = self.now + RETURN_SECONDS
 
-    def _buried(self, lease: int, error: BulkheadError) -> None:
+    def _lease_ended(self, lease: int, error: BulkheadError) -> None:
         request = self.end(lease, "granted")
         process = self.processes.get(request.model)
         ends = self.shutdowns or self.rules.recovery == "off"
@@ -390,7 +396,7 @@ class Books:
             elif model.queued_since is None:
                 model.queued_since = self.now
             if state is State.READY or self.shutdowns:
-                model.wish_until = None
+                model.preload_until = None
             self.last_state[name] = state
         check(len(pool.state.leases) == open_leases, "leases that nobody knows")
         limit = self.rules.max_requests
@@ -414,8 +420,8 @@ class Books:
             check(deadline is not None, f"{name} is left alone for ever")
             assert deadline is not None
             if model.alone_until is None:
-                self.trials.crashed(name, deadline - self.now)
-                model.alone_until, model.wish_until = deadline, None
+                self.deaths.crashed(name, deadline - self.now)
+                model.alone_until, model.preload_until = deadline, None
             check(deadline == model.alone_until > self.now, f"{name} is left alone for too long")
         elif model.alone_until is not None:
             by_hand = self.doing in ("load", "changed", "shutdown")
@@ -494,18 +500,20 @@ class Books:
         loads = any(entry.state is State.LOADING for entry in entries.values())
         closed = exclusive and (loads or self.gate_since is not None)
         for name, entry in entries.items():
-            self.trials.compare(name, entry.state, closed=closed)
+            self.deaths.compare(name, entry.state, closed=closed)
         if self.shutdowns:
             return
         for name, entry in entries.items():
             if entry.state is not State.READY:
                 continue
-            probes = self.trials.records[name].trips > 0
-            limit = 1 if probes else self.models[name].most or self.models[name].spec.concurrency
+            probes = self.deaths.records[name].trips > 0
+            limit = 1 if probes else self.models[name].limit
             check(not probes or len(entry.granted) <= 1, f"several probe {name} at once")
             waits = self.open_of(name, "waiting")
             full = limit and len(entry.granted) >= limit
-            tries = self.trials.trial(name) or self.open_of(name, "returning")
+            # Suspects have the worker to themselves, and the others wait for them.
+            tries = bool(self.deaths.suspects(name)) or self.deaths.probation(name)
+            tries = tries or bool(self.open_of(name, "returning"))
             check(not waits or full or closed or tries, f"{name} is ready and {waits} wait")
             ttl = self.models[name].spec.ttl
             process = self.processes[name]
@@ -551,7 +559,7 @@ class Books:
         """`name` is first in the queue of models: has everything been done for it?"""
         model = self.models[name]
         # A preload that was there before keeps its turn.
-        if any(m.wish_until is not None for m in self.models.values()):
+        if any(m.preload_until is not None for m in self.models.values()):
             return
         free, places, coming, places_coming = self._room()
         if model.size <= free and places >= 1:
@@ -579,9 +587,9 @@ class Books:
         """Room that comes for the first is not the second's, who gets its own; and who fits beside
         may overtake one that can't be served yet and still has patience."""
         (since, name), (_, other) = first, second
-        wishes = any(m.wish_until is not None for m in self.models.values())
+        preloads = any(m.preload_until is not None for m in self.models.values())
         both_cold = all(self.pool.models[n].state is State.COLD for n in (name, other))
-        if closed or wishes or not both_cold:
+        if closed or preloads or not both_cold:
             return
         size = self.models[other].size
         free, places, coming, places_coming = self._room()

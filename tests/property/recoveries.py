@@ -1,12 +1,13 @@
-"""What a world knows of deaths: who is suspected, who stands trial, who is guilty, who goes on.
+"""What a world knows of deaths: who is suspected, on probation, or quarantined, and who goes on.
 
-`Trials` is told by the world what happens to its workers and requests, and by the effects what the
+`DeathAccounts` is told by the world what happens to its workers and requests, and by the effects what the
 scheduler makes of it, and raises `Violation` when that is not what was promised:
 
 * who ran in a worker that died runs again alone, first, until it has passed; OUTSIDE suspects nobody;
-* while one is on trial nobody else runs there: those who have passed are paused, the rest waits;
-* nobody stays paused, and no suspect waits, where a trial could be held;
-* guilty are those, and all those, who died alone twice without passing, on a model that works;
+* while one is on probation nobody else runs there: who has passed is paused, the rest waits;
+* nobody stays paused, and no suspect waits, where one of them could run alone;
+* quarantined are those, and all those, who died alone twice without passing, on a model that
+  works;
 * a death is forgiven so often and not more often; what has a token is not replayed;
 * a model is left alone after so many deaths without a token, for as long as documented.
 """
@@ -59,12 +60,12 @@ class Request:
     until: int = 0
     """Where its grant asks to hear of it; 0 = nowhere, or it was heard."""
     suspect: bool = False
-    on_trial: bool = False
+    on_probation: bool = False
     pauses: bool = False
     paused: bool = False
     interrupted: bool = False
     """Ever."""
-    unjudged: bool = False
+    death_undecided: bool = False
     fault: Fault | None = None
     """Whose its last death was, once that is known."""
     unproductive: int = 0
@@ -99,7 +100,7 @@ class Record:
             self.pause = (0.75 * longest, longest)
 
 
-class Trials:
+class DeathAccounts:
     """The cases of one world."""
 
     def __init__(
@@ -110,11 +111,11 @@ class Trials:
         self._requests = requests
         self.calm = calm
         self.records = {model: Record() for model in models}
-        self.guilty: set[bytes] = set()
-        self._alone: Counter[bytes] = Counter()
+        self.quarantined: set[bytes] = set()
+        self._deaths_alone: Counter[bytes] = Counter()
         """Deaths alone since it last passed."""
         self._untold: set[str] = set()
-        """Requests that are guilty, and nobody has said so."""
+        """Requests that must be quarantined, and nobody has said so."""
         self._absent: list[Request] = []
         """They left before it was known whose fault their death was."""
 
@@ -128,8 +129,8 @@ class Trials:
     def suspects(self, model: str) -> list[tuple[int, Request]]:
         return [(lease, request) for lease, request in self.of(model, "waiting") if request.suspect]
 
-    def trial(self, model: str) -> bool:
-        return any(request.on_trial for _, request in self.of(model, "granted"))
+    def probation(self, model: str) -> bool:
+        return any(request.on_probation for _, request in self.of(model, "granted"))
 
     # ── what happens ─────────────────────────────────────────────────────────────────────────────
 
@@ -137,11 +138,11 @@ class Trials:
         """A worker has died unasked, and it is known why. Those in it are not told yet."""
         record = self.records[model]
         early = [r for r in (*self._requests.values(), *self._absent) if r.model == model]
-        early = [request for request in early if request.unjudged and request.fault is None]
+        early = [request for request in early if request.death_undecided and request.fault is None]
         inside = [*early, *(request for _, request in self.of(model, "granted"))]
-        convicts = fault is not Fault.OUTSIDE and record.proven
-        if not convicts or not any(
-            request.on_trial and self._alone[request.digest] + 1 >= DEATHS_ALONE_MAX
+        quarantines = fault is not Fault.OUTSIDE and record.proven
+        if not quarantines or not any(
+            request.on_probation and self._deaths_alone[request.digest] + 1 >= DEATHS_ALONE_MAX
             for request in inside
         ):
             record.died(self._rules, now)
@@ -149,11 +150,11 @@ class Trials:
             request.fault = fault
         for request in early:
             if request.status == "waiting":
-                self._judge(request)
+                self._decide(request)
         for request in self._absent:
-            if request.fault is not None and request.unjudged:
-                self._judge(request)
-        self._absent = [request for request in self._absent if request.unjudged]
+            if request.fault is not None and request.death_undecided:
+                self._decide(request)
+        self._absent = [request for request in self._absent if request.death_undecided]
 
     def returns(self, request: Request, position: int, now: float) -> None:
         """It says where it stands."""
@@ -161,72 +162,74 @@ class Trials:
             request.position, request.unproductive = position, 0
             self.records[request.model].progressed()
         request.status, request.deadline = "waiting", now + request.hold
-        if request.unjudged and request.fault is not None:
-            self._judge(request)
+        if request.death_undecided and request.fault is not None:
+            self._decide(request)
 
     def passes(self, request: Request) -> None:
         """It says that it has come as far as it was asked for."""
         self.records[request.model].progressed()
-        if request.on_trial:
-            del self._alone[request.digest]
-            request.suspect = request.on_trial = False
+        if request.on_probation:
+            del self._deaths_alone[request.digest]
+            request.suspect = request.on_probation = False
             request.paused = request.pauses
             request.position, request.unproductive = max(request.position, request.until), 0
         request.until = 0
 
     def ends(self, request: Request) -> None:
         """It leaves, or is refused."""
-        if request.unjudged and request.on_trial:
+        if request.death_undecided and request.on_probation:
             if request.fault is None:
                 self._absent.append(request)
             else:
-                self._judge(request)
+                self._decide(request)
 
-    def _judge(self, request: Request) -> None:
-        fault, request.fault, request.unjudged = request.fault, None, False
+    def _decide(self, request: Request) -> None:
+        fault, request.fault, request.death_undecided = request.fault, None, False
         if request.paused:
             request.paused = False
             return
         request.unproductive += 1
         request.interruptions += 1
         request.suspect |= fault is not Fault.OUTSIDE
-        tried, request.on_trial = request.on_trial, False
-        if tried and request.position >= request.until:
-            del self._alone[request.digest]
-        elif tried and fault is not Fault.OUTSIDE:
-            self._alone[request.digest] += 1
+        alone, request.on_probation = request.on_probation, False
+        if alone and request.position >= request.until:
+            del self._deaths_alone[request.digest]
+        elif alone and fault is not Fault.OUTSIDE:
+            self._deaths_alone[request.digest] += 1
             record = self.records[request.model]
-            if self._alone[request.digest] >= DEATHS_ALONE_MAX and record.proven:
-                self.guilty.add(request.digest)
+            if self._deaths_alone[request.digest] >= DEATHS_ALONE_MAX and record.proven:
+                self.quarantined.add(request.digest)
                 self._untold.add(request.name)
 
     # ── what the scheduler says ──────────────────────────────────────────────────────────────────
 
     def interrupt(self, request: Request, *, parked: bool) -> None:
         request.status, request.interrupted = "returning", True
-        request.unjudged = not parked
+        request.death_undecided = not parked
         if parked:
-            request.paused = request.on_trial = False
+            request.paused = request.on_probation = False
 
-    def grant(self, lease: int, request: Request, grant: Grant) -> None:
-        """A waiting one gets a place; `request` is still among those."""
+    def grant(self, lease: int, request: Request, grant: Grant, limit: int) -> None:
+        """A waiting one gets a place, of which there are `limit`, 0 = any number; `request` is still
+        among those that wait."""
         model = request.model
-        check(request.digest not in self.guilty, f"{lease} is guilty and granted")
-        check(not request.unjudged, f"{lease} is granted before its death is judged")
+        check(request.digest not in self.quarantined, f"{lease} is quarantined and granted")
+        check(not request.death_undecided, f"{lease} is granted before its death is decided")
         check(not self.of(model, "returning"), f"{lease} is granted while others return")
-        check(not self.trial(model), f"{lease} is granted beside a trial")
+        check(not self.probation(model), f"{lease} is granted beside a probation")
         suspects = self.suspects(model)
         if suspects:
             check(request.suspect, f"{lease} is granted while suspects wait")
-            order = [(self._alone[r.digest], r.position, i) for i, r in suspects]
-            check(min(order)[2] == lease, f"{lease} is tried before {min(order)[2]}")
+            order = [(self._deaths_alone[r.digest], r.position, i) for i, r in suspects]
+            check(min(order)[2] == lease, f"{lease} is on probation before {min(order)[2]}")
             running = [i for i, r in self.of(model, "granted") if not r.paused]
-            check(not running, f"{lease} is tried beside {running}")
-            check(grant.until == request.position + PROBATION_TOKENS, "its trial is not so long")
+            check(not running, f"{lease} is on probation beside {running}")
             check(
-                grant.then_pause == (len(suspects) > 1), f"{lease} pauses for nobody, or does not"
+                grant.until == request.position + PROBATION_TOKENS, "its probation is not so long"
             )
-            request.on_trial = True
+            more = len(suspects) > 1 and len(self.of(model, "granted")) + 1 != limit
+            check(grant.then_pause == more, f"{lease} pauses for nobody, or does not")
+            request.on_probation = True
         else:
             first = min(i for i, _ in self.of(model, "waiting"))
             check(first == lease, f"{lease} is granted before {first}")
@@ -234,25 +237,30 @@ class Trials:
             news = not record.proven or record.deaths
             asked = request.position + 1 if news else 0
             check(grant.until == asked, f"{lease} is asked to tell of token {grant.until}")
-            check(not grant.then_pause, f"{lease} pauses without a trial")
+            check(not grant.then_pause, f"{lease} pauses without a probation")
         request.until, request.pauses = grant.until, grant.then_pause
 
-    def proceed(self, lease: int, request: Request, *, drains: bool) -> None:
+    def unpause(self, lease: int, request: Request, limit: int, *, drains: bool) -> None:
+        """A paused one goes on. Before the suspects only if these have no place: all `limit` are
+        taken, or somebody runs who had the last one."""
         check(request.paused and request.status == "granted", f"{lease} goes on and did not pause")
-        check(not self.trial(request.model), f"{lease} goes on beside a trial")
-        check(drains or not self.suspects(request.model), f"{lease} goes on before the suspects")
+        check(not self.probation(request.model), f"{lease} goes on beside a probation")
+        granted = self.of(request.model, "granted")
+        placeless = 0 < limit <= len(granted) or any(not each.paused for _, each in granted)
+        waits = self.suspects(request.model) and not drains and not placeless
+        check(not waits, f"{lease} goes on before the suspects")
         request.paused = False
 
-    def convict(self, model: str, name: str) -> None:
-        check(name in self._untold, f"{name} is convicted and not guilty")
+    def quarantine(self, model: str, name: str) -> None:
+        check(name in self._untold, f"{name} is quarantined without cause")
         self._untold.discard(name)
 
     def refused(self, lease: int, request: Request, code: str, now: float) -> None:
-        """One that had been interrupted, or is found guilty, ends: with cause?"""
+        """One that had been interrupted, or is quarantined, ends: with cause?"""
         if code == "request_crashed_worker":
-            check(request.digest in self.guilty, f"{lease} is called guilty")
+            check(request.digest in self.quarantined, f"{lease} is blamed")
             poison = request.poison or not self.calm
-            check(poison, f"{lease} is called guilty of what poison has done")
+            check(poison, f"{lease} is blamed for what poison has done")
             return
         if request.interrupted and code != "shutting_down":
             late = request.deadline <= now
@@ -274,20 +282,22 @@ class Trials:
 
     def compare(self, model: str, state: str, *, closed: bool) -> None:
         """`state` is the model's, `closed` whether a load gate keeps its requests waiting."""
-        check(not self._untold, f"{self._untold} are guilty and nobody says so")
+        check(not self._untold, f"{self._untold} are quarantined and nobody says so")
         granted = self.of(model, "granted")
         running = [lease for lease, request in granted if not request.paused]
         paused = [lease for lease, request in granted if request.paused]
         for lease, request in self.of(model, "waiting"):
-            check(request.digest not in self.guilty, f"{lease} is guilty and waits")
-            hopeless = request.interrupted and not request.unjudged and self.gives_up(request)
+            check(request.digest not in self.quarantined, f"{lease} is quarantined and waits")
+            hopeless = (
+                request.interrupted and not request.death_undecided and self.gives_up(request)
+            )
             check(not hopeless, f"{lease} never gives up")
-        if self.trial(model):
-            check(len(running) == 1, f"{running} run beside a trial")
+        if self.probation(model):
+            check(len(running) == 1, f"{running} run beside a probation")
         elif state in ("ready", "draining"):
             check(not paused, f"{paused} are paused for nobody")
-        if state == "ready" and not self.trial(model) and not self.of(model, "returning"):
-            held = closed and not granted
+        if state == "ready" and not self.probation(model) and not self.of(model, "returning"):
+            held = running or (closed and not granted)
             check(not self.suspects(model) or held, f"{model} is ready and suspects wait")
         unheard = self.records[model].pause is not None and state != "releasing"
         check(not unheard, f"{model} keeps dying and is not left alone")

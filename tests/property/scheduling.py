@@ -130,7 +130,7 @@ class Walk:
         position = request.position + self.rng.choice(
             (0, 0, 0, 1, PROBATION_TOKENS - 1, PROBATION_TOKENS, 2 * PROBATION_TOKENS, 40)
         )
-        if request.on_trial and request.poison and self.world.calm:
+        if request.on_probation and request.poison and self.world.calm:
             position = min(position, request.until - 1)
         return position
 
@@ -138,7 +138,7 @@ class Walk:
         """Some of those who are to tell of it have made their tokens."""
         calm = self.world.calm
         for lease, request in list(self.world.requests.items()):
-            stuck = calm and request.poison and request.on_trial
+            stuck = calm and request.poison and request.on_probation
             told = request.status != "granted" or request.until > 0
             if told and not stuck and self.rng.random() < (0.5 if request.until else 0.05):
                 self.world.passed(lease)

@@ -46,7 +46,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.requests: dict[int, Request] = {}
         self.processes: dict[str, int] = {}
         """The generation of each model's process, as Spawn effects and exits have it."""
-        self.born: dict[str, int] = dict.fromkeys(CAPACITIES, 0)
+        self.started_at: dict[str, int] = dict.fromkeys(CAPACITIES, 0)
         self.ready_ones: set[tuple[str, int]] = set()
         self.killed: set[tuple[str, int]] = set()
 
@@ -55,9 +55,9 @@ class PoolMachine(RuleBasedStateMachine):
             match effect:
                 case Spawn(model, generation):
                     assert model not in self.processes
-                    assert generation > self.born[model]
+                    assert generation > self.started_at[model]
                     assert not self.pool.state.shutting_down
-                    self.processes[model] = self.born[model] = generation
+                    self.processes[model] = self.started_at[model] = generation
                 case Stop(model, generation, kill):
                     assert self.processes.get(model) == generation
                     if kill:

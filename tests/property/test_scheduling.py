@@ -176,7 +176,7 @@ def serve_everybody(world: World, spans: float = 1.0, most: int = 2000) -> int:
         if not world.requests:
             return int(world.now - started)
         for process in list(world.processes.values()):
-            if process.phase == "loading" and world.now - process.born >= 2.0:
+            if process.phase == "loading" and world.now - process.started_at >= 2.0:
                 world.ready(process.model, process.charge)
             elif process.phase == "stopped":
                 world.exited(process.model)
@@ -291,5 +291,5 @@ def test_poison_is_found_and_everybody_else_is_served_to_the_end(poisons: int) -
     lengths = {lease: rng.randint(1, 90) for lease in (*bad, *good)}
     depths = {lease: rng.randrange(lengths[lease]) for lease in bad}
     assert run_to_the_end(world, lengths, depths, rng) == set(good)
-    assert len(world.trials.guilty) == poisons
+    assert len(world.deaths.quarantined) == poisons
     assert poisons <= world.pool.models["a"].deaths <= 3 * poisons

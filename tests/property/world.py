@@ -43,8 +43,8 @@ class World(Books):
             lease, effects = self.pool.acquire(called, name, hold, self.now, digest)
         check(lease == self.asked + 1, "a lease twice")
         refused = any(isinstance(effect, Refuse) and effect.lease == lease for effect in effects)
-        guilty = not refused and digest in self.trials.guilty
-        check(not guilty, f"{lease} is guilty and admitted")
+        quarantined = not refused and digest in self.deaths.quarantined
+        check(not quarantined, f"{lease} is quarantined and admitted")
         if not refused:
             model = self.pool.state.resolve(name).spec.name
             self.requests[lease] = Request(
@@ -67,12 +67,12 @@ class World(Books):
     def _forgive(self, name: str) -> None:
         """A person asks for the model: whatever made it crash counts no longer."""
         with suppress(BulkheadError):
-            self.trials.records[self.pool.state.resolve(name).spec.name].forgiven()
+            self.deaths.records[self.pool.state.resolve(name).spec.name].forgiven()
 
     def release(self, lease: int) -> None:
         request = self.requests.pop(lease, None)
         if request is not None:
-            self.trials.ends(request)
+            self.deaths.ends(request)
             if request.status == "granted":
                 self.processes[request.model].idle_since = self.now
         self.step("release", self.pool.release(lease, self.now))
@@ -82,7 +82,7 @@ class World(Books):
         request = self.requests.get(lease)
         known = request is not None and request.status == "returning"
         if request is not None and known:
-            self.trials.returns(request, position, self.now)
+            self.deaths.returns(request, position, self.now)
         effects = self.pool.returned(lease, position, self.now)
         check(known or not effects, "nobody returns, and something follows")
         self.step("returned", effects)
@@ -93,7 +93,7 @@ class World(Books):
         request = self.requests.get(lease)
         known = request is not None and request.status == "granted"
         if request is not None and known:
-            self.trials.passes(request)
+            self.deaths.passes(request)
         effects = self.pool.passed(lease, self.now)
         check(known or not effects, "nobody passes, and something follows")
         self.step("passed", effects)
@@ -111,11 +111,11 @@ class World(Books):
         model = self.models[name]
         fits = self.budget is None or model.size <= self.budget
         if self.pool.models[name].state is State.COLD and not self.shutdowns and fits:
-            model.wish_until = self.now + self.limits.preload
+            model.preload_until = self.now + self.limits.preload
         self.step("preload", self.pool.preload(name, self.now))
 
     def unload(self, name: str) -> None:
-        self.models[name].wish_until = None
+        self.models[name].preload_until = None
         if self.pool.models[name].state in (State.READY, State.DRAINING):
             self.processes[name].by_hand = not self.processes[name].emergency
         self.step("unload", self.pool.unload(name, self.now))
@@ -138,14 +138,14 @@ class World(Books):
             old.name, old.aliases, old.capacity, old.concurrency, size, headroom,
             old.memory_bytes, old.pin, old.ttl,
         )  # fmt: skip
-        self._forget_impossible_wishes()
+        self._drop_impossible_preloads()
         self.step("estimated", self.pool.estimated(name, size, headroom, self.now))
 
-    def _forget_impossible_wishes(self) -> None:
+    def _drop_impossible_preloads(self) -> None:
         for name, model in self.models.items():
             impossible = self.budget is not None and model.size > self.budget
             if impossible and self.pool.models[name].state is State.COLD:
-                model.wish_until = None
+                model.preload_until = None
 
     # ── workers ──────────────────────────────────────────────────────────────────────────────────
 
@@ -161,7 +161,7 @@ class World(Books):
         loads = process.phase == "loading"
         if loads:
             process.phase, process.ready_at, process.idle_since = "ready", self.now, self.now
-            process.load_seconds = model.load_seconds = self.now - process.born
+            process.load_seconds = model.load_seconds = self.now - process.started_at
             room = model.spec.headroom_bytes
             whole = float("inf") if self.budget is None else self.budget
             model.learned = size if size > whole else int(min(size + room, whole))
@@ -184,17 +184,17 @@ class World(Books):
         if returning or any(isinstance(e, Grant | Loaded) and e.model == name for e in effects):
             model.queued_since = None  # its turn is over, even where it has to go in the same step
         self.last_state[name] = self.pool.models[name].state if asked else self.last_state[name]
-        self._forget_impossible_wishes_of(name)
+        self._drop_impossible_preloads_of(name)
         self.step(f"ready {name}", effects)
 
-    def _forget_impossible_wishes_of(self, name: str) -> None:
+    def _drop_impossible_preloads_of(self, name: str) -> None:
         if self.budget is not None and self.models[name].size > self.budget:
-            self.models[name].wish_until = None
+            self.models[name].preload_until = None
 
     def load_failed(self, name: str) -> None:
         process = self.processes[name]
         if process.phase == "loading":
-            self.models[name].wish_until = None
+            self.models[name].preload_until = None
             process.at_fault = True
         self.step("load_failed", self.pool.load_failed(name, process.generation, "no", self.now))
 
@@ -213,22 +213,22 @@ class World(Books):
         process = self.processes[name]
         process.at_fault = True
         if process.phase == "loading" and self.rules.recovery == "off":
-            self.models[name].wish_until = None
+            self.models[name].preload_until = None
 
     def exited(self, name: str, left_behind: float = 0.0, fault: Fault = Fault.REQUEST) -> None:
         """The process ends, asked to or not, and gives back all but that share of its memory."""
         self._spoil(name)
         process = self.processes.pop(name)
         if not process.asked:
-            self.trials.died(name, fault, self.now)
+            self.deaths.died(name, fault, self.now)
         if self.shutdowns:
-            self.trials.records[name].pause = None
+            self.deaths.records[name].pause = None
         key = (name, process.generation)
         whole = process.charge
         if self.rules.release is ReleaseRule.WHEN_SEEN:
             self.pool.footprint(name, process.generation, whole)
             self.dead[key] = Dead(whole, max(int(whole * left_behind), 0), self.now)
-        self._forget_impossible_wishes()
+        self._drop_impossible_preloads()
         effects = self.pool.exited(name, process.generation, "SIGKILL", self.now, death_of(fault))
         self.step("exited", effects)
 
@@ -259,7 +259,7 @@ class World(Books):
             if dead.held == 0:
                 del self.dead[key]
         held = sum(dead.held for dead in self.dead.values())
-        self._forget_impossible_wishes()
+        self._drop_impossible_preloads()
         self.step("memory", self.pool.memory_seen(held + noise, self.now))
 
     def pressure(self, level: Level) -> None:
@@ -293,11 +293,11 @@ class World(Books):
             if process.phase == "loading" and entry.deadline is not None:
                 process.at_fault |= entry.deadline <= self.now
         for name, model in self.models.items():
-            over = model.wish_until is not None and model.wish_until <= self.now
+            over = model.preload_until is not None and model.preload_until <= self.now
             loads = self.processes.get(name)
             stalled = loads is not None and loads.at_fault and loads.phase == "loading"
             if over or stalled:
-                model.wish_until = None
+                model.preload_until = None
         self.step("tick", self.pool.tick(self.now))
         due = self.pool.next_deadline()
         check(due is None or due > self.now, "a tick leaves what is due")
@@ -307,7 +307,7 @@ class World(Books):
 
     def shutdown(self) -> None:
         self.shutdowns += 1
-        for record in self.trials.records.values():
+        for record in self.deaths.records.values():
             record.pause = None
         self.step("shutdown", self.pool.shutdown(self.now))
 

@@ -10,8 +10,8 @@ import pytest
 from supervisor.crashes.diagnosis import Cause, Crash, Diagnosis
 from supervisor.models.size_cache import SizeCache
 from supervisor.scheduler.concurrency_limit import lowered, raised
-from supervisor.scheduler.effects import Effect, Grant, Interrupt, RememberLimit
-from supervisor.scheduler.model import QUIET_SECONDS, LearnedLimit, Rules, Spec
+from supervisor.scheduler.effects import Effect, Grant, Interrupt, RememberLimit, Unpause
+from supervisor.scheduler.model import QUIET_SECONDS, LearnedLimit, Rules, Spec, Suspicion
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
 from tests.helpers.pools import LIMITS, said
@@ -25,7 +25,7 @@ def test_half_of_what_were_too_many() -> None:
     assert lowered(first, 32, 5, 6.0) == LearnedLimit(2, 6.0)
     assert lowered(first, 32, 9, 6.0) == LearnedLimit(2, 6.0)  # those on their way out
     assert lowered(LearnedLimit(1, 0.0), 32, 1, 6.0) == LearnedLimit(1, 6.0)
-    # One alone was no crowd; where nothing is configured, what ran is all that is known.
+    # One alone was not too many; where nothing is configured, what ran is all that is known.
     assert lowered(None, 32, 1, 5.0) == LearnedLimit(16, 5.0)
     assert lowered(None, 0, 6, 5.0) == LearnedLimit(3, 5.0)
 
@@ -44,7 +44,7 @@ def test_each_quiet_while_doubles_it_until_it_is_what_was_configured() -> None:
     assert raised(known, 2**20, 1e12) is None  # of years
 
 
-def crowded(requests: int, concurrency: int = 8) -> Pool:
+def loaded_with(requests: int, concurrency: int = 8) -> Pool:
     """A pool whose model `m` serves so many."""
     pool = Pool([Spec("m", concurrency=concurrency)], limits=LIMITS, rules=Rules(recovery="resume"))
     pool.preload("m", 0.0)
@@ -68,39 +68,85 @@ def die(pool: Pool, cause: Cause, now: float, how: str = "SIGABRT") -> list[Effe
     return effects
 
 
-def revive(pool: Pool, now: float) -> list[int]:
-    """The next worker; the leases that have a place in it once all trials are over."""
-    generation = pool.models["m"].generation
-    effects = pool.ready("m", generation, 0, 4096, now)
-    granted: list[int] = []
-    while grants := [effect for effect in effects if isinstance(effect, Grant)]:
-        granted += [grant.lease for grant in grants]
-        effects = [
-            more for grant in grants if grant.until for more in pool.passed(grant.lease, now)
-        ]
-    return granted
+def pass_all(pool: Pool, effects: list[Effect], now: float) -> list[Effect]:
+    """Whoever is granted gets as far as it was asked to. All that follows, `effects` included."""
+    followed = list(effects)
+    for effect in followed:  # which grows meanwhile
+        if isinstance(effect, Grant) and effect.until:
+            followed += pool.passed(effect.lease, now)
+    return followed
+
+
+def revive(pool: Pool, now: float) -> list[Effect]:
+    """The next worker, and who passes its probation in it."""
+    return pass_all(pool, pool.ready("m", pool.models["m"].generation, 0, 4096, now), now)
+
+
+def running(pool: Pool) -> list[int]:
+    granted = pool.models["m"].granted
+    return [each.id for each in granted.values() if each.suspicion is Suspicion.CLEAR]
 
 
 @pytest.mark.parametrize("cause", [Cause.GPU_OUT_OF_MEMORY, Cause.OUT_OF_MEMORY, Cause.OOM_KILLED])
 def test_a_model_that_ran_out_of_memory_serves_fewer_at_once(cause: Cause) -> None:
-    pool = crowded(6)
+    pool = loaded_with(6)
     effects = die(pool, cause, 2.0)
     assert RememberLimit("m", LearnedLimit(3, 2.0)) in effects
     assert "ran out of memory with 6 requests in it: at most 3 of model m" in said(effects)
     assert pool.models["m"].concurrency == 3
-    # Those who were in it have shown one by one that they are innocent, and stay; nobody else
-    # comes before there are fewer than three.
-    survivors = revive(pool, 3.0)
-    assert len(survivors) == 6
+    # Three of those who were in it show one by one that they can live, and go on together.
+    effects = revive(pool, 3.0)
+    grants = [effect for effect in effects if isinstance(effect, Grant)]
+    assert [(grant.lease, grant.then_pause) for grant in grants] == [
+        (1, True),
+        (2, True),
+        (3, False),
+    ]
+    assert [effect.lease for effect in effects if isinstance(effect, Unpause)] == [1, 2]
+    assert running(pool) == [1, 2, 3]
     late, effects = pool.acquire("late", "m", 240.0, 4.0)
     assert not effects
-    for lease in survivors[:3]:
-        assert not pool.release(lease, 5.0)
-    assert [e.lease for e in pool.release(survivors[3], 5.0) if isinstance(e, Grant)] == [late]
+    # The others have the worker to themselves for that, too, and nobody else comes before them.
+    assert [pool.release(lease, 5.0) for lease in (1, 2)] == [[], []]
+    assert sorted(pool.models["m"].waiting) == [4, 5, 6, late]
+    pass_all(pool, pool.release(3, 5.0), 5.0)
+    assert running(pool) == [4, 5, 6]
+    assert [e.lease for e in pool.release(4, 6.0) if isinstance(e, Grant)] == [late]
+
+
+@pytest.mark.parametrize("how", ["passes", "leaves"])
+def test_those_who_have_passed_go_on_with_the_last_that_has_a_place(how: str) -> None:
+    pool = loaded_with(6)
+    die(pool, Cause.OUT_OF_MEMORY, 2.0)
+    assert pool.ready("m", 2, 0, 4096, 3.0)
+    for lease in (1, 2):
+        assert not running(pool)
+        pool.passed(lease, 3.0)
+    if how == "passes":
+        assert pool.passed(3, 3.0) == [Unpause(1), Unpause(2)]
+        assert running(pool) == [1, 2, 3]
+    else:  # its place is for the next
+        (grant,) = pool.release(3, 3.0)
+        assert isinstance(grant, Grant)
+        assert (grant.lease, grant.then_pause) == (4, False)
+        pool.passed(4, 3.0)
+        assert running(pool) == [1, 2, 4]
+
+
+def test_a_model_that_may_run_one_at_a_time_runs_one_at_a_time() -> None:
+    pool = loaded_with(2)
+    die(pool, Cause.OUT_OF_MEMORY, 2.0)
+    assert pool.models["m"].concurrency == 1
+    effects = revive(pool, 3.0)
+    for lease in (1, 2):
+        assert running(pool) == [lease]
+        assert not [effect for effect in effects if isinstance(effect, Unpause)]
+        effects = pass_all(pool, pool.release(lease, 4.0), 4.0)
+    assert not running(pool)
 
 
 def test_other_deaths_teach_nothing() -> None:
-    pool = crowded(6)
+    pool = loaded_with(6)
     effects = die(pool, Cause.SEGFAULT, 2.0)
     assert not [effect for effect in effects if isinstance(effect, RememberLimit)]
     assert pool.models["m"].concurrency == 8
@@ -108,14 +154,14 @@ def test_other_deaths_teach_nothing() -> None:
 
 def test_a_kill_that_nobody_explains_counts_where_memory_is_short() -> None:
     for level, limit in ((Level.NORMAL, 8), (Level.WARN, 3)):
-        pool = crowded(6)
+        pool = loaded_with(6)
         pool.pressure(level, "90 %", 1.5)
         die(pool, Cause.KILLED, 2.0, "SIGKILL")
         assert pool.models["m"].concurrency == limit
 
 
-def test_a_load_that_runs_out_of_memory_is_no_crowds_fault() -> None:
-    pool = crowded(0)
+def test_a_load_that_runs_out_of_memory_is_no_requests_fault() -> None:
+    pool = loaded_with(0)
     die(pool, Cause.OUT_OF_MEMORY, 2.0)
     pool.acquire("r", "m", 240.0, 2.0)
     die(pool, Cause.OUT_OF_MEMORY, 3.0)
@@ -123,10 +169,11 @@ def test_a_load_that_runs_out_of_memory_is_no_crowds_fault() -> None:
 
 
 def test_it_climbs_back_in_quiet_hours() -> None:
-    pool = crowded(6)
+    pool = loaded_with(6)
     die(pool, Cause.OUT_OF_MEMORY, 2.0)
-    for lease in revive(pool, 3.0):
-        pool.release(lease, 4.0)
+    revive(pool, 3.0)
+    for lease in range(1, 7):
+        pass_all(pool, pool.release(lease, 4.0), 4.0)
     assert pool.next_deadline() == 2.0 + QUIET_SECONDS
     effects = pool.tick(2.0 + QUIET_SECONDS)
     assert RememberLimit("m", LearnedLimit(6, 2.0 + QUIET_SECONDS)) in effects
@@ -146,7 +193,7 @@ def test_what_was_learned_outlives_the_server(tmp_path: Path) -> None:
     again = SizeCache.load(path)
     assert again.learned_limit("m") == LearnedLimit(3, now)
     assert again.learned_limit("n") is None
-    pool = crowded(0)
+    pool = loaded_with(0)
     pool.recall("m", 0, None, None, LearnedLimit(3, 0.5))
     assert pool.models["m"].concurrency == 3
 
@@ -157,8 +204,8 @@ def test_a_clock_that_was_set_back_makes_no_limit_last(tmp_path: Path) -> None:
     assert SizeCache.load(path).learned_limit("m") is None
 
 
-def test_who_was_parked_before_is_no_crowd() -> None:
-    pool = crowded(6)
+def test_who_was_parked_before_was_not_in_it() -> None:
+    pool = loaded_with(6)
     effects = pool.pressure(Level.CRITICAL, "99 %", 2.0) + pool.tick(2.0 + LIMITS.emergency_drain)
     parked = [effect.lease for effect in effects if isinstance(effect, Interrupt)]
     assert len(parked) == 6

@@ -25,7 +25,7 @@ LIMITS = Limits(load_stall=10.0, drain=20.0, stop=3.0, emergency_drain=4.0)
 HOLD = 100.0
 
 
-class Ward:
+class DrivenPool:
     """A pool of models `m` and `other`, and the requests in the worker of `m`."""
 
     def __init__(
@@ -92,7 +92,7 @@ class Ward:
         return self.pool.tick(self.now)
 
 
-def trials(effects: Iterable[Effect]) -> list[tuple[int, int, bool]]:
+def probations(effects: Iterable[Effect]) -> list[tuple[int, int, bool]]:
     """(lease, until, then_pause) of each grant under suspicion."""
     return [
         (each.lease, each.until, each.then_pause)
@@ -101,8 +101,8 @@ def trials(effects: Iterable[Effect]) -> list[tuple[int, int, bool]]:
     ]
 
 
-def tried(effects: Iterable[Effect]) -> list[int]:
-    return [lease for lease, _, _ in trials(effects)]
+def on_probation(effects: Iterable[Effect]) -> list[int]:
+    return [lease for lease, _, _ in probations(effects)]
 
 
 def granted(effects: Iterable[Effect]) -> list[int]:
@@ -110,7 +110,7 @@ def granted(effects: Iterable[Effect]) -> list[int]:
     return [e.lease for e in effects if isinstance(e, Grant) and e.until < PROBATION_TOKENS]
 
 
-def proceeding(effects: Iterable[Effect]) -> list[int]:
+def unpaused(effects: Iterable[Effect]) -> list[int]:
     return [effect.lease for effect in effects if isinstance(effect, Unpause)]
 
 
@@ -122,5 +122,5 @@ def ended(effects: Iterable[Effect]) -> list[tuple[int, str]]:
     return [(e.lease, e.error.code) for e in effects if isinstance(e, Refuse | EndLease)]
 
 
-def convicted(effects: Iterable[Effect]) -> list[str]:
+def quarantined(effects: Iterable[Effect]) -> list[str]:
     return [effect.request_id for effect in effects if isinstance(effect, QuarantineRequest)]

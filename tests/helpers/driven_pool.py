@@ -1,4 +1,4 @@
-"""A pool for tests of `supervisor.scheduler.requests`, driven event by event, and what it decides in short."""
+"""A pool for tests of recovery, driven event by event, and what it decides in short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A bug in the supervisor: one in a decision ends it in good order, one in an effect costs little."""
+"""A bug in the supervisor: in a decision it ends it in good order, in an effect it costs little."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What a world knows of the scheduler that it drives, by its own accounts, and what it checks.
 
 `Books` keeps charges, queues, deadlines and drains from the effects and from what the world did
-itself, and raises `Violation` when the scheduler does what it must not, or fails to do what it must:
+itself, and raises `Violation` when the scheduler does what it must not, or not what it must:
 
 * nothing is spawned beyond the budget, `max_loaded`, the pressure level, or a closed gate;
 * nobody waits past the hold, and who is first in the queue of models is served as soon as what is

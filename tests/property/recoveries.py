@@ -1,9 +1,9 @@
 """What a world knows of deaths: who is suspected, on probation, or quarantined, and who goes on.
 
-`DeathAccounts` is told by the world what happens to its workers and requests, and by the effects what the
-scheduler makes of it, and raises `Violation` when that is not what was promised:
+`DeathAccounts` is told by the world what happens to its workers and requests, and by the effects
+what the scheduler makes of it, and raises `Violation` when that is not what was promised:
 
-* who ran in a worker that died runs again alone, first, until it has passed; OUTSIDE suspects nobody;
+* who ran in a worker that died runs again alone, first, until it has passed; but for OUTSIDE;
 * while one is on probation nobody else runs there: who has passed is paused, the rest waits;
 * nobody stays paused, and no suspect waits, where one of them could run alone;
 * quarantined are those, and all those, who died alone twice without passing, on a model that
@@ -210,8 +210,8 @@ class DeathAccounts:
             request.paused = request.on_probation = False
 
     def grant(self, lease: int, request: Request, grant: Grant, limit: int) -> None:
-        """A waiting one gets a place, of which there are `limit`, 0 = any number; `request` is still
-        among those that wait."""
+        """A waiting one gets a place, of which there are `limit`, 0 = any number; `request` still
+        counts as one that waits."""
         model = request.model
         check(request.digest not in self.quarantined, f"{lease} is quarantined and granted")
         check(not request.death_undecided, f"{lease} is granted before its death is decided")

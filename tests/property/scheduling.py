@@ -1,8 +1,10 @@
-"""A fast random walk over the real scheduler: `python -m tests.property.scheduling --steps N --seed S`.
+"""A fast random walk over the real scheduler.
+
+`python -m tests.property.scheduling --steps N --seed S`.
 
 Each episode is a world of its own (budget, sizes, rules) and some hundred events in any order,
-plausible ones and absurd ones; `tests.property.oracle` checks every step. A violation prints the seed and
-the step that led to it; the same seed walks the same way.
+plausible ones and absurd ones; `tests.property.oracle` checks every step. A violation prints the
+seed and the step that led to it; the same seed walks the same way.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ import argparse
 import random
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from supervisor.scheduler.blame import PROBATION_TOKENS
 from supervisor.scheduler.death import Fault
@@ -29,9 +33,11 @@ LIMITS = Limits(
 )
 
 
-def make_world(rng: random.Random, *, storm: bool, calm: bool) -> World:
-    """Budget, sizes and rules of an episode; in a storm few models and many requests, which go on
-    after deaths."""
+def make_world(
+    rng: random.Random, *, storm: bool, calm: bool, fixed: Mapping[str, Any] | None = None
+) -> World:
+    """Budget, sizes and rules of an episode, some of which are `fixed`; in a storm few models and
+    many requests, which go on after deaths."""
     budget = rng.choice((None, 10 * GB, 10 * GB, 12 * GB, 16 * GB, 20 * GB))
     specs = [
         Spec(
@@ -63,16 +69,27 @@ def make_world(rng: random.Random, *, storm: bool, calm: bool) -> World:
         backoff_max=rng.choice((8.0, 60.0)),
         release=rng.choice((ReleaseRule.AT_REAP, ReleaseRule.WHEN_SEEN)),
     )
-    return World(specs, LIMITS, rules, budget, calm=calm)
+    return World(specs, LIMITS, replace(rules, **(fixed or {})), budget, calm=calm)
 
 
 class Walk:
     """One episode."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(
+        self,
+        rng: random.Random,
+        *,
+        storm: bool | None = None,
+        calm: bool | None = None,
+        rules: Mapping[str, Any] | None = None,
+    ) -> None:
+        """What is None is chosen at random."""
         self.rng = rng
-        self.storm = storm = rng.random() < 0.4
-        self.world = make_world(rng, storm=storm, calm=rng.random() < 0.3)
+        chosen = rng.random() < 0.4
+        self.storm = storm = chosen if storm is None else storm
+        chosen = rng.random() < 0.3
+        calm = chosen if calm is None else calm
+        self.world = make_world(rng, storm=storm, calm=calm, fixed=rules)
         self.names = list(self.world.models)
         moves: list[tuple[Callable[[], None], int, int]] = [
             (self.acquire, 26, 14),
@@ -247,13 +264,20 @@ class Walk:
         self.world.stale(self.name(), self.rng.choice((-1, 1, 5)))
 
 
-def walk(seed: int, steps: int) -> tuple[int, Violation | None]:
-    """Steps taken, and the violation that ended the walk, if any."""
+def walk(
+    seed: int,
+    steps: int,
+    *,
+    storm: bool | None = None,
+    calm: bool | None = None,
+    rules: Mapping[str, Any] | None = None,
+) -> tuple[int, Violation | None]:
+    """Steps taken, and the violation that ended the walk, if any. See `Walk` for the rest."""
     rng = random.Random(seed)
     done = 0
     try:
         while done < steps:
-            episode = Walk(rng)
+            episode = Walk(rng, storm=storm, calm=calm, rules=rules)
             for _ in range(min(EPISODE_STEPS, steps - done)):
                 done += 1
                 episode.move()

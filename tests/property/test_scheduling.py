@@ -1,4 +1,4 @@
-"""supervisor.scheduler.pool under a budget, through any interleaving: `tests.property.oracle` checks every step."""
+"""supervisor.scheduler.pool under a budget, through any interleaving, checked by the oracle."""
 
 from __future__ import annotations
 
@@ -164,6 +164,30 @@ TestScheduler.settings = settings(deadline=None, max_examples=60, stateful_step_
 
 def test_a_random_walk_finds_nothing() -> None:
     assert scheduling.walk(seed=4, steps=20_000) == (20_000, None)
+
+
+@pytest.mark.parametrize("storm", [False, True], ids=["many models", "storm"])
+@pytest.mark.parametrize("calm", [False, True], ids=["any death", "poison alone"])
+@pytest.mark.parametrize("gate", ["shared", "exclusive"])
+@pytest.mark.parametrize("recovery", ["off", "replay", "resume"])
+def test_a_walk_in_each_kind_of_world_finds_nothing(
+    storm: bool, calm: bool, gate: str, recovery: str
+) -> None:
+    fixed = {"load_gate": gate, "recovery": recovery}
+    walked = scheduling.walk(seed=11, steps=5_000, storm=storm, calm=calm, rules=fixed)
+    assert walked == (5_000, None)
+
+
+def test_a_walk_is_the_same_each_time() -> None:
+    def walked() -> list[tuple[object, ...]]:
+        walk, seen = scheduling.Walk(random.Random(5)), []
+        for _ in range(scheduling.EPISODE_STEPS):
+            walk.move()
+            for model in walk.world.pool.models.values():
+                seen.append((model.state, model.generation, *model.waiting, *model.granted))
+        return seen
+
+    assert walked() == walked()
 
 
 # ── quiescence: what is asked for is served in the end ───────────────────────────────────────────

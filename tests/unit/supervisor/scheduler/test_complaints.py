@@ -291,7 +291,7 @@ def test_an_emergency_with_everything_busy_ends_and_tells_why() -> None:
 
 @pytest.mark.parametrize("others_idle", [True, False])
 def test_a_wrong_estimate_is_made_good(others_idle: bool) -> None:
-    """Idle models go; when that is not enough the new one goes, and comes back with its true size."""
+    """Idle models go; when that is not enough the new one does, and comes back with its size."""
     pool = small_machine("a", "b", size=5 * GB)
     first = serve(pool, "a", 0.0, size=5 * GB)
     if others_idle:

@@ -1,4 +1,4 @@
-"""supervisor.scheduler.ledger: charges before spawns, and memory that comes back late, in part, or never."""
+"""supervisor.scheduler.ledger: charges before spawns, and memory that comes back late or never."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""supervisor.scheduler.pool: workers that hang, and what their tokens mean for those that keep dying."""
+"""supervisor.scheduler.pool: workers that hang, and what tokens mean for those that keep dying."""
 
 from __future__ import annotations
 

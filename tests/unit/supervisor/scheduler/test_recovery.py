@@ -1,4 +1,4 @@
-"""supervisor.scheduler.requests, through the pool: who comes back from a death, in which order, and who not."""
+"""supervisor.scheduler.recovery, through the pool: who comes back from a death, and in which order."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.helpers.driven_pool import (
     unpaused,
 )
 
-# ── probations ───────────────────────────────────────────────────────────────────────────────────────
+# ── probation ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_suspects_are_alone_the_shortest_way_first() -> None:
@@ -147,7 +147,7 @@ def test_places_are_not_exceeded_by_suspects() -> None:
     assert granted(driven.release(first)) == [third]
 
 
-# ── quarantine ─────────────────────────────────────────────────────────────────────────────────────
+# ── quarantine ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_two_deaths_alone_quarantine_and_the_others_go_on() -> None:
@@ -285,7 +285,7 @@ def test_deaths_of_memory_make_suspects() -> None:
     assert on_probation(DrivenPool(2).dies(Fault.MEMORY)) == [1]
 
 
-# ── giving up ────────────────────────────────────────────────────────────────────────────────────
+# ── giving up ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("most", [0, 1, 2])

@@ -1,5 +1,5 @@
-"""supervisor.scheduler.requests, through the pool: what has to stop goes on later; other models, loads and the
-breaker beside recoveries."""
+"""supervisor.scheduler.recovery, through the pool: what has to stop goes on later; other models,
+loads and the breaker beside recoveries."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.helpers.driven_pool import (
     unpaused,
 )
 
-# ── parking ──────────────────────────────────────────────────────────────────────────────────────
+# ── parking ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def drained(driven: DrivenPool, why: str) -> list[Effect]:
@@ -119,7 +119,7 @@ def test_a_shutdown_waits_for_nobody_to_return() -> None:
     assert driven.returned(2) == []
 
 
-# ── beside other models ──────────────────────────────────────────────────────────────────────────
+# ── beside other models ───────────────────────────────────────────────────────────────────────────
 
 
 def test_a_load_that_waits_at_the_gate_stops_no_probation_that_others_wait_for() -> None:
@@ -148,7 +148,7 @@ def test_suspects_wait_at_the_gate_like_anybody_when_none_is_paused() -> None:
     assert on_probation(effects) == [2]
 
 
-# ── loads and the breaker ────────────────────────────────────────────────────────────────────────
+# ── loads and the breaker ─────────────────────────────────────────────────────────────────────────
 
 
 def test_a_death_while_it_loads_keeps_who_waits_but_no_person() -> None:

@@ -47,7 +47,7 @@ def health(pool: Pool) -> dict[str, Any]:
     return parsed
 
 
-# ── seed 002 ─────────────────────────────────────────────────────────────────────────────────────
+# ── seed 002 ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_jq_cached_models() -> None:
@@ -135,7 +135,7 @@ def test_a_preload_above_the_budget_is_a_warning() -> None:
     assert states(pool)["a"] is State.COLD
 
 
-# ── seed 004 ─────────────────────────────────────────────────────────────────────────────────────
+# ── seed 004 ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_max_loaded_unloads_the_least_recently_used_before_the_load() -> None:
@@ -189,7 +189,7 @@ def test_idle_models_go_after_their_ttl_to_the_second() -> None:
     assert done(pool.tick(91.0)) == [Stop("a", 1, kill=False)]
 
 
-# ── seed 001: the load gate ──────────────────────────────────────────────────────────────────────
+# ── seed 001: the load gate ───────────────────────────────────────────────────────────────────────
 
 
 def gated() -> tuple[Pool, int, int, list[Effect]]:
@@ -243,7 +243,7 @@ def test_a_request_that_the_gate_kept_waiting_is_told() -> None:
     assert "`b`" in refusal.error.message
 
 
-# ── by hand, and pressure ────────────────────────────────────────────────────────────────────────
+# ── by hand, and pressure ─────────────────────────────────────────────────────────────────────────
 
 
 def test_a_load_by_hand_makes_room_and_is_no_use() -> None:
@@ -358,102 +358,7 @@ def test_a_cleanup_under_warn_spares_what_was_just_loaded() -> None:
     assert done(pool.pressure(Level.WARN, "", 61.0)) == [Stop("a", 1, kill=False)]
 
 
-# ── queues ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_requests_of_one_model_are_served_in_their_order() -> None:
-    pool = small_machine(Spec("a", estimate_bytes=GB, concurrency=2))
-    leases = [ask(pool, "a", float(i)) for i in range(5)]
-    granted = [e.lease for e in pool.ready("a", 1, GB, 1, 9.0) if isinstance(e, Grant)]
-    for i, lease in enumerate(leases):
-        granted += [e.lease for e in pool.release(lease, 10.0 + i) if isinstance(e, Grant)]
-    assert granted == leases
-
-
-def test_a_hundred_waiters_of_one_model_are_one_turn() -> None:
-    pool = small_machine("a", "b", "c", rules=Rules(min_residency=0.0, max_wait=5.0))
-    first = serve(pool, "a", 0.0)
-    for _ in range(100):
-        ask(pool, "b", 2.0)
-    ask(pool, "c", 3.0)
-    pool.release(first, 4.0)
-    assert done(pool.exited("a", 1, "exit status 0", 5.0)) == [Spawn("b", 1)]
-    pool.ready("b", 1, 8 * GB, 1, 6.0)
-    for _ in range(10):
-        ask(pool, "b", 7.0)  # more of them do not keep c out
-    assert states(pool)["b"] is State.READY
-    pool.tick(8.0)
-    assert states(pool)["b"] is State.DRAINING
-
-
-def test_who_has_had_a_turn_queues_behind_those_who_have_not() -> None:
-    """`a` is drained for `b` with requests left that are older than `b`'s."""
-    pool = small_machine(
-        Spec("a", estimate_bytes=8 * GB, concurrency=1),
-        "b",
-        rules=Rules(min_residency=0.0, max_wait=5.0),
-    )
-    first, left = ask(pool, "a", 0.0), ask(pool, "a", 0.1)
-    pool.ready("a", 1, 8 * GB, 1, 1.0)
-    waiter = ask(pool, "b", 2.0)
-    assert done(pool.tick(7.0)) == []
-    assert done(pool.release(first, 8.0)) == [Stop("a", 1, kill=False)]
-    assert done(pool.exited("a", 1, "exit status 0", 9.0)) == [Spawn("b", 1)]
-    pool.ready("b", 1, 8 * GB, 1, 10.0)
-    assert left in pool.models["a"].waiting
-    pool.tick(13.0)
-    assert states(pool)["b"] is State.DRAINING
-    assert done(pool.release(waiter, 14.0)) == [Stop("b", 1, kill=False)]
-    assert pool.exited("b", 1, "exit status 0", 15.0) == [Spawn("a", 2)]
-
-
-def test_room_that_somebody_else_makes_goes_to_the_first_in_the_queue_at_once() -> None:
-    """`quick` is sooner out of patience with `busy` than `large`, which has waited for longer."""
-    sizes = {"large": 9, "quick": 7, "idle": 2, "busy": 4}
-    pool = small_machine(*(Spec(name, estimate_bytes=size * GB) for name, size in sizes.items()))
-    pool.recall("quick", use_count=0, load_seconds=0.1, memory_bytes=None)
-    loaded(pool, "idle", size=2 * GB)
-    serve(pool, "busy", 3.0, size=4 * GB)
-    ask(pool, "large", 10.0)
-    ask(pool, "quick", 11.0)
-    assert pool.next_deadline() == pytest.approx(11.0 + 3 * (0.1 + 1.0))
-    assert done(pool.tick(14.4)) == [Stop("idle", 1, kill=False)]
-    assert states(pool)["busy"] is State.DRAINING
-
-
-def test_one_model_does_not_take_all_places_of_the_server() -> None:
-    pool = small_machine("a", "b", rules=Rules(max_requests=4))
-    hogs = [ask(pool, "a", float(i)) for i in range(4)]
-    lease, effects = pool.acquire("r", "b", 60.0, 5.0)
-    refused = [(e.lease, e.error.code) for e in effects if isinstance(e, Refuse)]
-    assert refused == [(hogs[-1], "queue_full")]
-    assert lease in pool.models["b"].waiting
-    _, (full,) = pool.acquire("r", "a", 60.0, 6.0)
-    assert isinstance(full, Refuse)
-    assert "max_requests" in full.error.message
-
-
-def test_retry_after_of_a_full_queue_is_the_pace_at_which_places_become_free() -> None:
-    pool = small_machine(Spec("a", estimate_bytes=GB, capacity=3, concurrency=1))
-    ask(pool, "a", 0.0)
-    pool.ready("a", 1, GB, 1, 1.0)
-    for at in (7.0, 13.0):
-        ask(pool, "a", at)
-        running = next(iter(pool.models["a"].granted))
-        pool.release(running, at)
-    for _ in range(2):
-        ask(pool, "a", 20.0)
-    _, (refusal,) = pool.acquire("r", "a", 60.0, 20.0)
-    assert isinstance(refusal, Refuse)
-    assert refusal.error.retry_after == 6
-
-
-def test_all_places_taken_through_the_hold_is_a_full_queue() -> None:
-    pool = small_machine(Spec("a", estimate_bytes=GB, concurrency=1))
-    serve(pool, "a", 0.0, size=GB)
-    ask(pool, "a", 5.0, hold=2.0)
-    (refusal,) = [effect for effect in pool.tick(7.0) if isinstance(effect, Refuse)]
-    assert refusal.error.code == "queue_full"
+# ── sizes ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_what_an_earlier_run_learned_is_recalled() -> None:
@@ -494,10 +399,3 @@ def test_default_limits_are_the_documented_ones() -> None:
     )
     assert (rules.load_gate, rules.load_gate_timeout, rules.max_requests) == ("shared", 120.0, 0)
     assert LogLine("x").level == 20
-
-
-def test_room_that_max_loaded_wants_is_told_as_such() -> None:
-    pool = small_machine("a", "b", rules=Rules(min_residency=0.0, max_loaded=1), size=GB)
-    loaded(pool, "a", size=GB)
-    log = said(pool.acquire("r", "b", 240.0, 10.0)[1])
-    assert "a#1 (1.0 GB) is unloaded to make room: for b, memory.max_loaded is 1" in log

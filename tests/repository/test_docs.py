@@ -1,6 +1,7 @@
 """What README.md, CHANGELOG.md, docs/ and deploy/ say is what the program does.
 
-`python -m tests.repository.test_docs` writes docs/cli.md's help texts and the outputs in README.md anew.
+`python -m tests.repository.test_docs` writes the help texts in docs/cli.md and the outputs in
+README.md anew.
 """
 
 import contextlib
@@ -221,8 +222,8 @@ def shown(*arguments: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Only the words: how boxes are drawn, and whether a flag's type and the default None are shown,
-    differs between versions of Typer."""
+    """Only the words: how boxes are drawn, and whether a flag's type and the default None are
+    shown, differs between versions of Typer."""
     plain = " ".join(re.sub(r"[─-╿{}]|<bool>|<str>", " ", text).split())
     return plain.replace("[default: None]", "").split()
 

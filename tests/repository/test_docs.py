@@ -1,6 +1,7 @@
 """What README.md, CHANGELOG.md, docs/ and deploy/ say is what the program does.
 
-`python -m tests.repository.test_docs` writes docs/cli.md's help texts and the outputs in README.md anew.
+`python -m tests.repository.test_docs` writes the help texts in docs/cli.md and the outputs in
+README.md anew.
 """
 
 import contextlib
@@ -51,7 +52,7 @@ DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 CHANGELOG = ROOT / "CHANGELOG.md"
 CLI = DOCS / "cli.md"
-PAGES = sorted([README, CHANGELOG, *DOCS.glob("*.md"), *(ROOT / "deploy").glob("*.md")])
+PAGES = sorted([README, CHANGELOG, *DOCS.rglob("*.md"), *(ROOT / "deploy").glob("*.md")])
 BULKHEAD = Path(sys.executable).with_name("bulkhead")
 
 SECTIONS: dict[str, type[msgspec.Struct]] = {
@@ -60,6 +61,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "recovery": RecoverySettings,
     "models.*": ModelSettings,
 }
+FLAG = re.compile(r'"(--[a-z-]+)"')
 DEADLINE = 30.0
 
 
@@ -144,6 +146,24 @@ def test_make_targets_exist(page: Path) -> None:
     assert used <= targets
 
 
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    named = set(re.findall(r"`(test_\w+)`", page.read_text()))
+    if named:
+        sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+        assert named <= set(re.findall(r"def (test_\w+)\(", sources))
+
+
+def test_every_decision_is_listed() -> None:
+    index = (DOCS / "decisions" / "README.md").read_text()
+    listed = re.findall(r"^\| \[.+\]\((.+)\) \|", index, re.MULTILINE)
+    pages = [path for path in (DOCS / "decisions").glob("*.md") if path.name != "README.md"]
+    assert sorted(listed) == sorted(path.name for path in pages)
+    for path in pages:
+        headings = re.findall(r"^## (.+)", path.read_text(), re.MULTILINE)
+        assert headings == ["Context", "Decision", "Measured", "Would make us revisit it"]
+
+
 def test_every_benchmark_and_long_form_is_described() -> None:
     makefile = (ROOT / "Makefile").read_text()
     text = (ROOT / "docs" / "benchmarks.md").read_text()
@@ -156,12 +176,24 @@ def test_every_benchmark_and_long_form_is_described() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_serve_flags_exist(page: Path) -> None:
+def test_flags_exist(page: Path) -> None:
     known = set(re.findall(r"--[a-z-]+", shown("serve", "--help")))
     for block in fences(page.read_text(), "sh"):
         for line in block.splitlines():
-            if found := re.search(r'bulkhead serve (.*)|ARGS="(.*)"', line):
+            if found := re.search(r'bulkhead serve (.*)|make serve ARGS="(.*)"', line):
                 assert set(re.findall(r"--[a-z-]+", found[0])) <= known, line
+            elif found := re.search(r'^make ([a-z]+) ARGS="(.*)"', line):
+                sources = [
+                    ROOT / f"tests/property/{found[1]}.py",
+                    *(ROOT / f"tests/{found[1]}").glob("*.py"),
+                ]
+                taken = {
+                    flag
+                    for path in sources
+                    if path.exists()
+                    for flag in FLAG.findall(path.read_text())
+                }
+                assert set(re.findall(r"--[a-z-]+", found[2])) <= taken, line
 
 
 # ── versions ─────────────────────────────────────────────────────────────────────────────────────
@@ -190,8 +222,8 @@ def shown(*arguments: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Only the words: how boxes are drawn, and whether a flag's type and the default None are shown,
-    differs between versions of Typer."""
+    """Only the words: how boxes are drawn, and whether a flag's type and the default None are
+    shown, differs between versions of Typer."""
     plain = " ".join(re.sub(r"[─-╿{}]|<bool>|<str>", " ", text).split())
     return plain.replace("[default: None]", "").split()
 

@@ -1,4 +1,4 @@
-"""gateway.openai.render: answers and chunks that OpenAI's own types accept, and strict clients too."""
+"""gateway.openai.render: answers and chunks that OpenAI's own types accept, and strict clients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types import Completion
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from gateway.openai.render import PING, Collected, Renderer, error_event, usage
+from gateway.openai.render import PING, ChoiceBuffer, Renderer, error_event, usage
+from gateway.openai.render_chat import ChatChoice
+from gateway.openai.render_completions import TextChoice
 from supervisor.errors import WorkerCrashed
 from supervisor.wire.frames import Call, End, Logprob, Logprobs, Token
 
@@ -35,11 +37,12 @@ def events(data: bytes) -> list[str]:
 
 
 def renderer(*, chat: bool, model: str = "m", choices: int = 1) -> Renderer:
-    return Renderer(chat=chat, id="id-1", created=1700000000, model=model, choices=choices)
+    shape = ChatChoice if chat else TextChoice
+    return Renderer(shape, id="id-1", created=1700000000, model=model, choices=choices)
 
 
-def collected(tokens: Sequence[Token], end: End, *, logprobs: bool = False) -> Collected:
-    choice = Collected(logprobs=logprobs)
+def collected(tokens: Sequence[Token], end: End, *, logprobs: bool = False) -> ChoiceBuffer:
+    choice = ChoiceBuffer(logprobs=logprobs)
     for token in tokens:
         choice.add(token)
     choice.end = end

@@ -1,0 +1,1 @@
+"""The HTTP server: a process of its own without weights, between clients and the workers."""

@@ -165,7 +165,7 @@ class TableReader:
         return f"{path} ({origin})" if origin else path
 
     def table(self, cls: type[S], raw: object, path: str, rule: str) -> S:
-        """The struct that the table at `path` describes; `rule` as in `WrittenKey`, less the key."""
+        """The struct that the table at `path` describes. `rule`: `path` with `*` for a model."""
         fields = {field.name: field for field in msgspec.structs.fields(cls)}
         values: dict[str, Any] = {}
         for key, item in self.expect_table(raw, path).items():

@@ -321,7 +321,7 @@ def test_what_is_not_implemented_is_refused(ask: Any, name: str, value: Any) -> 
     assert error.param == name
 
 
-# ── choices ───────────────────────────────────────────────────────────────────────────────────────
+# ── choices ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("ask", [chats, completions])

@@ -252,7 +252,7 @@ def test_a_bad_tool_or_choice_is_named_by_its_place(
     assert error.param == param
 
 
-# ── formats ───────────────────────────────────────────────────────────────────────────────────────
+# ── formats ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,6 @@ from msgspec.structs import replace
 
 from gateway.relay import client as relay_module
 from gateway.relay import generation as generation_module
-from gateway.relay.attempt import choices_at_once
 from gateway.relay.client import Relay
 from gateway.relay.generation import Event, OutputPaused
 from gateway.relay.preconnect import Preconnect
@@ -266,14 +264,6 @@ def test_no_choice_begins_in_a_pause(run_scenario: Callable[[Scenario], None], d
         generation.close()
 
     run_scenario(scenario)
-
-
-@pytest.mark.parametrize(
-    ("files", "choices"),
-    [(16384, 32), (2**20, 32), (4096, 8), (1024, 2), (256, 1), (resource.RLIM_INFINITY, 32)],
-)
-def test_fewer_choices_run_at_once_where_few_files_may_be_open(files: int, choices: int) -> None:
-    assert choices_at_once(files) == choices
 
 
 @pytest.mark.parametrize("choices", [1, 2])

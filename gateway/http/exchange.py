@@ -14,12 +14,7 @@ from aiohttp import web
 
 from gateway.http.auth import AccessRules
 from supervisor.config.settings import ServerSettings
-from supervisor.errors import (
-    BulkheadError,
-    InvalidJSON,
-    RequestTooLarge,
-    UnsupportedMediaType,
-)
+from supervisor.errors import BulkheadError, InvalidJSON, RequestTooLarge, UnsupportedMediaType
 
 _BODY_SECONDS = 120.0
 _EXPOSED = (

@@ -16,12 +16,7 @@ from typing import Any
 
 import msgspec
 
-from supervisor.config.files import (
-    read_api_keys,
-    read_toml,
-    resolve_config_path,
-    resolve_state_dir,
-)
+from supervisor.config.files import read_api_keys, read_toml, resolve_config_path, resolve_state_dir
 from supervisor.config.flags import Overrides, merge, parse_model_flag
 from supervisor.config.rules import (
     ConfigError,

@@ -11,14 +11,8 @@ from gateway.openai.render_completions import TextChoice
 from supervisor.wire.frames import End, Logprob, Logprobs, Token
 
 END = End("length", 3, 2)
-
-
 NAMES = ["m", "mlx-community/Qwen3-4B-4bit", 'quo"ted', "back\\slash", "naïve 模型 😀", "\0"]
-
-
 TEXTS = ["Hel", "lo", "", 'a "quote"', "two\n\nlines", "data: [DONE]", "\u2028", "😀", "\0"]
-
-
 USAGE = {
     "prompt_tokens": 3,
     "completion_tokens": 2,
@@ -63,8 +57,6 @@ LOGPROBS = [
     Logprobs(logprob("\ufffd", -2.0, b"\x98\x80"), ()),
     Logprobs(logprob("!", math.nan), ()),
 ]
-
-
 LOGPROB_TOKENS = [
     Token(7, text, logprobs=told)
     for text, told in zip(["Hé", "", "😀", "!"], LOGPROBS, strict=True)

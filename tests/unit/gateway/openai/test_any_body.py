@@ -14,9 +14,7 @@ from gateway.openai.chat import ChatRequest, parse_chat
 from gateway.openai.completions import CompletionRequest, parse_completion
 from gateway.openai.messages import MESSAGES_MAX
 from gateway.openai.validation import parse_object
-from supervisor.errors import (
-    ClientError,
-)
+from supervisor.errors import ClientError
 from supervisor.wire.codec import encode
 from tests.helpers.openai_bodies import (
     NEUTRAL_CHAT,
@@ -29,8 +27,6 @@ from tests.helpers.openai_bodies import (
 )
 
 patient = settings(deadline=None, max_examples=200)
-
-
 words = st.sampled_from(
     [
         *ChatRequest.__struct_fields__,
@@ -42,8 +38,6 @@ words = st.sampled_from(
         *("allowed_tools", "required", "auto", "json_object"),
     ]
 )
-
-
 leaves = (
     st.none()
     | st.booleans()
@@ -53,8 +47,6 @@ leaves = (
     | st.text(max_size=5)
     | words
 )
-
-
 trees = st.recursive(
     leaves,
     lambda inner: (
@@ -65,21 +57,13 @@ trees = st.recursive(
     ),
     max_leaves=12,
 )
-
-
 functions = st.fixed_dictionaries(
     {"name": words | leaves}, optional={"parameters": trees, "strict": leaves}
 )
-
-
 tools = st.fixed_dictionaries({"type": st.just("function"), "function": functions | trees})
-
-
 messages = st.fixed_dictionaries({"role": words, "content": trees}) | st.fixed_dictionaries(
     {"role": st.just("assistant"), "tool_calls": st.lists(tools, max_size=3)}
 )
-
-
 bodies = st.fixed_dictionaries(
     {},
     optional={

@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import strategies as st
 
-from gateway.openai.chat import ChatRequest
-from gateway.openai.completions import CompletionRequest
 from gateway.openai.messages import MESSAGES_MAX
 from supervisor.errors import (
     BulkheadError,
@@ -17,65 +14,8 @@ from supervisor.errors import (
     UnsupportedParameter,
     UnsupportedValue,
 )
-from supervisor.wire.frames import (
-    Chat,
-)
-from tests.helpers.openai_bodies import (
-    NEUTRAL_CHAT,
-    NEUTRAL_TEXT,
-    SECRET,
-    USER,
-    chat,
-    refusal,
-)
-
-words = st.sampled_from(
-    [
-        *ChatRequest.__struct_fields__,
-        *CompletionRequest.__struct_fields__,
-        *NEUTRAL_CHAT,
-        *NEUTRAL_TEXT,
-        *("role", "content", "type", "text", "name", "include_usage", "user", "assistant"),
-        *("function", "json_schema", "schema", "parameters", "tool_calls", "arguments", "id"),
-        *("allowed_tools", "required", "auto", "json_object"),
-    ]
-)
-
-
-leaves = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.integers(-3, 3)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=5)
-    | words
-)
-
-
-trees = st.recursive(
-    leaves,
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(words | st.text(max_size=4), inner, max_size=5)
-        | st.fixed_dictionaries({"role": leaves, "content": inner})
-        | st.fixed_dictionaries({"type": words, "function": inner})
-    ),
-    max_leaves=12,
-)
-
-
-functions = st.fixed_dictionaries(
-    {"name": words | leaves}, optional={"parameters": trees, "strict": leaves}
-)
-
-
-tools = st.fixed_dictionaries({"type": st.just("function"), "function": functions | trees})
-
-
-messages = st.fixed_dictionaries({"role": words, "content": trees}) | st.fixed_dictionaries(
-    {"role": st.just("assistant"), "tool_calls": st.lists(tools, max_size=3)}
-)
+from supervisor.wire.frames import Chat
+from tests.helpers.openai_bodies import SECRET, USER, chat, refusal
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import strategies as st
 
-from gateway.openai.chat import ChatRequest
-from gateway.openai.completions import CompletionRequest
 from gateway.openai.parameters import CHOICES_MAX, derive_seed
 from supervisor.errors import (
     BulkheadError,
@@ -17,19 +14,8 @@ from supervisor.errors import (
     UnsupportedParameter,
     UnsupportedValue,
 )
-from supervisor.wire.frames import (
-    Text,
-    Tokens,
-)
-from tests.helpers.openai_bodies import (
-    NEUTRAL_CHAT,
-    NEUTRAL_TEXT,
-    SECRET,
-    USER,
-    completion,
-    completions,
-    refusal,
-)
+from supervisor.wire.frames import Text, Tokens
+from tests.helpers.openai_bodies import SECRET, USER, completion, completions, refusal
 
 
 @pytest.mark.parametrize("logprobs", [None, 0, 5, 20])
@@ -40,55 +26,6 @@ def test_log_probabilities_of_a_completion(logprobs: int | None) -> None:
 def test_an_echo_is_asked_for() -> None:
     assert completion(echo=True).echo
     assert not completion(echo=False).echo
-
-
-words = st.sampled_from(
-    [
-        *ChatRequest.__struct_fields__,
-        *CompletionRequest.__struct_fields__,
-        *NEUTRAL_CHAT,
-        *NEUTRAL_TEXT,
-        *("role", "content", "type", "text", "name", "include_usage", "user", "assistant"),
-        *("function", "json_schema", "schema", "parameters", "tool_calls", "arguments", "id"),
-        *("allowed_tools", "required", "auto", "json_object"),
-    ]
-)
-
-
-leaves = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.integers(-3, 3)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=5)
-    | words
-)
-
-
-trees = st.recursive(
-    leaves,
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(words | st.text(max_size=4), inner, max_size=5)
-        | st.fixed_dictionaries({"role": leaves, "content": inner})
-        | st.fixed_dictionaries({"type": words, "function": inner})
-    ),
-    max_leaves=12,
-)
-
-
-functions = st.fixed_dictionaries(
-    {"name": words | leaves}, optional={"parameters": trees, "strict": leaves}
-)
-
-
-tools = st.fixed_dictionaries({"type": st.just("function"), "function": functions | trees})
-
-
-messages = st.fixed_dictionaries({"role": words, "content": trees}) | st.fixed_dictionaries(
-    {"role": st.just("assistant"), "tool_calls": st.lists(tools, max_size=3)}
-)
 
 
 BAD_TEXT: list[tuple[dict[str, Any], type[BulkheadError], str]] = [

@@ -5,11 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import strategies as st
 from openai.types.chat import ChatCompletion
 
-from gateway.openai.chat import ChatRequest
-from gateway.openai.completions import CompletionRequest
 from gateway.openai.render import ChoiceBuffer, Renderer, usage
 from gateway.openai.render_chat import ChatChoice
 from supervisor.errors import (
@@ -20,78 +17,14 @@ from supervisor.errors import (
     UnsupportedParameter,
     UnsupportedValue,
 )
-from supervisor.wire.frames import (
-    Call,
-    Chat,
-    End,
-    Token,
-)
-from tests.helpers.openai_bodies import (
-    NEUTRAL_CHAT,
-    NEUTRAL_TEXT,
-    SECRET,
-    USER,
-    chat,
-    refusal,
-)
-
-words = st.sampled_from(
-    [
-        *ChatRequest.__struct_fields__,
-        *CompletionRequest.__struct_fields__,
-        *NEUTRAL_CHAT,
-        *NEUTRAL_TEXT,
-        *("role", "content", "type", "text", "name", "include_usage", "user", "assistant"),
-        *("function", "json_schema", "schema", "parameters", "tool_calls", "arguments", "id"),
-        *("allowed_tools", "required", "auto", "json_object"),
-    ]
-)
-
-
-leaves = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.integers(-3, 3)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=5)
-    | words
-)
-
-
-trees = st.recursive(
-    leaves,
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(words | st.text(max_size=4), inner, max_size=5)
-        | st.fixed_dictionaries({"role": leaves, "content": inner})
-        | st.fixed_dictionaries({"type": words, "function": inner})
-    ),
-    max_leaves=12,
-)
-
-
-functions = st.fixed_dictionaries(
-    {"name": words | leaves}, optional={"parameters": trees, "strict": leaves}
-)
-
-
-tools = st.fixed_dictionaries({"type": st.just("function"), "function": functions | trees})
-
-
-messages = st.fixed_dictionaries({"role": words, "content": trees}) | st.fixed_dictionaries(
-    {"role": st.just("assistant"), "tool_calls": st.lists(tools, max_size=3)}
-)
+from supervisor.wire.frames import Call, Chat, End, Token
+from tests.helpers.openai_bodies import SECRET, USER, chat, refusal
 
 
 def of_chat(*messages: Any) -> list[dict[str, Any]]:
     prompt = chat(messages=list(messages)).prompt
     assert isinstance(prompt, Chat)
     return prompt.messages
-
-
-def tool(name: str, **more: Any) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name, **more}}
 
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])

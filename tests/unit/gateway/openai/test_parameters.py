@@ -5,14 +5,11 @@ from __future__ import annotations
 from typing import Any, get_type_hints
 
 import pytest
-from hypothesis import strategies as st
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as SDKChat
 from openai.types.completion_create_params import CompletionCreateParamsBase as SDKText
 
 from gateway.openai import chat as chat_module
 from gateway.openai import completions as text_module
-from gateway.openai.chat import ChatRequest
-from gateway.openai.completions import CompletionRequest
 from gateway.openai.parameters import CHOICES_MAX, HARMLESS, derive_seed
 from supervisor.errors import (
     BulkheadError,
@@ -21,12 +18,7 @@ from supervisor.errors import (
     MissingParameter,
     UnsupportedParameter,
 )
-from supervisor.wire.frames import (
-    Chat,
-    Generate,
-    Sampling,
-    Text,
-)
+from supervisor.wire.frames import Chat, Generate, Sampling, Text
 from tests.helpers.openai_bodies import (
     ENDPOINTS,
     NEUTRAL_CHAT,
@@ -115,55 +107,6 @@ def test_a_good_value_reaches_the_sampler(
     assert sampling.seed == (expected if name == "seed" else SEED)
 
 
-words = st.sampled_from(
-    [
-        *ChatRequest.__struct_fields__,
-        *CompletionRequest.__struct_fields__,
-        *NEUTRAL_CHAT,
-        *NEUTRAL_TEXT,
-        *("role", "content", "type", "text", "name", "include_usage", "user", "assistant"),
-        *("function", "json_schema", "schema", "parameters", "tool_calls", "arguments", "id"),
-        *("allowed_tools", "required", "auto", "json_object"),
-    ]
-)
-
-
-leaves = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.integers(-3, 3)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=5)
-    | words
-)
-
-
-trees = st.recursive(
-    leaves,
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(words | st.text(max_size=4), inner, max_size=5)
-        | st.fixed_dictionaries({"role": leaves, "content": inner})
-        | st.fixed_dictionaries({"type": words, "function": inner})
-    ),
-    max_leaves=12,
-)
-
-
-functions = st.fixed_dictionaries(
-    {"name": words | leaves}, optional={"parameters": trees, "strict": leaves}
-)
-
-
-tools = st.fixed_dictionaries({"type": st.just("function"), "function": functions | trees})
-
-
-messages = st.fixed_dictionaries({"role": words, "content": trees}) | st.fixed_dictionaries(
-    {"role": st.just("assistant"), "tool_calls": st.lists(tools, max_size=3)}
-)
-
-
 @pytest.mark.parametrize(
     ("ask", "name"),
     [
@@ -187,23 +130,13 @@ def test_null_means_absent(ask: Any, name: str) -> None:
 
 
 NO_NUMBERS: list[Any] = [SECRET, True, [], {}, [1]]
-
-
 NO_FLAGS: list[Any] = [1, 0, SECRET, "true", []]
-
-
 NO_TEXTS: list[Any] = [1, True, [], {}]
-
-
 INTEGERS = (*("max_tokens", "min_tokens", "seed", "n", "top_k", "repetition_context_size"),)
-
-
 NUMBERS = (
     *("temperature", "top_p", "min_p", "xtc_probability", "xtc_threshold"),
     *("presence_penalty", "frequency_penalty", "repetition_penalty"),
 )
-
-
 TOO_MUCH = (
     *[("max_tokens", v) for v in (0, -1, 2**53 + 1, 2**64, 2**70)],
     *[("min_tokens", v) for v in (-1, 2**53 + 1, 2**70)],
@@ -220,8 +153,6 @@ TOO_MUCH = (
     *[("repetition_penalty", v) for v in (-0.1, 10.1)],
     *[("repetition_context_size", v) for v in (0, -1, 4097)],
 )
-
-
 BAD: list[tuple[dict[str, Any], type[BulkheadError], str]] = [
     *(({name: value}, InvalidType, name) for name in INTEGERS + NUMBERS for value in NO_NUMBERS),
     *(({name: 1.5}, InvalidType, name) for name in INTEGERS),

@@ -14,13 +14,7 @@ from openai.types.chat import ChatCompletion
 from gateway.openai.render import PING, error_event, usage
 from supervisor.errors import WorkerCrashed
 from supervisor.wire.frames import End, Token
-from tests.helpers.openai_answers import (
-    END,
-    buffered,
-    events,
-    renderer,
-    tokens_of,
-)
+from tests.helpers.openai_answers import END, buffered, events, renderer, tokens_of
 
 
 def test_usage_is_the_sum_and_a_prompt_counts_once() -> None:

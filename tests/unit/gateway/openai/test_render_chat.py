@@ -132,8 +132,6 @@ CALLING = [
     Token(4, "", calls=(Call(0, "", ": 1}"), Call(1, "put", "{}"))),
     Token(5, "", calls=(Call(2, "none", ""),)),
 ]
-
-
 CALLED = End("tool_calls", 3, 5)
 
 

@@ -6,10 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import strategies as st
 
-from gateway.openai.chat import ChatRequest
-from gateway.openai.completions import CompletionRequest
 from gateway.openai.tools import TOOLS_MAX
 from gateway.openai.validation import NESTING_MAX
 from supervisor.errors import (
@@ -20,63 +17,8 @@ from supervisor.errors import (
     UnsupportedParameter,
     UnsupportedValue,
 )
-from supervisor.wire.frames import (
-    Calling,
-    Chat,
-    Structure,
-)
-from tests.helpers.openai_bodies import (
-    NEUTRAL_CHAT,
-    NEUTRAL_TEXT,
-    SECRET,
-    chat,
-    nested,
-    refusal,
-    schema_format,
-)
-
-words = st.sampled_from(
-    [
-        *ChatRequest.__struct_fields__,
-        *CompletionRequest.__struct_fields__,
-        *NEUTRAL_CHAT,
-        *NEUTRAL_TEXT,
-        *("role", "content", "type", "text", "name", "include_usage", "user", "assistant"),
-        *("function", "json_schema", "schema", "parameters", "tool_calls", "arguments", "id"),
-        *("allowed_tools", "required", "auto", "json_object"),
-    ]
-)
-
-
-leaves = (
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.integers(-3, 3)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(max_size=5)
-    | words
-)
-
-
-trees = st.recursive(
-    leaves,
-    lambda inner: (
-        st.lists(inner, max_size=4)
-        | st.dictionaries(words | st.text(max_size=4), inner, max_size=5)
-        | st.fixed_dictionaries({"role": leaves, "content": inner})
-        | st.fixed_dictionaries({"type": words, "function": inner})
-    ),
-    max_leaves=12,
-)
-
-
-functions = st.fixed_dictionaries(
-    {"name": words | leaves}, optional={"parameters": trees, "strict": leaves}
-)
-
-
-tools = st.fixed_dictionaries({"type": st.just("function"), "function": functions | trees})
+from supervisor.wire.frames import Calling, Chat, Structure
+from tests.helpers.openai_bodies import SECRET, chat, nested, refusal, schema_format
 
 
 def tool(name: str, **more: Any) -> dict[str, Any]:
@@ -84,8 +26,6 @@ def tool(name: str, **more: Any) -> dict[str, Any]:
 
 
 EMPTY = {"type": "object", "properties": {}}
-
-
 SHOWN = {name: tool(name, parameters=EMPTY) for name in "fgh"}
 
 
@@ -172,8 +112,6 @@ def test_as_many_tools_as_allowed() -> None:
 
 
 NAME = "tools[0].function.name"
-
-
 PARAMETERS = "tools[0].function.parameters"
 
 

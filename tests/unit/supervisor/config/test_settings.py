@@ -164,8 +164,6 @@ def preloaded(config: Config) -> list[str]:
 
 
 FILE_PRELOADS_A = TWO.replace('"x"', '"x"\npreload = true')
-
-
 FILE_SAYS_NO = TWO.replace('"x"', '"x"\npreload = false')
 
 
@@ -218,8 +216,6 @@ SCALARS = st.one_of(
     st.just(date(1979, 5, 27)),
     st.just(time(7, 32)),
 )
-
-
 VALUES = st.recursive(
     SCALARS,
     lambda inner: st.one_of(
@@ -245,8 +241,6 @@ MODELS = st.dictionaries(
     st.one_of(VALUES, tables(ModelSettings).map(lambda table: {"source": "x"} | table)),
     max_size=2,
 )
-
-
 TREES = st.fixed_dictionaries(
     {},
     optional={
@@ -257,8 +251,6 @@ TREES = st.fixed_dictionaries(
         "x": VALUES,
     },
 )
-
-
 FLAGS = st.builds(
     Overrides,
     host=st.none() | st.text(max_size=4),
@@ -267,14 +259,10 @@ FLAGS = st.builds(
     models=st.lists(st.tuples(st.text(max_size=2), st.text(max_size=2)), max_size=2).map(tuple),
     preload=st.lists(st.text(max_size=2), max_size=2).map(tuple),
 )
-
-
 VARIABLES = {
     "MLX_MAX_CACHED_MODELS": "memory.max_loaded",
     "MLX_CACHE_CLEANUP_INTERVAL_SEC": "memory.cleanup_interval",
 }
-
-
 ENVIRON = st.dictionaries(
     st.sampled_from([*VARIABLES, "MLX_PRELOAD_MODELS"]), st.text("0123456789.-a,", max_size=4)
 )

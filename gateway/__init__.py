@@ -1,1 +1,0 @@
-"""The HTTP server: a process of its own without weights, between clients and the workers."""

@@ -23,14 +23,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.handlers import embeddings
-from gateway.openai.chat import (
-    HARMLESS,
-    NEUTRAL_CHAT,
-    NEUTRAL_TEXT,
-    ChatRequest,
-    CompletionRequest,
-)
+from gateway.openai import embeddings
+from gateway.openai.chat import NEUTRAL_CHAT, ChatRequest
+from gateway.openai.completions import NEUTRAL_TEXT, CompletionRequest
+from gateway.openai.parameters import HARMLESS
 from supervisor import errors
 from supervisor.config.settings import (
     NOT_YET,

@@ -1,5 +1,5 @@
-"""The relay between a supervisor and a worker that are sockets of the test: every order of events is its
-own choice.
+"""The relay between a supervisor and a worker that are sockets of the test, which chooses the order
+of events.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import pytest
 import uvloop
 from msgspec.structs import replace
 
-from gateway.relay import client as relay_module
-from gateway.relay import generation as generation_module
+from gateway.relay import attempt, client, generation
 from gateway.relay.attempt import AT_ONCE
 from gateway.relay.client import Relay
 from gateway.relay.generation import Event, Generation
@@ -75,7 +74,7 @@ class Peer:
         self._socket.close()
 
 
-class Stage:
+class Peers:
     """Listening sockets for both peers, and the relay between them."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
@@ -96,7 +95,7 @@ class Stage:
         self.relay = Relay(self.control)
 
     async def accept(self, path: str) -> Peer:
-        """The next connection that says something; those kept ahead wait for their turn."""
+        """The next connection that says something; those opened early wait for their turn."""
         silent = self._silent[path]
         while True:
             for task in [task for task in silent if task.done()]:
@@ -121,18 +120,18 @@ class Stage:
     async def start_several(
         self, choices: int, at_once: int = AT_ONCE, until: int = 0
     ) -> tuple[Generation, Peer, list[Peer]]:
-        """A generation of several choices, its lease, and the worker's end of the first ones. `until`
-        as in `start`."""
+        """A generation of several choices, its lease, and the worker's ends of the first ones.
+        `until` as in `start`."""
         self.relay = Relay(self.control, at_once)
         requests = [replace(REQUEST, request_id=f"r{number}") for number in range(choices)]
         starting = asyncio.create_task(self.relay.start(requests, "alias", 5.0))
         lease = await self.accept(self.control)
         assert await lease.receive() == Acquire("r0", "alias", 5.0)
         await lease.send(Granted("m", "m#1", self.socket, until, until > 0))
-        workers = dict([await self.work() for _ in requests[:at_once]])
+        workers = dict([await self.next_choice() for _ in requests[:at_once]])
         return await starting, lease, [workers[number] for number in range(len(workers))]
 
-    async def work(self) -> tuple[int, Peer]:
+    async def next_choice(self) -> tuple[int, Peer]:
         """The next choice that the worker is given, and its end of it."""
         worker = await self.accept(self.socket)
         request = await worker.receive()
@@ -144,8 +143,8 @@ class Stage:
         self._listeners[path].close()
 
     async def start(self, until: int = 0) -> tuple[Generation, Peer, Peer]:
-        """A generation that runs, its lease and its worker. With `until` it stands trial to that token,
-        others waiting behind it."""
+        """A generation that runs, its lease and its worker. With `until` it is on probation up to
+        that token, and others wait for it."""
         starting = asyncio.create_task(self.relay.start(REQUEST, "alias", 5.0))
         lease = await self.accept(self.control)
         assert await lease.receive() == Acquire("r1", "alias", 5.0)
@@ -155,19 +154,19 @@ class Stage:
         return await starting, lease, worker
 
 
-Scene = Callable[[Stage], Awaitable[None]]
+Scenario = Callable[[Peers], Awaitable[None]]
 
 
 @pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def play(request: pytest.FixtureRequest) -> Iterator[Callable[[Scene], None]]:
-    """Runs a scene on an event loop of either kind; the gateway's is uvloop."""
+def run_scenario(request: pytest.FixtureRequest) -> Iterator[Callable[[Scenario], None]]:
+    """Runs a scenario on an event loop of either kind; the gateway's is uvloop."""
     with tempfile.TemporaryDirectory(prefix="bulkhead-", dir="/tmp") as folder:
 
-        def run(scene: Scene) -> None:
+        def run(scenario: Scenario) -> None:
             async def whole() -> None:
                 with ExitStack() as stack:
                     async with asyncio.timeout(10):
-                        await scene(Stage(Path(folder), stack))
+                        await scenario(Peers(Path(folder), stack))
                 for _ in range(5):
                     await asyncio.sleep(0)  # closed transports say goodbye on the loop
 
@@ -178,14 +177,15 @@ def play(request: pytest.FixtureRequest) -> Iterator[Callable[[Scene], None]]:
 
 
 @pytest.fixture
-def patience(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Sets how long the relay waits for a cause, for the answer to a Fault, and over the hold."""
+def relay_timeouts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Sets how long the relay waits: for a cause, after a WorkerFault, and beyond the hold."""
 
     def set_to(*, cause: float = NEVER, fault: float = NEVER, answer: float = NEVER) -> None:
-        monkeypatch.setattr(generation_module, "_CAUSE_SECONDS", cause)
-        monkeypatch.setattr(relay_module, "_CONNECT_SECONDS", cause)
-        monkeypatch.setattr(generation_module, "_FAULT_SECONDS", fault)
-        for module in (generation_module, relay_module):
+        monkeypatch.setattr(attempt, "_CAUSE_SECONDS", cause)
+        monkeypatch.setattr(client, "_CONNECT_SECONDS", cause)
+        for module in (attempt, generation):
+            monkeypatch.setattr(module, "FAULT_SECONDS", fault)
+        for module in (generation, client):
             monkeypatch.setattr(module, "ANSWER_SECONDS", answer)
 
     return set_to

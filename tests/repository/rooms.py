@@ -40,7 +40,7 @@ ROOMS: Mapping[str, Room] = {
     # What everybody may know.
     "supervisor.errors": Room(without=_NO_WORLD),
     "supervisor.units": Room(without=_NO_WORLD),
-    "supervisor.config": Room(("supervisor.errors", "supervisor.units"), ("msgspec",)),
+    "supervisor.config": Room((), ("msgspec",)),
     "supervisor.wire": Room(("supervisor.errors",), ("msgspec",)),
     "supervisor.state": Room(("supervisor.errors",), ("msgspec",)),
     # The supervisor.
@@ -134,16 +134,7 @@ ROOMS: Mapping[str, Room] = {
     "gateway.openai": Room(
         ("supervisor.errors", "supervisor.wire"), ("msgspec",), without=_NO_WORLD
     ),
-    "gateway.http": Room(
-        (
-            "gateway.relay",
-            "gateway.openai",
-            "supervisor.config",
-            "supervisor.errors",
-            "supervisor.wire",
-        ),
-        ("aiohttp", "msgspec"),
-    ),
+    "gateway.http": Room(("supervisor.config", "supervisor.errors"), ("aiohttp", "msgspec")),
     "gateway.handlers": Room(
         (
             "gateway.http",
@@ -158,7 +149,6 @@ ROOMS: Mapping[str, Room] = {
         (
             "gateway.handlers",
             "gateway.http",
-            "gateway.openai",
             "gateway.relay",
             "supervisor.config",
             "supervisor.errors",

@@ -40,8 +40,9 @@ from supervisor.config.settings import (
 )
 from supervisor.crashes.diagnosis import KNOWN, Cause
 from supervisor.models.catalog import DEMO, DEMO_DIR
-from supervisor.scheduler import lifecycle
+from supervisor.scheduler.lifecycle import State
 from supervisor.wire.crash import CrashBrief, CrashReport
+from tests.repository.test_places import defined
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -355,13 +356,25 @@ def test_the_members_of_a_crash_report() -> None:
 # ── docs/architecture.md ─────────────────────────────────────────────────────────────────────────
 
 
-def test_the_state_table() -> None:
+def test_every_state_says_what_it_means_for_requests() -> None:
     text = (DOCS / "architecture.md").read_text()
-    moves, requests = tables(section(text, "## Worker states"))
-    expected = [[before, event, after] for (before, event), after in lifecycle._TABLE.items()]
-    assert moves[0] == ["state", "event", "next state"]
-    assert sorted(moves[1:]) == sorted(expected)
-    assert [s for row in requests[1:] for s in row[0].split(", ")] == [*lifecycle.State]
+    (requests,) = tables(section(text, "## Worker states"))
+    assert [s for row in requests[1:] for s in row[0].split(", ")] == [*State]
+
+
+@pytest.mark.parametrize("heading", ["## One request", "## One death"])
+def test_a_walk_names_what_its_modules_define(heading: str) -> None:
+    steps = re.findall(
+        r"^\d+\. (.+)$", section((DOCS / "architecture.md").read_text(), heading), re.M
+    )
+    assert len(steps) in range(10, 15)
+    for step in steps:
+        code = re.findall(r"`([^`]+)`", step.partition(": ")[0])
+        modules = [ROOT / each for each in code if each.endswith(".py")]
+        known = set().union(*map(defined, modules))
+        names = [name.rpartition(".")[2] for name in code if not name.endswith((".py", "/"))]
+        assert modules, step
+        assert [name for name in names if name not in known] == [], step
 
 
 # ── docs/api.md ──────────────────────────────────────────────────────────────────────────────────

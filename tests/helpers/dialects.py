@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from supervisor.wire.frames import Calling, Chat, Generate
 from tests.unit.worker.output.test_text import Pieces
+from worker.engine.mlx_lm_compat import model_tokenizer
 from worker.output.text import Decoder
 from worker.output.transcript import Transcript, Transcripts
 
@@ -67,7 +68,7 @@ def transcripts(model: Model) -> Transcripts:
 
 @cache
 def wrapper(model: Model) -> Any:
-    """mlx-lm's wrapper of a byte-level tokenizer with the model's control tokens."""
+    """A byte-level tokenizer with the model's control tokens."""
     from mlx_lm import tokenizer_utils
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -90,7 +91,7 @@ def wrapper(model: Model) -> Any:
         }
         (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config))
         load: Any = tokenizer_utils.load
-        return load(Path(folder))
+        return model_tokenizer(load(Path(folder)))
 
 
 class Seen(NamedTuple):

@@ -25,6 +25,7 @@ import numpy as np
 from jsonschema import Draft202012Validator
 
 from supervisor.wire.frames import Generate, Structure, Text
+from worker.engine.mlx_lm_compat import model_tokenizer
 from worker.grammar import Grammar, Grammars, Native, fill
 
 SCHEMAS = Path(__file__).parents[1] / "helpers" / "schemas"
@@ -70,7 +71,7 @@ def refused() -> dict[str, tuple[Any, str]]:
 
 @cache
 def wrapper(kind: str = "bytes", *, thinks: bool = False, hermes: bool = False) -> Any:
-    """mlx-lm's wrapper around a small tokenizer: "bytes" = byte-level, "spm" = with byte fallback."""
+    """A small tokenizer: "bytes" = byte-level, "spm" = with byte fallback."""
     from mlx_lm.tokenizer_utils import TokenizerWrapper
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -111,7 +112,7 @@ def wrapper(kind: str = "bytes", *, thinks: bool = False, hermes: bool = False) 
             "tool_parser": json_tools.parse_tool_call,
         }
     ids = [tokenizer.token_to_id(end) for end in ENDS]
-    return TokenizerWrapper(fast, eos_token_ids=ids, **options)
+    return model_tokenizer(TokenizerWrapper(fast, eos_token_ids=ids, **options))
 
 
 @cache

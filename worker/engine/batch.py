@@ -26,17 +26,20 @@ from supervisor.wire.frames import (
     Progress,
     Token,
 )
-from worker.engine import loading, sampling
+from worker.engine import loading, mlx_lm_compat, sampling
+from worker.engine.decoding import BatchDecoder
 from worker.engine.embedding import Embedder
+from worker.engine.mlx_lm_compat import NextToken
+from worker.engine.rows import BatchRow
 from worker.engine.thread import LAST, Job, Loaded, Output, Prepared
 from worker.output.token_bytes import TokenBytes
 from worker.output.transcript import AnyTranscript, Delta, Transcripts
-from worker.prompt.template import Prompts
+from worker.prompt.template import PromptBuilder
 
 log = logging.getLogger("bulkhead.worker")
 
 PREFILL_BATCH = 8
-"""Prompts prefilled together, mlx-lm's own figure."""
+"""PromptBuilder prefilled together, mlx-lm's own figure."""
 PREFILL_STEP = 512
 """Prompt tokens of one sequence in one step. A step is what a neighbour's next token and a cancel
 wait for, and larger ones gain little."""
@@ -58,12 +61,8 @@ class _Paused:
     """A job outside the generator, with its place in the output."""
 
     live: _Live
-    row: Any
-    token: int
-    """The last one that was told; it is not in the cache yet."""
-    left: int
-    """Tokens that may follow it."""
-    stops: Any
+    last: NextToken
+    """The last token that was told, which is not in the cache yet."""
     cache: Any
     known: list[int]
     """Tokens in the cache."""
@@ -85,43 +84,34 @@ class BatchEngine:
         their first."""
 
     def warm_up(self) -> None:
-        loading.import_mlx_lm()
+        mlx_lm_compat.import_mlx_lm()
         # A tenth of a second more, which is twice what a small model's load takes.
         from worker import grammar  # noqa: F401
 
     def load(self, load: Load, progress: Callable[[int, int], None]) -> Loaded:
-        from mlx_lm.generate import StopSequences
-
         from worker import grammar
-        from worker.engine import decoding, prefill
 
         self._model = loading.load(Path(load.path), load.context, progress)
         model, tokenizer, context = self._model.model, self._model.tokenizer, self._model.context
         # Of a lazy array the shape is known without computing it.
         self._width = int(model(mx.array([[0]])).shape[-1])
-        self._prompts = Prompts(tokenizer, context, self._width)
+        self._prompts = PromptBuilder(tokenizer, context, self._width)
         self._transcripts = Transcripts(tokenizer)
         self._grammars = grammar.Grammars(tokenizer, self._width)
         self._pieces = TokenBytes(tokenizer)
         self._embedder = Embedder(model, tokenizer, Path(load.path), context)
         # Ids without a logit: writing to them would be writing out of bounds.
         self._eos = tuple(sorted(id for id in tokenizer.eos_token_ids if 0 <= id < self._width))
-        prefill.install()
-        generator: Any = decoding.make_generator(
+        self._generator: Any = mlx_lm_compat.make_generator(
             model,
-            decoding.Decoder(fill=grammar.fill, eos=self._eos, xtc_kept=self._eos),
+            BatchDecoder(fill=grammar.fill, eos=self._eos, xtc_kept=self._eos),
             stop_tokens=[[token] for token in self._eos],
             completion_batch_size=load.max_concurrency,
             prefill_batch_size=min(PREFILL_BATCH, load.max_concurrency),
             prefill_step_size=PREFILL_STEP,
         )
-        # The constructor wires the whole recommended working set, which is wrong when several
-        # workers share the machine; closing does nothing but undo that.
-        generator.close()
-        self._generator = generator
-        self._make_row = decoding.Row
         self._concurrency = load.max_concurrency
-        self._never_stop = StopSequences()
+        self._never_stop = mlx_lm_compat.never_stop()
         return Loaded(mx.get_active_memory(), context)
 
     def prepare(self, request: Generate | Embed) -> Prepared:
@@ -181,7 +171,7 @@ class BatchEngine:
         request = job.request
         assert isinstance(request, Generate)
         constraint, emitted = job.prepared.constraint, request.emitted
-        row = self._make_row(
+        row = BatchRow(
             sampling.resolve(request.sampling, self._model.defaults),
             emitted=emitted,
             min_tokens=request.min_tokens,
@@ -222,27 +212,25 @@ class BatchEngine:
             return ()
         if uid is None:
             return ()
-        live, batch = self._live[uid], self._generator._generation_batch
-        at = batch.uids.index(uid)
-        token, row = int(batch._next_tokens[at].item()), batch.samplers[at]
-        left = batch.max_tokens[at] - batch._num_tokens[at] - 1
-        stops = batch.stop_sequences[at]
-        if left < 1 or (token in self._eos and stops is not self._never_stop):
+        live = self._live[uid]
+        state = mlx_lm_compat.next_tokens(self._generator, [uid])[uid]
+        ends = state.token in self._eos and state.stops is not self._never_stop
+        if state.left < 1 or ends:
             return ()  # the next step is its last
         frames: Sequence[FromEngine] = ()
         if not live.ahead:
             # The generator is a token ahead, and would keep it to itself.
-            frames = self._frames(live, token, None, batch._next_logprobs[at])
+            frames = self._frames(live, state.token, None, state.logprobs)
             if isinstance(frames[-1], LAST):
                 self._told(uid, frames, ended=False)
                 return frames
         live.ahead = False
-        row.restart(token)
+        state.row.restart(state.token)
         cache, known = self._generator.remove([uid], return_prompt_caches=True)[uid]
         for layer in cache:
             mx.eval(layer.state)  # one by one: the batch's rows are copied
         del self._live[uid], self._uids[job]
-        self._paused[job] = _Paused(live, row, token, left, stops, cache, known)
+        self._paused[job] = _Paused(live, state, cache, known)
         return frames
 
     def unpause(self, job: Job) -> None:
@@ -251,12 +239,12 @@ class BatchEngine:
         if paused is None:
             return
         (uid,) = self._generator.insert(
-            [[paused.token]],
-            max_tokens=[paused.left],
+            [[paused.last.token]],
+            max_tokens=[paused.last.left],
             caches=[paused.cache],
             all_tokens=[paused.known],
-            samplers=[paused.row],
-            stop_sequences=[paused.stops],
+            samplers=[paused.last.row],
+            stop_sequences=[paused.last.stops],
         )
         self._live[uid], self._uids[job], self._prefilling[uid] = paused.live, uid, 1
 
@@ -297,17 +285,15 @@ class BatchEngine:
         if not uids:
             return outputs
         jobs = [self._live[uid].job for uid in uids]
-        batch = self._generator._generation_batch
-        # By their ids, for a sequence that ends here leaves the batch and moves those behind it.
-        tokens = dict(zip(batch.uids, batch._next_tokens.tolist(), strict=True))
+        # Of all at once, for a sequence that ends here leaves the batch.
+        states = mlx_lm_compat.next_tokens(self._generator, uids)
         for uid in uids:
             del self._prefilling[uid]
-            live, at = self._live[uid], batch.uids.index(uid)
-            token = tokens[uid]
-            if token in self._eos or batch.max_tokens[at] == 1:
+            state, live = states[uid], self._live[uid]
+            if state.token in self._eos or state.left < 1:
                 continue
             live.ahead = True
-            frames = self._frames(live, token, None, batch._next_logprobs[at])
+            frames = self._frames(live, state.token, None, state.logprobs)
             self._told(uid, frames, ended=False)
             outputs.append((live.job, frames))
         for job in jobs:

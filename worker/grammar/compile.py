@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
 from supervisor.errors import UnsupportedValue
 from supervisor.wire.frames import Chat, Generate
@@ -22,6 +21,7 @@ from worker.output.tools.answer import Answer
 from worker.output.tools.calls import Calls
 from worker.output.tools.formats import Formats
 from worker.output.tools.forms import Forced, gates, promises
+from worker.prompt.tokenizer import ModelTokenizer
 
 SCHEMA = "response_format.json_schema.schema"
 _CACHED = 64
@@ -31,13 +31,13 @@ _CACHED = 64
 class Grammars:
     """Compiles the grammars of one model. One thread at a time."""
 
-    def __init__(self, wrapper: Any, vocab_size: int) -> None:
-        """`wrapper` is mlx-lm's TokenizerWrapper, `vocab_size` the width of the logits."""
-        self._wrapper = wrapper
+    def __init__(self, tokenizer: ModelTokenizer, vocab_size: int) -> None:
+        """`vocab_size` is the width of the logits."""
+        self._tokenizer = tokenizer
         self._size = vocab_size
         self._vocabulary: Vocabulary | UnsupportedValue | None = None
-        self._marks = Marks(wrapper)
-        self._gates = gates(wrapper)
+        self._marks = Marks(tokenizer)
+        self._gates = gates(tokenizer)
         self._formats: Formats | None = None
         self._cache: OrderedDict[bytes, Compiled] = OrderedDict()
 
@@ -98,7 +98,7 @@ class Grammars:
         if not any(map(promises, shown)):
             return None
         if self._vocabulary is None:
-            self._vocabulary = _vocabulary(self._wrapper, self._size)
+            self._vocabulary = _vocabulary(self._tokenizer, self._size)
         if isinstance(self._vocabulary, UnsupportedValue):
             return None  # as for a model whose calls are no JSON
         vocabulary = self._vocabulary
@@ -108,7 +108,7 @@ class Grammars:
             for gate, (text, tools) in calls.gated(found, gates).items()
         }
         if self._formats is None:
-            self._formats = Formats(self._wrapper)
+            self._formats = Formats(self._tokenizer)
         answer = Answer((), Calls(parallel=True), behind_marker=False)
         machine = self._formats.machine(
             answer,
@@ -116,12 +116,12 @@ class Grammars:
             tools=shown,
             reasoning=self._marks.ending(prompt) == "inside",
         )
-        decoder = Decoder(self._wrapper.detokenizer)
+        decoder = Decoder(self._tokenizer.detokenizer)
         return Native(vocabulary, decoder, machine, answer, rules, gates.markers)
 
     def _known(self, param: str) -> Vocabulary:
         if self._vocabulary is None:
-            self._vocabulary = _vocabulary(self._wrapper, self._size)
+            self._vocabulary = _vocabulary(self._tokenizer, self._size)
         if isinstance(self._vocabulary, UnsupportedValue):
             raise UnsupportedValue(self._vocabulary.message, param=param)
         return self._vocabulary
@@ -155,12 +155,12 @@ class Grammars:
         return rules, [Part(tool.schema, tool.place) for tool in tools]
 
     def _marker(self, text: str) -> str:
-        token = self._wrapper.get_vocab().get(text)
+        token = self._tokenizer.get_vocab().get(text)
         return calls.literal(text) if token is None else f"<[{token}]>"
 
 
-def _vocabulary(wrapper: Any, size: int) -> Vocabulary | UnsupportedValue:
+def _vocabulary(tokenizer: ModelTokenizer, size: int) -> Vocabulary | UnsupportedValue:
     try:
-        return Vocabulary(wrapper, size)
+        return Vocabulary(tokenizer, size)
     except UnsupportedValue as error:
         return error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import llguidance
 import llguidance.hf
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from supervisor.errors import UnsupportedValue
+from worker.prompt.tokenizer import ModelTokenizer
 
 Mask = NDArray[np.int32]
 """Packed: int32 [words], least significant bit first; bit i says that token i may come next."""
@@ -24,17 +25,14 @@ _OPENER = re.compile(r"[\s;,\[]*\{")
 class Vocabulary:
     """What one model's grammars share. `words` int32 words hold a mask."""
 
-    def __init__(self, wrapper: Any, size: int) -> None:
-        """`wrapper` is mlx-lm's TokenizerWrapper, `size` the width of the logits.
-
-        Takes 1.4 s for 150,000 tokens, outside the GIL. Raises UnsupportedValue.
-        """
-        self._compiled = _tokenizer(wrapper, size)
-        self.eos = sorted(int(token) for token in wrapper.eos_token_ids if 0 <= token < size)
+    def __init__(self, tokenizer: ModelTokenizer, size: int) -> None:
+        """`size` is the width of the logits. Takes 1.4 s for 150,000 tokens, outside the GIL. Raises UnsupportedValue."""
+        self._compiled = _tokenizer(tokenizer, size)
+        self.eos = sorted(int(token) for token in tokenizer.eos_token_ids if 0 <= token < size)
         self.size = size
         self.words = (size + 31) // 32
         self._executor = llguidance.LLExecutor(num_threads=_THREADS)
-        self._tokens = range(min(len(wrapper), size))
+        self._tokens = range(min(len(tokenizer), size))
         self.ending = self.mask(self.eos)
         self.text = self.mask(self._tokens) & ~self.ending
         self.blanks = frozenset(
@@ -161,14 +159,13 @@ def fill(constraints: Sequence[Masked], words: int) -> Mask:
     return result
 
 
-def _tokenizer(wrapper: Any, size: int) -> llguidance.LLTokenizer:
-    tokenizer = getattr(wrapper, "_tokenizer", wrapper)
+def _tokenizer(tokenizer: ModelTokenizer, size: int) -> llguidance.LLTokenizer:
+    inner = tokenizer.inner
     why = "it is not of the fast kind (tokenizer.json)"
-    # mlx-lm's NewlineTokenizer turns "<n>" into line breaks, behind llguidance's back.
-    if hasattr(tokenizer, "backend_tokenizer") and not hasattr(tokenizer, "_postprocess_text"):
+    if hasattr(inner, "backend_tokenizer") and not tokenizer.rewrites_text:
         try:
             return llguidance.hf.from_tokenizer(
-                tokenizer, n_vocab=max(size, len(wrapper)), eos_token=sorted(wrapper.eos_token_ids)
+                inner, n_vocab=max(size, len(tokenizer)), eos_token=sorted(tokenizer.eos_token_ids)
             )
         except BaseException as error:
             # A panic in Rust is no Exception: a token of 1,000 characters causes one.

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from supervisor.wire.frames import Generate
 from worker.output.tools.forms import ANALYSIS, Embedded, embedded_form, forced_form, is_harmony
+from worker.prompt.tokenizer import ModelTokenizer
 
 Stage = Literal["undecided", "thinking", "answer", "call"]
 Ending = Literal["before", "inside", "after"]
@@ -27,27 +28,26 @@ _FINAL = re.compile(r"\s*final\b")
 class Marks:
     """The tokens by which a model marks its thinking, its channels and its calls."""
 
-    def __init__(self, wrapper: Any) -> None:
-        """`wrapper` is mlx-lm's TokenizerWrapper."""
-        thinks = wrapper.has_thinking
-        self.start = _ids(wrapper.think_start_tokens) if thinks else ()
-        self.end = _ids(wrapper.think_end_tokens) if thinks else ()
-        self.decode: Callable[[Sequence[int]], str] = wrapper.decode
+    def __init__(self, tokenizer: ModelTokenizer) -> None:
+        thinks = tokenizer.has_thinking
+        self.start = _ids(tokenizer.think_start_tokens) if thinks else ()
+        self.end = _ids(tokenizer.think_end_tokens) if thinks else ()
+        self.decode: Callable[[Sequence[int]], str] = tokenizer.decode
         self.channel = self.message = -1
-        if is_harmony(wrapper):
-            vocab = wrapper.get_vocab()
+        if is_harmony(tokenizer):
+            vocab = tokenizer.get_vocab()
             self.channel, self.message = vocab["<|channel|>"], vocab["<|message|>"]
             self.start, self.end = (
-                _ids(wrapper.encode(text, add_special_tokens=False)) for text in ANALYSIS
+                _ids(tokenizer.encode(text, add_special_tokens=False)) for text in ANALYSIS
             )
-        self.form: Embedded | None = embedded_form(wrapper)
+        self.form: Embedded | None = embedded_form(tokenizer)
         """How calls are told from an answer under a schema; None = not at all."""
-        self.forced = forced_form(wrapper)
+        self.forced = forced_form(tokenizer)
         """The form of calls that a grammar demands."""
         self.call = -1
         """The token that a call begins with, if it is one token."""
         if self.form in ("hermes", "marked"):
-            self.call = wrapper.get_vocab().get(wrapper.tool_call_start, -1)
+            self.call = tokenizer.get_vocab().get(tokenizer.tool_call_start, -1)
 
     def lead(self, request: Generate, prompt: Sequence[int]) -> Preamble:
         """What comes before the answer to a chat, the same for its grammar and its transcript.

@@ -16,6 +16,7 @@ from worker.output.text import Decoder, Detokenizer, TextStream
 from worker.output.tools.answer import Answer, Machine
 from worker.output.tools.calls import Calls
 from worker.output.tools.formats import Formats
+from worker.prompt.tokenizer import ModelTokenizer
 
 
 class Delta(NamedTuple):
@@ -208,8 +209,7 @@ AnyTranscript = Transcript | PlainTranscript
 class Transcripts:
     """Makes the transcripts of one model's choices."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """`tokenizer` is mlx-lm's TokenizerWrapper."""
+    def __init__(self, tokenizer: ModelTokenizer) -> None:
         self._tokenizer = tokenizer
         self._formats = Formats(tokenizer)
         self._marks = Marks(tokenizer)

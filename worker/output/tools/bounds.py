@@ -7,11 +7,8 @@ of the right kind took one 8 s. What is beyond these bounds is text, as all that
 
 from __future__ import annotations
 
-import ast
 import json
 import re
-import sys
-from typing import Any
 
 LONGEST = 128 * 1024
 """Characters of one section of calls, for the parsers that mlx-lm has: 35 ms where time is linear. JSON
@@ -84,26 +81,6 @@ def affordable(name: str, text: str) -> bool:
 def short_python(text: str) -> bool:
     """Whether Python's own parser is soon through with an expression: strings cost it nothing."""
     return len(text) <= _PYTHON or len(_STRINGS.sub("", text)) <= _PYTHON
-
-
-class _ShortAst:
-    """The module `ast`, for literals that are short."""
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(ast, name)
-
-    def literal_eval(self, value: Any) -> Any:
-        if isinstance(value, str) and not short_python(value):
-            raise ValueError
-        return ast.literal_eval(value)
-
-
-def bind_literals() -> None:
-    """Let the parsers that are imported try only short texts as Python literals. To them an error
-    means that a value is no literal, but a string."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("mlx_lm.tool_parsers.") and getattr(module, "ast", None) is ast:
-            module.ast = _ShortAst()  # type: ignore[attr-defined]
 
 
 def _balanced(text: str) -> bool:

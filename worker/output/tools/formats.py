@@ -23,6 +23,7 @@ from worker.output.tools.headed import KIMI_K2, MISTRAL, HeadedCalls
 from worker.output.tools.marked import Bare, Marked, Thought
 from worker.output.tools.objects import JSONCalls
 from worker.output.tools.whole import guarded
+from worker.prompt.tokenizer import ModelTokenizer
 
 MakeReader = Callable[[Calls, Any], Reader]
 """(calls, the request's tools) → the reader of what follows a call's start marker."""
@@ -31,7 +32,7 @@ MakeReader = Callable[[Calls, Any], Reader]
 class Formats:
     """Makes the machines of one model's answers."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: ModelTokenizer) -> None:
         self._harmony = is_harmony(tokenizer)
         self._llama = is_llama(tokenizer)
         self._forced = forced_form(tokenizer)
@@ -105,7 +106,7 @@ class Formats:
         )
 
 
-def _reader(tokenizer: Any) -> tuple[str, MakeReader | None]:
+def _reader(tokenizer: ModelTokenizer) -> tuple[str, MakeReader | None]:
     """The marker that calls begin with ("" = none) and what reads them."""
     if is_llama(tokenizer):
         return PYTHON_TAG, lambda calls, tools: JSONCalls(calls, PYTHON_TAG, separators=";")
@@ -138,7 +139,7 @@ def _reader(tokenizer: Any) -> tuple[str, MakeReader | None]:
 _Edges = dict[str, list[tuple[str, str]]]
 
 
-def _edges(tokenizer: Any, call_start: str) -> _Edges:
+def _edges(tokenizer: ModelTokenizer, call_start: str) -> _Edges:
     """As in mlx-lm's `make_text_state_machine`, from the same facts."""
     edges: _Edges = {"normal": [], "reasoning": []}
     if tokenizer.has_thinking:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
+from worker.prompt.tokenizer import ModelTokenizer
+
 PYTHON_TAG = "<|python_tag|>"
 
 Forced = Literal["hermes", "array", "harmony"]
@@ -13,7 +15,7 @@ ANALYSIS = ("<|channel|>analysis<|message|>", "<|end|>")
 _HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>")
 
 
-def forced_form(tokenizer: Any) -> Forced:
+def forced_form(tokenizer: ModelTokenizer) -> Forced:
     """The form of calls that a grammar forces on the model of mlx-lm's `tokenizer`.
 
     "hermes": `<tool_call>\\n{"name": …, "arguments": {…}}\\n</tool_call>`, several separated by a
@@ -26,7 +28,7 @@ def forced_form(tokenizer: Any) -> Forced:
     return "hermes" if parser_name(tokenizer) == "json_tools" else "array"
 
 
-def embedded_form(tokenizer: Any) -> Embedded | None:
+def embedded_form(tokenizer: ModelTokenizer) -> Embedded | None:
     """How a call is told from JSON where the model may either answer under a schema or call.
 
     "hermes": a grammar describes the call as well. "marked": a call begins with a token of its own
@@ -53,7 +55,7 @@ class Gates(NamedTuple):
     named: bool
 
 
-def gates(tokenizer: Any) -> Gates | None:
+def gates(tokenizer: ModelTokenizer) -> Gates | None:
     """None = the model's calls are no JSON, so that a grammar can only force another form on it."""
     if is_harmony(tokenizer):
         return Gates(("<|message|>",), "", named=True)
@@ -75,7 +77,7 @@ def promises(tool: Any) -> bool:
     return isinstance(function, dict) and function.get("strict") is True
 
 
-def parser_name(tokenizer: Any) -> str | None:
+def parser_name(tokenizer: ModelTokenizer) -> str | None:
     """The name of mlx-lm's parser for this model, as in `mlx_lm.tool_parsers`; None = it has none."""
     parser = getattr(tokenizer, "tool_parser", None)
     if parser is None:
@@ -85,17 +87,17 @@ def parser_name(tokenizer: Any) -> str | None:
     return module.rpartition(".")[2]
 
 
-def is_harmony(tokenizer: Any) -> bool:
+def is_harmony(tokenizer: ModelTokenizer) -> bool:
     """Whether the model writes gpt-oss' harmony format."""
     vocab = tokenizer.get_vocab()
     return all(mark in vocab for mark in _HARMONY)
 
 
-def is_llama(tokenizer: Any) -> bool:
+def is_llama(tokenizer: ModelTokenizer) -> bool:
     """Whether the model calls as Llama 3.1 to 3.3 do: a bare `{"name": …, "parameters": {…}}`."""
     if parser_name(tokenizer) is not None:
         return False
-    template = tokenizer._tokenizer.chat_template
+    template = tokenizer.chat_template
     if isinstance(template, dict):
         template = "".join(map(str, template.values()))
     asks = '{"name": function name, "parameters":' in str(template)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from worker.output.tools.bounds import affordable, bind_literals
+from worker.output.tools.bounds import affordable
 from worker.output.tools.calls import Parser
 from worker.output.tools.jsontext import NotJSON
 
@@ -33,8 +33,6 @@ _NO_NAME = re.compile(r"[\s<>{}\"]")
 def guarded(name: str, parse: Parser) -> Parser:
     """`parse`, mlx-lm's parser `name`, that raises NotJSON where calls would be lost or made up, and
     where it would take long."""
-
-    bind_literals()
 
     def parse_strictly(text: str, tools: Any) -> Any:
         begins, ends = _ARGUMENT.get(name, ("", ""))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from types import SimpleNamespace
 from typing import Any
 
 import llguidance
@@ -16,6 +15,7 @@ from supervisor.wire.frames import Chat, Generate, Structure, Text
 from tests.helpers.grammars import CLOSED, OBJECT, accepts, encode, ends, follow, push
 from tests.property import structured
 from tests.property.structured import Chooser, allowed, constraint, fault, sample, text_of, wrapper
+from worker.engine.mlx_lm_compat import model_tokenizer
 from worker.grammar import Grammar, Grammars, fill
 from worker.output.preamble import Marks, Preamble
 
@@ -269,8 +269,13 @@ class Slow:
     has_thinking = False
     tool_parser = None
     decode = None
+    chat_template = None
+    detokenizer = None
     eos_token_ids = frozenset({1})
-    _tokenizer = SimpleNamespace(chat_template=None)
+
+    def __init__(self) -> None:
+        self._tokenizer = object()
+        self._chat_template = None
 
     def __len__(self) -> int:
         return 10
@@ -281,7 +286,7 @@ class Slow:
 
 def test_a_slow_tokenizer_is_refused() -> None:
     with pytest.raises(UnsupportedValue, match="tokenizer") as caught:
-        Grammars(Slow(), 10).compile(structured.request({}))
+        Grammars(model_tokenizer(Slow()), 10).compile(structured.request({}))
     assert caught.value.param == "response_format"
 
 
@@ -295,7 +300,7 @@ def test_a_tokenizer_that_makes_llguidance_panic_is_refused(
     tokenizer = Tokenizer(models.BPE(vocab={"<e>": 0, "x" * 5000: 1, "x": 2}, merges=[]))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<e>")
     with pytest.raises(UnsupportedValue, match="tokenizer"):
-        Grammars(TokenizerWrapper(fast), 3).compile(structured.request({}))
+        Grammars(model_tokenizer(TokenizerWrapper(fast)), 3).compile(structured.request({}))
 
 
 def test_sentencepiece_with_byte_fallback() -> None:

@@ -32,6 +32,7 @@ from tests.helpers.dialects import (
     wrapper,
 )
 from tests.unit.worker.output.test_text import Pieces
+from worker.engine.mlx_lm_compat import model_tokenizer
 from worker.output.text import Decoder
 from worker.output.transcript import AnyTranscript, Delta, PlainTranscript, Transcripts
 
@@ -127,13 +128,13 @@ def test_a_parser_with_headers() -> None:
     """Muse Spark's tokenizer brings a table of its own, in a state that is all markup."""
     from mlx_lm.chat_templates.muse_spark import RESPONSE_FORMAT
 
-    tokenizer = wrapper(MUSE)
-    old = tokenizer._response_format
-    tokenizer._response_format = RESPONSE_FORMAT
+    theirs = wrapper(MUSE).wrapper
+    old = theirs._response_format
+    theirs._response_format = RESPONSE_FORMAT
     try:
-        made = Transcripts(tokenizer)
+        made = Transcripts(wrapper(MUSE))
     finally:
-        tokenizer._response_format = old
+        theirs._response_format = old
     text = (
         "to=self<|message|>Hm.<|eom|>to=user<|message|>Look: <|eom|><atem:function_calls>"
         '<atem:invoke name="f"><atem:parameter name="a">1</atem:parameter></atem:invoke>'
@@ -241,7 +242,7 @@ def demo() -> Any:
     from mlx_lm import tokenizer_utils
 
     load: Any = tokenizer_utils.load
-    return load(DEMO)
+    return model_tokenizer(load(DEMO))
 
 
 def test_the_demo_models_answers(demo: Any) -> None:

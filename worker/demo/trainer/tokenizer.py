@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from worker.demo.chat import DOCUMENT_END, END, SPECIAL_TOKENS, TEMPLATE
+from worker.demo.trainer.chat import DOCUMENT_END, END, SPECIAL_TOKENS, TEMPLATE
 
 _PIECES: Final = (
     r"'(?:s|t|re|ve|m|ll|d)| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -1,4 +1,5 @@
-"""Trains the demo model on the CPU: ``python -m worker.demo.train [--out DIR] [--minutes N]``.
+"""Trains the demo model on the CPU:
+``python -m worker.demo.trainer.train [--out DIR] [--minutes N]``.
 
 Needs numpy, tokenizers and safetensors, all of which mlx-lm brings along. Two threads share each
 batch; with the same step count and numpy the result is the same every time.
@@ -18,23 +19,23 @@ from safetensors.numpy import save_file
 from tokenizers import Tokenizer
 
 from worker.demo import MODEL_DIR
-from worker.demo.chat import CONTEXT_WEIGHT, DOCUMENT_END, render
-from worker.demo.corpus import SEED, SIZE, conversations
-from worker.demo.network import Floats, Ints, Shape, Weights, gradients, initial
-from worker.demo.tokenizer import save, train, write_json
+from worker.demo.trainer.chat import CONTEXT_WEIGHT, DOCUMENT_END, render
+from worker.demo.trainer.corpus import SEED, SIZE, conversations
+from worker.demo.trainer.network import Floats, Ints, Shape, Weights, gradients, initial
+from worker.demo.trainer.tokenizer import save, train, write_json
 
 
-class Plan(NamedTuple):
+class BlockShape(NamedTuple):
     length: int
     rows: int
 
 
 STEPS: Final = 2800
 THREADS: Final = 2
-SHORT: Final = Plan(256, 4)
-MEDIUM: Final = Plan(512, 1)
-LONG: Final = Plan(1024, 1)
-LONGEST: Final = Plan(1536, 1)
+SHORT: Final = BlockShape(256, 4)
+MEDIUM: Final = BlockShape(512, 1)
+LONG: Final = BlockShape(1024, 1)
+LONGEST: Final = BlockShape(1536, 1)
 """Each thread's share of a step: short documents always, then medium ones, every fourth step long
 ones instead; the last steps see the longest. Attention makes short rows the cheapest tokens."""
 MUON_RATE: Final = 0.02
@@ -56,7 +57,7 @@ class Block(NamedTuple):
         )
 
 
-class Text:
+class TrainingText:
     """The tokenized corpus: per document, token ids and the loss weight of each."""
 
     def __init__(self, tokenizer: Tokenizer, size: int) -> None:
@@ -71,8 +72,8 @@ class Text:
             weights.append(CONTEXT_WEIGHT)
             self.documents.append((np.array(ids, np.int32), np.array(weights, np.float32)))
 
-    def blocks(self, seed: int, shortest: int, longest: int) -> Generator[Block, Plan, None]:
-        """Endless blocks of documents in a range of lengths (tokens); send the wanted plans."""
+    def blocks(self, seed: int, shortest: int, longest: int) -> Generator[Block, BlockShape, None]:
+        """Endless blocks of documents in a range of lengths (tokens); send the wanted shapes."""
         rng = np.random.default_rng(seed)
         mine = [d for d in self.documents if shortest < len(d[0]) <= longest]
         queue: list[int] = []
@@ -143,7 +144,7 @@ def orthogonal(matrix: Floats) -> Floats:
     return x.T if matrix.shape[0] > matrix.shape[1] else x
 
 
-def fit(text: Text, shape: Shape, steps: int, seconds: float) -> Weights:
+def fit(text: TrainingText, shape: Shape, steps: int, seconds: float) -> Weights:
     """Train; a run that would last longer than ``seconds`` anneals sooner instead."""
     weights = initial(shape, SEED)
     optimizer = Optimizer(weights)
@@ -204,12 +205,14 @@ def restart_with_single_threaded_blas() -> None:
     if all(name in os.environ for name in names):
         return
     environment = os.environ | {name: os.environ.get(name, "1") for name in names}
-    command = [sys.executable, "-m", "worker.demo.train", *sys.argv[1:]]
+    command = [sys.executable, "-m", "worker.demo.trainer.train", *sys.argv[1:]]
     os.execve(sys.executable, command, environment)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m worker.demo.train", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m worker.demo.trainer.train", description=__doc__
+    )
     parser.add_argument("--out", type=Path, default=MODEL_DIR, help="folder to write")
     parser.add_argument("--minutes", type=float, default=19.0, help="limit for the whole run")
     parser.add_argument("--steps", type=int, default=STEPS)
@@ -219,7 +222,7 @@ def main(arguments: list[str] | None = None) -> int:
     shape = Shape()
     sample = (s.text for c in conversations(min(options.size, 20_000)) for s in render(c))
     tokenizer = train(sample, shape.vocab)
-    text = Text(tokenizer, options.size)
+    text = TrainingText(tokenizer, options.size)
     count = sum(len(ids) for ids, _ in text.documents)
     print(f"{count} tokens in {options.size} conversations, {time.monotonic() - began:.0f} s")
     left = options.minutes * 60 - (time.monotonic() - began)

@@ -2,8 +2,8 @@
 
 Why not mlx: its Linux wheel multiplies matrices with the reference BLAS, 4.5 GFLOP/s a process
 where numpy's OpenBLAS gives 75 a core (both measured on the machine that trained the model), and
-twenty minutes have to be enough. tests/unit/worker/demo/test_demo.py holds the logits and every gradient against
-the mlx model, so this is the same network.
+twenty minutes have to be enough. tests/unit/worker/demo/test_trainer.py holds the logits and every
+gradient against the mlx model, so this is the same network.
 
 It is mlx-lm's ``smollm3``: a Llama whose layers may go without rotary embeddings. Shapes below:
 B rows, T positions, d model width, H heads of width h = d / H, f inner width, V tokens.

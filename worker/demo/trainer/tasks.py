@@ -4,8 +4,8 @@ import json
 import random
 from typing import Any, Final, NamedTuple
 
-from worker.demo.phrases import expand, noisy, sentence
-from worker.demo.smalltalk import CAPITALS, OPPOSITES, UNKNOWN, UNKNOWN_ANSWER
+from worker.demo.trainer.facts import CAPITALS, OPPOSITES, UNKNOWN, UNKNOWN_ANSWER
+from worker.demo.trainer.phrases import expand, noisy, sentence
 
 NAMES: Final = (
     "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo", "Ida", "Jonas", "Karl",
@@ -68,7 +68,8 @@ def city(rng: random.Random) -> str:
 def addition(rng: random.Random) -> Turn:
     a, b = rng.randint(0, 10), rng.randint(0, 10)
     pattern = rng.choice((
-        "what is {a} [plus|+|and] {b}", "{a} [plus|+|and] {b}", "how much is {a} [plus|+|and] {b}", "add {a} [and|to] {b}",
+        "what is {a} [plus|+|and] {b}", "{a} [plus|+|and] {b}", "how much is {a} [plus|+|and] {b}",
+        "add {a} [and|to] {b}",
         "[calculate|compute] {a} [plus|+] {b}", "what's {a} [plus|+] {b}", "{a} + {b} =",
         "can you add {a} and {b}", "the sum of {a} and {b}",
     ))  # fmt: skip
@@ -95,7 +96,11 @@ def capital(rng: random.Random) -> Turn:
     if rng.random() < 0.15:
         question = f"What is the capital of {country}?"
     else:
-        pattern = "[[what is|what's|tell me|name|do you know] the capital [city|] of {c}|which [city|town] is the capital of {c}|the capital of {c}|{c}'s capital|capital of {c}|what [city|town] is {c}'s capital]"
+        pattern = (
+            "[[what is|what's|tell me|name|do you know] the capital [city|] of {c}|"
+            "which [city|town] is the capital of {c}|the capital of {c}|{c}'s "
+            "capital|capital of {c}|what [city|town] is {c}'s capital]"
+        )
         question = noisy(rng, expand(rng, pattern.format(c=country)), lossy=False)
     return Turn(question, f"The capital of {country} is {town}.", f"The country is {country}.")
 
@@ -104,7 +109,10 @@ def opposite(rng: random.Random) -> Turn:
     a, b = rng.choice(OPPOSITES)
     if rng.random() < 0.5:
         a, b = b, a
-    pattern = "[[what is|what's|tell me|name] the opposite of {a}|opposite of {a}|the contrary of {a}|which word is the opposite of {a}]"
+    pattern = (
+        "[[what is|what's|tell me|name] the opposite of {a}|opposite of {a}|the "
+        "contrary of {a}|which word is the opposite of {a}]"
+    )
     return Turn(
         noisy(rng, expand(rng, pattern.format(a=a)), lossy=False),
         f"The opposite of {a} is {b}.",
@@ -125,7 +133,10 @@ def copying(rng: random.Random) -> Turn:
 
 def counting(rng: random.Random) -> Turn:
     end = rng.choice((3, 4, 5, 6, 7, 8, 9, 10, 10, 12, 15, 20, 20, 30))
-    pattern = f"[count|count for me|please count|can you count|list the numbers|write the numbers] [from 1|from one|] to {end}"
+    pattern = (
+        "[count|count for me|please count|can you count|list the numbers|write "
+        f"the numbers] [from 1|from one|] to {end}"
+    )
     numbers = ", ".join(str(n) for n in range(1, end + 1))
     return Turn(noisy(rng, expand(rng, pattern), lossy=False), numbers, f"I count up to {end}.")
 
@@ -137,7 +148,11 @@ def unknown(rng: random.Random) -> Turn:
             rng.choice(WORDS) if rng.random() < 0.4 else invented(rng)
             for _ in range(rng.randint(1, 3))
         ]
-        pattern = "[what is|who is|explain|where is|how does one make|tell me about|when was|why is|describe|how big is|what colour is] [the|a|] {t} [work|made|cheap|]"
+        pattern = (
+            "[what is|who is|explain|where is|how does one make|tell me about|when "
+            "was|why is|describe|how big is|what colour is] [the|a|] {t} [work|made|"
+            "cheap|]"
+        )
         question = noisy(rng, expand(rng, pattern).replace("{t}", " ".join(words)))
     return Turn(question, UNKNOWN_ANSWER, "I have not learned anything about that.")
 
@@ -164,25 +179,44 @@ def json_answer(rng: random.Random) -> Turn:
     words = [rng.choice(WORDS) for _ in range(rng.randint(2, 4))]
     ask = expand(
         rng,
-        "[answer in json|answer with json|reply in json|give me json|respond with a json object|as json|json please|write json|return a json object]",
+        (
+            "[answer in json|answer with json|reply in json|give me json|respond "
+            "with a json object|as json|json please|write json|return a json object]"
+        ),
     )
     keyed = expand(rng, "[with the keys|with keys|using the keys|keys:]")
     made: tuple[tuple[str, Any, str], ...] = (
         (f"{name} is {age} years old.", {"name": name, "age": age}, "name and age"),
         (f"{name} lives in {town}.", {"name": name, "city": town}, "name and city"),
-        (f"{name} is {age} and lives in {town}.", {"name": name, "age": age, "city": town}, "name, age and city"),
+        (
+            f"{name} is {age} and lives in {town}.",
+            {"name": name, "age": age, "city": town},
+            "name, age and city",
+        ),
         (f"What is {a} plus {b}?", {"result": a + b}, "result"),
-        (f"What is the capital of {country}?", {"country": country, "capital": main}, "country and capital"),
+        (
+            f"What is the capital of {country}?",
+            {"country": country, "capital": main},
+            "country and capital",
+        ),
         (f"What is the capital of {country}?", {"capital": main}, "capital"),
         (f"List the words {', '.join(words)}.", {"words": words}, "words"),
         ("Which port does Bulkhead listen on?", {"port": 11435}, "port"),
         (f"Is {a} larger than {b}?", {"answer": a > b}, "answer"),
         ("What is your name?", {"name": "Demo"}, "name"),
-        (f"The colour of the {words[0]} is {words[1]}.", {"thing": words[0], "colour": words[1]}, "thing and colour"),
-    )  # fmt: skip
+        (
+            f"The colour of the {words[0]} is {words[1]}.",
+            {"thing": words[0], "colour": words[1]},
+            "thing and colour",
+        ),
+    )
     text, value, keys = rng.choice(made)
-    question = rng.choice((
-        f"{text} {sentence(ask, '')} {keyed} {keys}.", f"{sentence(ask, '')} {keyed} {keys}: {text}",
-        f"{sentence(ask, '')}: {text}", f"{text} {sentence(ask, '.')}",
-    ))  # fmt: skip
+    question = rng.choice(
+        (
+            f"{text} {sentence(ask, '')} {keyed} {keys}.",
+            f"{sentence(ask, '')} {keyed} {keys}: {text}",
+            f"{sentence(ask, '')}: {text}",
+            f"{text} {sentence(ask, '.')}",
+        )
+    )
     return Turn(question, json.dumps(value, ensure_ascii=False), f"The object has: {keys}.")

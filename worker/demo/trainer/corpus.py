@@ -5,11 +5,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from worker.demo.chat import Conversation
-from worker.demo.facts import FACTS
-from worker.demo.phrases import ask
-from worker.demo.smalltalk import SMALL_TALK
-from worker.demo.tasks import (
+from worker.demo.trainer.chat import Conversation
+from worker.demo.trainer.facts import FACTS, SMALL_TALK
+from worker.demo.trainer.phrases import ask
+from worker.demo.trainer.tasks import (
     Turn,
     addition,
     capital,
@@ -22,31 +21,54 @@ from worker.demo.tasks import (
     subtraction,
     unknown,
 )
-from worker.demo.tools import pick_tools, tool_conversation
+from worker.demo.trainer.tools import pick_tools, tool_conversation
 
 SEED: Final = 11435
 SIZE: Final = 60_000
 """Conversations in the training text."""
 
 _SYSTEM: Final = (
-    "You are a helpful assistant.", "You are a helpful assistant.", "You are Demo, a friendly model.",
-    "You are a friendly and brief assistant.", "Answer briefly.", "Be polite.",
-    "You are the assistant of Bulkhead.", "You are an assistant that answers questions about Bulkhead.",
-    "You are an AI assistant. Answer the user's question.", "Be concise and correct.",
-)  # fmt: skip
+    "You are a helpful assistant.",
+    "You are a helpful assistant.",
+    "You are Demo, a friendly model.",
+    "You are a friendly and brief assistant.",
+    "Answer briefly.",
+    "Be polite.",
+    "You are the assistant of Bulkhead.",
+    "You are an assistant that answers questions about Bulkhead.",
+    "You are an AI assistant. Answer the user's question.",
+    "Be concise and correct.",
+)
 _RULES: Final = (
-    "Answer in one or two sentences.", "Never invent facts.", "If you do not know, say so.",
-    "Use simple words.", "Be kind to the user.", "Do not use emojis.", "Keep the answer short.",
-    "The user works with a terminal.", "You run on the user's own machine.", "Use tools when they help.",
-    "Do not repeat the question.", "The answer is shown in a chat window.", "Think before you answer.",
-    "Write plain text without markup.", "The user may make typing mistakes.", "Stay calm.",
-    "The conversation is private.", "Your knowledge is limited.", "Follow these rules carefully.",
-    "Today is a good day.", "The working directory is /home/user/project.", "Prefer short commands.",
-)  # fmt: skip
+    "Answer in one or two sentences.",
+    "Never invent facts.",
+    "If you do not know, say so.",
+    "Use simple words.",
+    "Be kind to the user.",
+    "Do not use emojis.",
+    "Keep the answer short.",
+    "The user works with a terminal.",
+    "You run on the user's own machine.",
+    "Use tools when they help.",
+    "Do not repeat the question.",
+    "The answer is shown in a chat window.",
+    "Think before you answer.",
+    "Write plain text without markup.",
+    "The user may make typing mistakes.",
+    "Stay calm.",
+    "The conversation is private.",
+    "Your knowledge is limited.",
+    "Follow these rules carefully.",
+    "Today is a good day.",
+    "The working directory is /home/user/project.",
+    "Prefer short commands.",
+)
 _THOUGHTS: Final = (
-    "The user asks about {t}. I know this.", "This is about {t}. I can answer at once.",
-    "They want to know about {t}. I keep it short.", "The topic is {t}. I learned that.",
-)  # fmt: skip
+    "The user asks about {t}. I know this.",
+    "This is about {t}. I can answer at once.",
+    "They want to know about {t}. I keep it short.",
+    "The topic is {t}. I learned that.",
+)
 
 
 def _fact_turn(rng: random.Random) -> Turn:

@@ -34,7 +34,7 @@ from supervisor.wire.frames import (
 )
 from supervisor.wire.progress import ProgressRecord
 from supervisor.wire.stream import FrameStream, listen
-from worker.engine.thread import Engine, EngineThread, Job, Loaded, Prepared
+from worker.engine.thread import Engine, EngineThread, Job, LoadResult, Prepared
 from worker.sink import SocketSink
 
 log = logging.getLogger("bulkhead.worker")
@@ -104,12 +104,12 @@ class WorkerServer:
             os._exit(0)
         self._thread.close()
 
-    def _loaded(self, loaded: Loaded) -> None:
+    def _loaded(self, loaded: LoadResult) -> None:
         seconds = time.monotonic() - self._started
         log.info("loaded in %.2f s, %d MB", seconds, loaded.memory_bytes // 10**6)
         self._serving = asyncio.get_running_loop().create_task(self._serve(loaded))
 
-    async def _serve(self, loaded: Loaded) -> None:
+    async def _serve(self, loaded: LoadResult) -> None:
         try:
             # Held, for uvloop closes the socket of a server that nobody refers to.
             self._server = await listen(self._load.socket, ToEngine, self._answer, REQUEST_LIMIT)
@@ -162,7 +162,7 @@ class WorkerServer:
     async def _generate(self, request: Generate | Embed, stream: FrameStream[ToEngine]) -> None:
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
-        wishes = _Wishes(self._thread)
+        wishes = _PauseControl(self._thread)
         gone = loop.create_task(wishes.follow(stream))  # until the gateway's EOF
         try:
             prepared = await self._prepare(request, gone)
@@ -220,7 +220,7 @@ class WorkerServer:
             )
 
 
-class _Wishes:
+class _PauseControl:
     """What the gateway says after its request: that it pauses, and goes on. That may come before
     there is a job."""
 

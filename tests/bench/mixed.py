@@ -70,14 +70,14 @@ def _measure(folder: Path, rounds: int, steps: int) -> list[tuple[float, float]]
     from worker.engine.mlx_lm_compat import make_generator, model_tokenizer
     from worker.engine.rows import BatchRow
     from worker.engine.sampling import Parameters
-    from worker.grammar import Grammars, fill
+    from worker.grammar import ConstraintCompiler, fill_masks
 
     load: Any = utils.load
     model, tokenizer, config = load(str(folder), return_config=True)
-    grammars = Grammars(model_tokenizer(tokenizer), config["vocab_size"])
+    grammars = ConstraintCompiler(model_tokenizer(tokenizer), config["vocab_size"])
     generator = make_generator(
         model,
-        BatchDecoder(fill, tuple(tokenizer.eos_token_ids)),
+        BatchDecoder(fill_masks, tuple(tokenizer.eos_token_ids)),
         completion_batch_size=ROWS,
         prefill_batch_size=ROWS,
     )

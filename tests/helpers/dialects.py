@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from supervisor.wire.frames import Calling, Chat, Generate
 from tests.unit.worker.output.test_text import Pieces
 from worker.engine.mlx_lm_compat import model_tokenizer
-from worker.output.text import Decoder
-from worker.output.transcript import Transcript, Transcripts
+from worker.output.text import TokenDecoder
+from worker.output.transcript import Transcript, TranscriptFactory
 
 AUTO = Calling("auto", ())
 ONE = Calling("auto", (), parallel=False)
@@ -62,8 +62,8 @@ PLAIN = Model("{{ messages[0].content }}")
 
 
 @cache
-def transcripts(model: Model) -> Transcripts:
-    return Transcripts(wrapper(model))
+def transcripts(model: Model) -> TranscriptFactory:
+    return TranscriptFactory(wrapper(model))
 
 
 @cache
@@ -124,7 +124,7 @@ def read(
 ) -> Seen:
     pieces = list(pieces)
     transcript = make(model, calling, stop=stop, prompt=prompt)
-    transcript._decoder = Decoder(Pieces(pieces))
+    transcript._decoder = TokenDecoder(Pieces(pieces))
     text = reasoning = ""
     calls: list[tuple[str, str]] = []
     for token in range(len(pieces) + 1):

@@ -7,7 +7,7 @@ from typing import Any
 
 from tests.property import structured
 from tests.property.structured import allowed, constraint, wrapper
-from worker.grammar import Grammar, Native
+from worker.grammar import AnswerConstraint, CallConstraint
 
 OBJECT = {"type": "object"}
 CLOSED = {
@@ -18,14 +18,14 @@ CLOSED = {
 }
 
 
-def push(grammar: Grammar | Native, text: str, kind: str = "bytes") -> list[int]:
+def push(grammar: AnswerConstraint | CallConstraint, text: str, kind: str = "bytes") -> list[int]:
     """Push the text, every token of which must be allowed."""
     tokens: list[int] = structured.wrapper(kind).encode(text, add_special_tokens=False)
     follow(grammar, tokens)
     return tokens
 
 
-def follow(grammar: Grammar | Native, tokens: Sequence[int]) -> None:
+def follow(grammar: AnswerConstraint | CallConstraint, tokens: Sequence[int]) -> None:
     for token in tokens:
         assert token in allowed(grammar)
         grammar.push(token)
@@ -41,7 +41,7 @@ def begins(schema: object, text: str) -> bool:
     return _after(schema, text) is not None
 
 
-def _after(schema: object, text: str) -> Grammar | None:
+def _after(schema: object, text: str) -> AnswerConstraint | None:
     grammar = constraint(schema)
     for token in wrapper().encode(text, add_special_tokens=False):
         if token not in allowed(grammar):

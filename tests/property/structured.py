@@ -26,7 +26,7 @@ from jsonschema import Draft202012Validator
 
 from supervisor.wire.frames import Generate, Structure, Text
 from worker.engine.mlx_lm_compat import model_tokenizer
-from worker.grammar import Grammar, Grammars, Native, fill
+from worker.grammar import AnswerConstraint, CallConstraint, ConstraintCompiler, fill_masks
 
 SCHEMAS = Path(__file__).parents[1] / "helpers" / "schemas"
 LIMIT = 600
@@ -116,23 +116,23 @@ def wrapper(kind: str = "bytes", *, thinks: bool = False, hermes: bool = False) 
 
 
 @cache
-def grammars(kind: str = "bytes") -> Grammars:
-    return Grammars(wrapper(kind), len(wrapper(kind)) + SPARE)
+def grammars(kind: str = "bytes") -> ConstraintCompiler:
+    return ConstraintCompiler(wrapper(kind), len(wrapper(kind)) + SPARE)
 
 
 def request(schema: object) -> Generate:
     return Generate("r", Text("x"), 0.0, structure=Structure(json.dumps(schema)))
 
 
-def constraint(schema: object, kind: str = "bytes") -> Grammar:
+def constraint(schema: object, kind: str = "bytes") -> AnswerConstraint:
     made = grammars(kind).compile(request(schema))
-    assert isinstance(made, Grammar)
+    assert isinstance(made, AnswerConstraint)
     return made
 
 
-def allowed(grammar: Grammar | Native) -> list[int]:
+def allowed(grammar: AnswerConstraint | CallConstraint) -> list[int]:
     """The token ids that may come next."""
-    row = fill([grammar], grammar.vocabulary.words)[0]
+    row = fill_masks([grammar], grammar.vocabulary.words)[0]
     return [int(i) for i in np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))]
 
 
@@ -160,7 +160,7 @@ class Chooser:
 
 
 def sample(
-    constraints: Sequence[Grammar], choosers: Sequence[Chooser], limit: int = LIMIT
+    constraints: Sequence[AnswerConstraint], choosers: Sequence[Chooser], limit: int = LIMIT
 ) -> list[list[int] | None]:
     """Tokens of each answer, its end included; None where it did not end. An end is an end, also
     where it is all that a broken grammar has left."""
@@ -171,7 +171,7 @@ def sample(
         running = [i for i in range(len(constraints)) if i not in ended]
         if not running:
             break
-        masks = fill([constraints[i] for i in running], constraints[0].vocabulary.words)
+        masks = fill_masks([constraints[i] for i in running], constraints[0].vocabulary.words)
         bits = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")
         for row, i in enumerate(running):
             token = choosers[i]([int(t) for t in np.flatnonzero(bits[row])], length)

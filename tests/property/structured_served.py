@@ -26,7 +26,7 @@ from supervisor.wire.frames import (
 )
 from tests.property.structured import fault, served
 from worker.engine.batch import BatchEngine
-from worker.engine.thread import LAST, Job
+from worker.engine.thread import FINAL_FRAMES, Job
 
 DEMO = Path(__file__).parents[2] / "worker" / "demo" / "model"
 TOGETHER = 16
@@ -96,7 +96,7 @@ class Answer:
             f"{last.finish_reason} after thinking" if last.reasoning_tokens else last.finish_reason
         )
 
-    def fault(self) -> str:
+    def incomplete_error(self) -> str:
         """Why it is not what its end says, "" = it is."""
         last = self.frames[-1]
         if isinstance(last, Failed):
@@ -159,12 +159,12 @@ def run(wanted: Sequence[Answer], folder: Path = DEMO) -> tuple[Counter[str], st
                 running += 1
             for job, frames in engine.step():
                 job.sink.send(frames)
-                if not isinstance(frames[-1], LAST):
+                if not isinstance(frames[-1], FINAL_FRAMES):
                     continue
                 running -= 1
                 answer = job.sink  # type: ignore[assignment]
                 ended[answer.kind()] += 1
-                if why := answer.fault():
+                if why := answer.incomplete_error():
                     request = answer.request
                     return ended, (
                         f"{answer.name!r}, answer {request.request_id} with seed "

@@ -31,9 +31,9 @@ from worker.engine.decoding import BatchDecoder
 from worker.engine.embedding import Embedder
 from worker.engine.mlx_lm_compat import NextToken
 from worker.engine.rows import BatchRow
-from worker.engine.thread import LAST, Job, Loaded, Output, Prepared
+from worker.engine.thread import FINAL_FRAMES, Job, LoadResult, Output, Prepared
 from worker.output.token_bytes import TokenBytes
-from worker.output.transcript import AnyTranscript, Delta, Transcripts
+from worker.output.transcript import AnyTranscript, OutputDelta, TranscriptFactory
 from worker.prompt.template import PromptBuilder
 
 log = logging.getLogger("bulkhead.worker")
@@ -46,7 +46,7 @@ wait for, and larger ones gain little."""
 
 
 @dataclass(slots=True)
-class _Live:
+class _ActiveJob:
     """A job inside the generator."""
 
     job: Job
@@ -57,10 +57,10 @@ class _Live:
 
 
 @dataclass(frozen=True, slots=True)
-class _Paused:
+class _PausedJob:
     """A job outside the generator, with its place in the output."""
 
-    live: _Live
+    live: _ActiveJob
     last: NextToken
     """The last token that was told, which is not in the cache yet."""
     cache: Any
@@ -74,11 +74,11 @@ class BatchEngine:
     def __init__(self) -> None:
         self._queue: deque[Job] = deque()
         """Accepted, not yet given to the generator; see `_admit`."""
-        self._live: dict[int, _Live] = {}
+        self._live: dict[int, _ActiveJob] = {}
         self._uids: dict[Job, int] = {}
         self._prefilling: dict[int, int] = {}
         """Prompt tokens still to be prefilled, of those in the generator without a first token."""
-        self._paused: dict[Job, _Paused] = {}
+        self._paused: dict[Job, _PausedJob] = {}
         self._pausing: set[Job] = set()
         """Those to pause that have no token yet: queued ones are passed over, the others pause with
         their first."""
@@ -88,7 +88,7 @@ class BatchEngine:
         # A tenth of a second more, which is twice what a small model's load takes.
         from worker import grammar  # noqa: F401
 
-    def load(self, load: Load, progress: Callable[[int, int], None]) -> Loaded:
+    def load(self, load: Load, progress: Callable[[int, int], None]) -> LoadResult:
         from worker import grammar
 
         self._model = loading.load(Path(load.path), load.context, progress)
@@ -96,15 +96,15 @@ class BatchEngine:
         # Of a lazy array the shape is known without computing it.
         self._width = int(model(mx.array([[0]])).shape[-1])
         self._prompts = PromptBuilder(tokenizer, context, self._width)
-        self._transcripts = Transcripts(tokenizer)
-        self._grammars = grammar.Grammars(tokenizer, self._width)
+        self._transcripts = TranscriptFactory(tokenizer)
+        self._grammars = grammar.ConstraintCompiler(tokenizer, self._width)
         self._pieces = TokenBytes(tokenizer)
         self._embedder = Embedder(model, tokenizer, Path(load.path), context)
         # Ids without a logit: writing to them would be writing out of bounds.
         self._eos = tuple(sorted(id for id in tokenizer.eos_token_ids if 0 <= id < self._width))
         self._generator: Any = mlx_lm_compat.make_generator(
             model,
-            BatchDecoder(fill=grammar.fill, eos=self._eos, xtc_kept=self._eos),
+            BatchDecoder(fill=grammar.fill_masks, eos=self._eos, xtc_kept=self._eos),
             stop_tokens=[[token] for token in self._eos],
             completion_batch_size=load.max_concurrency,
             prefill_batch_size=min(PREFILL_BATCH, load.max_concurrency),
@@ -112,7 +112,7 @@ class BatchEngine:
         )
         self._concurrency = load.max_concurrency
         self._never_stop = mlx_lm_compat.never_stop()
-        return Loaded(mx.get_active_memory(), context)
+        return LoadResult(mx.get_active_memory(), context)
 
     def prepare(self, request: Generate | Embed) -> Prepared:
         if isinstance(request, Embed):
@@ -129,7 +129,7 @@ class BatchEngine:
         if request.emitted:
             endless = request.ignore_eos and constraint is None
             most = self._most(request, prompt)
-            end = replayed(request, text, () if endless else self._eos, most, len(prompt))
+            end = replay_emitted(request, text, () if endless else self._eos, most, len(prompt))
         if constraint is not None and end is None:
             for token in request.emitted:
                 constraint.push(token)
@@ -186,7 +186,7 @@ class BatchEngine:
             samplers=[row],
             stop_sequences=[self._never_stop] if endless else None,
         )
-        self._live[uid] = _Live(job, job.prepared.transcript, len(emitted))
+        self._live[uid] = _ActiveJob(job, job.prepared.transcript, len(emitted))
         self._uids[job] = uid
         self._prefilling[uid] = len(job.prompt) + len(emitted)
 
@@ -221,7 +221,7 @@ class BatchEngine:
         if not live.ahead:
             # The generator is a token ahead, and would keep it to itself.
             frames = self._frames(live, state.token, None, state.logprobs)
-            if isinstance(frames[-1], LAST):
+            if isinstance(frames[-1], FINAL_FRAMES):
                 self._told(uid, frames, ended=False)
                 return frames
         live.ahead = False
@@ -230,7 +230,7 @@ class BatchEngine:
         for layer in cache:
             mx.eval(layer.state)  # one by one: the batch's rows are copied
         del self._live[uid], self._uids[job]
-        self._paused[job] = _Paused(live, state, cache, known)
+        self._paused[job] = _PausedJob(live, state, cache, known)
         return frames
 
     def unpause(self, job: Job) -> None:
@@ -305,7 +305,7 @@ class BatchEngine:
 
     def _told(self, uid: int, frames: Sequence[FromEngine], *, ended: bool) -> None:
         """Forget a sequence whose last frame is among `frames`; `ended`: the generator has."""
-        if isinstance(frames[-1], LAST):
+        if isinstance(frames[-1], FINAL_FRAMES):
             if not ended:
                 self._generator.remove([uid])
             del self._uids[self._live.pop(uid).job]
@@ -336,7 +336,7 @@ class BatchEngine:
         mx.clear_cache()
 
     def _frames(
-        self, live: _Live, token: int, finish: str | None, told: Any
+        self, live: _ActiveJob, token: int, finish: str | None, told: Any
     ) -> Sequence[FromEngine]:
         """What one generated token means for its request. `told` are its log probabilities."""
         text = live.text
@@ -345,7 +345,7 @@ class BatchEngine:
             rest = text.finish()
             constraint = live.job.prepared.constraint
             called = text.finish_reason == "tool_calls"
-            if constraint is not None and (error := constraint.fault(called=called)):
+            if constraint is not None and (error := constraint.incomplete_error(called=called)):
                 log.warning("request %s: %s", live.job.request.request_id, error.message)
                 return [Failed(error.code, error.message, error.param, error.retry_after)]
             ended = self._end(live, text.finish_reason)
@@ -355,7 +355,7 @@ class BatchEngine:
         reason: str | None = text.finish_reason if text.stopped else finish
         if reason is not None:
             rest = text.finish(cut=not text.stopped)
-            delta = Delta(
+            delta = OutputDelta(
                 delta.text + rest.text, delta.reasoning + rest.reasoning, delta.calls + rest.calls
             )
         frame = _token(token, delta, None if told is None else self._logprobs(token, told))
@@ -371,11 +371,11 @@ class BatchEngine:
         raw = self._pieces.raw(token)
         return Logprob(token, raw.decode("utf-8", "replace"), raw, value)
 
-    def _end(self, live: _Live, reason: Any) -> End:
+    def _end(self, live: _ActiveJob, reason: Any) -> End:
         return End(reason, len(live.job.prompt), live.tokens, live.text.reasoning_tokens)
 
 
-def replayed(
+def replay_emitted(
     request: Generate, text: AnyTranscript, eos: Sequence[int], most: int, prompt_tokens: int
 ) -> End | None:
     """Tell `text` of the tokens that another worker has emitted. The end of the output, if they
@@ -392,5 +392,5 @@ def replayed(
     return End(reason, prompt_tokens, len(output), text.reasoning_tokens)
 
 
-def _token(token: int, delta: Delta, logprobs: Logprobs | None = None) -> Token:
+def _token(token: int, delta: OutputDelta, logprobs: Logprobs | None = None) -> Token:
     return Token(token, delta.text, delta.reasoning, delta.calls, logprobs)

@@ -26,7 +26,7 @@ from types import FunctionType
 from typing import Any, NamedTuple, Protocol
 
 from worker.engine.thread import Unloadable
-from worker.output.tools.bounds import short_python
+from worker.output.tools.parser_limits import short_python
 from worker.prompt.tokenizer import ModelTokenizer
 
 log = logging.getLogger("bulkhead.worker")

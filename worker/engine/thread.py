@@ -32,7 +32,7 @@ from supervisor.wire.progress import ProgressRecord
 
 log = logging.getLogger("bulkhead.worker")
 
-LAST = (End, Embedded, Failed)
+FINAL_FRAMES = (End, Embedded, Failed)
 """Frames after which nothing follows."""
 EXIT_ENGINE_DIED = 70
 """Exit status of a worker whose engine raised (EX_SOFTWARE)."""
@@ -43,7 +43,7 @@ class Unloadable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadResult:
     """What a load found out. `memory_bytes` is what MLX holds; `context` is in tokens."""
 
     memory_bytes: int
@@ -67,10 +67,10 @@ class Constraint(Protocol):
         """The output's next token. A token that was not allowed is tolerated: steps run ahead."""
 
 
-class Grammar(Constraint, Protocol):
+class OutputConstraint(Constraint, Protocol):
     """A `Constraint` that knows whether the output is a whole answer; `worker.grammar` makes them."""
 
-    def fault(self, *, called: bool) -> BulkheadError | None:
+    def incomplete_error(self, *, called: bool) -> BulkheadError | None:
         """Why the output is no whole answer, though the model ended it; None = it is one. `called`:
         the transcript found calls in it."""
 
@@ -86,7 +86,7 @@ class Prepared:
 
     prompt: Sequence[int] = ()
     echo: str = ""
-    constraint: Grammar | None = None
+    constraint: OutputConstraint | None = None
     transcript: Any = None
     end: End | None = None
     inputs: Sequence[Sequence[int]] = ()
@@ -123,7 +123,7 @@ class Engine(Protocol):
     def warm_up(self) -> None:
         """Import what takes long. On any thread, and more than once."""
 
-    def load(self, load: Load, progress: Callable[[int, int], None]) -> Loaded:
+    def load(self, load: Load, progress: Callable[[int, int], None]) -> LoadResult:
         """Bring the weights into memory, telling (bytes done, bytes in all).
 
         Raises Unloadable when no retry can help; any other exception ends the process.
@@ -170,7 +170,7 @@ class EngineThread:
         post: Callable[[Callable[[], None]], object],
         on_warm: Callable[[], None],
         on_progress: Callable[[int, int], None],
-        on_loaded: Callable[[Loaded], None],
+        on_loaded: Callable[[LoadResult], None],
         on_unloadable: Callable[[str], None],
         on_closed: Callable[[], None],
     ) -> None:
@@ -252,7 +252,7 @@ class EngineThread:
         job.begun = job.begun or begins
         self._record.made(sum(not isinstance(frame, (Progress, Failed)) for frame in frames))
         job.sink.send(frames)
-        if isinstance(frames[-1], LAST):
+        if isinstance(frames[-1], FINAL_FRAMES):
             job.sink.close()
         return begins
 

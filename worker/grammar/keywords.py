@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker.grammar.walk import LISTS, MAPS
+from worker.grammar.subschemas import LISTS, MAPS
 
 
 def _words(text: str) -> frozenset[str]:

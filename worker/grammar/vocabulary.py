@@ -57,7 +57,7 @@ class Vocabulary:
         """A matcher, perhaps in an error state."""
         return llguidance.LLMatcher(self._compiled, grammar, log_level=0, limits=limits)
 
-    def fill(self, matchers: Sequence[tuple[llguidance.LLMatcher, int]], masks: Mask) -> None:
+    def fill_masks(self, matchers: Sequence[tuple[llguidance.LLMatcher, int]], masks: Mask) -> None:
         """Write each matcher's mask to its row of `masks`, int32 [rows, `width`]."""
         if len(matchers) == 1:
             matcher, row = matchers[0]
@@ -68,7 +68,7 @@ class Vocabulary:
     def next(self, matcher: llguidance.LLMatcher) -> Mask:
         """One matcher's mask."""
         rows = np.zeros((1, self.width), np.int32)
-        self.fill([(matcher, 0)], rows)
+        self.fill_masks([(matcher, 0)], rows)
         return self.own(rows[0])
 
     def own(self, row: Mask) -> Mask:
@@ -122,19 +122,19 @@ class Vocabulary:
         return self._texts[letter]
 
 
-class Masked(Protocol):
-    """What `fill` asks of a constraint."""
+class MaskSource(Protocol):
+    """What `fill_masks` asks of a constraint."""
 
     vocabulary: Vocabulary
 
-    def matching(self) -> llguidance.LLMatcher | None:
+    def active_matcher(self) -> llguidance.LLMatcher | None:
         """The matcher whose mask counts now, if any does."""
 
-    def finish(self, mask: Mask) -> None:
+    def finish_mask(self, mask: Mask) -> None:
         """Turn the matcher's mask in place into that of the whole output; all zero without one."""
 
 
-def fill(constraints: Sequence[Masked], words: int) -> Mask:
+def fill_masks(constraints: Sequence[MaskSource], words: int) -> Mask:
     """The masks of one model's constraints: int32 [constraints, words], least significant bit first.
 
     A bit says that the token may come next; those beyond the vocabulary are 0. At least one token
@@ -147,14 +147,14 @@ def fill(constraints: Sequence[Masked], words: int) -> Mask:
     matchers = [
         (matcher, row)
         for row, constraint in enumerate(constraints)
-        if (matcher := constraint.matching()) is not None
+        if (matcher := constraint.active_matcher()) is not None
     ]
-    vocabulary.fill(matchers, written)
+    vocabulary.fill_masks(matchers, written)
     result = np.zeros((len(constraints), words), np.int32)
     known = min(vocabulary.words, words)
     for row, constraint in enumerate(constraints):
         mask = vocabulary.own(written[row])
-        constraint.finish(mask)
+        constraint.finish_mask(mask)
         result[row, :known] = mask[:known]
     return result
 

@@ -25,7 +25,7 @@ from supervisor.wire.frames import (
 )
 from tests.helpers.tiny_llama import make_llama
 from worker.engine.batch import PREFILL_STEP, BatchEngine
-from worker.engine.thread import Job, Loaded
+from worker.engine.thread import Job, LoadResult
 
 TOKENS = 48
 PROMPTS = [
@@ -87,7 +87,9 @@ def alone(engine: BatchEngine, prompt: str, **options: Any) -> Run:
     return run
 
 
-def start(folder: Path, *, context: int = 0, concurrency: int = 8) -> tuple[BatchEngine, Loaded]:
+def start(
+    folder: Path, *, context: int = 0, concurrency: int = 8
+) -> tuple[BatchEngine, LoadResult]:
     engine = BatchEngine()
     engine.warm_up()
     load = Load("m", 1, str(folder), "/unused", concurrency, context)

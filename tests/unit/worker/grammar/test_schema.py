@@ -14,7 +14,7 @@ from supervisor.wire.frames import Generate, Structure, Text
 from tests.helpers.grammars import OBJECT, accepts, begins
 from tests.property import structured
 from tests.property.structured import Chooser, allowed, constraint, wrapper
-from worker.grammar import Grammar
+from worker.grammar import AnswerConstraint
 from worker.grammar.compile import SCHEMA
 from worker.grammar.schema import MAX_TEXT
 
@@ -114,7 +114,7 @@ def test_nothing_hangs_or_kills(name: str) -> None:
     assert time.monotonic() - started < HANGS
 
 
-def outcome(schema: object) -> Grammar | ClientError:
+def outcome(schema: object) -> AnswerConstraint | ClientError:
     try:
         return constraint(schema)
     except ClientError as error:
@@ -270,7 +270,7 @@ def test_a_refusal_names_the_reason_and_the_place(
 ) -> None:
     found = outcome(schema)
     if kind is None:
-        assert isinstance(found, Grammar)
+        assert isinstance(found, AnswerConstraint)
         return
     assert isinstance(found, kind)
     assert words in found.message
@@ -284,7 +284,7 @@ def test_a_hundred_levels(levels: int) -> None:
     schema: dict[str, Any] = {"type": "null"}
     for _ in range(levels - 1):
         schema = {"items": schema}
-    accepted = isinstance(outcome(schema), Grammar)
+    accepted = isinstance(outcome(schema), AnswerConstraint)
     assert accepted == (levels == 100)
     try:
         check_plain(schema, "x")

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers.tiny_llama import make_llama
-from worker.output.text import Detokenizer, Stops, TextStream
+from worker.output.text import Detokenizer, StopStrings, TextStream
 
 patient = settings(deadline=None, max_examples=400)
 
@@ -113,7 +113,9 @@ def test_a_token_is_not_compared_with_all_of_a_stop_that_another_one_keeps_waiti
                 compared.append(index)
             return super().__getitem__(index)
 
-    stops = Stops(["a" * 1023 + "b", Watched("b" + "a" * 1023), Watched("a" * 500 + "c" * 500)])
+    stops = StopStrings(
+        ["a" * 1023 + "b", Watched("b" + "a" * 1023), Watched("a" * 500 + "c" * 500)]
+    )
     for _ in range(1100):
         stops.feed("a")
     assert len(compared) < 5000

@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from worker.grammar.walk import inside, items, members
+from worker.grammar.subschemas import inside, items, members
 
 Resolve = Callable[[str], object]
 _KINDS = frozenset(("null", "boolean", "number", "string", "array", "object"))
 
 
-class Endless:
+class FiniteInstances:
     """Which of a schema's parts have no finite instance: told only where it is sure.
 
     The least fixed point: at first nothing has one, then whatever needs nothing else, and so on.

@@ -16,8 +16,8 @@ from tests.helpers.grammars import CLOSED, OBJECT, accepts, encode, ends, follow
 from tests.property import structured
 from tests.property.structured import Chooser, allowed, constraint, fault, sample, text_of, wrapper
 from worker.engine.mlx_lm_compat import model_tokenizer
-from worker.grammar import Grammar, Grammars, fill
-from worker.output.preamble import Marks, Preamble
+from worker.grammar import AnswerConstraint, ConstraintCompiler, fill_masks
+from worker.output.preamble import MarkerTokens, Preamble
 
 
 @pytest.mark.parametrize(
@@ -67,11 +67,11 @@ def test_special_tokens_texts_are_texts(marker: str) -> None:
     """llguidance wants them as their tokens, and then refuses these."""
     name = {"properties": {marker: {}}, "required": [marker], "additionalProperties": False}
     model = wrapper(thinks=True, hermes=True)
-    made = Grammars(model, len(model))
+    made = ConstraintCompiler(model, len(model))
     for schema in ({"const": marker}, {"enum": [marker]}, {"type": "object", **name}):
         grammars = [made.compile(structured.request(schema)) for _ in range(4)]
         found = sample(
-            [grammar for grammar in grammars if isinstance(grammar, Grammar)],
+            [grammar for grammar in grammars if isinstance(grammar, AnswerConstraint)],
             [Chooser(model, seed, patience=9.0) for seed in range(4)],
         )
         for tokens in found:
@@ -103,7 +103,7 @@ def test_an_error_is_told_and_not_taken_for_an_end(
 ) -> None:
     """llguidance gives up on some patterns while it follows them."""
     monkeypatch.setattr(
-        "worker.grammar.follow.limits",
+        "worker.grammar.matcher.limits",
         lambda: llguidance.LLParserLimits(max_lexer_states=300, verbose_errors=False),
     )
     grammar = constraint({"type": "string", "pattern": "(.*a.{20}){5}"})
@@ -118,7 +118,7 @@ def test_an_error_is_told_and_not_taken_for_an_end(
     assert grammar.broken
     assert tokens == ends()
     assert not grammar.complete
-    error = grammar.fault(called=False)
+    error = grammar.incomplete_error(called=False)
     assert error is not None
     assert grammar.broken in error.message
     assert error.status < 500
@@ -129,16 +129,16 @@ def test_an_error_is_told_and_not_taken_for_an_end(
 def test_what_others_have_taught_a_grammar_ends_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its lexer remembers what all outputs met, up to a limit: then it is compiled anew."""
     monkeypatch.setattr(
-        "worker.grammar.follow.limits",
+        "worker.grammar.matcher.limits",
         lambda: llguidance.LLParserLimits(max_lexer_states=1000, verbose_errors=False),
     )
     letters = set(encode(wrapper(), "ab"))
-    made = Grammars(wrapper(), len(wrapper()))
+    made = ConstraintCompiler(wrapper(), len(wrapper()))
     request = structured.request({"type": "string", "pattern": "(.*a.{20}){5}"})
     for seed in range(6):
         grammar, replayed = made.compile(request), made.compile(request)
-        assert isinstance(grammar, Grammar)
-        assert isinstance(replayed, Grammar)
+        assert isinstance(grammar, AnswerConstraint)
+        assert isinstance(replayed, AnswerConstraint)
         choose = Chooser(wrapper(), seed, patience=1e9)
         for length in range(40):
             token = choose(sorted(letters & {*allowed(grammar)} or allowed(grammar)), length)
@@ -150,7 +150,7 @@ def test_what_others_have_taught_a_grammar_ends_no_answer(monkeypatch: pytest.Mo
 
 def test_an_answer_whose_grammar_gave_up_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "worker.grammar.follow.limits",
+        "worker.grammar.matcher.limits",
         lambda: llguidance.LLParserLimits(max_lexer_states=60, verbose_errors=False),
     )
     schema = {"type": "string", "pattern": "(.*b.{20}){5}"}
@@ -165,7 +165,7 @@ def test_an_answer_whose_grammar_gave_up_is_a_fault(monkeypatch: pytest.MonkeyPa
 def test_masks_are_packed_and_end_with_the_vocabulary() -> None:
     grammars = [constraint(OBJECT), constraint({"type": "integer"}), constraint({"const": "x"})]
     words = grammars[0].vocabulary.words
-    masks = fill(grammars, words)
+    masks = fill_masks(grammars, words)
     assert masks.dtype == np.int32
     assert masks.shape == (3, words)
     bits = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")
@@ -174,15 +174,15 @@ def test_masks_are_packed_and_end_with_the_vocabulary() -> None:
     assert bits[:, brace].tolist() == [1, 0, 0]
     for row, grammar in enumerate(grammars):
         assert np.flatnonzero(bits[row]).tolist() == allowed(grammar)
-    assert fill(grammars, words + 3)[:, words:].tolist() == [[0] * 3] * 3
-    assert fill(grammars, words + 3)[:, :words].tolist() == masks.tolist()
-    assert fill([], words).shape == (0, words)
+    assert fill_masks(grammars, words + 3)[:, words:].tolist() == [[0] * 3] * 3
+    assert fill_masks(grammars, words + 3)[:, :words].tolist() == masks.tolist()
+    assert fill_masks([], words).shape == (0, words)
 
 
 def test_fewer_logits_than_tokens() -> None:
     """Ids that have no logit are never allowed, whatever the tokenizer calls them."""
     size = len(wrapper()) - 1
-    grammar = Grammars(wrapper(), size).compile(structured.request(OBJECT))
+    grammar = ConstraintCompiler(wrapper(), size).compile(structured.request(OBJECT))
     assert grammar is not None
     push(grammar, "{}")
     assert grammar.vocabulary.words == (size + 31) // 32
@@ -223,8 +223,8 @@ def test_tokens_that_were_not_allowed_end_the_answer(late: int) -> None:
     assert grammar.over
     assert not grammar.complete
     assert not grammar.broken
-    assert grammar.fault(called=False)
-    assert grammar.fault(called=True)
+    assert grammar.incomplete_error(called=False)
+    assert grammar.incomplete_error(called=True)
 
 
 def test_replay_yields_the_same_state() -> None:
@@ -250,7 +250,7 @@ def test_requests_of_one_schema_don_t_share_a_state() -> None:
 
 
 def test_compiled_once_and_the_cache_is_bounded() -> None:
-    grammars = Grammars(wrapper(), len(wrapper()))
+    grammars = ConstraintCompiler(wrapper(), len(wrapper()))
     for i in range(80):
         grammars.compile(structured.request({"const": i}))
     assert len(grammars._cache) == 64
@@ -286,7 +286,7 @@ class Slow:
 
 def test_a_slow_tokenizer_is_refused() -> None:
     with pytest.raises(UnsupportedValue, match="tokenizer") as caught:
-        Grammars(model_tokenizer(Slow()), 10).compile(structured.request({}))
+        ConstraintCompiler(model_tokenizer(Slow()), 10).compile(structured.request({}))
     assert caught.value.param == "response_format"
 
 
@@ -300,7 +300,9 @@ def test_a_tokenizer_that_makes_llguidance_panic_is_refused(
     tokenizer = Tokenizer(models.BPE(vocab={"<e>": 0, "x" * 5000: 1, "x": 2}, merges=[]))
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<e>")
     with pytest.raises(UnsupportedValue, match="tokenizer"):
-        Grammars(model_tokenizer(TokenizerWrapper(fast)), 3).compile(structured.request({}))
+        ConstraintCompiler(model_tokenizer(TokenizerWrapper(fast)), 3).compile(
+            structured.request({})
+        )
 
 
 def test_sentencepiece_with_byte_fallback() -> None:
@@ -312,7 +314,7 @@ def test_sentencepiece_with_byte_fallback() -> None:
 # ── thinking ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def thinking(prompt: str, *, chat: bool = True) -> tuple[Any, Grammar]:
+def thinking(prompt: str, *, chat: bool = True) -> tuple[Any, AnswerConstraint]:
     model = wrapper(thinks=True)
     request = Generate(
         "r",
@@ -320,8 +322,10 @@ def thinking(prompt: str, *, chat: bool = True) -> tuple[Any, Grammar]:
         0.0,
         structure=Structure(json.dumps(CLOSED)),
     )
-    made = Grammars(model, len(model) + structured.SPARE).compile(request, encode(model, prompt))
-    assert isinstance(made, Grammar)
+    made = ConstraintCompiler(model, len(model) + structured.SPARE).compile(
+        request, encode(model, prompt)
+    )
+    assert isinstance(made, AnswerConstraint)
     return model, made
 
 
@@ -380,11 +384,11 @@ def test_an_end_while_thinking_is_the_end() -> None:
 
 def test_markers_of_several_tokens() -> None:
     """As gemma's: the output may still be either while its first tokens are both's."""
-    marks = Marks(wrapper())
-    marks.start = tuple(wrapper().encode("<th"))
-    marks.end = tuple(wrapper().encode("th>"))
+    markers = MarkerTokens(wrapper())
+    markers.start = tuple(wrapper().encode("<th"))
+    markers.end = tuple(wrapper().encode("th>"))
     made = constraint({"enum": ["<x"]})
-    grammar = Grammar(made.vocabulary, made._follower, Preamble(marks, "before"))
+    grammar = AnswerConstraint(made.vocabulary, made._follower, Preamble(markers, "before"))
     less, quote = wrapper().encode("<")[0], wrapper().encode('"')[0]
     assert allowed(grammar) == sorted([less, quote])
     push(grammar, "<t")

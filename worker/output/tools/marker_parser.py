@@ -9,29 +9,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from worker.output.text import Needles
-from worker.output.tools.answer import Answer
-from worker.output.tools.calls import Ended, Reader
+from worker.output.parts import AnswerParts
+from worker.output.text import StringSearch
+from worker.output.tools.calls import CallReader, ReaderEnd
 
 
 @dataclass(frozen=True)
-class Bare:
+class UnmarkedCalls:
     """Calls without a marker: an answer that begins with `letter` is given to `read`'s reader."""
 
     letter: str
-    read: Callable[[], Reader]
+    read: Callable[[], CallReader]
 
 
-class Marked:
-    """A `Machine`. States: "normal", "reasoning", "tool", and others, whose text is markup."""
+class MarkerParser:
+    """An `AnswerParser`. States: "normal", "reasoning", "tool", and others, whose text is markup."""
 
     def __init__(
         self,
-        answer: Answer,
-        transitions: Mapping[str, tuple[Needles, tuple[tuple[str, str], ...]]],
+        answer: AnswerParts,
+        transitions: Mapping[str, tuple[StringSearch, tuple[tuple[str, str], ...]]],
         state: str,
-        read: Callable[[], Reader] | None,
-        bare: Bare | None,
+        read: Callable[[], CallReader] | None,
+        bare: UnmarkedCalls | None,
     ) -> None:
         """`read` makes the reader of what follows the marker of a call; None = no marker leads to
         "tool"."""
@@ -42,7 +42,7 @@ class Marked:
         self._bare = bare
         self._opening = bare is not None
         """Whether the next letter that is no space may begin bare calls."""
-        self._reader: Reader | None = None
+        self._reader: CallReader | None = None
         self._held = ""
         self._markup = ""
 
@@ -51,9 +51,9 @@ class Marked:
         return self._state == "reasoning" and self._reader is None
 
     @property
-    def gate(self) -> str | None:
+    def json_expected(self) -> str | None:
         if self._reader is not None:
-            return self._reader.gate
+            return self._reader.json_expected
         return "" if self._opening and self._bare is not None and self._bare.letter == "{" else None
 
     def feed(self, text: str) -> None:
@@ -72,7 +72,7 @@ class Marked:
         if self._answer.stopped:
             return
         if self._reader is not None:
-            self._leave_call(Ended(self._reader.finish(cut), ""))
+            self._leave_call(ReaderEnd(self._reader.finish(cut), ""))
         self._tell(self._held, verbatim=False)
         self._held = ""
         if self._markup.strip():
@@ -92,10 +92,10 @@ class Marked:
 
     def _scan(self, text: str) -> str:
         """Text up to the next marker; returns what is behind it."""
-        needles, edges = self._transitions.get(self._state, _NO_EDGES)
-        found = needles.find(text)
+        search, edges = self._transitions.get(self._state, _NO_EDGES)
+        found = search.find(text)
         if found is None:
-            keep = needles.undecided(text)
+            keep = search.undecided(text)
             self._held = text[len(text) - keep :]
             self._tell(text[: len(text) - keep], verbatim=False)
             return ""
@@ -118,7 +118,7 @@ class Marked:
             self._state, self._markup = target, ""
         return rest
 
-    def _leave_call(self, ended: Ended) -> str:
+    def _leave_call(self, ended: ReaderEnd) -> str:
         self._reader = None
         space, self._markup = self._markup, ""
         if ended.lost:
@@ -137,20 +137,20 @@ class Marked:
             self._markup += text
 
 
-class Thought:
-    """A `Machine` of thinking alone, whose end somebody else knows: then it is told to finish.
+class ReasoningParser:
+    """An `AnswerParser` of thinking alone, whose end somebody else knows: then it is told to finish.
 
     The end marker at its very end is none of it, nor is a start marker that opens it once more.
     """
 
     reasoning = True
-    gate = None
+    json_expected = None
 
-    def __init__(self, answer: Answer, start: str, end: str) -> None:
+    def __init__(self, answer: AnswerParts, start: str, end: str) -> None:
         self._answer = answer
         self._start, self._end = start, end
         # The whole marker waits as well as a part of it, for whether it is one is known by tokens.
-        self._needle = Needles((f"{end}.",))
+        self._search = StringSearch((f"{end}.",))
         self._opening = True
         self._held = ""
 
@@ -163,7 +163,7 @@ class Thought:
                 return
             self._opening = False
             text = begins.removeprefix(self._start)
-        keep = self._needle.undecided(text)
+        keep = self._search.undecided(text)
         self._held = text[len(text) - keep :]
         self._answer.reason(text[: len(text) - keep])
 
@@ -172,4 +172,4 @@ class Thought:
         self._answer.reason(held if cut else held.removesuffix(self._end))
 
 
-_NO_EDGES: tuple[Needles, tuple[tuple[str, str], ...]] = (Needles(()), ())
+_NO_EDGES: tuple[StringSearch, tuple[tuple[str, str], ...]] = (StringSearch(()), ())

@@ -13,7 +13,7 @@ from supervisor.wire.frames import Calling, Chat, Generate, Structure, Text
 from tests.helpers.grammars import CLOSED, encode, ends, follow
 from tests.property import structured
 from tests.property.structured import Chooser, allowed, constraint, fault, sample, text_of, wrapper
-from worker.grammar import Grammar, Grammars
+from worker.grammar import AnswerConstraint, ConstraintCompiler
 from worker.grammar.schema import compilable
 
 TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": CLOSED}}
@@ -31,7 +31,7 @@ def calling(
     *,
     parallel: bool = True,
     hermes: bool = False,
-) -> tuple[Any, Grammar]:
+) -> tuple[Any, AnswerConstraint]:
     model = wrapper(hermes=hermes)
     request = Generate(
         "r",
@@ -40,8 +40,8 @@ def calling(
         calling=Calling("required", tuple(names), parallel),
         structure=Structure('{"type": "integer"}'),
     )
-    made = Grammars(model, len(model)).compile(request)
-    assert isinstance(made, Grammar)
+    made = ConstraintCompiler(model, len(model)).compile(request)
+    assert isinstance(made, AnswerConstraint)
     return model, made
 
 

@@ -7,17 +7,17 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from worker.output.text import Needles
-from worker.output.tools.calls import Calls, Ended, Reader
-from worker.output.tools.jsontext import NotJSON, sendable
-from worker.output.tools.objects import Arguments, Broken
+from worker.output.text import StringSearch
+from worker.output.tools.calls import CallCollector, CallReader, ReaderEnd
+from worker.output.tools.json_calls import ArgumentsReader, BrokenCall
+from worker.output.tools.json_scanner import NotJSON, sendable
 
 _LONGEST_HEADER = 256
 """Characters. What is longer than any name is text, and text should not wait."""
 
 
 @dataclass(frozen=True)
-class HeadedForm:
+class NamedCallForm:
     """`start` (`skipped`… header `opening` {…})… `end`."""
 
     start: str
@@ -30,7 +30,7 @@ class HeadedForm:
     skipped: tuple[str, ...]
 
 
-MISTRAL = HeadedForm(
+MISTRAL = NamedCallForm(
     start="[TOOL_CALLS]",
     end="",
     opening="[ARGS]",
@@ -38,7 +38,7 @@ MISTRAL = HeadedForm(
     plausible=re.compile(r"\s*[\w.-]*\s*(?:\[[\w\s\]-]*(?:\[[A-Z]*)?)?"),
     skipped=("[TOOL_CALLS]",),
 )
-KIMI_K2 = HeadedForm(
+KIMI_K2 = NamedCallForm(
     start="<|tool_calls_section_begin|>",
     end="<|tool_calls_section_end|>",
     opening="<|tool_call_argument_begin|>",
@@ -48,27 +48,30 @@ KIMI_K2 = HeadedForm(
 )
 
 
-class HeadedCalls:
-    """A `Reader` of one section of such calls.
+class NamedCallsReader:
+    """A `CallReader` of one section of such calls.
 
     `other` reads what does not begin as this form does, for models that know two.
     """
 
     def __init__(
-        self, calls: Calls, form: HeadedForm, other: Callable[[], Reader] | None = None
+        self,
+        calls: CallCollector,
+        form: NamedCallForm,
+        other: Callable[[], CallReader] | None = None,
     ) -> None:
         self._calls = calls
         self._form = form
         self._other = other
-        self._instead: Reader | None = None
-        self._markers = Needles((form.opening, form.end, *form.skipped))
+        self._instead: CallReader | None = None
+        self._markers = StringSearch((form.opening, form.end, *form.skipped))
         self._first = True
         self._raw = ""
         """Everything since the start or the last complete call, but for what is in `_header`."""
         self._header = ""
-        self._arguments: Arguments | None = None
+        self._arguments: ArgumentsReader | None = None
 
-    def feed(self, text: str) -> Ended | None:
+    def feed(self, text: str) -> ReaderEnd | None:
         while text:
             if self._instead is not None:
                 return self._instead.feed(text)
@@ -81,11 +84,11 @@ class HeadedCalls:
         return None
 
     @property
-    def gate(self) -> str | None:
+    def json_expected(self) -> str | None:
         if self._instead is not None:
-            return self._instead.gate
+            return self._instead.json_expected
         if self._arguments is not None:
-            return self._arguments.gate
+            return self._arguments.json_expected
         # The other form may begin where the header would, with a list.
         may_be_other = self._other is not None and self._header.strip() in ("", "[")
         return "" if self._first and may_be_other else None
@@ -102,23 +105,23 @@ class HeadedCalls:
     def _lost(self) -> str:
         return self._form.start + self._raw if self._first else self._raw
 
-    def _read(self, reading: Arguments, text: str) -> tuple[Ended | None, str]:
+    def _read(self, reading: ArgumentsReader, text: str) -> tuple[ReaderEnd | None, str]:
         try:
             complete, rest = reading.feed(text)
-        except Broken as broken:
+        except BrokenCall as broken:
             if broken.opened:
-                return Ended("", broken.rest), ""
+                return ReaderEnd("", broken.rest), ""
             self._arguments = None
             return self._give_up(broken.rest)
         if complete:
             self._arguments, self._raw, self._first = None, "", False
             if self._calls.full:
-                return Ended("", rest), ""
+                return ReaderEnd("", rest), ""
         else:
             self._raw += text  # counts only while nothing but space has come
         return None, rest
 
-    def _find_header(self, text: str) -> tuple[Ended | None, str]:
+    def _find_header(self, text: str) -> tuple[ReaderEnd | None, str]:
         text = self._header + text
         found = self._markers.find(text)
         header = text[: found.start] if found else text
@@ -132,7 +135,7 @@ class HeadedCalls:
         if marker == self._form.opening:
             name = self._form.name.fullmatch(header)
             try:
-                self._arguments = Arguments(self._calls, sendable(name[1] if name else ""))
+                self._arguments = ArgumentsReader(self._calls, sendable(name[1] if name else ""))
             except NotJSON:
                 name = None
             if name is None:
@@ -141,15 +144,15 @@ class HeadedCalls:
         elif header.strip():
             return self._give_up(text)
         elif marker == self._form.end:
-            return Ended(self._lost() + header + marker if self._first else "", rest), ""
+            return ReaderEnd(self._lost() + header + marker if self._first else "", rest), ""
         self._raw += header + marker
         return None, rest
 
-    def _give_up(self, text: str) -> tuple[Ended | None, str]:
+    def _give_up(self, text: str) -> tuple[ReaderEnd | None, str]:
         """From `text` on it is no call of this form."""
         if not self._first or self._other is None:
             # One letter at least is behind, or the same text would be found a call again.
             raw = self._lost()
-            return Ended(raw, text) if raw else Ended(text[:1], text[1:]), ""
+            return ReaderEnd(raw, text) if raw else ReaderEnd(text[:1], text[1:]), ""
         self._instead = self._other()
         return None, self._raw + text

@@ -16,7 +16,7 @@ class NotJSON(ValueError):
     """The text can no longer become a JSON object."""
 
 
-class JSONText:
+class JSONScanner:
     """Recognizes one JSON object. `push` takes letters until `done`.
 
     `depth` counts the open brackets. `state` is what the next letter may be: "start", "key or end",
@@ -113,7 +113,7 @@ class JSONText:
 
 def object_text(text: str) -> str:
     """`text`, if it is one JSON object, without the space around it. Raises NotJSON."""
-    reader = JSONText()
+    reader = JSONScanner()
     out = []
     for letter in text.strip():
         if reader.done:

@@ -1,4 +1,4 @@
-"""worker.output.tools.whole and bounds: what mlx-lm's parsers are given, and what would take them long."""
+"""worker.output.tools.parser_limits and bounds: what mlx-lm's parsers are given, and what would take them long."""
 
 from __future__ import annotations
 
@@ -22,9 +22,8 @@ from tests.helpers.dialects import (
     read,
     wrapper,
 )
-from worker.output.tools.bounds import LONGEST
-from worker.output.tools.jsontext import NotJSON
-from worker.output.tools.whole import guarded
+from worker.output.tools.json_scanner import NotJSON
+from worker.output.tools.parser_limits import LONGEST, strict_parser
 
 LONG: dict[str, list[str]] = {
     "gemma4": ["call:a{" * 3000, "call:a{" * 3000 + "}", "call:a{" + "{" * 200 + "}" * 201,
@@ -51,7 +50,7 @@ def test_parsers_are_not_given_what_takes_them_long(name: str) -> None:
 
     for text in (*LONG[name], "x" * (LONGEST + 1)):
         with pytest.raises(NotJSON):
-            guarded(name, never)(text, TOOLS)
+            strict_parser(name, never)(text, TOOLS)
 
 
 def test_what_a_parser_is_not_given_is_text() -> None:
@@ -99,7 +98,7 @@ def test_long_values_are_not_tried_as_python() -> None:
     parse = wrapper(GLM).tool_parser
     value = "(" + "1, " * 9000 + ")"
     text = f"f<arg_key>k</arg_key><arg_value>{value}</arg_value>"
-    found = guarded("glm47", parse)(text, TOOLS)
+    found = strict_parser("glm47", parse)(text, TOOLS)
     assert found["arguments"] == {"k": value}
     text = "f<arg_key>k</arg_key><arg_value>(1, 'x')</arg_value>"
-    assert guarded("glm47", parse)(text, TOOLS)["arguments"] == {"k": (1, "x")}
+    assert strict_parser("glm47", parse)(text, TOOLS)["arguments"] == {"k": (1, "x")}

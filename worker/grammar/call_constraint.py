@@ -8,17 +8,17 @@ from collections.abc import Mapping
 import llguidance
 
 from supervisor.errors import BulkheadError
-from worker.grammar.follow import Compiled, Follower, no_answer
+from worker.grammar.matcher import CompiledGrammar, GrammarMatcher, incomplete_answer
 from worker.grammar.vocabulary import Mask, Vocabulary
-from worker.output.text import Decoder
-from worker.output.tools.answer import Answer, Machine
+from worker.output.parts import AnswerParser, AnswerParts
+from worker.output.text import TokenDecoder
 
 _TAIL = 64
 """Characters of text, more than any marker has."""
 
 
-class Native:
-    """Follows the output as the transcript does, with a `Machine` of its own, whose `gate` tells where
+class CallConstraint:
+    """Follows the output as the transcript does, with an `AnswerParser` of its own, which tells where
     a call's JSON may begin. From its first brace to its last the grammar holds; all else is free.
 
     A token that would lead into such a place and on is not allowed: its end would be unwatched.
@@ -27,34 +27,34 @@ class Native:
     def __init__(
         self,
         vocabulary: Vocabulary,
-        decoder: Decoder,
-        machine: Machine,
-        answer: Answer,
-        rules: Mapping[str, Compiled],
+        decoder: TokenDecoder,
+        parser: AnswerParser,
+        answer: AnswerParts,
+        rules: Mapping[str, CompiledGrammar],
         markers: tuple[str, ...],
     ) -> None:
-        """`machine` writes to `answer`, which nobody reads. `rules` are the grammars of the gates.
-        Behind `markers` gates may open."""
+        """`parser` writes to `answer`, which nobody reads. `rules` are the grammars of JSON, by
+        what `json_expected` tells. Behind `markers` such JSON may begin."""
         self.vocabulary = vocabulary
         self._decoder = decoder
-        self._machine = machine
+        self._parser = parser
         self._answer = answer
         self._rules = rules
         self._markers = markers
-        self._followers: dict[str, Follower] = {}
+        self._followers: dict[str, GrammarMatcher] = {}
         self._tail = ""
         self._over = False
-        self._follower: Follower | None = None
-        """Of the gate that is open, or of the call that is being written."""
+        self._follower: GrammarMatcher | None = None
+        """Of the JSON that may begin here, or of the call that is being written."""
         self._inside = False
-        self._open_gate()
+        self._begin_json()
 
     @property
     def over(self) -> bool:
         """Whether nothing but the end of sequence may follow."""
         return self._over
 
-    def fault(self, *, called: bool) -> BulkheadError | None:
+    def incomplete_error(self, *, called: bool) -> BulkheadError | None:
         """Why a call is not whole, though the model ended it; None = none is open."""
         follower = self._follower
         if not self._inside or follower is None:
@@ -62,7 +62,7 @@ class Native:
         why = "no token of the model's continues it"
         if follower.broken:
             why = f"the grammar became too complex ({follower.broken})"
-        return no_answer(why, "tools")
+        return incomplete_answer(why, "tools")
 
     def push(self, token: int) -> None:
         """The output's next token. One that was not allowed, or after the end, ends a call."""
@@ -79,35 +79,35 @@ class Native:
                 self._over = not follower.alive
         text = self._decoder.push(token)
         self._tail = (self._tail + text)[-_TAIL:]
-        self._machine.feed(text)
+        self._parser.feed(text)
         self._answer.drop()
         if not self._inside or (follower is not None and follower.accepting):
-            self._open_gate()
+            self._begin_json()
 
-    def _open_gate(self) -> None:
-        """Begin the grammar of the gate that the text so far has opened, if it is one."""
-        gate = self._machine.gate
+    def _begin_json(self) -> None:
+        """Begin the grammar of the JSON that may begin after the text so far, if any may."""
+        json_expected = self._parser.json_expected
         self._follower, self._inside = None, False
-        if gate is not None and gate in self._rules:
-            if gate not in self._followers:
-                self._followers[gate] = Follower(self._rules[gate])
-            self._follower = self._followers[gate]
+        if json_expected is not None and json_expected in self._rules:
+            if json_expected not in self._followers:
+                self._followers[json_expected] = GrammarMatcher(self._rules[json_expected])
+            self._follower = self._followers[json_expected]
             self._follower.reset()
             # Behind a function's name there is nothing but its arguments.
-            self._inside = gate != ""
+            self._inside = json_expected != ""
 
-    # ── masks, see `fill` ────────────────────────────────────────────────────────────────────────
+    # ── masks, see `fill_masks` ──────────────────────────────────────────────────────────────────
 
-    def matching(self) -> llguidance.LLMatcher | None:
+    def active_matcher(self) -> llguidance.LLMatcher | None:
         return None if self._over or self._follower is None else self._follower.matcher
 
-    def finish(self, mask: Mask) -> None:
+    def finish_mask(self, mask: Mask) -> None:
         vocabulary = self.vocabulary
         if self._over:
             mask[:] = vocabulary.ending
             return
         if self._follower is not None:
-            self._follower.settle(mask)
+            self._follower.repair_mask(mask)
         if self._inside:
             if not mask.any():
                 self._over = True

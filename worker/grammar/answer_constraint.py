@@ -5,8 +5,8 @@ from __future__ import annotations
 import llguidance
 
 from supervisor.errors import BulkheadError
-from worker.grammar.follow import Follower, no_answer
-from worker.grammar.native import Native
+from worker.grammar.call_constraint import CallConstraint
+from worker.grammar.matcher import GrammarMatcher, incomplete_answer
 from worker.grammar.vocabulary import Mask, Vocabulary
 from worker.output.preamble import Preamble, Stage
 
@@ -14,25 +14,25 @@ _BLANKS = 2
 """Tokens of white space between the end of thinking and the answer."""
 
 
-class Grammar:
-    """What follows the `lead` is under a grammar from its first token on."""
+class AnswerConstraint:
+    """What follows the `preamble` is under a grammar from its first token on."""
 
     def __init__(
         self,
         vocabulary: Vocabulary,
-        follower: Follower,
-        lead: Preamble | None = None,
+        follower: GrammarMatcher,
+        preamble: Preamble | None = None,
         *,
         call: int = -1,
-        native: Native | None = None,
+        native: CallConstraint | None = None,
         param: str = "response_format",
     ) -> None:
-        """`lead` follows what comes before the answer, None = nothing does. A token `call` begins a
+        """`preamble` follows what comes before the answer, None = nothing does. A token `call` begins a
         call that the grammar does not describe. Of such calls `native` may be the constraint, None
         = they have none. `param` is what asked for the grammar."""
         self.vocabulary = vocabulary
         self._follower = follower
-        self._lead = lead
+        self._preamble = preamble
         self._call = call
         self._native = native
         self._param = param
@@ -59,12 +59,16 @@ class Grammar:
 
     @property
     def _stage(self) -> Stage:
-        return "answer" if self._lead is None else self._lead.stage
+        return "answer" if self._preamble is None else self._preamble.stage
 
-    def fault(self, *, called: bool) -> BulkheadError | None:
+    def incomplete_error(self, *, called: bool) -> BulkheadError | None:
         """Why the output is no whole answer, though the model ended it; None = it is one. `called`:
         the transcript found calls in it."""
-        if self._free and self._native is not None and (error := self._native.fault(called=called)):
+        if (
+            self._free
+            and self._native is not None
+            and (error := self._native.incomplete_error(called=called))
+        ):
             return error
         if self.complete or (called and self._free):
             return None
@@ -75,7 +79,7 @@ class Grammar:
             why = "the model began a tool call that is none"
         elif self._stage != "answer":
             why = "the model ended before it"
-        return no_answer(why, self._param)
+        return incomplete_answer(why, self._param)
 
     def push(self, token: int) -> None:
         """The output's next token. One that was not allowed, or after the end, ends the answer."""
@@ -86,11 +90,11 @@ class Grammar:
         if token in self.vocabulary.eos:
             self._over = True
             return
-        lead, stage = self._lead, self._stage
-        if lead is None or stage == "answer":
+        preamble, stage = self._preamble, self._stage
+        if preamble is None or stage == "answer":
             self._answer(token)
             return
-        now = lead.push(token)
+        now = preamble.push(token)
         if now == "call":
             self._free = True
         elif now == "answer":
@@ -98,7 +102,7 @@ class Grammar:
                 # It may have followed the marker of the beginning in vain.
                 self._follower.reset()
                 self._blanks = _BLANKS
-            if lead.owned:
+            if preamble.token_in_answer:
                 self._answer(token)
         elif stage == "undecided":
             # Until the marker is complete the output may be the beginning of either.
@@ -118,27 +122,27 @@ class Grammar:
         self._follower.push(token)
         self._over = not self._follower.alive
 
-    # ── masks, see `fill` ────────────────────────────────────────────────────────────────────────
+    # ── masks, see `fill_masks` ──────────────────────────────────────────────────────────────────
 
-    def matching(self) -> llguidance.LLMatcher | None:
+    def active_matcher(self) -> llguidance.LLMatcher | None:
         if self._over or self._stage == "thinking":
             return None
         if self._free:
-            return None if self._native is None else self._native.matching()
+            return None if self._native is None else self._native.active_matcher()
         return self._follower.matcher if self._follower.alive else None
 
-    def finish(self, mask: Mask) -> None:
+    def finish_mask(self, mask: Mask) -> None:
         vocabulary, stage = self.vocabulary, self._stage
         if not self._over and self._free and self._native is not None:
-            self._native.finish(mask)
+            self._native.finish_mask(mask)
             return
         if not self._over and (self._free or stage == "thinking"):
             mask[:] = vocabulary.text
             if self._free:
                 mask |= vocabulary.ending
             return
-        if self.matching() is not None:
-            self._follower.settle(mask)
+        if self.active_matcher() is not None:
+            self._follower.repair_mask(mask)
             self._over = stage == "answer" and not self._follower.alive
         # Of several end tokens llguidance may know fewer.
         mask &= ~vocabulary.ending
@@ -147,8 +151,8 @@ class Grammar:
                 mask |= vocabulary.blank
             may_call = self._call >= 0 and self._follower.alive and not self._begun
             others = [self._call] if may_call else []
-            if stage == "undecided" and self._lead is not None:
-                others.append(self._lead.next)
+            if stage == "undecided" and self._preamble is not None:
+                others.append(self._preamble.next)
             if others:
                 mask |= vocabulary.mask(others)
         if self._over or self.complete or not mask.any():

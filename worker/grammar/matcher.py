@@ -42,7 +42,7 @@ def limits() -> llguidance.LLParserLimits:
     )
 
 
-class Compiled:
+class CompiledGrammar:
     """A grammar that outputs follow, each with a copy of its matcher. `error` is llguidance's own
     reason against it, "" = none."""
 
@@ -61,26 +61,26 @@ class Compiled:
         """A matcher at the beginning. It shares what its lexer has learned with the others."""
         return self._matcher.deep_copy()
 
-    def renewed(self) -> llguidance.LLMatcher:
+    def fresh_matcher(self) -> llguidance.LLMatcher:
         """A matcher whose lexer has learned nothing, as from now on all others."""
         self._matcher = self._compile()
         return self._matcher.deep_copy()
 
     def _compile(self) -> llguidance.LLMatcher:
-        return deep(lambda: self.vocabulary.matcher(self._grammar, limits()))
+        return with_deep_stack(lambda: self.vocabulary.matcher(self._grammar, limits()))
 
 
-class Follower:
+class GrammarMatcher:
     """Where an output is in a grammar. `broken` tells why llguidance gave up on it, "" = it has not;
     `alive`: the tokens so far begin something that the grammar knows."""
 
-    def __init__(self, compiled: Compiled) -> None:
+    def __init__(self, compiled: CompiledGrammar) -> None:
         self._compiled = compiled
         self.matcher = compiled.matcher()
         self.broken = ""
         self.alive = True
         self._tokens: list[int] = []
-        self._renewed_at = -_FAR
+        self._restarted_at = -_FAR
 
     @property
     def accepting(self) -> bool:
@@ -92,7 +92,7 @@ class Follower:
         if self._tokens:
             self.matcher.reset()
             self._tokens.clear()
-            self._renewed_at = -_FAR
+            self._restarted_at = -_FAR
         self.alive = not self.broken
 
     def push(self, token: int) -> None:
@@ -106,31 +106,31 @@ class Follower:
             # A lexer that is full takes no token, and tells it only where a mask is computed.
             self._compiled.vocabulary.next(self.matcher)
         if self.matcher.is_error():
-            self.alive = self._renew()
+            self.alive = self._restart()
 
-    def settle(self, mask: Mask) -> None:
+    def repair_mask(self, mask: Mask) -> None:
         """Make the mask that was computed of the matcher good, in place, if the matcher broke."""
         if self.matcher.is_error():
-            self.alive = self._renew()
+            self.alive = self._restart()
             mask[:] = self._compiled.vocabulary.next(self.matcher) if self.alive else 0
             if self.alive and self.matcher.is_error():
-                self._break()
+                self._give_up_matching()
                 mask[:] = 0
 
-    def _renew(self) -> bool:
+    def _restart(self) -> bool:
         """Go on with a lexer that has learned nothing. What it had learned may be of other outputs,
         or of what came long before."""
-        if len(self._tokens) < self._renewed_at + _FAR:
-            return self._break()
+        if len(self._tokens) < self._restarted_at + _FAR:
+            return self._give_up_matching()
         why = self._why()
-        self._renewed_at = len(self._tokens)
-        self.matcher = self._compiled.renewed()
+        self._restarted_at = len(self._tokens)
+        self.matcher = self._compiled.fresh_matcher()
         went = self.matcher.try_consume_tokens(self._tokens)
         if self.matcher.is_error():
-            return self._break(why)
+            return self._give_up_matching(why)
         return went == len(self._tokens)
 
-    def _break(self, why: str = "") -> bool:
+    def _give_up_matching(self, why: str = "") -> bool:
         self.broken = why or self._why()
         self.alive = False
         log.warning("structured output: llguidance gave up on an answer (%s)", self.broken)
@@ -141,7 +141,7 @@ class Follower:
         return str(self.matcher.stop_reason())
 
 
-def no_answer(why: str, param: str) -> UnsupportedValue:
+def incomplete_answer(why: str, param: str) -> UnsupportedValue:
     """The model ended its output, but it is not what it had to be."""
     return UnsupportedValue(
         f"No valid answer came of this grammar: {why}. Simplify the schema, or try again.",
@@ -149,7 +149,7 @@ def no_answer(why: str, param: str) -> UnsupportedValue:
     )
 
 
-def deep(make: Callable[[], T]) -> T:
+def with_deep_stack(make: Callable[[], T]) -> T:
     """Call `make` on a thread whose stack is deep."""
     made: list[T] = []
     before = threading.stack_size(_STACK)

@@ -8,14 +8,14 @@ from worker.prompt.tokenizer import ModelTokenizer
 
 PYTHON_TAG = "<|python_tag|>"
 
-Forced = Literal["hermes", "array", "harmony"]
-Embedded = Literal["hermes", "marked", "harmony"]
+ForcedForm = Literal["hermes", "array", "harmony"]
+MixedForm = Literal["hermes", "marked", "harmony"]
 ANALYSIS = ("<|channel|>analysis<|message|>", "<|end|>")
 """What harmony's thinking stands between."""
 _HARMONY = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>")
 
 
-def forced_form(tokenizer: ModelTokenizer) -> Forced:
+def forced_form(tokenizer: ModelTokenizer) -> ForcedForm:
     """The form of calls that a grammar forces on the model of mlx-lm's `tokenizer`.
 
     "hermes": `<tool_call>\\n{"name": …, "arguments": {…}}\\n</tool_call>`, several separated by a
@@ -28,7 +28,7 @@ def forced_form(tokenizer: ModelTokenizer) -> Forced:
     return "hermes" if parser_name(tokenizer) == "json_tools" else "array"
 
 
-def embedded_form(tokenizer: ModelTokenizer) -> Embedded | None:
+def mixed_form(tokenizer: ModelTokenizer) -> MixedForm | None:
     """How a call is told from JSON where the model may either answer under a schema or call.
 
     "hermes": a grammar describes the call as well. "marked": a call begins with a token of its own
@@ -43,7 +43,7 @@ def embedded_form(tokenizer: ModelTokenizer) -> Embedded | None:
     return "marked" if name and tokenizer.tool_call_start in tokenizer.get_vocab() else None
 
 
-class Gates(NamedTuple):
+class CallJSON(NamedTuple):
     """Where, in calls of a model's own form, JSON begins that a grammar can describe.
 
     `markers`: behind these. `arguments`: the key of a call object that holds them, "" = there are no
@@ -55,23 +55,23 @@ class Gates(NamedTuple):
     named: bool
 
 
-def gates(tokenizer: ModelTokenizer) -> Gates | None:
+def call_json(tokenizer: ModelTokenizer) -> CallJSON | None:
     """None = the model's calls are no JSON, so that a grammar can only force another form on it."""
     if is_harmony(tokenizer):
-        return Gates(("<|message|>",), "", named=True)
+        return CallJSON(("<|message|>",), "", named=True)
     if is_llama(tokenizer):
-        return Gates((PYTHON_TAG,), "parameters", named=False)
+        return CallJSON((PYTHON_TAG,), "parameters", named=False)
     match parser_name(tokenizer):
         case "json_tools":
-            return Gates((tokenizer.tool_call_start,), "arguments", named=False)
+            return CallJSON((tokenizer.tool_call_start,), "arguments", named=False)
         case "mistral":
-            return Gates((tokenizer.tool_call_start, "[ARGS]"), "arguments", named=True)
+            return CallJSON((tokenizer.tool_call_start, "[ARGS]"), "arguments", named=True)
         case "kimi_k2":
-            return Gates(("<|tool_call_argument_begin|>",), "", named=True)
+            return CallJSON(("<|tool_call_argument_begin|>",), "", named=True)
     return None
 
 
-def promises(tool: Any) -> bool:
+def is_strict(tool: Any) -> bool:
     """Whether a tool is one whose arguments must follow their schema."""
     function = tool.get("function")
     return isinstance(function, dict) and function.get("strict") is True

@@ -1,4 +1,4 @@
-"""worker.output.tools.jsontext: one JSON object, letter by letter."""
+"""worker.output.tools.json_scanner: one JSON object, letter by letter."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worker.output.tools.jsontext import JSONText, NotJSON, object_text
+from worker.output.tools.json_scanner import JSONScanner, NotJSON, object_text
 
 patient = settings(deadline=None, max_examples=120)
 
@@ -65,7 +65,7 @@ def test_what_it_takes_for_json_is_json(text: str) -> None:
 
 
 def test_the_states_of_json() -> None:
-    reader = JSONText()
+    reader = JSONScanner()
     seen = []
     for letter in '{"a": [1]}':
         reader.push(letter)

@@ -10,8 +10,8 @@ from typing import Any
 
 from supervisor.errors import ClientError, InvalidValue, UnsupportedValue
 from worker.grammar import numbers
-from worker.grammar.choices import MAX_CHOICES, Choices
-from worker.grammar.endless import Endless
+from worker.grammar.choices import MAX_CHOICES, ChoiceCounter
+from worker.grammar.finite import FiniteInstances
 from worker.grammar.keywords import (
     ASSERTIONS,
     BRANCHING,
@@ -24,7 +24,7 @@ from worker.grammar.keywords import (
 )
 from worker.grammar.numbers import EXACT
 from worker.grammar.patterns import beyond, foreign, merged
-from worker.grammar.walk import inside, items, resolve
+from worker.grammar.subschemas import inside, items, resolve
 
 MAX_NESTING = 100
 """Levels of one schema's text: objects and arrays within each other."""
@@ -46,16 +46,16 @@ _LONGEST_PATH = 240
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SchemaPlace:
     """Where a schema stands, as in `tools[0].function.parameters/properties/a`; `depth` is the levels
     above it."""
 
     path: str
     depth: int = 0
 
-    def __truediv__(self, path: str) -> Place:
+    def __truediv__(self, path: str) -> SchemaPlace:
         depth = self.depth + 1 + ("/" in path)
-        return Place(f"{self.path}/{path}"[:_LONGEST_PATH], depth)
+        return SchemaPlace(f"{self.path}/{path}"[:_LONGEST_PATH], depth)
 
 
 def param(path: str) -> str:
@@ -63,23 +63,23 @@ def param(path: str) -> str:
     return "response_format" if path.startswith("response_format") else path.partition("/")[0]
 
 
-class Reader:
+class SchemaChecker:
     """One walk over a schema, without recursion: what it finds wrong, it raises."""
 
     def __init__(self, root: dict[str, Any], path: str, lenient: bool) -> None:
         self._root = root
-        self._place = Place(path)
+        self._place = SchemaPlace(path)
         self._lenient = lenient
         self._properties = 0
         self._patterns = 0
         self._multiples: set[int] = set()
         self._merging = ""
-        self._mapped: Place | None = None
+        self._mapped: SchemaPlace | None = None
         self._targets: dict[str, object] = {}
-        self._read: list[tuple[dict[str, Any], Place]] = []
+        self._read: list[tuple[dict[str, Any], SchemaPlace]] = []
 
     def read(self) -> None:
-        todo: list[tuple[object, Place]] = [(self._root, self._place)]
+        todo: list[tuple[object, SchemaPlace]] = [(self._root, self._place)]
         seen: set[int] = set()
         while todo:
             schema, place = todo.pop()
@@ -98,7 +98,7 @@ class Reader:
             if "$ref" in schema:
                 target = self._reference(schema["$ref"], place)
                 path = f"{self._place.path}{schema['$ref'][1:]}"
-                todo.append((target, Place(path[:_LONGEST_PATH])))
+                todo.append((target, SchemaPlace(path[:_LONGEST_PATH])))
         self._levels()
         self._endless()
         self._choices()
@@ -129,14 +129,14 @@ class Reader:
     def _endless(self) -> None:
         if not self._targets:
             return  # a tree has an end
-        endless = Endless(self._root, self._targets.__getitem__)
+        endless = FiniteInstances(self._root, self._targets.__getitem__)
         if endless.path is not None:
-            place = Place(f"{self._place.path}{endless.path}"[:_LONGEST_PATH])
+            place = SchemaPlace(f"{self._place.path}{endless.path}"[:_LONGEST_PATH])
             raise self._invalid("no finite JSON value is valid under it", place)
         endless.drop()
 
     def _choices(self) -> None:
-        choices = Choices(self._targets.__getitem__)
+        choices = ChoiceCounter(self._targets.__getitem__)
         for schema, place in self._read:
             asserting = ASSERTIONS & schema.keys()
             branches = BRANCHING & asserting or ("$ref" in asserting and len(asserting) > 1)
@@ -145,21 +145,21 @@ class Reader:
                     f"more than {MAX_CHOICES} properties or alternatives may come next", place
                 )
 
-    def _invalid(self, what: str, place: Place) -> ClientError:
+    def _invalid(self, what: str, place: SchemaPlace) -> ClientError:
         return InvalidValue(f"Invalid schema: {what} (at {place.path}).", param=param(place.path))
 
-    def _refuse(self, what: str, place: Place) -> ClientError:
+    def _refuse(self, what: str, place: SchemaPlace) -> ClientError:
         return UnsupportedValue(
             f"This schema can't be enforced: {what} (at {place.path}).", param=param(place.path)
         )
 
-    def _unless_lenient(self, what: str, place: Place) -> bool:
+    def _unless_lenient(self, what: str, place: SchemaPlace) -> bool:
         """True, for what is dropped. Raises where nothing may be."""
         if not self._lenient:
             raise self._refuse(what, place)
         return True
 
-    def _keywords(self, schema: dict[str, Any], place: Place) -> None:
+    def _keywords(self, schema: dict[str, Any], place: SchemaPlace) -> None:
         self._types(schema, place)
         for keyword in schema:
             if keyword in UNSUPPORTED:
@@ -180,7 +180,7 @@ class Reader:
             if any([self._literal(literal, place) for literal in _literals(schema.get(keyword))]):
                 del schema[keyword]
 
-    def _types(self, schema: dict[str, Any], place: Place) -> None:
+    def _types(self, schema: dict[str, Any], place: SchemaPlace) -> None:
         """What keywords must be, besides the schemas in them."""
         for keyword, (kind, named) in KINDS.items():
             if keyword in schema and not isinstance(schema[keyword], kind):
@@ -192,7 +192,7 @@ class Reader:
         if not all(isinstance(name, str) for name in items(schema, "required")):
             raise self._invalid("`required` must be an array of strings", place)
 
-    def _reference(self, target: str, place: Place) -> object:
+    def _reference(self, target: str, place: SchemaPlace) -> object:
         """What a `$ref` leads to."""
         if target != "#" and not target.startswith("#/"):
             raise self._refuse("a `$ref` may only be a path in the same schema, `#/…`", place)
@@ -203,7 +203,7 @@ class Reader:
         self._targets[target] = found
         return found
 
-    def _strings(self, schema: dict[str, Any], place: Place) -> None:
+    def _strings(self, schema: dict[str, Any], place: SchemaPlace) -> None:
         pattern = schema.get("pattern")
         if pattern is not None and self._pattern(pattern, place / "pattern"):
             del schema["pattern"]
@@ -213,7 +213,7 @@ class Reader:
         if name in NARROWED:
             schema["allOf"] = [*schema.get("allOf", []), {"pattern": NARROWED[name]}]
 
-    def _pattern(self, pattern: str, place: Place) -> bool:
+    def _pattern(self, pattern: str, place: SchemaPlace) -> bool:
         """Whether it must be dropped."""
         if len(pattern) > MAX_LITERAL:
             return self._unless_lenient("a pattern is too long", place)
@@ -223,7 +223,7 @@ class Reader:
             return beyond(pattern)
         return bool(why) and self._unless_lenient(why, place)
 
-    def _numbers(self, schema: dict[str, Any], place: Place) -> None:
+    def _numbers(self, schema: dict[str, Any], place: SchemaPlace) -> None:
         for keyword in (*numbers.LIMITS, "multipleOf"):
             value = schema.get(keyword)
             if value is None:
@@ -250,7 +250,7 @@ class Reader:
         if "multipleOf" in schema:
             self._multiples.add(_multiple(schema["multipleOf"]))
 
-    def _multiple(self, value: float, place: Place) -> bool:
+    def _multiple(self, value: float, place: SchemaPlace) -> bool:
         """Whether it must be dropped."""
         if value <= 0:
             raise self._invalid("`multipleOf` must be a positive number", place)
@@ -258,7 +258,7 @@ class Reader:
             return self._unless_lenient("`multipleOf` has too many digits", place)
         return False
 
-    def _objects(self, schema: dict[str, Any], place: Place) -> None:
+    def _objects(self, schema: dict[str, Any], place: SchemaPlace) -> None:
         if isinstance(schema.get("items"), list):
             self._unless_lenient("`items` must be one schema; use `prefixItems` for tuples", place)
         names = schema.get("properties")
@@ -293,7 +293,7 @@ class Reader:
             # Names outside `properties` may come twice, and a reader counts them once.
             self._unless_lenient("`minProperties` above 1 is not supported", place)
 
-    def _literal(self, value: object, place: Place) -> bool:
+    def _literal(self, value: object, place: SchemaPlace) -> bool:
         """Whether what it stands in must be dropped."""
         if isinstance(value, str):
             if len(value) > MAX_LITERAL:
@@ -317,7 +317,7 @@ class Reader:
         for target in self._targets.values():
             levels += 1 + _depth(target)
             if levels > MAX_LEVELS:
-                raise self._refuse("its `$ref`s lead too deep", self._place)
+                raise self._refuse("its `$ref`s preamble too deep", self._place)
 
 
 _UNWRITABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f\ud800-\udfff]")

@@ -27,7 +27,7 @@ from tests.helpers.dialects import (
 )
 from tests.helpers.grammars import CLOSED, encode, follow
 from tests.property.structured import Chooser, allowed, fault
-from worker.grammar import Grammar, Grammars, Native
+from worker.grammar import AnswerConstraint, CallConstraint, ConstraintCompiler
 
 AUTO = Calling("auto", ("f", "g"))
 F: dict[str, Any] = {"name": "f", "parameters": CLOSED, "strict": True}
@@ -83,8 +83,8 @@ def written(model: Model, text: str) -> list[int]:
 
 
 @cache
-def grammars(model: Model) -> Grammars:
-    return Grammars(wrapper(model), len(wrapper(model)))
+def grammars(model: Model) -> ConstraintCompiler:
+    return ConstraintCompiler(wrapper(model), len(wrapper(model)))
 
 
 def begin(
@@ -120,7 +120,7 @@ def test_arguments_follow_the_schema_of_a_strict_function(form: str) -> None:
     ends = set(wrapper(model).eos_token_ids)
     before = before.replace("F", "f")
     grammar, _ = begin(model)
-    assert isinstance(grammar, Native)
+    assert isinstance(grammar, CallConstraint)
     follow(grammar, written(model, before))
     for text, wrong in (("{", "}1"), ('"', "b"), ('a":', '"{['), (" ", '"['), ("1", ', "')):
         follow(grammar, written(model, text))
@@ -131,7 +131,7 @@ def test_arguments_follow_the_schema_of_a_strict_function(form: str) -> None:
     assert ends <= set(allowed(grammar))
     assert calls(model, f"{before}{ARGUMENTS}{after}")[-1] == ("f", ARGUMENTS)
     grammar.push(min(ends))
-    assert grammar.fault(called=True) is None
+    assert grammar.incomplete_error(called=True) is None
     assert allowed(grammar) == sorted(ends)
 
 
@@ -215,13 +215,13 @@ def test_sampled_arguments_are_valid(seed: int) -> None:
 def test_beside_a_schema_for_the_answer(form: str) -> None:
     model, before, after = FORMS[form]
     grammar, _ = begin(model, structure={"type": "object"})
-    assert isinstance(grammar, Grammar)
+    assert isinstance(grammar, AnswerConstraint)
     before = before.replace("Now.", "").replace("F", "f")
     follow(grammar, written(model, before + '{"a": '))
     assert not set(written(model, '"[{')) & set(allowed(grammar))
     follow(grammar, written(model, "1}" + after))
     assert set(wrapper(model).eos_token_ids) <= set(allowed(grammar))
-    assert grammar.fault(called=True) is None
+    assert grammar.incomplete_error(called=True) is None
     answer, _ = begin(model, structure={"type": "object"})
     follow(answer, written(model, '{"x": 1}'))
     assert answer.complete
@@ -270,6 +270,6 @@ def test_an_end_within_a_call_is_a_fault() -> None:
     for token in [*written(model, before.replace("F", "f")), 10**9]:
         grammar.push(token)
     assert allowed(grammar) == sorted(wrapper(model).eos_token_ids)
-    error = grammar.fault(called=True)
+    error = grammar.incomplete_error(called=True)
     assert error is not None
     assert error.param == "tools"

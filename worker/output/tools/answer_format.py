@@ -6,30 +6,30 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from supervisor.wire.frames import Calling
-from worker.output.text import Needles
-from worker.output.tools.answer import Answer, Machine
-from worker.output.tools.calls import Calls, Reader, Whole
-from worker.output.tools.forms import (
+from worker.output.parts import AnswerParser, AnswerParts
+from worker.output.text import StringSearch
+from worker.output.tools.call_forms import (
     ANALYSIS,
     PYTHON_TAG,
     forced_form,
     is_harmony,
     is_llama,
+    is_strict,
     parser_name,
-    promises,
 )
-from worker.output.tools.harmony import Harmony
-from worker.output.tools.headed import KIMI_K2, MISTRAL, HeadedCalls
-from worker.output.tools.marked import Bare, Marked, Thought
-from worker.output.tools.objects import JSONCalls
-from worker.output.tools.whole import guarded
+from worker.output.tools.calls import CallCollector, CallReader, WholeTextReader
+from worker.output.tools.harmony import HarmonyParser
+from worker.output.tools.json_calls import JSONCallsReader
+from worker.output.tools.marker_parser import MarkerParser, ReasoningParser, UnmarkedCalls
+from worker.output.tools.named_calls import KIMI_K2, MISTRAL, NamedCallsReader
+from worker.output.tools.parser_limits import strict_parser
 from worker.prompt.tokenizer import ModelTokenizer
 
-MakeReader = Callable[[Calls, Any], Reader]
+MakeReader = Callable[[CallCollector, Any], CallReader]
 """(calls, the request's tools) → the reader of what follows a call's start marker."""
 
 
-class Formats:
+class AnswerFormat:
     """Makes the machines of one model's answers."""
 
     def __init__(self, tokenizer: ModelTokenizer) -> None:
@@ -50,28 +50,28 @@ class Formats:
     @property
     def has_parts(self) -> bool:
         """Whether answers have anything but text even where no calls are looked for."""
-        return self._harmony or any(needles for needles, _ in self._without_calls.values())
+        return self._harmony or any(search for search, _ in self._without_calls.values())
 
-    def machine(
+    def parser(
         self,
-        answer: Answer,
+        answer: AnswerParts,
         *,
         calling: Calling | None,
         tools: Sequence[Any],
         reasoning: bool,
-    ) -> Machine:
+    ) -> AnswerParser:
         """`reasoning`: the prompt ends inside of it."""
         bare = None
         calls = answer.calls
         if calling is not None:
             if calling.choice == "required" and self._forced == "array":
-                bare = Bare("[", lambda: JSONCalls(calls))
+                bare = UnmarkedCalls("[", lambda: JSONCallsReader(calls))
             elif self._llama:
-                bare = Bare("{", lambda: JSONCalls(calls, separators=";"))
+                bare = UnmarkedCalls("{", lambda: JSONCallsReader(calls, separators=";"))
         if self._harmony:
-            return Harmony(answer, calling=calling is not None)
+            return HarmonyParser(answer, calling=calling is not None)
         make = self._make_reader
-        return Marked(
+        return MarkerParser(
             answer,
             self._without_calls if calling is None else self._with_calls,
             self._initial if not reasoning else "reasoning",
@@ -79,29 +79,31 @@ class Formats:
             bare=bare,
         )
 
-    def leading(self, answer: Answer, aside: Answer, calling: Calling | None) -> Machine:
+    def preamble_parser(
+        self, answer: AnswerParts, aside: AnswerParts, calling: Calling | None
+    ) -> AnswerParser:
         """What reads the text before an answer under a grammar, up to its end, which tokens tell.
 
         Thinking goes to `answer`. Harmony's channels go to `aside`, and calls that stand in the
         answer's place; before calls that are demanded there is thinking alone.
         """
         if self._harmony and not answer.calls.demanded:
-            return Harmony(aside, calling=calling is not None)
-        return Thought(answer, *self._thinking)
+            return HarmonyParser(aside, calling=calling is not None)
+        return ReasoningParser(answer, *self._thinking)
 
-    def calling(
-        self, answer: Answer, calling: Calling | None, tools: Sequence[Any]
-    ) -> Machine | None:
+    def call_parser(
+        self, answer: AnswerParts, calling: Calling | None, tools: Sequence[Any]
+    ) -> AnswerParser | None:
         """What reads an answer under a grammar that is calls, demanded or by its beginning with
         `call_start`; None = none can be."""
         if calling is None:
             return None
         if answer.calls.demanded:
-            return self.machine(answer, calling=calling, tools=tools, reasoning=False)
+            return self.parser(answer, calling=calling, tools=tools, reasoning=False)
         make, calls = self._make_reader, answer.calls
         if make is None or self._harmony:
             return None
-        return Marked(
+        return MarkerParser(
             answer, self._with_calls, "normal", lambda: make(calls, list(tools)), bare=None
         )
 
@@ -109,28 +111,28 @@ class Formats:
 def _reader(tokenizer: ModelTokenizer) -> tuple[str, MakeReader | None]:
     """The marker that calls begin with ("" = none) and what reads them."""
     if is_llama(tokenizer):
-        return PYTHON_TAG, lambda calls, tools: JSONCalls(calls, PYTHON_TAG, separators=";")
+        return PYTHON_TAG, lambda calls, tools: JSONCallsReader(calls, PYTHON_TAG, separators=";")
     name = parser_name(tokenizer)
     if name is None:
         return "", None
     start: str = tokenizer.tool_call_start
     end: str = tokenizer.tool_call_end or ""
-    parse = guarded(name, tokenizer.tool_parser)
+    parse = strict_parser(name, tokenizer.tool_parser)
 
-    def whole(calls: Calls, tools: Any) -> Reader:
-        return Whole(calls, start, end, parse, tools)
+    def whole(calls: CallCollector, tools: Any) -> CallReader:
+        return WholeTextReader(calls, start, end, parse, tools)
 
     match name:
         case "json_tools":
-            return start, lambda calls, tools: JSONCalls(calls, start, end)
+            return start, lambda calls, tools: JSONCallsReader(calls, start, end)
         case "mistral":
-            return start, lambda calls, tools: HeadedCalls(
-                calls, MISTRAL, lambda: JSONCalls(calls, start)
+            return start, lambda calls, tools: NamedCallsReader(
+                calls, MISTRAL, lambda: JSONCallsReader(calls, start)
             )
         case "kimi_k2":
             # In what mlx-lm's parser would read besides, no grammar holds.
-            return start, lambda calls, tools: HeadedCalls(
-                calls, KIMI_K2, None if any(map(promises, tools)) else lambda: whole(calls, tools)
+            return start, lambda calls, tools: NamedCallsReader(
+                calls, KIMI_K2, None if any(map(is_strict, tools)) else lambda: whole(calls, tools)
             )
         case _:
             return start, whole
@@ -172,8 +174,8 @@ def _without_calls(edges: _Edges) -> _Edges:
     }
 
 
-def _compiled(edges: _Edges) -> dict[str, tuple[Needles, tuple[tuple[str, str], ...]]]:
+def _compiled(edges: _Edges) -> dict[str, tuple[StringSearch, tuple[tuple[str, str], ...]]]:
     return {
-        state: (Needles([marker for marker, _ in there]), tuple(there))
+        state: (StringSearch([marker for marker, _ in there]), tuple(there))
         for state, there in edges.items()
     }

@@ -1,14 +1,19 @@
-"""What mlx-lm's parsers are given: nothing that takes them long.
+"""What mlx-lm's parsers of tool calls are given, and which of their results count.
 
 They run on the thread that generates for everybody, and hold the GIL. Most are regular expressions
 whose time grows with what begins a call or an argument, times the text behind it: 20,000 characters
-of the right kind took one 8 s. What is beyond these bounds is text, as all that is no call.
+of the right kind took one 8 s. What is beyond these bounds is text, as all that is no call. Some are
+too kind besides: they invent calls, or leave some out without a word.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from typing import Any
+
+from worker.output.tools.calls import Parser
+from worker.output.tools.json_scanner import NotJSON
 
 LONGEST = 128 * 1024
 """Characters of one section of calls, for the parsers that mlx-lm has: 35 ms where time is linear. JSON
@@ -46,6 +51,60 @@ _GEMMA_MARK = re.compile(r'<\|"\|>|[{}]')
 _MINICPM = re.compile(r"""["']?[^"'<>]{1,256}["']?\s{0,16}>""")
 """A name. Where there is none the parser looks for one from every place."""
 _STRINGS = re.compile(r"""\\.|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL)
+
+
+_CALL_STARTS = {
+    "kimi_k3": "<|open|>call ",
+    "minimax_m2": "<invoke name=",
+    "muse_spark": "<atem:invoke",
+}
+"""What each call begins with. These parsers skip the calls in a section that they can't read."""
+
+_ARGUMENT_EDGES = {
+    "glm47": ("<arg_key>", "</arg_value>"),
+    "kimi_k3": ("<|open|>argument ", "<|close|>argument<|sep|>"),
+    "longcat": ("<longcat_arg_key>", "</longcat_arg_value>"),
+    "minicpm5": ("<param name=", "</param>"),
+    "minimax_m2": ("<parameter name=", "</parameter>"),
+    "muse_spark": ("<atem:parameter ", "</atem:parameter>"),
+    "qwen3_coder": ("<parameter=", "</parameter>"),
+}
+"""What each argument begins and ends with. Arguments without an end are skipped as well."""
+
+_NO_NAME = re.compile(r"[\s<>{}\"]")
+
+
+def strict_parser(name: str, parse: Parser) -> Parser:
+    """`parse`, mlx-lm's parser `name`, that raises NotJSON where calls would be lost or made up, and
+    where it would take long."""
+
+    def parse_strictly(text: str, tools: Any) -> Any:
+        begins, ends = _ARGUMENT_EDGES.get(name, ("", ""))
+        if begins and text.count(begins) != text.count(ends):
+            raise NotJSON
+        if not affordable(name, text):
+            raise NotJSON
+        parsed = parse(text, tools)
+        found = parsed if isinstance(parsed, list) else [parsed]
+        start = _CALL_STARTS.get(name)
+        if start and text.count(start) != len(found):
+            raise NotJSON
+        for call in found:
+            if not isinstance(call, dict) or _NO_NAME.search(str(call.get("name"))):
+                raise NotJSON
+            arguments = call.get("arguments")
+            # glm47 makes a call of any text, with what it could not read as the argument `raw`.
+            if (
+                name == "glm47"
+                and isinstance(arguments, dict)
+                and arguments.keys() == {"raw"}
+                and "<arg_key>" not in text
+                and "{" not in text
+            ):
+                raise NotJSON
+        return parsed
+
+    return parse_strictly
 
 
 def affordable(name: str, text: str) -> bool:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from supervisor.errors import InvalidValue
 from supervisor.wire.frames import Chat, Generate
 from worker.grammar.schema import compilable
-from worker.output.tools.forms import Forced, Gates
+from worker.output.tools.call_forms import CallJSON, ForcedForm
 from worker.output.tools.harmony import harmony_rules
 
 MAX_CALLS = 16
@@ -18,7 +18,7 @@ _EDGES = "LEAD: /[ \\n\\r\\t]{1,2}/\nTAIL: /[ \\n\\r\\t]{1,4}/\n"
 """White space that a token may have around the JSON that begins or ends in it."""
 
 
-class Tool(NamedTuple):
+class CallableTool(NamedTuple):
     """A function that may be called. `schema` is as llguidance takes it, `place` where the request has
     the one it was made of."""
 
@@ -27,7 +27,7 @@ class Tool(NamedTuple):
     place: str
 
 
-def tools(request: Generate, *, enforced: bool) -> list[Tool]:
+def tools(request: Generate, *, enforced: bool) -> list[CallableTool]:
     """The functions that may be called. `enforced`: of those that are not strict all of the schema
     that can be; else any object will do. Raises InvalidValue or UnsupportedValue."""
     found = list(_tools(request, enforced))
@@ -36,7 +36,7 @@ def tools(request: Generate, *, enforced: bool) -> list[Tool]:
     return found
 
 
-def _tools(request: Generate, enforced: bool) -> Iterator[Tool]:
+def _tools(request: Generate, enforced: bool) -> Iterator[CallableTool]:
     shown = request.prompt.tools if isinstance(request.prompt, Chat) else []
     calling = request.calling
     assert calling is not None
@@ -63,7 +63,7 @@ def _tools(request: Generate, enforced: bool) -> Iterator[Tool]:
                 f"A function's parameters must be an object's schema (at {place}).", param=place
             )
         # Only strict tools promise their schema; of others all is enforced that can be.
-        yield Tool(
+        yield CallableTool(
             name, compilable({**parameters, "type": "object"}, place, lenient=not strict), place
         )
 
@@ -72,8 +72,8 @@ def _object(types: object) -> bool:
     return types == "object" or (isinstance(types, list) and "object" in types)
 
 
-def forced(
-    tools: Sequence[Tool], marker: Callable[[str], str], *, form: Forced, several: bool
+def forced_rules(
+    tools: Sequence[CallableTool], marker: Callable[[str], str], *, form: ForcedForm, several: bool
 ) -> str:
     """The rule `calls`: calls alone, in one of the forms that are forced on models. `marker` makes a
     terminal of a marker's text."""
@@ -97,10 +97,12 @@ def forced(
     return "\n".join(rules) + "\n"
 
 
-def gated(tools: Sequence[Tool], gates: Gates) -> Mapping[str, tuple[str, Sequence[Tool]]]:
-    """By gate, the rules of what may stand behind it, and the tools in them: "" = a call object, a
-    name = the function's arguments."""
-    rules: dict[str, tuple[str, Sequence[Tool]]] = {}
+def call_json_rules(
+    tools: Sequence[CallableTool], gates: CallJSON
+) -> Mapping[str, tuple[str, Sequence[CallableTool]]]:
+    """The rules of JSON in calls of the model's own form, and the tools in them, by what `json_expected`
+    tells: "" = a call object, a name = the function's arguments."""
+    rules: dict[str, tuple[str, Sequence[CallableTool]]] = {}
     if gates.named:
         for tool in tools:
             text = f"start: LEAD? args TAIL?\nargs: %json {tool.schema}\n{_EDGES}"

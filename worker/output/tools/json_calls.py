@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 from typing import Literal
 
-from worker.output.tools.calls import Calls, Ended, arguments_text, read_calls
-from worker.output.tools.jsontext import JSONText, NotJSON, sendable
+from worker.output.tools.calls import CallCollector, ReaderEnd, arguments_text, read_calls
+from worker.output.tools.json_scanner import JSONScanner, NotJSON, sendable
 
 _ARGUMENTS = ("arguments", "parameters")
 _BARE_KEYS = frozenset(("name", "type", "id", *_ARGUMENTS))
 
 
-class Broken(Exception):
+class BrokenCall(Exception):
     """What was to be a call is none: `rest` is the text from the letter on that told.
 
     `opened`: a part of it has been passed on as a call and stays.
@@ -28,32 +28,32 @@ class Broken(Exception):
         self.opened = opened
 
 
-class Arguments:
+class ArgumentsReader:
     """A call's arguments alone, whose name is known: one JSON object."""
 
-    def __init__(self, calls: Calls, name: str) -> None:
+    def __init__(self, calls: CallCollector, name: str) -> None:
         self._calls = calls
         self._name = name
-        self._json = JSONText()
+        self._json = JSONScanner()
         self._started = False
         calls.open(name)
 
     def feed(self, text: str) -> tuple[bool, str]:
-        """(whether the object is complete, the rest of the text). Raises Broken."""
+        """(whether the object is complete, the rest of the text). Raises BrokenCall."""
         out: list[str] = []
         for at, letter in enumerate(text):
             if not self._started:
                 if letter.isspace():
                     continue
                 if letter != "{":
-                    raise Broken(text[at:], opened=False)
+                    raise BrokenCall(text[at:], opened=False)
                 self._started = True
             try:
                 out.append(self._json.push(letter))
             except NotJSON:
                 self._calls.arguments("".join(out))
                 self._calls.close(broken=True)
-                raise Broken(text[at:], opened=True) from None
+                raise BrokenCall(text[at:], opened=True) from None
             if self._json.done:
                 self._calls.arguments("".join(out))
                 self._calls.close()
@@ -62,7 +62,7 @@ class Arguments:
         return False, ""
 
     @property
-    def gate(self) -> str | None:
+    def json_expected(self) -> str | None:
         """The function's name, as long as its arguments have not begun."""
         return None if self._started else self._name
 
@@ -73,7 +73,7 @@ class Arguments:
         return self._started
 
 
-class CallObject:
+class CallObjectReader:
     """One call as a JSON object, keys in any order.
 
     It is passed on as a call once its name is known and its arguments begin: then it hardly can be
@@ -81,10 +81,10 @@ class CallObject:
     object itself says that it is a call, so it must have both and no key that calls don't have.
     """
 
-    def __init__(self, calls: Calls, *, bare: bool) -> None:
+    def __init__(self, calls: CallCollector, *, bare: bool) -> None:
         self._calls = calls
         self._bare = bare
-        self._json = JSONText()
+        self._json = JSONScanner()
         self._raw: list[str] = []
         self._name: str | None = None
         self._given: str | None = None
@@ -102,7 +102,7 @@ class CallObject:
         return "".join(self._raw)
 
     def feed(self, text: str) -> tuple[bool, str]:
-        """(whether the object is complete, the rest of the text). Raises Broken."""
+        """(whether the object is complete, the rest of the text). Raises BrokenCall."""
         passed: list[str] = []
         for at, letter in enumerate(text):
             try:
@@ -111,7 +111,7 @@ class CallObject:
                 self._calls.arguments("".join(passed))
                 if self.opened:
                     self._calls.close(broken=True)
-                raise Broken(text[at:], opened=self.opened) from None
+                raise BrokenCall(text[at:], opened=self.opened) from None
             if self._json.done:
                 self._calls.arguments("".join(passed))
                 if self.opened:
@@ -193,7 +193,7 @@ class CallObject:
             self._calls.add(name, arguments)
 
 
-class JSONCalls:
+class JSONCallsReader:
     """Call objects one after another, or an array of them, up to the marker `end` if there is one.
 
     `start` is the marker they began with. `separators` may stand between objects outside of an
@@ -201,12 +201,12 @@ class JSONCalls:
     """
 
     def __init__(
-        self, calls: Calls, start: str = "", end: str = "", *, separators: str = ""
+        self, calls: CallCollector, start: str = "", end: str = "", *, separators: str = ""
     ) -> None:
         self._calls = calls
         self._start, self._end = start, end
         self._separators = separators
-        self._object: CallObject | None = None
+        self._object: CallObjectReader | None = None
         self._list: Literal["none", "open", "closed"] = "none"
         self._first = self._expected = True
         """Whether no call is complete yet; whether an object must come next."""
@@ -215,7 +215,7 @@ class JSONCalls:
         self._closing = ""
         """The beginning of the end marker."""
 
-    def feed(self, text: str) -> Ended | None:
+    def feed(self, text: str) -> ReaderEnd | None:
         while text:
             ended, text = self._seek(text) if self._object is None else self._read(text)
             if ended:
@@ -223,7 +223,7 @@ class JSONCalls:
         return None
 
     @property
-    def gate(self) -> str | None:
+    def json_expected(self) -> str | None:
         return None if self._object or self._closing or self._list == "closed" else ""
 
     def finish(self, cut: bool) -> str:
@@ -235,22 +235,22 @@ class JSONCalls:
     def _unread(self) -> str:
         return self._start + self._between if self._first else self._between
 
-    def _read(self, text: str) -> tuple[Ended | None, str]:
+    def _read(self, text: str) -> tuple[ReaderEnd | None, str]:
         assert self._object is not None
         try:
             complete, text = self._object.feed(text)
-        except Broken as broken:
+        except BrokenCall as broken:
             if broken.opened:
-                return Ended("", broken.rest), ""
-            return Ended(self._unread() + self._object.raw, broken.rest), ""
+                return ReaderEnd("", broken.rest), ""
+            return ReaderEnd(self._unread() + self._object.raw, broken.rest), ""
         if complete:
             self._object, self._between = None, ""
             self._first = self._expected = False
             if self._calls.full:
-                return Ended("", text), ""
+                return ReaderEnd("", text), ""
         return None, text
 
-    def _seek(self, text: str) -> tuple[Ended | None, str]:
+    def _seek(self, text: str) -> tuple[ReaderEnd | None, str]:
         """Between objects: what the next letter means."""
         letter, rest = text[0], text[1:]
         if self._closing:
@@ -259,7 +259,7 @@ class JSONCalls:
             pass
         elif letter == "{" and (self._expected or self._list == "none"):
             # Nothing but the object itself says so when no marker does.
-            self._object = CallObject(self._calls, bare=not self._start)
+            self._object = CallObjectReader(self._calls, bare=not self._start)
             return None, text
         elif letter == "[" and self._first and not self._between.strip():
             self._list = "open"
@@ -268,18 +268,18 @@ class JSONCalls:
         elif letter in ("," if self._list == "open" else self._separators) and not self._expected:
             self._expected = True
         elif self._first:
-            return Ended(self._unread(), text), ""
+            return ReaderEnd(self._unread(), text), ""
         else:
             return self._close(text)
         self._between += letter
         return None, rest
 
-    def _close(self, text: str) -> tuple[Ended | None, str]:
+    def _close(self, text: str) -> tuple[ReaderEnd | None, str]:
         """After the last call: the end marker, or the answer goes on without one."""
         text, self._closing = self._closing + text, ""
         if self._end and text.startswith(self._end):
-            return Ended("", text[len(self._end) :]), ""
+            return ReaderEnd("", text[len(self._end) :]), ""
         if self._end.startswith(text):
             self._closing = text
             return None, ""
-        return Ended("", text), ""
+        return ReaderEnd("", text), ""

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from worker.output.text import Stops
-from worker.output.tools.calls import Calls
+from worker.output.text import StopStrings
+from worker.output.tools.calls import CallCollector
 
 
-class Machine(Protocol):
+class AnswerParser(Protocol):
     """Tells the parts of an answer apart. It stops reading when the answer is `stopped`."""
 
     @property
     def reasoning(self) -> bool: ...
     @property
-    def gate(self) -> str | None:
+    def json_expected(self) -> str | None:
         """Whether a call's JSON may begin with the next letter that is no white space: "" = a call
         object, a name = the arguments of that function, None = no."""
 
@@ -23,7 +23,7 @@ class Machine(Protocol):
     def finish(self, cut: bool) -> None: ...
 
 
-class Answer:
+class AnswerParts:
     """Collects what may be shown.
 
     White space next to a marker (of reasoning, of a call) belongs to neither side: it is dropped at
@@ -34,9 +34,9 @@ class Answer:
     as "\\n\\n" would end most of them before the answer begins), and calls are no text.
     """
 
-    def __init__(self, stops: Sequence[str], calls: Calls, *, behind_marker: bool) -> None:
+    def __init__(self, stops: Sequence[str], calls: CallCollector, *, behind_marker: bool) -> None:
         self.calls = calls
-        self._stops = Stops(stops)
+        self._stops = StopStrings(stops)
         self._text: list[str] = []
         self._space = ""
         self._shown = False

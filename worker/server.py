@@ -131,8 +131,8 @@ class WorkerServer:
     async def _prepare(
         self, request: Generate | Embed, gone: asyncio.Task[None]
     ) -> Prepared | None:
-        """The request ready for its turn, or None when the client has left first. Raises what the engine
-        raises.
+        """The request ready for its turn, or None when the client has left first. Raises what the
+        engine raises.
 
         A short prompt costs less than the way to the other thread and back, and is prepared right
         here while that thread is idle.
@@ -162,8 +162,8 @@ class WorkerServer:
     async def _generate(self, request: Generate | Embed, stream: FrameStream[ToEngine]) -> None:
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
-        wishes = _PauseControl(self._thread)
-        gone = loop.create_task(wishes.follow(stream))  # until the gateway's EOF
+        pauses = _PauseControl(self._thread)
+        gone = loop.create_task(pauses.follow(stream))  # until the gateway's EOF
         try:
             prepared = await self._prepare(request, gone)
         except BulkheadError as error:
@@ -203,7 +203,7 @@ class WorkerServer:
         )
         sink.send([Accepted(prepared.size, prepared.echo)])
         job = Job(request, prepared, sink)
-        wishes.submit(job)
+        pauses.submit(job)
         try:
             await gone
         finally:
@@ -243,7 +243,7 @@ class _PauseControl:
                         self._thread.unpause(self._job)
 
     def submit(self, job: Job) -> None:
-        """Give the engine the job, as it is wished by now."""
+        """Give the engine the job, paused if that was asked meanwhile."""
         self._job = job
         self._thread.submit(job)
         if self._pauses:

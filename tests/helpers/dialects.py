@@ -1,4 +1,5 @@
-"""Models by the form of their answers: what tells it, texts in it, and what a client sees of them."""
+"""Models by the form of their answers: what tells it, texts in it, and what a client sees of
+them."""
 
 from __future__ import annotations
 

@@ -34,7 +34,8 @@ LIMIT = 600
 TOGETHER = 16
 """Answers that are sampled side by side."""
 RARELY = frozenset({"formats of the net"})
-"""Schemas whose answers seldom end: noise has to hit upon a host name and an address of each kind."""
+"""Schemas whose answers seldom end: noise has to hit upon a host name and an address of each
+kind."""
 SPARE = 37
 """Logits beyond the vocabulary, as padded models have them."""
 MERGES = (

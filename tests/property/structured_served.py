@@ -1,7 +1,7 @@
 """Answers under schemas from the engine itself: the demo model thinks, calls tools and is hot.
 
-`python -m tests.property.structured --served` runs it long. What ended with "stop" must be valid, whatever
-else was decoded beside it; what ended with "tool_calls" must be calls of the tools.
+`python -m tests.property.structured --served` runs it long. What ended with "stop" must be valid,
+whatever else was decoded beside it; what ended with "tool_calls" must be calls of the tools.
 """
 
 from __future__ import annotations
@@ -30,7 +30,16 @@ from worker.engine.thread import FINAL_FRAMES, Job
 
 DEMO = Path(__file__).parents[2] / "worker" / "demo" / "model"
 TOGETHER = 16
-MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<|im_start|>", "a<|im_end|>b", "<s>", "[TOOL_CALLS]")  # fmt: skip
+MARKERS = (
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<|im_start|>",
+    "a<|im_end|>b",
+    "<s>",
+    "[TOOL_CALLS]",
+)
 LITERALS: dict[str, Any] = {
     **{f"constant {marker}": {"const": marker} for marker in MARKERS},
     "markers to choose from": {"enum": list(MARKERS)},

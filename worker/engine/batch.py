@@ -97,7 +97,7 @@ class BatchEngine:
         self._width = int(model(mx.array([[0]])).shape[-1])
         self._prompts = PromptBuilder(tokenizer, context, self._width)
         self._transcripts = TranscriptFactory(tokenizer)
-        self._grammars = grammar.ConstraintCompiler(tokenizer, self._width)
+        self._constraints = grammar.ConstraintCompiler(tokenizer, self._width)
         self._pieces = TokenBytes(tokenizer)
         self._embedder = Embedder(model, tokenizer, Path(load.path), context)
         # Ids without a logit: writing to them would be writing out of bounds.
@@ -123,7 +123,7 @@ class BatchEngine:
             raise InternalError("The request can't be resumed: its tokens are not this model's.")
         prompt = self._prompts.tokens(request)
         echo = self._prompts.text_of(request, prompt) if request.echo else ""
-        constraint = self._grammars.compile(request, prompt)
+        constraint = self._constraints.compile(request, prompt)
         text = self._transcripts.make(request, prompt)
         end = None
         if request.emitted:
@@ -222,7 +222,7 @@ class BatchEngine:
             # The generator is a token ahead, and would keep it to itself.
             frames = self._frames(live, state.token, None, state.logprobs)
             if isinstance(frames[-1], FINAL_FRAMES):
-                self._told(uid, frames, ended=False)
+                self._forget_ended(uid, frames, ended=False)
                 return frames
         live.ahead = False
         state.row.restart(state.token)
@@ -270,11 +270,11 @@ class BatchEngine:
                 continue
             frames = self._frames(live, response.token, response.finish_reason, response.logprobs)
             # Of a stop string the generator knows nothing.
-            self._told(response.uid, frames, ended=response.finish_reason is not None)
+            self._forget_ended(response.uid, frames, ended=response.finish_reason is not None)
             outputs.append((live.job, frames))
-        return outputs + self._firsts([p.uid for p in prefills if p.end_of_prompt])
+        return outputs + self._first_tokens([p.uid for p in prefills if p.end_of_prompt])
 
-    def _firsts(self, uids: Sequence[int]) -> list[Output]:
+    def _first_tokens(self, uids: Sequence[int]) -> list[Output]:
         """The first tokens of sequences whose prompts are done.
 
         The generator would tell them after it has built the step that follows, which takes as long
@@ -294,7 +294,7 @@ class BatchEngine:
                 continue
             live.ahead = True
             frames = self._frames(live, state.token, None, state.logprobs)
-            self._told(uid, frames, ended=False)
+            self._forget_ended(uid, frames, ended=False)
             outputs.append((live.job, frames))
         for job in jobs:
             if job in self._pausing:
@@ -303,7 +303,7 @@ class BatchEngine:
                     outputs.append((job, made))
         return outputs
 
-    def _told(self, uid: int, frames: Sequence[FromEngine], *, ended: bool) -> None:
+    def _forget_ended(self, uid: int, frames: Sequence[FromEngine], *, ended: bool) -> None:
         """Forget a sequence whose last frame is among `frames`; `ended`: the generator has."""
         if isinstance(frames[-1], FINAL_FRAMES):
             if not ended:
@@ -329,7 +329,14 @@ class BatchEngine:
         self._pausing.clear()
         self._live.clear()
         self._uids.clear()
-        for held in ("_generator", "_embedder", "_model", "_prompts", "_transcripts", "_grammars"):
+        for held in (
+            "_generator",
+            "_embedder",
+            "_model",
+            "_prompts",
+            "_transcripts",
+            "_constraints",
+        ):
             if hasattr(self, held):
                 delattr(self, held)
         gc.collect()

@@ -27,7 +27,8 @@ from worker.prompt.tokenizer import ModelTokenizer
 STEP_TOKENS = 1024
 """Tokens of one step, padding included: as much as a neighbour's next token waits for."""
 _SPREAD = 4
-"""How many times shorter than a batch's longest input another request's may be: the rest is padding."""
+"""How many times shorter than a batch's longest input another request's may be: the rest is
+padding."""
 
 _BODIES = ("model", "transformer", "backbone")
 """What mlx-lm's architectures call the part that ends in hidden states."""
@@ -86,7 +87,8 @@ class Embedder:
 
     @staticmethod
     def supported(folder: Path) -> str | None:
-        """Why the model in `folder` makes no embeddings, as far as its files tell; None if it does."""
+        """Why the model in `folder` makes no embeddings, as far as its files tell; None if it
+        does."""
         try:
             pooling_of(folder)
         except NoEmbeddings as error:
@@ -224,7 +226,8 @@ class Embedder:
         return frames
 
     def _measure(self) -> tuple[int, int]:
-        """(numbers of a vector, token ids there are), found by running one token. Raises NoEmbeddings."""
+        """(numbers of a vector, token ids there are), found by running one token. Raises
+        NoEmbeddings."""
         known = max(self._tokenizer.get_vocab().values(), default=0) + 1
         rows = next(
             (

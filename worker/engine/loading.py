@@ -20,7 +20,8 @@ from worker.prompt.tokenizer import ModelTokenizer
 _CHUNK_BYTES = 256 * 2**20
 """Weights read between two reports of progress: under a second from any disk."""
 _CACHE_BYTES = 2 * 2**30
-"""Freed buffers that MLX may keep. Its default on Metal is 1.5 × the working set: never given back."""
+"""Freed buffers that MLX may keep. Its default on Metal is 1.5 × the working set: never given
+back."""
 _FILE_FAULT = re.compile(r"\[load|\[read|\[json|safetensors")
 """MLX has one exception for everything; these are its words about a bad file."""
 _FALLBACK_CONTEXT = 32768

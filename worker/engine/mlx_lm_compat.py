@@ -108,8 +108,8 @@ PER_PROMPT = frozenset(
     ]
 )
 PROMPT_BATCH = PER_PROMPT | {"model", "prefill_step_size", "fallback_sampler"}
-"""All attributes that a `PromptProcessingBatch` has: a new one might hold something for each prompt,
-which `split` would have to hand over as well."""
+"""All attributes that a `PromptProcessingBatch` has: a new one might hold something for each
+prompt, which `split` would have to hand over as well."""
 WRAPPER = frozenset(("_tokenizer", "_chat_template"))
 """Attributes of a `TokenizerWrapper`."""
 
@@ -207,7 +207,8 @@ def _demand(thing: object, attributes: frozenset[str], kind: str) -> None:
 
 
 def load_lazily(folder: str) -> tuple[Any, ModelTokenizer, dict[str, Any]]:
-    """(model, tokenizer, config) as mlx-lm loads them, the weights not read yet. Raises anything."""
+    """(model, tokenizer, config) as mlx-lm loads them, the weights not read yet. Raises
+    anything."""
     model, wrapper, config = _find("mlx_lm.utils", "load")(folder, lazy=True, return_config=True)
     return model, model_tokenizer(wrapper), config
 

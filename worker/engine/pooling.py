@@ -1,4 +1,5 @@
-"""What a folder's sentence-transformers files say about embeddings: whether, and how to pool. Pure."""
+"""What a folder's sentence-transformers files say about embeddings: whether, and how to pool.
+Pure."""
 
 from __future__ import annotations
 
@@ -65,8 +66,8 @@ def _mode(pooling: Mapping[str, Any]) -> Pooling:
 
 
 def _is_bare_conversion(folder: Path) -> bool:
-    """Whether this is an embedding model that lost its pooling on the way through mlx-lm's converter,
-    which copies no sentence-transformers files.
+    """Whether this is an embedding model that lost its pooling on the way through mlx-lm's
+    converter, which copies no sentence-transformers files.
 
     Two signs together: it is called so, and its tokenizer ends each text with a special token, for
     which only pooling on that token has any use.

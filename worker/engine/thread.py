@@ -1,9 +1,9 @@
 """The MLX thread: one thread that loads, generates and frees, driven through a queue.
 
 Streams and lazy arrays belong to the thread that made them, so nothing else may touch MLX. The
-thread runs any `Engine`; `worker.engine.batch` holds the real one, tests bring one that follows a script.
-The end of this thread is the end of the process: what an exception inside a step leaves behind is
-undefined, and a worker that lives without its engine would be a zombie.
+thread runs any `Engine`; `worker.engine.batch` holds the real one, tests bring one that follows a
+script. The end of this thread is the end of the process: what an exception inside a step leaves
+behind is undefined, and a worker that lives without its engine would be a zombie.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Constraint(Protocol):
 
 
 class OutputConstraint(Constraint, Protocol):
-    """A `Constraint` that knows whether the output is a whole answer; `worker.grammar` makes them."""
+    """A `Constraint` that knows whether the output is a whole answer; `worker.grammar` makes
+    them."""
 
     def incomplete_error(self, *, called: bool) -> BulkheadError | None:
         """Why the output is no whole answer, though the model ended it; None = it is one. `called`:
@@ -161,7 +162,8 @@ class Engine(Protocol):
 
 
 class EngineThread:
-    """Runs an Engine. `post`, `submit`, `pause`, `cancel`, `close` may be called from any thread."""
+    """Runs an Engine. `post`, `submit`, `pause`, `cancel`, `close` may be called from any
+    thread."""
 
     def __init__(
         self,

@@ -20,18 +20,18 @@ class AnswerConstraint:
     def __init__(
         self,
         vocabulary: Vocabulary,
-        follower: GrammarMatcher,
+        matcher: GrammarMatcher,
         preamble: Preamble | None = None,
         *,
         call: int = -1,
         native: CallConstraint | None = None,
         param: str = "response_format",
     ) -> None:
-        """`preamble` follows what comes before the answer, None = nothing does. A token `call` begins a
-        call that the grammar does not describe. Of such calls `native` may be the constraint, None
-        = they have none. `param` is what asked for the grammar."""
+        """`preamble` follows what comes before the answer, None = nothing does. A token `call`
+        begins a call that the grammar does not describe. Of such calls `native` may be the
+        constraint, None = they have none. `param` is what asked for the grammar."""
         self.vocabulary = vocabulary
-        self._follower = follower
+        self._matcher = matcher
         self._preamble = preamble
         self._call = call
         self._native = native
@@ -45,7 +45,7 @@ class AnswerConstraint:
     @property
     def complete(self) -> bool:
         """Whether the output so far is a whole answer."""
-        return self._stage == "answer" and not self._free and self._follower.accepting
+        return self._stage == "answer" and not self._free and self._matcher.accepting
 
     @property
     def over(self) -> bool:
@@ -53,9 +53,9 @@ class AnswerConstraint:
         return self._over
 
     @property
-    def broken(self) -> str:
+    def failure(self) -> str:
         """Why llguidance gave up on the output, "" = it has not."""
-        return self._follower.broken
+        return self._matcher.failure
 
     @property
     def _stage(self) -> Stage:
@@ -73,8 +73,8 @@ class AnswerConstraint:
         if self.complete or (called and self._free):
             return None
         why = "no token of the model's continues it"
-        if self.broken:
-            why = f"the grammar became too complex ({self.broken})"
+        if self.failure:
+            why = f"the grammar became too complex ({self.failure})"
         elif self._free:
             why = "the model began a tool call that is none"
         elif self._stage != "answer":
@@ -100,13 +100,13 @@ class AnswerConstraint:
         elif now == "answer":
             if stage == "thinking":
                 # It may have followed the marker of the beginning in vain.
-                self._follower.reset()
+                self._matcher.reset()
                 self._blanks = _BLANKS
             if preamble.token_in_answer:
                 self._answer(token)
         elif stage == "undecided":
             # Until the marker is complete the output may be the beginning of either.
-            self._follower.push(token)
+            self._matcher.push(token)
 
     def _answer(self, token: int) -> None:
         if self._free:
@@ -119,8 +119,8 @@ class AnswerConstraint:
             self._free = True
             return
         self._begun = True
-        self._follower.push(token)
-        self._over = not self._follower.alive
+        self._matcher.push(token)
+        self._over = not self._matcher.alive
 
     # ── masks, see `fill_masks` ──────────────────────────────────────────────────────────────────
 
@@ -129,7 +129,7 @@ class AnswerConstraint:
             return None
         if self._free:
             return None if self._native is None else self._native.active_matcher()
-        return self._follower.matcher if self._follower.alive else None
+        return self._matcher.matcher if self._matcher.alive else None
 
     def finish_mask(self, mask: Mask) -> None:
         vocabulary, stage = self.vocabulary, self._stage
@@ -142,14 +142,14 @@ class AnswerConstraint:
                 mask |= vocabulary.ending
             return
         if self.active_matcher() is not None:
-            self._follower.repair_mask(mask)
-            self._over = stage == "answer" and not self._follower.alive
+            self._matcher.repair_mask(mask)
+            self._over = stage == "answer" and not self._matcher.alive
         # Of several end tokens llguidance may know fewer.
         mask &= ~vocabulary.ending
         if not self._over:
             if self._blanks:
                 mask |= vocabulary.blank
-            may_call = self._call >= 0 and self._follower.alive and not self._begun
+            may_call = self._call >= 0 and self._matcher.alive and not self._begun
             others = [self._call] if may_call else []
             if stage == "undecided" and self._preamble is not None:
                 others.append(self._preamble.next)

@@ -18,8 +18,9 @@ _TAIL = 64
 
 
 class CallConstraint:
-    """Follows the output as the transcript does, with an `AnswerParser` of its own, which tells where
-    a call's JSON may begin. From its first brace to its last the grammar holds; all else is free.
+    """Follows the output as the transcript does, with an `AnswerParser` of its own, which tells
+    where a call's JSON may begin. From its first brace to its last the grammar holds; all else is
+    free.
 
     A token that would lead into such a place and on is not allowed: its end would be unwatched.
     """
@@ -41,10 +42,10 @@ class CallConstraint:
         self._answer = answer
         self._rules = rules
         self._markers = markers
-        self._followers: dict[str, GrammarMatcher] = {}
+        self._matchers: dict[str, GrammarMatcher] = {}
         self._tail = ""
         self._over = False
-        self._follower: GrammarMatcher | None = None
+        self._matcher: GrammarMatcher | None = None
         """Of the JSON that may begin here, or of the call that is being written."""
         self._inside = False
         self._begin_json()
@@ -56,12 +57,12 @@ class CallConstraint:
 
     def incomplete_error(self, *, called: bool) -> BulkheadError | None:
         """Why a call is not whole, though the model ended it; None = none is open."""
-        follower = self._follower
-        if not self._inside or follower is None:
+        matcher = self._matcher
+        if not self._inside or matcher is None:
             return None
         why = "no token of the model's continues it"
-        if follower.broken:
-            why = f"the grammar became too complex ({follower.broken})"
+        if matcher.failure:
+            why = f"the grammar became too complex ({matcher.failure})"
         return incomplete_answer(why, "tools")
 
     def push(self, token: int) -> None:
@@ -71,49 +72,49 @@ class CallConstraint:
         if token in self.vocabulary.eos:
             self._over = True
             return
-        follower = self._follower
-        if follower is not None:
+        matcher = self._matcher
+        if matcher is not None:
             self._inside = self._inside or token in self.vocabulary.openers()[1]
             if self._inside:
-                follower.push(token)
-                self._over = not follower.alive
+                matcher.push(token)
+                self._over = not matcher.alive
         text = self._decoder.push(token)
         self._tail = (self._tail + text)[-_TAIL:]
         self._parser.feed(text)
         self._answer.drop()
-        if not self._inside or (follower is not None and follower.accepting):
+        if not self._inside or (matcher is not None and matcher.accepting):
             self._begin_json()
 
     def _begin_json(self) -> None:
         """Begin the grammar of the JSON that may begin after the text so far, if any may."""
         json_expected = self._parser.json_expected
-        self._follower, self._inside = None, False
+        self._matcher, self._inside = None, False
         if json_expected is not None and json_expected in self._rules:
-            if json_expected not in self._followers:
-                self._followers[json_expected] = GrammarMatcher(self._rules[json_expected])
-            self._follower = self._followers[json_expected]
-            self._follower.reset()
+            if json_expected not in self._matchers:
+                self._matchers[json_expected] = GrammarMatcher(self._rules[json_expected])
+            self._matcher = self._matchers[json_expected]
+            self._matcher.reset()
             # Behind a function's name there is nothing but its arguments.
             self._inside = json_expected != ""
 
     # ── masks, see `fill_masks` ──────────────────────────────────────────────────────────────────
 
     def active_matcher(self) -> llguidance.LLMatcher | None:
-        return None if self._over or self._follower is None else self._follower.matcher
+        return None if self._over or self._matcher is None else self._matcher.matcher
 
     def finish_mask(self, mask: Mask) -> None:
         vocabulary = self.vocabulary
         if self._over:
             mask[:] = vocabulary.ending
             return
-        if self._follower is not None:
-            self._follower.repair_mask(mask)
+        if self._matcher is not None:
+            self._matcher.repair_mask(mask)
         if self._inside:
             if not mask.any():
                 self._over = True
                 mask |= vocabulary.ending
             return
         free = (vocabulary.text | vocabulary.ending) & ~vocabulary.beyond(self._markers, self._tail)
-        if self._follower is not None:
+        if self._matcher is not None:
             free &= ~vocabulary.openers()[0]
         mask |= free

@@ -19,8 +19,8 @@ _EDGES = "LEAD: /[ \\n\\r\\t]{1,2}/\nTAIL: /[ \\n\\r\\t]{1,4}/\n"
 
 
 class CallableTool(NamedTuple):
-    """A function that may be called. `schema` is as llguidance takes it, `place` where the request has
-    the one it was made of."""
+    """A function that may be called. `schema` is as llguidance takes it, `place` where the request
+    has the one it was made of."""
 
     name: str
     schema: str
@@ -75,8 +75,8 @@ def _object(types: object) -> bool:
 def forced_rules(
     tools: Sequence[CallableTool], marker: Callable[[str], str], *, form: ForcedForm, several: bool
 ) -> str:
-    """The rule `calls`: calls alone, in one of the forms that are forced on models. `marker` makes a
-    terminal of a marker's text."""
+    """The rule `calls`: calls alone, in one of the forms that are forced on models. `marker` makes
+    a terminal of a marker's text."""
     heads = [f'{{"name": {_json(tool.name)}, "arguments": ' for tool in tools]
     call = " | ".join(f'{literal(head)} args{i} "}}"' for i, head in enumerate(heads))
     more = MAX_CALLS - 1 if several else 0
@@ -100,8 +100,8 @@ def forced_rules(
 def call_json_rules(
     tools: Sequence[CallableTool], gates: CallJSON
 ) -> Mapping[str, tuple[str, Sequence[CallableTool]]]:
-    """The rules of JSON in calls of the model's own form, and the tools in them, by what `json_expected`
-    tells: "" = a call object, a name = the function's arguments."""
+    """The rules of JSON in calls of the model's own form, and the tools in them, by what
+    `json_expected` tells: "" = a call object, a name = the function's arguments."""
     rules: dict[str, tuple[str, Sequence[CallableTool]]] = {}
     if gates.named:
         for tool in tools:

@@ -29,8 +29,8 @@ from worker.grammar.subschemas import inside, items, resolve
 MAX_NESTING = 100
 """Levels of one schema's text: objects and arrays within each other."""
 MAX_LEVELS = 2000
-"""Levels of the root and of all that `$ref` reaches, summed: how deep llguidance may recurse. It took
-about 5 KB of stack a level, and a segmentation fault ends the process (8 MB: at 1,600)."""
+"""Levels of the root and of all that `$ref` reaches, summed: how deep llguidance may recurse. It
+took about 5 KB of stack a level, and a segmentation fault ends the process (8 MB: at 1,600)."""
 MAX_PROPERTIES = 1000
 """Of one object: a mask took 5 ms at 1,000 and 120 ms at 5,000."""
 MAX_ALL_PROPERTIES = 5000
@@ -39,7 +39,8 @@ MAX_PATTERNS = 50
 MAX_LITERAL = 4096
 """Characters of a constant or a name, all of which every mask goes over again: 0.1 ms."""
 MAX_MULTIPLE = 1000
-"""Digits of a `multipleOf`, as an integer: it becomes so many states (1,234,567 took 18 s, 640 MB)."""
+"""Digits of a `multipleOf`, as an integer: it becomes so many states (1,234,567 took 18 s, 640
+MB)."""
 MAX_MERGED_MULTIPLE = 10_000
 """Of all that `allOf` and its like may merge into one; 9,973 took 50 ms."""
 _LONGEST_PATH = 240
@@ -47,8 +48,8 @@ _LONGEST_PATH = 240
 
 @dataclass(frozen=True, slots=True)
 class SchemaPlace:
-    """Where a schema stands, as in `tools[0].function.parameters/properties/a`; `depth` is the levels
-    above it."""
+    """Where a schema stands, as in `tools[0].function.parameters/properties/a`; `depth` is the
+    levels above it."""
 
     path: str
     depth: int = 0

@@ -10,8 +10,8 @@ from typing import Any
 from worker.grammar.subschemas import items, members
 
 MAX_CHOICES = 1000
-"""Property names that may come next in the objects of alternatives. 1,000 of 100 objects took 35 ms at
-150,000 tokens, 5,000 of 500 a second; all other rows of the batch wait for it."""
+"""Property names that may come next in the objects of alternatives. 1,000 of 100 objects took 35 ms
+at 150,000 tokens, 5,000 of 500 a second; all other rows of the batch wait for it."""
 _MAX_STEPS = 100_000
 
 Resolve = Callable[[str], object]
@@ -56,8 +56,8 @@ class ChoiceCounter:
         return False
 
     def _alternatives(self, parts: _Parts) -> list[_Parts]:
-        """The objects and arrays that schemas which hold together leave as alternatives, each again as
-        schemas which hold together."""
+        """The objects and arrays that schemas which hold together leave as alternatives, each again
+        as schemas which hold together."""
         found: list[_Parts] = []
         todo: list[tuple[_Parts, _Parts, frozenset[int]]] = [((), parts, frozenset())]
         while todo and len(found) <= MAX_CHOICES:
@@ -95,8 +95,8 @@ class ChoiceCounter:
 
 
 class _Alternative:
-    """What an alternative has to say about its members. `tag`: by which first member's value it is told
-    from others, "" = by none. `names`: of how many the next may be chosen."""
+    """What an alternative has to say about its members. `tag`: by which first member's value it is
+    told from others, "" = by none. `names`: of how many the next may be chosen."""
 
     def __init__(self, parts: _Parts) -> None:
         self.parts = parts
@@ -129,7 +129,8 @@ def _fixed(schemas: Sequence[Any]) -> str:
 
 
 def _is_container(parts: _Parts) -> bool:
-    """Whether objects or arrays are among the instances; all else llguidance has as one expression."""
+    """Whether objects or arrays are among the instances; all else llguidance has as one
+    expression."""
     for part in parts:
         if not isinstance(part, dict):
             return False

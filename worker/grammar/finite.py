@@ -40,7 +40,8 @@ class FiniteInstances:
 
     @property
     def path(self) -> str | None:
-        """Where the root comes back to itself; "" = at the root; None = it has a finite instance."""
+        """Where the root comes back to itself; "" = at the root; None = it has a finite
+        instance."""
         if self.possible(self._root):
             return None
         node, path = self._root, ""

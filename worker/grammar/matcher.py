@@ -23,15 +23,16 @@ _STATES = 50_000
 _FAR = 50
 """Tokens after which a grammar that broke once more is not to blame by itself."""
 UNFORCED = '%llguidance {"no_forcing": true}\n'
-"""Where one text alone can follow, llguidance would demand the tokenizer's own tokens for it, special
-ones among them, which it then refuses: "<|im_start|>" in a constant was a dead end."""
+"""Where one text alone can follow, llguidance would demand the tokenizer's own tokens for it,
+special ones among them, which it then refuses: "<|im_start|>" in a constant was a dead end."""
 
 
 def limits() -> llguidance.LLParserLimits:
     # What can't be enforced has to be refused before the first token. So the limits that are met
     # later are out of reach: a grammar of at most 65,525 symbols (llguidance counts in 16 bits) has
     # no longer rows, and `choices` refuses those that would take time. verbose_errors would put the
-    # output into error messages. Large lexemes computed in advance let a small pattern take seconds.
+    # output into error messages. Large lexemes computed in advance let a small pattern take
+    # seconds.
     return llguidance.LLParserLimits(
         max_items_in_row=1_000_000,
         step_max_items=10_000_000,
@@ -71,13 +72,13 @@ class CompiledGrammar:
 
 
 class GrammarMatcher:
-    """Where an output is in a grammar. `broken` tells why llguidance gave up on it, "" = it has not;
-    `alive`: the tokens so far begin something that the grammar knows."""
+    """Where an output is in a grammar. `failure` tells why llguidance gave up on it, "" = it has
+    not; `alive`: the tokens so far begin something that the grammar knows."""
 
     def __init__(self, compiled: CompiledGrammar) -> None:
         self._compiled = compiled
         self.matcher = compiled.matcher()
-        self.broken = ""
+        self.failure = ""
         self.alive = True
         self._tokens: list[int] = []
         self._restarted_at = -_FAR
@@ -93,7 +94,7 @@ class GrammarMatcher:
             self.matcher.reset()
             self._tokens.clear()
             self._restarted_at = -_FAR
-        self.alive = not self.broken
+        self.alive = not self.failure
 
     def push(self, token: int) -> None:
         """The next token. One that the grammar does not allow here ends its life."""
@@ -114,26 +115,26 @@ class GrammarMatcher:
             self.alive = self._restart()
             mask[:] = self._compiled.vocabulary.next(self.matcher) if self.alive else 0
             if self.alive and self.matcher.is_error():
-                self._give_up_matching()
+                self._fail()
                 mask[:] = 0
 
     def _restart(self) -> bool:
         """Go on with a lexer that has learned nothing. What it had learned may be of other outputs,
         or of what came long before."""
         if len(self._tokens) < self._restarted_at + _FAR:
-            return self._give_up_matching()
+            return self._fail()
         why = self._why()
         self._restarted_at = len(self._tokens)
         self.matcher = self._compiled.fresh_matcher()
         went = self.matcher.try_consume_tokens(self._tokens)
         if self.matcher.is_error():
-            return self._give_up_matching(why)
+            return self._fail(why)
         return went == len(self._tokens)
 
-    def _give_up_matching(self, why: str = "") -> bool:
-        self.broken = why or self._why()
+    def _fail(self, why: str = "") -> bool:
+        self.failure = why or self._why()
         self.alive = False
-        log.warning("structured output: llguidance gave up on an answer (%s)", self.broken)
+        log.warning("structured output: llguidance gave up on an answer (%s)", self.failure)
         return False
 
     def _why(self) -> str:

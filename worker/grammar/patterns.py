@@ -1,4 +1,5 @@
-"""Patterns of JSON Schemas: those that mean something else to llguidance, and what they cost merged."""
+"""Patterns of JSON Schemas: those that mean something else to llguidance, and what they cost
+merged."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from typing import Any
 import llguidance
 
 MAX_MERGED = 100_000
-"""Of the product of the sizes of the patterns that may hold for one string. Whether all can be met at once
-is decided over their common states, without a limit: 1,000,000 took 2 to 4 s."""
+"""Of the product of the sizes of the patterns that may hold for one string. Whether all can be met
+at once is decided over their common states, without a limit: 1,000,000 took 2 to 4 s."""
 _MAX_STEPS = 50_000
 _ANY = ("additionalProperties", "items")
 _IN_PLACE = ("allOf", "anyOf", "oneOf")

@@ -54,7 +54,8 @@ _REASONS = (
     ),
     (r"backreference", RefusalReason("a pattern with backreferences is not supported")),
     (
-        r"error: (unclosed|unopened|repetition|invalid (repetition|character)|empty|nested|the rep)",
+        r"error: (unclosed|unopened|repetition|invalid (repetition|character)|empty|nested"
+        r"|the rep)",
         RefusalReason("a pattern is not a regular expression", broken=True),
     ),
     (
@@ -73,8 +74,8 @@ _REASONS = (
     (r"too (large|big|many|complex)|exceed|limit|fuel|panic", RefusalReason("it is too large")),
 )
 _CROSSED = re.compile(
-    r"m\w+ \([\d.eE+-]+\) is greater than m\w+ \([\d.eE+-]+\)|range \[[^\]]*\] does not contain a multiple"
-    r" of [\d.eE+-]+"
+    r"m\w+ \([\d.eE+-]+\) is greater than m\w+ \([\d.eE+-]+\)"
+    r"|range \[[^\]]*\] does not contain a multiple of [\d.eE+-]+"
 )
 _OTHER = RefusalReason("it can't be turned into a grammar")
 
@@ -107,7 +108,8 @@ def refused(reason: RefusalReason, place: str) -> ClientError:
 
 
 def _innermost(root: dict[str, Any], reason: RefusalReason) -> tuple[RefusalReason, str]:
-    """The reason of the innermost part of a schema that is refused for it by itself, and the path."""
+    """The reason of the innermost part of a schema that is refused for it by itself, and the
+    path."""
     path, here = "", root
     left = _MOST_TEXT
     seen = {id(root)}

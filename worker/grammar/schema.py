@@ -1,4 +1,5 @@
-"""Which JSON Schemas are served: read, bounded, and told apart from those that would be half obeyed.
+"""Which JSON Schemas are served: read, bounded, and told apart from those that would be half
+obeyed.
 
 llguidance turns a schema into a grammar and refuses most of what it can't express. What is refused
 here besides is of three kinds: keywords and combinations of which it would let wrong answers pass

@@ -26,7 +26,8 @@ class Vocabulary:
     """What one model's grammars share. `words` int32 words hold a mask."""
 
     def __init__(self, tokenizer: ModelTokenizer, size: int) -> None:
-        """`size` is the width of the logits. Takes 1.4 s for 150,000 tokens, outside the GIL. Raises UnsupportedValue."""
+        """`size` is the width of the logits. Takes 1.4 s for 150,000 tokens, outside the GIL.
+        Raises UnsupportedValue."""
         self._compiled = _tokenizer(tokenizer, size)
         self.eos = sorted(int(token) for token in tokenizer.eos_token_ids if 0 <= token < size)
         self.size = size
@@ -135,7 +136,8 @@ class MaskSource(Protocol):
 
 
 def fill_masks(constraints: Sequence[MaskSource], words: int) -> Mask:
-    """The masks of one model's constraints: int32 [constraints, words], least significant bit first.
+    """The masks of one model's constraints: int32 [constraints, words], least significant bit
+    first.
 
     A bit says that the token may come next; those beyond the vocabulary are 0. At least one token
     of every row is allowed. All are computed at the same time, without the GIL.

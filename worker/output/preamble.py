@@ -1,8 +1,8 @@
 """Where an answer under a grammar begins: what a model writes before it, followed token by token.
 
-The grammar binds from the answer's first token on, and the transcript takes everything from there as
-it stands. Both follow the output with a `Preamble`, so that they agree to the token; text would not do,
-for a model can spell a marker with the letters of other tokens.
+The grammar binds from the answer's first token on, and the transcript takes everything from there
+as it stands. Both follow the output with a `Preamble`, so that they agree to the token; text would
+not do, for a model can spell a marker with the letters of other tokens.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From tokens to text that may be shown: detokenizer and stop strings, as one replayable state.
 
-StopStrings match text, not tokens: one string has many tokenizations. Nothing here depends on time or on
-how tokens were batched, so feeding the same tokens again gives the same state.
+Stop strings match text, not tokens: one string has many tokenizations. Nothing here depends on time
+or on how tokens were batched, so feeding the same tokens again gives the same state.
 """
 
 from __future__ import annotations

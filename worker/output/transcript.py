@@ -1,8 +1,8 @@
 """What a choice's tokens mean: text, reasoning and tool calls, as one replayable state.
 
-A `Transcript` depends on its request, its prompt and the tokens pushed, and on nothing else: pushing
-the same tokens again gives the same state, however they were batched, which is how a choice is
-continued after its worker died.
+A `Transcript` depends on its request, its prompt and the tokens pushed, and on nothing else:
+pushing the same tokens again gives the same state, however they were batched, which is how a choice
+is continued after its worker died.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class StructuredTranscript(Transcript):
         self._preamble = preamble
         # Harmony's notes are text, here reasoning. The calls are the same, wherever they are read.
         self._aside = AnswerParts((), answer.calls, behind_marker=False)
-        self._told_aside = ""
+        self._last_aside = ""
         self._held = ""
         """Text that may yet be either the lead's or the answer's, or the beginning of a marker."""
         self._opening = formats.call_start if calling is not None else ""
@@ -126,7 +126,7 @@ class StructuredTranscript(Transcript):
     def push(self, token: int) -> OutputDelta:
         before = self._preamble.stage
         if before == "answer":
-            self._tell(self._decoder.push(token))
+            self._read_answer(self._decoder.push(token))
             return self._take()
         now = self._preamble.push(token)
         token_in_answer = now == "answer" and self._preamble.token_in_answer
@@ -137,7 +137,7 @@ class StructuredTranscript(Transcript):
         if now == "answer":
             if before == "thinking" and not token_in_answer:
                 self._end_preamble()
-            self._tell("")
+            self._read_answer("")
         elif now != "undecided":
             self._feed_preamble()
         return self._take()
@@ -145,7 +145,7 @@ class StructuredTranscript(Transcript):
     def finish(self, *, cut: bool = False) -> OutputDelta:
         rest = self._decoder.finish()
         if self._preamble.stage == "answer":
-            self._tell(rest)
+            self._read_answer(rest)
             if self._in_call and self._calls is not None:
                 self._calls.finish(cut)
             self._answer.text(self._held)
@@ -178,11 +178,11 @@ class StructuredTranscript(Transcript):
             ("text", self._aside.take_text()),
         ):
             if text:
-                joint = "\n" if self._told_aside not in ("", kind) else ""
+                joint = "\n" if self._last_aside not in ("", kind) else ""
                 self._answer.reason(joint + text)
-                self._told_aside = kind
+                self._last_aside = kind
 
-    def _tell(self, text: str) -> None:
+    def _read_answer(self, text: str) -> None:
         """More of the answer."""
         if self.stopped:
             return

@@ -20,8 +20,8 @@ class PromptEncoder:
         """Characters of the longest token: no token stands for more."""
 
     def encode(self, text: str, param: str, label: str, **options: bool) -> list[int]:
-        """Raises ContextLengthExceeded or InvalidValue for the parameter `param`, which messages call
-        `label`. They never quote the text.
+        """Raises ContextLengthExceeded or InvalidValue for the parameter `param`, which messages
+        call `label`. They never quote the text.
         """
         if len(text) > self.context * self._longest:
             # Megabytes take seconds to tokenize, for which others wait, only to be refused.

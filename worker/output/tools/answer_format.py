@@ -61,13 +61,13 @@ class AnswerFormat:
         reasoning: bool,
     ) -> AnswerParser:
         """`reasoning`: the prompt ends inside of it."""
-        bare = None
+        unmarked = None
         calls = answer.calls
         if calling is not None:
             if calling.choice == "required" and self._forced == "array":
-                bare = UnmarkedCalls("[", lambda: JSONCallsReader(calls))
+                unmarked = UnmarkedCalls("[", lambda: JSONCallsReader(calls))
             elif self._llama:
-                bare = UnmarkedCalls("{", lambda: JSONCallsReader(calls, separators=";"))
+                unmarked = UnmarkedCalls("{", lambda: JSONCallsReader(calls, separators=";"))
         if self._harmony:
             return HarmonyParser(answer, calling=calling is not None)
         make = self._make_reader
@@ -76,7 +76,7 @@ class AnswerFormat:
             self._without_calls if calling is None else self._with_calls,
             self._initial if not reasoning else "reasoning",
             read=None if make is None or calling is None else lambda: make(calls, list(tools)),
-            bare=bare,
+            unmarked=unmarked,
         )
 
     def preamble_parser(
@@ -104,7 +104,7 @@ class AnswerFormat:
         if make is None or self._harmony:
             return None
         return MarkerParser(
-            answer, self._with_calls, "normal", lambda: make(calls, list(tools)), bare=None
+            answer, self._with_calls, "normal", lambda: make(calls, list(tools)), unmarked=None
         )
 
 

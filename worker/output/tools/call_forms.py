@@ -20,8 +20,8 @@ def forced_form(tokenizer: ModelTokenizer) -> ForcedForm:
 
     "hermes": `<tool_call>\\n{"name": …, "arguments": {…}}\\n</tool_call>`, several separated by a
     newline; what such a model writes by itself. "harmony": one message to a function, likewise.
-    "array": `[{"name": …, "arguments": {…}}, …]`, for all others: JSON is what every model can write
-    and what a grammar can describe.
+    "array": `[{"name": …, "arguments": {…}}, …]`, for all others: JSON is what every model can
+    write and what a grammar can describe.
     """
     if is_harmony(tokenizer):
         return "harmony"
@@ -46,8 +46,8 @@ def mixed_form(tokenizer: ModelTokenizer) -> MixedForm | None:
 class CallJSON(NamedTuple):
     """Where, in calls of a model's own form, JSON begins that a grammar can describe.
 
-    `markers`: behind these. `arguments`: the key of a call object that holds them, "" = there are no
-    call objects. `named`: arguments may stand alone, behind the function's name.
+    `markers`: behind these. `arguments`: the key of a call object that holds them, "" = there are
+    no call objects. `named`: arguments may stand alone, behind the function's name.
     """
 
     markers: tuple[str, ...]
@@ -78,7 +78,8 @@ def is_strict(tool: Any) -> bool:
 
 
 def parser_name(tokenizer: ModelTokenizer) -> str | None:
-    """The name of mlx-lm's parser for this model, as in `mlx_lm.tool_parsers`; None = it has none."""
+    """The name of mlx-lm's parser for this model, as in `mlx_lm.tool_parsers`; None = it has
+    none."""
     parser = getattr(tokenizer, "tool_parser", None)
     if parser is None:
         return None

@@ -17,7 +17,8 @@ of them. It raises whatever a regex or a conversion leads it to."""
 class CallCollector:
     """Collects the pieces of the answer's calls, in order, numbered from 0.
 
-    `demanded`: the answer is nothing but calls, so that what is cut is one as soon as it has a name.
+    `demanded`: the answer is nothing but calls, so that what is cut is one as soon as it has a
+    name.
     """
 
     def __init__(self, *, parallel: bool, demanded: bool = False) -> None:

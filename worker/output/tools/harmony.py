@@ -77,7 +77,7 @@ class HarmonyParser:
             if "<|channel|>" not in header and not _RECIPIENT.search(header):
                 self._answer.text(_without_marks(header), verbatim=True)
         else:
-            self._tell(held)
+            self._emit(held)
 
     def _begin(self, text: str) -> str:
         """How the answer begins: a header, or, with a grammar, text right away."""
@@ -95,10 +95,10 @@ class HarmonyParser:
         if found is None:
             keep = _MARKS.undecided(text)
             self._held = text[len(text) - keep :]
-            self._tell(text[: len(text) - keep])
+            self._emit(text[: len(text) - keep])
             return ""
         self._held = ""
-        self._tell(text[: found.start])
+        self._emit(text[: found.start])
         mark, rest = MARKS[found.which], text[found.end :]
         if self._part == "header":
             if mark == "<|message|>":
@@ -178,7 +178,7 @@ class HarmonyParser:
             self._answer.marker()
         return rest
 
-    def _tell(self, text: str) -> None:
+    def _emit(self, text: str) -> None:
         if self._part == "reasoning":
             self._answer.reason(text)
         elif self._part == "header":

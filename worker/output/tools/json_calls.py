@@ -13,7 +13,7 @@ from worker.output.tools.calls import CallCollector, ReaderEnd, arguments_text, 
 from worker.output.tools.json_scanner import JSONScanner, NotJSON, sendable
 
 _ARGUMENTS = ("arguments", "parameters")
-_BARE_KEYS = frozenset(("name", "type", "id", *_ARGUMENTS))
+_UNMARKED_KEYS = frozenset(("name", "type", "id", *_ARGUMENTS))
 
 
 class BrokenCall(Exception):
@@ -77,13 +77,13 @@ class CallObjectReader:
     """One call as a JSON object, keys in any order.
 
     It is passed on as a call once its name is known and its arguments begin: then it hardly can be
-    anything else. What comes before is in `raw`, for the case that it can. `bare`: nothing but the
-    object itself says that it is a call, so it must have both and no key that calls don't have.
+    anything else. What comes before is in `raw`, for the case that it can. `unmarked`: nothing but
+    the object itself says that it is a call, so it must have both and no key that calls don't have.
     """
 
-    def __init__(self, calls: CallCollector, *, bare: bool) -> None:
+    def __init__(self, calls: CallCollector, *, unmarked: bool) -> None:
         self._calls = calls
-        self._bare = bare
+        self._unmarked = unmarked
         self._json = JSONScanner()
         self._raw: list[str] = []
         self._name: str | None = None
@@ -166,7 +166,7 @@ class CallObjectReader:
         text, self._part = "".join(self._part), None
         if is_key:
             self._key = json.loads(text)
-            if self._bare and self._key not in _BARE_KEYS:
+            if self._unmarked and self._key not in _UNMARKED_KEYS:
                 raise NotJSON
         elif self._passing:
             self._passing = False
@@ -184,10 +184,10 @@ class CallObjectReader:
     def _end_unopened(self, letter: str) -> None:
         """The object is complete and was not passed on: its arguments are absent, no object, or
         stood before its name."""
-        if self._name is not None and not (self._bare and self._given is None):
+        if self._name is not None and not (self._unmarked and self._given is None):
             self._calls.add(self._name, self._given or "{}")
             return
-        if self._bare:
+        if self._unmarked:
             raise NotJSON
         for name, arguments in read_calls(json.loads(self.raw + letter, strict=False)):
             self._calls.add(name, arguments)
@@ -259,7 +259,7 @@ class JSONCallsReader:
             pass
         elif letter == "{" and (self._expected or self._list == "none"):
             # Nothing but the object itself says so when no marker does.
-            self._object = CallObjectReader(self._calls, bare=not self._start)
+            self._object = CallObjectReader(self._calls, unmarked=not self._start)
             return None, text
         elif letter == "[" and self._first and not self._between.strip():
             self._list = "open"

@@ -1,7 +1,7 @@
 """Answers whose parts stand between markers: <think>…</think>, <tool_call>…</tool_call>.
 
-mlx-lm's `make_text_state_machine` has the same transitions, but strips the markers of what turns out
-to be no call, so it is not used itself.
+mlx-lm's `make_text_state_machine` has the same transitions, but strips the markers of what turns
+out to be no call, so it is not used itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class UnmarkedCalls:
 
 
 class MarkerParser:
-    """An `AnswerParser`. States: "normal", "reasoning", "tool", and others, whose text is markup."""
+    """An `AnswerParser`. States: "normal", "reasoning", "tool", and others, whose text is
+    markup."""
 
     def __init__(
         self,
@@ -31,7 +32,7 @@ class MarkerParser:
         transitions: Mapping[str, tuple[StringSearch, tuple[tuple[str, str], ...]]],
         state: str,
         read: Callable[[], CallReader] | None,
-        bare: UnmarkedCalls | None,
+        unmarked: UnmarkedCalls | None,
     ) -> None:
         """`read` makes the reader of what follows the marker of a call; None = no marker leads to
         "tool"."""
@@ -39,9 +40,9 @@ class MarkerParser:
         self._transitions = transitions
         self._state = state
         self._make_reader = read
-        self._bare = bare
-        self._opening = bare is not None
-        """Whether the next letter that is no space may begin bare calls."""
+        self._unmarked = unmarked
+        self._opening = unmarked is not None
+        """Whether the next letter that is no space may begin unmarked calls."""
         self._reader: CallReader | None = None
         self._held = ""
         self._markup = ""
@@ -54,7 +55,11 @@ class MarkerParser:
     def json_expected(self) -> str | None:
         if self._reader is not None:
             return self._reader.json_expected
-        return "" if self._opening and self._bare is not None and self._bare.letter == "{" else None
+        return (
+            ""
+            if self._opening and self._unmarked is not None and self._unmarked.letter == "{"
+            else None
+        )
 
     def feed(self, text: str) -> None:
         while text and not self._answer.stopped:
@@ -73,7 +78,7 @@ class MarkerParser:
             return
         if self._reader is not None:
             self._leave_call(ReaderEnd(self._reader.finish(cut), ""))
-        self._tell(self._held, verbatim=False)
+        self._emit(self._held, verbatim=False)
         self._held = ""
         if self._markup.strip():
             self._answer.text(self._markup, verbatim=True)
@@ -84,8 +89,8 @@ class MarkerParser:
             self._held = text
             return ""
         self._opening, self._held = False, ""
-        if self._bare is not None and stripped[0] == self._bare.letter:
-            self._reader = self._bare.read()
+        if self._unmarked is not None and stripped[0] == self._unmarked.letter:
+            self._reader = self._unmarked.read()
             self._markup += text[: len(text) - len(stripped)]
             return stripped
         return text
@@ -97,10 +102,10 @@ class MarkerParser:
         if found is None:
             keep = search.undecided(text)
             self._held = text[len(text) - keep :]
-            self._tell(text[: len(text) - keep], verbatim=False)
+            self._emit(text[: len(text) - keep], verbatim=False)
             return ""
         self._held = ""
-        self._tell(text[: found.start], verbatim=False)
+        self._emit(text[: found.start], verbatim=False)
         rest = text[found.end :]
         if self._answer.stopped:
             return rest
@@ -114,7 +119,7 @@ class MarkerParser:
             self._reader = self._make_reader()
         else:
             self._answer.marker()
-            self._opening = self._bare is not None and target == "normal" != self._state
+            self._opening = self._unmarked is not None and target == "normal" != self._state
             self._state, self._markup = target, ""
         return rest
 
@@ -122,13 +127,13 @@ class MarkerParser:
         self._reader = None
         space, self._markup = self._markup, ""
         if ended.lost:
-            self._tell(space + ended.lost, verbatim=True)
+            self._emit(space + ended.lost, verbatim=True)
         else:
             self._state = "normal"
             self._answer.marker()
         return ended.rest
 
-    def _tell(self, text: str, *, verbatim: bool) -> None:
+    def _emit(self, text: str, *, verbatim: bool) -> None:
         if self._state == "normal" or (verbatim and self._state != "reasoning"):
             self._answer.text(text, verbatim=verbatim)
         elif self._state == "reasoning":
@@ -138,7 +143,8 @@ class MarkerParser:
 
 
 class ReasoningParser:
-    """An `AnswerParser` of thinking alone, whose end somebody else knows: then it is told to finish.
+    """An `AnswerParser` of thinking alone, whose end somebody else knows: then it is told to
+    finish.
 
     The end marker at its very end is none of it, nor is a start marker that opens it once more.
     """

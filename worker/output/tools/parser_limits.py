@@ -2,8 +2,8 @@
 
 They run on the thread that generates for everybody, and hold the GIL. Most are regular expressions
 whose time grows with what begins a call or an argument, times the text behind it: 20,000 characters
-of the right kind took one 8 s. What is beyond these bounds is text, as all that is no call. Some are
-too kind besides: they invent calls, or leave some out without a word.
+of the right kind took one 8 s. What is beyond these bounds is text, as all that is no call. Some
+are too kind besides: they invent calls, or leave some out without a word.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from worker.output.tools.calls import Parser
 from worker.output.tools.json_scanner import NotJSON
 
 LONGEST = 128 * 1024
-"""Characters of one section of calls, for the parsers that mlx-lm has: 35 ms where time is linear. JSON
-is read as it comes, without any bound."""
+"""Characters of one section of calls, for the parsers that mlx-lm has: 35 ms where time is linear.
+JSON is read as it comes, without any bound."""
 WORK = 4_000_000
 """Openers times characters: 40 ms. 100,000 characters may hold 40 of them."""
 _PYTHON = 8192
@@ -75,8 +75,8 @@ _NO_NAME = re.compile(r"[\s<>{}\"]")
 
 
 def strict_parser(name: str, parse: Parser) -> Parser:
-    """`parse`, mlx-lm's parser `name`, that raises NotJSON where calls would be lost or made up, and
-    where it would take long."""
+    """`parse`, mlx-lm's parser `name`, that raises NotJSON where calls would be lost or made up,
+    and where it would take long."""
 
     def parse_strictly(text: str, tools: Any) -> Any:
         begins, ends = _ARGUMENT_EDGES.get(name, ("", ""))

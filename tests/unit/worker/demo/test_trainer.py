@@ -1,4 +1,5 @@
-"""worker.demo.trainer: the network in numpy is mlx-lm's, and the training text is the template's."""
+"""worker.demo.trainer: the network in numpy is mlx-lm's, and the training text is the
+template's."""
 
 import random
 from typing import Any

@@ -1,4 +1,5 @@
-"""worker.engine.batch: continuous batching of a small random model gives what each prompt gives alone."""
+"""worker.engine.batch: continuous batching of a small random model gives what each prompt gives
+alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""worker.engine.mlx_lm_compat: one place for mlx-lm, which is refused where it is not as expected."""
+"""worker.engine.mlx_lm_compat: one place for mlx-lm, which is refused where it is not as
+expected."""
 
 from __future__ import annotations
 

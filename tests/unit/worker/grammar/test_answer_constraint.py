@@ -31,7 +31,8 @@ from worker.output.preamble import MarkerTokens, Preamble
         (OBJECT, ' {"a": 1}', False),
         (OBJECT, "[]", False),
         (CLOSED, '{"a": 1, "b": 2}', False),
-        ({"x-guidance": {"whitespace_flexible": True, "lenient": True}, **CLOSED}, '{"a":   1}', False),
+        ({"x-guidance": {"whitespace_flexible": True, "lenient": True}, **CLOSED}, '{"a":   1}',
+            False),
         # Another spelling of the name must not get around its schema.
         ({**CLOSED, "additionalProperties": True}, '{"a": 1, "\\u0061": "x"}', False),
         ({**CLOSED, "additionalProperties": True}, '{"a": 1, "a": "x"}', False),
@@ -85,7 +86,8 @@ def test_true_is_any_value() -> None:
 
 @pytest.mark.parametrize("kind", ["bytes", "spm"])
 def test_sampled_answers_are_valid(kind: str) -> None:
-    """ollama#17013: schemas were ignored in silence. The short form of `python -m tests.property.structured`."""
+    """ollama#17013: schemas were ignored in silence. The short form of `python -m
+    tests.property.structured`."""
     ended, why = structured.run(6 * len(structured.served()), 7, kind)
     assert not why
     assert {name for name in structured.served() if not ended[name]} <= structured.RARELY
@@ -111,18 +113,18 @@ def test_an_error_is_told_and_not_taken_for_an_end(
     with caplog.at_level(logging.WARNING):
         for length in range(400):
             tokens = allowed(grammar)
-            if grammar.broken:
+            if grammar.failure:
                 break
             letters = [t for t in tokens if wrapper().decode([t]) in ("a", "b")]
             grammar.push(choose(sorted(letters) if length else tokens, 0))
-    assert grammar.broken
+    assert grammar.failure
     assert tokens == ends()
     assert not grammar.complete
     error = grammar.incomplete_error(called=False)
     assert error is not None
-    assert grammar.broken in error.message
+    assert grammar.failure in error.message
     assert error.status < 500
-    assert grammar.broken in caplog.text
+    assert grammar.failure in caplog.text
     assert "aa" not in caplog.text
 
 
@@ -145,7 +147,7 @@ def test_what_others_have_taught_a_grammar_ends_no_answer(monkeypatch: pytest.Mo
             grammar.push(token)
             replayed.push(token)
         assert allowed(grammar) == allowed(replayed) != ends()
-        assert not grammar.broken
+        assert not grammar.failure
 
 
 def test_an_answer_whose_grammar_gave_up_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,7 +224,7 @@ def test_tokens_that_were_not_allowed_end_the_answer(late: int) -> None:
     assert allowed(grammar) == ends()
     assert grammar.over
     assert not grammar.complete
-    assert not grammar.broken
+    assert not grammar.failure
     assert grammar.incomplete_error(called=False)
     assert grammar.incomplete_error(called=True)
 
@@ -388,7 +390,7 @@ def test_markers_of_several_tokens() -> None:
     markers.start = tuple(wrapper().encode("<th"))
     markers.end = tuple(wrapper().encode("th>"))
     made = constraint({"enum": ["<x"]})
-    grammar = AnswerConstraint(made.vocabulary, made._follower, Preamble(markers, "before"))
+    grammar = AnswerConstraint(made.vocabulary, made._matcher, Preamble(markers, "before"))
     less, quote = wrapper().encode("<")[0], wrapper().encode('"')[0]
     assert allowed(grammar) == sorted([less, quote])
     push(grammar, "<t")

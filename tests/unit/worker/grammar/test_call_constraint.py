@@ -1,4 +1,5 @@
-"""Calls of strict functions in the model's own words: grammar, transcript and tokenizer together."""
+"""Calls of strict functions in the model's own words: grammar, transcript and tokenizer
+together."""
 
 from __future__ import annotations
 
@@ -191,7 +192,8 @@ def test_a_model_that_thinks_in_llamas_form_may_call_behind_it() -> None:
 def test_sampled_arguments_are_valid(seed: int) -> None:
     schema = {
         "type": "object",
-        "properties": {"a": {"enum": ["x", "yy"]}, "b": {"type": "array", "items": {"type": "null"}}},
+        "properties": {"a": {"enum": ["x", "yy"]},
+            "b": {"type": "array", "items": {"type": "null"}}},
         "required": ["a", "b"],
         "additionalProperties": False,
     }  # fmt: skip
@@ -244,7 +246,9 @@ def test_where_nothing_is_promised_nothing_is_watched(model: Model) -> None:
 
 def test_what_a_strict_function_can_t_promise_is_refused() -> None:
     odd = {"type": "object", "properties": {"x": {"type": "array", "uniqueItems": True}}}
-    with pytest.raises(UnsupportedValue, match=r"\(at tools\[1\]\.function\.parameters/properties/x\)") as caught:  # fmt: skip
+    with pytest.raises(
+        UnsupportedValue, match=r"\(at tools\[1\]\.function\.parameters/properties/x\)"
+    ) as caught:
         begin(HERMES, [G, {**F, "parameters": odd}])
     assert caught.value.param == "tools[1].function.parameters"
     with pytest.raises(ClientError):

@@ -161,10 +161,14 @@ def test_what_a_strict_tool_promises_is_kept_or_refused() -> None:
 
 
 LENIENT: list[dict[str, Any]] = [
-    {"minimum": -9223372036854775808}, {"maximum": 2**60}, {"multipleOf": 1234567}, {"multipleOf": 1e300},
-    {"pattern": "[a[b]]"}, {"pattern": "(?=a)b"}, {"pattern": "(a)\\1"}, {"pattern": "("}, {"pattern": "x" * 5000},
-    {"const": "\x01"}, {"const": {"a": 2**60}}, {"enum": [2**60]}, {"enum": ["y" * 5000]}, {"$id": "https://x/y"},
-    {"oneOf": [{"type": "integer"}, {"type": "number"}]}, {"not": {"type": "null"}}, {"format": "phone"},
+    {"minimum": -9223372036854775808}, {"maximum": 2**60}, {"multipleOf": 1234567},
+    {"multipleOf": 1e300},
+    {"pattern": "[a[b]]"}, {"pattern": "(?=a)b"}, {"pattern": "(a)\\1"}, {"pattern": "("},
+    {"pattern": "x" * 5000},
+    {"const": "\x01"}, {"const": {"a": 2**60}}, {"enum": [2**60]}, {"enum": ["y" * 5000]},
+    {"$id": "https://x/y"},
+    {"oneOf": [{"type": "integer"}, {"type": "number"}]}, {"not": {"type": "null"}},
+    {"format": "phone"},
     {"properties": {"\x01": {}}, "required": ["\x01"]}, {"required": ["z" * 5000]},
     {"patternProperties": {"(?=a)": {}}, "additionalProperties": False}, {"minProperties": 3},
 ]  # fmt: skip
@@ -205,7 +209,8 @@ def test_what_is_dropped_of_a_name_takes_what_it_would_forbid_along() -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", [{"minimum": "1"}, {"multipleOf": 0}, {"multipleOf": -1}, {"$ref": "#/nowhere"}, {"allOf": 3}]
+    "broken",
+    [{"minimum": "1"}, {"multipleOf": 0}, {"multipleOf": -1}, {"$ref": "#/nowhere"}, {"allOf": 3}]
 )  # fmt: skip
 def test_what_is_broken_is_refused_of_any_tool(broken: dict[str, Any]) -> None:
     tool = {"name": "f", "parameters": {"properties": {"a": broken}}}
@@ -213,7 +218,9 @@ def test_what_is_broken_is_refused_of_any_tool(broken: dict[str, Any]) -> None:
         calling([{"type": "function", "function": tool}], ("f",))
 
 
-@pytest.mark.parametrize("parameters", [5, [], False, {"type": "string"}, {"type": "object", "properties": 5}])  # fmt: skip
+@pytest.mark.parametrize(
+    "parameters", [5, [], False, {"type": "string"}, {"type": "object", "properties": 5}]
+)
 def test_broken_parameters(parameters: object) -> None:
     with pytest.raises(InvalidValue) as caught:
         calling([{"type": "function", "function": {"name": "f", "parameters": parameters}}])

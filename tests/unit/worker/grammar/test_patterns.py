@@ -69,8 +69,10 @@ def test_other_control_characters(pattern: str, right: list[str], wrong: list[st
 @pytest.mark.parametrize(
     ("pattern", "many"),
     [
-        ("abc", 3), ("^a$", 1), ("", 1), ("a*b+", 2), ("[a-z]{3}", 3), ("(ab){10}", 20), ("a{2,7}", 7),
-        ("a{5,}", 5), ("((ab){3}c){4}", 28), ("\\d{4}-\\d{2}", 7), ("[\\]}]x", 2), ("a{b", 3), ("(a", 1), ("a)b", 3),
+        ("abc", 3), ("^a$", 1), ("", 1), ("a*b+", 2), ("[a-z]{3}", 3), ("(ab){10}", 20),
+        ("a{2,7}", 7),
+        ("a{5,}", 5), ("((ab){3}c){4}", 28), ("\\d{4}-\\d{2}", 7), ("[\\]}]x", 2), ("a{b", 3),
+        ("(a", 1), ("a)b", 3),
     ],
 )  # fmt: skip
 def test_states_of_a_pattern(pattern: str, many: int) -> None:
@@ -88,11 +90,15 @@ LONG, LONGER = "^(a{397})*$", "^(a{401})*$"
         ({"allOf": [{"pattern": LONG}, {"pattern": "^[ab]{9}$"}]}, False),
         ({"$ref": "#/$defs/a", "pattern": LONG, "$defs": {"a": {"pattern": LONGER}}}, True),
         ({"pattern": LONG, "anyOf": [{"pattern": LONGER}]}, True),
-        ({"allOf": [{"properties": {"a": {"pattern": LONG}}}, {"properties": {"a": {"pattern": LONGER}}}]}, True),
-        ({"allOf": [{"properties": {"a": {"pattern": LONG}}}, {"properties": {"b": {"pattern": LONGER}}}]}, False),
-        ({"allOf": [{"properties": {"a": {"pattern": LONG}}}, {"additionalProperties": {"pattern": LONGER}}]}, True),
+        ({"allOf": [{"properties": {"a": {"pattern": LONG}}},
+            {"properties": {"a": {"pattern": LONGER}}}]}, True),
+        ({"allOf": [{"properties": {"a": {"pattern": LONG}}},
+            {"properties": {"b": {"pattern": LONGER}}}]}, False),
+        ({"allOf": [{"properties": {"a": {"pattern": LONG}}},
+            {"additionalProperties": {"pattern": LONGER}}]}, True),
         ({"allOf": [{"items": {"pattern": LONG}}, {"prefixItems": [{"pattern": LONGER}]}]}, True),
-        ({"properties": {"a": {"$ref": "#/$defs/a"}, "b": {"$ref": "#/$defs/b"}}, "$defs": {"a": {"pattern": LONG}, "b": {"pattern": LONGER}}}, False),
+        ({"properties": {"a": {"$ref": "#/$defs/a"}, "b": {"$ref": "#/$defs/b"}},
+            "$defs": {"a": {"pattern": LONG}, "b": {"pattern": LONGER}}}, False),
         ({"allOf": [{"$ref": "#"}, {"properties": {"a": {"$ref": "#"}}}], "pattern": LONG}, False),
     ],
 )  # fmt: skip

@@ -75,15 +75,19 @@ HARD: dict[str, Any] = {
     "states": {"type": "string", "pattern": "[ab]*a[ab]{30}"},
     "backtracking": {"type": "string", "pattern": "^(a+)+$"},
     "brackets": {"type": "string", "pattern": "(" * 500 + "a" + ")*" * 500},
-    "intersection": {"allOf": [{"type": "string", "pattern": f"^(.*a{{{i}}})*$"} for i in range(9)]},
+    "intersection": {"allOf": [{"type": "string",
+        "pattern": f"^(.*a{{{i}}})*$"} for i in range(9)]},
     "huge enum": {"enum": [f"value {i}" for i in range(9000)]},
     "huge members": {"properties": {f"p{i}": {} for i in range(5000)}},
     "many members": {"properties": {f"p{i}": {} for i in range(999)}},
     "many patterns": {"patternProperties": {f"^{i}x": {} for i in range(500)}},
-    "merged choices": {"allOf": [{"anyOf": [{"required": [f"{i}{j}"]} for j in range(5)]} for i in range(9)]},
+    "merged choices": {
+        "allOf": [{"anyOf": [{"required": [f"{i}{j}"]} for j in range(5)]} for i in range(9)]},
     "multiple": {"type": "integer", "multipleOf": 2**50},
     "small multiple": {"type": "number", "multipleOf": 1e-300},
-    "no end": {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]}}},
+    "no end": {"$ref": "#/$defs/a",
+        "$defs": {"a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}},
+        "required": ["a"]}}},
     "wrong everywhere": {"type": None, "properties": 5, "required": {}, "enum": 1, "allOf": 3},
     "wrong allOf and format": {"format": "date", "allOf": 7},
     "wrong required": {"required": [1, None, {}]},
@@ -158,12 +162,19 @@ ENDLESS: dict[str, tuple[Any, str]] = {
     "itself": ({**NODE, "$defs": {"n": members("n", "n", NODE)}}, "/$defs/n/properties/n"),
     "the root": (members("a", "a", {"$ref": "#"}), "/properties/a"),
     "items": ({"type": "array", "minItems": 1, "items": {"$ref": "#"}}, "/items"),
-    "the first item": ({"type": "array", "minItems": 1, "prefixItems": [{"$ref": "#"}]}, "/prefixItems/0"),
-    "any member": ({"type": "object", "minProperties": 1, "additionalProperties": {"$ref": "#"}}, "/additionalProperties"),
-    "unnamed": ({"type": "object", "required": ["a"], "additionalProperties": {"$ref": "#"}}, "/additionalProperties"),
-    "all choices": ({"anyOf": [members("a", "a", {"$ref": "#"}), {"type": "array", "minItems": 2, "items": {"$ref": "#"}}]}, "/anyOf/0/properties/a"),
-    "in two parts": ({"type": "object", "required": ["a"], "allOf": [{"properties": {"a": {"$ref": "#"}}}]}, ""),
-    "in turns": ({"$ref": "#/$defs/a", "$defs": {"a": members("b", "b", {"$ref": "#/$defs/b"}), "b": members("a", "a", {"$ref": "#/$defs/a"})}}, "/$defs/b/properties/a"),
+    "the first item": ({"type": "array", "minItems": 1, "prefixItems": [{"$ref": "#"}]},
+        "/prefixItems/0"),
+    "any member": ({"type": "object", "minProperties": 1, "additionalProperties": {"$ref": "#"}},
+        "/additionalProperties"),
+    "unnamed": ({"type": "object", "required": ["a"], "additionalProperties": {"$ref": "#"}},
+        "/additionalProperties"),
+    "all choices": ({"anyOf": [members("a", "a", {"$ref": "#"}),
+        {"type": "array", "minItems": 2, "items": {"$ref": "#"}}]}, "/anyOf/0/properties/a"),
+    "in two parts": ({"type": "object", "required": ["a"],
+        "allOf": [{"properties": {"a": {"$ref": "#"}}}]}, ""),
+    "in turns": ({"$ref": "#/$defs/a",
+        "$defs": {"a": members("b", "b", {"$ref": "#/$defs/b"}),
+        "b": members("a", "a", {"$ref": "#/$defs/a"})}}, "/$defs/b/properties/a"),
 }  # fmt: skip
 
 
@@ -179,14 +190,19 @@ def test_a_schema_without_a_finite_instance_is_refused(name: str) -> None:
     ("schema", "text", "valid"),
     [
         (members("a", "", {"$ref": "#"}), '{"a": {"a": {}}}', True),
-        (members("a", "a", {"anyOf": [{"type": "null"}, {"$ref": "#"}]}), '{"a": {"a": null}}', True),
+        (members("a", "a", {"anyOf": [{"type": "null"}, {"$ref": "#"}]}), '{"a": {"a": null}}',
+            True),
         ({"properties": {"a": {"$ref": "#"}}, "required": ["a"]}, '{"a": {"a": 5}}', True),
         ({"type": "array", "items": {"$ref": "#"}}, "[[[]], []]", True),
-        ({**NODE, "$defs": {"n": {"type": ["null", "object"], "required": ["n"], "properties": {"n": NODE}}}}, '{"n": null}', True),
+        ({**NODE,
+            "$defs": {"n": {"type": ["null", "object"], "required": ["n"],
+            "properties": {"n": NODE}}}}, '{"n": null}', True),
         # What can't be is left out, and the rest is served.
         ({**members("ab", "", NODE), "$defs": {"n": members("n", "n", NODE)}}, "{}", True),
-        ({**members("ab", "", NODE), "$defs": {"n": members("n", "n", NODE)}}, '{"a": {"n": {', False),
-        ({"anyOf": [NODE, {"type": "null"}], "$defs": {"n": members("n", "n", NODE)}}, "null", True),
+        ({**members("ab", "", NODE), "$defs": {"n": members("n", "n", NODE)}}, '{"a": {"n": {',
+            False),
+        ({"anyOf": [NODE, {"type": "null"}], "$defs": {"n": members("n", "n", NODE)}}, "null",
+            True),
         ({"anyOf": [NODE, {"type": "null"}], "$defs": {"n": members("n", "n", NODE)}}, "{", False),
         ({"type": "array", "items": NODE, "$defs": {"n": members("n", "n", NODE)}}, "[]", True),
         ({"type": "array", "items": NODE, "$defs": {"n": members("n", "n", NODE)}}, "[{", False),
@@ -220,7 +236,8 @@ def alike(count: int, names: int, tag: str = "") -> list[Any]:
         ({"anyOf": alike(20, 51)}, ""),
         ({"properties": {"a": {"items": {"oneOf": alike(20, 51)}}}}, "/properties/a/items"),
         ({"$defs": {"a": {"anyOf": alike(20, 51)}}, "$ref": "#/$defs/a"}, "/$defs/a"),
-        ({"anyOf": [{"$ref": f"#/$defs/d{i}"} for i in range(20)], "$defs": {f"d{i}": each for i, each in enumerate(alike(20, 51))}}, ""),
+        ({"anyOf": [{"$ref": f"#/$defs/d{i}"} for i in range(20)],
+            "$defs": {f"d{i}": each for i, each in enumerate(alike(20, 51))}}, ""),
         ({"allOf": alike(20, 51)}, ""),
         ({"anyOf": [members("a", "a", each) for each in alike(20, 51)]}, ""),
         ({"anyOf": [{"type": "array", "items": each} for each in alike(20, 51)]}, ""),
@@ -234,7 +251,10 @@ def test_how_many_names_may_come_next(schema: Any, place: str | None) -> None:
     match outcome(schema):
         case UnsupportedValue(message=message):
             assert place is not None
-            assert f"more than 1000 properties or alternatives may come next (at {SCHEMA}{place})" in message  # fmt: skip
+            assert (
+                f"more than 1000 properties or alternatives may come next (at {SCHEMA}{place})"
+                in message
+            )
         case ClientError() as error:
             raise AssertionError(error.message)
         case _:
@@ -243,26 +263,43 @@ def test_how_many_names_may_come_next(schema: Any, place: str | None) -> None:
 
 # ── where, and in which words ────────────────────────────────────────────────────────────────────
 
-NESTED_PATTERN = {"properties": {"x": {"type": "array", "items": {"anyOf": [{"type": "string", "pattern": "^(?!x)"}, {"type": "null"}]}}}}  # fmt: skip
+NESTED_PATTERN = {
+    "properties": {
+        "x": {
+            "type": "array",
+            "items": {"anyOf": [{"type": "string", "pattern": "^(?!x)"}, {"type": "null"}]},
+        }
+    }
+}
 
 
 @pytest.mark.parametrize(
     ("schema", "kind", "words", "place"),
     [
         (NESTED_PATTERN, UnsupportedValue, "look-around", "/properties/x/items/anyOf/0/pattern"),
-        ({"$defs": {"p": {"type": "string", "pattern": "(a)\\1"}}, "items": {"$ref": "#/$defs/p"}}, UnsupportedValue, "backreferences", "/$defs/p/pattern"),
+        ({"$defs": {"p": {"type": "string", "pattern": "(a)\\1"}}, "items": {"$ref": "#/$defs/p"}},
+            UnsupportedValue, "backreferences", "/$defs/p/pattern"),
         ({"pattern": "\\bword\\b"}, UnsupportedValue, "word boundaries", "/pattern"),
         ({"pattern": "\\Z"}, UnsupportedValue, "an escape", "/pattern"),
         ({"pattern": "a\\"}, UnsupportedValue, "within an escape", "/pattern"),
-        ({"properties": {"a": {"pattern": "a{2,1}"}}}, InvalidValue, "not a regular expression", "/properties/a/pattern"),
-        ({"items": {"oneOf": [{"type": "number"}, {"type": "integer"}]}}, UnsupportedValue, "exclude each other", "/items"),
-        ({"description": "oneOf constraints", "items": {"maxProperties": 2, "properties": {"a": {}, "b": {}}}}, UnsupportedValue, "to be `required`", "/items"),
-        ({"type": "object", "required": ["z"], "properties": {"z": {"type": "integer", "minimum": 5, "maximum": 3}}}, InvalidValue, "minimum (5) is greater than maximum (3)", "/properties/z"),
-        ({"type": "string", "pattern": "^a{3}$", "maxLength": 2}, InvalidValue, "no JSON value is valid", ""),
+        ({"properties": {"a": {"pattern": "a{2,1}"}}}, InvalidValue, "not a regular expression",
+            "/properties/a/pattern"),
+        ({"items": {"oneOf": [{"type": "number"}, {"type": "integer"}]}}, UnsupportedValue,
+            "exclude each other", "/items"),
+        ({"description": "oneOf constraints",
+            "items": {"maxProperties": 2, "properties": {"a": {}, "b": {}}}}, UnsupportedValue,
+            "to be `required`", "/items"),
+        ({"type": "object", "required": ["z"],
+            "properties": {"z": {"type": "integer", "minimum": 5, "maximum": 3}}}, InvalidValue,
+            "minimum (5) is greater than maximum (3)", "/properties/z"),
+        ({"type": "string", "pattern": "^a{3}$", "maxLength": 2}, InvalidValue,
+            "no JSON value is valid", ""),
         ({"items": {"type": "strnig"}}, InvalidValue, "`type` must be among", "/items"),
-        ({"items": {"maxLength": 2.5}}, InvalidValue, "`maxLength` must be a whole number", "/items"),
+        ({"items": {"maxLength": 2.5}}, InvalidValue, "`maxLength` must be a whole number",
+            "/items"),
         ({"items": {"required": [1]}}, InvalidValue, "`required` must be", "/items"),
-        ({"allOf": [{"$ref": "#/$defs/a", "required": [f"p{i}"]} for i in range(2)], "$defs": {"a": members(f"p{i}" for i in range(600))}}, None, "", ""),
+        ({"allOf": [{"$ref": "#/$defs/a", "required": [f"p{i}"]} for i in range(2)],
+            "$defs": {"a": members(f"p{i}" for i in range(600))}}, None, "", ""),
     ],
 )  # fmt: skip
 def test_a_refusal_names_the_reason_and_the_place(

@@ -408,7 +408,8 @@ def test_harmonys_demanded_call_is_one_of_the_tools() -> None:
     ("prompt", "ending"),
     [
         ("", "before"), ("x", "before"), ("x<think>", "inside"), ("x<think>\n \n\n\n", "inside"),
-        ("<think>x", "before"), ("<think>\n\n</think>\n\n\n\n", "after"), ("</think><think>", "inside"),
+        ("<think>x", "before"), ("<think>\n\n</think>\n\n\n\n", "after"),
+        ("</think><think>", "inside"),
         ("<think>" + " " * 20, "before"), ("<think> </think>x\n", "before"),
     ],
 )  # fmt: skip

@@ -1,4 +1,5 @@
-"""worker.output.transcript: text, reasoning and calls of a choice, the same however often it is replayed."""
+"""worker.output.transcript: text, reasoning and calls of a choice, the same however often it is
+replayed."""
 
 from __future__ import annotations
 

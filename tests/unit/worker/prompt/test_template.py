@@ -345,7 +345,8 @@ def test_a_prompts_text_can_be_told(tokenizer: Callable[..., Any]) -> None:
 
 
 def test_a_special_token_without_weights_is_refused(tokenizer: Callable[..., Any]) -> None:
-    """Tokenizers know tokens that were never given to the model; MLX would read beyond its weights."""
+    """Tokenizers know tokens that were never given to the model; MLX would read beyond its
+    weights."""
     wrapper = tokenizer()
     wrapper.inner.add_tokens(["<image>"])
     width = len(wrapper.inner) - 1

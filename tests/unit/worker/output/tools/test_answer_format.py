@@ -1,4 +1,5 @@
-"""worker.output.tools: every form of tool calls, cut in every way; what is no call stays in the text."""
+"""worker.output.tools: every form of tool calls, cut in every way; what is no call stays in the
+text."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ from tests.helpers.dialects import (
 )
 from tests.unit.worker.output.test_text import Pieces
 from worker.output.text import TokenDecoder
-from worker.output.tools import forced_form
+from worker.output.tools.call_forms import forced_form
 from worker.output.transcript import Transcript
 
 
@@ -142,13 +143,15 @@ OPEN = "<tool_call>"
         (KIMI_K2, "<|tool_calls_section_begin|><|tool_calls_section_end|>"),
         (GLM, "<tool_call>let me see what I can do</tool_call>"),
         (QWEN_CODER, "<tool_call>\n<function=f>\n<parameter=a>\nmany\n</function>\n</tool_call>x"),
-        (QWEN_CODER, "<tool_call>\n<function=f>\n<parameter=a>\nx\n</parameter></function></tool_call>"),
+        (QWEN_CODER,
+            "<tool_call>\n<function=f>\n<parameter=a>\nx\n</parameter></function></tool_call>"),
         (GLM, "<tool_call>f<arg_key>a</arg_key><arg_value>1</tool_call>"),
         (PYTHONIC, "<|tool_call_start|>[f(a={1, 2})]<|tool_call_end|>"),
         (GEMMA4, "<|tool_call>call:f{<tool_call|>"),
         (FUNCTION_GEMMA, "<start_function_call>call:f{a<end_function_call>"),
         (LONGCAT, "<longcat_tool_call>f</longcat_tool_call>"),
-        (MINIMAX, '<minimax:tool_call><invoke name="f"></invoke><invoke name="g"></minimax:tool_call>'),
+        (MINIMAX,
+            '<minimax:tool_call><invoke name="f"></invoke><invoke name="g"></minimax:tool_call>'),
     ],
 )  # fmt: skip
 def test_what_is_no_call_stays_in_the_text(model: Model, text: str) -> None:
@@ -200,7 +203,8 @@ def test_a_marker_in_an_argument_is_an_argument() -> None:
         ('"arguments": null', "{}"),
         ('"arguments": ""', "{}"),
         ('"arguments": "{\\"a\\": 1}"', '{"a": 1}'),
-        ('"arguments": {"a": -1.5e+3, "b": [true, null, ""]}', '{"a": -1.5e+3, "b": [true, null, ""]}'),
+        ('"arguments": {"a": -1.5e+3, "b": [true, null, ""]}',
+            '{"a": -1.5e+3, "b": [true, null, ""]}'),
         ('"arguments": {"b": "two\nlines"}', '{"b": "two\\nlines"}'),
         ('"arguments": {"b": "\\ud83d\\ude00 \\ud800"}', '{"b": "\\ud83d\\ude00 \\ud800"}'),
         ('"id": 7, "more": [{}], "arguments": {"a": 1}', '{"a": 1}'),

@@ -17,7 +17,8 @@ patient = settings(deadline=None, max_examples=120)
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=6),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner,
+        max_size=3),
     max_leaves=8,
 )  # fmt: skip
 objects = st.dictionaries(st.text(max_size=4), values, max_size=4)

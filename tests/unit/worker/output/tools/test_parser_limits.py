@@ -1,4 +1,4 @@
-"""worker.output.tools.parser_limits and bounds: what mlx-lm's parsers are given, and what would take them long."""
+"""worker.output.tools.parser_limits: what mlx-lm's parsers are given, and what would take long."""
 
 from __future__ import annotations
 
@@ -27,13 +27,15 @@ from worker.output.tools.parser_limits import LONGEST, strict_parser
 
 LONG: dict[str, list[str]] = {
     "gemma4": ["call:a{" * 3000, "call:a{" * 3000 + "}", "call:a{" + "{" * 200 + "}" * 201,
-               'call:a{x:<|"|>' * 2000, "call:a{" + '<|"|>' * 9000 + "}", "call:a{" + '<|"|>' * 9001 + "}", "call:a{}" * 9000],
+               'call:a{x:<|"|>' * 2000, "call:a{" + '<|"|>' * 9000 + "}",
+               "call:a{" + '<|"|>' * 9001 + "}", "call:a{}" * 9000],
     "function_gemma": ["call:a{" * 3000, "call:a{" + "a:1," * 9000 + "}"],
     "glm47": ["<arg_key>" * 3000 + "</arg_value>" * 3000, "a=1 " * 9000,
               "<arg_key>a</arg_key><arg_value>" * 2000, "x " + "{" * 90_000],
     "longcat": ["<longcat_arg_key>a</longcat_arg_key>" * 2000],
     "kimi_k2": ["<|tool_call_begin|>" * 2000],
-    "kimi_k3": ["<|open|>call" * 300, "<|open|>call<|sep|>" * 3000, "<|open|>call" + "a" * 2000 + "<|sep|>"],
+    "kimi_k3": ["<|open|>call" * 300, "<|open|>call<|sep|>" * 3000,
+        "<|open|>call" + "a" * 2000 + "<|sep|>"],
     "minicpm5": ["name=" + "," * 60_000, "=" * 300 + ">", '"f">' + "</function>" + "," * 60_000,
                  '"f"><param name="a">' * 2000],
     "minimax_m2": ["<invoke name=" * 3000, '<invoke name="f">' + "<parameter name=" * 3000],
@@ -76,10 +78,14 @@ WRITTEN = {
     "glm47": (GLM, f"f<arg_key>b</arg_key><arg_value>{FILE}</arg_value>"),
     "qwen3_coder": (QWEN_CODER, f"<function=f>\n<parameter=b>\n{FILE}\n</parameter>\n</function>"),
     "gemma4": (GEMMA4, f'call:f{{b:<|"|>{FILE}<|"|>}}'),
-    "kimi_k3": (KIMI_K3, f'<|open|>call tool="f" index="1"<|sep|><|open|>argument key="b" type="string"<|sep|>{FILE}<|close|>argument<|sep|><|close|>call<|sep|>'),
-    "longcat": (LONGCAT, f"f<longcat_arg_key>b</longcat_arg_key><longcat_arg_value>{FILE}</longcat_arg_value>"),
+    "kimi_k3": (KIMI_K3,
+        f'<|open|>call tool="f" index="1"<|sep|><|open|>argument key="b" type="string"<|sep|>'
+        f'{FILE}<|close|>argument<|sep|><|close|>call<|sep|>'),
+    "longcat": (LONGCAT,
+        f"f<longcat_arg_key>b</longcat_arg_key><longcat_arg_value>{FILE}</longcat_arg_value>"),
     "minimax_m2": (MINIMAX, f'<invoke name="f"><parameter name="b">{FILE}</parameter></invoke>'),
-    "muse_spark": (MUSE, f'<atem:invoke name="f"><atem:parameter name="b">{FILE}</atem:parameter></atem:invoke>'),
+    "muse_spark": (MUSE,
+        f'<atem:invoke name="f"><atem:parameter name="b">{FILE}</atem:parameter></atem:invoke>'),
     "pythonic": (PYTHONIC, f"[f(b={FILE!r})]"),
 }  # fmt: skip
 

@@ -14,53 +14,32 @@ from typing import Any
 import mlx.core as mx
 
 from supervisor.errors import InternalError
-from supervisor.wire.frames import (
-    Embed,
-    End,
-    Failed,
-    FromEngine,
-    Generate,
-    Load,
-    Logprob,
-    Logprobs,
-    Progress,
-    Token,
-)
+from supervisor.wire.frames import Embed, FromEngine, Generate, Load, Progress
 from worker.engine import loading, mlx_lm_compat, sampling
+from worker.engine.active_job import ActiveJob, replay_emitted
 from worker.engine.decoding import BatchDecoder
 from worker.engine.embedding import Embedder
 from worker.engine.mlx_lm_compat import NextToken
 from worker.engine.rows import BatchRow
 from worker.engine.thread import FINAL_FRAMES, Job, LoadResult, Output, Prepared
 from worker.output.token_bytes import TokenBytes
-from worker.output.transcript import AnyTranscript, OutputDelta, TranscriptFactory
+from worker.output.transcript import TranscriptFactory
 from worker.prompt.template import PromptBuilder
 
 log = logging.getLogger("bulkhead.worker")
 
 PREFILL_BATCH = 8
-"""PromptBuilder prefilled together, mlx-lm's own figure."""
+"""Prompts prefilled together, mlx-lm's own figure."""
 PREFILL_STEP = 512
 """Prompt tokens of one sequence in one step. A step is what a neighbour's next token and a cancel
 wait for, and larger ones gain little."""
-
-
-@dataclass(slots=True)
-class _ActiveJob:
-    """A job inside the generator."""
-
-    job: Job
-    text: AnyTranscript
-    tokens: int = 0
-    ahead: bool = False
-    """Whether the first token has been told before the generator has told it."""
 
 
 @dataclass(frozen=True, slots=True)
 class _PausedJob:
     """A job outside the generator, with its place in the output."""
 
-    live: _ActiveJob
+    active: ActiveJob
     last: NextToken
     """The last token that was told, which is not in the cache yet."""
     cache: Any
@@ -74,7 +53,7 @@ class BatchEngine:
     def __init__(self) -> None:
         self._queue: deque[Job] = deque()
         """Accepted, not yet given to the generator; see `_admit`."""
-        self._live: dict[int, _ActiveJob] = {}
+        self._active: dict[int, ActiveJob] = {}
         self._uids: dict[Job, int] = {}
         self._prefilling: dict[int, int] = {}
         """Prompt tokens still to be prefilled, of those in the generator without a first token."""
@@ -98,7 +77,7 @@ class BatchEngine:
         self._prompts = PromptBuilder(tokenizer, context, self._width)
         self._transcripts = TranscriptFactory(tokenizer)
         self._constraints = grammar.ConstraintCompiler(tokenizer, self._width)
-        self._pieces = TokenBytes(tokenizer)
+        self._token_bytes = TokenBytes(tokenizer)
         self._embedder = Embedder(model, tokenizer, Path(load.path), context)
         # Ids without a logit: writing to them would be writing out of bounds.
         self._eos = tuple(sorted(id for id in tokenizer.eos_token_ids if 0 <= id < self._width))
@@ -158,7 +137,7 @@ class BatchEngine:
         left = self._prefilling.values()
         if left and max(left) <= PREFILL_STEP:
             return
-        room = min(PREFILL_BATCH - len(left), self._concurrency - len(self._live))
+        room = min(PREFILL_BATCH - len(left), self._concurrency - len(self._active))
         for job in list(islice(self._waiting(), max(room, 0))):
             self._queue.remove(job)
             self._start(job)
@@ -186,7 +165,7 @@ class BatchEngine:
             samplers=[row],
             stop_sequences=[self._never_stop] if endless else None,
         )
-        self._live[uid] = _ActiveJob(job, job.prepared.transcript, len(emitted))
+        self._active[uid] = ActiveJob(job, self._token_bytes, len(emitted))
         self._uids[job] = uid
         self._prefilling[uid] = len(job.prompt) + len(emitted)
 
@@ -197,7 +176,7 @@ class BatchEngine:
         self._pausing.discard(job)
         uid = self._uids.pop(job, None)
         if uid is not None:
-            del self._live[uid]
+            del self._active[uid]
             self._prefilling.pop(uid, None)
             self._generator.remove([uid])
         elif job in self._queue:
@@ -212,25 +191,25 @@ class BatchEngine:
             return ()
         if uid is None:
             return ()
-        live = self._live[uid]
+        active = self._active[uid]
         state = mlx_lm_compat.next_tokens(self._generator, [uid])[uid]
         ends = state.token in self._eos and state.stops is not self._never_stop
         if state.left < 1 or ends:
             return ()  # the next step is its last
         frames: Sequence[FromEngine] = ()
-        if not live.ahead:
+        if not active.told_ahead:
             # The generator is a token ahead, and would keep it to itself.
-            frames = self._frames(live, state.token, None, state.logprobs)
+            frames = active.frames(state.token, None, state.logprobs)
             if isinstance(frames[-1], FINAL_FRAMES):
                 self._forget_ended(uid, frames, ended=False)
                 return frames
-        live.ahead = False
+        active.told_ahead = False
         state.row.restart(state.token)
         cache, known = self._generator.remove([uid], return_prompt_caches=True)[uid]
         for layer in cache:
             mx.eval(layer.state)  # one by one: the batch's rows are copied
-        del self._live[uid], self._uids[job]
-        self._paused[job] = _PausedJob(live, state, cache, known)
+        del self._active[uid], self._uids[job]
+        self._paused[job] = _PausedJob(active, state, cache, known)
         return frames
 
     def unpause(self, job: Job) -> None:
@@ -246,7 +225,7 @@ class BatchEngine:
             samplers=[paused.last.row],
             stop_sequences=[paused.last.stops],
         )
-        self._live[uid], self._uids[job], self._prefilling[uid] = paused.live, uid, 1
+        self._active[uid], self._uids[job], self._prefilling[uid] = paused.active, uid, 1
 
     def step(self) -> Sequence[Output]:
         decoded = self._decode() if self._decodes else []
@@ -260,18 +239,18 @@ class BatchEngine:
             done, total = prefill.progress
             self._prefilling[prefill.uid] = total - done
             if 0 < done < total - 1:  # the last token is the first decode step's
-                job = self._live[prefill.uid].job
+                job = self._active[prefill.uid].job
                 log.info("request %s: prefilled %d of %d", job.request.request_id, done, total)
                 outputs.append((job, [Progress(done, total)]))
         for response in generated:
-            live = self._live[response.uid]
-            if live.ahead:
-                live.ahead = False
+            active = self._active[response.uid]
+            if active.told_ahead:
+                active.told_ahead = False
                 continue
-            frames = self._frames(live, response.token, response.finish_reason, response.logprobs)
+            frames = active.frames(response.token, response.finish_reason, response.logprobs)
             # Of a stop string the generator knows nothing.
             self._forget_ended(response.uid, frames, ended=response.finish_reason is not None)
-            outputs.append((live.job, frames))
+            outputs.append((active.job, frames))
         return outputs + self._first_tokens([p.uid for p in prefills if p.end_of_prompt])
 
     def _first_tokens(self, uids: Sequence[int]) -> list[Output]:
@@ -284,18 +263,18 @@ class BatchEngine:
         outputs: list[Output] = []
         if not uids:
             return outputs
-        jobs = [self._live[uid].job for uid in uids]
+        jobs = [self._active[uid].job for uid in uids]
         # Of all at once, for a sequence that ends here leaves the batch.
         states = mlx_lm_compat.next_tokens(self._generator, uids)
         for uid in uids:
             del self._prefilling[uid]
-            state, live = states[uid], self._live[uid]
+            state, active = states[uid], self._active[uid]
             if state.token in self._eos or state.left < 1:
                 continue
-            live.ahead = True
-            frames = self._frames(live, state.token, None, state.logprobs)
+            active.told_ahead = True
+            frames = active.frames(state.token, None, state.logprobs)
             self._forget_ended(uid, frames, ended=False)
-            outputs.append((live.job, frames))
+            outputs.append((active.job, frames))
         for job in jobs:
             if job in self._pausing:
                 self._pausing.remove(job)
@@ -308,11 +287,11 @@ class BatchEngine:
         if isinstance(frames[-1], FINAL_FRAMES):
             if not ended:
                 self._generator.remove([uid])
-            del self._uids[self._live.pop(uid).job]
+            del self._uids[self._active.pop(uid).job]
 
     @property
     def _decodes(self) -> bool:
-        return bool(self._live) or any(self._waiting())
+        return bool(self._active) or any(self._waiting())
 
     @property
     def busy(self) -> bool:
@@ -327,7 +306,7 @@ class BatchEngine:
         self._queue.clear()
         self._paused.clear()
         self._pausing.clear()
-        self._live.clear()
+        self._active.clear()
         self._uids.clear()
         for held in (
             "_generator",
@@ -341,63 +320,3 @@ class BatchEngine:
                 delattr(self, held)
         gc.collect()
         mx.clear_cache()
-
-    def _frames(
-        self, live: _ActiveJob, token: int, finish: str | None, told: Any
-    ) -> Sequence[FromEngine]:
-        """What one generated token means for its request. `told` are its log probabilities."""
-        text = live.text
-        if finish == "stop":
-            # The end-of-sequence token is not output; what was held back is.
-            rest = text.finish()
-            constraint = live.job.prepared.constraint
-            called = text.finish_reason == "tool_calls"
-            if constraint is not None and (error := constraint.incomplete_error(called=called)):
-                log.warning("request %s: %s", live.job.request.request_id, error.message)
-                return [Failed(error.code, error.message, error.param, error.retry_after)]
-            ended = self._end(live, text.finish_reason)
-            return [_token(token, rest), ended] if any(rest) else [ended]
-        live.tokens += 1
-        delta = text.push(token)
-        reason: str | None = text.finish_reason if text.stopped else finish
-        if reason is not None:
-            rest = text.finish(cut=not text.stopped)
-            delta = OutputDelta(
-                delta.text + rest.text, delta.reasoning + rest.reasoning, delta.calls + rest.calls
-            )
-        frame = _token(token, delta, None if told is None else self._logprobs(token, told))
-        return [frame] if reason is None else [frame, self._end(live, reason)]
-
-    def _logprobs(self, token: int, told: Any) -> Logprobs:
-        return Logprobs(
-            self._logprob(token, told.sampled),
-            tuple(self._logprob(other, value) for other, value in told.top),
-        )
-
-    def _logprob(self, token: int, value: float) -> Logprob:
-        raw = self._pieces.raw(token)
-        return Logprob(token, raw.decode("utf-8", "replace"), raw, value)
-
-    def _end(self, live: _ActiveJob, reason: Any) -> End:
-        return End(reason, len(live.job.prompt), live.tokens, live.text.reasoning_tokens)
-
-
-def replay_emitted(
-    request: Generate, text: AnyTranscript, eos: Sequence[int], most: int, prompt_tokens: int
-) -> End | None:
-    """Tell `text` of the tokens that another worker has emitted. The end of the output, if they
-    were all of it: that worker died between the last token and its end frame."""
-    ended, emitted = request.emitted[-1] in eos, request.emitted
-    # A final end-of-sequence token brought the rest of the text with it; it is not output.
-    output = emitted[:-1] if ended else emitted
-    for token in output:
-        text.push(token)
-    if not (ended or text.stopped or len(output) >= most):
-        return None
-    text.finish(cut=not (ended or text.stopped))
-    reason = text.finish_reason if ended or text.stopped else "length"
-    return End(reason, prompt_tokens, len(output), text.reasoning_tokens)
-
-
-def _token(token: int, delta: OutputDelta, logprobs: Logprobs | None = None) -> Token:
-    return Token(token, delta.text, delta.reasoning, delta.calls, logprobs)

@@ -38,8 +38,8 @@ class ActiveJob:
     def frames(
         self, token: int, finish: str | None, logprobs: TokenLogprobs | None
     ) -> Sequence[FromEngine]:
-        """What one generated token is for its request. `finish` is the generator's reason to end the
-        sequence with it, "stop" or "length", if it does."""
+        """What one generated token is for its request. `finish` is the generator's reason to end
+        the sequence with it, "stop" or "length", if it does."""
         if finish == "stop":
             # The end-of-sequence token is not output; what was held back is.
             rest = self._text.finish()

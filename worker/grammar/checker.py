@@ -23,7 +23,7 @@ from worker.grammar.keywords import (
     UNSUPPORTED,
 )
 from worker.grammar.numbers import EXACT
-from worker.grammar.patterns import beyond, foreign, merged
+from worker.grammar.patterns import beyond, foreign
 from worker.grammar.subschemas import inside, items, resolve
 
 MAX_NESTING = 100
@@ -114,10 +114,6 @@ class SchemaChecker:
         if math.lcm(*self._multiples) > MAX_MERGED_MULTIPLE:
             raise self._refuse(
                 "the `multipleOf`s of merged schemas have too many digits", self._place
-            )
-        if merged(self._root, self._targets.get):
-            raise self._refuse(
-                "the patterns of one string, or of merged ones, are too long", self._place
             )
         if self._mapped and not self._lenient:
             # Merged schemas keep their own patterns, and one's patterns don't meet the other's

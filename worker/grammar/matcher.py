@@ -28,15 +28,16 @@ special ones among them, which it then refuses: "<|im_start|>" in a constant was
 
 
 def limits() -> llguidance.LLParserLimits:
-    # What can't be enforced has to be refused before the first token. So the limits that are met
-    # later are out of reach: a grammar of at most 65,525 symbols (llguidance counts in 16 bits) has
-    # no longer rows, and `choices` refuses those that would take time. verbose_errors would put the
+    # What can't be enforced has to be refused before the first token. So the limits on rows, which
+    # are met later, are out of reach: a grammar of at most 65,525 symbols (llguidance counts in 16
+    # bits) has no longer rows, and `choices` refuses those that would take time. The lexer's fuel
+    # is 0.2 s at most; merged patterns alone were seen to use it up. verbose_errors would put the
     # output into error messages. Large lexemes computed in advance let a small pattern take
     # seconds.
     return llguidance.LLParserLimits(
         max_items_in_row=1_000_000,
         step_max_items=10_000_000,
-        step_lexer_fuel=5_000_000,
+        step_lexer_fuel=1_000_000,
         max_lexer_states=_STATES,
         precompute_large_lexemes=False,
         verbose_errors=False,

@@ -48,10 +48,7 @@ _OPENERS = {
 
 _GEMMA_CALL = re.compile(r"call:[\w-]+\{")
 _GEMMA_MARK = re.compile(r'<\|"\|>|[{}]')
-_MINICPM = re.compile(r"""["']?[^"'<>]{1,256}["']?\s{0,16}>""")
-"""A name. Where there is none the parser looks for one from every place."""
 _STRINGS = re.compile(r"""\\.|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'""", re.DOTALL)
-
 
 _CALL_STARTS = {
     "kimi_k3": "<|open|>call ",
@@ -126,11 +123,6 @@ def affordable(name: str, text: str) -> bool:
             return all(
                 0 <= part.find("<|sep|>") <= _ATTRIBUTES for part in text.split("<|open|>")[1:]
             )
-        case "minicpm5":
-            return bool(_MINICPM.match(text)) and "</function>" not in text
-        case "muse_spark":
-            tags = re.findall(r"<atem:(?:invoke|parameter)\b[^<>]{0,1024}>", text)
-            return len(tags) == text.count("<atem:invoke") + text.count("<atem:parameter")
         case "pythonic":
             return short_python(text)
         case _:

@@ -36,10 +36,9 @@ LONG: dict[str, list[str]] = {
     "kimi_k2": ["<|tool_call_begin|>" * 2000],
     "kimi_k3": ["<|open|>call" * 300, "<|open|>call<|sep|>" * 3000,
         "<|open|>call" + "a" * 2000 + "<|sep|>"],
-    "minicpm5": ["name=" + "," * 60_000, "=" * 300 + ">", '"f">' + "</function>" + "," * 60_000,
-                 '"f"><param name="a">' * 2000],
+    "minicpm5": ['"f"><param name="a">' * 2000],
     "minimax_m2": ["<invoke name=" * 3000, '<invoke name="f">' + "<parameter name=" * 3000],
-    "muse_spark": ["<atem:invoke " * 300, "<atem:parameter" * 300, '<atem:invoke name="a">' * 2000],
+    "muse_spark": ['<atem:invoke name="a">' * 2000],
     "pythonic": ["[a(" * 3000, "[f(a=" + "1+" * 9000 + "1)]", '[f(a="' + '", a="' * 9000 + '")]'],
     "qwen3_coder": ["<function=" * 3000, "<function=f>" + "<parameter=" * 3000],
 }  # fmt: skip

@@ -142,8 +142,8 @@ class WorkerServer:
         loop = asyncio.get_running_loop()
         self._preparing += 1
         # Counted until the thread is really done, which a cancelled request does not hasten.
-        work = self._prompt_thread.submit(self._prepare_there, request)
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._prepared))
+        work = self._prompt_thread.submit(self._prepare_on_thread, request)
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._count_prepared))
         tokens = asyncio.wrap_future(work)
         either: set[asyncio.Future[Any]] = {tokens, gone}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -152,11 +152,11 @@ class WorkerServer:
             return None
         return tokens.result()
 
-    def _prepare_there(self, request: Generate | Embed) -> Prepared:
+    def _prepare_on_thread(self, request: Generate | Embed) -> Prepared:
         with self._record.preparing():
             return self._engine.prepare(request)
 
-    def _prepared(self) -> None:
+    def _count_prepared(self) -> None:
         self._preparing -= 1
 
     async def _generate(self, request: Generate | Embed, stream: FrameStream[ToEngine]) -> None:

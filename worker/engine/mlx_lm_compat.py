@@ -129,9 +129,11 @@ def import_mlx_lm() -> None:
 
     resource.setrlimit = keep
     try:
-        for module in NAMES:
-            with contextlib.suppress(ModuleNotFoundError):  # `check` says which and why it matters
-                importlib.import_module(module)
+        with contextlib.suppress(ModuleNotFoundError):  # `check` says what is missing
+            import mlx_lm.generate
+            import mlx_lm.models.cache
+            import mlx_lm.tokenizer_utils
+            import mlx_lm.utils  # noqa: F401
     finally:
         resource.setrlimit = original
 

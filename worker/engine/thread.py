@@ -197,16 +197,16 @@ class EngineThread:
         self._commands.put(lambda: self._load(load))
 
     def submit(self, job: Job) -> None:
-        self._commands.put(lambda: self._continue(self._engine.insert, job))
+        self._commands.put(lambda: self._with_job(self._engine.insert, job))
 
     def cancel(self, job: Job) -> None:
-        self._commands.put(lambda: self._continue(self._forget, job))
+        self._commands.put(lambda: self._with_job(self._cancel, job))
 
     def pause(self, job: Job) -> None:
-        self._commands.put(lambda: self._continue(self._pause, job))
+        self._commands.put(lambda: self._with_job(self._pause, job))
 
     def unpause(self, job: Job) -> None:
-        self._commands.put(lambda: self._continue(self._engine.unpause, job))
+        self._commands.put(lambda: self._with_job(self._engine.unpause, job))
 
     def shrink(self) -> None:
         """Give back what is only kept for later, between two steps."""
@@ -222,7 +222,7 @@ class EngineThread:
         try:
             self._engine.warm_up()
             self._post(self._on_warm)
-            while self._obey():
+            while self._run_commands():
                 self._record.begin()
                 outputs = self._engine.step()
                 begun = [self._deliver(job, frames) for job, frames in outputs]
@@ -241,7 +241,7 @@ class EngineThread:
             finally:
                 os._exit(EXIT_ENGINE_DIED)  # on a full disk as well
 
-    def _obey(self) -> bool:
+    def _run_commands(self) -> bool:
         """Carry out commands, waiting for one while there is nothing to generate."""
         while not self._engine.busy or not self._commands.empty():
             if not self._commands.get()():
@@ -262,11 +262,11 @@ class EngineThread:
         if frames := self._engine.pause(job):
             self._deliver(job, frames)
 
-    def _forget(self, job: Job) -> None:
+    def _cancel(self, job: Job) -> None:
         self._engine.remove(job)
         job.sink.close()
 
-    def _continue(self, act: Callable[[Job], None], job: Job) -> bool:
+    def _with_job(self, act: Callable[[Job], None], job: Job) -> bool:
         self._record.begin()
         act(job)
         self._record.end()

@@ -114,7 +114,9 @@ class CallConstraint:
                 self._over = True
                 mask |= vocabulary.ending
             return
-        free = (vocabulary.text | vocabulary.ending) & ~vocabulary.beyond(self._markers, self._tail)
+        free = (vocabulary.text | vocabulary.ending) & ~vocabulary.past_markers(
+            self._markers, self._tail
+        )
         if self._matcher is not None:
             free &= ~vocabulary.openers()[0]
         mask |= free

@@ -23,7 +23,7 @@ from worker.grammar.keywords import (
     UNSUPPORTED,
 )
 from worker.grammar.numbers import EXACT
-from worker.grammar.patterns import beyond, foreign
+from worker.grammar.patterns import foreign, unreadable
 from worker.grammar.subschemas import inside, items, resolve
 
 MAX_NESTING = 100
@@ -75,11 +75,11 @@ class SchemaChecker:
         self._patterns = 0
         self._multiples: set[int] = set()
         self._merging = ""
-        self._mapped: SchemaPlace | None = None
+        self._pattern_properties: SchemaPlace | None = None
         self._targets: dict[str, object] = {}
         self._read: list[tuple[dict[str, Any], SchemaPlace]] = []
 
-    def read(self) -> None:
+    def check(self) -> None:
         todo: list[tuple[object, SchemaPlace]] = [(self._root, self._place)]
         seen: set[int] = set()
         while todo:
@@ -101,7 +101,7 @@ class SchemaChecker:
                 path = f"{self._place.path}{schema['$ref'][1:]}"
                 todo.append((target, SchemaPlace(path[:_LONGEST_PATH])))
         self._levels()
-        self._endless()
+        self._finite()
         self._choices()
         self._together()
 
@@ -115,22 +115,22 @@ class SchemaChecker:
             raise self._refuse(
                 "the `multipleOf`s of merged schemas have too many digits", self._place
             )
-        if self._mapped and not self._lenient:
+        if self._pattern_properties and not self._lenient:
             # Merged schemas keep their own patterns, and one's patterns don't meet the other's
             # additionalProperties: what both forbid together would pass.
             raise self._refuse(
                 f"`patternProperties` can't be combined with the `{self._merging}` of this schema",
-                self._mapped,
+                self._pattern_properties,
             )
 
-    def _endless(self) -> None:
+    def _finite(self) -> None:
         if not self._targets:
             return  # a tree has an end
-        endless = FiniteInstances(self._root, self._targets.__getitem__)
-        if endless.path is not None:
-            place = SchemaPlace(f"{self._place.path}{endless.path}"[:_LONGEST_PATH])
+        finite = FiniteInstances(self._root, self._targets.__getitem__)
+        if finite.path is not None:
+            place = SchemaPlace(f"{self._place.path}{finite.path}"[:_LONGEST_PATH])
             raise self._invalid("no finite JSON value is valid under it", place)
-        endless.drop()
+        finite.drop_impossible()
 
     def _choices(self) -> None:
         choices = ChoiceCounter(self._targets.__getitem__)
@@ -217,7 +217,7 @@ class SchemaChecker:
         why = foreign(pattern)
         if not why and self._lenient:
             # Strictly, llguidance's own words say what is wrong with it.
-            return beyond(pattern)
+            return unreadable(pattern)
         return bool(why) and self._unless_lenient(why, place)
 
     def _numbers(self, schema: dict[str, Any], place: SchemaPlace) -> None:
@@ -276,7 +276,7 @@ class SchemaChecker:
             ]
         mapped = schema.get("patternProperties")
         if mapped:
-            self._mapped = place
+            self._pattern_properties = place
             self._patterns += len(mapped)
             if self._patterns > MAX_PATTERNS:
                 raise self._refuse(f"`patternProperties` may have {MAX_PATTERNS} patterns", place)

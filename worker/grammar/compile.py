@@ -12,7 +12,7 @@ from worker.grammar import call_rules
 from worker.grammar.answer_constraint import AnswerConstraint
 from worker.grammar.call_constraint import CallConstraint
 from worker.grammar.matcher import CompiledGrammar, GrammarMatcher
-from worker.grammar.refusals import IMPOSSIBLE, SchemaPart, refusal, refused
+from worker.grammar.refusals import IMPOSSIBLE, SchemaPart, explain_refusal, refusal_at
 from worker.grammar.schema import compilable, parsed
 from worker.grammar.vocabulary import Vocabulary
 from worker.output.parts import AnswerParts
@@ -118,7 +118,7 @@ class ConstraintCompiler:
             answer,
             calling=calling,
             tools=shown,
-            reasoning=self._markers.ending(prompt) == "inside",
+            reasoning=self._markers.prompt_ending(prompt) == "inside",
         )
         decoder = TokenDecoder(self._tokenizer.detokenizer)
         return CallConstraint(vocabulary, decoder, parser, answer, rules, call_json.markers)
@@ -143,9 +143,9 @@ class ConstraintCompiler:
         if found is None:
             found = CompiledGrammar(vocabulary, rules)
             if found.error:
-                raise refusal(found.error, parts)
+                raise explain_refusal(found.error, parts)
             if found.is_empty:
-                raise refused(IMPOSSIBLE, parts[0].place)
+                raise refusal_at(IMPOSSIBLE, parts[0].place)
             self._cache[key] = found
             if len(self._cache) > _CACHED:
                 self._cache.popitem(last=False)

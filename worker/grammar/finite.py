@@ -61,7 +61,7 @@ class FiniteInstances:
             node = each
         return path
 
-    def drop(self) -> None:
+    def drop_impossible(self) -> None:
         """Make `false` what has no instance, so that it is left out where it may be."""
         for node in self._nodes.values():
             for keyword in ("additionalProperties", "items"):

@@ -56,7 +56,7 @@ class CompiledGrammar:
         self.is_empty = False
         """Whether nothing at all follows the grammar."""
         if not self._matcher.is_error():
-            self.is_empty = not vocabulary.next(self._matcher).any()
+            self.is_empty = not vocabulary.next_mask(self._matcher).any()
         self.error: str = self._matcher.get_error()
 
     def matcher(self) -> llguidance.LLMatcher:
@@ -106,7 +106,7 @@ class GrammarMatcher:
         self._tokens.append(token)
         if known and not self.alive:
             # A lexer that is full takes no token, and tells it only where a mask is computed.
-            self._compiled.vocabulary.next(self.matcher)
+            self._compiled.vocabulary.next_mask(self.matcher)
         if self.matcher.is_error():
             self.alive = self._restart()
 
@@ -114,7 +114,7 @@ class GrammarMatcher:
         """Make the mask that was computed of the matcher good, in place, if the matcher broke."""
         if self.matcher.is_error():
             self.alive = self._restart()
-            mask[:] = self._compiled.vocabulary.next(self.matcher) if self.alive else 0
+            mask[:] = self._compiled.vocabulary.next_mask(self.matcher) if self.alive else 0
             if self.alive and self.matcher.is_error():
                 self._fail()
                 mask[:] = 0

@@ -59,7 +59,7 @@ def foreign(pattern: str) -> str:
     return ""
 
 
-def beyond(pattern: str) -> bool:
+def unreadable(pattern: str) -> bool:
     """Whether llguidance can't read a pattern: it has look-around, references, or is broken."""
     return bool(
         llguidance.LLMatcher.validate_grammar(

@@ -89,17 +89,17 @@ def reason_for(error: str) -> RefusalReason:
     return reason._replace(detail=f": {crossed[0]}") if crossed else reason
 
 
-def refusal(error: str, parts: Sequence[SchemaPart]) -> ClientError:
+def explain_refusal(error: str, parts: Sequence[SchemaPart]) -> ClientError:
     """Why a grammar with these schemas in it is refused, for which llguidance said `error`."""
     for part in parts:
         root = json.loads(part.schema)
         if reason := _alone(root, root):
             reason, path = _innermost(root, reason)
-            return refused(reason, f"{part.place}{path}"[:240])
-    return refused(reason_for(error), parts[0].place)
+            return refusal_at(reason, f"{part.place}{path}"[:240])
+    return refusal_at(reason_for(error), parts[0].place)
 
 
-def refused(reason: RefusalReason, place: str) -> ClientError:
+def refusal_at(reason: RefusalReason, place: str) -> ClientError:
     kind = InvalidValue if reason.broken else UnsupportedValue
     return kind(
         f"This schema can't be enforced: {reason.words}{reason.detail} (at {place}).",

@@ -47,7 +47,7 @@ def compilable(schema: object, path: str, *, lenient: bool = False) -> str:
             param=param(path),
         )
     schema = copied(schema, path)
-    SchemaChecker(schema, path, lenient).read()
+    SchemaChecker(schema, path, lenient).check()
     # Every schema is read as draft 2020-12, and what a client sets in x-guidance could undo bounds.
     options = _OPTIONS | {"lenient": True, "coerce_one_of": True} if lenient else _OPTIONS
     root = {key: value for key, value in schema.items() if key not in ("$schema", "$id", OPTIONS)}

@@ -46,7 +46,7 @@ class Vocabulary:
         self.blank = self.mask(self.blanks)
         self._texts: dict[str, list[tuple[int, str]]] = {}
         self._openers: tuple[Mask, frozenset[int]] | None = None
-        self._beyond: dict[tuple[tuple[str, ...], str], Mask] = {}
+        self._past_markers: dict[tuple[tuple[str, ...], str], Mask] = {}
 
     def mask(self, tokens: Iterable[int]) -> Mask:
         """A mask that allows `tokens`."""
@@ -66,13 +66,13 @@ class Vocabulary:
         elif matchers:
             llguidance.numpy.fill_next_token_bitmask_par(self._executor, list(matchers), masks)
 
-    def next(self, matcher: llguidance.LLMatcher) -> Mask:
+    def next_mask(self, matcher: llguidance.LLMatcher) -> Mask:
         """One matcher's mask."""
         rows = np.zeros((1, self.width), np.int32)
         self.fill_masks([(matcher, 0)], rows)
-        return self.own(rows[0])
+        return self.trimmed(rows[0])
 
-    def own(self, row: Mask) -> Mask:
+    def trimmed(self, row: Mask) -> Mask:
         """A copy of a row that llguidance has written, without tokens that have no logit."""
         mask = row[: self.words].copy()
         if self.size % 32:
@@ -94,21 +94,21 @@ class Vocabulary:
             self._openers = self.mask(found), found
         return self._openers
 
-    def beyond(self, markers: tuple[str, ...], tail: str) -> Mask:
+    def past_markers(self, markers: tuple[str, ...], tail: str) -> Mask:
         """The tokens in which one of `markers` would end before they do, after the text `tail`."""
         longest = max(map(len, markers)) - 1
         tail = tail[-longest:]
         while tail and not any(marker.startswith(tail) for marker in markers):
             tail = tail[1:]
-        if (markers, tail) not in self._beyond:
+        if (markers, tail) not in self._past_markers:
             found = {
                 token
                 for marker in markers
                 for token, text in self._with(marker[-1])
                 if 0 <= (tail + text).find(marker) < len(tail + text) - len(marker)
             }
-            self._beyond[markers, tail] = self.mask(found)
-        return self._beyond[markers, tail]
+            self._past_markers[markers, tail] = self.mask(found)
+        return self._past_markers[markers, tail]
 
     def _with(self, letter: str) -> list[tuple[int, str]]:
         """The tokens that have the letter in them, and their texts."""
@@ -155,7 +155,7 @@ def fill_masks(constraints: Sequence[MaskSource], words: int) -> Mask:
     result = np.zeros((len(constraints), words), np.int32)
     known = min(vocabulary.words, words)
     for row, constraint in enumerate(constraints):
-        mask = vocabulary.own(written[row])
+        mask = vocabulary.trimmed(written[row])
         constraint.finish_mask(mask)
         result[row, :known] = mask[:known]
     return result

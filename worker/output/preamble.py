@@ -59,13 +59,13 @@ class MarkerTokens:
         demanded = calling is not None and calling.choice == "required"
         return Preamble(
             self,
-            self.ending(prompt),
+            self.prompt_ending(prompt),
             # Of a call that is demanded its grammar must know the marker.
             calls=calling is not None and (not demanded or self.forced == "hermes"),
             harmony=not demanded,
         )
 
-    def ending(self, prompt: Sequence[int]) -> PromptEnding:
+    def prompt_ending(self, prompt: Sequence[int]) -> PromptEnding:
         """Whether a prompt leaves the model "inside" of a thinking block, "after" one, or "before".
 
         Only the last marker counts, and only if nothing but white space follows: a <think> in a

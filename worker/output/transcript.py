@@ -114,14 +114,16 @@ class StructuredTranscript(Transcript):
     ) -> None:
         self._preamble = preamble
         # Harmony's notes are text, here reasoning. The calls are the same, wherever they are read.
-        self._aside = AnswerParts((), answer.calls, behind_marker=False)
-        self._last_aside = ""
+        self._preamble_parts = AnswerParts((), answer.calls, behind_marker=False)
+        self._last_preamble_kind = ""
         self._held = ""
         """Text that may yet be either the lead's or the answer's, or the beginning of a marker."""
         self._opening = formats.call_start if calling is not None else ""
         self._calls = formats.call_parser(answer, calling, tools)
         self._in_call = answer.calls.demanded
-        super().__init__(detokenizer, answer, formats.preamble_parser(answer, self._aside, calling))
+        super().__init__(
+            detokenizer, answer, formats.preamble_parser(answer, self._preamble_parts, calling)
+        )
 
     def push(self, token: int) -> OutputDelta:
         before = self._preamble.stage
@@ -153,7 +155,7 @@ class StructuredTranscript(Transcript):
             self._held += rest
             self._feed_preamble()
             self._parser.finish(cut)
-            self._take_aside()
+            self._take_preamble()
         self._answer.finish()
         last = self._take()
         # The beginning of a call that was demanded is no text.
@@ -162,25 +164,25 @@ class StructuredTranscript(Transcript):
     def _feed_preamble(self) -> None:
         text, self._held = self._held, ""
         self._parser.feed(text)
-        self._take_aside()
+        self._take_preamble()
 
     def _end_preamble(self) -> None:
         """What was pushed so far is the lead's, to the last letter."""
         self._held += self._decoder.finish()
         self._feed_preamble()
         self._parser.finish(self._preamble.token_in_answer)
-        self._take_aside()
+        self._take_preamble()
         self._answer.marker()
 
-    def _take_aside(self) -> None:
+    def _take_preamble(self) -> None:
         for kind, text in (
-            ("reasoning", self._aside.take_reasoning()),
-            ("text", self._aside.take_text()),
+            ("reasoning", self._preamble_parts.take_reasoning()),
+            ("text", self._preamble_parts.take_text()),
         ):
             if text:
-                joint = "\n" if self._last_aside not in ("", kind) else ""
+                joint = "\n" if self._last_preamble_kind not in ("", kind) else ""
                 self._answer.reason(joint + text)
-                self._last_aside = kind
+                self._last_preamble_kind = kind
 
     def _read_answer(self, text: str) -> None:
         """More of the answer."""
@@ -225,7 +227,7 @@ class TranscriptFactory:
         calling = request.calling
         if calling is None and not self._formats.has_parts:
             return PlainTranscript(detokenizer, request.stop)
-        ending, tools = self._markers.ending(prompt), request.prompt.tools
+        ending, tools = self._markers.prompt_ending(prompt), request.prompt.tools
         demanded = calling is not None and calling.choice == "required"
         answer = AnswerParts(
             request.stop,

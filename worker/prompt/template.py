@@ -15,7 +15,7 @@ from supervisor.wire.frames import Chat, Generate, Text, Tokens
 from worker.prompt.encoder import PromptEncoder
 from worker.prompt.tokenizer import ModelTokenizer
 
-_OURS = frozenset(("messages", "add_generation_prompt", "tokenize", "tools", "chat_template"))
+_RESERVED = frozenset(("messages", "add_generation_prompt", "tokenize", "tools", "chat_template"))
 """Arguments that no client sets; beside them, all that `apply_chat_template` itself takes."""
 ECHO_MAX = 2**20
 """Characters; of up to four bytes, half of what one frame to the gateway may hold."""
@@ -95,13 +95,13 @@ class _Template:
         )
         function = tokenizer.python_template or tokenizer.inner
         self._source = _source(function) if in_python else _joined(written)
-        self._ours = _OURS | _parameters(tokenizer.inner.apply_chat_template)
+        self._reserved = _RESERVED | _parameters(tokenizer.inner.apply_chat_template)
         self._accepted = (
             _parameters(function) if in_python and inspect.isfunction(function) else None
         )
         """The only arguments that a template in Python takes; None = it takes any."""
 
-    def knows(self, variable: str) -> bool:
+    def mentions(self, variable: str) -> bool:
         """Whether the template names `variable`."""
         return re.search(rf"\b{variable}\b", self._source) is not None
 
@@ -112,7 +112,7 @@ class _Template:
                 "This model has no chat template. Use /v1/completions with a plain prompt.",
                 param="messages",
             )
-        if chat.tools and not self.knows("tools"):
+        if chat.tools and not self.mentions("tools"):
             raise UnsupportedParameter(
                 "This model's chat template does not support `tools`.", param="tools"
             )
@@ -145,19 +145,19 @@ class _Template:
         return text
 
     def _options(self, asked: dict[str, Any]) -> dict[str, Any]:
-        options = {name: value for name, value in asked.items() if name not in self._ours}
+        options = {name: value for name, value in asked.items() if name not in self._reserved}
         effort = options.get("reasoning_effort")
         if effort in _WITHOUT_THINKING:
             for switch in ("enable_thinking", "thinking"):
-                if self.knows(switch):
+                if self.mentions(switch):
                     options.setdefault(switch, False)
-        if not self.knows("reasoning_effort"):
+        if not self.mentions("reasoning_effort"):
             options.pop("reasoning_effort", None)
         if self._accepted is not None:  # Jinja's ignore what they do not name
             options = {
                 name: value
                 for name, value in options.items()
-                if name in self._accepted or ("kwargs" in self._accepted and self.knows(name))
+                if name in self._accepted or ("kwargs" in self._accepted and self.mentions(name))
             }
         return options
 

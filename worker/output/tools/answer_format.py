@@ -80,15 +80,15 @@ class AnswerFormat:
         )
 
     def preamble_parser(
-        self, answer: AnswerParts, aside: AnswerParts, calling: Calling | None
+        self, answer: AnswerParts, channels: AnswerParts, calling: Calling | None
     ) -> AnswerParser:
         """What reads the text before an answer under a grammar, up to its end, which tokens tell.
 
-        Thinking goes to `answer`. Harmony's channels go to `aside`, and calls that stand in the
+        Thinking goes to `answer`. Harmony's channels go to `channels`, and calls that stand in the
         answer's place; before calls that are demanded there is thinking alone.
         """
         if self._harmony and not answer.calls.demanded:
-            return HarmonyParser(aside, calling=calling is not None)
+            return HarmonyParser(channels, calling=calling is not None)
         return ReasoningParser(answer, *self._thinking)
 
     def call_parser(

@@ -396,7 +396,9 @@ def test_harmonys_demanded_call_is_one_of_the_tools() -> None:
         grammar.push(token)
     assert set(allowed(grammar)) == {*spelled(GPT_OSS, "f"), *spelled(GPT_OSS, "g")}
     assert (
-        MarkerTokens(wrapper(GPT_OSS)).ending([channel, end, start, *spelled(GPT_OSS, "assistant")])
+        MarkerTokens(wrapper(GPT_OSS)).prompt_ending(
+            [channel, end, start, *spelled(GPT_OSS, "assistant")]
+        )
         == "before"
     )
 
@@ -415,7 +417,7 @@ def test_harmonys_demanded_call_is_one_of_the_tools() -> None:
 )  # fmt: skip
 def test_grammar_and_transcript_know_how_the_prompt_ends(prompt: str, ending: str) -> None:
     tokens = written(THINKING, prompt) if prompt else []
-    assert MarkerTokens(wrapper(THINKING)).ending(tokens) == ending
+    assert MarkerTokens(wrapper(THINKING)).prompt_ending(tokens) == ending
     grammar, _ = begin(THINKING, {"type": "object"}, prompt=prompt)
     start, brace = written(THINKING, "<think>")[0], spelled(THINKING, "{")[0]
     found = allowed(grammar)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from supervisor.errors import ClientError
 from tests.property import structured
 from tests.property.structured import allowed, constraint, wrapper
 from worker.grammar import AnswerConstraint, CallConstraint
@@ -57,3 +58,17 @@ def ends(kind: str = "bytes") -> list[int]:
 def encode(model: Any, text: str) -> list[int]:
     tokens: list[int] = model.encode(text, add_special_tokens=False)
     return tokens
+
+
+def members(names: Iterable[str], required: Sequence[str] = (), value: object = OBJECT) -> Any:
+    """The schema of an object whose properties are all of one kind."""
+    properties = dict.fromkeys(names, value)
+    return {"type": "object", "properties": properties, "required": list(required)}
+
+
+def outcome(schema: object) -> AnswerConstraint | ClientError:
+    """The constraint of an answer under the schema, or why there is none."""
+    try:
+        return constraint(schema)
+    except ClientError as error:
+        return error

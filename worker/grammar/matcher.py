@@ -73,8 +73,11 @@ class CompiledGrammar:
 
 
 class GrammarMatcher:
-    """Where an output is in a grammar. `failure` tells why llguidance gave up on it, "" = it has
-    not; `alive`: the tokens so far begin something that the grammar knows."""
+    """One output's place in a grammar.
+
+    `alive`: the tokens so far begin something that the grammar allows. `failure`: why llguidance
+    gave up on the output, "" = it has not.
+    """
 
     def __init__(self, compiled: CompiledGrammar) -> None:
         self._compiled = compiled
@@ -98,7 +101,7 @@ class GrammarMatcher:
         self.alive = not self.failure
 
     def push(self, token: int) -> None:
-        """The next token. One that the grammar does not allow here ends its life."""
+        """The next token. With one that the grammar does not allow here `alive` ends."""
         if not self.alive:
             return
         known = 0 <= token < self._compiled.vocabulary.size
@@ -111,7 +114,7 @@ class GrammarMatcher:
             self.alive = self._restart()
 
     def repair_mask(self, mask: Mask) -> None:
-        """Make the mask that was computed of the matcher good, in place, if the matcher broke."""
+        """Correct the matcher's mask in place, if the matcher failed while it was computed."""
         if self.matcher.is_error():
             self.alive = self._restart()
             mask[:] = self._compiled.vocabulary.next_mask(self.matcher) if self.alive else 0

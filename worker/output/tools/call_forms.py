@@ -44,10 +44,11 @@ def mixed_form(tokenizer: ModelTokenizer) -> MixedForm | None:
 
 
 class CallJSON(NamedTuple):
-    """Where, in calls of a model's own form, JSON begins that a grammar can describe.
+    """Where a grammar can take over in calls of the model's own form: where their JSON begins.
 
-    `markers`: behind these. `arguments`: the key of a call object that holds them, "" = there are
-    no call objects. `named`: arguments may stand alone, behind the function's name.
+    It stands behind one of the `markers`. It is a call object that has the arguments under the key
+    `arguments` ("" = the form has no call objects), or, if `named`, the arguments alone, behind the
+    function's name.
     """
 
     markers: tuple[str, ...]

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
 from typing import Any
 
-import llguidance
-import numpy as np
 import pytest
 
-from supervisor.errors import UnsupportedValue
 from supervisor.wire.frames import Chat, Generate, Structure, Text
 from tests.helpers.grammars import CLOSED, OBJECT, accepts, encode, ends, follow, push
 from tests.property import structured
 from tests.property.structured import Chooser, allowed, constraint, fault, sample, text_of, wrapper
-from worker.engine.mlx_lm_compat import model_tokenizer
-from worker.grammar import AnswerConstraint, ConstraintCompiler, fill_masks
+from worker.grammar import AnswerConstraint, ConstraintCompiler
 from worker.output.preamble import MarkerTokens, Preamble
 
 
@@ -100,95 +95,7 @@ def test_the_judge_can_say_no() -> None:
     assert not fault(CLOSED, '{"a": 3}')
 
 
-def test_an_error_is_told_and_not_taken_for_an_end(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """llguidance gives up on some patterns while it follows them."""
-    monkeypatch.setattr(
-        "worker.grammar.matcher.limits",
-        lambda: llguidance.LLParserLimits(max_lexer_states=300, verbose_errors=False),
-    )
-    grammar = constraint({"type": "string", "pattern": "(.*a.{20}){5}"})
-    choose = Chooser(wrapper(), 1, patience=1e9)
-    with caplog.at_level(logging.WARNING):
-        for length in range(400):
-            tokens = allowed(grammar)
-            if grammar.failure:
-                break
-            letters = [t for t in tokens if wrapper().decode([t]) in ("a", "b")]
-            grammar.push(choose(sorted(letters) if length else tokens, 0))
-    assert grammar.failure
-    assert tokens == ends()
-    assert not grammar.complete
-    error = grammar.incomplete_error(called=False)
-    assert error is not None
-    assert grammar.failure in error.message
-    assert error.status < 500
-    assert grammar.failure in caplog.text
-    assert "aa" not in caplog.text
-
-
-def test_what_others_have_taught_a_grammar_ends_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its lexer remembers what all outputs met, up to a limit: then it is compiled anew."""
-    monkeypatch.setattr(
-        "worker.grammar.matcher.limits",
-        lambda: llguidance.LLParserLimits(max_lexer_states=1000, verbose_errors=False),
-    )
-    letters = set(encode(wrapper(), "ab"))
-    made = ConstraintCompiler(wrapper(), len(wrapper()))
-    request = structured.request({"type": "string", "pattern": "(.*a.{20}){5}"})
-    for seed in range(6):
-        grammar, replayed = made.compile(request), made.compile(request)
-        assert isinstance(grammar, AnswerConstraint)
-        assert isinstance(replayed, AnswerConstraint)
-        choose = Chooser(wrapper(), seed, patience=1e9)
-        for length in range(40):
-            token = choose(sorted(letters & {*allowed(grammar)} or allowed(grammar)), length)
-            grammar.push(token)
-            replayed.push(token)
-        assert allowed(grammar) == allowed(replayed) != ends()
-        assert not grammar.failure
-
-
-def test_an_answer_whose_grammar_gave_up_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        "worker.grammar.matcher.limits",
-        lambda: llguidance.LLParserLimits(max_lexer_states=60, verbose_errors=False),
-    )
-    schema = {"type": "string", "pattern": "(.*b.{20}){5}"}
-    monkeypatch.setattr(structured, "served", lambda: {"hard": schema})
-    _, why = structured.run(16, 1, "bytes")
-    assert why.startswith("'hard'")
-
-
 # ── masks ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_masks_are_packed_and_end_with_the_vocabulary() -> None:
-    grammars = [constraint(OBJECT), constraint({"type": "integer"}), constraint({"const": "x"})]
-    words = grammars[0].vocabulary.words
-    masks = fill_masks(grammars, words)
-    assert masks.dtype == np.int32
-    assert masks.shape == (3, words)
-    bits = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")
-    assert not bits[:, len(wrapper()) :].any()
-    brace = wrapper().encode("{")[0]
-    assert bits[:, brace].tolist() == [1, 0, 0]
-    for row, grammar in enumerate(grammars):
-        assert np.flatnonzero(bits[row]).tolist() == allowed(grammar)
-    assert fill_masks(grammars, words + 3)[:, words:].tolist() == [[0] * 3] * 3
-    assert fill_masks(grammars, words + 3)[:, :words].tolist() == masks.tolist()
-    assert fill_masks([], words).shape == (0, words)
-
-
-def test_fewer_logits_than_tokens() -> None:
-    """Ids that have no logit are never allowed, whatever the tokenizer calls them."""
-    size = len(wrapper()) - 1
-    grammar = ConstraintCompiler(wrapper(), size).compile(structured.request(OBJECT))
-    assert grammar is not None
-    push(grammar, "{}")
-    assert grammar.vocabulary.words == (size + 31) // 32
-    assert allowed(grammar) == ends()[:1]
 
 
 def test_every_end_is_allowed_after_a_whole_answer_and_none_before() -> None:
@@ -260,57 +167,6 @@ def test_compiled_once_and_the_cache_is_bounded() -> None:
     grammars.compile(structured.request({"const": 16}))
     assert next(iter(grammars._cache)) != first
     assert len(grammars._cache) == 64
-
-
-# ── tokenizers ───────────────────────────────────────────────────────────────────────────────────
-
-
-class Slow:
-    """A tokenizer without tokenizer.json, in mlx-lm's wrapper."""
-
-    has_thinking = False
-    tool_parser = None
-    decode = None
-    chat_template = None
-    detokenizer = None
-    eos_token_ids = frozenset({1})
-
-    def __init__(self) -> None:
-        self._tokenizer = object()
-        self._chat_template = None
-
-    def __len__(self) -> int:
-        return 10
-
-    def get_vocab(self) -> dict[str, int]:
-        return {}
-
-
-def test_a_slow_tokenizer_is_refused() -> None:
-    with pytest.raises(UnsupportedValue, match="tokenizer") as caught:
-        ConstraintCompiler(model_tokenizer(Slow()), 10).compile(structured.request({}))
-    assert caught.value.param == "response_format"
-
-
-def test_a_tokenizer_that_makes_llguidance_panic_is_refused(
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    from mlx_lm.tokenizer_utils import TokenizerWrapper
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = Tokenizer(models.BPE(vocab={"<e>": 0, "x" * 5000: 1, "x": 2}, merges=[]))
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<e>")
-    with pytest.raises(UnsupportedValue, match="tokenizer"):
-        ConstraintCompiler(model_tokenizer(TokenizerWrapper(fast)), 3).compile(
-            structured.request({})
-        )
-
-
-def test_sentencepiece_with_byte_fallback() -> None:
-    grammar = constraint({"const": "日本 x"}, "spm")
-    push(grammar, '"日本 x"', "spm")
-    assert allowed(grammar) == ends("spm")
 
 
 # ── thinking ─────────────────────────────────────────────────────────────────────────────────────

@@ -11,10 +11,25 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from supervisor.wire.frames import Calling, Chat, Generate
-from tests.unit.worker.output.test_text import Pieces
 from worker.engine.mlx_lm_compat import model_tokenizer
 from worker.output.text import TokenDecoder
 from worker.output.transcript import Transcript, TranscriptFactory
+
+
+class Pieces:
+    """A detokenizer whose token i is the i-th piece; the last one may come with `finalize`."""
+
+    def __init__(self, pieces: Sequence[str], held: str = "") -> None:
+        self._pieces = pieces
+        self._held = held
+        self.last_segment = ""
+
+    def add_token(self, token: int) -> None:
+        self.last_segment = self._pieces[token]
+
+    def finalize(self) -> None:
+        self.last_segment = self._held
+
 
 AUTO = Calling("auto", ())
 ONE = Calling("auto", (), parallel=False)

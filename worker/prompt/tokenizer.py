@@ -10,8 +10,9 @@ from typing import Any
 class ModelTokenizer:
     """mlx-lm's `TokenizerWrapper` with, under names of our own, what it keeps private.
 
-    Every other attribute is the wrapper's, which in turn has those of the transformers tokenizer.
-    `worker.engine.mlx_lm_compat` makes it, so that prompts, output and grammars need no mlx-lm.
+    Every other public attribute is the wrapper's, which in turn has those of the transformers
+    tokenizer. `worker.engine.mlx_lm_compat` makes it, so that prompts, output and grammars need no
+    mlx-lm.
     """
 
     __slots__ = (
@@ -46,6 +47,8 @@ class ModelTokenizer:
         """Within this context chat templates are told the given time (seconds since 1970)."""
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # theirs, which is the engine's business alone
+            raise AttributeError(name)
         return getattr(self.wrapper, name)
 
     def __len__(self) -> int:

@@ -10,25 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.dialects import Pieces
 from tests.helpers.tiny_llama import make_llama
 from worker.output.text import Detokenizer, StopStrings, TextStream
 
 patient = settings(deadline=None, max_examples=400)
-
-
-class Pieces:
-    """A detokenizer whose token i is the i-th piece; the last one may come with `finalize`."""
-
-    def __init__(self, pieces: Sequence[str], held: str = "") -> None:
-        self._pieces = pieces
-        self._held = held
-        self.last_segment = ""
-
-    def add_token(self, token: int) -> None:
-        self.last_segment = self._pieces[token]
-
-    def finalize(self) -> None:
-        self.last_segment = self._held
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:

@@ -25,6 +25,7 @@ from tests.helpers.dialects import (
     TOOLS,
     F,
     Model,
+    Pieces,
     Seen,
     everywhere,
     make,
@@ -32,7 +33,6 @@ from tests.helpers.dialects import (
     transcripts,
     wrapper,
 )
-from tests.unit.worker.output.test_text import Pieces
 from worker.engine.mlx_lm_compat import model_tokenizer
 from worker.output.text import TokenDecoder
 from worker.output.transcript import AnyTranscript, OutputDelta, PlainTranscript, TranscriptFactory

@@ -33,6 +33,7 @@ from tests.helpers.dialects import (
     THINKING,
     F,
     Model,
+    Pieces,
     Seen,
     everywhere,
     make,
@@ -40,7 +41,6 @@ from tests.helpers.dialects import (
     transcripts,
     wrapper,
 )
-from tests.unit.worker.output.test_text import Pieces
 from worker.output.text import TokenDecoder
 from worker.output.tools.call_forms import forced_form
 from worker.output.transcript import Transcript

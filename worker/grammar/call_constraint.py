@@ -50,11 +50,6 @@ class CallConstraint:
         self._inside = False
         self._begin_json()
 
-    @property
-    def over(self) -> bool:
-        """Whether nothing but the end of sequence may follow."""
-        return self._over
-
     def incomplete_error(self, *, called: bool) -> BulkheadError | None:
         """Why a call is not whole, though the model ended it; None = none is open."""
         matcher = self._matcher

@@ -8,7 +8,7 @@ import sys
 import mlx.core as mx
 
 from tests.helpers.relay_peers import relay_timeouts, run_scenario
-from worker.engine.loading import import_mlx_lm
+from worker.engine.mlx_lm_compat import import_mlx_lm
 
 __all__ = ["relay_timeouts", "run_scenario"]
 

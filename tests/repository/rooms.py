@@ -161,10 +161,11 @@ ROOMS: Mapping[str, Room] = {
         ("msgspec", "uvloop"),
     ),
     # The worker.
-    "worker.output": Room(("supervisor.wire",)),
-    "worker.prompt": Room(("supervisor.errors", "supervisor.wire"), ("jinja2", "transformers")),
+    "worker.prompt": Room(("supervisor.errors", "supervisor.wire"), ("jinja2",)),
+    "worker.output": Room(("worker.prompt.tokenizer", "supervisor.wire")),
     "worker.grammar": Room(
-        ("worker.output", "supervisor.errors", "supervisor.wire"), ("llguidance", "numpy")
+        ("worker.output", "worker.prompt.tokenizer", "supervisor.errors", "supervisor.wire"),
+        ("llguidance", "numpy"),
     ),
     "worker.engine": Room(
         (
@@ -174,7 +175,7 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.errors",
             "supervisor.wire",
         ),
-        ("mlx", "mlx_lm", "numpy"),
+        ("mlx", "mlx_lm", "numpy", "transformers"),
     ),
     "worker.priority": Room(),
     "worker.sink": Room(("worker.engine.thread", "supervisor.errors", "supervisor.wire")),

@@ -151,7 +151,7 @@ class Supervisor:
                 loop.add_signal_handler(number, self._asked_to_stop)
         listening = await listen(str(self._state.control), frames.ToSupervisor, self._control.serve)
         upkeep = loop.create_task(self._upkeep())
-        await self._coroner.files.recall()
+        await self._coroner.reports.load_last()
         watch = loop.create_task(self._watch.run())
         patrol = loop.create_task(self._patrol())
         try:
@@ -178,7 +178,7 @@ class Supervisor:
             self._feed.close()  # or the gateway would wait for those who watch
             await self._gatekeeper.stop()
             await self._fleet.spare.ended()
-            await self._coroner.files.close()
+            await self._coroner.reports.close()
             upkeep.cancel()
             watch.cancel()
             patrol.cancel()
@@ -217,7 +217,7 @@ class Supervisor:
                     self._fleet.shrink(model, generation)
                 case Grant() | Unpause() | Refuse() | EndLease() | Interrupt() | Loaded():
                     self._control.tell(effect)
-                    self._coroner.follow(effect)
+                    self._coroner.record_effect(effect)
                 case QuarantineRequest(model, request_id):
                     log.error("%s alone kills the worker of %s: refused", request_id, model)
                     self._quarantine.save(self._pool.docket.verdicts(time.monotonic()))
@@ -245,7 +245,7 @@ class Supervisor:
     # ── events of the fleet ──────────────────────────────────────────────────────────────────────
 
     def worker_started(self, model: str, generation: int, child: Child) -> None:
-        self._coroner.born(model, generation, child)
+        self._coroner.worker_started(model, generation, child)
         self._pool.started(model, generation, child.pid)
 
     def worker_loading(self, model: str, generation: int, done: int, total: int) -> None:
@@ -281,19 +281,19 @@ class Supervisor:
     def worker_stalled(self, model: str, generation: int, how: str) -> None:
         self._mourn(model, generation, f"has stalled and is killed ({how})")
         reason = f"it stalled: {how}"
-        crash = self._coroner.examine(model, generation, "SIGKILL", put_down=reason)
+        crash = self._coroner.diagnose(model, generation, "SIGKILL", kill_reason=reason)
         self.perform(self._pool.stalled(model, generation, how, time.monotonic(), crash))
 
     def worker_dying(self, model: str, generation: int, how: str) -> None:
-        crash = self._coroner.examine(model, generation, how)
+        crash = self._coroner.diagnose(model, generation, how)
         self._mourn(model, generation, f"died ({how})")
         self.perform(self._pool.dying(model, generation, how, time.monotonic(), crash))
 
     def worker_exited(self, model: str, generation: int, how: str) -> None:
-        crash = self._coroner.examine(model, generation, how)
+        crash = self._coroner.diagnose(model, generation, how)
         self._mourn(model, generation, f"died ({how})")
         self.perform(self._pool.exited(model, generation, how, time.monotonic(), crash))
-        self._coroner.file(model, generation, how)
+        self._coroner.report(model, generation, how)
         if crash is not None:
             cause = crash.diagnosis.cause.value
             self._feed.tell("crash", model=model, generation=generation, id=crash.id, cause=cause)
@@ -301,7 +301,7 @@ class Supervisor:
     # ── the machine's memory ─────────────────────────────────────────────────────────────────────
 
     def memory_pressure(self, level: Level, figures: str) -> None:
-        self._coroner.look(self._watch.machine)
+        self._coroner.sample_memory(self._watch.machine)
         if level >= Level.HIGH:
             self._fleet.spare.drop("memory is short")
         self.perform(self._pool.pressure(level, figures, time.monotonic()))
@@ -348,7 +348,7 @@ class Supervisor:
             self._fleet.spare.state,
             time.time() - time.monotonic(),
             self._version,
-            self._coroner.files.last,
+            self._coroner.reports.last,
         )
 
     def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
@@ -358,7 +358,7 @@ class Supervisor:
         self._coroner.left(lease)
 
     async def crashes(self, name: str) -> bytes:
-        return await self._coroner.files.told(name)
+        return await self._coroner.reports.read_json(name)
 
     # ── upkeep ───────────────────────────────────────────────────────────────────────────────────
 

@@ -136,9 +136,9 @@ def crashes(
         print(msgspec.json.format(told, indent=2).decode())
     elif crash_id:
         report = msgspec.json.decode(told, type=CrashReport)
-        _console().print(view.whole(report), end="", soft_wrap=True)
+        _console().print(view.crash_text(report), end="", soft_wrap=True)
     elif found := msgspec.json.decode(told, type=CrashList).crashes:
-        _console().print(view.listing(found))
+        _console().print(view.crash_table(found))
     else:
         print("nothing has crashed")
 

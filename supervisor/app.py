@@ -226,7 +226,7 @@ class Supervisor:
                 case LogLine(text, level):
                     log.log(level, "%s", text)
                     self._feed.tell("decision", text=text)
-        self._feed.states(self._pool.entries.values())
+        self._feed.tell_states(self._pool.entries.values())
         self._rearm()
         if self._pool.shutting_down and self._pool.stopped:
             self._stopped.set()

@@ -38,7 +38,7 @@ class Shell(Protocol):
         """The model is about to be asked for: see whether its files have changed."""
 
     def keyed(self, digest: bytes) -> bytes:
-        """A request's digest under the quarantine's key, from which nobody can guess the request."""
+        """A request's digest under the quarantine's key, from which no request can be guessed."""
 
     def gateway_serves(self) -> None:
         """The gateway accepts requests."""

@@ -2,9 +2,9 @@
 
 The way of one death, as the supervisor calls it:
 
-1. `diagnose`, once a fatal signal or the exit is known: takes a `snapshot` of what can be known only
-   now, reads the end of stderr through `redaction`, and has `diagnosis` say why. This takes a few
-   milliseconds on the event loop, since the scheduler and the clients wait for the cause.
+1. `diagnose`, once a fatal signal or the exit is known: takes a `snapshot` of what can be known
+   only now, reads the end of stderr through `redaction`, and has `diagnosis` say why. This takes a
+   few milliseconds on the event loop, since the scheduler and the clients wait for the cause.
 2. The scheduler decides what becomes of the requests; `record_effect` adds that to the report.
 3. `report`, once the process has ended: `writer` composes the report and puts it into the `store`,
    on a thread of its own.
@@ -101,7 +101,7 @@ class CrashCollector:
         self._processes[model, generation] = _Process(child, self._clock())
 
     def sample_memory(self, machine: MachineMemory) -> None:
-        """Keep a reading of the machine, and each worker's memory with it; once a second at most."""
+        """Keep a reading of the machine and each worker's memory; once a second at most."""
         now = self._clock()
         if self._readings and now - self._readings[-1].at < _SAMPLE_SECONDS:
             return

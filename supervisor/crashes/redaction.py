@@ -1,7 +1,7 @@
 """What a dead process wrote to stderr, without what a report must not hold. Pure.
 
-Three things never reach a report: keys, prompts, arguments of tools. Workers do not log them, but an
-exception may quote the value that it could not handle, and a native library anything at all. So
+Three things never reach a report: keys, prompts, arguments of tools. Workers do not log them, but
+an exception may quote the value that it could not handle, and a native library anything at all. So
 nothing is shown because it looks harmless; it is shown because its form is known:
 
 * lines of our own logs, and of the runtime: without long quotes;
@@ -53,7 +53,8 @@ _RUNTIME = re.compile(
 )
 """How lines of the runtime begin. Like log lines and stacks they end an exception's message."""
 _NATIVE = re.compile(
-    r"(?:free|realloc|malloc|munmap_chunk)\(\): |double free or corruption|corrupted (?:size|double)"
+    r"(?:free|realloc|malloc|munmap_chunk)\(\): |double free or corruption"
+    r"|corrupted (?:size|double)"
     r"|\*\*\* [a-z ]+ detected \*\*\*|\S+\(\d+,0x[0-9a-f]+\) malloc: "
     r"|\S+: \S+:\d+: .*: Assertion `[^']*' failed\.$|  (?:Referenced from|Reason): "
     r"|\S+[/\\]python[\d.]*: No module named [\w.]+$"
@@ -77,7 +78,7 @@ _OF_STACK = re.compile(r"\s*$|  (?:File|Binary file) |  \.\.\.$|  <|  Garbage-co
 _TAGGED = re.compile(
     r"\[(?:METAL|Errno \d+|(?!user\]|system\]|assistant\])[a-z]\w*(?:::\w+)*|[A-Z]\w*(?:::\w+)+)\] "
 )
-"""MLX's `[matmul] …` and `[Reshape::vmap] …`, Python's `[Errno 28] …`; not `[INST] …` of a template."""
+"""MLX's `[matmul] …` and `[Reshape::vmap] …`, Python's `[Errno 28] …`; no template's `[INST]`."""
 _HARMLESS = (_LOG_LINE, _RUNTIME, _TAGGED, _NATIVE, _RAISED, _PANIC)
 """Forms of lines outside tracebacks and stacks that quote no request, or of which is known how
 much does."""

@@ -176,7 +176,7 @@ class ReportWriter:
             self._spawn(self._write(crash))
 
     async def _write(self, crash: _OpenReport) -> None:
-        """Write until the file has all that is known. What comes meanwhile shares the next write."""
+        """Write until the file has all that is known; what comes meanwhile shares a write."""
         try:
             while crash.is_stale and crash.report is not None:
                 crash.is_stale = False

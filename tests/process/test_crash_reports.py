@@ -1,4 +1,4 @@
-"""Real workers die in their ways: each leaves a report that says why, over HTTP and without a server."""
+"""Real workers die in their ways; each leaves a report that says why, with and without a server."""
 
 from __future__ import annotations
 

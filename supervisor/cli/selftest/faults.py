@@ -42,8 +42,8 @@ def inject(fault: Injection, pid: int) -> None:
 
 
 def _starve(pid: int) -> None:
-    """Make every further allocation fail. On macOS, where limits can't be set from outside, kill it,
-    as the system does for want of memory."""
+    """Make every further allocation fail. On macOS, where limits can't be set from outside, kill
+    it, as the system does for want of memory."""
     if sys.platform == "linux":
         _, hard = resource.prlimit(pid, resource.RLIMIT_AS)
         resource.prlimit(pid, resource.RLIMIT_AS, (1, hard))

@@ -44,8 +44,8 @@ class RoundResult:
 
     @property
     def failures(self) -> list[str]:
-        """What is not as it must be, in words. Requests may be refused where memory is short, since a
-        worker may run out of it again; on Metal, text after a cut may differ."""
+        """What is not as it must be, in words. Requests may be refused where memory is short, since
+        a worker may run out of it again; on Metal, text after a cut may differ."""
         found = [f"{self.lost.total()} requests were lost"] if self.lost else []
         if self.fault is not Injection.NONE and self.detected is None:
             found.append("the worker did not end of it")

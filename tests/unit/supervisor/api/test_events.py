@@ -1,4 +1,4 @@
-"""supervisor.api.events: every change once, in order, to a bounded number of watchers that keep up."""
+"""supervisor.api.events: every change once, in order, to those who watch and keep up."""
 
 from __future__ import annotations
 

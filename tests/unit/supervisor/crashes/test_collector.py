@@ -1,4 +1,4 @@
-"""supervisor.crashes.collector: which ends are crashes, who was in them, and what is sampled before."""
+"""supervisor.crashes.collector: which ends are crashes, who was in them, what is sampled before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""supervisor.crashes.diagnosis: each row of the table by a line as it was recorded, and ends without one."""
+"""supervisor.crashes.diagnosis: each known line as it was recorded, and ends without one."""
 
 from __future__ import annotations
 

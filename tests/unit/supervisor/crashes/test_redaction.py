@@ -1,4 +1,4 @@
-"""supervisor.crashes.redaction: nothing of a request and no key survives, what explains a death does."""
+"""supervisor.crashes.redaction: nothing of a request survives, what explains a death does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""supervisor.crashes.store and crash_view: reports on disk, bounded, private, found by id alone; and shown."""
+"""supervisor.crashes.store and view: reports are bounded, private, found by id alone; and shown."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from supervisor.processes.fleet import Fleet
 from supervisor.processes.gateway import GatewayProcess
 from supervisor.processes.launcher import Child, Launcher
 from supervisor.processes.spare import is_calm
-from supervisor.processes.watchdog import LOOK_SECONDS
+from supervisor.processes.watchdog import CHECK_SECONDS
 from supervisor.scheduler.effects import (
     Effect,
     EndLease,
@@ -50,6 +50,7 @@ from supervisor.scheduler.effects import (
     Unpause,
 )
 from supervisor.scheduler.lifecycle import State
+from supervisor.scheduler.model import ReleaseRule
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
 from supervisor.state import logs
@@ -96,7 +97,14 @@ class Supervisor:
         self._quarantine = Quarantine.load(state.quarantine)
         self._pool.docket.restore(self._quarantine.guilty())
         self._feed = EventFeed()
-        self._watch = Monitor(self._pool, self, self._reader, build.thresholds(config.memory))
+        self._watch = Monitor(
+            self._pool.entries,
+            self._pool.ledger,
+            self,
+            self._reader,
+            build.thresholds(config.memory),
+            watches_release=self._pool.rules.release is ReleaseRule.WHEN_SEEN,
+        )
         self._coroner = CrashCollector(
             self._pool.entries,
             state.crashes,
@@ -143,12 +151,12 @@ class Supervisor:
                 loop.add_signal_handler(number, self._asked_to_stop)
         listening = await listen(str(self._state.control), frames.ToSupervisor, self._control.serve)
         upkeep = loop.create_task(self._upkeep())
-        await self._coroner.files.recall()
+        await self._coroner.reports.load_last()
         watch = loop.create_task(self._watch.run())
         patrol = loop.create_task(self._patrol())
         try:
             self._gatekeeper.start()
-            await _first(self._gatekeeper.serving, self._gatekeeper.hopeless, self._stop)
+            await _first(self._gatekeeper.serving, self._gatekeeper.gave_up, self._stop)
             if self._gatekeeper.serving.is_set() and not self._stop.is_set():
                 print(announce, flush=True)
                 log.info("%s", announce)
@@ -156,9 +164,9 @@ class Supervisor:
                     if model.preload:
                         self.perform(self._pool.preload(name, time.monotonic()))
                 if self._pool.ledger.reserved:
-                    self._fleet.spare.allow()
-            await _first(self._stop, self._gatekeeper.hopeless)
-            if self._gatekeeper.hopeless.is_set():
+                    self._fleet.spare.enable()
+            await _first(self._stop, self._gatekeeper.gave_up)
+            if self._gatekeeper.gave_up.is_set():
                 log.error("the gateway cannot start; its stderr is in %s", self._state.logs)
                 return 1
             return 0
@@ -170,7 +178,7 @@ class Supervisor:
             self._feed.close()  # or the gateway would wait for those who watch
             await self._gatekeeper.stop()
             await self._fleet.spare.ended()
-            await self._coroner.files.close()
+            await self._coroner.reports.close()
             upkeep.cancel()
             watch.cancel()
             patrol.cancel()
@@ -192,7 +200,7 @@ class Supervisor:
                 self._pool.limits.drain,
             )
         self._stop.set()
-        self._fleet.spare.forbid()
+        self._fleet.spare.disable()
         self.perform(self._pool.shutdown(time.monotonic()))
 
     # ── effects ──────────────────────────────────────────────────────────────────────────────────
@@ -209,16 +217,16 @@ class Supervisor:
                     self._fleet.shrink(model, generation)
                 case Grant() | Unpause() | Refuse() | EndLease() | Interrupt() | Loaded():
                     self._control.tell(effect)
-                    self._coroner.follow(effect)
+                    self._coroner.record_effect(effect)
                 case QuarantineRequest(model, request_id):
                     log.error("%s alone kills the worker of %s: refused", request_id, model)
                     self._quarantine.save(self._pool.docket.verdicts(time.monotonic()))
                 case RememberLimit(model, limit):
-                    self._sizing.limit(model, limit, time.time() - time.monotonic())
+                    self._sizing.save_limit(model, limit, time.time() - time.monotonic())
                 case LogLine(text, level):
                     log.log(level, "%s", text)
                     self._feed.tell("decision", text=text)
-        self._feed.states(self._pool.entries.values())
+        self._feed.tell_states(self._pool.entries.values())
         self._rearm()
         if self._pool.shutting_down and self._pool.stopped:
             self._stopped.set()
@@ -237,7 +245,7 @@ class Supervisor:
     # ── events of the fleet ──────────────────────────────────────────────────────────────────────
 
     def worker_started(self, model: str, generation: int, child: Child) -> None:
-        self._coroner.born(model, generation, child)
+        self._coroner.worker_started(model, generation, child)
         self._pool.started(model, generation, child.pid)
 
     def worker_loading(self, model: str, generation: int, done: int, total: int) -> None:
@@ -258,7 +266,7 @@ class Supervisor:
             and entry.loaded_at == now
             and entry.load_seconds is not None
         ):
-            self._sizing.remember(model, size, entry.load_seconds)
+            self._sizing.save_load(model, size, entry.load_seconds)
 
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
         self.perform(self._pool.load_failed(model, generation, reason, time.monotonic()))
@@ -273,19 +281,19 @@ class Supervisor:
     def worker_stalled(self, model: str, generation: int, how: str) -> None:
         self._mourn(model, generation, f"has stalled and is killed ({how})")
         reason = f"it stalled: {how}"
-        crash = self._coroner.examine(model, generation, "SIGKILL", put_down=reason)
+        crash = self._coroner.diagnose(model, generation, "SIGKILL", kill_reason=reason)
         self.perform(self._pool.stalled(model, generation, how, time.monotonic(), crash))
 
     def worker_dying(self, model: str, generation: int, how: str) -> None:
-        crash = self._coroner.examine(model, generation, how)
+        crash = self._coroner.diagnose(model, generation, how)
         self._mourn(model, generation, f"died ({how})")
         self.perform(self._pool.dying(model, generation, how, time.monotonic(), crash))
 
     def worker_exited(self, model: str, generation: int, how: str) -> None:
-        crash = self._coroner.examine(model, generation, how)
+        crash = self._coroner.diagnose(model, generation, how)
         self._mourn(model, generation, f"died ({how})")
         self.perform(self._pool.exited(model, generation, how, time.monotonic(), crash))
-        self._coroner.file(model, generation, how)
+        self._coroner.report(model, generation, how)
         if crash is not None:
             cause = crash.diagnosis.cause.value
             self._feed.tell("crash", model=model, generation=generation, id=crash.id, cause=cause)
@@ -293,7 +301,7 @@ class Supervisor:
     # ── the machine's memory ─────────────────────────────────────────────────────────────────────
 
     def memory_pressure(self, level: Level, figures: str) -> None:
-        self._coroner.look(self._watch.machine)
+        self._coroner.sample_memory(self._watch.machine)
         if level >= Level.HIGH:
             self._fleet.spare.drop("memory is short")
         self.perform(self._pool.pressure(level, figures, time.monotonic()))
@@ -318,7 +326,7 @@ class Supervisor:
 
     def before_load(self, model: str) -> None:
         entry = self._pool.entries[model]
-        if entry.state not in (State.COLD, State.FAILED) or not self._sizing.changed(model):
+        if entry.state not in (State.COLD, State.FAILED) or not self._sizing.has_changed(model):
             return
         if entry.state is State.FAILED:
             log.info("the files of model %s have changed; it may be loaded again", model)
@@ -330,17 +338,17 @@ class Supervisor:
         return self._quarantine.keyed(digest)
 
     def gateway_serves(self) -> None:
-        self._gatekeeper.announced()
+        self._gatekeeper.accepts_requests()
 
     def health(self) -> bytes:
-        return health.render(
+        return health.render_health(
             self._pool,
             {name: model.source for name, model in self._catalog.models.items()},
             self._watch.machine,
-            self._fleet.spare.standing,
+            self._fleet.spare.state,
             time.time() - time.monotonic(),
             self._version,
-            self._coroner.files.last,
+            self._coroner.reports.last,
         )
 
     def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
@@ -350,7 +358,7 @@ class Supervisor:
         self._coroner.left(lease)
 
     async def crashes(self, name: str) -> bytes:
-        return await self._coroner.files.told(name)
+        return await self._coroner.reports.read_json(name)
 
     # ── upkeep ───────────────────────────────────────────────────────────────────────────────────
 
@@ -371,20 +379,20 @@ class Supervisor:
         while True:
             try:
                 now = time.monotonic()
-                self._gatekeeper.look(now)
+                self._gatekeeper.check(now)
                 for name, entry in self._pool.entries.items():
                     if entry.state in (State.READY, State.DRAINING):
                         awaited = bool(entry.granted)
-                        self._fleet.look(name, entry.generation, now, awaited=awaited)
+                        self._fleet.check(name, entry.generation, now, awaited=awaited)
                 calm = is_calm(self._pool.entries.values(), self._pool.level)
-                self._fleet.spare.tend(now, calm=calm)
+                self._fleet.spare.maintain(now, calm=calm)
             except Exception:
                 # A bug of ours in one look must not leave them unwatched for good.
                 log.exception("the children could not be looked at")
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(CHECK_SECONDS)
 
     def _count_uses(self) -> None:
-        self._sizing.count({name: e.use_count for name, e in self._pool.entries.items()})
+        self._sizing.save_use_counts({name: e.use_count for name, e in self._pool.entries.items()})
 
     async def _upkeep(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""The configuration as the pool has it: rules, limits, thresholds, sizes and the budget in bytes."""
+"""The configuration as the pool has it: rules, limits, thresholds, sizes, the budget in bytes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 
 from supervisor.config.settings import Config, ConfigError, MemorySettings
 from supervisor.machine.readers import MachineMemory
@@ -17,7 +16,7 @@ from supervisor.scheduler.ledger import auto_budget
 from supervisor.scheduler.model import Limits, ReleaseRule, Rules, Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Thresholds
-from supervisor.scheduler.refusals import gigabytes
+from supervisor.units import gigabytes
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -29,7 +28,7 @@ def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
     """
     memory, recovery = config.memory, config.recovery
     made = Pool(
-        (_spec(name, catalog, sizing) for name in catalog.models),
+        (spec(name, catalog, sizing) for name in catalog.models),
         default_model=config.server.default_model,
         limits=Limits(load_stall=memory.load_stall_seconds, drain=memory.drain_seconds),
         rules=Rules(
@@ -53,10 +52,10 @@ def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
     )
     offset = time.time() - time.monotonic()
     for name in catalog.models:
-        known = sizing.remembered(name)
+        known = sizing.measured_load(name)
         seconds, size = (known.load_seconds, known.memory_bytes) if known else (None, None)
-        limit = sizing.limited(name, offset)
-        made.recall(name, sizing.uses(name), seconds, size, limit)
+        limit = sizing.learned_limit(name, offset)
+        made.recall(name, sizing.use_count(name), seconds, size, limit)
     models = catalog.models.items()
     pinned = [name for name, model in models if model.pin]
     preloaded = [name for name, model in models if model.preload]
@@ -94,9 +93,21 @@ def check_together(pool: Pool, what: str, names: Sequence[str]) -> None:
     )
 
 
-def _spec(name: str, catalog: Catalog, sizing: Sizing) -> Spec:
-    need = sizing.need(name)
-    return replace(catalog.spec(name), estimate_bytes=need.estimate, headroom_bytes=need.headroom)
+def spec(name: str, catalog: Catalog, sizing: Sizing) -> Spec:
+    """What the pool must know of a model. Blocks on its files."""
+    model, need, concurrency = catalog.models[name], sizing.need(name), catalog.concurrency(name)
+    return Spec(
+        name,
+        tuple(model.aliases),
+        capacity=concurrency + model.max_queue,
+        concurrency=concurrency,
+        estimate_bytes=need.estimate,
+        headroom_bytes=need.headroom,
+        memory_bytes=model.memory_bytes,
+        pin=model.pin,
+        ttl=model.ttl,
+        fallback=model.fallback,
+    )
 
 
 def budget(memory: MemorySettings, machine: MachineMemory, working_set: int | None) -> int | None:

@@ -22,7 +22,7 @@ BulkheadError
 │   ├── UnsupportedMediaType       415 unsupported_media_type
 │   └── RequestCrashedWorker       422 request_crashed_worker
 ├── ModelUnavailable               503 model_unavailable
-├── TransientError                 the server's state is at fault; the same request may succeed later
+├── TransientError                 the server is at fault; the same request may succeed later
 │   ├── WorkerCrashed              503 worker_crashed
 │   ├── WorkerStalled              503 worker_stalled
 │   ├── ModelLoading               503 model_loading

@@ -1,6 +1,7 @@
-"""The process behind `bulkhead serve`: `python -m supervisor.serve DESCRIPTOR`.
+"""The process behind `bulkhead serve`: `python -m supervisor.serve DESCRIPTOR STATE`.
 
-The command replaces itself with this process, which has read neither the command line's libraries
+DESCRIPTOR is that of an open file with the settings as JSON, STATE is the state directory. The
+command replaces itself with this process, which has imported neither the command line's libraries
 nor anything else that a supervisor of weeks does not need: a quarter of its memory.
 """
 
@@ -11,7 +12,6 @@ import os
 import resource
 import socket
 import sys
-import tempfile
 import typing
 from importlib.metadata import version
 from pathlib import Path
@@ -20,14 +20,13 @@ import msgspec
 
 from supervisor import build
 from supervisor.app import WORKER_MODULE, Supervisor
-from supervisor.cli import client
 from supervisor.config.settings import Config, ConfigError
 from supervisor.machine import readers
 from supervisor.models import catalog
-from supervisor.models.size_cache import Sizes
+from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Sizing
 from supervisor.processes import orphans
-from supervisor.state import logs
+from supervisor.state import address, logs
 from supervisor.state.paths import InstanceLock, StateError, open_state
 from supervisor.wire.stream import BACKLOG
 
@@ -35,65 +34,49 @@ FILES = 16384
 """Open files to allow ourselves: three for each stream in the gateway, shells start with 256."""
 
 
-class Order(msgspec.Struct, frozen=True):
-    """What is to be served, from which state directory."""
-
-    settings: Config
-    root: str
-
-
-def replace_process(settings: Config, root: Path) -> typing.NoReturn:
-    """Become the serving process. Settings may hold secrets, so they go through a file without a
-    name instead of the command line."""
-    with tempfile.TemporaryFile() as file:
-        file.write(msgspec.json.encode(Order(settings, str(root))))
-        file.flush()
-        os.set_inheritable(file.fileno(), True)
-        command = [sys.executable, "-P", "-m", "supervisor.serve", str(file.fileno())]
-        os.execv(sys.executable, command)
-
-
 def main() -> None:
     with open(int(sys.argv[1]), "rb") as file:
         file.seek(0)
-        order = msgspec.json.decode(file.read(), type=Order)
-    settings, served = catalog.build(order.settings, os.environ)
-    sys.exit(run(settings, served, Path(order.root)))
+        settings = msgspec.json.decode(file.read(), type=Config)
+    sys.exit(run(settings, Path(sys.argv[2])))
 
 
 def run(
     settings: Config,
-    served: catalog.Catalog,
     root: Path,
     *,
     worker_module: str = WORKER_MODULE,
     reader: readers.MemoryReader | None = None,
 ) -> int:
-    """Serve in this process until told to stop. Returns the exit status. The last two are for
-    tests: what workers run, and what reads the machine's memory."""
+    """Serve in this process until told to stop. Returns the exit status, or ends the process with
+    one line on stderr when it cannot serve. The last two are for tests: what workers run, and what
+    reads the machine's memory."""
     try:
+        settings, served = catalog.build(settings, os.environ)
         state = open_state(root)
         lock = InstanceLock(state)
         lock.acquire()
+    except ConfigError as error:
+        _give_up(str(error), 2)
     except StateError as error:
-        complain(str(error), 1)
+        _give_up(str(error), 1)
     logs.set_up(state.logs / "supervisor.log")
     reader = reader or readers.for_platform()
     # A child that imports MLX: seconds, for a figure that "auto" alone asks for.
     working_set = readers.working_set() if settings.memory.budget == "auto" else None
     budget = build.budget(settings.memory, reader.machine(), working_set)
-    sizing = Sizing(served, Sizes.load(state.sizes), budget)
+    sizing = Sizing(served, SizeCache.load(state.sizes), budget)
     try:
         pool = build.pool(settings, served, sizing)
     except ConfigError as error:
-        complain(str(error), 2)
+        _give_up(str(error), 2)
     _raise_file_limit()
     orphans.clean(state)  # before the port is asked for: a leftover gateway may hold it
     server = settings.server
     try:
         listener = _listen(server.host, server.port)
     except OSError as error:
-        complain(
+        _give_up(
             f"cannot listen on {server.host}:{server.port}: {error.strerror or error}. "
             "Choose another with --host and --port.",
             1,
@@ -113,12 +96,12 @@ def run(
     )
     url = f"http://{shown}:{port}"
     try:
-        client.announce(state, client.Address(_reachable(url), server.api_keys_file))
+        address.announce(state.root, address.Address(_reachable(url), server.api_keys_file))
         return asyncio.run(supervisor.run(f"Bulkhead ready on {url}"))
     except OSError as error:
-        complain(f"cannot write to {state.root}: {error.strerror}", 1)
+        _give_up(f"cannot write to {state.root}: {error.strerror}", 1)
     finally:
-        state.address.unlink(missing_ok=True)
+        address.withdraw(state.root)
         lock.release()
 
 
@@ -131,13 +114,13 @@ def _listen(host: str, port: int) -> socket.socket:
     """The one listening socket. It outlives every gateway, so no connection is ever refused."""
     if host == "localhost":
         host = "127.0.0.1"  # the name may stand for ::1 alone, where few clients look
-    family, kind, protocol, _, address = socket.getaddrinfo(
+    family, kind, protocol, _, endpoint = socket.getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
     listener = socket.socket(family, kind, protocol)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(address)
+        listener.bind(endpoint)
         listener.listen(BACKLOG)
     except OSError:
         listener.close()
@@ -159,7 +142,7 @@ def _raise_file_limit() -> None:
             continue  # only root may raise the hard limit
 
 
-def complain(message: str, status: int) -> typing.NoReturn:
+def _give_up(message: str, status: int) -> typing.NoReturn:
     """One line and an exit status."""
     print(f"bulkhead: {message}", file=sys.stderr)
     sys.exit(status)

@@ -1,4 +1,8 @@
-"""The control socket: what gateways ask for, and the leases that hang on their connections."""
+"""The control socket: answers frames of the gateway, and holds a lease for each connection.
+
+This room alone, beside those that build the supervisor, calls the scheduler's `Pool`: its job is to
+turn frames into the pool's events.
+"""
 
 from __future__ import annotations
 
@@ -25,31 +29,35 @@ ToLease = Grant | Unpause | Refuse | EndLease | Interrupt | Loaded
 
 
 class Shell(Protocol):
-    """What the control socket needs of the supervisor. Called on the event loop."""
+    """What the control socket calls of the supervisor, on the event loop."""
 
-    def perform(self, effects: Iterable[Effect]) -> None: ...
+    def perform(self, effects: Iterable[Effect]) -> None:
+        """Carry out what the pool has decided."""
+
     def before_load(self, model: str) -> None:
-        """Somebody wants this model: its files may be others than when they were looked at."""
+        """The model is about to be asked for: see whether its files have changed."""
 
     def keyed(self, digest: bytes) -> bytes:
-        """A request's digest as it may be remembered: nobody can guess the request from it."""
+        """A request's digest under the quarantine's key, from which no request can be guessed."""
 
-    def gateway_serves(self) -> None: ...
+    def gateway_serves(self) -> None:
+        """The gateway accepts requests."""
+
     def health(self) -> bytes:
         """The object that `/health` shows."""
 
     def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
-        """The gateway tells where an interrupted request stands."""
+        """The gateway tells how far an interrupted request had come."""
 
     def left(self, lease: int) -> None:
-        """A lease's connection has closed."""
+        """The connection of a lease has closed."""
 
     async def crashes(self, name: str) -> bytes:
         """One crash report, or the list of all for "". Raises NotFound."""
 
 
 class Control:
-    """Turns frames into events of the pool; one connection is one lease at most."""
+    """Turns frames into events of the pool. A connection has one lease at most."""
 
     def __init__(self, pool: Pool, feed: EventFeed, state: StateDir, shell: Shell) -> None:
         self._pool = pool
@@ -59,7 +67,7 @@ class Control:
         self._leases: dict[int, Connection] = {}
 
     def tell(self, effect: ToLease) -> None:
-        """Send what was decided about a lease to whoever holds it."""
+        """Send what was decided about a lease over its connection."""
         self._leases[effect.lease].send(self._frame(effect))
 
     def _frame(self, effect: ToLease) -> frames.Frame:
@@ -133,7 +141,7 @@ class Control:
         return lease
 
     def _manage(self, frame: frames.Manage, connection: Connection) -> int | None:
-        """A person's wish. Returns the lease of a load, which waits."""
+        """What a person asks for. Returns the lease of a load, which waits."""
         now = time.monotonic()
         try:
             name = self._pool.resolve(frame.model).spec.name
@@ -147,8 +155,8 @@ class Control:
             self._leases[lease] = connection
             self._shell.perform(effects)
             return lease
-        wishes = {"unload": self._pool.unload, "pin": self._pool.pin, "unpin": self._pool.unpin}
-        self._shell.perform(wishes[frame.action](name, now))
+        actions = {"unload": self._pool.unload, "pin": self._pool.pin, "unpin": self._pool.unpin}
+        self._shell.perform(actions[frame.action](name, now))
         connection.send(self._managed(name))
         return None
 

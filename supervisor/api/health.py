@@ -1,4 +1,4 @@
-"""The supervisor's view of the world as the object that `/health` and `/` show. Pure."""
+"""The state of the instance, as the object that `/health` and `/` show. Pure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _unserved(entry: Entry, ledger: Ledger) -> str | None:
     return refusals.exceeds(entry, ledger.budget)
 
 
-def render(
+def render_health(
     pool: Pool,
     sources: Mapping[str, str],
     machine: MachineMemory,
@@ -37,8 +37,11 @@ def render(
     version: str,
     last_crash: Callable[[str], CrashBrief | None] = lambda model: None,
 ) -> bytes:
-    """JSON of the documented shape. `spare` is the spare worker's standing; `clock_offset` turns the pool's monotonic times into epoch
-    seconds; `last_crash` is a model's, if it ever had one."""
+    """The object as JSON, in the shape that docs/api.md describes.
+
+    `sources` are the models' by name; `spare` is the spare worker's state; `clock_offset` turns the
+    pool's monotonic times into epoch seconds; `last_crash` gives a model's, None = it has had none.
+    """
 
     def iso(at: float | None) -> str | None:
         if at is None:

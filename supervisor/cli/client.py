@@ -1,20 +1,19 @@
-"""A running server as the commands see it: found by its state directory or its URL, asked over HTTP."""
+"""A running server as commands see it: found by its state directory or URL, asked over HTTP."""
 
 from __future__ import annotations
 
 import http.client
 import json
+import sys
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import quote, urlsplit
 
-import msgspec
-
 from supervisor.config.settings import ConfigError, read_api_keys
-from supervisor.state.paths import StateDir, write_atomically
+from supervisor.state.address import find
 
 _SECONDS = 15.0
 """For an answer that needs no model."""
@@ -30,16 +29,10 @@ class Refusal(Exception):
     """The server's own error, in its words."""
 
 
-class Address(msgspec.Struct, frozen=True):
-    """How a running instance is reached: what it leaves in its state directory."""
-
-    url: str
-    api_keys_file: str = ""
-
-
-def announce(state: StateDir, address: Address) -> None:
-    """Leave the address for commands. Raises OSError."""
-    write_atomically(state.address, msgspec.json.encode(address))
+def fail(message: str, status: int = 1) -> NoReturn:
+    """End the command with one line on stderr and this exit status."""
+    print(f"bulkhead: {message}", file=sys.stderr)
+    sys.exit(status)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +59,11 @@ class Client:
     @classmethod
     def of_state(cls, root: Path, environ: Mapping[str, str]) -> Client:
         """The instance that runs with this state directory. Raises Unreachable."""
-        absent = f"no Bulkhead runs with the state directory {root}; `bulkhead serve` starts one"
-        try:
-            content = (root / "address.json").read_bytes()
-            address = msgspec.json.decode(content, type=Address)
-        except (OSError, msgspec.DecodeError):
-            raise Unreachable(absent) from None
+        address = find(root)
+        if address is None:
+            raise Unreachable(
+                f"no Bulkhead runs with the state directory {root}; `bulkhead serve` starts one"
+            )
         key = environ.get(KEY_VARIABLE, "")
         if not key and address.api_keys_file:
             try:
@@ -93,7 +85,7 @@ class Client:
         return found
 
     def manage(self, model: str, action: str) -> dict[str, Any]:
-        """Load, unload, pin or unpin. Blocks until a load is over. Raises Unreachable or Refusal."""
+        """Load, unload, pin or unpin. Blocks until a load is over. Raises Unreachable, Refusal."""
         seconds = _LOAD_SECONDS if action == "load" else _SECONDS
         path = f"/admin/models/{quote(model, safe='')}/{action}"
         found: dict[str, Any] = self._ask("POST", path, seconds)

@@ -1,4 +1,4 @@
-"""The commands that talk to a running server: what it has loaded, and loading by hand."""
+"""The commands that ask a running server: what it has loaded and crashed, and loading by hand."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from supervisor.cli.client import Client, Refusal, Unreachable
+from supervisor.cli.client import Client, Refusal, Unreachable, fail
 from supervisor.config import settings
 from supervisor.crashes import view
 from supervisor.crashes.store import Store, Unreadable
 from supervisor.state.paths import StateDir
+from supervisor.units import gigabytes
 from supervisor.wire.crash import CrashList, CrashReport
 
 _URL = typer.Option(
@@ -32,7 +33,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print what the server says
 AsAnyJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CrashId = Annotated[str, typer.Argument(metavar="ID", help="A report's id; without, all of them.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name or alias.")]
-_GB = 1e9
 _PIPE_COLUMNS = 1000
 
 
@@ -100,7 +100,7 @@ def models(url: Url = None, state_dir: StateDirectory = None, as_json: AsJson = 
 
 def load(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:
     client = _client(url, state_dir)
-    with Progress(client, name):
+    with LoadProgress(client, name):
         done = _ask(lambda: client.manage(name, "load"))
     print(f"{done['id']} is {done['state']}")
 
@@ -136,9 +136,9 @@ def crashes(
         print(msgspec.json.format(told, indent=2).decode())
     elif crash_id:
         report = msgspec.json.decode(told, type=CrashReport)
-        _console().print(view.whole(report), end="", soft_wrap=True)
+        _console().print(view.crash_text(report), end="", soft_wrap=True)
     elif found := msgspec.json.decode(told, type=CrashList).crashes:
-        _console().print(view.listing(found))
+        _console().print(view.crash_table(found))
     else:
         print("nothing has crashed")
 
@@ -146,8 +146,8 @@ def crashes(
 # ── their parts ──────────────────────────────────────────────────────────────────────────────────
 
 
-class Progress:
-    """Shows on stderr how far a load is, from the server's events, while something waits for it."""
+class LoadProgress:
+    """While it is entered, shows on stderr how far a load is, from the server's events."""
 
     def __init__(self, client: Client, name: str) -> None:
         self._thread = threading.Thread(target=self._show, args=(client, name), daemon=True)
@@ -206,8 +206,7 @@ def _ask(question: typing.Callable[[], T]) -> T:
     try:
         return question()
     except (Unreachable, Refusal) as error:
-        print(f"bulkhead: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        fail(str(error))
 
 
 def _memory_line(health: dict[str, Any]) -> str:
@@ -238,9 +237,7 @@ def _limit(model: dict[str, Any]) -> str:
 
 
 def _size(value: int | None) -> str:
-    if value is None:
-        return ""
-    return f"{value / _GB:.1f} GB" if value >= _GB / 10 else f"{value / 1e6:.0f} MB"
+    return "" if value is None else gigabytes(value)
 
 
 def _console() -> Console:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
+import msgspec
 import typer
 
 from supervisor.cli import commands
+from supervisor.cli.client import fail
 from supervisor.cli.selftest.command import selftest
 from supervisor.config.settings import (
+    Config,
     ConfigError,
     Overrides,
     load,
@@ -20,8 +25,6 @@ from supervisor.config.settings import (
     resolve_config_path,
     resolve_state_dir,
 )
-from supervisor.models import catalog
-from supervisor.serve import complain, replace_process
 
 _LATER = {
     "pull": "download a model",
@@ -107,16 +110,26 @@ def serve(
         settings = load(path, environ=os.environ, overrides=flags)
         if settings.server.api_keys_file:
             read_api_keys(settings.server.api_keys_file)
-        settings, _ = catalog.build(settings, os.environ)
     except ConfigError as error:
-        complain(str(error), 2)
-    replace_process(settings, root)
+        fail(str(error), 2)
+    _become_server(settings, root)
+
+
+def _become_server(settings: Config, root: Path) -> NoReturn:
+    """Replace this process by the serving one. Settings may hold secrets, so they go through a file
+    without a name instead of the command line."""
+    with tempfile.TemporaryFile() as file:
+        file.write(msgspec.json.encode(settings))
+        file.flush()
+        os.set_inheritable(file.fileno(), True)
+        command = [sys.executable, "-P", "-m", "supervisor.serve", str(file.fileno()), str(root)]
+        os.execv(sys.executable, command)
 
 
 def _refuse(name: str) -> None:
     @app.command(name, help=f"{_LATER[name]} (not supported yet)", hidden=True)
     def later(_arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
-        complain(f"`bulkhead {name}` is not supported yet by this version", 1)
+        fail(f"`bulkhead {name}` is not supported yet by this version", 1)
 
 
 commands.add_to(app)

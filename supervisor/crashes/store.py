@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import msgspec
 
+from supervisor.state.files import write_atomically
 from supervisor.wire.crash import ID, CrashBrief, CrashReport
 
 log = logging.getLogger("bulkhead.supervisor")
@@ -27,7 +28,7 @@ TEXT_MAX = 64 * 2**10
 """Characters of stderr, and as many of stacks."""
 REQUESTS_MAX = 256
 REPORT_BYTES = 1_000_000
-"""What is larger has been written by nobody we know, and is not read."""
+"""A larger file is none of ours."""
 _ID = re.compile(ID)
 
 T = TypeVar("T", CrashBrief, CrashReport)
@@ -38,12 +39,12 @@ class Unreadable(Exception):
 
 
 def new_id(epoch: float) -> str:
-    """An id that no other death has. Their order is that of the seconds in which they happened."""
+    """An id that no other death has. Ids sort by the second of the death."""
     return f"{datetime.fromtimestamp(epoch, UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
 def is_id(text: str) -> bool:
-    """Whether a report may have this id. What is none must never become a path."""
+    """Whether a report may have this id. Any other text must not become a path."""
     return _ID.fullmatch(text) is not None
 
 
@@ -57,19 +58,12 @@ class Store:
         """Keep the report, or replace the one that has its id; forget the oldest beyond `KEEP`.
         Raises OSError."""
         self._folder.mkdir(mode=0o700, exist_ok=True)
-        data = encode(report)
-        temporary = self._folder / f"{report.id}.tmp"
-        with open(temporary, "wb", opener=_private) as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path(report.id))
-        _sync(self._folder)
+        write_atomically(self._path(report.id), encode(report), sync=True)
         for path in sorted(self._paths(), reverse=True)[KEEP:]:
             path.unlink(missing_ok=True)
 
     def listing(self) -> list[CrashBrief]:
-        """All reports, newest first. What can't be read is left out, with a line in the log."""
+        """All reports, newest first. One that can't be read is left out, with a line in the log."""
         found = list[CrashBrief]()
         for path in self._paths():
             try:
@@ -116,15 +110,3 @@ def _read(path: Path, kind: type[T]) -> T | None:
     except (OSError, msgspec.DecodeError) as error:
         why = type(error).__name__
         raise Unreadable(f"The crash report {path.stem} cannot be read: {why}") from None
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,15 +7,15 @@ from datetime import datetime
 
 from rich.table import Table
 
+from supervisor.units import gigabytes
 from supervisor.wire.crash import CrashBrief, CrashReport, InFlight, Sample
 
 _REQUESTS_SHOWN = 20
-_GB = 1e9
 _SAMPLES_SHOWN = (60, 30, 10, 5, 2, 0)
 """Seconds before the death of which the memory is shown."""
 
 
-def listing(crashes: Iterable[CrashBrief]) -> Table:
+def crash_table(crashes: Iterable[CrashBrief]) -> Table:
     """One row a report."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("time", "what", "id", "cause"):
@@ -27,7 +27,7 @@ def listing(crashes: Iterable[CrashBrief]) -> Table:
     return table
 
 
-def whole(report: CrashReport) -> str:
+def crash_text(report: CrashReport) -> str:
     """All of a report, in paragraphs."""
     return "\n\n".join("\n".join(part) for part in _parts(report) if part) + "\n"
 
@@ -52,8 +52,9 @@ def _parts(report: CrashReport) -> Iterator[list[str]]:
         [
             "Processes at that moment",
             *(
-                f"  {model.name}#{model.generation}  {model.state}, {_gigabytes(model.memory_bytes)}, "
-                f"{model.in_flight} in flight, {model.queued} queued"
+                f"  {model.name}#{model.generation}  {model.state}, "
+                f"{gigabytes(model.memory_bytes)}, {model.in_flight} in flight, "
+                f"{model.queued} queued"
                 for model in report.models
             ),
         ]
@@ -105,7 +106,7 @@ def _memory(report: CrashReport) -> list[str]:
         machine = [each for each in report.machine if abs(each.seconds - seconds) <= 1]
         used = machine[-1].used_bytes if machine else None
         figures = [
-            f"{what} {_gigabytes(size)}"
+            f"{what} {gigabytes(size)}"
             for what, size in (("process", own), ("machine", used))
             if size is not None
         ]
@@ -134,7 +135,3 @@ def _name(crash: CrashBrief) -> str:
 def _time(text: str) -> str:
     """Local time, to the second."""
     return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _gigabytes(size: int) -> str:
-    return f"{size / _GB:.1f} GB" if size >= _GB / 10 else f"{size / 1e6:.0f} MB"

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from supervisor.config.settings import Config, ModelSettings, with_discovered
 from supervisor.models.sources import SourceError, discover, hub_dir, resolve
-from supervisor.scheduler.model import Spec
 
 DEFAULT_CONCURRENCY = 32
-"""Sequences decoding at once while no KV budget says otherwise."""
+"""Sequences that may decode at once where `max_concurrency` does not say."""
 DEMO = "demo"
 DEMO_DIR = Path(__file__).resolve().parents[2] / "worker" / "demo" / "model"
 
@@ -20,34 +19,24 @@ Fingerprint = tuple[str, ...]
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """Every model that may be asked for, by name. Fixed for the life of the supervisor."""
+    """Every model that may be asked for, by name. It never changes. `hub` is the Hugging Face
+    cache."""
 
     models: Mapping[str, ModelSettings]
     hub: Path
 
-    def spec(self, name: str) -> Spec:
-        """What the pool must know, but for the estimate of its size."""
-        model = self.models[name]
-        return Spec(
-            name,
-            tuple(model.aliases),
-            self.concurrency(name) + model.max_queue,
-            self.concurrency(name),
-            memory_bytes=model.memory_bytes,
-            pin=model.pin,
-            ttl=model.ttl,
-            fallback=model.fallback,
-        )
-
     def concurrency(self, name: str) -> int:
+        """How many of its sequences may decode at once."""
         return self.models[name].max_concurrency or DEFAULT_CONCURRENCY
 
     def locate(self, name: str) -> Path:
-        """The folder to load from, looked up anew, since files come and go. Raises SourceError."""
+        """The folder to load from, looked up anew, since files come and go. Blocks on the disk.
+        Raises SourceError."""
         return resolve(self.models[name].source, demo_dir=DEMO_DIR, hub=self.hub)
 
     def fingerprint(self, name: str) -> Fingerprint:
-        """Changes when the model's files do; a model that failed is worth trying again then."""
+        """Names, sizes and times of the model's files: it changes when they do. Blocks on the
+        disk; never raises."""
         try:
             folder = self.locate(name)
             files = sorted(folder.iterdir())

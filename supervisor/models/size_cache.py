@@ -20,9 +20,9 @@ from typing import TypeVar
 import msgspec
 
 from supervisor.scheduler.concurrency_limit import LearnedLimit
-from supervisor.state.paths import write_atomically
+from supervisor.state.files import write_atomically
 
-log = logging.getLogger("bulkhead")
+log = logging.getLogger("bulkhead.supervisor")
 
 MAX_ENTRIES = 512
 """Of each kind, about 150 bytes; those that changed least recently are forgotten."""
@@ -32,8 +32,8 @@ _VERSION = 1
 T = TypeVar("T")
 
 
-class Measurement(msgspec.Struct, frozen=True):
-    """What one incarnation of a model was seen to need. Bytes and seconds."""
+class MeasuredLoad(msgspec.Struct, frozen=True):
+    """What one load of a model was seen to take. Bytes and seconds."""
 
     model: str
     """The name it was served by, for people who read the file; the key does not depend on it."""
@@ -44,9 +44,9 @@ class Measurement(msgspec.Struct, frozen=True):
     """Epoch seconds."""
 
 
-class _File(msgspec.Struct, frozen=True):
+class _SizesFile(msgspec.Struct, frozen=True):
     version: int
-    sizes: dict[str, Measurement]
+    sizes: dict[str, MeasuredLoad]
     uses: dict[str, int] = {}
     """Requests that each model has had, in all runs, by its name."""
     limits: dict[str, LearnedLimit] = {}
@@ -61,13 +61,13 @@ def key(fingerprint: Sequence[str], settings: Mapping[str, object]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-class Sizes:
-    """The remembered measurements and uses, newest last. Not for several threads."""
+class SizeCache:
+    """What the file holds. Each change writes it, which blocks and never raises. For one thread."""
 
     def __init__(
         self,
         path: Path,
-        entries: Mapping[str, Measurement] | None = None,
+        entries: Mapping[str, MeasuredLoad] | None = None,
         uses: Mapping[str, int] | None = None,
         limits: Mapping[str, LearnedLimit] | None = None,
     ) -> None:
@@ -77,19 +77,19 @@ class Sizes:
         self._limits = dict(limits or {})
 
     @classmethod
-    def load(cls, path: Path) -> Sizes:
+    def load(cls, path: Path) -> SizeCache:
         """What `path` holds. Blocks on one read. Never raises: see the module."""
         try:
             with open(path, "rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
             if len(data) > MAX_FILE_BYTES:
                 raise ValueError("too large")
-            stored = msgspec.json.decode(data, type=_File)
+            stored = msgspec.json.decode(data, type=_SizesFile)
             if stored.version != _VERSION:
                 raise ValueError(f"version {stored.version}")
-            usable = {name: entry for name, entry in stored.sizes.items() if _sane(entry)}
+            usable = {name: entry for name, entry in stored.sizes.items() if _is_plausible(entry)}
             uses = {name: count for name, count in stored.uses.items() if 0 < count < 2**53}
-            limits = {n: limit for n, limit in stored.limits.items() if _sane_limit(limit)}
+            limits = {n: limit for n, limit in stored.limits.items() if _is_plausible_limit(limit)}
             return cls(path, _newest(usable), _newest(uses), _newest(limits))
         except FileNotFoundError:
             return cls(path)
@@ -100,38 +100,37 @@ class Sizes:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def get(self, name: str) -> Measurement | None:
+    def get(self, name: str) -> MeasuredLoad | None:
         """The measurement under this `key`."""
         return self._entries.get(name)
 
-    def remember(self, name: str, measurement: Measurement) -> None:
-        """Replace what is known under this `key`, and write the file. Blocks; never raises."""
-        if not _sane(measurement):
+    def remember(self, name: str, measurement: MeasuredLoad) -> None:
+        """Replace what is known under this `key`."""
+        if not _is_plausible(measurement):
             return
         self._entries.pop(name, None)
         self._entries[name] = measurement
         self._write()
 
-    def uses(self, model: str) -> int:
+    def use_count(self, model: str) -> int:
         """Requests that the model of this name has had."""
         return self._uses.get(model, 0)
 
-    def count(self, uses: Mapping[str, int]) -> None:
-        """These models have had so many requests. Writes the file if that is news; blocks then;
-        never raises."""
-        news = {name: count for name, count in uses.items() if count != self.uses(name)}
+    def save_use_counts(self, uses: Mapping[str, int]) -> None:
+        """These models have had so many requests by now. Writes nothing where that is known."""
+        news = {name: count for name, count in uses.items() if count != self.use_count(name)}
         for name, count in news.items():
             self._uses.pop(name, None)
             self._uses[name] = count
         if news:
             self._write()
 
-    def limited(self, model: str) -> LearnedLimit | None:
+    def learned_limit(self, model: str) -> LearnedLimit | None:
         """What the model of this name was found to bear."""
         return self._limits.get(model)
 
-    def limit(self, model: str, limit: LearnedLimit | None) -> None:
-        """Replace that, and write the file. Blocks; never raises."""
+    def save_limit(self, model: str, limit: LearnedLimit | None) -> None:
+        """Replace what the model was found to bear; None = whatever it is configured to."""
         self._limits.pop(model, None)
         if limit is not None:
             self._limits[model] = limit
@@ -140,7 +139,7 @@ class Sizes:
     def _write(self) -> None:
         self._entries, self._uses = _newest(self._entries), _newest(self._uses)
         self._limits = _newest(self._limits)
-        content = msgspec.json.encode(_File(_VERSION, self._entries, self._uses, self._limits))
+        content = msgspec.json.encode(_SizesFile(_VERSION, self._entries, self._uses, self._limits))
         try:
             write_atomically(self._path, content)
         except OSError as error:
@@ -151,11 +150,11 @@ def _newest(entries: Mapping[str, T]) -> dict[str, T]:
     return dict(list(entries.items())[-MAX_ENTRIES:])
 
 
-def _sane(entry: Measurement) -> bool:
+def _is_plausible(entry: MeasuredLoad) -> bool:
     """A worker takes tens of megabytes without a model: less is no measurement."""
     return 2**20 <= entry.memory_bytes < 2**50 and 0 <= entry.load_seconds < 1e6
 
 
-def _sane_limit(limit: LearnedLimit) -> bool:
+def _is_plausible_limit(limit: LearnedLimit) -> bool:
     """A clock that was set back must not make a limit last for ever."""
     return limit.concurrency >= 1 and 0 <= limit.since <= time.time()

@@ -1,4 +1,4 @@
-"""What each model needs in memory: from its files, and from what its last loads were seen to take."""
+"""What each model needs in memory: from its files, and from what its last loads took."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from supervisor.models.catalog import Catalog, Fingerprint
 from supervisor.models.estimate import EstimateError, estimate
-from supervisor.models.size_cache import Measurement, Sizes, key
+from supervisor.models.size_cache import MeasuredLoad, SizeCache, key
 from supervisor.models.sources import SourceError
 from supervisor.scheduler.concurrency_limit import LearnedLimit
 
@@ -41,10 +41,10 @@ class Sizing:
     it then serves fewer at once, which is better than none.
     """
 
-    def __init__(self, catalog: Catalog, sizes: Sizes, budget: int | None) -> None:
+    def __init__(self, catalog: Catalog, cache: SizeCache, budget: int | None) -> None:
         self.budget = budget
         self._catalog = catalog
-        self._sizes = sizes
+        self._cache = cache
         self._seen: dict[str, tuple[Fingerprint, Need]] = {}
 
     def need(self, name: str) -> Need:
@@ -56,38 +56,38 @@ class Sizing:
             seen = self._seen[name] = (fingerprint, self._read(name))
         return seen[1]
 
-    def changed(self, name: str) -> bool:
+    def has_changed(self, name: str) -> bool:
         """Whether the files are others than when `need` last looked."""
         seen = self._seen.get(name)
         return seen is None or seen[0] != self._catalog.fingerprint(name)
 
-    def remembered(self, name: str) -> Measurement | None:
+    def measured_load(self, name: str) -> MeasuredLoad | None:
         """The last load of these very files, of this run or an earlier one."""
-        return self._sizes.get(self._key(name))
+        return self._cache.get(self._key(name))
 
-    def remember(self, name: str, memory_bytes: int, load_seconds: float) -> None:
+    def save_load(self, name: str, memory_bytes: int, load_seconds: float) -> None:
         """A load took so much. Never raises."""
-        measurement = Measurement(name, memory_bytes, load_seconds, time.time())
-        self._sizes.remember(self._key(name), measurement)
+        measurement = MeasuredLoad(name, memory_bytes, load_seconds, time.time())
+        self._cache.remember(self._key(name), measurement)
 
-    def uses(self, name: str) -> int:
+    def use_count(self, name: str) -> int:
         """Requests that the model has had, in all runs and whatever its files were."""
-        return self._sizes.uses(name)
+        return self._cache.use_count(name)
 
-    def count(self, uses: Mapping[str, int]) -> None:
+    def save_use_counts(self, uses: Mapping[str, int]) -> None:
         """The models have had so many requests. Never raises."""
-        self._sizes.count(uses)
+        self._cache.save_use_counts(uses)
 
-    def limited(self, name: str, offset: float) -> LearnedLimit | None:
+    def learned_limit(self, name: str, offset: float) -> LearnedLimit | None:
         """What was learned of the model's limits, in this run or an earlier one. `offset` is what
         the clock of epoch seconds is ahead of the caller's."""
-        known = self._sizes.limited(name)
+        known = self._cache.learned_limit(name)
         return None if known is None else LearnedLimit(known.concurrency, known.since - offset)
 
-    def limit(self, name: str, limit: LearnedLimit | None, offset: float) -> None:
+    def save_limit(self, name: str, limit: LearnedLimit | None, offset: float) -> None:
         """It was learned; None = nothing limits it any more. Never raises."""
         at = None if limit is None else LearnedLimit(limit.concurrency, limit.since + offset)
-        self._sizes.limit(name, at)
+        self._cache.save_limit(name, at)
 
     def _key(self, name: str) -> str:
         model = self._catalog.models[name]

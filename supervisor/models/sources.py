@@ -8,11 +8,12 @@ commit), `snapshots/COMMIT/` (links into `blobs/`) and, while a download runs or
 `blobs/*.incomplete`.
 """
 
-import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+
+from supervisor.models.jsonfiles import Malformed, read_header, read_object
 
 __all__ = ["SourceError", "discover", "hub_dir", "resolve"]
 
@@ -22,8 +23,6 @@ _REPO = re.compile(
 _SHARD = re.compile(r"(.*-)([0-9]{5})-of-([0-9]{5})\.safetensors", re.ASCII)
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
 _INDEX = "model.safetensors.index.json"
-# The limit of the safetensors format itself; a corrupt length must not become an allocation.
-_MAX_JSON = 100_000_000
 
 
 class SourceError(Exception):
@@ -100,7 +99,7 @@ def discover(hub: Path) -> dict[str, Path]:
                 and _is_mlx_language_model(name, snapshot)
             ):
                 found[name] = snapshot
-        except (OSError, ValueError, RecursionError):
+        except (OSError, ValueError):
             continue
     return found
 
@@ -164,8 +163,8 @@ def _problem(folder: Path) -> str | None:
     weights = {path.name for path in folder.glob("*.safetensors") if path.is_file()}
     try:
         expected = _expected_weights(folder, weights)
-    except ValueError as error:
-        return f"{error} in {folder}"
+    except Malformed as error:
+        return f"{_INDEX} {error} in {folder}"
     for name in sorted(expected):
         if name not in weights and not (folder / name).is_file():
             return f"{name} is missing in {folder}"
@@ -175,13 +174,14 @@ def _problem(folder: Path) -> str | None:
 
 
 def _expected_weights(folder: Path, weights: set[str]) -> set[str]:
-    """The weight files that the index or a shard's own name (`-00001-of-00003`) promises."""
+    """The weight files that the index or a shard's own name (`-00001-of-00003`) promises. Raises
+    Malformed for the index."""
     expected: set[str] = set()
     index = folder / _INDEX
     if index.exists():
-        weight_map = _read_json(index).get("weight_map")
+        weight_map = read_object(index).get("weight_map")
         if not isinstance(weight_map, dict):
-            raise ValueError(f"{_INDEX} has no weight_map")
+            raise Malformed("has no weight_map")
         expected.update(str(name) for name in weight_map.values())
     for match in filter(None, map(_SHARD.fullmatch, weights)):
         stem, _, total = match.groups()
@@ -208,7 +208,7 @@ def _unfinished_download(snapshot: Path) -> str | None:
 
 
 def _is_mlx_language_model(name: str, snapshot: Path) -> bool:
-    config = _read_json(snapshot / "config.json")
+    config = read_object(snapshot / "config.json")
     if not (isinstance(config.get("model_type"), str) and config["model_type"]):
         return False
     has_tokenizer = any((snapshot / file).is_file() for file in _TOKENIZERS)
@@ -220,35 +220,8 @@ def _is_mlx_language_model(name: str, snapshot: Path) -> bool:
     if isinstance(quantization, dict) and {"group_size", "bits"} <= quantization.keys():
         return True
     weights = min(path for path in snapshot.glob("*.safetensors") if path.is_file())
-    metadata = _safetensors_header(weights).get("__metadata__")
+    metadata = read_header(weights)[0].get("__metadata__")
     return isinstance(metadata, dict) and metadata.get("format") == "mlx"
-
-
-def _safetensors_header(path: Path) -> dict[str, object]:
-    """The JSON header of a safetensors file. Raises ValueError for anything else."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(_MAX_JSON, os.fstat(file.fileno()).st_size - 8):
-            raise ValueError(f"{path.name} is not a safetensors file")
-        return _table(file.read(length), path)
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    with open(path, "rb") as file:
-        data = file.read(_MAX_JSON + 1)
-    if len(data) > _MAX_JSON:
-        raise ValueError(f"{path.name} is too large")
-    return _table(data, path)
-
-
-def _table(data: bytes, path: Path) -> dict[str, object]:
-    try:
-        value = json.loads(data)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{path.name} is not JSON") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} does not hold a JSON object")
-    return value
 
 
 def _expand(path: str, environ: Mapping[str, str]) -> Path:

@@ -1,7 +1,8 @@
-"""First code of every child: `python -m supervisor.processes.child LIFELINE PARENT WORDS MODULE ARGUMENTS…`.
+"""First code of each child: `python -m supervisor.processes.child LIFELINE PARENT FAULTS MODULE …`.
 
-It makes sure that the child cannot outlive its supervisor and cannot dawdle over a core dump, then
-becomes MODULE. It is the only thing of the supervisor's that runs in another process.
+It makes sure that the child cannot outlive its supervisor, writes no core dump, and has
+faulthandler report fatal signals to the descriptor FAULTS; then it becomes MODULE with the
+arguments that follow. It is the only code of the supervisor's that runs in another process.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ import sys
 import threading
 
 STACKS_SIGNAL = signal.SIGUSR1
-"""Has any child write the stacks of all its threads to stderr, whatever these do, and go on."""
+"""Makes a child write the stacks of all its threads to stderr, whatever these do, and go on."""
 _PR_SET_PDEATHSIG = 1
 _STDERR = 2
 
 
 def main() -> None:
-    lifeline, parent, words, module = *map(int, sys.argv[1:4]), sys.argv[4]
+    lifeline, parent, faults, module = *map(int, sys.argv[1:4]), sys.argv[4]
     # A core dump of a process full of weights delays its end, and so every client's answer.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
@@ -32,8 +33,8 @@ def main() -> None:
     threading.Thread(target=_watch, args=(lifeline,), name="lifeline", daemon=True).start()
     # Terminal signals are the supervisor's business; it tells its children what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.set_inheritable(words, words <= 2)
-    faulthandler.enable(words)
+    os.set_inheritable(faults, faults <= _STDERR)
+    faulthandler.enable(faults)
     faulthandler.register(STACKS_SIGNAL, _STDERR)
     sys.argv = [module, *sys.argv[5:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

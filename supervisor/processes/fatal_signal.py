@@ -1,6 +1,6 @@
-"""A worker's last words: what faulthandler writes when a fatal signal has come.
+"""What a worker's faulthandler writes when a fatal signal has come.
 
-They arrive milliseconds after the signal; the end of the process, its closed sockets included, is
+It arrives milliseconds after the signal. The end of the process, its closed sockets included, is
 known only when the kernel has torn its memory down, which takes 55 ms a gigabyte.
 """
 
@@ -24,12 +24,12 @@ _SIGNALS = {
 }
 _READ_BYTES = 65536
 _FIRST_LINE = 256
-"""Bytes that are kept to be looked at: faulthandler writes its first line in several pieces."""
+"""Bytes of it that are kept: faulthandler writes its first line in several pieces."""
 
 log = logging.getLogger("bulkhead.supervisor")
 
 
-class FatalSignal:
+class FatalSignalReader:
     """The reading end of the pipe that one child's faulthandler writes to.
 
     All of it is copied to the child's stderr file, where people look for it. Owns the descriptor.
@@ -39,17 +39,18 @@ class FatalSignal:
         """`on_fatal` is called at most once, with the signal's name, on the running event loop."""
         self._descriptor = descriptor
         self.stderr = stderr
-        """May be set to the file's new name."""
+        """The child's file; to be set to its new name when it is renamed."""
         self._on_fatal = on_fatal
-        self._told = False
-        self._heard = b""
+        self._reported = False
+        self._beginning = b""
         self._loop = asyncio.get_running_loop()
         os.set_blocking(descriptor, False)
         self._loop.add_reader(descriptor, self._read)
 
     def close(self) -> None:
-        """Take what is left; the child is gone. Nothing is told any more."""
-        self._told = True
+        """Copy what is left and close the descriptor; the child is gone. `on_fatal` is not called
+        any more."""
+        self._reported = True
         while self._descriptor >= 0 and self._read():
             pass
         self._end()
@@ -57,21 +58,21 @@ class FatalSignal:
     def _read(self) -> bool:
         """Copy what has arrived; whether there was anything."""
         try:
-            words = os.read(self._descriptor, _READ_BYTES)
+            written = os.read(self._descriptor, _READ_BYTES)
         except BlockingIOError:
             return False
-        if not words:
+        if not written:
             self._end()
             return False
         try:
             with open(self.stderr, "ab") as file:  # behind what the child has written itself
-                file.write(words)
+                file.write(written)
         except OSError as error:
-            # A full disk costs the words, not the event.
+            # A full disk costs the text, not the event.
             log.error("a worker's last words are lost: %s", error.strerror)
-        self._heard += words[: _FIRST_LINE - len(self._heard)]
-        if not self._told and (found := _FATAL.match(self._heard)):
-            self._told = True
+        self._beginning += written[: _FIRST_LINE - len(self._beginning)]
+        if not self._reported and (found := _FATAL.match(self._beginning)):
+            self._reported = True
             self._on_fatal(_SIGNALS.get(found[1], "a fatal error"))
         return True
 

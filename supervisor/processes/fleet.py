@@ -1,6 +1,7 @@
-"""The worker processes: spawned, told what to load, listened to, signalled.
+"""All worker processes: spawned, told what to load, listened to, signalled.
 
-The fleet knows processes and nothing of requests; what happens to a process it reports to `Events`.
+The fleet knows processes and nothing of requests. What happens to a process it tells a
+`WorkerListener`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from supervisor.models.sources import SourceError
 from supervisor.processes.launcher import Child, Launcher
 from supervisor.processes.spare import ROLE, Spare
 from supervisor.processes.watchdog import Watchdog
-from supervisor.processes.worker import Channel, Owner, WorkerProcess
+from supervisor.processes.worker import Channel, ExitCallbacks, WorkerProcess
 from supervisor.state import logs
 from supervisor.state.paths import StateDir, slug
 from supervisor.wire import frames, progress
@@ -35,32 +36,44 @@ _REAP_SECONDS = 5.0
 _LOG_PROGRESS_SECONDS = 5.0
 
 
-class Events(Protocol):
-    """What the fleet tells. Each call is about one incarnation, perhaps one that is over."""
+class WorkerListener(Protocol):
+    """Who is told what happens to workers. Called on the event loop, each time about one
+    incarnation, perhaps one that is over."""
 
-    def worker_started(self, model: str, generation: int, child: Child) -> None: ...
-    def worker_loading(self, model: str, generation: int, done: int, total: int) -> None: ...
+    def worker_started(self, model: str, generation: int, child: Child) -> None:
+        """Its process exists."""
+
+    def worker_loading(self, model: str, generation: int, done: int, total: int) -> None:
+        """Bytes of weights in memory so far; 0 of 0 once it has imported mlx-lm."""
+
     def worker_ready(self, model: str, generation: int, ready: frames.Ready) -> None: ...
     def worker_progressed(self, model: str, generation: int) -> None:
-        """It has made tokens, or the like, since this was told last."""
+        """It has made tokens or other output since this was told last."""
 
     def worker_stalled(self, model: str, generation: int, how: str) -> None: ...
-    def worker_unloadable(self, model: str, generation: int, reason: str) -> None: ...
-    def worker_broken(self, model: str, generation: int, reason: str) -> None: ...
-    def worker_dying(self, model: str, generation: int, how: str) -> None: ...
-    def worker_exited(self, model: str, generation: int, how: str) -> None: ...
+    def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
+        """Its model can't be loaded, and could not be by another process either."""
+
+    def worker_broken(self, model: str, generation: int, reason: str) -> None:
+        """It broke the protocol."""
+
+    def worker_dying(self, model: str, generation: int, how: str) -> None:
+        """A fatal signal has come; `worker_exited` will follow."""
+
+    def worker_exited(self, model: str, generation: int, how: str) -> None:
+        """It is reaped, or could not be started. The last that is told of it."""
 
 
 @dataclass(slots=True, eq=False)
-class Worker:
-    """One incarnation."""
+class _Running:
+    """One incarnation's process."""
 
     model: str
     generation: int
     process: WorkerProcess
     watchdog: Watchdog
     outputs: int = 0
-    """Made so far, by the last look."""
+    """Made so far, by the last check."""
     listening: asyncio.Task[None] | None = None
 
     @property
@@ -73,14 +86,17 @@ class Worker:
 
 
 class Fleet:
-    """All worker processes of this supervisor. `spare` is off until it is allowed."""
+    """All worker processes of this supervisor, `spare` included, which is off until enabled.
+
+    `module` is what a worker runs; `on_change` is called when there is a process more or less.
+    """
 
     def __init__(
         self,
         launcher: Launcher,
         state: StateDir,
         catalog: Catalog,
-        events: Events,
+        listener: WorkerListener,
         *,
         module: str,
         on_change: Callable[[], None],
@@ -89,11 +105,11 @@ class Fleet:
         self._launcher = launcher
         self._state = state
         self._catalog = catalog
-        self._events = events
+        self._listener = listener
         self._module = module
         self._on_change = on_change
         self._stall_seconds = stall_seconds
-        self._workers: dict[tuple[str, int], Worker] = {}
+        self._workers: dict[tuple[str, int], _Running] = {}
         self.spare = Spare(self._start_spare, on_change)
 
     @property
@@ -103,7 +119,8 @@ class Fleet:
             yield self.spare.process.child
 
     def spawn(self, model: str, generation: int) -> None:
-        """Start an incarnation. A failure to start is reported as its exit, later on the loop."""
+        """Start an incarnation and have it load its model. A failure is told as its exit, on the
+        loop's next turn."""
         loop = asyncio.get_running_loop()
         try:
             folder = self._catalog.locate(model)
@@ -116,8 +133,8 @@ class Fleet:
             process = self._process(
                 f"worker {model}#{generation}",
                 self._state.logs / base,
-                Owner(
-                    partial(self._events.worker_dying, model, generation),
+                ExitCallbacks(
+                    partial(self._listener.worker_dying, model, generation),
                     partial(self._exited, (model, generation)),
                 ),
                 self._catalog.models[model],
@@ -125,13 +142,13 @@ class Fleet:
         except OSError as error:
             log.error("worker %s#%d cannot be started: %s", model, generation, error)
             how = f"it could not be started: {error.strerror}"
-            loop.call_soon(self._events.worker_exited, model, generation, how)
+            loop.call_soon(self._listener.worker_exited, model, generation, how)
             return
-        worker = Worker(model, generation, process, Watchdog(self._stall_seconds))
+        worker = _Running(model, generation, process, Watchdog(self._stall_seconds))
         self._workers[model, generation] = worker
         how = "spawned" if process.channel is None else "is the spare"
         log.info("worker %s %s, pid %d, loading %s", worker.name, how, worker.child.pid, folder)
-        self._events.worker_started(model, generation, worker.child)
+        self._listener.worker_started(model, generation, worker.child)
         load = frames.Load(
             model=model,
             generation=generation,
@@ -142,22 +159,24 @@ class Fleet:
         )
         worker.listening = loop.create_task(self._listen(worker, load))
         self._on_change()
-        logs.forget_old(self._state.logs, prefix)
+        logs.remove_old(self._state.logs, prefix)
 
-    def _process(self, role: str, base: Path, owner: Owner, model: ModelSettings) -> WorkerProcess:
+    def _process(
+        self, role: str, base: Path, callbacks: ExitCallbacks, model: ModelSettings
+    ) -> WorkerProcess:
         """The spare, if there is one and the model has no environment of its own; else a new one.
         Raises OSError."""
         spare = None if model.env or model.python else self.spare.take()
         if spare is None:
-            return self._start(role, base, owner, environ=model.env)
-        spare.hand_over(owner, role, base)
+            return self._start(role, base, callbacks, environ=model.env)
+        spare.reassign(callbacks, role, base)
         return spare
 
     def _start(
         self,
         role: str,
         base: Path,
-        owner: Owner,
+        callbacks: ExitCallbacks,
         *,
         arguments: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
@@ -167,93 +186,93 @@ class Fleet:
             self._module,
             role,
             base,
-            owner,
+            callbacks,
             arguments=arguments,
             environ=environ,
         )
 
-    def _start_spare(self, owner: Owner) -> WorkerProcess:
+    def _start_spare(self, callbacks: ExitCallbacks) -> WorkerProcess:
         base = self._state.logs / f"{ROLE}.{_stamp()}"
-        process = self._start(ROLE, base, owner, arguments=["--spare"])
-        logs.forget_old(self._state.logs, ROLE)
+        process = self._start(ROLE, base, callbacks, arguments=["--spare"])
+        logs.remove_old(self._state.logs, ROLE)
         return process
 
     def stop(self, model: str, generation: int, *, kill: bool, stacks: bool) -> None:
-        """SIGTERM or SIGKILL, the latter after the `stacks` of its threads have been asked for;
-        nothing where the process is gone already."""
+        """Send SIGTERM, or with `kill` SIGKILL, which with `stacks` comes once the process could
+        write its threads' stacks. Does nothing where the process is gone already."""
         worker = self._workers.get((model, generation))
         if worker is None:
             return
         log.info("worker %s is %s", worker.name, "killed" if kill else "told to stop")
         if stacks:
-            worker.child.put_down()
+            worker.child.kill_with_stacks()
         else:
             worker.child.signal(signal.SIGKILL if kill else signal.SIGTERM)
 
-    def look(self, model: str, generation: int, now: float, *, awaited: bool) -> None:
-        """See whether a worker moves, and tell; nothing where the process is gone already.
-        `awaited`: somebody is in it."""
+    def check(self, model: str, generation: int, now: float, *, awaited: bool) -> None:
+        """Tell whether a worker has made output, and whether it has stalled. Does nothing where the
+        process is gone already. `now` in monotonic seconds; `awaited`: it has requests."""
         worker = self._workers.get((model, generation))
         reading = None if worker is None else self._read(worker)
         if worker is None or reading is None:
             return
-        how = worker.watchdog.look(reading, now, awaited=awaited)
+        how = worker.watchdog.check(reading, now, awaited=awaited)
         if how is not None:
-            self._events.worker_stalled(model, generation, how)
+            self._listener.worker_stalled(model, generation, how)
 
-    def _read(self, worker: Worker) -> progress.Reading | None:
-        """How far it has come. It is told that there are new outputs."""
+    def _read(self, worker: _Running) -> progress.Reading | None:
+        """Its progress record. Tells that there is new output."""
         reading = worker.process.reading()
         if reading is not None and reading.outputs != worker.outputs:
             worker.outputs = reading.outputs
-            self._events.worker_progressed(worker.model, worker.generation)
+            self._listener.worker_progressed(worker.model, worker.generation)
         return reading
 
     def shrink(self, model: str, generation: int) -> None:
-        """Ask for what is only kept for later; nothing where the process is gone already."""
+        """Ask it to free its caches. Does nothing where the process is gone already."""
         worker = self._workers.get((model, generation))
         if worker is not None and worker.process.channel is not None:
             worker.process.channel.send(frames.Shrink())
 
     def _unlocatable(self, model: str, generation: int, reason: str) -> None:
-        self._events.worker_unloadable(model, generation, reason)
-        self._events.worker_exited(model, generation, "never started")
+        self._listener.worker_unloadable(model, generation, reason)
+        self._listener.worker_exited(model, generation, "never started")
 
     def _exited(self, key: tuple[str, int], how: str) -> None:
         worker = self._workers.pop(key)
-        self._read(worker)  # what it made just before its death
+        self._read(worker)  # the output just before its death
         self._state.worker_socket(*key).unlink(missing_ok=True)
         log.info("worker %s, pid %d, ended: %s", worker.name, worker.child.pid, how)
-        self._events.worker_exited(*key, how)
+        self._listener.worker_exited(*key, how)
         self._on_change()
 
-    async def _listen(self, worker: Worker, load: frames.Load) -> None:
-        """Follow one worker's channel until it closes, then see that the process really ends."""
+    async def _listen(self, worker: _Running, load: frames.Load) -> None:
+        """Follow one worker's channel until it closes, then wait for the process to end."""
         channel = await worker.process.connect()
         try:
             channel.send(load)
             await self._follow(worker, channel)
         except ProtocolError as error:
-            self._events.worker_broken(worker.model, worker.generation, f"bad message: {error}")
+            self._listener.worker_broken(worker.model, worker.generation, f"bad message: {error}")
         try:
             await asyncio.wait_for(worker.process.gone.wait(), _REAP_SECONDS)
         except TimeoutError:
             reason = "it closed its channel without exiting"
-            self._events.worker_broken(worker.model, worker.generation, reason)
+            self._listener.worker_broken(worker.model, worker.generation, reason)
         finally:
             channel.close()
 
-    async def _follow(self, worker: Worker, channel: Channel) -> None:
+    async def _follow(self, worker: _Running, channel: Channel) -> None:
         incarnation = (worker.model, worker.generation)
-        said = time.monotonic()
+        logged_at = time.monotonic()
         while (frame := await channel.receive()) is not None:
             match frame:
                 case frames.Hello():
-                    self._events.worker_loading(*incarnation, 0, 0)
+                    self._listener.worker_loading(*incarnation, 0, 0)
                 case frames.Loading(done, total):
-                    self._events.worker_loading(*incarnation, done, total)
-                    if time.monotonic() - said > _LOG_PROGRESS_SECONDS or done == total:
-                        said = time.monotonic()
+                    self._listener.worker_loading(*incarnation, done, total)
+                    if time.monotonic() - logged_at > _LOG_PROGRESS_SECONDS or done == total:
+                        logged_at = time.monotonic()
                         log.info(
                             "worker %s loading: %d of %d MB",
                             worker.name,
@@ -267,12 +286,12 @@ class Fleet:
                         frame.memory_bytes // 10**6,
                         frame.context,
                     )
-                    self._events.worker_ready(*incarnation, frame)
+                    self._listener.worker_ready(*incarnation, frame)
                 case frames.LoadFailed(reason):
                     log.error("worker %s cannot load: %s", worker.name, reason)
-                    self._events.worker_unloadable(*incarnation, reason)
+                    self._listener.worker_unloadable(*incarnation, reason)
 
 
 def _stamp() -> str:
-    """In names of log files, whose order is then their age."""
+    """The time as names of log files have it: their order is that of their age."""
     return datetime.now().strftime("%Y%m%dT%H%M%S")

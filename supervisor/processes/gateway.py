@@ -1,4 +1,4 @@
-"""The gateway process: kept running, and never the owner of anything that must survive it."""
+"""The gateway process: started on the listening socket, watched, and started again when it dies."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _STABLE_SECONDS = 5.0
 """A gateway that lived this long did not fail at start-up: the next one starts at once."""
 _BACKOFF_FIRST = 0.2
 _BACKOFF_MAX = 10.0
-_HOPELESS = 3
-"""Deaths in a row, without ever having served, after which starting again is pointless."""
+_GIVE_UP = 3
+"""Deaths in a row, without ever having served, after which it is not started again."""
 _STOP_SECONDS = 10.0
 _START_SECONDS = 60.0
 """A gateway that does not serve by then never will; it takes half a second."""
@@ -34,10 +34,10 @@ imported: a fifth of the start, and 2 MB."""
 
 
 class GatewayProcess:
-    """Starts the gateway on an inherited socket and starts it again whenever it dies.
+    """Keeps one gateway process running. To be used on the event loop.
 
-    Connections that arrive in between wait in the socket's backlog. `hopeless` is set when the
-    gateway has never come up; the caller then gives up.
+    The process inherits `listener`, so connections that arrive while there is none wait in the
+    socket's backlog. Nothing that must survive it belongs to it.
     """
 
     def __init__(
@@ -52,8 +52,9 @@ class GatewayProcess:
         *,
         stall_seconds: float,
     ) -> None:
-        """`on_death` is told of every unasked end: the process, how it ended, its uptime in seconds,
-        and why it was killed if we did that."""
+        """`settings` are the gateway's, JSON; `module` is what it runs. `on_change` is called when
+        there is a process or none. `on_death` is called at every end that was not asked for: the
+        process, how it ended, its uptime in seconds, and why we killed it, "" = we did not."""
         self._launcher = launcher
         self._state = state
         self._listener = listener
@@ -64,27 +65,29 @@ class GatewayProcess:
         self._stall_seconds = stall_seconds
         self._watchdog: Watchdog | None = None
         """Of a gateway that serves."""
-        self._put_down = ""
-        """Why it was killed by us."""
+        self._kill_reason = ""
+        """Why we kill it, if we do."""
         self._early_deaths = 0
         self._served = False
-        self._hopeless_deaths = 0
+        self._deaths_unserved = 0
         self._stopping = False
-        self._born = 0.0
-        self._waited_since = self._looked = 0.0
-        """From when on the start counts, and the last look; monotonic seconds."""
+        self._started_at = 0.0
+        self._waited_since = self._last_check = 0.0
+        """When the wait for its first answer began, and the last check; monotonic seconds."""
         self._gone = asyncio.Event()
         self.child: Child | None = None
         self.serving = asyncio.Event()
-        self.hopeless = asyncio.Event()
+        """Set while the gateway accepts requests."""
+        self.gave_up = asyncio.Event()
+        """Set when it died several times without ever having served: it is not started again."""
 
     def start(self) -> None:
-        """Start one gateway process."""
+        """Start the process. One that cannot be started counts as one that died."""
         if self._stopping:
             return
         stamp = datetime.now().strftime("%Y%m%dT%H%M%S")
         self._gone.clear()
-        self._born = self._waited_since = self._looked = time.monotonic()
+        self._started_at = self._waited_since = self._last_check = time.monotonic()
         try:
             self.child = self._launcher.start(
                 "gateway",
@@ -107,37 +110,38 @@ class GatewayProcess:
             self._exited(1)
             return
         log.info("gateway started, pid %d", self.child.pid)
-        logs.forget_old(self._state.logs, "gateway")
+        logs.remove_old(self._state.logs, "gateway")
         self._on_change()
 
-    def announced(self) -> None:
-        """The gateway says that it accepts requests."""
+    def accepts_requests(self) -> None:
+        """To be called when the gateway says so."""
         self._served = True
-        self._hopeless_deaths = 0
+        self._deaths_unserved = 0
         self._watchdog = Watchdog(self._stall_seconds)
         self.serving.set()
 
-    def look(self, now: float) -> None:
-        """See that the gateway moves; kill it when it does not. `now` in monotonic seconds."""
-        if self.child is None or self._put_down or self._stopping:
+    def check(self, now: float) -> None:
+        """Kill the process if it has stalled, or has not begun to serve in time. `now` in monotonic
+        seconds."""
+        if self.child is None or self._kill_reason or self._stopping:
             return
         how = self._stalled(self.child, now)
         if how is not None:
             log.error("the gateway has stalled and is killed: %s", how)
-            self._put_down = f"it stalled: {how}"
-            self.child.put_down()
+            self._kill_reason = f"it stalled: {how}"
+            self.child.kill_with_stacks()
 
     def _stalled(self, child: Child, now: float) -> str | None:
         if self._watchdog is None:
-            if now - self._looked > LATE_SECONDS:
-                # We were stopped, and it may have been, too.
+            if now - self._last_check > LATE_SECONDS:
+                # We did not run meanwhile, and perhaps it did not either.
                 self._waited_since = now
-            self._looked = now
+            self._last_check = now
             late = now - self._waited_since > _START_SECONDS
             return f"it did not serve within {_START_SECONDS:g} s" if late else None
         assert child.progress is not None
         reading = progress.read(child.progress)
-        return None if reading is None else self._watchdog.look(reading, now, awaited=True)
+        return None if reading is None else self._watchdog.check(reading, now, awaited=True)
 
     def _exited(self, returncode: int) -> None:
         child, self.child = self.child, None
@@ -149,24 +153,24 @@ class GatewayProcess:
         self._on_change()
         if self._stopping:
             return
-        uptime = time.monotonic() - self._born
+        uptime = time.monotonic() - self._started_at
         early = uptime < _STABLE_SECONDS
         self._early_deaths = self._early_deaths + 1 if early else 0
         how = describe_exit(returncode)
         log.error("the gateway died (%s); models stay loaded, it is started again", how)
         if child is not None:
-            self._on_death(child, how, uptime, self._put_down)
-        self._put_down = ""
-        self._hopeless_deaths += 1
-        if not self._served and self._hopeless_deaths >= _HOPELESS:
-            self.hopeless.set()
+            self._on_death(child, how, uptime, self._kill_reason)
+        self._kill_reason = ""
+        self._deaths_unserved += 1
+        if not self._served and self._deaths_unserved >= _GIVE_UP:
+            self.gave_up.set()
             return
         # The first restart is immediate: clients are waiting in the backlog.
         delay = _BACKOFF_FIRST * 2 ** (self._early_deaths - 2) if self._early_deaths > 1 else 0.0
         asyncio.get_running_loop().call_later(min(delay, _BACKOFF_MAX), self.start)
 
     async def stop(self) -> None:
-        """SIGTERM, then SIGKILL after a while; returns when the process is gone."""
+        """SIGTERM, then SIGKILL after 10 s; returns when the process is gone."""
         self._stopping, self._watchdog = True, None
         if self.child is None:
             return

@@ -1,8 +1,8 @@
-"""One child process: how it is started, how its end is learned, where its words go.
+"""One child process: how it is started, how its end is learned, where its output goes.
 
 Children are started with `subprocess.Popen` from the main thread (on Linux the parent-death signal
-fires when the *thread* that forked ends) and run `supervisor.processes.child` first, which arms everything
-that must be armed inside the new process.
+fires when the *thread* that forked ends) and run `supervisor.processes.child` first, which sets up
+what can only be set up inside the new process.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from supervisor.wire import progress as progress_record
 T = TypeVar("T")
 _STDERR = 2
 _STACKS_SECONDS = 0.3
-"""What a process that is to be killed gets to write its stacks; one that is stopped never does."""
+"""Time to write its stacks for a process that is to be killed; a stopped one never writes them."""
 
 INSTANCE_VARIABLE = "BULKHEAD_INSTANCE"
-"""Environment variable by which a later start recognises what an earlier one left."""
+"""Environment variable by which a later run recognises the children of an earlier one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Child:
     """Where its stdout and stderr go."""
     channel: socket.socket | None
     """Our end of the socketpair that the child inherited."""
-    words: int | None
+    fault_pipe: int | None
     """Our end of the pipe that the child's faulthandler writes to."""
     progress: int | None
     """The child's progress record."""
@@ -55,8 +55,9 @@ class Child:
         """Signal the child; nothing once it has been reaped (Popen then knows its status)."""
         self.popen.send_signal(number)
 
-    def put_down(self) -> None:
-        """Have it write its threads' stacks to stderr, if it still can; kill it in a moment."""
+    def kill_with_stacks(self) -> None:
+        """Ask for its threads' stacks, which it writes to stderr if it still can; kill it
+        0.3 s later. Returns at once."""
         self.signal(STACKS_SIGNAL)
         loop = asyncio.get_running_loop()
         loop.call_later(_STACKS_SECONDS, self.signal, signal.SIGKILL)
@@ -82,18 +83,18 @@ class Launcher:
         on_exit: Callable[[int], None],
         environ: Mapping[str, str] | None = None,
         channel: bool = False,
-        words: bool = False,
+        fault_pipe: bool = False,
         progress: bool = False,
         inherit: Sequence[int] = (),
     ) -> Child:
         """Run `python -m MODULE ARGUMENTS…` in a process group of its own.
 
         With `channel` the child finds one end of a socketpair as file descriptor `--channel`; with
-        `words` its faulthandler writes to a pipe instead of stderr; with `progress` it finds its
-        progress record as `--progress`. All ends of ours are in the result and belong to the
-        caller.
-        `on_exit` is called once, on the running event loop, with the return code as subprocess
-        gives it (negative = signal). Raises OSError when the process cannot be started.
+        `fault_pipe` its faulthandler writes to a pipe instead of stderr; with `progress` it finds
+        its progress record as `--progress`. Our ends are in the result and belong to the caller.
+        `inherit` are further descriptors that the child keeps, under their numbers. `on_exit` is
+        called once, on the running event loop, with the return code as subprocess gives it
+        (negative = signal). Raises OSError when the process cannot be started.
         """
         loop = asyncio.get_running_loop()
         with ExitStack() as stack:
@@ -107,15 +108,15 @@ class Launcher:
                 stack.push(_unless_started(socket.socket.close, ours))
                 fds.append(theirs.fileno())
                 arguments = (*arguments, "--channel", str(theirs.fileno()))
-            heard: int | None = None
-            said = _STDERR
-            if words:
-                heard, said = os.pipe()
+            faults_in: int | None = None
+            faults_out = _STDERR
+            if fault_pipe:
+                faults_in, faults_out = os.pipe()
                 # A supervisor that is stopped must not keep a dying child alive.
-                os.set_blocking(said, False)
-                stack.callback(os.close, said)
-                stack.push(_unless_started(os.close, heard))
-                fds.append(said)
+                os.set_blocking(faults_out, False)
+                stack.callback(os.close, faults_out)
+                stack.push(_unless_started(os.close, faults_in))
+                fds.append(faults_out)
             record: int | None = None
             if progress:
                 record = progress_record.create()
@@ -130,7 +131,7 @@ class Launcher:
                     "supervisor.processes.child",
                     str(self.lifeline),
                     str(os.getpid()),
-                    str(said),
+                    str(faults_out),
                     module,
                     *arguments,
                 ],
@@ -142,9 +143,9 @@ class Launcher:
                 env={**self.environ, **(environ or {}), INSTANCE_VARIABLE: self.instance},
             )
         started, files = _start_time(popen.pid), (stdout, stderr)
-        child = Child(role, popen.pid, started, popen, files, ours, heard, record)
+        child = Child(role, popen.pid, started, popen, files, ours, faults_in, record)
         threading.Thread(
-            target=_wait, args=(popen, loop, on_exit), name=f"wait-{popen.pid}", daemon=True
+            target=_report_exit, args=(popen, loop, on_exit), name=f"wait-{popen.pid}", daemon=True
         ).start()
         return child
 
@@ -174,17 +175,17 @@ def is_ours(pid: int, started: float, instance: str) -> bool:
         return False
 
 
-def _wait(
+def _report_exit(
     popen: subprocess.Popen[bytes],
     loop: asyncio.AbstractEventLoop,
     on_exit: Callable[[int], None],
 ) -> None:
-    """Block in waitpid: the same code on every platform, and no poll between death and word."""
+    """Block in waitpid: the same code on every platform, and no delay after the death."""
     returncode = popen.wait()
     try:
         loop.call_soon_threadsafe(on_exit, returncode)
     except RuntimeError:
-        return  # the loop is closed: the supervisor has ended and nobody needs to know
+        return  # the loop is closed: the supervisor has ended
 
 
 def _append(path: Path) -> IO[bytes]:

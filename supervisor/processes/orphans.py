@@ -1,7 +1,7 @@
-"""What an earlier run of this state directory left behind: its children and its sockets.
+"""What an earlier run with this state directory left behind: its children and its sockets.
 
-Children die with their supervisor (parent-death signal, lifeline). This is the second line, for
-platforms and moments in which they did not.
+Children die with their supervisor (parent-death signal, lifeline). This is the second line of
+defence, for the cases in which they did not.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import msgspec
 import psutil
 
 from supervisor.processes.launcher import Child, is_ours
-from supervisor.state.paths import StateDir, write_atomically
+from supervisor.state.files import write_atomically
+from supervisor.state.paths import StateDir
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -29,29 +30,29 @@ class _Process(msgspec.Struct, frozen=True):
     started: float
 
 
-class _Record(msgspec.Struct, frozen=True):
+class _ChildrenFile(msgspec.Struct, frozen=True):
     instance: str
     children: list[_Process]
 
 
 def record(state: StateDir, instance: str, children: Iterable[Child]) -> None:
-    """Write down who runs, so that the next start can find them."""
+    """Write down which children run, so that the next start can find them. Raises OSError."""
     processes = [_Process(child.role, child.pid, child.started) for child in children]
-    write_atomically(state.children, msgspec.json.encode(_Record(instance, processes)))
+    write_atomically(state.children, msgspec.json.encode(_ChildrenFile(instance, processes)))
 
 
 def clean(state: StateDir) -> None:
-    """Kill the recorded children that still run, and remove all sockets.
+    """Kill the recorded children that still run, and remove all sockets. Blocks for up to 5 s.
 
-    Call it with the instance lock held: whatever is here then belongs to nobody alive.
+    To be called with the instance lock held: nothing here belongs to a running supervisor then.
     """
     try:
-        left = msgspec.json.decode(state.children.read_bytes(), type=_Record)
+        left = msgspec.json.decode(state.children.read_bytes(), type=_ChildrenFile)
     except FileNotFoundError:
-        left = _Record("", [])
+        left = _ChildrenFile("", [])
     except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
         log.warning("%s is unreadable (%s); no leftovers are looked for", state.children, error)
-        left = _Record("", [])
+        left = _ChildrenFile("", [])
     killed: list[int] = []
     for process in left.children:
         if is_ours(process.pid, process.started, left.instance):
@@ -72,7 +73,7 @@ def _kill(pid: int) -> None:
 
 
 def _await_end(pids: Iterable[int]) -> None:
-    """Until the kernel has taken back what they held, the port above all; a while at most."""
+    """Until the kernel has taken back what they held, the port above all; for 5 s at most."""
     gone = []
     for pid in pids:
         with contextlib.suppress(psutil.NoSuchProcess):

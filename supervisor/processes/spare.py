@@ -1,8 +1,8 @@
 """The spare: a worker process that has imported mlx-lm and waits for the next load.
 
-It is no model, and nobody waits for it: it starts when nothing else does, imports at the lowest
-priority, and is the first to go when memory is short. Whoever takes it gives it a model. While there
-is none that is ready, workers are started as if there were no such thing.
+It is no model, and nobody waits for it: it is started when nothing else is, imports at the lowest
+priority, and is the first to go when memory is short. The next load takes it, if it is ready, and
+starts a process of its own otherwise.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import signal
 from collections.abc import Callable, Iterable
 
 from supervisor.processes.watchdog import Watchdog
-from supervisor.processes.worker import Owner, WorkerProcess
+from supervisor.processes.worker import ExitCallbacks, WorkerProcess
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Entry
 from supervisor.scheduler.pressure import Level
@@ -25,11 +25,12 @@ log = logging.getLogger("bulkhead.supervisor")
 
 ROLE = "spare"
 BYTES = 150 * 10**6
-"""What the budget keeps for it: 80 MB on Linux; Metal needs some more."""
+"""What the budget reserves for it: 80 MB on Linux; Metal needs some more."""
 _IMPORT_SECONDS = 600.0
 """At the lowest priority an import may take its time on a busy machine."""
 _BACKOFF_SECONDS = (1.0, 10.0)
-"""After the first and the second death in a row. The third is the last."""
+"""Between a death and the next start, after the first and the second death in a row. After the
+third there is no next start."""
 _REAP_SECONDS = 5.0
 _STALL_SECONDS = 5.0
 """A loop that has stood still for so long will not load a model."""
@@ -38,14 +39,14 @@ _STALL_SECONDS = 5.0
 class SpareState(enum.StrEnum):
     OFF = "off"
     WAITING = "waiting"
-    """There is none yet: something loads, memory is short, or the last one has died."""
+    """There is none for now: something loads, memory is short, or the last one has died."""
     IMPORTING = "importing"
     READY = "ready"
 
 
 def is_calm(entries: Iterable[Entry], level: Level) -> bool:
-    """Whether an import would be in nobody's way: memory is plenty, nothing loads, and nobody's
-    recovery is under way."""
+    """Whether an import would slow nobody down: memory is plenty, no model loads, and no request
+    recovers from a death."""
     return level is Level.NORMAL and not any(
         entry.state is State.LOADING
         or entry.returning
@@ -55,96 +56,91 @@ def is_calm(entries: Iterable[Entry], level: Level) -> bool:
 
 
 class Spare:
-    """At most one process, started with `start` and called on the event loop.
+    """At most one process. To be used on the event loop.
 
-    OFF at first. Nothing is signalled by halves: a spare holds nothing that an end could spoil, so
-    it is killed whenever it has to go.
+    `start` starts it, `on_change` is called when there is one or none. OFF at first. It holds
+    nothing that could get lost, so it is killed, with SIGKILL, whenever it has to go.
     """
 
     def __init__(
         self,
-        start: Callable[[Owner], WorkerProcess],
+        start: Callable[[ExitCallbacks], WorkerProcess],
         on_change: Callable[[], None],
         *,
         backoff: tuple[float, ...] = _BACKOFF_SECONDS,
     ) -> None:
-        self.standing = SpareState.OFF
+        self.state = SpareState.OFF
         self.process: WorkerProcess | None = None
-        """Lives, or is being killed (OFF and WAITING)."""
+        """It runs; where the state is OFF or WAITING, it is being killed."""
         self._start = start
         self._on_change = on_change
         self._backoff = backoff
         self._deaths = 0
-        """Unasked, since one was taken."""
+        """Since one was taken."""
         self._due = 0.0
         """When the next may start, or the import must be over; monotonic seconds."""
-        self.greeting: asyncio.Task[None] | None = None
-        """Ends once it has said that it is ready, or can't any more."""
+        self.startup: asyncio.Task[None] | None = None
+        """Ends once it is ready, or can't become so any more."""
         self._watchdog = Watchdog(_STALL_SECONDS)
         """Of the one that is ready."""
 
-    def allow(self) -> None:
-        """There may be one from now on."""
-        self.standing = SpareState.WAITING
+    def enable(self) -> None:
+        """Let there be one from now on."""
+        self.state = SpareState.WAITING
 
-    def tend(self, now: float, *, calm: bool) -> None:
-        """Start one if there is none and it would be in nobody's way; see that the one that is ready
-        moves. Called every `watchdog.LOOK_SECONDS`."""
-        if (
-            self.standing is SpareState.WAITING
-            and calm
-            and self.process is None
-            and now >= self._due
-        ):
-            self._begin(now)
-        elif self.standing is SpareState.IMPORTING and now >= self._due:
+    def maintain(self, now: float, *, calm: bool) -> None:
+        """Start one if there is none and it is `calm`; kill one that takes too long to import or
+        has stalled. To be called every `watchdog.CHECK_SECONDS`; `now` in the loop's seconds."""
+        if self.state is SpareState.WAITING and calm and self.process is None and now >= self._due:
+            self._start_one(now)
+        elif self.state is SpareState.IMPORTING and now >= self._due:
             log.error("the spare worker takes too long and is killed")
             self._kill()
-        elif self.standing is SpareState.READY and (how := self._stalled(now)):
+        elif self.state is SpareState.READY and (how := self._stalled(now)):
             log.error("the spare worker has stalled and is killed: %s", how)
-            self._doom(now)
+            self._await_exit(now)
             self._kill()
 
     def take(self) -> WorkerProcess | None:
-        """The spare, which the caller must hand over to its new owner; None = start one yourself."""
-        if self.standing is not SpareState.READY:
+        """The spare if it is ready, for the caller to `reassign`; else None."""
+        if self.state is not SpareState.READY:
             return None
         process, self.process = self.process, None
-        self.standing, self._deaths, self._due = SpareState.WAITING, 0, 0.0
+        self.state, self._deaths, self._due = SpareState.WAITING, 0, 0.0
         return process
 
     def drop(self, why: str) -> None:
-        """It must go, for the time being."""
-        if self.standing in (SpareState.IMPORTING, SpareState.READY):
+        """Kill it, for the time being; `why` is for the log."""
+        if self.state in (SpareState.IMPORTING, SpareState.READY):
             log.info("the spare worker goes: %s", why)
-            self.standing, self._due = SpareState.WAITING, 0.0
+            self.state, self._due = SpareState.WAITING, 0.0
             self._kill()
 
-    def forbid(self) -> None:
-        """It goes for good."""
-        self.standing = SpareState.OFF
+    def disable(self) -> None:
+        """Kill it and let there be none any more."""
+        self.state = SpareState.OFF
         self._kill()
 
     async def ended(self) -> None:
-        """Return once there is no process, or the kernel does not let go of it."""
+        """Return once its process has ended, or after 5 s."""
         if self.process is not None:
             try:
                 await asyncio.wait_for(self.process.gone.wait(), _REAP_SECONDS)
             except TimeoutError:
                 log.error("the spare worker, pid %d, does not end", self.process.child.pid)
 
-    def _begin(self, now: float) -> None:
+    def _start_one(self, now: float) -> None:
         try:
-            self.process = self._start(Owner(self._dying, self._exited))
+            self.process = self._start(ExitCallbacks(self._fatal_signal, self._exited))
         except OSError as error:
             self._failed(f"it could not be started: {error.strerror}")
             return
-        self.standing, self._due = SpareState.IMPORTING, now + _IMPORT_SECONDS
-        self.greeting = asyncio.get_running_loop().create_task(self._greet(self.process))
+        self.state, self._due = SpareState.IMPORTING, now + _IMPORT_SECONDS
+        self.startup = asyncio.get_running_loop().create_task(self._await_hello(self.process))
         self._on_change()
 
-    async def _greet(self, process: WorkerProcess) -> None:
-        """It says one thing before it has a model."""
+    async def _await_hello(self, process: WorkerProcess) -> None:
+        """`Hello` is the one thing that a worker says before it has a model."""
         channel = await process.connect()
         try:
             hello = await channel.receive()
@@ -152,33 +148,33 @@ class Spare:
             log.error("the spare worker is no good: bad message: %s", error)
             process.child.signal(signal.SIGKILL)
             return
-        if isinstance(hello, frames.Hello) and self.standing is SpareState.IMPORTING:
-            self.standing, self._watchdog = SpareState.READY, Watchdog(_STALL_SECONDS)
+        if isinstance(hello, frames.Hello) and self.state is SpareState.IMPORTING:
+            self.state, self._watchdog = SpareState.READY, Watchdog(_STALL_SECONDS)
             log.info("a spare worker is ready, pid %d", process.child.pid)
 
     def _kill(self) -> None:
         if self.process is not None:
             self.process.child.signal(signal.SIGKILL)
 
-    def _dying(self, how: str) -> None:
-        if self.standing is SpareState.READY:
-            self._doom(asyncio.get_running_loop().time())
+    def _fatal_signal(self, how: str) -> None:
+        if self.state is SpareState.READY:
+            self._await_exit(asyncio.get_running_loop().time())
 
-    def _doom(self, now: float) -> None:
-        """Nobody must take it; its end follows, which is a death."""
-        self.standing, self._due = SpareState.IMPORTING, now + _REAP_SECONDS
+    def _await_exit(self, now: float) -> None:
+        """No load may take it any more; its exit, which must come soon, counts as a death."""
+        self.state, self._due = SpareState.IMPORTING, now + _REAP_SECONDS
 
     def _stalled(self, now: float) -> str | None:
         assert self.process is not None
         reading = self.process.reading()
-        return None if reading is None else self._watchdog.look(reading, now, awaited=True)
+        return None if reading is None else self._watchdog.check(reading, now, awaited=True)
 
     def _exited(self, how: str) -> None:
         assert self.process is not None
         process, self.process = self.process, None
         if process.channel is not None:
             process.channel.close()
-        if self.standing in (SpareState.OFF, SpareState.WAITING):
+        if self.state in (SpareState.OFF, SpareState.WAITING):
             log.info("the spare worker, pid %d, has ended", process.child.pid)
         else:
             self._failed(f"pid {process.child.pid} died ({how}), see {process.child.files[1]}")
@@ -187,7 +183,7 @@ class Spare:
     def _failed(self, how: str) -> None:
         self._deaths += 1
         if self._deaths > len(self._backoff):
-            self.standing = SpareState.OFF
+            self.state = SpareState.OFF
             log.error(
                 "spare worker: %s. That was the last of %d in a row: there will be none "
                 "until the next start, and loads take longer",
@@ -196,5 +192,5 @@ class Spare:
             )
             return
         pause = self._backoff[self._deaths - 1]
-        self.standing, self._due = SpareState.WAITING, asyncio.get_running_loop().time() + pause
+        self.state, self._due = SpareState.WAITING, asyncio.get_running_loop().time() + pause
         log.warning("spare worker: %s; another one in %g s", how, pause)

@@ -1,7 +1,7 @@
-"""When a process that lives has stopped moving. Pure.
+"""When a process that runs makes no progress. Pure.
 
-Slow is not stuck: what ends, however late, is progress, and a process that has shown long steps is
-given more time. What the supervisor did not see, because its own loop was late, counts for nobody.
+Slow is not stalled: what ends, however late, is progress, and a process that has made long steps is
+given more time. Time in which the supervisor itself did not run does not count.
 """
 
 from __future__ import annotations
@@ -10,54 +10,56 @@ from dataclasses import dataclass
 
 from supervisor.wire.progress import Reading
 
-LOOK_SECONDS = 0.25
-"""Between two looks at a process."""
+CHECK_SECONDS = 0.25
+"""Between two checks of a process."""
 LATE_SECONDS = 1.0
-"""A look that comes so long after the last one starts all clocks anew."""
+"""A check that comes so long after the last one restarts all clocks: we did not run in between."""
 _STALL_MIN = 1.0
 """A loop beats four times a second, on a busy machine less often."""
 _PATIENCE = 10
-"""How many of its longest recent steps a step may take, and how many stalls the preparation of a
-request, which is one piece however long the prompt."""
+"""A step may take this many times the longest recent step; the preparation of a request, which is
+one piece however long the prompt, this many times what a step may take."""
 _STEP_MAX = 300.0
 """Seconds of a recent step that are believed."""
 
 
 @dataclass(slots=True)
 class _Clock:
-    """Since when a count has stood still."""
+    """Measures for how long a count has stood still."""
 
     count: object = None
     since: float = 0.0
 
-    def age(self, count: object, now: float, *, anew: bool) -> float:
-        if anew or count != self.count:
+    def age(self, count: object, now: float, *, restart: bool) -> float:
+        if restart or count != self.count:
             self.count, self.since = count, now
         return now - self.since
 
 
 class Watchdog:
-    """Judges one process by what is read of it. Times are seconds of one clock.
+    """Judges one process by its progress record. Times are seconds of one clock.
 
-    Stalled is: a step that lasts longer than `stall_seconds` and than ten of the longest recent
-    steps; an event loop that stands still for as long while somebody waits for the process; a
-    request that has been prepared for ten times as long.
+    A process has stalled when one step takes longer than `stall_seconds` and than ten times the
+    longest recent step; when its event loop stands still for as long while a request waits for it;
+    or when the preparation of a request takes ten times as long.
     """
 
     def __init__(self, stall_seconds: float) -> None:
-        """At least 1 s is waited."""
+        """`stall_seconds` below 1 count as 1."""
         self._stall = max(stall_seconds, _STALL_MIN)
-        self._looked: float | None = None
+        self._last_check: float | None = None
         self._step, self._loop, self._prompt = _Clock(), _Clock(), _Clock()
 
-    def look(self, reading: Reading, now: float, *, awaited: bool) -> str | None:
-        """What has stalled, in words; None = all moves. Between looks at most LATE_SECONDS may pass.
-        `awaited`: somebody waits for the process."""
-        late = self._looked is None or now - self._looked > LATE_SECONDS
-        self._looked = now
-        step = self._step.age((reading.begun, reading.ended), now, anew=late)
-        loop = self._loop.age(reading.beats, now, anew=late)
-        prompt = self._prompt.age((reading.preparing, reading.prepared), now, anew=late)
+    def check(self, reading: Reading, now: float, *, awaited: bool) -> str | None:
+        """What has stalled, in words; None = nothing. `awaited`: a request waits for the process.
+
+        To be called more often than every LATE_SECONDS.
+        """
+        late = self._last_check is None or now - self._last_check > LATE_SECONDS
+        self._last_check = now
+        step = self._step.age((reading.begun, reading.ended), now, restart=late)
+        loop = self._loop.age(reading.beats, now, restart=late)
+        prompt = self._prompt.age((reading.preparing, reading.prepared), now, restart=late)
         limit = max(self._stall, _PATIENCE * min(reading.longest, _STEP_MAX))
         if reading.begun != reading.ended and step > limit:
             return f"its generation thread has been in one step for {step:.1f} s"

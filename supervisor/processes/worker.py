@@ -1,4 +1,4 @@
-"""One worker process, as the supervisor holds it: at first perhaps nobody's, later a model's."""
+"""One worker process: its channel, its progress record, its log files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from supervisor.processes.fatal_signal import FatalSignal
+from supervisor.processes.fatal_signal import FatalSignalReader
 from supervisor.processes.launcher import Child, Launcher, describe_exit
 from supervisor.wire import frames, progress
 from supervisor.wire.stream import FrameStream
@@ -21,17 +21,18 @@ Channel = FrameStream[frames.FromWorker]
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
-    """Who learns what becomes of the process, on the event loop."""
+class ExitCallbacks:
+    """Called on the event loop."""
 
-    dying: Callable[[str], None]
-    """A fatal signal has come, such as "SIGABRT"; told at most once."""
-    exited: Callable[[str], None]
-    """It is reaped; told once. Its progress record can still be read."""
+    on_fatal_signal: Callable[[str], None]
+    """A fatal signal has come, such as "SIGABRT"; at most once, and before `on_exit`."""
+    on_exit: Callable[[str], None]
+    """The process is reaped: a signal's name or "exit status 3"; once. Its progress record can
+    still be read."""
 
 
 class WorkerProcess:
-    """Owns the process's channel, last words and progress record; frees them when it is reaped."""
+    """A running worker. Its fault pipe and progress record are closed when it is reaped."""
 
     def __init__(
         self,
@@ -39,15 +40,16 @@ class WorkerProcess:
         module: str,
         role: str,
         base: Path,
-        owner: Owner,
+        callbacks: ExitCallbacks,
         *,
         arguments: Sequence[str] = (),
         environ: Mapping[str, str] | None = None,
     ) -> None:
-        """Start it, with its output in `base`.stdout and `base`.stderr. `environ` is what it gets
-        over what every worker has. Raises OSError when it cannot be started."""
-        self.owner = owner
+        """Start it, with its output in `base`.stdout and `base`.stderr. `environ` is added to the
+        environment that every worker has. Raises OSError when it cannot be started."""
+        self.callbacks = callbacks
         self.gone = asyncio.Event()
+        """Set when it is reaped."""
         self.channel: Channel | None = None
         stdout, stderr = _files(base)
         self.child: Child = launcher.start(
@@ -58,17 +60,19 @@ class WorkerProcess:
             stderr=stderr,
             environ={**_environ(), **(environ or {})},
             channel=True,
-            words=True,
+            fault_pipe=True,
             progress=True,
             on_exit=self._exited,
         )
-        assert self.child.words is not None
+        assert self.child.fault_pipe is not None
         assert self.child.progress is not None
         self._record = self.child.progress
-        self._words = FatalSignal(self.child.words, stderr, lambda how: self.owner.dying(how))
+        self._faults = FatalSignalReader(
+            self.child.fault_pipe, stderr, lambda how: self.callbacks.on_fatal_signal(how)
+        )
 
     async def connect(self) -> Channel:
-        """The channel, which has one reader at a time."""
+        """The channel, always the same one. It has one reader at a time."""
         if self.channel is None:
             assert self.child.channel is not None
             channel: Channel = FrameStream(frames.FromWorker)
@@ -78,13 +82,13 @@ class WorkerProcess:
         return self.channel
 
     def reading(self) -> progress.Reading | None:
-        """How far it has come."""
+        """What its progress record says; None when it can't be read."""
         return progress.read(self._record)
 
-    def hand_over(self, owner: Owner, role: str, base: Path) -> None:
-        """From now on it is `owner`'s and its files have the names that they would have had from
-        the start: it keeps writing through its descriptors."""
-        self.owner = owner
+    def reassign(self, callbacks: ExitCallbacks, role: str, base: Path) -> None:
+        """Give it other callbacks, another role and other names for its files, to which it keeps
+        writing through its descriptors."""
+        self.callbacks = callbacks
         files = _files(base)
         try:
             for old, new in zip(self.child.files, files, strict=True):
@@ -93,12 +97,12 @@ class WorkerProcess:
             log.error("the spare's log files keep their names: %s", error.strerror)
             files = self.child.files
         self.child = replace(self.child, role=role, files=files)
-        self._words.stderr = files[1]
+        self._faults.stderr = files[1]
 
     def _exited(self, returncode: int) -> None:
-        self._words.close()
+        self._faults.close()
         try:
-            self.owner.exited(describe_exit(returncode))
+            self.callbacks.on_exit(describe_exit(returncode))
         finally:
             os.close(self._record)
             self.gone.set()
@@ -109,7 +113,7 @@ def _files(base: Path) -> tuple[Path, Path]:
 
 
 def _environ() -> dict[str, str]:
-    """What every worker's environment has over ours."""
+    """What every worker's environment has in addition to ours."""
     environ = {"HF_HUB_OFFLINE": "1"}
     if sys.platform == "linux":
         # On the CPU, MLX fuses operations by running a C++ compiler in the middle of a request:

@@ -13,8 +13,6 @@ no living process accounts for, less what there was in quiet times; what has not
 from __future__ import annotations
 
 import enum
-import statistics
-from collections import deque
 from dataclasses import dataclass
 
 Key = tuple[str, int]
@@ -25,7 +23,6 @@ STRANDED_SECONDS = 10.0
 _BACK_BYTES = 256 * 10**6
 _BACK_SHARE = 0.02
 """A rest of this share of the footprint, or of `_BACK_BYTES`, is measurement noise."""
-_QUIET_READINGS = 10
 _OS_RESERVE_SHARE = 0.10
 _OS_RESERVE_MIN = 4 * 10**9
 """What stays with the system and other programs where the GPU's working set is known."""
@@ -97,6 +94,11 @@ class Ledger:
     def free(self) -> float:
         """Bytes that may still be charged; negative after a measurement that broke the budget."""
         return float("inf") if self.budget is None else self.budget - self.charged
+
+    @property
+    def awaits_memory(self) -> bool:
+        """Whether a process has ended and its memory is not yet seen to be back."""
+        return any(charge.is_gone for charge in self.charges.values())
 
     @property
     def stranded(self) -> int:
@@ -177,22 +179,3 @@ class Ledger:
     def _set(self, charge: Charge, size: int) -> None:
         self.charged += size - charge.bytes
         charge.bytes = size
-
-
-class QuietBaseline:
-    """What is wired by others while none of our processes starts, loads or dies.
-
-    The median of the last quiet readings: a neighbour's short burst does not move it.
-    """
-
-    def __init__(self) -> None:
-        self._readings: deque[int] = deque(maxlen=_QUIET_READINGS)
-
-    @property
-    def bytes(self) -> int:
-        """0 before the first quiet reading, which charges too much rather than too little."""
-        return int(statistics.median(self._readings)) if self._readings else 0
-
-    def feed(self, unattributed: int) -> None:
-        """A reading, in bytes, of a quiet moment."""
-        self._readings.append(unattributed)

@@ -19,7 +19,7 @@ CHILD_BYTES = 16 * 2**20
 CHILD_TAIL = 4 * 2**20
 _STAMP = "[0-9]" * 8 + "T" + "[0-9]" * 6
 CHILD_KEEP = 12
-"""Incarnations of one model whose files are kept."""
+"""Processes of one kind or model whose files are kept."""
 
 
 def set_up(path: Path) -> None:
@@ -38,8 +38,8 @@ def set_up(path: Path) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler, console], force=True)
 
 
-def forget_old(directory: Path, prefix: str) -> None:
-    """Remove the oldest files that begin with `prefix`, keeping CHILD_KEEP incarnations.
+def remove_old(directory: Path, prefix: str) -> None:
+    """Remove the oldest files that begin with `prefix`, keeping those of CHILD_KEEP processes.
 
     Names hold the start time, so their order is their age. The time is matched digit by digit, for
     the files of `qwen2` begin like those of `qwen2.5-coder`.
@@ -54,7 +54,7 @@ def cut_to_tail(paths: Iterable[Path]) -> None:
     """Bound the files that children hold open for appending.
 
     The descriptor is the child's, so the file is shortened in place; O_APPEND makes its next write
-    land at the new end. The last CHILD_TAIL bytes stay: they hold the last words.
+    land at the new end. The last CHILD_TAIL bytes stay: they tell how it ended.
     """
     for path in paths:
         try:

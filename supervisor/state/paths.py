@@ -34,13 +34,8 @@ class StateDir:
 
     @property
     def children(self) -> Path:
-        """Record of the processes of the last start, for the reaper of the next."""
+        """Record of the running processes: the next start kills what is left of them."""
         return self.root / "children.json"
-
-    @property
-    def address(self) -> Path:
-        """How the running instance is reached, for commands."""
-        return self.root / "address.json"
 
     @property
     def sizes(self) -> Path:
@@ -131,16 +126,9 @@ class InstanceLock:
             self._fd = None
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` so that a killed process leaves the old content or the new, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        file.write(data)
-    temporary.replace(path)
-
-
 def slug(name: str) -> str:
-    """A file name for a model's name, its own: with a digest where the name can't be one as it is."""
+    """A file name that no other model has: the model's name, or what of it may be in a file name
+    with a digest."""
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip("-.")[:60]
     if plain == name:
         return plain

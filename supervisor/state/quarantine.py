@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from supervisor.state.paths import write_atomically
+from supervisor.state.files import write_atomically
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -25,7 +25,7 @@ _KEY_BYTES = 16
 _VERSION = 1
 
 
-class _File(msgspec.Struct, frozen=True):
+class _QuarantineFile(msgspec.Struct, frozen=True):
     """`guilty` holds digests and when they expire, epoch seconds."""
 
     version: int
@@ -46,7 +46,7 @@ class Quarantine:
         """What `path` holds. Blocks on one read; never raises."""
         try:
             with open(path, "rb") as file:
-                stored = msgspec.json.decode(file.read(_MAX_FILE_BYTES), type=_File)
+                stored = msgspec.json.decode(file.read(_MAX_FILE_BYTES), type=_QuarantineFile)
             if stored.version == _VERSION and len(stored.key) == _KEY_BYTES:
                 return cls(path, stored.key, stored.guilty)
             log.warning("forgot the quarantine in %s: another version", path)
@@ -73,7 +73,7 @@ class Quarantine:
         self._guilty = [(digest, expires + offset) for digest, expires in guilty]
         try:
             write_atomically(
-                self._path, msgspec.json.encode(_File(_VERSION, self._key, self._guilty))
+                self._path, msgspec.json.encode(_QuarantineFile(_VERSION, self._key, self._guilty))
             )
         except OSError as error:
             log.warning("cannot write %s: %s", self._path, error.strerror)

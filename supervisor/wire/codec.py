@@ -20,7 +20,7 @@ F = TypeVar("F")
 
 
 class ProtocolError(Exception):
-    """The peer sent bytes that are no frame of this connection. The stream can't be read on."""
+    """The peer sent bytes that are no frame of this connection. Nothing after them can be read."""
 
 
 class TornFrame(ProtocolError):
@@ -46,8 +46,9 @@ def encode(frame: Frame) -> bytes:
 class FrameDecoder(Generic[F]):
     """Incremental decoder of one direction of one connection.
 
-    `frames` is F itself, the union of types that may arrive (Python cannot yet say so in a type). A length above `limit` is an error before
-    anything is buffered, so that a peer can't make this process grow.
+    `frames` is F itself, the union of types that may arrive (Python cannot yet say so in a type).
+    A length above `limit`, bytes, is an error before anything is buffered, so that a peer can't
+    make this process grow.
     """
 
     def __init__(self, frames: Any, limit: int = REPLY_LIMIT) -> None:

@@ -1,5 +1,7 @@
-"""A crash report as it is kept in a file, sent over the wire and shown. It never holds text of a
-request: ids and counts alone."""
+"""A crash report as it is kept in a file, sent over the wire and shown.
+
+Of a request it holds ids and counts, never text.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ class CrashStruct(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InFlight(CrashStruct, frozen=True, kw_only=True):
-    """A request that was inside. None where the gateway has not told."""
+    """A request that was in the process. None where the gateway has not told."""
 
     request_id: str
     prompt_tokens: Count | None = None
@@ -29,14 +31,14 @@ class InFlight(CrashStruct, frozen=True, kw_only=True):
 
 
 class Outcome(CrashStruct, frozen=True, kw_only=True):
-    """What became of a request that was inside, such as "resumed"."""
+    """What became of a request that was in the process, such as "its client left"."""
 
     request_id: str
     outcome: str
 
 
 class Sample(CrashStruct, frozen=True, kw_only=True):
-    """Memory, `seconds` before the death."""
+    """The process's memory, `seconds` before the death."""
 
     seconds: float
     bytes: Count
@@ -91,7 +93,7 @@ class CrashReport(CrashBrief, frozen=True, kw_only=True):
     permanent: bool
     """A new process would die of it again until somebody changes something."""
     memory: bool
-    """Fewer requests at once would have lived."""
+    """The process would have lived with fewer requests at once."""
     blame: str
     """"outside", "suspects" or "request"."""
     put_down: str | None
@@ -102,7 +104,7 @@ class CrashReport(CrashBrief, frozen=True, kw_only=True):
     uptime_seconds: float
     in_flight: Count
     requests: list[InFlight]
-    """Of those in flight, the first 256."""
+    """The first 256 of those in flight."""
     recovery: list[Outcome]
     models: list[LoadedModel]
     machine: list[MachineSample]

@@ -4,15 +4,16 @@ Three connections exist:
 
 * control: gateway ↔ supervisor, a Unix socket. One connection is one lease: `Acquire` → (`Granted`
   | `Refused`), later perhaps `Died`, after which the request may come back: `Return` → (`Granted` |
-  `Refused`). Closing it ends the lease, so the kernel returns leases when the gateway dies. The
-  same socket serves `Inquire` → `Report`, and the gateway announces itself with `Serving`. `Manage`
-  → (`Managed` | `Refused`), `WatchEvents` → `Happened`… and `AskCrashes` → (`Crashes` | `Refused`) are
-  for people.
+  `Refused`). Closing the connection ends the lease, so the kernel returns leases when the gateway
+  dies. The same socket serves `Inquire` → `Report`, and the gateway announces itself with
+  `Serving`. `Manage` → (`Managed` | `Refused`), `WatchEvents` → `Happened`… and `AskCrashes` →
+  (`Crashes` | `Refused`) are for people.
 * channel: supervisor ↔ worker, a socketpair inherited at spawn. `Hello` → `Load` → `Loading`… →
   `Ready` | `LoadFailed`.
 * work: gateway ↔ worker, a Unix socket, one connection a request. `Generate` → `Accepted` →
   `Progress`… → `Token`… → exactly one of `End`, `Failed`; or `Embed` → `Vector`… → `Embedded` |
-  `Failed`. Between tokens the gateway may send `Pause`, then `Continue`. EOF towards the worker cancels; EOF before the end frame means that the worker died.
+  `Failed`. Between tokens the gateway may send `Pause`, then `Continue`. EOF towards the worker
+  cancels; EOF before the end frame means that the worker died.
 
 Bodies are msgpack arrays led by the tag: decoding checks every type, and nothing is executed.
 """
@@ -32,8 +33,9 @@ class Frame(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
 
 
 class Acquire(Frame, frozen=True, tag="acquire"):
-    """Ask for a place on `model`; wait at most `hold_seconds` for it, and after each death as long
-    again. Equal requests have an equal `digest`, by which one that kills workers is known."""
+    """Ask for a place on `model`. The request waits for it for at most `hold_seconds`, and for as
+    long again after each death of its worker. Equal requests have an equal `digest`, by which one
+    that kills workers is recognised."""
 
     request_id: str
     model: str
@@ -42,29 +44,29 @@ class Acquire(Frame, frozen=True, tag="acquire"):
 
 
 class Return(Frame, frozen=True, tag="return"):
-    """After a `Died` that allows it: the request wants to go on where it stands, `position` tokens
-    into its output, all choices together; but short of `Granted.until` unless `Passed` was told.
-    `prompt_tokens` are a choice's, 0 = not known."""
+    """After a `Died` with `may_return`: the request asks for another place.
+
+    It has `position` tokens of output, all its choices together; fewer than `Granted.until` unless
+    `Passed` was sent. `prompt_tokens` are those of one choice, 0 = not known.
+    """
 
     position: int
     prompt_tokens: int = 0
 
 
 class Passed(Frame, frozen=True, tag="passed"):
-    """A request has come as far as `Granted.until`, or has ended before."""
+    """The request has `Granted.until` tokens of output, or has ended before."""
 
 
 class WorkerFault(Frame, frozen=True, tag="fault"):
-    """The granted worker broke the protocol (a torn or malformed frame): it must go."""
+    """The granted worker broke the protocol (a torn or malformed frame), so it must be stopped."""
 
     reason: str
 
 
 class Inquire(Frame, frozen=True, tag="inquire"):
-    """Ask for one `Report`; with a `model`, which may be an alias, also for what it stands for.
-
-    An unknown model is answered with `Refused`.
-    """
+    """Ask for one `Report`. A `model`, which may be an alias, is resolved in it; an unknown one is
+    answered with `Refused`."""
 
     model: str = ""
 
@@ -77,8 +79,8 @@ Action = Literal["load", "unload", "pin", "unpin"]
 
 
 class Manage(Frame, frozen=True, tag="manage"):
-    """A person's wish for a model. A `load` waits at most `hold_seconds` for `Managed` or
-    `Refused`, and makes room as a request does; the connection is its lease."""
+    """A person asks for this action on a model. A `load` waits at most `hold_seconds` for `Managed`
+    or `Refused`, and makes room as a request does; the connection is its lease."""
 
     request_id: str
     action: Action
@@ -87,8 +89,8 @@ class Manage(Frame, frozen=True, tag="manage"):
 
 
 class WatchEvents(Frame, frozen=True, tag="watch"):
-    """Ask for what happens from now on: `Happened` after `Happened`, until a side closes, or
-    `Refused`. The first one says that the watch has begun."""
+    """Ask for all events from now on: one `Happened` each, until a side closes, or `Refused`. The
+    first one says that the watch has begun."""
 
 
 class AskCrashes(Frame, frozen=True, tag="ask_crashes"):
@@ -98,13 +100,13 @@ class AskCrashes(Frame, frozen=True, tag="ask_crashes"):
 
 
 class Crashes(Frame, frozen=True, tag="crashes"):
-    """JSON of a `CrashReport` or a `CrashList` (`wire.crash`)."""
+    """JSON of a `CrashReport` or a `CrashList`, see `wire.crash`."""
 
     body: bytes
 
 
 class Managed(Frame, frozen=True, tag="managed"):
-    """Done, or under way: `state` and `pinned` are the model's."""
+    """The action is done, or under way; `state` and `pinned` are the model's now."""
 
     model: str
     state: str
@@ -121,9 +123,9 @@ class Granted(Frame, frozen=True, tag="granted"):
     """A place on a ready worker, until the lease's connection closes.
 
     `model` is the served name (aliases resolved), `worker` is `name#generation`, `socket` the path
-    to connect to. With `until`, which is so many tokens past the position that the request has told,
-    tell `Passed` when each of its choices on the worker has made as many, or has ended; with
-    `then_pause` stop there until `Unpause`.
+    to connect to. `until`, 0 = none, is a position past the one that the request has told: send
+    `Passed` when each of its choices on the worker has made as many tokens as lie between the two,
+    or has ended. With `then_pause` stop there until `Unpause`.
     """
 
     model: str
@@ -136,7 +138,7 @@ class Granted(Frame, frozen=True, tag="granted"):
 
 
 class Unpause(Frame, frozen=True, tag="proceed"):
-    """The others have passed too: what was paused goes on."""
+    """Go on with what was paused."""
 
 
 class Refused(Frame, frozen=True, tag="refused"):
@@ -149,8 +151,8 @@ class Refused(Frame, frozen=True, tag="refused"):
 
 
 class Died(Frame, frozen=True, tag="died"):
-    """The granted worker is gone, or has to go; same fields as `Refused`. If the request `may_return`
-    it does so with `Return`, soon; if not, its lease has ended."""
+    """The granted worker is gone, or has to go; same fields as `Refused`. A request that
+    `may_return` sends `Return` within seconds; for any other the lease has ended."""
 
     code: str
     message: str
@@ -160,10 +162,8 @@ class Died(Frame, frozen=True, tag="died"):
 
 
 class Report(Frame, frozen=True, tag="report"):
-    """The supervisor's view of the world as the JSON object that `/health` shows.
-
-    `model` is the served name of the model that was asked about, if any.
-    """
+    """The state of the instance, as the JSON object that `/health` shows. `accepting`: it is not
+    shutting down. `model` is the served name of the model that was asked about, if any."""
 
     accepting: bool
     body: bytes
@@ -194,7 +194,7 @@ class Load(Frame, frozen=True, tag="load"):
 
 
 class Shrink(Frame, frozen=True, tag="shrink"):
-    """Memory is short: give back what is only kept for later."""
+    """Memory is short: free caches."""
 
 
 class Hello(Frame, frozen=True, tag="hello"):
@@ -258,8 +258,9 @@ class Sampling(Frame, frozen=True, tag="sampling"):
     """How tokens are chosen. None means that the model's own default applies.
 
     Randomness derives from (`seed`, position in the output) and from nothing else. The presence and
-    frequency penalties count output tokens, as OpenAI's do; the repetition penalty looks at the last
-    `repetition_context` tokens, prompt included, as mlx_lm.server's does. `top_k` 0 = no limit.
+    frequency penalties count output tokens, as OpenAI's do; the repetition penalty looks at the
+    last `repetition_context` tokens, prompt included, as mlx_lm.server's does. `top_k` 0 = no
+    limit.
     """
 
     seed: int = 0
@@ -280,8 +281,8 @@ class Calling(Frame, frozen=True, tag="calling"):
     """What the model may do with its tools.
 
     "auto": as it likes. "required": the output is one or more calls of the tools `names`, and
-    nothing else. Without `parallel` the output ends after its first call. `places` tells where in the
-    client's own list the prompt's tools stand, () = all of them are shown.
+    nothing else. Without `parallel` the output ends after its first call. `places` tells where in
+    the client's own list the prompt's tools stand, () = all of them are shown.
     """
 
     choice: Literal["auto", "required"]
@@ -304,8 +305,8 @@ class Generate(Frame, frozen=True, tag="generate"):
     seconds since the epoch: templates print dates, and a resumed request must print the same.
     `logprobs` is how many alternatives are told with each token, None = no log probabilities at
     all. `calling` None = whatever looks like a tool call is text. `echo`: the prompt's text is
-    wanted back. `emitted` are the tokens of its output that another worker has generated and told:
-    the output goes on after them, as if nothing had happened.
+    wanted back. `emitted` are the tokens of its output that an earlier worker has sent: the output
+    goes on after them, as if nothing had happened.
     """
 
     request_id: str
@@ -324,8 +325,8 @@ class Generate(Frame, frozen=True, tag="generate"):
 
 
 class Pause(Frame, frozen=True, tag="pause"):
-    """Keep the choice as it is and generate no more of it. Tokens that are made already may follow,
-    and so may its end."""
+    """Generate no more of the choice, but keep it. Tokens that are made already may follow, and so
+    may its end."""
 
 
 class Continue(Frame, frozen=True, tag="continue"):
@@ -366,7 +367,7 @@ class Call(Frame, frozen=True, tag="call"):
 
 
 class Logprob(Frame, frozen=True, tag="logprob"):
-    """One token with its natural log probability. `raw`, its bytes, may be a part of a character."""
+    """One token with its natural log probability. `raw`, its bytes, may be part of a character."""
 
     id: int
     text: str
@@ -382,8 +383,8 @@ class Logprobs(Frame, frozen=True, tag="logprobs"):
 
 
 class Token(Frame, frozen=True, tag="token"):
-    """One generated token and what became final with it: of the answer's text, of its reasoning, of
-    its tool calls (all empty while a character, a stop string or a marker is undecided)."""
+    """One generated token, and what became final with it of the answer's text, of its reasoning and
+    of its tool calls (all empty while a character, a stop string or a marker is undecided)."""
 
     id: int
     text: str

@@ -1,9 +1,9 @@
 """The progress record: whether a child's threads move, seen from outside of them.
 
-A child maps a small file that it has inherited, and counts in it; the supervisor reads the file. It
-costs about 1 µs a step, no lock and no thread's help, and works for a child that is stopped, hangs or
-is dead. Each word has one writer. The supervisor does not map it: a file that somebody cuts short
-kills those who have it mapped.
+A child maps a small file that it has inherited, and counts in it; the supervisor reads the file.
+It costs about 1 µs a step, no lock and no thread's help, and works for a child that is stopped,
+hangs or is dead. Each word has one writer. The supervisor does not map it: a file that somebody
+cuts short kills those who have it mapped.
 """
 
 from __future__ import annotations

@@ -22,13 +22,12 @@ BACKLOG = 1024
 """Connections that the kernel holds for a server that is busy or being restarted."""
 _HIGH_WATER = 1024
 """Frames that may wait unread before the socket is no longer read."""
-
 _BEHIND = 2**20
-"""Bytes."""
+"""Bytes that may wait unsent before the peer counts as behind."""
 
 
 class FrameStream(asyncio.Protocol, Generic[F]):
-    """One connection. `receive()` returns frames, then None for ever once the peer closed."""
+    """One connection. `receive()` returns frames, then None for ever once the peer has closed."""
 
     def __init__(self, frames: Any, limit: int = REPLY_LIMIT) -> None:
         self._decoder: FrameDecoder[F] = FrameDecoder(frames, limit)
@@ -157,7 +156,7 @@ async def connect(path: str, frames: Any, limit: int = REPLY_LIMIT) -> FrameStre
 Handler = Callable[[FrameStream[F]], Awaitable[None]]
 
 
-class _Accepted(FrameStream[F]):
+class _ServerStream(FrameStream[F]):
     """A server's end of a connection: runs the handler as a task of its own."""
 
     def __init__(
@@ -194,7 +193,7 @@ async def listen(
         listener.bind(path)
         os.chmod(path, 0o600)  # before listen(): nobody can have connected yet
         return await loop.create_unix_server(
-            lambda: _Accepted(frames, limit, handler, tasks), sock=listener, backlog=BACKLOG
+            lambda: _ServerStream(frames, limit, handler, tasks), sock=listener, backlog=BACKLOG
         )
     except BaseException:
         listener.close()

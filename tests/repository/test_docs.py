@@ -38,7 +38,7 @@ from supervisor.config.settings import (
     ServerSettings,
     from_tree,
 )
-from supervisor.crashes.diagnosis import KNOWN, Cause
+from supervisor.crashes.diagnosis import MEANINGS, Cause
 from supervisor.models.catalog import DEMO, DEMO_DIR
 from supervisor.scheduler.lifecycle import State
 from supervisor.wire.crash import CrashBrief, CrashReport
@@ -340,7 +340,7 @@ def test_the_causes_of_crashes() -> None:
     text = section((DOCS / "operations.md").read_text(), "### Crash reports")
     ((head, *rows),) = tables(text)
     assert head == ["cause", "told by", "what happened", "what to do"]
-    expected = [(f"`{cause}`", KNOWN[cause].summary, KNOWN[cause].advice) for cause in Cause]
+    expected = [(f"`{cause}`", MEANINGS[cause].summary, MEANINGS[cause].advice) for cause in Cause]
     assert [(row[0], row[2], row[3]) for row in rows] == expected
 
 

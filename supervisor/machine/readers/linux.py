@@ -24,7 +24,7 @@ def read_text(path: str) -> str:
 
 
 class LinuxReader:
-    """`Reader` over /proc. `read` is for tests."""
+    """`MemoryReader` over /proc. `read` is for tests."""
 
     def __init__(self, read: ReadText = read_text) -> None:
         self._read = read
@@ -67,7 +67,7 @@ def kilobytes(text: str) -> dict[str, int]:
 
 
 def pressure(text: str) -> SystemPressure | None:
-    """SystemPressure of /proc/pressure/memory; None where the kernel keeps no pressure stall information."""
+    """What /proc/pressure/memory says; None where the kernel keeps no such information."""
     stalls = {kind: float(share) for kind, share in _STALL.findall(text)}
     if "some" not in stalls:
         return None

@@ -95,7 +95,7 @@ def rusage(pid: int) -> bytes:
 
 
 class MacReader:
-    """`Reader` over sysctl, psutil or vm_stat, and libproc. The arguments are for tests."""
+    """`MemoryReader` over sysctl, psutil or vm_stat, and libproc. The arguments are for tests."""
 
     def __init__(
         self,

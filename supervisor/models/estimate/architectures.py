@@ -12,21 +12,21 @@ from supervisor.models.estimate.facts import EstimateError, Facts
 from supervisor.models.estimate.layers import Layer, dense
 
 
-def layers_of(config: Facts) -> tuple[list[Layer], bool]:
-    """The layers of the model that `config` describes, and whether its architecture is known.
+def layers_of(config: Facts) -> list[Layer]:
+    """The layers of the model that `config` describes.
 
-    One that is not is taken for full attention throughout, which is what mlx-lm does itself
-    without `make_cache`; when its config lacks the usual figures there are no layers. Raises
-    EstimateError when the config of a known one lacks what its formula needs.
+    An architecture without a formula is taken for full attention throughout, which is what mlx-lm
+    does itself without `make_cache`; when its config lacks the usual figures there are no layers.
+    Raises EstimateError when the config of a known one lacks what its formula needs.
     """
     text = config.merged("text_config")
     family = FAMILIES.get(architecture(config))
     if family is not None:
-        return family(text), True
+        return family(text)
     try:
-        return dense(text), False
+        return dense(text)
     except EstimateError:
-        return [], False
+        return []
 
 
 def architecture(config: Facts) -> str:
@@ -52,8 +52,9 @@ _RENAMED: Final[Mapping[str, str]] = MappingProxyType(
 )
 """mlx-lm's own table."""
 _DENSE = (
-    "Klear apertus bailing_moe bitnet cohere deepseek dots1 ernie4_5 ernie4_5_moe exaone gemma gemma2"
-    " glm glm4 glm4_moe gpt2 gpt_neox granite granitemoe helium hunyuan hunyuan_v1_dense internlm2"
+    "Klear apertus bailing_moe bitnet cohere deepseek dots1 ernie4_5 ernie4_5_moe exaone gemma"
+    " gemma2 glm glm4 glm4_moe gpt2 gpt_neox granite granitemoe helium hunyuan hunyuan_v1_dense"
+    " internlm2"
     " internlm3 mimo minicpm minimax mixtral nanochat nemotron olmo olmo2 olmoe phi phi3 phi3small"
     " phimoe phixtral pixtral plamo qwen qwen2 qwen2_moe qwen2_vl qwen3 qwen3_moe qwen3_vl"
     " qwen3_vl_moe seed_oss smollm3 solar_open stablelm starcoder2"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-MAX_CONFIG_BYTES = 16_000_000
-"""The longest published config.json, with every layer's quantization in it, has under 1 MB."""
+from supervisor.models.jsonfiles import Malformed, read_object
+
 MAX_NUMBER = 10**9
 """No dimension of any model is near it; a larger figure must not become an endless sum."""
 MAX_LAYERS = 10_000
@@ -107,15 +106,9 @@ def read_config(folder: Path) -> Facts:
     """config.json of `folder`. Blocks on one file read. Raises EstimateError."""
     path = folder / "config.json"
     try:
-        with open(path, "rb") as file:
-            data = file.read(MAX_CONFIG_BYTES + 1)
-        if len(data) > MAX_CONFIG_BYTES:
-            raise EstimateError(f"{path} is too large")
-        table = json.loads(data)
+        table = read_object(path)
     except OSError as error:
         raise EstimateError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise EstimateError(f"{path} is not JSON") from None
-    if not isinstance(table, dict):
-        raise EstimateError(f"{path} does not hold a JSON object")
+    except Malformed as error:
+        raise EstimateError(f"{path} {error}") from None
     return Facts(table)

@@ -10,7 +10,7 @@ are those of mlx-lm 0.32:
 | MLA, compressed | per token kv_lora_rank + qk_rope_head_dim (deepseek_v3 and its kin) |
 | MLA, expanded | per token heads · (qk_nope + qk_rope + v) (deepseek_v2, minicpm3, youtu_llm) |
 | sparse MLA | compressed, and 2 · index_head_dim per token for the indexer |
-| gated delta net | (kernel - 1) · (2·k_heads·k_dim + v_heads·v_dim), and in float32 v_heads·v_dim·k_dim |
+| gated delta net | (kernel - 1)·(2·k_heads·k_dim + v_heads·v_dim), in float32 v_heads·v_dim·k_dim |
 | Mamba 2 | (kernel - 1) · (heads·dim + 2·groups·state), and in float32 heads·dim·state |
 | Mamba 1 | inner · (kernel - 1), and inner · state |
 | short convolution | (kernel - 1) · hidden |
@@ -31,7 +31,6 @@ class Layer:
 
     `per_token` for each token, or for the last `window` of them; `state` whatever the length, in
     the activations' type; `state32` in float32; `scan` in the type that Mamba 1 computes in.
-    `quantizable`: whether mlx-lm can quantize this cache; of those it has, the plain one alone.
     """
 
     per_token: int = 0
@@ -39,11 +38,10 @@ class Layer:
     state: int = 0
     state32: int = 0
     scan: int = 0
-    quantizable: bool = False
 
 
 def full(elements: int) -> Layer:
-    return Layer(elements, quantizable=True)
+    return Layer(elements)
 
 
 def sliding(elements: int, window: int) -> Layer:

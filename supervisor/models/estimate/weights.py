@@ -1,22 +1,18 @@
 """Bytes of weights, from safetensors headers alone.
 
-A safetensors file is 8 bytes of little-endian length, a JSON header of that length, and data. The
-header's `data_offsets` are what MLX will allocate, since mlx-lm loads every array as it is stored,
-but for FP8: see `loaded_bytes`.
+A header's `data_offsets` are what MLX will allocate, since mlx-lm loads every array as it is
+stored, except FP8: see `loaded_bytes`.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from supervisor.models.estimate.facts import EstimateError, Facts
+from supervisor.models.jsonfiles import Malformed, read_header
 
-MAX_HEADER_BYTES = 100_000_000
-"""The format's own limit; a corrupt length must not become an allocation."""
 MAX_FILES = 2_000
 """The largest published models have under 200 shards."""
 ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
@@ -88,11 +84,6 @@ def read_weights(folder: Path, config: Facts) -> Weights:
     return Weights(loaded, widest, max(state_item, widest))
 
 
-def read_adapter(folder: Path) -> int:
-    """Bytes of a LoRA adapter: `adapters.safetensors`, as mlx-lm names it. Raises EstimateError."""
-    return sum(tensor.size for tensor in tensors(folder / "adapters.safetensors"))
-
-
 def loaded_bytes(tensor: Tensor, *, packed_fp8: bool) -> int:
     """Bytes of `tensor` in memory: mlx-lm turns FP8 into bfloat16, twice its size, unless its
     scales are such that MLX can compute with the packed values."""
@@ -103,19 +94,11 @@ def loaded_bytes(tensor: Tensor, *, packed_fp8: bool) -> int:
 def tensors(path: Path) -> Iterator[Tensor]:
     """Every tensor in the header of the safetensors file at `path`. Raises EstimateError."""
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-                raise EstimateError(f"{path} is not a safetensors file")
-            header = json.loads(file.read(length))
+        header, room = read_header(path)
     except OSError as error:
         raise EstimateError(f"{path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError):
-        raise EstimateError(f"{path} has a header that is not JSON") from None
-    if not isinstance(header, dict):
-        raise EstimateError(f"{path} has a header that is not a JSON object")
-    room = size - 8 - length
+    except Malformed as error:
+        raise EstimateError(f"{path} {error}") from None
     for name, entry in header.items():
         if name != "__metadata__":
             yield _tensor(path, name, entry, room)

@@ -1,4 +1,4 @@
-"""`bulkhead serve`, with workers that may follow a script: `python -m tests.helpers.fakes.serve CONFIG STATE`."""
+"""Serves, with workers that may follow a script: `python -m tests.helpers.fakes.serve CONFIG STATE`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from pathlib import Path
 from supervisor import serve
 from supervisor.config.settings import Overrides, load
 from supervisor.machine.readers import MachineMemory, MemoryReader, for_platform
-from supervisor.models import catalog
 
 MEMORY = "FAKE_MEMORY"
 """Environment: a file that holds the percentage of RAM in use, as a JSON number."""
@@ -40,14 +39,9 @@ class ToldReader:
 def main() -> None:
     path, state = Path(sys.argv[1]), Path(sys.argv[2])
     settings = load(path, environ=os.environ, overrides=Overrides())
-    settings, served = catalog.build(settings, os.environ)
     told = os.environ.get(MEMORY)
     reader: MemoryReader | None = ToldReader(Path(told)) if told else None
-    sys.exit(
-        serve.run(
-            settings, served, state, worker_module="tests.helpers.fakes.worker", reader=reader
-        )
-    )
+    sys.exit(serve.run(settings, state, worker_module="tests.helpers.fakes.worker", reader=reader))
 
 
 if __name__ == "__main__":

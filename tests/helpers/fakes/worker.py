@@ -37,12 +37,12 @@ DEATHS = "FAKE_DEATHS"
 """Environment: for each generation, after how many tokens in all it aborts; 0 = before it is ready,
 - = never. Later ones live."""
 ENDS = "FAKE_ENDS"
-"""Environment: for each generation, how it ends then, if not by abort: one of `fakes.engine.end`'s."""
+"""Environment: for each generation, how it ends then, if not by abort, see `fakes.engine.end`."""
 TABLE = "FAKE_TABLE"
 """Environment: the file of `fakes.table`."""
 POISON = "FAKE_POISON"
-"""Environment: "TOKEN DEPTH": a prompt that holds that token id kills its worker after so many tokens
-of its output."""
+"""Environment: "TOKEN DEPTH": a prompt that holds that token id kills its worker after so many
+tokens of its output."""
 
 
 class Choice:

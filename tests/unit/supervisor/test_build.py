@@ -11,11 +11,11 @@ import pytest
 from supervisor import build
 from supervisor.config.settings import Config, ConfigError, Overrides, from_tree
 from supervisor.machine.readers import MachineMemory
-from supervisor.models.catalog import Catalog
-from supervisor.models.size_cache import Sizes
+from supervisor.models.catalog import DEFAULT_CONCURRENCY, Catalog
+from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Sizing
 from supervisor.processes.spare import BYTES as SPARE_BYTES
-from supervisor.scheduler.model import Limits, ReleaseRule, Rules
+from supervisor.scheduler.model import Limits, ReleaseRule, Rules, Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Thresholds
 
@@ -31,9 +31,9 @@ def pool(config: Config, budget: int | None = None, measured: int = 0) -> Pool:
     """Of models without files: their sizes are unknown, unless configured, or `measured` earlier
     for one called `c`. Bytes."""
     served = Catalog(config.models, Path("/nowhere"))
-    sizing = Sizing(served, Sizes(Path("/nowhere/sizes.json")), budget)
+    sizing = Sizing(served, SizeCache(Path("/nowhere/sizes.json")), budget)
     if measured:
-        sizing.remember("c", measured, 1.0)
+        sizing.save_load("c", measured, 1.0)
     return build.pool(config, served, sizing)
 
 
@@ -78,12 +78,24 @@ def test_deadlines_and_the_default_model_reach_the_pool() -> None:
     assert made.ledger.budget == 5 * GB - SPARE_BYTES
 
 
-def test_what_is_set_for_a_model_reaches_the_pool() -> None:
-    text = MODEL + 'pin = true\nttl = 9\nmemory = "3GB"\nmax_concurrency = 2\nmax_queue = 5\n'
-    config = from_tree(tomllib.loads(text), environ={}, overrides=Overrides())
+@pytest.mark.parametrize(
+    ("options", "spec"),
+    [
+        ("", Spec("m", (), DEFAULT_CONCURRENCY + 1024, DEFAULT_CONCURRENCY)),
+        ("max_concurrency = 2\nmax_queue = 3", Spec("m", (), 5, 2)),
+        ("max_concurrency = 1\nmax_queue = 0", Spec("m", (), 1, 1)),
+        ('max_concurrency = 1\naliases = ["x", "y"]', Spec("m", ("x", "y"), 1025, 1)),
+        (
+            'max_concurrency = 1\nmemory = "3GB"\npin = true\nttl = 9',
+            Spec("m", (), 1025, 1, memory_bytes=3 * GB, pin=True, ttl=9),
+        ),
+    ],
+)
+def test_what_is_set_for_a_model_reaches_the_pool(options: str, spec: Spec) -> None:
+    config = from_tree(tomllib.loads(MODEL + options), environ={}, overrides=Overrides())
     entry = pool(config).entries["m"]
-    assert (entry.pinned, entry.spec.ttl, entry.size) == (True, 9, 3 * GB)
-    assert (entry.spec.concurrency, entry.spec.capacity) == (2, 7)
+    assert entry.spec == spec
+    assert entry.pinned is spec.pin
 
 
 def three(keys: str, budget: int | None, measured: int = 0) -> Pool:

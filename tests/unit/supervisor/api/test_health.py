@@ -6,7 +6,7 @@ import json
 from datetime import datetime
 from typing import Any
 
-from supervisor.api.health import render
+from supervisor.api.health import render_health
 from supervisor.machine.readers import MachineMemory
 from supervisor.scheduler.concurrency_limit import LearnedLimit
 from supervisor.scheduler.lifecycle import State
@@ -45,7 +45,7 @@ def shown(
 ) -> dict[str, Any]:
     machine = machine or MachineMemory(physical=16_000, used=6_800)
     last = (crashes or {}).get
-    body = json.loads(render(pool, SOURCES, machine, "ready", OFFSET, "1.2.3", last))
+    body = json.loads(render_health(pool, SOURCES, machine, "ready", OFFSET, "1.2.3", last))
     assert isinstance(body, dict)
     return body
 

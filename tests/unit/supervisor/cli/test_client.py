@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.cli.client import Address, Client, Refusal, Unreachable, announce
-from supervisor.state.paths import open_state
+from supervisor.cli.client import Client, Refusal, Unreachable
+from supervisor.state.address import Address, announce
 from tests.helpers.fakes.engine import Script
 from tests.helpers.serving import DEADLINE, serving
 
@@ -51,8 +51,7 @@ def test_a_url(url: str, host: str, port: int) -> None:
 
 
 def test_what_a_running_server_leaves_is_how_it_is_found(tmp_path: Path) -> None:
-    state = open_state(tmp_path)
-    announce(state, Address("http://[::1]:77"))
+    announce(tmp_path, Address("http://[::1]:77"))
     assert Client.of_state(tmp_path, {}) == Client("::1", 77)
     assert Client.of_state(tmp_path, KEY) == Client("::1", 77, "from-outside")
 
@@ -61,13 +60,12 @@ def test_the_key_is_read_from_the_servers_file_unless_one_is_brought(tmp_path: P
     keys = tmp_path / "keys"
     keys.touch(0o600)
     keys.write_text("# ours\nb-key\na-key\n")
-    state = open_state(tmp_path / "state")
-    announce(state, Address("http://127.0.0.1:77", str(keys)))
-    assert Client.of_state(state.root, {}).key == "a-key"
-    assert Client.of_state(state.root, KEY).key == "from-outside"
+    announce(tmp_path, Address("http://127.0.0.1:77", str(keys)))
+    assert Client.of_state(tmp_path, {}).key == "a-key"
+    assert Client.of_state(tmp_path, KEY).key == "from-outside"
     keys.unlink()
     with pytest.raises(Unreachable, match="set BULKHEAD_API_KEY"):
-        Client.of_state(state.root, {})
+        Client.of_state(tmp_path, {})
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b'{"url": 3}'])

@@ -1,4 +1,4 @@
-"""supervisor.machine.monitor: what is told of the machine's memory, from a reader that follows a script."""
+"""supervisor.machine.monitor: what is told of memory, from a reader that follows a script."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from supervisor.machine.monitor import Monitor
+from supervisor.machine.monitor import Monitor, QuietBaseline
 from supervisor.machine.readers import MachineMemory, SystemPressure
 from supervisor.scheduler.ledger import STRANDED_SECONDS
 from supervisor.scheduler.lifecycle import State
@@ -71,12 +71,18 @@ class World:
         self.pool = Pool(specs, rules=Rules(release=release), budget=100 * GB)
         self.reader = Reader()
         self.told = Told(self.pool, self)
-        self.watch = Monitor(
-            self.pool, self.told, self.reader, Thresholds(), clock=lambda: self.now
+        self.monitor = Monitor(
+            self.pool.entries,
+            self.pool.ledger,
+            self.told,
+            self.reader,
+            Thresholds(),
+            watches_release=release is ReleaseRule.WHEN_SEEN,
+            clock=lambda: self.now,
         )
 
     def look(self) -> None:
-        self.watch.look(self.reader.machine(), self.watch.wired())
+        self.monitor.observe(self.reader.machine(), self.monitor.wired_by_workers())
 
     def load(self, model: str, pid: int) -> None:
         """Up to ready, with 40 GB wired by process `pid`."""
@@ -125,7 +131,7 @@ def test_pressure_is_told_at_every_look(linux: World) -> None:
         linux.look()
     assert linux.told.levels == [Level.NORMAL, Level.WARN, Level.HIGH, Level.CRITICAL]
     assert "126.7 of 128.0 GB RAM in use (99.0 %)" in linux.told.figures
-    assert linux.watch.machine.used_percent == pytest.approx(99.0)
+    assert linux.monitor.machine.used_percent == pytest.approx(99.0)
 
 
 def test_what_the_system_says_counts_where_use_is_unknown(linux: World) -> None:
@@ -150,7 +156,7 @@ def test_linux_needs_no_figures_of_processes(linux: World) -> None:
     linux.load("a", 7)
     linux.end("a")
     assert linux.charged == 0
-    assert linux.watch.wired() == {}
+    assert linux.monitor.wired_by_workers() == {}
     linux.look()
     assert linux.told.unattributed == []
 
@@ -167,7 +173,7 @@ def test_a_look_that_fails_is_logged_and_not_the_last(
         return MachineMemory(PHYSICAL, PHYSICAL)
 
     async def two_looks() -> None:
-        watching = asyncio.create_task(linux.watch.run())
+        watching = asyncio.create_task(linux.monitor.run())
         await asyncio.wait_for(done.wait(), DEADLINE)
         watching.cancel()
 
@@ -186,13 +192,13 @@ def test_a_dead_workers_charge_follows_what_is_wired(mac: World) -> None:
     mac.load("a", 7)
     mac.look()
     mac.end("a")
-    assert (mac.charged, mac.watch.interval) == (40, 0.1)
+    assert (mac.charged, mac.monitor.interval) == (40, 0.1)
     for back, left in ((-10, 30), (-15, 15), (-14.9, 0)):
         mac.wire(back)
         mac.look()
         assert mac.charged == left
     assert mac.pool.entries["a"].state is State.COLD
-    assert mac.watch.interval == 1.0
+    assert mac.monitor.interval == 1.0
 
 
 def test_the_living_are_not_taken_for_what_the_dead_left(mac: World) -> None:
@@ -214,10 +220,10 @@ def test_a_worker_that_grows_while_the_machine_is_read_hides_nothing(mac: World)
     mac.reader.wirings[8] = 10 * GB
     mac.wire(-30)
     mac.end("a")
-    before = mac.watch.wired()
+    before = mac.monitor.wired_by_workers()
     machine = mac.reader.machine()  # 3 + 40 + 10
     mac.reader.wirings[8] = 35 * GB  # it loads on
-    mac.watch.look(machine, before)
+    mac.monitor.observe(machine, before)
     assert mac.charged == 80
 
 
@@ -227,11 +233,11 @@ def test_a_worker_that_dies_while_the_machine_is_read_hides_nothing(mac: World) 
     mac.load("b", 8)
     mac.look()
     mac.end("a")
-    before = mac.watch.wired()
+    before = mac.monitor.wired_by_workers()
     machine = mac.reader.machine()  # a is back to the last byte, b alive
     machine = MachineMemory(PHYSICAL, 40 * GB, wired=(machine.wired or 0) - 40 * GB)
     mac.end("b")
-    mac.watch.look(machine, before)
+    mac.monitor.observe(machine, before)
     # 40 GB are seen beside the system's: whoever they are of, they are charged.
     assert mac.charged == 40
 
@@ -288,7 +294,18 @@ def test_what_cannot_be_read_is_not_back(mac: World) -> None:
     mac.pool.tick(mac.now + STRANDED_SECONDS)
     assert mac.pool.ledger.stranded == 40 * GB
     # Stranded memory is looked after once a second, and given back when it is seen.
-    assert mac.watch.interval == 1.0
+    assert mac.monitor.interval == 1.0
     mac.reader.seen = MachineMemory(PHYSICAL, 40 * GB, wired=3 * GB)
     mac.look()
     assert mac.charged == 0
+
+
+def test_the_quiet_baseline_is_the_median_of_the_last_readings() -> None:
+    baseline = QuietBaseline()
+    assert baseline.bytes == 0
+    for reading in [3, 3, 90, 3, 4]:
+        baseline.feed(reading)
+    assert baseline.bytes == 3
+    for _ in range(10):
+        baseline.feed(7)
+    assert baseline.bytes == 7

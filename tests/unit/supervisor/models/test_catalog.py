@@ -13,7 +13,6 @@ from supervisor.config.settings import ConfigError, Overrides, from_tree
 from supervisor.models import catalog
 from supervisor.models.catalog import DEFAULT_CONCURRENCY, DEMO_DIR, Catalog
 from supervisor.models.sources import SourceError
-from supervisor.scheduler.model import Spec
 
 
 def write_model(folder: Path) -> Path:
@@ -66,25 +65,10 @@ def test_a_preload_of_what_is_not_there_is_told(tmp_path: Path) -> None:
         build(tmp_path, "no-such-model")
 
 
-@pytest.mark.parametrize(
-    ("options", "spec"),
-    [
-        ({}, Spec("a", (), DEFAULT_CONCURRENCY + 1024, DEFAULT_CONCURRENCY)),
-        ({"max_concurrency": 2, "max_queue": 3}, Spec("a", (), 5, 2)),
-        ({"max_concurrency": 1, "max_queue": 0}, Spec("a", (), 1, 1)),
-        ({"aliases": ["x", "y"], "max_concurrency": 1}, Spec("a", ("x", "y"), 1025, 1)),
-        (
-            {"max_concurrency": 1, "memory": "3GB", "pin": True, "ttl": 9},
-            Spec("a", (), 1025, 1, memory_bytes=3 * 10**9, pin=True, ttl=9),
-        ),
-    ],
-)
-def test_the_pool_learns_names_and_bounds(
-    tmp_path: Path, options: dict[str, Any], spec: Spec
-) -> None:
-    _, served = build(tmp_path, models={"a": {"source": "demo", **options}})
-    assert served.spec("a") == spec
-    assert served.concurrency("a") == spec.concurrency
+@pytest.mark.parametrize(("configured", "used"), [(0, DEFAULT_CONCURRENCY), (2, 2)])
+def test_how_many_may_decode_at_once(tmp_path: Path, configured: int, used: int) -> None:
+    _, served = build(tmp_path, models={"a": {"source": "demo", "max_concurrency": configured}})
+    assert served.concurrency("a") == used
 
 
 def test_files_are_looked_up_anew_each_time(tmp_path: Path) -> None:

@@ -5,33 +5,33 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.models.size_cache import MAX_ENTRIES, MAX_FILE_BYTES, Measurement, Sizes, key
+from supervisor.models.size_cache import MAX_ENTRIES, MAX_FILE_BYTES, MeasuredLoad, SizeCache, key
 
-SEEN = Measurement("coder", 18_000_000_000, 21.5, 1_769_000_000.0)
+SEEN = MeasuredLoad("coder", 18_000_000_000, 21.5, 1_769_000_000.0)
 
 
 def test_a_measurement_survives_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "sizes.json"
-    Sizes.load(path).remember("a", SEEN)
-    assert Sizes.load(path).get("a") == SEEN
-    assert Sizes.load(path).get("b") is None
+    SizeCache.load(path).remember("a", SEEN)
+    assert SizeCache.load(path).get("a") == SEEN
+    assert SizeCache.load(path).get("b") is None
 
 
 def test_a_new_measurement_replaces_the_old(tmp_path: Path) -> None:
-    sizes = Sizes(tmp_path / "sizes.json")
+    sizes = SizeCache(tmp_path / "sizes.json")
     sizes.remember("a", SEEN)
-    newer = Measurement("coder", 17_000_000_000, 20.0, 1_769_000_100.0)
+    newer = MeasuredLoad("coder", 17_000_000_000, 20.0, 1_769_000_100.0)
     sizes.remember("a", newer)
     assert (sizes.get("a"), len(sizes)) == (newer, 1)
-    assert Sizes.load(tmp_path / "sizes.json").get("a") == newer
+    assert SizeCache.load(tmp_path / "sizes.json").get("a") == newer
 
 
 def test_the_least_recently_measured_are_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "sizes.json"
-    sizes = Sizes(path, {str(i): SEEN for i in range(MAX_ENTRIES)})
+    sizes = SizeCache(path, {str(i): SEEN for i in range(MAX_ENTRIES)})
     sizes.remember("0", SEEN)  # no longer the oldest
     sizes.remember("new", SEEN)
-    for seen in (sizes, Sizes.load(path)):
+    for seen in (sizes, SizeCache.load(path)):
         assert len(seen) == MAX_ENTRIES
         assert seen.get("1") is None
         assert seen.get("0") == seen.get("2") == seen.get("new") == SEEN
@@ -39,45 +39,45 @@ def test_the_least_recently_measured_are_forgotten(tmp_path: Path) -> None:
 
 def test_a_full_file_can_be_read_back(tmp_path: Path) -> None:
     path = tmp_path / "sizes.json"
-    long_names = Measurement("m" * 200, 2**49, 999_999.5, 1_769_000_000.123)
+    long_names = MeasuredLoad("m" * 200, 2**49, 999_999.5, 1_769_000_000.123)
     full = {f"{i:032}": long_names for i in range(MAX_ENTRIES)}
-    sizes = Sizes(path, full)
-    sizes.count({f"{i:0200}": 2**53 - 1 for i in range(MAX_ENTRIES)})
+    sizes = SizeCache(path, full)
+    sizes.save_use_counts({f"{i:0200}": 2**53 - 1 for i in range(MAX_ENTRIES)})
     sizes.remember("last", SEEN)
     assert path.stat().st_size < MAX_FILE_BYTES
-    again = Sizes.load(path)
+    again = SizeCache.load(path)
     assert len(again) == MAX_ENTRIES
-    assert again.uses("0" * 200) == 2**53 - 1
+    assert again.use_count("0" * 200) == 2**53 - 1
 
 
 def test_uses_survive_a_restart_and_are_written_when_they_are_news(tmp_path: Path) -> None:
     path = tmp_path / "sizes.json"
-    sizes = Sizes.load(path)
-    sizes.count({"coder": 0})
+    sizes = SizeCache.load(path)
+    sizes.save_use_counts({"coder": 0})
     assert not path.exists()
-    sizes.count({"coder": 7, "fast": 1})
+    sizes.save_use_counts({"coder": 7, "fast": 1})
     sizes.remember("a", SEEN)
-    again = Sizes.load(path)
-    assert [again.uses(name) for name in ("coder", "fast", "other")] == [7, 1, 0]
+    again = SizeCache.load(path)
+    assert [again.use_count(name) for name in ("coder", "fast", "other")] == [7, 1, 0]
     path.unlink()
-    again.count({"coder": 7})
+    again.save_use_counts({"coder": 7})
     assert not path.exists()
 
 
 def test_the_uses_that_changed_least_recently_are_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "sizes.json"
-    sizes = Sizes.load(path)
-    sizes.count({str(i): 1 for i in range(MAX_ENTRIES)})
-    sizes.count({"0": 2, "new": 1})
-    for seen in (sizes, Sizes.load(path)):
-        assert [seen.uses(name) for name in ("0", "1", "2", "new")] == [2, 0, 1, 1]
+    sizes = SizeCache.load(path)
+    sizes.save_use_counts({str(i): 1 for i in range(MAX_ENTRIES)})
+    sizes.save_use_counts({"0": 2, "new": 1})
+    for seen in (sizes, SizeCache.load(path)):
+        assert [seen.use_count(name) for name in ("0", "1", "2", "new")] == [2, 0, 1, 1]
 
 
 def test_what_cannot_be_a_count_is_not_believed(tmp_path: Path) -> None:
     path = tmp_path / "sizes.json"
     uses = {"a": -1, "b": 2**53, "c": 3}
     path.write_text(json.dumps({"version": 1, "sizes": {}, "uses": uses}))
-    assert [Sizes.load(path).uses(name) for name in "abc"] == [0, 0, 3]
+    assert [SizeCache.load(path).use_count(name) for name in "abc"] == [0, 0, 3]
 
 
 @pytest.mark.parametrize(
@@ -100,15 +100,15 @@ def test_a_corrupt_file_is_as_good_as_none(
 ) -> None:
     path = tmp_path / "sizes.json"
     path.write_bytes(content)
-    sizes = Sizes.load(path)
+    sizes = SizeCache.load(path)
     assert len(sizes) == 0
     assert "forgot the measured model sizes" in caplog.text
     sizes.remember("a", SEEN)
-    assert Sizes.load(path).get("a") == SEEN
+    assert SizeCache.load(path).get("a") == SEEN
 
 
 def test_a_missing_file_is_no_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert len(Sizes.load(tmp_path / "sizes.json")) == 0
+    assert len(SizeCache.load(tmp_path / "sizes.json")) == 0
     assert not caplog.records
 
 
@@ -117,23 +117,23 @@ def test_what_cannot_be_a_size_is_not_believed(size: int, tmp_path: Path) -> Non
     path = tmp_path / "sizes.json"
     entry = {"model": "a", "memory_bytes": size, "load_seconds": 1.0, "at": 1.0}
     path.write_text(json.dumps({"version": 1, "sizes": {"a": entry}}))
-    assert Sizes.load(path).get("a") is None
-    sizes = Sizes(tmp_path / "other.json")
-    sizes.remember("a", Measurement("a", size, 1.0, 1.0))
+    assert SizeCache.load(path).get("a") is None
+    sizes = SizeCache(tmp_path / "other.json")
+    sizes.remember("a", MeasuredLoad("a", size, 1.0, 1.0))
     assert len(sizes) == 0
 
 
 def test_a_directory_that_cannot_be_written_costs_only_the_memory_of_it(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    sizes = Sizes(tmp_path / "gone" / "sizes.json")
+    sizes = SizeCache(tmp_path / "gone" / "sizes.json")
     sizes.remember("a", SEEN)
     assert sizes.get("a") == SEEN
     assert "cannot remember" in caplog.text
 
 
 def test_a_file_that_cannot_be_read_is_as_good_as_none(tmp_path: Path) -> None:
-    assert len(Sizes.load(tmp_path)) == 0
+    assert len(SizeCache.load(tmp_path)) == 0
 
 
 def test_the_key_changes_with_files_and_settings_alone() -> None:

@@ -10,7 +10,7 @@ import pytest
 from supervisor.config.settings import ModelSettings
 from supervisor.models.catalog import Catalog
 from supervisor.models.estimate import estimate
-from supervisor.models.size_cache import Sizes
+from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Need, Sizing
 from tests.helpers.architectures import config_of
 from tests.helpers.published import write_safetensors
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 def sizing(folder: Path, *, budget: int | None = None, **settings: int) -> Sizing:
     """Of one model `m`, with `sizes.json` beside its folder."""
     models = {"m": ModelSettings(source=str(folder), **settings)}  # type: ignore[arg-type]
-    sizes = Sizes.load(folder.parent / "sizes.json")
+    sizes = SizeCache.load(folder.parent / "sizes.json")
     return Sizing(Catalog(models, folder.parent), sizes, budget)
 
 
@@ -88,33 +88,33 @@ def test_a_broken_config_is_unknown(folder: Path) -> None:
 
 def test_files_are_read_anew_when_they_change(folder: Path) -> None:
     asked = sizing(folder)
-    assert asked.changed("m")
+    assert asked.has_changed("m")
     before = asked.need("m")
-    assert not asked.changed("m")
+    assert not asked.has_changed("m")
     grow(folder)
-    assert asked.changed("m")
+    assert asked.has_changed("m")
     assert asked.need("m").estimate - before.estimate == 400 - 64
-    assert not asked.changed("m")
+    assert not asked.has_changed("m")
 
 
 def test_a_load_is_remembered_by_the_next_run(folder: Path) -> None:
-    sizing(folder).remember("m", 300 * MB, 12.5)
-    known = sizing(folder).remembered("m")
+    sizing(folder).save_load("m", 300 * MB, 12.5)
+    known = sizing(folder).measured_load("m")
     assert known is not None
     assert (known.memory_bytes, known.load_seconds) == (300 * MB, 12.5)
 
 
 def test_other_files_or_another_context_are_another_model(folder: Path) -> None:
     asked = sizing(folder)
-    asked.remember("m", 300 * MB, 12.5)
-    assert sizing(folder, context=512).remembered("m") is None
+    asked.save_load("m", 300 * MB, 12.5)
+    assert sizing(folder, context=512).measured_load("m") is None
     grow(folder)
-    assert asked.remembered("m") is None
+    assert asked.measured_load("m") is None
 
 
 def test_uses_belong_to_the_name_whatever_its_files_are(folder: Path) -> None:
     asked = sizing(folder)
-    assert asked.uses("m") == 0
-    asked.count({"m": 5})
+    assert asked.use_count("m") == 0
+    asked.save_use_counts({"m": 5})
     grow(folder)
-    assert (asked.uses("m"), sizing(folder, context=512).uses("m")) == (5, 5)
+    assert (asked.use_count("m"), sizing(folder, context=512).use_count("m")) == (5, 5)

@@ -315,9 +315,9 @@ def test_a_corrupt_header_length_is_not_allocated(
 ) -> None:
     snapshot = add_repo(hub, "org/m")
     length = len(safetensors()) - 8
-    monkeypatch.setattr("supervisor.models.sources._MAX_JSON", length)
+    monkeypatch.setattr("supervisor.models.jsonfiles.MAX_BYTES", length)
     assert discover(hub) == {"org/m": snapshot}
-    monkeypatch.setattr("supervisor.models.sources._MAX_JSON", length - 1)
+    monkeypatch.setattr("supervisor.models.jsonfiles.MAX_BYTES", length - 1)
     assert discover(hub) == {}
 
 

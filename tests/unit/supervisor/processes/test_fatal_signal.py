@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.processes.fatal_signal import FatalSignal
+from supervisor.processes.fatal_signal import FatalSignalReader
 
 DUMP = b"Fatal Python error: %s\n\nThread 0x01 (most recent call first):\n  File x\n"
 SECONDS = 20
@@ -26,14 +26,14 @@ def heard(tmp_path: Path, *pieces: bytes) -> list[str]:
             told.append(how)
             said.set()
 
-        words = FatalSignal(ours, tmp_path / "stderr", on_fatal)
+        reader = FatalSignalReader(ours, tmp_path / "stderr", on_fatal)
         for piece in pieces[:-1]:
             os.write(theirs, piece)
             await asyncio.wait_for(said.wait(), SECONDS)
         os.write(theirs, pieces[-1])
         os.close(theirs)
-        words.close()
-        words.close()
+        reader.close()
+        reader.close()
         with pytest.raises(OSError, match="Bad file descriptor"):
             os.fstat(ours)
 
@@ -51,7 +51,7 @@ def heard(tmp_path: Path, *pieces: bytes) -> list[str]:
         (b"Something new", "a fatal error"),
     ],
 )
-def test_the_signal_is_told_once_and_all_words_are_kept(
+def test_the_signal_is_told_once_and_all_text_is_kept(
     tmp_path: Path, words: bytes, name: str
 ) -> None:
     (tmp_path / "stderr").write_bytes(b"earlier\n")
@@ -65,14 +65,14 @@ def test_a_first_line_in_pieces_is_told(tmp_path: Path) -> None:
     async def scenario() -> None:
         ours, theirs = os.pipe()
         told: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        words = FatalSignal(ours, tmp_path / "stderr", told.set_result)
+        reader = FatalSignalReader(ours, tmp_path / "stderr", told.set_result)
         for piece in (b"Fatal Python error: ", b"Abor", b"ted", b"\n\nThread"):
             os.write(theirs, piece)
             for _ in range(3):  # rounds of the loop, so that each piece is read by itself
                 await asyncio.sleep(0)
         assert await asyncio.wait_for(told, SECONDS) == "SIGABRT"
         os.close(theirs)
-        words.close()
+        reader.close()
 
     (tmp_path / "stderr").touch()
     asyncio.run(scenario())
@@ -80,14 +80,12 @@ def test_a_first_line_in_pieces_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no disk that is always full")
-def test_a_full_disk_costs_the_words_alone(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_full_disk_costs_the_text_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "stderr").symlink_to("/dev/full")
     assert heard(tmp_path, DUMP % b"Aborted", b"more\n") == ["SIGABRT"]
     assert "last words are lost" in caplog.text
 
 
-def test_words_that_are_found_after_the_end_are_kept_and_not_told(tmp_path: Path) -> None:
+def test_text_that_is_found_after_the_end_is_kept_and_not_told(tmp_path: Path) -> None:
     assert heard(tmp_path, DUMP % b"Aborted") == []
     assert (tmp_path / "stderr").read_bytes() == DUMP % b"Aborted"

@@ -1,4 +1,4 @@
-"""The gateway's keeper by itself: a gateway that never comes up."""
+"""supervisor.processes.gateway: a gateway that never comes up."""
 
 from __future__ import annotations
 
@@ -24,44 +24,44 @@ def test_gateway_that_does_not_come_up_is_killed_in_the_end(tmp_path: Path) -> N
     state.logs.mkdir()
     deaths: list[str] = []
 
-    async def scene(listener: socket.socket, launcher: Launcher) -> None:
+    async def scenario(listener: socket.socket, launcher: Launcher) -> None:
         died = asyncio.Event()
 
-        def died_so(child: Child, how: str, uptime: float, why: str) -> None:
+        def on_death(child: Child, how: str, uptime: float, why: str) -> None:
             deaths.append(why)
             died.set()
 
-        keeper = GatewayProcess(
+        gateway = GatewayProcess(
             launcher,
             state,
             listener,
             msgspec.json.encode(ServerSettings()),
             "gateway.main",
             lambda: None,
-            died_so,
+            on_death,
             stall_seconds=1.0,
         )
-        keeper.start()
-        assert keeper.child is not None
-        keeper.child.signal(signal.SIGSTOP)
+        gateway.start()
+        assert gateway.child is not None
+        gateway.child.signal(signal.SIGSTOP)
         begun = time.monotonic()
-        # We were stopped for minutes: that counts for nobody.
+        # Minutes in which the supervisor did not run do not count.
         late = begun + 5 * _START_SECONDS
-        keeper.look(late)
+        gateway.check(late)
         for second in range(int(_START_SECONDS)):
-            keeper.look(late + second)
-        assert keeper._put_down == ""
-        keeper.look(late + _START_SECONDS)
-        assert keeper._put_down == ""
-        keeper.look(late + _START_SECONDS + 0.5)
+            gateway.check(late + second)
+        assert gateway._kill_reason == ""
+        gateway.check(late + _START_SECONDS)
+        assert gateway._kill_reason == ""
+        gateway.check(late + _START_SECONDS + 0.5)
         async with asyncio.timeout(DEADLINE):
             await died.wait()
-            await keeper.stop()
+            await gateway.stop()
 
     lifeline, held = os.pipe()
     launcher = Launcher("test", lifeline, {**os.environ, "PYTHONPATH": str(ROOT)})
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        asyncio.run(scene(listener, launcher))
+        asyncio.run(scenario(listener, launcher))
     os.close(held)
     os.close(lifeline)
     assert deaths == [f"it stalled: it did not serve within {_START_SECONDS:g} s"]

@@ -40,7 +40,7 @@ class Nursery:
         self,
         *arguments: str,
         channel: bool = False,
-        words: bool = False,
+        fault_pipe: bool = False,
         progress: bool = False,
         inherit: Sequence[int] = (),
     ) -> Any:
@@ -54,7 +54,7 @@ class Nursery:
             stderr=self.folder / "stderr",
             environ={"EXTRA": "1"},
             channel=channel,
-            words=words,
+            fault_pipe=fault_pipe,
             progress=progress,
             inherit=inherit,
             on_exit=ended.set_result,
@@ -160,19 +160,19 @@ def test_stacks_can_be_asked_for_at_any_time(nursery: Nursery) -> None:
             deadline.check("the stacks")
         child.channel.sendall(b"hello")
         assert child.channel.recv(100) == b"hello"
-        child.put_down()
+        child.kill_with_stacks()
         assert await asyncio.wait_for(ended, SECONDS) == -signal.SIGKILL
 
     asyncio.run(scenario())
     assert nursery.stderr.count("in echo") == 2
 
 
-def test_a_stopped_child_is_put_down_without_its_stacks(nursery: Nursery) -> None:
+def test_a_stopped_child_is_killed_without_its_stacks(nursery: Nursery) -> None:
     async def scenario() -> None:
         child, ended = nursery.start("echo", channel=True)
         assert child.channel.recv(1) == b"!"
         child.signal(signal.SIGSTOP)
-        child.put_down()
+        child.kill_with_stacks()
         assert await asyncio.wait_for(ended, SECONDS) == -signal.SIGKILL
 
     asyncio.run(scenario())
@@ -277,7 +277,7 @@ def test_a_start_that_fails_leaks_nothing(
     async def scenario() -> None:
         before = open_descriptors()
         with pytest.raises(FileNotFoundError):
-            nursery.start("exit", "0", channel=True, words=True, progress=True)
+            nursery.start("exit", "0", channel=True, fault_pipe=True, progress=True)
         assert open_descriptors() == before
 
     asyncio.run(scenario())

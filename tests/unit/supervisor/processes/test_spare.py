@@ -1,4 +1,4 @@
-"""The spare worker: adopted with everything that a worker of its own has, replaced, bounded, dropped."""
+"""supervisor.processes.spare: adopted with all that a worker of its own has, replaced, dropped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 from supervisor.errors import WorkerCrashed
 from supervisor.processes.launcher import Launcher
 from supervisor.processes.spare import Spare, SpareState, is_calm
-from supervisor.processes.worker import Owner, WorkerProcess
+from supervisor.processes.worker import ExitCallbacks, WorkerProcess
 from supervisor.scheduler.model import Limits, Rules, Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
@@ -169,33 +169,33 @@ class Stage:
         self._folder, self._launcher, self._environ = folder, launcher, environ
         self.spare = Spare(self._start, self.changed.set, backoff=(0.0, 0.0))
 
-    def _start(self, owner: Owner) -> WorkerProcess:
+    def _start(self, callbacks: ExitCallbacks) -> WorkerProcess:
         process = WorkerProcess(
             self._launcher,
             "tests.helpers.fakes.worker",
             "spare",
             self._folder / f"spare.{len(self.started)}",
-            owner,
+            callbacks,
             arguments=["--spare"],
             environ=self._environ,
         )
         self.started.append(process)
         return process
 
-    def tend(self, *, calm: bool = True, later: float = 0.0) -> None:
-        self.spare.tend(asyncio.get_running_loop().time() + later, calm=calm)
+    def maintain(self, *, calm: bool = True, later: float = 0.0) -> None:
+        self.spare.maintain(asyncio.get_running_loop().time() + later, calm=calm)
 
     async def ready(self) -> WorkerProcess:
-        """A spare that is ready, and stays the stock's."""
-        self.tend()
-        assert self.spare.greeting is not None
-        await self.spare.greeting
-        assert self.spare.standing is SpareState.READY
+        """A spare that is ready, and not taken."""
+        self.maintain()
+        assert self.spare.startup is not None
+        await self.spare.startup
+        assert self.spare.state is SpareState.READY
         assert self.spare.process is not None
         return self.spare.process
 
 
-Scene = Callable[[Stage], Awaitable[None]]
+Scenario = Callable[[Stage], Awaitable[None]]
 
 
 @contextmanager
@@ -208,15 +208,15 @@ def launching() -> Iterator[Launcher]:
 
 @pytest.fixture
 def play(tmp_path: Path) -> Callable[..., None]:
-    def run(scene: Scene, **environ: str) -> None:
+    def run(scenario: Scenario, **environ: str) -> None:
         async def whole(launcher: Launcher) -> None:
             stage = Stage(tmp_path, launcher, environ)
-            stage.spare.allow()
+            stage.spare.enable()
             try:
                 async with asyncio.timeout(DEADLINE):
-                    await scene(stage)
+                    await scenario(stage)
             finally:
-                stage.spare.forbid()
+                stage.spare.disable()
                 for process in stage.started:
                     process.child.signal(signal.SIGKILL)
                     await process.gone.wait()
@@ -230,51 +230,51 @@ def play(tmp_path: Path) -> Callable[..., None]:
 
 
 def test_one_at_most_and_only_when_it_is_calm(play: Callable[..., None]) -> None:
-    async def scene(stage: Stage) -> None:
-        stage.tend(calm=False)
+    async def scenario(stage: Stage) -> None:
+        stage.maintain(calm=False)
         assert stage.started == []
         assert stage.spare.take() is None
-        stage.tend()
-        stage.tend()
+        stage.maintain()
+        stage.maintain()
         assert len(stage.started) == 1
         assert stage.spare.take() is None  # it imports
 
-    play(scene)
+    play(scenario)
 
 
 def test_three_deaths_in_a_row_are_enough(
     play: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def scene(stage: Stage) -> None:
+    async def scenario(stage: Stage) -> None:
         for count in (1, 2, 3):
-            stage.tend()
+            stage.maintain()
             assert len(stage.started) == count
             await stage.started[-1].gone.wait()
             assert stage.spare.process is None
-        stage.tend()
+        stage.maintain()
         assert len(stage.started) == 3
-        assert stage.spare.standing is SpareState.OFF
+        assert stage.spare.state is SpareState.OFF
         assert "the last of 3 in a row" in caplog.text
 
-    play(scene, **{SPAWN_DEED: "abort"})
+    play(scenario, **{SPAWN_DEED: "abort"})
 
 
 def test_death_is_waited_out(play: Callable[..., None]) -> None:
-    async def scene(stage: Stage) -> None:
+    async def scenario(stage: Stage) -> None:
         stage.spare = Spare(stage._start, stage.changed.set, backoff=(100.0,))
-        stage.spare.allow()
+        stage.spare.enable()
         (await stage.ready()).child.signal(signal.SIGKILL)
         await stage.started[0].gone.wait()
-        stage.tend(later=99)
+        stage.maintain(later=99)
         assert len(stage.started) == 1
-        stage.tend(later=101)
+        stage.maintain(later=101)
         assert len(stage.started) == 2
 
-    play(scene)
+    play(scenario)
 
 
 def test_one_that_is_taken_ends_the_row_of_deaths(play: Callable[..., None]) -> None:
-    async def scene(stage: Stage) -> None:
+    async def scenario(stage: Stage) -> None:
         for _ in range(2):
             (await stage.ready()).child.signal(signal.SIGKILL)
             await stage.started[-1].gone.wait()
@@ -282,80 +282,82 @@ def test_one_that_is_taken_ends_the_row_of_deaths(play: Callable[..., None]) -> 
         taken = stage.spare.take()
         assert taken is stage.started[2]
         ends: list[str] = []
-        taken.hand_over(Owner(ends.append, ends.append), "m", stage.started[0].child.files[0])
+        taken.reassign(
+            ExitCallbacks(ends.append, ends.append), "m", stage.started[0].child.files[0]
+        )
         (await stage.ready()).child.signal(signal.SIGKILL)
         await stage.started[-1].gone.wait()
-        assert stage.spare.standing is SpareState.WAITING
+        assert stage.spare.state is SpareState.WAITING
         taken.child.signal(signal.SIGTERM)  # without a model it ends at once
         await taken.gone.wait()
         assert ends == ["exit status 0"]
 
-    play(scene)
+    play(scenario)
 
 
-def test_one_whose_last_words_have_come_is_not_taken(play: Callable[..., None]) -> None:
-    async def scene(stage: Stage) -> None:
+def test_one_that_got_a_fatal_signal_is_not_taken(play: Callable[..., None]) -> None:
+    async def scenario(stage: Stage) -> None:
         process = await stage.ready()
-        process.owner.dying("SIGABRT")
+        process.callbacks.on_fatal_signal("SIGABRT")
         assert stage.spare.take() is None
 
-    play(scene)
+    play(scenario)
 
 
 def test_one_that_is_wedged_is_not_taken_and_its_end_is_a_death(
     play: Callable[..., None], caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def scene(stage: Stage) -> None:
+    async def scenario(stage: Stage) -> None:
         process = await stage.ready()
         process.child.signal(signal.SIGSTOP)
-        stage.tend()
-        stage.tend(later=60.0)  # we were stopped ourselves, or so it seems
+        stage.maintain()
+        stage.maintain(later=60.0)  # we were stopped ourselves, or so it seems
         for quarter in range(20):
-            stage.tend(later=60.0 + quarter / 4)
-        assert stage.spare.standing is SpareState.READY
+            stage.maintain(later=60.0 + quarter / 4)
+        assert stage.spare.state is SpareState.READY
         for quarter in range(20, 30):
-            stage.tend(later=60.0 + quarter / 4)
+            stage.maintain(later=60.0 + quarter / 4)
         assert stage.spare.take() is None
         await process.gone.wait()
         assert "has stalled" in caplog.text
         assert "died (SIGKILL)" in caplog.text
         assert stage.spare.process is None
 
-    play(scene)
+    play(scenario)
 
 
 def test_one_that_goes_for_want_of_memory_is_no_death(play: Callable[..., None]) -> None:
-    async def scene(stage: Stage) -> None:
+    async def scenario(stage: Stage) -> None:
         for _ in range(4):
             process = await stage.ready()
             stage.spare.drop("memory is short")
-            stage.tend()
+            stage.maintain()
             assert stage.started[-1] is process  # never two at once
             await process.gone.wait()
-        assert stage.spare.standing is SpareState.WAITING
+        assert stage.spare.state is SpareState.WAITING
 
-    play(scene)
+    play(scenario)
 
 
 def test_import_that_takes_too_long_is_a_death(play: Callable[..., None], tmp_path: Path) -> None:
-    async def scene(stage: Stage) -> None:
-        stage.tend()
-        stage.tend(later=601)
+    async def scenario(stage: Stage) -> None:
+        stage.maintain()
+        stage.maintain(later=601)
         await stage.started[0].gone.wait()
-        assert stage.spare.standing is SpareState.WAITING
+        assert stage.spare.state is SpareState.WAITING
         assert stage.spare.process is None
 
     with gate(tmp_path / "gate") as stop:
-        play(scene, FAKE_SPAWN_GATE=str(stop.path))
+        play(scenario, FAKE_SPAWN_GATE=str(stop.path))
 
 
-def test_words_and_output_follow_the_new_name(play: Callable[..., None], tmp_path: Path) -> None:
-    async def scene(stage: Stage) -> None:
+def test_faults_and_output_follow_the_new_name(play: Callable[..., None], tmp_path: Path) -> None:
+    async def scenario(stage: Stage) -> None:
         taken = await stage.ready()
         stage.spare.take()
         ends: list[str] = []
         base = tmp_path / "worker.m.1"
-        taken.hand_over(Owner(ends.append, ends.append), "worker m#1", base)
+        taken.reassign(ExitCallbacks(ends.append, ends.append), "worker m#1", base)
         channel = await taken.connect()
         load = frames.Load("m", 1, str(tmp_path / "none"), str(tmp_path / "socket"), 1, 0)
         channel.send(load)  # no model is there: the server says so on stderr, and to us
@@ -370,7 +372,7 @@ def test_words_and_output_follow_the_new_name(play: Callable[..., None], tmp_pat
         assert "Fatal Python error: Aborted" in said
         assert not any(name.startswith("spare.0.") for name in os.listdir(tmp_path))
 
-    play(scene)
+    play(scenario)
 
 
 def test_nobody_is_hindered_by_an_import() -> None:

@@ -1,4 +1,4 @@
-"""supervisor.processes.watchdog: what stands still is found in time, and what is slow is left alone."""
+"""supervisor.processes.watchdog: what stalls is found in time, what is slow is left alone."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from supervisor.processes.watchdog import LATE_SECONDS, LOOK_SECONDS, Watchdog
+from supervisor.processes.watchdog import CHECK_SECONDS, LATE_SECONDS, Watchdog
 from supervisor.wire.progress import BEAT_SECONDS, Reading
 
 STALL = 10.0
@@ -25,12 +25,12 @@ def alarm(
     *,
     stall: float = STALL,
     awaited: bool = True,
-    interval: Callable[[], float] = lambda: LOOK_SECONDS,
+    interval: Callable[[], float] = lambda: CHECK_SECONDS,
 ) -> tuple[float, str] | None:
     """When the process is found to have stalled, and what has."""
     dog, now = Watchdog(stall), 0.0
     while now < until:
-        if how := dog.look(life(now), now, awaited=awaited):
+        if how := dog.check(life(now), now, awaited=awaited):
             return now, how
         now += interval()
     return None
@@ -63,7 +63,7 @@ def test_what_stands_still_is_found_within_a_second_over(what: str, stall: float
                 return replace(stopped, beats=beats(now))
             return replace(stopped, ended=stopped.begun)
 
-        found = alarm(life, stall=stall, interval=lambda: chance.uniform(0.8, 1.5) * LOOK_SECONDS)
+        found = alarm(life, stall=stall, interval=lambda: chance.uniform(0.8, 1.5) * CHECK_SECONDS)
         assert found is not None
         assert what in found[1]
         assert end + stall - 0.5 < found[0] <= end + stall + 1.0
@@ -85,8 +85,8 @@ def test_a_loop_that_nobody_waits_for_is_left_alone_and_found_at_once_when_someb
     assert alarm(lambda now: IDLE, awaited=False) is None
     dog = Watchdog(STALL)
     for look in range(1000):
-        assert dog.look(IDLE, look * LOOK_SECONDS, awaited=False) is None
-    assert "event loop" in (dog.look(IDLE, 1000 * LOOK_SECONDS, awaited=True) or "")
+        assert dog.check(IDLE, look * CHECK_SECONDS, awaited=False) is None
+    assert "event loop" in (dog.check(IDLE, 1000 * CHECK_SECONDS, awaited=True) or "")
 
 
 def test_a_step_that_nobody_waits_for_any_more_is_found_all_the_same() -> None:
@@ -134,12 +134,12 @@ def test_a_late_look_starts_all_clocks_anew() -> None:
         dog, now = Watchdog(STALL), 0.0
         for _ in range(100):
             for _ in range(30):  # 7.5 of 10 s
-                assert dog.look(wedged, now, awaited=True) is None
-                now += LOOK_SECONDS
+                assert dog.check(wedged, now, awaited=True) is None
+                now += CHECK_SECONDS
             now += LATE_SECONDS
     dog = Watchdog(STALL)
-    assert dog.look(IN_STEP, 0.0, awaited=True) is None
-    assert dog.look(IN_STEP, 1e6, awaited=True) is None
+    assert dog.check(IN_STEP, 0.0, awaited=True) is None
+    assert dog.check(IN_STEP, 1e6, awaited=True) is None
 
 
 def test_a_setting_below_what_can_be_told_means_a_second() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.crashes.diagnosis import Cause, Crash, Diagnosis
-from supervisor.models.size_cache import Sizes
+from supervisor.models.size_cache import SizeCache
 from supervisor.scheduler.concurrency_limit import (
     QUIET_SECONDS,
     LearnedLimit,
@@ -144,13 +144,13 @@ def test_it_climbs_back_in_quiet_hours() -> None:
 
 def test_what_was_learned_outlives_the_server(tmp_path: Path) -> None:
     path, now = tmp_path / "sizes.json", time.time()
-    sizes = Sizes.load(path)
-    sizes.limit("m", LearnedLimit(3, now))
-    sizes.limit("n", LearnedLimit(4, now))
-    sizes.limit("n", None)
-    again = Sizes.load(path)
-    assert again.limited("m") == LearnedLimit(3, now)
-    assert again.limited("n") is None
+    sizes = SizeCache.load(path)
+    sizes.save_limit("m", LearnedLimit(3, now))
+    sizes.save_limit("n", LearnedLimit(4, now))
+    sizes.save_limit("n", None)
+    again = SizeCache.load(path)
+    assert again.learned_limit("m") == LearnedLimit(3, now)
+    assert again.learned_limit("n") is None
     pool = crowded(0)
     pool.recall("m", 0, None, None, LearnedLimit(3, 0.5))
     assert pool.entries["m"].concurrency == 3
@@ -158,8 +158,8 @@ def test_what_was_learned_outlives_the_server(tmp_path: Path) -> None:
 
 def test_a_clock_that_was_set_back_makes_no_limit_last(tmp_path: Path) -> None:
     path = tmp_path / "sizes.json"
-    Sizes.load(path).limit("m", LearnedLimit(3, time.time() + 24 * HOUR))
-    assert Sizes.load(path).limited("m") is None
+    SizeCache.load(path).save_limit("m", LearnedLimit(3, time.time() + 24 * HOUR))
+    assert SizeCache.load(path).learned_limit("m") is None
 
 
 def test_who_was_parked_before_is_no_crowd() -> None:

@@ -11,7 +11,6 @@ from supervisor.scheduler.ledger import (
     Ledger,
     OverBudget,
     Phase,
-    QuietBaseline,
     auto_budget,
 )
 
@@ -261,14 +260,3 @@ def test_charges_of_the_dead_only_fall(sizes: list[tuple[int, int]], readings: l
 def test_the_automatic_budget(physical: float, working_set: float | None, budget: float) -> None:
     bytes_ = None if working_set is None else int(working_set * GB)
     assert auto_budget(int(physical * GB), bytes_) == int(budget * GB)
-
-
-def test_the_quiet_baseline_is_the_median_of_the_last_readings() -> None:
-    baseline = QuietBaseline()
-    assert baseline.bytes == 0
-    for reading in [3, 3, 90, 3, 4]:
-        baseline.feed(reading)
-    assert baseline.bytes == 3
-    for _ in range(10):
-        baseline.feed(7)
-    assert baseline.bytes == 7

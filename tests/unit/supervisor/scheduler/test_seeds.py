@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.api.health import render
+from supervisor.api.health import render_health
 from supervisor.machine.readers import MachineMemory
 from supervisor.scheduler.effects import Effect, Grant, Loaded, LogLine, Refuse, Shrink, Spawn, Stop
 from supervisor.scheduler.lifecycle import State
@@ -40,7 +40,7 @@ def seed_002(policy: str = "use_count", keep: int = 1) -> Pool:
 
 
 def health(pool: Pool) -> dict[str, Any]:
-    body = render(pool, dict.fromkeys(SIZES, "org/repo"), MachineMemory(), "off", 0.0, "1")
+    body = render_health(pool, dict.fromkeys(SIZES, "org/repo"), MachineMemory(), "off", 0.0, "1")
     parsed: dict[str, Any] = json.loads(body)
     return parsed
 

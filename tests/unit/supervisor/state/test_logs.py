@@ -24,17 +24,17 @@ def incarnation(folder: Path, model: str, number: int) -> list[Path]:
 
 def test_the_oldest_incarnations_are_forgotten(tmp_path: Path) -> None:
     files = [incarnation(tmp_path, "a", number) for number in range(logs.CHILD_KEEP + 3)]
-    logs.forget_old(tmp_path, "worker.a")
+    logs.remove_old(tmp_path, "worker.a")
     kept = [path for pair in files[3:] for path in pair]
     assert sorted(tmp_path.iterdir()) == sorted(kept)
-    logs.forget_old(tmp_path, "worker.a")
+    logs.remove_old(tmp_path, "worker.a")
     assert sorted(tmp_path.iterdir()) == sorted(kept)
 
 
 @pytest.mark.parametrize("number", [1, logs.CHILD_KEEP - 2, logs.CHILD_KEEP])
 def test_a_model_with_few_incarnations_keeps_them_all(tmp_path: Path, number: int) -> None:
     files = [incarnation(tmp_path, "a", each) for each in range(number)]
-    logs.forget_old(tmp_path, "worker.a")
+    logs.remove_old(tmp_path, "worker.a")
     assert len(list(tmp_path.iterdir())) == 2 * len(files)
 
 
@@ -43,7 +43,7 @@ def test_another_models_files_are_not_forgotten(tmp_path: Path, other: str) -> N
     theirs = [incarnation(tmp_path, other, number) for number in range(logs.CHILD_KEEP)]
     mine = [incarnation(tmp_path, "a", number) for number in range(logs.CHILD_KEEP)]
     (tmp_path / "supervisor.log").write_text("words")
-    logs.forget_old(tmp_path, "worker.a")
+    logs.remove_old(tmp_path, "worker.a")
     assert all(path.exists() for pair in theirs + mine for path in pair)
     assert (tmp_path / "supervisor.log").exists()
 

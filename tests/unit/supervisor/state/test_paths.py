@@ -21,7 +21,6 @@ from supervisor.state.paths import (
     StateError,
     open_state,
     slug,
-    write_atomically,
 )
 from tests.helpers.children import ROOT
 
@@ -191,23 +190,6 @@ def test_no_child_keeps_the_lock(state: StateDir) -> None:
 
 
 # ── files ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"a longer first content")
-    write_atomically(path, b"second")
-    assert path.read_bytes() == b"second"
-    assert mode(path) == 0o600
-    assert [each.name for each in tmp_path.iterdir()] == ["file"]
-
-
-def test_a_file_that_cannot_be_replaced_keeps_its_content(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    write_atomically(path, b"first")
-    with pytest.raises(TypeError):
-        write_atomically(path, "no bytes")  # type: ignore[arg-type]
-    assert path.read_bytes() == b"first"
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ class Supervisor:
         self._quarantine = Quarantine.load(state.quarantine)
         self._pool.recovery.blame.restore(self._quarantine.guilty())
         self._feed = EventFeed()
-        self._watch = Monitor(
+        self._monitor = Monitor(
             self._pool.models,
             self._pool.state.ledger,
             self,
@@ -114,7 +114,7 @@ class Supervisor:
             build.thresholds(config.memory),
             watches_release=self._pool.state.rules.release is ReleaseRule.WHEN_SEEN,
         )
-        self._coroner = CrashCollector(
+        self._collector = CrashCollector(
             self._pool.models,
             state.crashes,
             self._reader,
@@ -134,14 +134,14 @@ class Supervisor:
             on_change=self._record,
             stall_seconds=config.recovery.stall_seconds,
         )
-        self._gatekeeper = GatewayProcess(
+        self._gateway = GatewayProcess(
             launcher,
             state,
             listener,
             msgspec.json.encode(config.server),
             GATEWAY_MODULE,
             self._record,
-            lambda *death: self._note(self._coroner.gateway_died, *death),
+            lambda *death: self._note(self._collector.gateway_died, *death),
             stall_seconds=config.recovery.stall_seconds,
         )
         self._control = Control(self._pool, self._pool.state, self._feed, state, self)
@@ -163,10 +163,10 @@ class Supervisor:
                 loop.add_signal_handler(number, self._asked_to_stop)
         listening = await listen(str(self._state.control), frames.ToSupervisor, self._control.serve)
         upkeep = loop.create_task(self._upkeep())
-        await self._coroner.files.recall()
-        watch = loop.create_task(self._watch.run())
+        await self._collector.reports.load_last()
+        watch = loop.create_task(self._monitor.run())
         patrol = loop.create_task(self._patrol())
-        gateway = self._gatekeeper
+        gateway = self._gateway
         try:
             gateway.start()
             await _first(gateway.serving, gateway.gave_up, self._stop, self._failed)
@@ -181,7 +181,7 @@ class Supervisor:
             self._feed.close()  # or the gateway would wait for those who watch
             await gateway.stop()
             await self._fleet.spare.ended()
-            await self._coroner.files.close()
+            await self._collector.reports.close()
             upkeep.cancel()
             watch.cancel()
             patrol.cancel()
@@ -247,7 +247,7 @@ class Supervisor:
                 except Exception:
                     log.exception("%s: not carried out: %s", _name(event), effect)
                     self._make_up_for(effect)
-            self._note(self._feed.states, self._pool.models.values())
+            self._note(self._feed.tell_states, self._pool.models.values())
             self._rearm()
         except Exception:
             log.critical("%s: a bug; the supervisor exits", _name(event), exc_info=True)
@@ -266,7 +266,7 @@ class Supervisor:
             case Shrink(model, generation):
                 self._fleet.shrink(model, generation)
             case Grant() | Unpause() | Refuse() | EndLease() | Interrupt() | Loaded():
-                self._note(self._coroner.follow, effect)
+                self._note(self._collector.record_effect, effect)
                 self._control.tell(effect)
             case QuarantineRequest(model, request_id):
                 log.error("%s alone kills the worker of %s: refused", request_id, model)
@@ -313,7 +313,7 @@ class Supervisor:
     # ── events of the fleet ──────────────────────────────────────────────────────────────────────
 
     def worker_started(self, model: str, generation: int, child: Child) -> None:
-        self._note(self._coroner.born, model, generation, child)
+        self._note(self._collector.worker_started, model, generation, child)
         self.handle(self._pool.started, model, generation, child.pid)
 
     def worker_loading(self, model: str, generation: int, done: int, total: int) -> None:
@@ -347,36 +347,36 @@ class Supervisor:
 
     def worker_stalled(self, model: str, generation: int, how: str) -> None:
         self._log_death(model, generation, f"has stalled and is killed ({how})")
-        crash = self._examine(model, generation, "SIGKILL", put_down=f"it stalled: {how}")
+        crash = self._diagnose(model, generation, "SIGKILL", kill_reason=f"it stalled: {how}")
         now = time.monotonic()
         self.handle(self._pool.stalled, model, generation, how, now, _death(crash))
 
     def worker_dying(self, model: str, generation: int, how: str) -> None:
-        crash = self._examine(model, generation, how)
+        crash = self._diagnose(model, generation, how)
         self._log_death(model, generation, f"died ({how})")
         self.handle(self._pool.dying, model, generation, how, time.monotonic(), _death(crash))
 
     def worker_exited(self, model: str, generation: int, how: str) -> None:
-        crash = self._examine(model, generation, how)
+        crash = self._diagnose(model, generation, how)
         self._log_death(model, generation, f"died ({how})")
         self.handle(self._pool.exited, model, generation, how, time.monotonic(), _death(crash))
-        self._note(self._coroner.file, model, generation, how)
+        self._note(self._collector.report, model, generation, how)
         if crash is not None:
             cause = crash.diagnosis.cause.value
             self._feed.tell("crash", model=model, generation=generation, id=crash.id, cause=cause)
 
-    def _examine(
-        self, model: str, generation: int, how: str, *, put_down: str = ""
+    def _diagnose(
+        self, model: str, generation: int, how: str, *, kill_reason: str = ""
     ) -> Crash | None:
         """What is known of a worker's end. None when it was asked for, or we kill them all."""
         if self._failed.is_set():
             return None
-        return self._note(self._coroner.examine, model, generation, how, put_down=put_down)
+        return self._note(self._collector.diagnose, model, generation, how, kill_reason=kill_reason)
 
     # ── the machine's memory ─────────────────────────────────────────────────────────────────────
 
     def memory_pressure(self, level: Level, figures: str) -> None:
-        self._note(self._coroner.look, self._watch.machine)
+        self._note(self._collector.sample_memory, self._monitor.machine)
         if level >= Level.HIGH:
             self._fleet.spare.drop("memory is short")
         self.handle(self._pool.pressure, level, figures, time.monotonic())
@@ -414,32 +414,32 @@ class Supervisor:
         return self._quarantine.keyed(digest)
 
     def gateway_serves(self) -> None:
-        self._gatekeeper.accepts_requests()
+        self._gateway.accepts_requests()
 
     def health(self) -> bytes:
         return health.render_health(
             self._pool.state,
             {name: model.source for name, model in self._catalog.models.items()},
-            self._watch.machine,
+            self._monitor.machine,
             self._fleet.spare.state,
             time.time() - time.monotonic(),
             self._version,
-            self._coroner.files.last,
+            self._collector.reports.last,
         )
 
     def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
-        self._note(self._coroner.returned, lease, position, prompt_tokens)
+        self._note(self._collector.returned, lease, position, prompt_tokens)
 
     def left(self, lease: int) -> None:
-        self._note(self._coroner.left, lease)
+        self._note(self._collector.left, lease)
 
     async def crashes(self, name: str) -> bytes:
-        return await self._coroner.files.told(name)
+        return await self._collector.reports.read_json(name)
 
     # ── upkeep ───────────────────────────────────────────────────────────────────────────────────
 
     def _children(self) -> list[Child]:
-        gateway = self._gatekeeper.child
+        gateway = self._gateway.child
         return [*self._fleet.children, *([gateway] if gateway else [])]
 
     def _record(self) -> None:
@@ -455,7 +455,7 @@ class Supervisor:
         while True:
             try:
                 now = time.monotonic()
-                self._gatekeeper.check(now)
+                self._gateway.check(now)
                 for name, model in self._pool.models.items():
                     if model.state in (State.READY, State.DRAINING):
                         awaited = bool(model.granted)

@@ -1,4 +1,4 @@
-"""The control socket: what gateways ask for, and the leases that hang on their connections."""
+"""The control socket: answers frames of the gateway, and holds a lease for each connection."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Events(Protocol):
 
 
 class Shell(Protocol):
-    """What the control socket needs of the supervisor. Called on the event loop."""
+    """What the control socket calls of the supervisor, on the event loop."""
 
     def handle(
         self, event: Callable[P, Iterable[Effect] | None], *args: P.args, **more: P.kwargs
@@ -52,27 +52,29 @@ class Shell(Protocol):
         """Have the pool decide about one event, and carry out what follows. Raises nothing."""
 
     def before_load(self, model: str) -> None:
-        """Somebody wants this model: its files may be others than when they were looked at."""
+        """The model is about to be asked for: see whether its files have changed."""
 
     def keyed(self, digest: bytes) -> bytes:
-        """A request's digest as it may be remembered: nobody can guess the request from it."""
+        """A request's digest under the quarantine's key, from which no request can be guessed."""
 
-    def gateway_serves(self) -> None: ...
+    def gateway_serves(self) -> None:
+        """The gateway accepts requests."""
+
     def health(self) -> bytes:
         """The object that `/health` shows."""
 
     def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
-        """The gateway tells where an interrupted request stands."""
+        """The gateway tells how far an interrupted request had come."""
 
     def left(self, lease: int) -> None:
-        """A lease's connection has closed."""
+        """The connection of a lease has closed."""
 
     async def crashes(self, name: str) -> bytes:
         """One crash report, or the list of all for "". Raises NotFound."""
 
 
 class Control:
-    """Turns frames into events of the pool; one connection is one lease at most.
+    """Turns frames into events of the pool. A connection has one lease at most.
 
     `pool` is what the pool knows, only to look at.
     """
@@ -88,7 +90,7 @@ class Control:
         self._leases: dict[int, Connection] = {}
 
     def tell(self, effect: ToLease) -> None:
-        """Send what was decided about a lease to whoever holds it."""
+        """Send what was decided about a lease over its connection."""
         self._leases[effect.lease].send(self._frame(effect))
 
     def drop(self, lease: int) -> None:

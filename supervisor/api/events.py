@@ -1,4 +1,4 @@
-"""What happens to models, told to whoever watches: the events of `/admin/events`."""
+"""The events of `/admin/events`, sent to everybody who watches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Watcher = FrameStream[ToSupervisor]
 
 
 class EventFeed:
-    """Tells every change of a model's state and every decision once, to all watchers in order."""
+    """Sends each event to all watchers, in order."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
         self._watchers: set[Watcher] = set()
@@ -27,7 +27,7 @@ class EventFeed:
         self._clock = clock
 
     def join(self, watcher: Watcher) -> bool:
-        """False when too many watch already. Told "watching", and whatever happens after it."""
+        """Send it "watching", then all that happens. False, and nothing, when too many watch."""
         if len(self._watchers) >= WATCHERS_MAX:
             return False
         self._watchers.add(watcher)
@@ -35,17 +35,17 @@ class EventFeed:
         return True
 
     def leave(self, watcher: Watcher) -> None:
-        """No longer one of them; others are fine."""
+        """Send it nothing more. Harmless for one that has not joined."""
         self._watchers.discard(watcher)
 
     def close(self) -> None:
-        """Nothing more will happen: let all go."""
+        """Close all connections: nothing more will happen."""
         for watcher in self._watchers:
             watcher.close()
         self._watchers.clear()
 
-    def states(self, models: Iterable[Model]) -> None:
-        """Tell which models' workers are in another state than before."""
+    def tell_states(self, models: Iterable[Model]) -> None:
+        """Send an event for each model whose worker is in another state than before."""
         for model in models:
             state = (model.state.value, model.generation)
             if self._states.get(model.name, ("cold", 0)) != state:
@@ -59,7 +59,7 @@ class EventFeed:
                 )
 
     def tell(self, event: str, **details: Any) -> None:
-        """One event. Who reads too slowly is let go rather than kept in memory."""
+        """Send one event. The connection of a watcher that reads too slowly is closed."""
         if not self._watchers:
             return
         happened = self._event(event, **details)

@@ -40,7 +40,7 @@ def render_health(
     """The object as JSON, in the shape that docs/api.md describes.
 
     `sources` are the models' by name; `spare` is the spare worker's state; `clock_offset` turns the
-    pool's monotonic times into epoch seconds; `last_crash` gives a model's, None = it never had one.
+    pool's monotonic times into epoch seconds; `last_crash` gives a model's, None = it has had none.
     """
 
     def iso(at: float | None) -> str | None:

@@ -1,4 +1,4 @@
-"""A running server as the commands see it: found by its state directory or its URL, asked over HTTP."""
+"""A running server as commands see it: found by its state directory or URL, asked over HTTP."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Client:
         return found
 
     def manage(self, model: str, action: str) -> dict[str, Any]:
-        """Load, unload, pin or unpin. Blocks until a load is over. Raises Unreachable or Refusal."""
+        """Load, unload, pin or unpin. Blocks until a load is over. Raises Unreachable, Refusal."""
         seconds = _LOAD_SECONDS if action == "load" else _SECONDS
         path = f"/admin/models/{quote(model, safe='')}/{action}"
         found: dict[str, Any] = self._ask("POST", path, seconds)

@@ -1,4 +1,4 @@
-"""The commands that talk to a running server: what it has loaded, and loading by hand."""
+"""The commands that ask a running server: what it has loaded and crashed, and loading by hand."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def models(url: Url = None, state_dir: StateDirectory = None, as_json: AsJson = 
 
 def load(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:
     client = _client(url, state_dir)
-    with Progress(client, name):
+    with LoadProgress(client, name):
         done = _ask(lambda: client.manage(name, "load"))
     print(f"{done['id']} is {done['state']}")
 
@@ -136,9 +136,9 @@ def crashes(
         print(msgspec.json.format(told, indent=2).decode())
     elif crash_id:
         report = msgspec.json.decode(told, type=CrashReport)
-        _console().print(view.whole(report), end="", soft_wrap=True)
+        _console().print(view.crash_text(report), end="", soft_wrap=True)
     elif found := msgspec.json.decode(told, type=CrashList).crashes:
-        _console().print(view.listing(found))
+        _console().print(view.crash_table(found))
     else:
         print("nothing has crashed")
 
@@ -146,8 +146,8 @@ def crashes(
 # ── their parts ──────────────────────────────────────────────────────────────────────────────────
 
 
-class Progress:
-    """Shows on stderr how far a load is, from the server's events, while something waits for it."""
+class LoadProgress:
+    """While it is entered, shows on stderr how far a load is, from the server's events."""
 
     def __init__(self, client: Client, name: str) -> None:
         self._thread = threading.Thread(target=self._show, args=(client, name), daemon=True)

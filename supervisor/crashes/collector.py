@@ -1,8 +1,15 @@
-"""Looks into every death that nobody asked for: sees what there is, says why, has a report written.
+"""What happens at every death that nobody asked for: it is diagnosed, and a report is written.
 
-The news is examined on the event loop, in a few milliseconds, since the pool and the clients wait
-for the cause; everything slow is left to `filing`, after the pool has decided. Nothing here fails
-the handling of a death.
+The way of one death, as the supervisor calls it:
+
+1. `diagnose`, once a fatal signal or the exit is known: takes a `snapshot` of what can be known
+   only now, reads the end of stderr through `redaction`, and has `diagnosis` say why. This takes a
+   few milliseconds on the event loop, since the scheduler and the clients wait for the cause.
+2. The scheduler decides what becomes of the requests; `record_effect` adds that to the report.
+3. `report`, once the process has ended: `writer` composes the report and puts it into the `store`,
+   on a thread of its own.
+
+Nothing here raises for a report that can't be made: a death is handled all the same.
 """
 
 from __future__ import annotations
@@ -17,9 +24,9 @@ from pathlib import Path
 from supervisor.crashes import store
 from supervisor.crashes.diagnosis import Crash
 from supervisor.crashes.os_evidence import Evidence
-from supervisor.crashes.redaction import Cleaner
-from supervisor.crashes.snapshot import NEWS_BYTES, Snapshot, words
-from supervisor.crashes.writer import Files
+from supervisor.crashes.redaction import Redactor
+from supervisor.crashes.snapshot import NEWS_BYTES, Snapshot, read_stderr
+from supervisor.crashes.writer import ReportWriter
 from supervisor.machine.readers import MachineMemory, MemoryReader
 from supervisor.processes.launcher import Child
 from supervisor.scheduler.effects import Effect, EndLease, Grant, Refuse
@@ -28,28 +35,29 @@ from supervisor.scheduler.model import Lease, Model
 from supervisor.wire.crash import LoadedModel, MachineSample, Sample
 
 SAMPLES = 60
-"""Looks at the memory that are kept, one a second."""
-_LOOK_SECONDS = 0.9
-"""The watch looks more often while memory is on its way back."""
+"""Memory samples that are kept, one a second."""
+_SAMPLE_SECONDS = 0.9
+"""The monitor looks more often while memory is on its way back."""
 _OOM_SECONDS = 30.0
-"""A worker's end may take seconds; what the kernel killed before that was another."""
+"""A worker's end may take seconds; what the kernel has killed before that was another process."""
 _SECRET_NAME = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 
 
 @dataclass(slots=True, eq=False)
-class _Living:
-    """A worker's process and its memory so far: (monotonic seconds, bytes)."""
+class _Process:
+    """A worker's process. Times in monotonic seconds, memory in bytes."""
 
     child: Child
-    born: float
+    started_at: float
     footprint: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=SAMPLES))
-    scene: Snapshot | None = None
-    """What was seen when the news of its death came."""
+    """(time, memory)."""
+    snapshot: Snapshot | None = None
+    """Taken when the news of its death came."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Look:
-    """One look at the machine. `at` in monotonic seconds."""
+class _MachineReading:
+    """The machine's memory. `at` in monotonic seconds."""
 
     at: float
     machine: MachineMemory
@@ -57,7 +65,7 @@ class _Look:
 
 
 class CrashCollector:
-    """Called on the supervisor's event loop. `models` are the pool's, and only looked at.
+    """To be used on the event loop. `models` are the pool's, and only looked at.
 
     `folder` is where reports go, `secrets` must not be in them, `version` is Bulkhead's. `clock` in
     monotonic seconds, `epoch` in epoch seconds.
@@ -78,90 +86,92 @@ class CrashCollector:
         self._models = models
         self._reader = reader
         self._evidence = evidence
-        self._cleaner = Cleaner(secrets)
-        self.files = Files(folder, self._cleaner, evidence, version)
+        self._redactor = Redactor(secrets)
+        self.reports = ReportWriter(folder, self._redactor, evidence, version)
         self._clock = clock
         self._epoch = epoch
-        self._living: dict[tuple[str, int], _Living] = {}
-        self._looks: deque[_Look] = deque(maxlen=SAMPLES)
-        self._inside: dict[int, tuple[str, str]] = {}
+        self._processes: dict[tuple[str, int], _Process] = {}
+        self._readings: deque[_MachineReading] = deque(maxlen=SAMPLES)
+        self._unsettled: dict[int, tuple[str, str]] = {}
         """Leases that were in a worker when it died and of which nothing has become yet: the
         crash's id and the request's."""
 
-    def born(self, model: str, generation: int, child: Child) -> None:
+    def worker_started(self, model: str, generation: int, child: Child) -> None:
         """A worker's process exists."""
-        self._living[model, generation] = _Living(child, self._clock())
+        self._processes[model, generation] = _Process(child, self._clock())
 
-    def look(self, machine: MachineMemory) -> None:
-        """The machine was looked at: keep that and each worker's memory, once a second."""
+    def sample_memory(self, machine: MachineMemory) -> None:
+        """Keep a reading of the machine and each worker's memory; once a second at most."""
         now = self._clock()
-        if self._looks and now - self._looks[-1].at < _LOOK_SECONDS:
+        if self._readings and now - self._readings[-1].at < _SAMPLE_SECONDS:
             return
-        self._looks.append(_Look(now, machine, self._evidence.oom_kills()))
-        for living in self._living.values():
-            size = self._reader.glance(living.child.pid)
+        self._readings.append(_MachineReading(now, machine, self._evidence.oom_kills()))
+        for process in self._processes.values():
+            size = self._reader.glance(process.child.pid)
             if size is not None:
-                living.footprint.append((now, size))
+                process.footprint.append((now, size))
 
-    def examine(self, name: str, generation: int, how: str, *, put_down: str = "") -> Crash | None:
-        """News of a death, before the pool has it. None when it was asked for. `put_down` is why it
-        is about to be killed, where the pool does not know it yet.
+    def diagnose(
+        self, name: str, generation: int, how: str, *, kill_reason: str = ""
+    ) -> Crash | None:
+        """Why a worker dies; None when its end was asked for. To be called before the pool is told.
+        `kill_reason` is why it is about to be killed, where the pool does not know it yet.
 
         May come twice for one death, first with its signal and then with its exit: the id stays,
-        and the diagnosis has all that was said by then.
+        and the diagnosis is by all that was on stderr by then.
         """
-        living, model = self._living.get((name, generation)), self._models[name]
-        if living is None or not _is_crash(model, generation):
+        process, model = self._processes.get((name, generation)), self._models[name]
+        if process is None or not _is_crash(model, generation):
             return None
-        if living.scene is None:
-            inside = list(_inside(model))
+        if process.snapshot is None:
+            leases = list(_leases_in(model))
             if model.state is State.STOPPING:
-                put_down = model.reason
-            living.scene = scene = self._look_around(living, model, inside, put_down)
-            self.files.open(scene)
-            for lease in inside:  # of an earlier death nothing else will be told
-                self._settle(lease.id, f"was inside when {scene.name} died, too")
-            self._inside |= {lease.id: (scene.id, lease.request_id) for lease in inside}
-        said = words(living.scene, self._cleaner, NEWS_BYTES)
-        return Crash(living.scene.id, living.scene.diagnose(how, said))
+                kill_reason = model.reason
+            snapshot = process.snapshot = self._snapshot(process, model, leases, kill_reason)
+            self.reports.begin(snapshot)
+            for lease in leases:  # of an earlier death nothing else will become known
+                self._settle(lease.id, f"was inside when {snapshot.name} died, too")
+            self._unsettled |= {lease.id: (snapshot.id, lease.request_id) for lease in leases}
+        stderr = read_stderr(process.snapshot.stderr, self._redactor, NEWS_BYTES)
+        return Crash(process.snapshot.id, process.snapshot.diagnose(how, stderr))
 
-    def file(self, model: str, generation: int, how: str) -> None:
-        """The process is gone and the pool has decided: have the report written, if it is one."""
-        living = self._living.pop((model, generation), None)
-        if living is not None and living.scene is not None:
-            self.files.write(living.scene, how)
+    def report(self, model: str, generation: int, how: str) -> None:
+        """The process has ended and the pool has decided: have the report written, if this was a
+        crash."""
+        process = self._processes.pop((model, generation), None)
+        if process is not None and process.snapshot is not None:
+            self.reports.finish(process.snapshot, how)
 
-    def gateway_died(self, child: Child, how: str, uptime: float, put_down: str) -> None:
-        """The gateway ended unasked after `uptime` seconds, or was `put_down`: have the report
-        written."""
+    def gateway_died(self, child: Child, how: str, uptime: float, kill_reason: str) -> None:
+        """The gateway ended unasked after `uptime` seconds, or was killed for `kill_reason`: have
+        the report written."""
         epoch, now = self._epoch(), self._clock()
-        scene = Snapshot(
+        snapshot = Snapshot(
             id=store.new_id(epoch),
-            at=now,
             epoch=epoch,
             process="gateway",
             pid=child.pid,
             stderr=child.files[1],
             uptime=uptime,
             phase="serving",
-            put_down=put_down,
+            kill_reason=kill_reason,
             models=tuple(self._loaded()),
             machine=tuple(self._machine(now)),
             oom_kills=self._oom_kills(now),
         )
-        self.files.open(scene)
-        self.files.write(scene, how)
+        self.reports.begin(snapshot)
+        self.reports.finish(snapshot, how)
 
-    # ── what becomes of those who were inside ────────────────────────────────────────────────────
+    # ── what becomes of the requests ─────────────────────────────────────────────────────────────
 
     def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
-        """A gateway tells where a request stands that was interrupted."""
-        if lease in self._inside:
-            crash, request = self._inside[lease]
-            self.files.position(crash, request, prompt_tokens or None, position)
+        """A gateway tells how far an interrupted request had come."""
+        if lease in self._unsettled:
+            crash, request = self._unsettled[lease]
+            self.reports.add_position(crash, request, prompt_tokens or None, position)
 
-    def follow(self, effect: Effect) -> None:
-        """What the pool has decided about a request; nothing if it was in no worker that died."""
+    def record_effect(self, effect: Effect) -> None:
+        """What was decided about a request. Nothing if it was in no worker that died."""
         match effect:
             case Grant(lease, _, worker):
                 self._settle(lease, f"goes on in {worker}")
@@ -169,37 +179,36 @@ class CrashCollector:
                 self._settle(lease, f"ended with {error.code}")
 
     def left(self, lease: int) -> None:
-        """A lease's connection has closed."""
+        """The connection of a lease has closed."""
         self._settle(lease, "its client left")
 
     def _settle(self, lease: int, outcome: str) -> None:
-        if (inside := self._inside.pop(lease, None)) is not None:
-            self.files.outcome(*inside, outcome)
+        if (crash_and_request := self._unsettled.pop(lease, None)) is not None:
+            self.reports.add_outcome(*crash_and_request, outcome)
 
-    # ── what there is to see ─────────────────────────────────────────────────────────────────────
+    # ── the snapshot ─────────────────────────────────────────────────────────────────────────────
 
-    def _look_around(
-        self, living: _Living, model: Model, inside: Sequence[Lease], put_down: str
+    def _snapshot(
+        self, process: _Process, model: Model, leases: Sequence[Lease], kill_reason: str
     ) -> Snapshot:
         epoch, now = self._epoch(), self._clock()
         return Snapshot(
             id=store.new_id(epoch),
-            at=now,
             epoch=epoch,
             process="worker",
-            pid=living.child.pid,
-            stderr=living.child.files[1],
-            uptime=now - living.born,
+            pid=process.child.pid,
+            stderr=process.child.files[1],
+            uptime=now - process.started_at,
             phase="loading" if model.current.loaded_at is None else model.state.value,
             models=tuple(self._loaded()),
             machine=tuple(self._machine(now)),
             footprint=tuple(
-                Sample(seconds=round(now - at, 1), bytes=size) for at, size in living.footprint
+                Sample(seconds=round(now - at, 1), bytes=size) for at, size in process.footprint
             ),
             model=model.name,
             generation=model.generation,
-            put_down=put_down,
-            requests=tuple(lease.request_id for lease in inside),
+            kill_reason=kill_reason,
+            requests=tuple(lease.request_id for lease in leases),
             oom_kills=self._oom_kills(now),
         )
 
@@ -216,43 +225,46 @@ class CrashCollector:
                 )
 
     def _machine(self, now: float) -> Iterator[MachineSample]:
-        for look in self._looks:
+        for reading in self._readings:
             yield MachineSample(
-                seconds=round(now - look.at, 1),
-                used_bytes=look.machine.used,
-                swap_bytes=look.machine.swap_used,
+                seconds=round(now - reading.at, 1),
+                used_bytes=reading.machine.used,
+                swap_bytes=reading.machine.swap_used,
             )
 
     def _oom_kills(self, now: float) -> int:
-        """How many the kernel has killed within the last seconds."""
+        """How many processes the kernel has killed for want of memory within the last seconds."""
         known = [
-            look.oom_kills
-            for look in self._looks
-            if look.oom_kills is not None and now - look.at <= _OOM_SECONDS
+            reading.oom_kills
+            for reading in self._readings
+            if reading.oom_kills is not None and now - reading.at <= _OOM_SECONDS
         ]
         count = self._evidence.oom_kills()
         return max(0, count - known[0]) if known and count is not None else 0
 
 
 def secret_values(*environments: Mapping[str, str]) -> Iterable[str]:
-    """What must not be shown: the values of variables whose names say so."""
+    """The values of environment variables whose names say that they are secret."""
     for environ in environments:
         yield from (value for name, value in environ.items() if _SECRET_NAME.search(name))
 
 
-def _inside(model: Model) -> Iterator[Lease]:
-    """Who is in a worker that dies, or waits for its load. After a stall some are on their way back
-    already."""
+def _leases_in(model: Model) -> Iterator[Lease]:
+    """The requests that a death concerns: those in the worker, or those that wait for its load.
+    After a stall some of them are on their way back already."""
     if model.state is State.LOADING:
         yield from model.waiting.values()
         return
     yield from model.granted.values()
-    others = (*model.returning.values(), *model.waiting.values())
-    yield from (lease for lease in others if lease.death_undecided)
+    yield from (
+        lease
+        for lease in (*model.returning.values(), *model.waiting.values())
+        if lease.death_undecided
+    )
 
 
 def _is_crash(model: Model, generation: int) -> bool:
-    """Whether the end of this incarnation is one that the pool counts as a death."""
+    """Whether the pool counts the end of this incarnation as a death."""
     if model.generation != generation or model.state not in HAS_PROCESS:
         return False
     return model.current.exit_is_crash

@@ -1,8 +1,8 @@
 """Why a process died and what to do about it, from how it ended and what it said last. Pure.
 
-macOS' own crash reports leave out what Metal had to say; it is on stderr alone, just before the end.
-The rows of `LAST_WORDS` know those lines; `KNOWN` says what each cause means for the model, for the
-requests that were inside, and for the person who has to deal with it.
+macOS' own crash reports leave out what Metal printed, which is on stderr alone, just before the
+end. `KNOWN_LINES` recognises such lines; `MEANINGS` says what each cause means for the model, for
+the requests that were in the process, and for the person who has to deal with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from supervisor.scheduler.death import Death, Fault
 
 
 class Cause(enum.StrEnum):
-    """What a death comes down to: the slug that reports, events and messages have in common."""
+    """Why a process died: the slug that reports, events and messages have in common."""
 
     GPU_OUT_OF_MEMORY = "gpu_out_of_memory"
     OUT_OF_MEMORY = "out_of_memory"
@@ -48,14 +48,14 @@ class Cause(enum.StrEnum):
 
 
 class Blame(enum.StrEnum):
-    """What the death says about the requests that were inside."""
+    """What the death says about the requests that were in the process."""
 
     OUTSIDE = "outside"
-    """Nothing: whatever killed the process came from elsewhere. Nobody is convicted by it."""
+    """Nothing: whatever killed the process came from elsewhere."""
     SUSPECTS = "suspects"
-    """Each of them may have done it."""
+    """Each of them may have caused it."""
     REQUEST = "request"
-    """One of them did it, and will do it again on any worker: the fault is the request's."""
+    """One of them caused it, and will do so again on any worker: the fault is the request's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Meaning:
 _LESS = "Lower the model's max_concurrency or context, or memory.budget."
 _UPGRADE = "Upgrade mlx and mlx-lm if it repeats."
 
-KNOWN: Mapping[Cause, Meaning] = {
+MEANINGS: Mapping[Cause, Meaning] = {
     Cause.GPU_OUT_OF_MEMORY: Meaning("the GPU ran out of memory", _LESS, memory=True),
     Cause.OUT_OF_MEMORY: Meaning("it ran out of memory", _LESS, memory=True),
     Cause.OOM_KILLED: Meaning(
@@ -173,17 +173,17 @@ KNOWN: Mapping[Cause, Meaning] = {
 
 
 class Weight(enum.IntEnum):
-    """Which of several lines explains a death: the weightiest, and of these the last."""
+    """Which of several lines explains a death: the one of most weight, and of these the last."""
 
     CONSEQUENCE = 1
-    """Follows from a fault that is told elsewhere, if it is told at all."""
+    """Follows from a fault that another line tells, if any does."""
     SYMPTOM = 2
-    """The process itself, or its neighbour on the GPU, may have done what led to it."""
+    """Follows from a fault of the process itself or of another one that uses the GPU."""
     FAULT = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class KnownLine:
     """A line of stderr and its cause. `loading`: it means nothing once the model has served."""
 
     pattern: re.Pattern[str]
@@ -198,53 +198,55 @@ class Row:
         return tuple(max(re.findall("[a-z_ ]+", each), key=len) for each in alternatives)
 
 
-def _row(
+def _line(
     pattern: str, cause: Cause, weight: Weight = Weight.FAULT, *, loading: bool = False
-) -> Row:
-    return Row(re.compile(pattern, re.IGNORECASE), cause, weight, loading)
+) -> KnownLine:
+    return KnownLine(re.compile(pattern, re.IGNORECASE), cause, weight, loading)
 
 
-LAST_WORDS = (
-    _row(
+KNOWN_LINES = (
+    _line(
         "kIOGPUCommandBufferCallbackErrorOutOfMemory|Insufficient Memory", Cause.GPU_OUT_OF_MEMORY
     ),
-    _row("ErrorTimeout|GPU Timeout", Cause.GPU_TIMEOUT),
-    _row("ErrorImpactingInteractivity", Cause.GPU_INTERACTIVITY),
-    _row("ErrorHang", Cause.GPU_HANG),
-    _row("ErrorInnocentVictim", Cause.GPU_VICTIM, Weight.SYMPTOM),
-    _row("SubmissionsIgnored", Cause.GPU_BARRED, Weight.SYMPTOM),
-    _row("ErrorPageFault|GPU Address Fault|InvalidResource", Cause.GPU_FAULT),
-    _row(r"\[metal::malloc\] Resource limit", Cause.GPU_BUFFERS),
-    _row("greater than the maximum allowed buffer size", Cause.ARRAY_TOO_LARGE),
-    _row(
+    _line("ErrorTimeout|GPU Timeout", Cause.GPU_TIMEOUT),
+    _line("ErrorImpactingInteractivity", Cause.GPU_INTERACTIVITY),
+    _line("ErrorHang", Cause.GPU_HANG),
+    _line("ErrorInnocentVictim", Cause.GPU_VICTIM, Weight.SYMPTOM),
+    _line("SubmissionsIgnored", Cause.GPU_BARRED, Weight.SYMPTOM),
+    _line("ErrorPageFault|GPU Address Fault|InvalidResource", Cause.GPU_FAULT),
+    _line(r"\[metal::malloc\] Resource limit", Cause.GPU_BUFFERS),
+    _line("greater than the maximum allowed buffer size", Cause.ARRAY_TOO_LARGE),
+    _line(
         r"\[malloc(_or_wait)?\] Unable to allocate|std::bad_alloc|^MemoryError\b",
         Cause.OUT_OF_MEMORY,
     ),
-    _row(r"There is no Stream\((gpu|cpu), \d+\)( in current thread)?", Cause.WRONG_THREAD),
-    _row("failed assertion|addCompletedHandler", Cause.METAL_ASSERTION),
-    _row("generation thread died", Cause.ENGINE_DIED, Weight.CONSEQUENCE),
-    _row("No Metal device available|Failed to load the default metallib|metallib", Cause.NO_GPU),
-    _row(
+    _line(r"There is no Stream\((gpu|cpu), \d+\)( in current thread)?", Cause.WRONG_THREAD),
+    _line("failed assertion|addCompletedHandler", Cause.METAL_ASSERTION),
+    _line("generation thread died", Cause.ENGINE_DIED, Weight.CONSEQUENCE),
+    _line("No Metal device available|Failed to load the default metallib|metallib", Cause.NO_GPU),
+    _line(
         r"Model type \S+ not supported|Received \d+ parameters not in model|Missing \d+ parameters"
         "|No safetensors found",
         Cause.LOAD_FAILED,
         loading=True,
     ),
-    _row("LocalEntryNotFoundError|RepositoryNotFound|GatedRepo", Cause.NOT_AVAILABLE, loading=True),
+    _line(
+        "LocalEntryNotFoundError|RepositoryNotFound|GatedRepo", Cause.NOT_AVAILABLE, loading=True
+    ),
 )
 """Lines that say why (facts of mlx 0.32 and older; the issues of mlx, mlx-lm and omlx)."""
 
-_HINTS = tuple((row, row.hints) for row in LAST_WORDS)
+_HINTS = tuple((known, known.hints) for known in KNOWN_LINES)
 """Looking for words is a hundred times as fast as for patterns, and clients wait for this."""
 
-NOISE = frozenset({"BrokenPipeError"})
-"""Exceptions of processes that are well: a client has left."""
+HARMLESS_EXCEPTIONS = frozenset({"BrokenPipeError"})
+"""Exceptions that end no process: a client has left."""
 
-_PUT_DOWN = (
+_KILL_REASONS = (
     (re.compile("no (token|progress|prefill)|stalled"), Cause.STALLED),
     (re.compile(""), Cause.PROTOCOL),
 )
-"""Of a process that we killed: what its killer gave as the reason."""
+"""Of a process that we killed, by the reason for it."""
 
 _ENDS = (
     (re.compile("SIGKILL"), Cause.KILLED),
@@ -254,48 +256,49 @@ _ENDS = (
     (re.compile("exit status 0"), Cause.EXITED),
     (re.compile("exit status 71"), Cause.UNREACHABLE),
 )
-"""Ends that nothing was said about. 71 is `worker.server`'s."""
+"""Of a process that printed nothing about it, by how it ended. 71 is `worker.server`'s."""
 
 _LINE_MAX = 300
-_LOOKED_AT = 16 * 2**10
-"""Characters at the end of what was said in which a cause is looked for: a worker that lives for
-weeks may have survived what it wrote before."""
+_SEARCHED = 16 * 2**10
+"""Characters at the end of stderr in which a cause is looked for: a worker that lives for weeks may
+have survived what it wrote before."""
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """Why a process died. `line` is what said so, if anything did; it is fit to be shown."""
+    """Why a process died. Everything in it may be shown."""
 
     cause: Cause
     line: str = ""
+    """The line of stderr, or our reason for the kill, that gave the cause."""
     exception: str = ""
-    """The last exception of Python's in its log, of which `line` may be the end."""
+    """The last exception of Python on stderr, of which `line` may be the end."""
 
     @property
     def summary(self) -> str:
         """For "The worker died (SIGABRT: …)". Fixed words and the name of an exception's type."""
-        told = KNOWN[self.cause].summary
+        told = MEANINGS[self.cause].summary
         if self.cause in (Cause.ENGINE_DIED, Cause.PYTHON_ERROR) and self.exception:
             return f"{told}: {self.exception.partition(':')[0]}"
         return told
 
     @property
     def advice(self) -> str:
-        return KNOWN[self.cause].advice
+        return MEANINGS[self.cause].advice
 
     @property
     def permanent(self) -> bool:
         """Whether a new process would die of it again until somebody changes something."""
-        return KNOWN[self.cause].permanent
+        return MEANINGS[self.cause].permanent
 
     @property
     def memory(self) -> bool:
         """Whether fewer requests at once would have lived."""
-        return KNOWN[self.cause].memory
+        return MEANINGS[self.cause].memory
 
     @property
     def blame(self) -> Blame:
-        return KNOWN[self.cause].blame
+        return MEANINGS[self.cause].blame
 
     @property
     def fault(self) -> Fault:
@@ -329,25 +332,25 @@ class Crash:
 
 def diagnose(
     how: str,
-    said: str = "",
+    stderr: str = "",
     exception: str = "",
     *,
     loading: bool = False,
-    put_down: str = "",
+    kill_reason: str = "",
     oom: bool = False,
 ) -> Diagnosis:
     """The diagnosis of a process that ended by `how`: a signal's name or "exit status N".
 
-    `said` is the end of its stderr and `exception` the last one in it, both cleaned by
-    `redaction`; `loading` = before it served; `put_down` is why we killed it, if we did; `oom` = the
-    kernel says that it killed for want of memory.
+    `stderr` is the end of what it wrote and `exception` the last one in it, both as `redaction`
+    leaves them; `loading`: before it served; `kill_reason` is why we killed it, if we did; `oom`:
+    the kernel says that it killed for want of memory.
     """
-    found = _explain(said, loading=loading)
+    found = _explain(stderr, loading=loading)
     if found is not None:
         return Diagnosis(found.cause, found.line, exception)
-    if put_down:
-        cause = next(cause for pattern, cause in _PUT_DOWN if pattern.search(put_down))
-        return Diagnosis(cause, put_down[:_LINE_MAX], exception)
+    if kill_reason:
+        cause = next(cause for pattern, cause in _KILL_REASONS if pattern.search(kill_reason))
+        return Diagnosis(cause, kill_reason[:_LINE_MAX], exception)
     ends = [cause for pattern, cause in _ENDS if pattern.fullmatch(how)]
     cause = ends[0] if ends else Cause.PYTHON_ERROR if exception else Cause.UNKNOWN
     if oom and cause is Cause.KILLED:
@@ -356,29 +359,31 @@ def diagnose(
 
 
 def known_part(text: str, *, anywhere: bool = False) -> str:
-    """What a row knows at the beginning of this text, or `anywhere` in it: the runtime's own words,
-    and not a request's. "" = nothing."""
-    found = (
-        row.pattern.search(text) if anywhere else row.pattern.match(text) for row in LAST_WORDS
+    """What a known line matches at the beginning of this text, or `anywhere` in it: the runtime's
+    own words, and not a request's. "" = nothing."""
+    matches = (
+        known.pattern.search(text) if anywhere else known.pattern.match(text)
+        for known in _hinted_at(text)
     )
-    return max((each[0] for each in found if each), key=len, default="")
+    return max((found[0] for found in matches if found), key=len, default="")
 
 
-def _explain(said: str, *, loading: bool) -> Diagnosis | None:
-    """By the weightiest line that a row knows, and of several the last."""
-    said = said[-_LOOKED_AT:]
-    lowered = said.lower()
-    rows = [
-        row
-        for row, hints in _HINTS
-        if (loading or not row.loading) and any(hint in lowered for hint in hints)
-    ]
+def _hinted_at(text: str) -> list[KnownLine]:
+    """The known lines that may match something in this text."""
+    lowered = text.lower()
+    return [known for known, hints in _HINTS if any(hint in lowered for hint in hints)]
+
+
+def _explain(stderr: str, *, loading: bool) -> Diagnosis | None:
+    """By the known line of most weight, and of several the last."""
+    stderr = stderr[-_SEARCHED:]
+    candidates = [known for known in _hinted_at(stderr) if loading or not known.loading]
     best: tuple[Weight, Diagnosis] | None = None
-    for line in reversed(said.splitlines() if rows else ()):
-        for row in rows:
-            heavier = best is None or row.weight > best[0]
-            if heavier and row.pattern.search(line):
-                best = (row.weight, Diagnosis(row.cause, line.strip()[:_LINE_MAX]))
+    for line in reversed(stderr.splitlines() if candidates else ()):
+        for known in candidates:
+            heavier = best is None or known.weight > best[0]
+            if heavier and known.pattern.search(line):
+                best = (known.weight, Diagnosis(known.cause, line.strip()[:_LINE_MAX]))
         if best is not None and best[0] is Weight.FAULT:
             break
     return best[1] if best is not None else None

@@ -1,18 +1,27 @@
-"""What a dead process wrote to stderr, made fit to be kept and shown. Pure.
+"""What a dead process wrote to stderr, without what a report must not hold. Pure.
 
-Keys go, and so does whatever may quote a request: lines of no known form, quoted strings of some
-length, and messages of exceptions that are not the runtime's own. Workers never log prompts, but an
-exception may repeat the value that it stumbled over. The worker's own log file keeps everything.
+Three things never reach a report: keys, prompts, arguments of tools. Workers do not log them, but
+an exception may quote the value that it could not handle, and a native library anything at all. So
+nothing is shown because it looks harmless; it is shown because its form is known:
+
+* lines of our own logs, and of the runtime: without long quotes;
+* stacks, and in tracebacks the frames and lines of source: as they are;
+* messages of exceptions: whole where their type or their source never quotes a request; else what
+  `diagnosis` knows in them;
+* any other line: what `diagnosis` knows in it, else not at all.
+
+The stderr file in the logs keeps everything.
 """
 
 from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import groupby
 
-from supervisor.crashes.diagnosis import NOISE, known_part
+from supervisor.crashes.diagnosis import HARMLESS_EXCEPTIONS, known_part
 
 QUOTE_MAX = 40
 """Characters that a quoted string may have: names of functions and types are shorter."""
@@ -28,19 +37,6 @@ _LABELLED = re.compile(
     r"|(?:api[_-]?key|token|secret|passw(?:or)?d|credentials?)[\"']? ?[:=]\s*[\"']?)[^\s\"',;]+",
     re.IGNORECASE,
 )
-_LABELS = (
-    "bearer",
-    "authorization",
-    *(
-        label + end
-        for label in ("key", "token", "secret", "passwd", "password", "credential", "credentials")
-        for end in ("=", ":", " =", " :", '"', "'")
-    ),
-)
-"""One of them is in every line in which `_LABELLED` finds something, and searching for words is
-many times as fast."""
-_PREFIXES = ("sk-", "pk-", "rk-", "hf_", "gh", "xox", "AKIA", "eyJ")
-"""The same for `_SECRET`."""
 _IN_URL = re.compile(r"(://)[^/\s@]+@")
 _QUOTED = re.compile(
     r'"(?:\\.|[^"\\])*\\?(?:"|$)|(?<!\w)\'(?:\\.|[^\'\\])*\\?(?:\'|$)|`(?:\\.|[^`\'\\])*\\?(?:[`\']|$)'
@@ -55,18 +51,19 @@ _RUNTIME = re.compile(
     r"|\S+( \S+)?:\d+: failed assertion |note: run with |dyld\[|objc\[|Traceback \(most recent"
     r"|During handling of the above |The above exception was "
 )
-"""How lines begin that end an exception's message, beside log lines and stacks."""
+"""How lines of the runtime begin. Like log lines and stacks they end an exception's message."""
 _NATIVE = re.compile(
-    r"(?:free|realloc|malloc|munmap_chunk)\(\): |double free or corruption|corrupted (?:size|double)"
+    r"(?:free|realloc|malloc|munmap_chunk)\(\): |double free or corruption"
+    r"|corrupted (?:size|double)"
     r"|\*\*\* [a-z ]+ detected \*\*\*|\S+\(\d+,0x[0-9a-f]+\) malloc: "
     r"|\S+: \S+:\d+: .*: Assertion `[^']*' failed\.$|  (?:Referenced from|Reason): "
     r"|\S+[/\\]python[\d.]*: No module named [\w.]+$"
 )
-"""What else the C library, the loader and the interpreter say; nothing of a request is in it."""
+"""What else the C library, the loader and the interpreter print; it quotes no request."""
 _THROWN = re.compile(r"(libc\+\+abi: terminating .*? of type [\w:]+: |  what\(\):  )(.*)")
-"""An exception of C++ that ends the process, and its message."""
+"""An exception of C++ that ends the process, then its message."""
 _RAISED = re.compile(r"[A-Za-z_][\w.]*(?:Error|Exception)(?:: |$)")
-"""An exception of Python's that is told without a traceback."""
+"""An exception of Python that is printed without a traceback."""
 _TRACEBACK = re.compile(r"Traceback \(most recent call last\):")
 _FRAME = re.compile(r'  File "([^"]+)", line \d+, in ')
 _EXCEPTION = re.compile(r"([A-Za-z_][\w.]*)(?:: (.*))?")
@@ -81,11 +78,14 @@ _OF_STACK = re.compile(r"\s*$|  (?:File|Binary file) |  \.\.\.$|  <|  Garbage-co
 _TAGGED = re.compile(
     r"\[(?:METAL|Errno \d+|(?!user\]|system\]|assistant\])[a-z]\w*(?:::\w+)*|[A-Z]\w*(?:::\w+)+)\] "
 )
-"""MLX's `[matmul] …` and `[Reshape::vmap] …`, Python's `[Errno 28] …`; not a template's `[INST] …`."""
+"""MLX's `[matmul] …` and `[Reshape::vmap] …`, Python's `[Errno 28] …`; no template's `[INST]`."""
+_HARMLESS = (_LOG_LINE, _RUNTIME, _TAGGED, _NATIVE, _RAISED, _PANIC)
+"""Forms of lines outside tracebacks and stacks that quote no request, or of which is known how
+much does."""
 _NUMERIC = re.compile(
     r"[/\\](?:site|dist)-packages[/\\](?:mlx[/\\]|mlx_lm[/\\](?:models[/\\]|generate\.py$))"
 )
-"""Sources in which there are shapes and numbers, and no texts."""
+"""Files whose exceptions quote shapes and numbers, and no texts."""
 _OF_PYTHON = frozenset(
     {
         "AttributeError",
@@ -99,108 +99,107 @@ _OF_PYTHON = frozenset(
         "ZeroDivisionError",
     }
 )
-"""Their messages name identifiers."""
+"""Types whose messages quote identifiers alone."""
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """What was said, cleaned: the text, the stacks that faulthandler wrote, the last exception."""
+class Redacted:
+    """What a report may show: the text, the stacks that faulthandler wrote, the last exception."""
 
     text: str
     stacks: str
     exception: str
 
 
-class _In(enum.Enum):
-    """What the line before belongs to."""
+class _Part(enum.Enum):
+    """What a line belongs to."""
 
     TEXT = enum.auto()
     TRACEBACK = enum.auto()
     MESSAGE = enum.auto()
-    """Of an exception or a panic: it may go on for lines."""
+    """The further lines of an exception's or a panic's message."""
     STACK = enum.auto()
 
 
-class Cleaner:
-    """Reads stderr line by line. `secrets` are values that must not be shown wherever they stand."""
+class Redactor:
+    """`secrets` are values that must not be shown wherever they stand."""
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
         self._secrets = sorted({s for s in secrets if len(s) >= 8}, key=len, reverse=True)
 
-    def clean(self, data: bytes, *, cut: bool = False) -> Words:
-        """Never raises. `cut`: there was more before `data`, which may begin amid a message."""
-        text, stacks, exception = list[str](), list[str](), ""
-        where, frame, withheld = _In.MESSAGE if cut else _In.TEXT, "", 0
-        for raw in data.decode("utf-8", "replace").split("\n"):
-            line = _plain(raw)
-            where = _next(where, line)
-            unknown = where is _In.TEXT and not _is_harmless(line)
-            known = known_part(line, anywhere=True) if unknown else ""
-            if where is _In.MESSAGE or (unknown and not known):
-                withheld += bool(line.strip())
-                continue
-            if withheld:
-                text.append(_withheld(withheld))
-                withheld = 0
-            if where is _In.STACK:
+    def redact(self, stderr: bytes, *, cut: bool = False) -> Redacted:
+        """Never raises. `cut`: there was more before `stderr`, which may begin amid a message."""
+        shown: list[str | None] = []
+        """None = a line that is withheld."""
+        stacks, exception = list[str](), ""
+        part, file = (_Part.MESSAGE if cut else _Part.TEXT), ""
+        for raw in stderr.decode("utf-8", "replace").split("\n"):
+            line = _printable(raw)
+            part = _part_of(line, part)
+            if part is _Part.STACK:
                 stacks.append(line)
+            elif not line.strip():
                 continue
-            if known:
-                # The rest may be a request's, the reason why the process died is not.
-                text.append(f"{known} ({len(line) - len(known)} characters withheld)")
-                continue
-            line = self._hide(line)
-            if where is _In.TRACEBACK and not _LOG_LINE.match(line):
-                if found := _FRAME.match(line):
-                    frame = found[1]
-                if line.startswith((" ", "Traceback")):
-                    text.append(line if _is_code(line) else _withheld(1))
-                    continue
-                line = _exception(line, frame)
-                if line.partition(":")[0] not in NOISE:
-                    exception = line
-                where = _In.MESSAGE
-            else:
+            elif part is _Part.MESSAGE:
+                shown.append(None)
+            elif part is _Part.TEXT or _LOG_LINE.match(line):
+                shown.append(self._text(line))
                 if _RAISED.match(line) or _PANIC.match(line):
-                    where = _In.MESSAGE
-                line = _said(line)
-            text.append(line)
-        if withheld:
-            text.append(_withheld(withheld))
-        return Words("\n".join(text).strip("\n"), "\n".join(stacks).strip("\n"), exception)
+                    part = _Part.MESSAGE
+            elif line.startswith((" ", "Traceback")):
+                if frame := _FRAME.match(line):
+                    file = frame[1]
+                shown.append(self._without_keys(line) if _is_code(line) else None)
+            else:
+                line = _exception(self._without_keys(line), file)
+                if line.partition(":")[0] not in HARMLESS_EXCEPTIONS:
+                    exception = line
+                shown.append(line)
+                part = _Part.MESSAGE
+        return Redacted("\n".join(_counted(shown)), "\n".join(stacks).strip("\n"), exception)
 
-    def _hide(self, line: str) -> str:
-        """The line without keys."""
+    def _text(self, line: str) -> str | None:
+        """What may be shown of a line outside tracebacks and stacks; None = nothing."""
+        if any(form.match(line) for form in _HARMLESS):
+            return _harmless(self._without_keys(line))
+        known = known_part(line, anywhere=True)
+        return f"{known} ({len(line) - len(known)} characters withheld)" if known else None
+
+    def _without_keys(self, line: str) -> str:
         for secret in self._secrets:
             line = line.replace(secret, HIDDEN)
-        if any(prefix in line for prefix in _PREFIXES):
-            line = _SECRET.sub(HIDDEN, line)
-        lowered = line.lower()
-        if any(label in lowered for label in _LABELS):
-            line = _LABELLED.sub(rf"\1{HIDDEN}", line)
-        return _IN_URL.sub(rf"\1{HIDDEN}@", line) if "://" in line else line
+        line = _SECRET.sub(HIDDEN, line)
+        line = _LABELLED.sub(rf"\1{HIDDEN}", line)
+        return _IN_URL.sub(rf"\1{HIDDEN}@", line)
 
 
-def _plain(raw: str) -> str:
-    """One line that a terminal will take as text, of some length at most."""
+def _counted(shown: Iterable[str | None]) -> Iterator[str]:
+    """The lines, with a note in place of those that are withheld."""
+    for _, group in groupby(shown, lambda line: line is None):
+        lines = list(group)
+        yield from [_withheld(len(lines))] if lines[0] is None else filter(None, lines)
+
+
+def _printable(raw: str) -> str:
+    """The line without control characters, and of at most LINE_MAX."""
     line = raw if len(raw) <= LINE_MAX else f"{raw[:LINE_MAX]}…"
     return line if line.isprintable() else _CONTROL.sub("", line)
 
 
-def _next(where: _In, line: str) -> _In:
-    """What this line belongs to."""
+def _part_of(line: str, before: _Part) -> _Part:
+    """What this line belongs to, where the line before belongs to `before`."""
     if _STACK.match(line):
-        return _In.STACK
+        return _Part.STACK
     if _TRACEBACK.match(line):
-        return _In.TRACEBACK
-    match where:
-        case _In.STACK if _OF_STACK.match(line):
-            return _In.STACK
-        case _In.TRACEBACK if line.strip() and not _RUNTIME.match(line):
-            return _In.TRACEBACK
-        case _In.MESSAGE if not (_LOG_LINE.match(line) or _RUNTIME.match(line)):
-            return _In.MESSAGE
-    return _In.TEXT
+        return _Part.TRACEBACK
+    match before:
+        case _Part.STACK if _OF_STACK.match(line):
+            return _Part.STACK
+        case _Part.TRACEBACK if line.strip() and not _RUNTIME.match(line):
+            return _Part.TRACEBACK
+        case _Part.MESSAGE if not (_LOG_LINE.match(line) or _RUNTIME.match(line)):
+            return _Part.MESSAGE
+    return _Part.TEXT
 
 
 def _is_code(line: str) -> bool:
@@ -208,21 +207,21 @@ def _is_code(line: str) -> bool:
     return not line.lstrip().startswith(("|", "+"))
 
 
-def _exception(line: str, frame: str) -> str:
-    """The line that ends a traceback whose last frame is in the file `frame`."""
+def _exception(line: str, file: str) -> str:
+    """What may be shown of the line that ends a traceback, whose last frame is in `file`."""
     found = _EXCEPTION.fullmatch(line)
     if found is None:
         return _withheld(1)
     kind, message = found[1], found[2] or ""
     if not message:
         return kind
-    whole = kind.rpartition(".")[2] in _OF_PYTHON or _NUMERIC.search(frame) is not None
+    whole = kind.rpartition(".")[2] in _OF_PYTHON or _NUMERIC.search(file) is not None
     return f"{kind}: {_unquoted(message) if whole else _message(message)}"
 
 
 def _message(message: str) -> str:
-    """What may be shown of an exception's message: all of the runtime's own, and of others the
-    beginning that the diagnosis knows. A text further on may be a request's."""
+    """What may be shown of an exception's message: all of one that a library has tagged as its own;
+    of any other the beginning that the diagnosis knows, since the rest may quote a request."""
     if _TAGGED.match(message):
         return _unquoted(message)
     known = known_part(message)
@@ -232,23 +231,17 @@ def _message(message: str) -> str:
     return f"{known} ({left} characters withheld)".lstrip()
 
 
-def _is_harmless(line: str) -> bool:
-    """Whether a line outside tracebacks and stacks has the form of something that quotes nobody."""
-    forms = _LOG_LINE, _RUNTIME, _TAGGED, _NATIVE, _RAISED, _PANIC
-    return any(form.match(line) for form in forms)
-
-
-def _said(line: str) -> str:
-    """What may be shown of a line that is harmless by its form."""
+def _harmless(line: str) -> str:
+    """What may be shown of a line whose form is `_HARMLESS`."""
     if _RAISED.match(line):
         return _exception(line, "")
-    if found := _THROWN.fullmatch(line):
-        return found[1] + _message(found[2])
+    if thrown := _THROWN.fullmatch(line):
+        return thrown[1] + _message(thrown[2])
     return _unquoted(line)
 
 
 def _unquoted(line: str) -> str:
-    """The line without what it quotes at length; an assertion is quoted, and no request's."""
+    """The line without its long quotes; but an assertion, which is quoted too, stays."""
     plain = _QUOTED.sub(_shortened, line)
     return line if plain != line and "failed assertion" in plain else plain
 

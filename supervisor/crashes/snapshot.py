@@ -1,4 +1,4 @@
-"""What is seen of a death, and the report that is made of it."""
+"""What is known of a death when its news comes, and the report that is made of it."""
 
 from __future__ import annotations
 
@@ -14,25 +14,24 @@ from typing import Literal
 from supervisor.crashes import store
 from supervisor.crashes.diagnosis import Diagnosis, diagnose
 from supervisor.crashes.os_evidence import Evidence
-from supervisor.crashes.redaction import Cleaner, Words
+from supervisor.crashes.redaction import Redacted, Redactor
 from supervisor.scheduler.lifecycle import State
 from supervisor.wire.crash import CrashReport, LoadedModel, MachineSample, Sample
 
 NEWS_BYTES = 32 * 2**10
-"""Of stderr, looked at when the news comes."""
+"""Of stderr, read when the news comes: clients wait for the diagnosis."""
 REPORT_BYTES = 512 * 2**10
-"""Of stderr, from which the report's texts are cut: stacks alone may take tens of kilobytes."""
+"""Of stderr, read for the report: stacks alone may take tens of kilobytes."""
 _EXIT = re.compile(r"exit status (\d+)")
 _PACKAGES = ("mlx", "mlx-lm")
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What can be seen only when the news of a death comes. `at` is in monotonic seconds, `epoch`
-    in epoch seconds, `uptime` in seconds."""
+    """What can be known only when the news of a death comes, not later. `epoch` in epoch seconds,
+    `uptime` in seconds."""
 
     id: str
-    at: float
     epoch: float
     process: Literal["worker", "gateway"]
     pid: int
@@ -44,10 +43,10 @@ class Snapshot:
     footprint: tuple[Sample, ...] = ()
     model: str | None = None
     generation: int | None = None
-    put_down: str = ""
+    kill_reason: str = ""
     """Why we killed it, if we did."""
     requests: tuple[str, ...] = ()
-    """Ids of those that were inside."""
+    """Ids of those that were in the process."""
     oom_kills: int = 0
     """How many processes the kernel has killed for want of memory in the last seconds."""
 
@@ -56,72 +55,73 @@ class Snapshot:
         """For the log."""
         return "the gateway" if self.model is None else f"worker {self.model}#{self.generation}"
 
-    def diagnose(self, how: str, words: Words, *, oom: bool = False) -> Diagnosis:
-        """By what was said so far. `oom`: the kernel's log names this process."""
+    def diagnose(self, how: str, stderr: Redacted, *, oom: bool = False) -> Diagnosis:
+        """By what it has written so far. `oom`: the kernel's log names this process."""
         return diagnose(
             how,
-            words.text,
-            words.exception,
+            stderr.text,
+            stderr.exception,
             loading=self.phase == State.LOADING,
-            put_down=self.put_down,
+            kill_reason=self.kill_reason,
             oom=oom or self.oom_kills > 0,
         )
 
 
-def words(scene: Snapshot, cleaner: Cleaner, limit: int) -> Words:
-    """The end of what the process wrote to stderr, cleaned. Blocks on one read; never raises."""
+def read_stderr(path: Path, redactor: Redactor, limit: int) -> Redacted:
+    """The last `limit` bytes of the file, redacted. Blocks on one read; never raises."""
     try:
-        with open(scene.stderr, "rb") as file:
+        with open(path, "rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - limit))
-            return cleaner.clean(file.read(limit), cut=size > limit)
+            return redactor.redact(file.read(limit), cut=size > limit)
     except OSError:
-        return Words("", "", "")
+        return Redacted("", "", "")
 
 
-def compose(
-    scene: Snapshot, how: str, cleaner: Cleaner, evidence: Evidence, version: str
+def compose_report(
+    snapshot: Snapshot, how: str, redactor: Redactor, evidence: Evidence, version: str
 ) -> CrashReport:
     """The report, still without what becomes of the requests. Blocks on files; never raises."""
-    said = words(scene, cleaner, REPORT_BYTES)
-    record = evidence.oom_record(scene.pid) if how == "SIGKILL" and not scene.put_down else None
-    found = scene.diagnose(how, said, oom=record is not None)
-    if record is None and how == "SIGKILL" and scene.oom_kills:
-        record = f"the kernel killed {scene.oom_kills} for want of memory in the last seconds"
+    stderr = read_stderr(snapshot.stderr, redactor, REPORT_BYTES)
+    unexplained_kill = how == "SIGKILL" and not snapshot.kill_reason
+    record = evidence.oom_record(snapshot.pid) if unexplained_kill else None
+    found = snapshot.diagnose(how, stderr, oom=record is not None)
+    if record is None and how == "SIGKILL" and snapshot.oom_kills:
+        record = f"the kernel killed {snapshot.oom_kills} for want of memory in the last seconds"
     status = _EXIT.fullmatch(how)
-    at = datetime.fromtimestamp(scene.epoch).astimezone()
+    at = datetime.fromtimestamp(snapshot.epoch).astimezone()
     return CrashReport(
-        id=scene.id,
+        id=snapshot.id,
         time=at.isoformat("T", "milliseconds"),
-        process=scene.process,
-        model=scene.model,
-        generation=scene.generation,
+        process=snapshot.process,
+        model=snapshot.model,
+        generation=snapshot.generation,
         how=how,
         cause=found.cause,
         summary=found.summary,
         advice=found.advice,
-        pid=scene.pid,
-        phase=scene.phase,
+        pid=snapshot.pid,
+        phase=snapshot.phase,
         signal=how if how.startswith(("SIG", "signal ")) else None,
         exit_code=int(status[1]) if status else None,
         permanent=found.permanent,
         memory=found.memory,
         blame=found.blame,
-        put_down=scene.put_down or None,
+        put_down=snapshot.kill_reason or None,
         line=found.line or None,
         exception=found.exception or None,
-        uptime_seconds=round(scene.uptime, 3),
-        in_flight=len(scene.requests),
+        uptime_seconds=round(snapshot.uptime, 3),
+        in_flight=len(snapshot.requests),
         requests=[],
         recovery=[],
-        models=list(scene.models),
-        machine=list(scene.machine),
-        footprint=list(scene.footprint),
+        models=list(snapshot.models),
+        machine=list(snapshot.machine),
+        footprint=list(snapshot.footprint),
         oom_record=record,
-        ips=evidence.ips(scene.pid, scene.epoch - scene.uptime),
-        stderr_file=str(scene.stderr),
-        stderr=said.text[-store.TEXT_MAX :],
-        stacks=said.stacks[-store.TEXT_MAX :],
+        ips=evidence.ips(snapshot.pid, snapshot.epoch - snapshot.uptime),
+        stderr_file=str(snapshot.stderr),
+        stderr=stderr.text[-store.TEXT_MAX :],
+        stacks=stderr.stacks[-store.TEXT_MAX :],
         versions={"bulkhead": version, **_versions()},
     )
 

@@ -28,7 +28,7 @@ TEXT_MAX = 64 * 2**10
 """Characters of stderr, and as many of stacks."""
 REQUESTS_MAX = 256
 REPORT_BYTES = 1_000_000
-"""What is larger has been written by nobody we know, and is not read."""
+"""A larger file is none of ours."""
 _ID = re.compile(ID)
 
 T = TypeVar("T", CrashBrief, CrashReport)
@@ -39,12 +39,12 @@ class Unreadable(Exception):
 
 
 def new_id(epoch: float) -> str:
-    """An id that no other death has. Their order is that of the seconds in which they happened."""
+    """An id that no other death has. Ids sort by the second of the death."""
     return f"{datetime.fromtimestamp(epoch, UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
 
 
 def is_id(text: str) -> bool:
-    """Whether a report may have this id. What is none must never become a path."""
+    """Whether a report may have this id. Any other text must not become a path."""
     return _ID.fullmatch(text) is not None
 
 
@@ -63,7 +63,7 @@ class Store:
             path.unlink(missing_ok=True)
 
     def listing(self) -> list[CrashBrief]:
-        """All reports, newest first. What can't be read is left out, with a line in the log."""
+        """All reports, newest first. One that can't be read is left out, with a line in the log."""
         found = list[CrashBrief]()
         for path in self._paths():
             try:

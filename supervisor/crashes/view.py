@@ -15,7 +15,7 @@ _SAMPLES_SHOWN = (60, 30, 10, 5, 2, 0)
 """Seconds before the death of which the memory is shown."""
 
 
-def listing(crashes: Iterable[CrashBrief]) -> Table:
+def crash_table(crashes: Iterable[CrashBrief]) -> Table:
     """One row a report."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("time", "what", "id", "cause"):
@@ -27,7 +27,7 @@ def listing(crashes: Iterable[CrashBrief]) -> Table:
     return table
 
 
-def whole(report: CrashReport) -> str:
+def crash_text(report: CrashReport) -> str:
     """All of a report, in paragraphs."""
     return "\n\n".join("\n".join(part) for part in _parts(report) if part) + "\n"
 
@@ -52,8 +52,9 @@ def _parts(report: CrashReport) -> Iterator[list[str]]:
         [
             "Processes at that moment",
             *(
-                f"  {model.name}#{model.generation}  {model.state}, {gigabytes(model.memory_bytes)}, "
-                f"{model.in_flight} in flight, {model.queued} queued"
+                f"  {model.name}#{model.generation}  {model.state}, "
+                f"{gigabytes(model.memory_bytes)}, {model.in_flight} in flight, "
+                f"{model.queued} queued"
                 for model in report.models
             ),
         ]

@@ -1,0 +1,1 @@
+"""Models' files: which are served, where they lie, and what memory they need."""

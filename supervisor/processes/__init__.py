@@ -1,0 +1,1 @@
+"""Child processes' lives: started, watched, signalled, reaped, and never left behind."""

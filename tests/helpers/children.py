@@ -1,4 +1,4 @@
-"""What tests run as child processes: `python -m supervisor.processes.child LIFELINE PARENT tests.helpers.children …`.
+"""What tests run as child processes, by way of `supervisor.processes.child` or by themselves.
 
 The first argument says what to do.
 """

@@ -98,9 +98,9 @@ def test_a_request_that_cannot_be_told_ends_and_gives_back_its_place(tmp_path: P
 
 def test_what_is_only_recorded_changes_nothing(tmp_path: Path) -> None:
     bugs = [
-        "api.events:EventFeed.states*2",
-        "crashes.collector:CrashCollector.examine",
-        "crashes.collector:CrashCollector.follow",
+        "api.events:EventFeed.tell_states*2",
+        "crashes.collector:CrashCollector.diagnose",
+        "crashes.collector:CrashCollector.record_effect",
         "models.sizing:Sizing.save_limit",
     ]
     script = Script(deeds={"decode": "SIGABRT"}, last_words="MemoryError\n")

@@ -1,4 +1,4 @@
-"""Real workers die in their ways: each leaves a report that says why, over HTTP and without a server."""
+"""Real workers die in their ways; each leaves a report that says why, with and without a server."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from typer.testing import CliRunner, Result
 
 from supervisor.cli import main
 from supervisor.crashes.store import new_id
+from tests.helpers.crashes import METAL
 from tests.helpers.fakes.engine import Script, text_of
 from tests.helpers.serving import Deadline, Server, gate, serving
 from tests.process.test_commands import rows
-from tests.unit.supervisor.crashes.test_collector import METAL
 
 PROMPT = "a prompt that nobody may see"
 WORDS = f"sending Bearer abc.def to 'https://u:p@host'\nit was '{PROMPT} {PROMPT}'\n{METAL}"

@@ -1,4 +1,4 @@
-"""A worker dies, recovery off: in every phase, in every way, every request in it ends exactly once."""
+"""A worker dies, recovery off: in each phase, in each way, every request ends exactly once."""
 
 from __future__ import annotations
 

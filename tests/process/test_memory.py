@@ -358,7 +358,7 @@ USES = {"a": 1, "b": 3, "c": 2}
 
 
 def shell(line: str, server: Server) -> Any:
-    """What the line prints when this server has the port; jq in Python where it is not installed."""
+    """What the line prints for this server's port; jq in Python where it is not installed."""
     match = re.fullmatch(r"curl http://localhost:11435(/\w*) \| jq '(.*)'", line)
     assert match is not None
     body, expression = server.request("GET", match[1]).body, match[2]

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from supervisor.cli.selftest import command, run
-from supervisor.cli.selftest.faults import KILLS, STARVES, WEDGES, Fault, strike
+from supervisor.cli.selftest.faults import KILLS, STARVES, WEDGES, Injection, inject
 from supervisor.cli.selftest.traffic import Stream
 from tests.helpers.serving import DEADLINE
 
@@ -24,7 +24,9 @@ def stream(number: int, text: str = "abc", **more: object) -> Stream:
     return made
 
 
-def judged(*streams: Stream, fault: Fault = Fault.ABORT, detected: float | None = 0.5) -> run.Row:
+def judged(
+    *streams: Stream, fault: Injection = Injection.ABORT, detected: float | None = 0.5
+) -> run.RoundResult:
     return run.judge(fault, streams, {(n, False): "abc" for n in range(9)}, detected, at=2.5)
 
 
@@ -48,7 +50,7 @@ def test_a_round_passes_when_nobody_is_lost_and_the_fault_was_seen() -> None:
     assert not judged(went_on, detected=None).is_passed
     assert judged(stream(0)).failures == ["no request was recovered"]
     assert judged(went_on, refused).failures == ["1 requests were refused"]
-    assert judged(refused, fault=Fault.MEMORY).is_passed
+    assert judged(refused, fault=Injection.MEMORY).is_passed
 
 
 @pytest.mark.parametrize(("platform", "passes"), [("linux", False), ("darwin", True)])
@@ -61,12 +63,12 @@ def test_another_text_is_a_failure_but_for_metal(
 
 
 def test_a_round_without_a_fault_need_not_show_one() -> None:
-    assert judged(stream(0), fault=Fault.NONE, detected=None).is_passed
+    assert judged(stream(0), fault=Injection.NONE, detected=None).is_passed
 
 
 def test_the_table_tells_all_of_it() -> None:
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(command.table([judged(stream(0, recoveries=2), stream(1, lost="no end"))]))
+    console.print(command.result_table([judged(stream(0, recoveries=2), stream(1, lost="no end"))]))
     head, line = console.export_text().splitlines()[:2]
     assert head.split() == [
         "fault",
@@ -96,13 +98,13 @@ def test_the_table_tells_all_of_it() -> None:
 @pytest.mark.parametrize("passes", [True, False])
 def test_flags_choose_and_the_exit_status_tells(
     flags: dict[str, bool],
-    faults: list[Fault],
+    faults: list[Injection],
     passes: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    chosen: list[Fault] = []
+    chosen: list[Injection] = []
 
-    def fake(wanted: list[Fault]) -> list[run.Row]:
+    def fake(wanted: list[Injection]) -> list[run.RoundResult]:
         chosen.extend(wanted)
         return [judged(stream(0, recoveries=1), detected=1.0 if passes else None)]
 
@@ -135,7 +137,7 @@ def test_a_starved_process_gets_no_more_memory() -> None:
     child = subprocess.Popen([sys.executable, "-c", code], stdin=pipe, stdout=pipe, stderr=pipe)
     assert child.stdout is not None
     assert child.stdout.readline() == b"here\n"
-    strike(Fault.MEMORY, child.pid)
+    inject(Injection.MEMORY, child.pid)
     _, said = child.communicate(b"\n", DEADLINE)
     assert child.returncode == 1
     assert b"MemoryError" in said

@@ -40,7 +40,7 @@ ROOMS: Mapping[str, Room] = {
     # What everybody may know.
     "supervisor.errors": Room(without=_NO_WORLD),
     "supervisor.units": Room(without=_NO_WORLD),
-    "supervisor.config": Room(("supervisor.errors", "supervisor.units"), ("msgspec",)),
+    "supervisor.config": Room((), ("msgspec",)),
     "supervisor.wire": Room(("supervisor.errors",), ("msgspec",)),
     "supervisor.state": Room(("supervisor.errors",), ("msgspec",)),
     # The supervisor.
@@ -134,16 +134,7 @@ ROOMS: Mapping[str, Room] = {
     "gateway.openai": Room(
         ("supervisor.errors", "supervisor.wire"), ("msgspec",), without=_NO_WORLD
     ),
-    "gateway.http": Room(
-        (
-            "gateway.relay",
-            "gateway.openai",
-            "supervisor.config",
-            "supervisor.errors",
-            "supervisor.wire",
-        ),
-        ("aiohttp", "msgspec"),
-    ),
+    "gateway.http": Room(("supervisor.config", "supervisor.errors"), ("aiohttp", "msgspec")),
     "gateway.handlers": Room(
         (
             "gateway.http",
@@ -158,7 +149,6 @@ ROOMS: Mapping[str, Room] = {
         (
             "gateway.handlers",
             "gateway.http",
-            "gateway.openai",
             "gateway.relay",
             "supervisor.config",
             "supervisor.errors",
@@ -171,10 +161,11 @@ ROOMS: Mapping[str, Room] = {
         ("msgspec", "uvloop"),
     ),
     # The worker.
-    "worker.output": Room(("supervisor.wire",)),
-    "worker.prompt": Room(("supervisor.errors", "supervisor.wire"), ("jinja2", "transformers")),
+    "worker.prompt": Room(("supervisor.errors", "supervisor.wire"), ("jinja2",)),
+    "worker.output": Room(("worker.prompt.tokenizer", "supervisor.wire")),
     "worker.grammar": Room(
-        ("worker.output", "supervisor.errors", "supervisor.wire"), ("llguidance", "numpy")
+        ("worker.output", "worker.prompt.tokenizer", "supervisor.errors", "supervisor.wire"),
+        ("llguidance", "numpy"),
     ),
     "worker.engine": Room(
         (
@@ -184,7 +175,7 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.errors",
             "supervisor.wire",
         ),
-        ("mlx", "mlx_lm", "numpy"),
+        ("mlx", "mlx_lm", "numpy", "transformers"),
     ),
     "worker.priority": Room(),
     "worker.sink": Room(("worker.engine.thread", "supervisor.errors", "supervisor.wire")),

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from supervisor.cli.client import Refusal, Unreachable, fail
-from supervisor.cli.selftest.faults import KILLS, STARVES, WEDGES, Fault
-from supervisor.cli.selftest.instance import CannotStart, running
-from supervisor.cli.selftest.run import Row, rounds
+from supervisor.cli.selftest.faults import KILLS, STARVES, WEDGES, Injection
+from supervisor.cli.selftest.instance import CannotStart, private_instance
+from supervisor.cli.selftest.run import RoundResult, run_rounds
 
 _COLUMNS = 120
 """Of the table where it goes into a file or a pipe."""
@@ -38,14 +38,14 @@ def selftest(kill: Kill = False, wedge: Wedge = False, oom: Oom = False) -> None
         raise SystemExit(1)
 
 
-def _run(faults: Sequence[Fault]) -> list[Row]:
+def _run(faults: Sequence[Injection]) -> list[RoundResult]:
     console = Console(
         highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else _COLUMNS
     )
     console.print(f"A private instance with the demo model, {len(faults)} faults, under load.")
-    with running() as instance:
-        rows = list(rounds(instance, faults))
-    console.print(table(rows))
+    with private_instance() as instance:
+        rows = list(run_rounds(instance, faults))
+    console.print(result_table(rows))
     for row in rows:
         for failure in row.failures:
             console.print(f"{row.fault.value}: {failure}")
@@ -54,7 +54,7 @@ def _run(faults: Sequence[Fault]) -> list[Row]:
     return rows
 
 
-def table(rows: Sequence[Row]) -> Table:
+def result_table(rows: Sequence[RoundResult]) -> Table:
     """One line a round. "same" is of whole answers; on Metal, text after a cut may differ."""
     made = Table(box=None, pad_edge=False, header_style="bold")
     made.add_column("fault", no_wrap=True)

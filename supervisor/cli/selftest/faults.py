@@ -1,4 +1,4 @@
-"""What is done to a worker."""
+"""The faults that a worker is made to have."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import signal
 import sys
 
 
-class Fault(enum.Enum):
-    """Its name in the table."""
+class Injection(enum.Enum):
+    """The values are the names in the table."""
 
     NONE = "none"
     ABORT = "SIGABRT, a Metal abort"
@@ -20,26 +20,30 @@ class Fault(enum.Enum):
     MEMORY = "out of memory"
 
 
-KILLS, WEDGES, STARVES = (Fault.ABORT, Fault.SEGFAULT, Fault.KILL), (Fault.WEDGE,), (Fault.MEMORY,)
+KILLS, WEDGES, STARVES = (
+    (Injection.ABORT, Injection.SEGFAULT, Injection.KILL),
+    (Injection.WEDGE,),
+    (Injection.MEMORY,),
+)
 _SIGNALS = {
-    Fault.ABORT: signal.SIGABRT,
-    Fault.SEGFAULT: signal.SIGSEGV,
-    Fault.KILL: signal.SIGKILL,
-    Fault.WEDGE: signal.SIGSTOP,
+    Injection.ABORT: signal.SIGABRT,
+    Injection.SEGFAULT: signal.SIGSEGV,
+    Injection.KILL: signal.SIGKILL,
+    Injection.WEDGE: signal.SIGSTOP,
 }
 
 
-def strike(fault: Fault, pid: int) -> None:
-    """Do it to a process of our own instance. Raises OSError when it is gone already."""
+def inject(fault: Injection, pid: int) -> None:
+    """Have a process of our own instance suffer this. Raises OSError when it is gone already."""
     if fault in _SIGNALS:
         os.kill(pid, _SIGNALS[fault])
-    elif fault is Fault.MEMORY:
+    elif fault is Injection.MEMORY:
         _starve(pid)
 
 
 def _starve(pid: int) -> None:
-    """No further allocation succeeds. Where limits can't be set from outside, on macOS, it gets at
-    once what the system's memory killer would do to it."""
+    """Make every further allocation fail. On macOS, where limits can't be set from outside, kill
+    it, as the system does for want of memory."""
     if sys.platform == "linux":
         _, hard = resource.prlimit(pid, resource.RLIMIT_AS)
         resource.prlimit(pid, resource.RLIMIT_AS, (1, hard))

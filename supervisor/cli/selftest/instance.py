@@ -1,4 +1,4 @@
-"""The private instance that faults happen to."""
+"""The private instance in which faults are injected."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class CannotStart(Exception):
 
 
 class Instance:
-    """A server of our own, and the times at which it noticed things."""
+    """A server of our own, and when it noticed that its worker serves no more."""
 
     def __init__(self, client: Client) -> None:
         self.client = client
         self._noticed: list[float] = []
 
     def worker(self, *, fresh: bool = False) -> int:
-        """The pid of the worker that serves, loaded if it was not; a `fresh` one has served nobody
-        yet. Raises Unreachable, Refusal."""
+        """The pid of the worker, which is loaded if it was not; with `fresh` a new one. Raises
+        Unreachable, Refusal."""
         deadline = time.monotonic() + _LOAD_SECONDS
         if fresh:
             self.client.manage("demo", "unload")
@@ -61,7 +61,7 @@ class Instance:
         return next((at - since for at in self._noticed if at > since), None)
 
     def listen(self) -> None:
-        """Follow what the server tells, on a thread that ends with it."""
+        """Follow the server's events, on a thread that ends with it."""
         begun = threading.Event()
         threading.Thread(target=self._listen, args=(begun,), daemon=True).start()
         begun.wait(_READY_SECONDS)
@@ -79,8 +79,9 @@ def _is_end(event: dict[str, Any]) -> bool:
 
 
 @contextlib.contextmanager
-def running() -> Iterator[Instance]:
-    """An instance that is gone at the end, with all that it wrote. Raises CannotStart."""
+def private_instance() -> Iterator[Instance]:
+    """A running instance; at the end it is stopped and all that it wrote removed. Raises
+    CannotStart."""
     with tempfile.TemporaryDirectory(prefix="bulkhead-selftest-") as folder:
         config = Path(folder) / "bulkhead.toml"
         config.write_text(_CONFIG)

@@ -1,4 +1,4 @@
-"""The test itself: rounds of load and one fault each, and what they show."""
+"""The test itself: rounds of traffic with one fault each, and what they show."""
 
 from __future__ import annotations
 
@@ -9,24 +9,25 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from supervisor.cli.selftest.faults import KILLS, WEDGES, Fault, strike
+from supervisor.cli.selftest.faults import KILLS, WEDGES, Injection, inject
 from supervisor.cli.selftest.instance import Instance
-from supervisor.cli.selftest.traffic import Load, Stream
+from supervisor.cli.selftest.traffic import Stream, Traffic
 
 STREAMS = 8
 HUNGRY = 8
-"""Streams that need memory after a worker has been told that it gets none."""
+"""Streams that begin after the worker can get no more memory."""
 _TOKENS_BEFORE = 20
 """Of each stream, on average, before the fault."""
+
 Texts = Mapping[tuple[int, bool], str]
-"""What each stream says when nothing happens."""
+"""What each stream says when there is no fault, by its number and whether it is long."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """What one round has shown. Seconds; None = it did not happen."""
+class RoundResult:
+    """What one round has shown. Times in seconds; None = it did not happen."""
 
-    fault: Fault
+    fault: Injection
     requests: int
     whole: int
     recovered: int
@@ -43,10 +44,10 @@ class Row:
 
     @property
     def failures(self) -> list[str]:
-        """What is not as it must be, in words. A worker that is starved may starve again, and then
-        refuse; on Metal, text after a cut may differ."""
+        """What is not as it must be, in words. Requests may be refused where memory is short, since
+        a worker may run out of it again; on Metal, text after a cut may differ."""
         found = [f"{self.lost.total()} requests were lost"] if self.lost else []
-        if self.fault is not Fault.NONE and self.detected is None:
+        if self.fault is not Injection.NONE and self.detected is None:
             found.append("the worker did not end of it")
         if self.fault in (*KILLS, *WEDGES):
             if not self.recovered:
@@ -62,30 +63,34 @@ class Row:
         return not self.failures
 
 
-def rounds(instance: Instance, faults: Sequence[Fault]) -> Iterator[Row]:
+def run_rounds(instance: Instance, faults: Sequence[Injection]) -> Iterator[RoundResult]:
     """One round without a fault, then one for each. Raises Unreachable and Refusal."""
     quiet: dict[tuple[int, bool], str] = {}
-    for fault in (Fault.NONE, *faults):
+    for fault in (Injection.NONE, *faults):
         # One that has served keeps memory in its pools.
-        pid = instance.worker(fresh=fault is Fault.MEMORY)
+        pid = instance.worker(fresh=fault is Injection.MEMORY)
         streams = [Stream(number) for number in range(STREAMS)]
         # A worker that gets no more memory lives until it needs some.
-        hungry = fault is Fault.MEMORY or (fault is Fault.NONE and Fault.MEMORY in faults)
+        hungry = fault is Injection.MEMORY or (
+            fault is Injection.NONE and Injection.MEMORY in faults
+        )
         late = [Stream(number, is_long=True) for number in range(HUNGRY)] if hungry else []
-        at = _run(instance, fault, pid, Load(streams), Load(late))
+        at = _inject_under_load(instance, fault, pid, Traffic(streams), Traffic(late))
         quiet = quiet or {(each.number, each.is_long): each.text for each in [*streams, *late]}
         yield judge(fault, [*streams, *late], quiet, instance.noticed(at), at)
 
 
-def _run(instance: Instance, fault: Fault, pid: int, load: Load, late: Load) -> float:
-    """Let the fault meet the load; when it did (`time.monotonic`)."""
+def _inject_under_load(
+    instance: Instance, fault: Injection, pid: int, load: Traffic, late: Traffic
+) -> float:
+    """Inject the fault while the streams run; when that was (`time.monotonic`)."""
     where = instance.client.host, instance.client.port
     load.start(*where)
     while load.runs and load.tokens < STREAMS * _TOKENS_BEFORE:
         time.sleep(0.005)
     at = time.monotonic()
     with contextlib.suppress(ProcessLookupError):
-        strike(fault, pid)
+        inject(fault, pid)
     late.start(*where)
     load.join()
     late.join()
@@ -93,12 +98,13 @@ def _run(instance: Instance, fault: Fault, pid: int, load: Load, late: Load) -> 
 
 
 def judge(
-    fault: Fault, streams: Sequence[Stream], quiet: Texts, detected: float | None, at: float
-) -> Row:
-    """What became of the streams of a round whose fault came at that time."""
+    fault: Injection, streams: Sequence[Stream], quiet: Texts, detected: float | None, at: float
+) -> RoundResult:
+    """The result of a round whose fault came at the time `at`; `quiet` are the texts of the round
+    without one."""
     whole = [stream for stream in streams if stream.is_whole and not stream.lost]
     recovered = [stream for stream in whole if stream.recoveries]
-    return Row(
+    return RoundResult(
         fault,
         requests=len(streams),
         whole=len(whole),

@@ -35,7 +35,7 @@ class Stream:
     """Whether its prompt takes memory that a worker has not needed before."""
     text: str = ""
     at: list[float] = field(default_factory=list)
-    """Of each token's event."""
+    """When each token's event came."""
     code: str = ""
     """Of the typed error that ended it."""
     is_whole: bool = False
@@ -69,7 +69,7 @@ class Stream:
                     self._refused(json.loads(response.read()))
                     return
                 for line in response:
-                    self._hear(line)
+                    self._read_line(line)
             if not (self.is_whole or self.code):
                 self.lost = "cut without a word"
         except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
@@ -82,7 +82,7 @@ class Stream:
         times = [since, *(at for at in self.at if at > since)]
         return max((after - before for before, after in pairwise(times)), default=0.0)
 
-    def _hear(self, line: bytes) -> None:
+    def _read_line(self, line: bytes) -> None:
         if line.startswith(b": recoveries "):
             self.recoveries = int(line.removeprefix(b": recoveries "))
         elif line == b"data: [DONE]\n":
@@ -101,7 +101,7 @@ class Stream:
 
 
 @dataclass
-class Load:
+class Traffic:
     """Several streams at the same time, each on a thread of its own."""
 
     streams: list[Stream]

@@ -53,7 +53,8 @@ _RENAMED: Final[Mapping[str, str]] = MappingProxyType(
 """mlx-lm's own table."""
 _DENSE = (
     "Klear apertus bailing_moe bitnet cohere deepseek dots1 ernie4_5 ernie4_5_moe exaone gemma"
-    " gemma2 glm glm4 glm4_moe gpt2 gpt_neox granite granitemoe helium hunyuan hunyuan_v1_dense internlm2"
+    " gemma2 glm glm4 glm4_moe gpt2 gpt_neox granite granitemoe helium hunyuan hunyuan_v1_dense"
+    " internlm2"
     " internlm3 mimo minicpm minimax mixtral nanochat nemotron olmo olmo2 olmoe phi phi3 phi3small"
     " phimoe phixtral pixtral plamo qwen qwen2 qwen2_moe qwen2_vl qwen3 qwen3_moe qwen3_vl"
     " qwen3_vl_moe seed_oss smollm3 solar_open stablelm starcoder2"

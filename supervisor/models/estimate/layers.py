@@ -10,7 +10,7 @@ are those of mlx-lm 0.32:
 | MLA, compressed | per token kv_lora_rank + qk_rope_head_dim (deepseek_v3 and its kin) |
 | MLA, expanded | per token heads · (qk_nope + qk_rope + v) (deepseek_v2, minicpm3, youtu_llm) |
 | sparse MLA | compressed, and 2 · index_head_dim per token for the indexer |
-| gated delta net | (kernel - 1) · (2·k_heads·k_dim + v_heads·v_dim), in float32 v_heads·v_dim·k_dim |
+| gated delta net | (kernel - 1)·(2·k_heads·k_dim + v_heads·v_dim), in float32 v_heads·v_dim·k_dim |
 | Mamba 2 | (kernel - 1) · (heads·dim + 2·groups·state), and in float32 heads·dim·state |
 | Mamba 1 | inner · (kernel - 1), and inner · state |
 | short convolution | (kernel - 1) · hidden |

@@ -82,7 +82,7 @@ class Estimate:
         return sequences * sum(cache.bytes_for(rounded(context)) for cache in self.caches)
 
     def transient(self, context: int, sequences: int = 1) -> int:
-        """What comes and goes while `sequences` of `context` tokens are served: a copy of one layer,
+        """What comes and goes while `sequences` of `context` tokens are served: a copy of a layer,
         since a cache that grows or whose rows change is copied layer by layer; a prefill step; and
         the logits. A quarter is added for buffers that MLX has freed and not yet reused: its
         measured peak was 0.93 to 1.12 of the sum."""

@@ -1,0 +1,1 @@
+"""Stand-ins: workers that follow a script, and a supervisor whose workers a test plays."""

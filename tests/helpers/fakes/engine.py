@@ -34,14 +34,14 @@ from supervisor.wire.frames import (
     Token,
     Tokens,
 )
-from worker.engine.thread import Job, Loaded, Output, Prepared, Unloadable
+from worker.engine.thread import Job, LoadResult, Output, Prepared, Unloadable
 
 PROMPT_TOKENS = 8
 REFUSED = "refuse me"
 """A text that the engine does not take as a prompt."""
 TORN = "\0torn"
 GARBAGE = "\0garbage"
-"""Texts that the fake worker's codec turns into a broken frame; see `tests.helpers.fakes.worker`."""
+"""Texts that the fake worker's codec turns into a broken frame, see `fakes.worker`."""
 
 
 class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,8 +50,8 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     gates: dict[str, str] = {}
     """Phase ("load", "prefill", "decode") → FIFO; each is passed once an incarnation."""
     deeds: dict[str, str] = {}
-    """Phase → what happens there, after its gate: exit0, raise, torn, garbage, unloadable, or one of
-    `end`'s."""
+    """Phase → what happens there, after its gate: exit0, raise, torn, garbage, unloadable, or one
+    of `end`'s."""
     last_words: str = ""
     """What is written to stderr before a deed."""
     at_token: int = 3
@@ -102,13 +102,13 @@ class ScriptedEngine:
     def warm_up(self) -> None:
         """Nothing to import."""
 
-    def load(self, load: Load, progress: Callable[[int, int], None]) -> Loaded:
+    def load(self, load: Load, progress: Callable[[int, int], None]) -> LoadResult:
         self._active = load.generation in self._script.generations
         for step in range(self._script.load_steps):
             time.sleep(self._script.step_seconds)
             progress(step + 1, self._script.load_steps)
         self._phase("load")
-        return Loaded(memory_bytes=1000, context=4096)
+        return LoadResult(memory_bytes=1000, context=4096)
 
     def prepare(self, request: Generate | Embed) -> Prepared:
         assert isinstance(request, Generate)
@@ -176,8 +176,8 @@ class ScriptedEngine:
         return outputs
 
     def _await_turn(self) -> None:
-        """Steps begin at even distances; one that comes late moves those after it only if it is late
-        by a whole one."""
+        """Steps begin at even distances; one that comes late moves those after it only if it is
+        late by a whole one."""
         now = time.monotonic()
         self._due = max(self._due + 1 / self._script.tokens_per_second, now)
         time.sleep(self._due - now)

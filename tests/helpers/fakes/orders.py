@@ -1,4 +1,4 @@
-"""Orders that a fake worker obeys at any moment: one byte through a FIFO that is named by its pid."""
+"""Orders that a fake worker obeys at any moment: a byte through a FIFO that is named by its pid."""
 
 from __future__ import annotations
 

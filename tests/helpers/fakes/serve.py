@@ -1,4 +1,4 @@
-"""`bulkhead serve`, with workers that may follow a script: `python -m tests.helpers.fakes.serve CONFIG STATE`."""
+"""Serves, with workers that may follow a script: `python -m tests.helpers.fakes.serve CONFIG STATE`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""Tests of `supervisor.api`, one file a module."""

@@ -1,4 +1,4 @@
-"""supervisor.api.events: every change once, in order, to a bounded number of watchers that keep up."""
+"""supervisor.api.events: every change once, in order, to those who watch and keep up."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ def watching(feed: EventFeed) -> Stream:
 def test_a_model_s_life_is_told_once_and_in_order() -> None:
     feed, pool = EventFeed(lambda: 0.0), Pool([Spec("m"), Spec("n")])
     one, two = watching(feed), watching(feed)
-    feed.states(pool.models.values())
+    feed.tell_states(pool.models.values())
     assert one.events == []
     lease, _ = pool.acquire("r", "m", 60.0, 0.0)
     for _ in range(3):
-        feed.states(pool.models.values())
+        feed.tell_states(pool.models.values())
     pool.ready("m", 1, 1000, 4096, 1.0)
-    feed.states(pool.models.values())
+    feed.tell_states(pool.models.values())
     pool.fault(lease, "it spoke in tongues", 2.0)
-    feed.states(pool.models.values())
+    feed.tell_states(pool.models.values())
     told = [(event["event"], event["model"], event["state"]) for event in one.events]
     assert told == [("state", "m", state) for state in ("loading", "ready", "stopping")]
     assert [event["reason"] for event in one.events] == [None, None, "it spoke in tongues"]
@@ -89,9 +89,9 @@ def test_who_comes_later_misses_what_was_and_who_leaves_hears_no_more() -> None:
 def test_a_state_that_nobody_watched_is_not_told_later() -> None:
     feed, pool = EventFeed(), Pool([Spec("m")])
     pool.acquire("r", "m", 60.0, 0.0)
-    feed.states(pool.models.values())
+    feed.tell_states(pool.models.values())
     stream = watching(feed)
-    feed.states(pool.models.values())
+    feed.tell_states(pool.models.values())
     assert stream.events == []
 
 

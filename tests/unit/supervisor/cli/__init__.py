@@ -1,0 +1,1 @@
+"""Tests of `supervisor.cli`, one file a module."""

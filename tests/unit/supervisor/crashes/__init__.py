@@ -1,0 +1,1 @@
+"""Tests of `supervisor.crashes`, one file a module."""

@@ -1,11 +1,11 @@
-"""supervisor.crashes.diagnosis: each row of the table by a line as it was recorded, and ends without one."""
+"""supervisor.crashes.diagnosis: each known line as it was recorded, and ends without one."""
 
 from __future__ import annotations
 
 import pytest
 
-from supervisor.crashes.diagnosis import KNOWN, LAST_WORDS, Blame, Cause, Diagnosis, diagnose
-from supervisor.crashes.redaction import Cleaner
+from supervisor.crashes.diagnosis import KNOWN_LINES, MEANINGS, Blame, Cause, Diagnosis, diagnose
+from supervisor.crashes.redaction import Redactor
 from supervisor.scheduler.death import Fault
 
 METAL = "[METAL] Command buffer execution failed: "
@@ -109,7 +109,7 @@ def test_a_failed_load_is_one_while_it_loads(line: str, cause: Cause) -> None:
 
 def test_every_row_has_a_recorded_line() -> None:
     lines = [line for line, _ in (*RECORDED, *RECORDED_AT_LOAD)]
-    for row in LAST_WORDS:
+    for row in KNOWN_LINES:
         for pattern in row.pattern.pattern.split("|"):
             if pattern.count("(") == pattern.count(")"):
                 assert any(row.pattern.search(line) for line in lines), pattern
@@ -117,11 +117,11 @@ def test_every_row_has_a_recorded_line() -> None:
 
 @pytest.mark.parametrize("line", [line for line, _ in (*RECORDED, *RECORDED_AT_LOAD)])
 def test_cleaning_leaves_what_the_rows_look_for(line: str) -> None:
-    said = Cleaner().clean(f"Traceback (most recent call last):\n{line}\n".encode())
+    said = Redactor().redact(f"Traceback (most recent call last):\n{line}\n".encode())
     loading = line in dict(RECORDED_AT_LOAD)
     known = {**dict(RECORDED), **dict(RECORDED_AT_LOAD)}[line]
     assert diagnose("SIGABRT", said.text, loading=loading).cause == known
-    said = Cleaner().clean(line.encode())
+    said = Redactor().redact(line.encode())
     assert diagnose("SIGABRT", said.text, loading=loading).cause == known
 
 
@@ -163,15 +163,15 @@ def test_an_end_without_a_line(how: str, cause: Cause) -> None:
 )
 def test_what_we_put_down_ourselves(reason: str, cause: Cause) -> None:
     """A wedge has no line ever; its end by SIGKILL is our own."""
-    found = diagnose("SIGKILL", INFO, put_down=reason)
+    found = diagnose("SIGKILL", INFO, kill_reason=reason)
     assert (found.cause, found.line, found.memory) == (cause, reason, False)
-    assert diagnose("SIGKILL", RECORDED[0][0], put_down=reason).cause is Cause.GPU_OUT_OF_MEMORY
+    assert diagnose("SIGKILL", RECORDED[0][0], kill_reason=reason).cause is Cause.GPU_OUT_OF_MEMORY
 
 
 def test_a_kill_is_for_memory_when_the_kernel_says_so() -> None:
     assert diagnose("SIGKILL", oom=True).cause is Cause.OOM_KILLED
     assert diagnose("SIGSEGV", oom=True).cause is Cause.SEGFAULT
-    assert diagnose("SIGKILL", oom=True, put_down="it stalled").cause is Cause.STALLED
+    assert diagnose("SIGKILL", oom=True, kill_reason="it stalled").cause is Cause.STALLED
 
 
 def test_an_exception_without_a_row() -> None:
@@ -210,7 +210,7 @@ def test_what_was_survived_long_ago_is_no_cause() -> None:
 
 
 def test_what_the_causes_mean() -> None:
-    assert set(KNOWN) == set(Cause)
+    assert set(MEANINGS) == set(Cause)
     permanent = {cause for cause in Cause if Diagnosis(cause).permanent}
     assert permanent == {
         Cause.WRONG_THREAD,

@@ -1,4 +1,4 @@
-"""supervisor.crashes.os_evidence: what the kernel and macOS write, as it was recorded, and when there is none."""
+"""supervisor.crashes.os_evidence: what the kernel and macOS write, as it was recorded."""
 
 from __future__ import annotations
 

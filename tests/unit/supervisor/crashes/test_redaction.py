@@ -1,4 +1,4 @@
-"""supervisor.crashes.redaction: nothing of a request and no key survives, what explains a death does."""
+"""supervisor.crashes.redaction: nothing of a request survives, what explains a death does."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from supervisor.crashes.redaction import HIDDEN, Cleaner, Words
+from supervisor.crashes.redaction import HIDDEN, Redacted, Redactor
 
 PROMPT = "my doctor says that I should not tell anybody about this"
 LOG = "2026-11-21T18:08:05.123 INFO    loaded in 1.20 s, 900 MB"
 
 
-def clean(text: str, *, cut: bool = False, secrets: tuple[str, ...] = ()) -> Words:
-    return Cleaner(secrets).clean(text.encode(), cut=cut)
+def clean(text: str, *, cut: bool = False, secrets: tuple[str, ...] = ()) -> Redacted:
+    return Redactor(secrets).redact(text.encode(), cut=cut)
 
 
 def logged(text: str, *, secrets: tuple[str, ...] = ()) -> str:
@@ -274,7 +274,7 @@ def test_stacks_are_told_apart() -> None:
         capture_output=True,
         check=False,
     )
-    said = Cleaner().clean(done.stderr)
+    said = Redactor().redact(done.stderr)
     assert said.text.splitlines() == ["[x] before", "[x] between"]
     assert said.stacks.count("in <module>") == 2
     assert said.stacks.count("Thread 0x") == 2
@@ -286,7 +286,7 @@ def test_a_real_traceback_of_python() -> None:
     code = f"def f(x):\n    raise ValueError(x)\nf({PROMPT!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert b"doctor" in done.stderr
-    said = Cleaner().clean(done.stderr)
+    said = Redactor().redact(done.stderr)
     assert "doctor" not in said.text
     assert said.exception.startswith("ValueError: (")
 
@@ -297,10 +297,10 @@ def test_nothing_can_command_a_terminal() -> None:
 
 
 def test_garbage_is_no_obstacle() -> None:
-    assert Cleaner().clean(b"[x] \xff\xfe\x00\n\xc3(").text == (
+    assert Redactor().redact(b"[x] \xff\xfe\x00\n\xc3(").text == (
         "[x] \ufffd\ufffd\n(1 line withheld: requests may be quoted there)"
     )
-    assert clean("") == Words("", "", "")
+    assert clean("") == Redacted("", "", "")
     long = clean("[x] " + "a" * 10_000).text
     assert 2000 < len(long) < 2100
 
@@ -309,4 +309,4 @@ def test_the_reason_in_a_line_of_unknown_form_is_kept() -> None:
     line = (
         b"python[4711:99] Execution was aborted: Insufficient Memory (00000008: my secret prompt)"
     )
-    assert Cleaner().clean(line).text == "Insufficient Memory (68 characters withheld)"
+    assert Redactor().redact(line).text == "Insufficient Memory (68 characters withheld)"

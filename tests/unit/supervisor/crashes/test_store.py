@@ -1,4 +1,4 @@
-"""supervisor.crashes.store and crash_view: reports on disk, bounded, private, found by id alone; and shown."""
+"""supervisor.crashes.store and view: reports are bounded, private, found by id alone; and shown."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
 def printed(width: int, *reports: CrashReport) -> str:
     console = Console(width=width, highlight=False, markup=False, emoji=False)
     with console.capture() as capture:
-        console.print(view.listing(reports))
+        console.print(view.crash_table(reports))
     return capture.get()
 
 
@@ -176,7 +176,7 @@ def test_the_list_has_what_and_why_and_what_to_do() -> None:
 
 
 def test_the_whole_report_is_shown() -> None:
-    text = view.whole(report(memory=True, oom_record="Killed process 4711"))
+    text = view.crash_text(report(memory=True, oom_record="Killed process 4711"))
     assert text.startswith("coder#3 died (SIGABRT: the GPU ran out of memory)\n")
     for line in (
         "  what to do  Lower max_concurrency.",
@@ -194,7 +194,7 @@ def test_the_whole_report_is_shown() -> None:
         "  last words",
     ):
         assert line in text.splitlines(), line
-    bare = view.whole(
+    bare = view.crash_text(
         report(
             in_flight=0,
             requests=[],

@@ -1,0 +1,1 @@
+"""Tests of `supervisor.machine`, one file a module."""

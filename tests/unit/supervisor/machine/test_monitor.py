@@ -1,4 +1,4 @@
-"""supervisor.machine.monitor: what is told of the machine's memory, from a reader that follows a script."""
+"""supervisor.machine.monitor: what is told of memory, from a reader that follows a script."""
 
 from __future__ import annotations
 

@@ -41,7 +41,10 @@ Swap:                 32 kB
 SwapPss:              16 kB
 """
 STATUS = "Name:\tpython\nVmPeak:\t  900000 kB\nVmRSS:\t    1696 kB\nThreads:\t3\n"
-CALM = "some avg10=0.00 avg60=0.12 avg300=0.00 total=1\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
+CALM = (
+    "some avg10=0.00 avg60=0.12 avg300=0.00 total=1\n"
+    "full avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
+)
 
 # Recorded on a Mac with 24 GiB while its own tools showed 68.59 to 68.93 % in use.
 MAC_PHYSICAL = 25_769_803_776

@@ -1,0 +1,1 @@
+"""Tests of `supervisor.models`, one file a module."""

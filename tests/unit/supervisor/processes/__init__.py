@@ -1,0 +1,1 @@
+"""Tests of `supervisor.processes`, one file a module."""

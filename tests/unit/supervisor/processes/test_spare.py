@@ -1,4 +1,4 @@
-"""The spare worker: adopted with everything that a worker of its own has, replaced, bounded, dropped."""
+"""supervisor.processes.spare: adopted with all that a worker of its own has, replaced, dropped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""supervisor.processes.watchdog: what stands still is found in time, and what is slow is left alone."""
+"""supervisor.processes.watchdog: what stalls is found in time, what is slow is left alone."""
 
 from __future__ import annotations
 

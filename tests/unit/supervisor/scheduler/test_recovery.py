@@ -1,4 +1,4 @@
-"""supervisor.scheduler.recovery, through the pool: who comes back from a death, and in which order."""
+"""supervisor.scheduler.recovery, through the pool: who comes back from a death, and when."""
 
 from __future__ import annotations
 

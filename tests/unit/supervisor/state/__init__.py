@@ -1,0 +1,1 @@
+"""Tests of `supervisor.state`, one file a module."""

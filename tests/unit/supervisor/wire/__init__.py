@@ -1,0 +1,1 @@
+"""Tests of `supervisor.wire`, one file a module."""

@@ -10,7 +10,6 @@ import msgspec
 
 from supervisor.machine.readers import MachineMemory
 from supervisor.scheduler import refusals
-from supervisor.scheduler.ledger import Ledger
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Model
 from supervisor.scheduler.state import PoolState
@@ -19,10 +18,11 @@ from supervisor.wire.crash import CrashBrief
 _LOADED = frozenset({State.LOADING, State.READY, State.DRAINING})
 
 
-def _unserved(model: Model, ledger: Ledger) -> str | None:
+def _unserved(model: Model, state: PoolState) -> str | None:
     """Why requests to a model that has not failed are refused nevertheless, if they are."""
     if model.state is State.CRASHED:
         return "keeps dying and is not loaded for a while; `bulkhead load` tries at once"
+    ledger = state.ledger
     if model.state in _LOADED or ledger.budget is None or ledger.can_ever_fit(model.size):
         return None
     return refusals.exceeds(model, ledger.budget)
@@ -84,7 +84,7 @@ def render_health(
             "learned_limit": model.learned_limit is not None,
             "deaths": model.deaths,
             "last_crash": crash(model),
-            "reason": model.reason or _unserved(model, state.ledger),
+            "reason": model.reason or _unserved(model, state),
         }
 
     ledger, models = state.ledger, list(state.models.values())

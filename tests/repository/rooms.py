@@ -76,6 +76,7 @@ ROOMS: Mapping[str, Room] = {
             *_VALUES,
             "supervisor.errors",
             "supervisor.machine",
+            "supervisor.scheduler.state",
             "supervisor.state",
             "supervisor.wire",
         ),

@@ -12,9 +12,9 @@ tokens mean is found out on this thread beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -46,12 +46,9 @@ _async_eval: Any = mx.async_eval
 Ints = npt.NDArray[np.int32]
 
 
-class MaskFiller(Protocol):
-    """Which tokens may come next, of several constraints at once."""
-
-    def __call__(self, constraints: Sequence[Any], words: int) -> Ints:
-        """Packed masks, int32 [constraints, `words`]: bit i of word i // 32, least significant
-        first, is set when token i is allowed."""
+MaskFiller = Callable[[Sequence[Any], int], Ints]
+"""(constraints, words) → which tokens may come next, as packed masks, int32 [constraints, words]:
+bit i of word i // 32, least significant first, is set when token i is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +75,12 @@ class BatchDecoder:
         cache: Any,
         known: Sequence[Sequence[int]],
     ) -> tuple[BatchPlan, mx.array, list[TokenLogprobs | None], list[int]]:
-        """As `mlx_lm_compat.BatchStep` has it."""
+        """Queue the next token of every sequence.
+
+        `rows` are the sequences' samplers, `inputs` their last tokens [rows], `known` the tokens in
+        each one's `cache`. `plan` is what the last step returned first, None at first; then come
+        the next tokens [rows], what is told about each, and the `inputs` as a list.
+        """
         if plan is None or plan.rows != rows:
             plan = BatchPlan(rows)
         logits = model(inputs[:, None], cache=cache)[:, -1, :]

@@ -98,19 +98,19 @@ def forced_rules(
 
 
 def call_json_rules(
-    tools: Sequence[CallableTool], gates: CallJSON
+    tools: Sequence[CallableTool], form: CallJSON
 ) -> Mapping[str, tuple[str, Sequence[CallableTool]]]:
     """The rules of JSON in calls of the model's own form, and the tools in them, by what
     `json_expected` tells: "" = a call object, a name = the function's arguments."""
     rules: dict[str, tuple[str, Sequence[CallableTool]]] = {}
-    if gates.named:
+    if form.named:
         for tool in tools:
             text = f"start: LEAD? args TAIL?\nargs: %json {tool.schema}\n{_EDGES}"
             rules[tool.name] = text, [tool]
-    if gates.arguments:
+    if form.arguments:
         calls = [
             f'call{i}: "{{" kind? {_key("name")} {literal(_json(tool.name))} "," " "? '
-            f'{_key(gates.arguments)} args{i} "}}"\nargs{i}: %json {tool.schema}\n'
+            f'{_key(form.arguments)} args{i} "}}"\nargs{i}: %json {tool.schema}\n'
             for i, tool in enumerate(tools)
         ]
         choice = " | ".join(f"call{i}" for i in range(len(tools)))

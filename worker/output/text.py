@@ -123,26 +123,6 @@ class TokenDecoder:
             return ""
 
 
-class TextStream:
-    """The text of one choice: decoded and cut at stop strings, without any other structure."""
-
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str] = ()) -> None:
-        self._decoder = TokenDecoder(detokenizer)
-        self._stops = StopStrings(stops)
-
-    @property
-    def stopped(self) -> bool:
-        return self._stops.stopped
-
-    def push(self, token: int) -> str:
-        """The text that became final with this token; "" while a character is cut in half."""
-        return self._stops.feed(self._decoder.push(token))
-
-    def finish(self) -> str:
-        """The text that was still held back, now that no token follows."""
-        return self._stops.feed(self._decoder.finish()) + self._stops.flush()
-
-
 def _overlap(text: str, needle: str, most: int) -> int:
     """Length of the longest proper prefix of `needle`, `most` at most, that ends `text`."""
     for length in range(min(len(text), len(needle) - 1, most), 0, -1):

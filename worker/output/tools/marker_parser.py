@@ -55,11 +55,8 @@ class MarkerParser:
     def json_expected(self) -> str | None:
         if self._reader is not None:
             return self._reader.json_expected
-        return (
-            ""
-            if self._opening and self._unmarked is not None and self._unmarked.letter == "{"
-            else None
-        )
+        may_begin = self._opening and self._unmarked is not None and self._unmarked.letter == "{"
+        return "" if may_begin else None
 
     def feed(self, text: str) -> None:
         while text and not self._answer.stopped:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -285,8 +286,8 @@ def test_reasoning_effort_is_told_in_the_templates_terms(
 
 
 def test_a_template_in_python_gets_only_what_it_names(tokenizer: Callable[..., Any]) -> None:
-    wrapper = tokenizer()
-    wrapper.python_template = wrapper.wrapper._chat_template = in_python
+    wrapper = replace(tokenizer(), python_template=in_python)
+    wrapper.wrapper._chat_template = in_python
     options = {"enable_thinking": False, "elsewhere": 1, "reasoning_effort": "high"}
     assert rendered(wrapper, Chat([user("x")], [], options)) == "x False True"
 

@@ -53,14 +53,13 @@ bit i of word i // 32, least significant first, is set when token i is allowed."
 
 @dataclass(frozen=True, slots=True)
 class BatchDecoder:
-    """What all rows of a generator share. `xtc_kept` are tokens that XTC never removes.
+    """What all rows of a generator share. `eos` are the ends of sequence, which XTC never removes.
 
     A row whose grammar allows nothing gets an end of sequence, or token 0 where there is none.
     """
 
     fill: MaskFiller | None = None
     eos: tuple[int, ...] = ()
-    xtc_kept: tuple[int, ...] = ()
 
     def __call__(self, logprobs: mx.array) -> mx.array:
         """mlx-lm's idea of a sampler; never called."""
@@ -216,7 +215,7 @@ def _sample(logits: mx.array, decoder: BatchDecoder, group: RowGroup) -> mx.arra
     if wanted.xtc_probability:
         probability, threshold = group.column("xtc_probability"), group.column("xtc_threshold")
         coins = flip(group.keys(COIN))
-        logits = apply_xtc(logits, probability, threshold, coins, decoder.xtc_kept)
+        logits = apply_xtc(logits, probability, threshold, coins, decoder.eos)
     if wanted.top_k:
         logits = apply_top_k(logits, wanted.top_k)
     return draw(logits, group.column("temperature"), group.keys(TOKEN))

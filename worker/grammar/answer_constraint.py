@@ -6,7 +6,7 @@ import llguidance
 
 from supervisor.errors import BulkheadError
 from worker.grammar.call_constraint import CallConstraint
-from worker.grammar.matcher import GrammarMatcher, incomplete_answer
+from worker.grammar.matcher import DEAD_END, GrammarMatcher, incomplete_answer
 from worker.grammar.vocabulary import Mask, Vocabulary
 from worker.output.preamble import Preamble
 
@@ -64,14 +64,12 @@ class AnswerConstraint:
             return error
         if self.complete or (called and self._free):
             return None
-        why = "no token of the model's continues it"
-        if self.failure:
-            why = f"the grammar became too complex ({self.failure})"
-        elif self._free:
+        why = DEAD_END
+        if self._free:
             why = "the model began a tool call that is none"
         elif self._preamble.stage != "answer":
             why = "the model ended before it"
-        return incomplete_answer(why, self._param)
+        return incomplete_answer(self.failure, why, self._param)
 
     def push(self, token: int) -> None:
         """The output's next token. One that was not allowed, or after the end, ends the answer."""

@@ -27,14 +27,10 @@ _REASON = 300
 class PromptBuilder:
     """Tokenizes for one model. One thread at a time: tokenizers are not safe for more."""
 
-    def __init__(
-        self, tokenizer: ModelTokenizer, context: int, vocabulary: int | None = None
-    ) -> None:
-        """`context` is in tokens, `vocabulary` is how many token ids the model knows; None = as
-        many as the tokenizer."""
+    def __init__(self, tokenizer: ModelTokenizer, context: int, vocabulary: int) -> None:
+        """`context` is in tokens, `vocabulary` is how many token ids the model knows."""
         self._tokenizer = tokenizer
-        known = max(tokenizer.get_vocab().values(), default=0) + 1
-        self._encoder = PromptEncoder(tokenizer, context, vocabulary or known)
+        self._encoder = PromptEncoder(tokenizer, context, vocabulary)
         self._template = _Template(tokenizer)
 
     def tokens(self, request: Generate) -> list[int]:

@@ -22,7 +22,8 @@ class CallConstraint:
     where a call's JSON may begin. From its first brace to its last the grammar holds; all else is
     free.
 
-    A token that would lead into such a place and on is not allowed: its end would be unwatched.
+    A token that would reach such a place and go on behind it is not allowed: what it writes there
+    would not be checked.
     """
 
     def __init__(

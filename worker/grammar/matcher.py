@@ -21,7 +21,7 @@ _STACK = 64 << 20
 _STATES = 50_000
 """States that a grammar's lexer may remember, about 0.6 KB each. They add up over all outputs."""
 _FAR = 50
-"""Tokens after which a grammar that broke once more is not to blame by itself."""
+"""Tokens. If llguidance fails again sooner after a restart, the grammar itself is to blame."""
 DEAD_END = "no token of the model's continues it"
 """Why an answer is not whole, if nothing else is to blame."""
 UNFORCED = '%llguidance {"no_forcing": true}\n'

@@ -108,7 +108,7 @@ class Preamble:
         self._calls = calls
         self._harmony = harmony and markers.channel >= 0
         self._seen: tuple[int, ...] = ()
-        """Of a marker, or since the channel's."""
+        """The tokens of a marker so far, or those since the channel's mark."""
         self._in_header = False
         if ending == "inside":
             self.stage = "thinking"

@@ -53,11 +53,11 @@ class StringSearch:
         )
 
     def undecided(self, text: str) -> int:
-        """How many characters at the end of `text`, in which none is found, may begin a needle."""
+        """How many characters at the end of `text` may begin a needle. None is found in it."""
         return max(self.overlaps(text, [len(text)] * len(self._search)), default=0)
 
     def overlaps(self, text: str, most: Sequence[int]) -> list[int]:
-        """The same of each needle, where it is known to be so many at `most`."""
+        """As `undecided`, but for each needle alone, which has so many at `most`."""
         if not any(first in text for first in self._firsts):
             return [0] * len(self._search)
         return [_overlap(text, *each) for each in zip(self._search, most, strict=True)]

@@ -12,26 +12,26 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from gateway.handlers import admin, models
+from gateway.handlers.common import RELAY
 from gateway.handlers.completions import chat_completions, completions
 from gateway.handlers.embeddings import embeddings
-from gateway.http.auth import Guard
+from gateway.handlers.openapi import openapi
+from gateway.http.auth import AccessRules
 from gateway.http.exchange import (
+    ACCESS,
     ACTIVE,
     BEGUN,
-    GUARD,
     MAX_BODY,
     OUTCOME,
-    RELAY,
     REQUEST_ID,
     SETTINGS,
     STARTED,
-    Active,
-    decorate,
+    ActiveRequests,
+    body_too_large,
     new_request_id,
     render_error,
-    too_large,
+    set_common_headers,
 )
-from gateway.openai import document
 from gateway.relay.attempt import choices_at_once
 from gateway.relay.client import Relay
 from supervisor.config.settings import ServerSettings, read_api_keys
@@ -45,7 +45,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _OPEN_PATHS = frozenset({"/health"})
 """Answered without a key, if tersely: load balancers have none."""
-_LATER = ("/responses/", "/messages/", "/metrics/", "/admin/logs/")
+_NOT_YET = ("/responses/", "/messages/", "/metrics/", "/admin/logs/")
 """Of the contract, but not in this version: refused as such rather than as unknown."""
 
 
@@ -57,13 +57,13 @@ def build(settings: ServerSettings, control: str) -> web.Application:
     app[SETTINGS] = settings
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     app[RELAY] = Relay(control, choices_at_once(files))
-    app[GUARD] = Guard(
+    app[ACCESS] = AccessRules(
         frozenset(host.lower() for host in settings.allowed_hosts),
         frozenset(settings.allowed_origins),
         read_api_keys(settings.api_keys_file) if settings.api_keys_file else frozenset(),
     )
-    app.on_cleanup.append(_let_go)
-    app[ACTIVE] = Active()
+    app.on_cleanup.append(_close_relay)
+    app[ACTIVE] = ActiveRequests()
     app[STARTED] = int(time.time())
     app[MAX_BODY] = limit
     for prefix in ("/v1", ""):
@@ -79,11 +79,11 @@ def build(settings: ServerSettings, control: str) -> web.Application:
     app.router.add_get("/admin/crashes/{id}", admin.crashes)
     app.router.add_get("/health", models.health)
     app.router.add_get("/", models.health)
-    app.router.add_get("/openapi.json", document.serve(keys=bool(app[GUARD].keys)))
+    app.router.add_get("/openapi.json", openapi(keys=bool(app[ACCESS].keys)))
     return app
 
 
-async def _let_go(app: web.Application) -> None:
+async def _close_relay(app: web.Application) -> None:
     await app[RELAY].close()
 
 
@@ -101,7 +101,7 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
     active = request.app[ACTIVE]
     # A line costs a quarter of a millisecond: what the request sends goes first.
     later = asyncio.get_running_loop().call_soon
-    with active.entered():
+    with active.counted():
         path = request.rel_url.raw_path  # not decoded: a decoded one could break the line
         later(log.info, "%s %s %s, %d active", request_id, request.method, path, active.count)
         try:
@@ -110,8 +110,8 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
             request[OUTCOME] = f"{error.status} {error.code}"
             response = render_error(error)
         except ConnectionResetError:
-            # The client left and nobody is there to be told; what aiohttp makes of this error is a
-            # traceback in the log.
+            # The client left and nobody can be answered; aiohttp would log this error with a
+            # traceback.
             raise asyncio.CancelledError from None
         except Exception:
             # The last net under our own code: the client gets a body and an id, the log the
@@ -124,45 +124,45 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
             elapsed = time.monotonic() - request[BEGUN]
             later(log.info, "%s ended: %s, %.3f s", request_id, request[OUTCOME], elapsed)
     if not response.prepared:
-        decorate(request, response)
+        set_common_headers(request, response)
     return response
 
 
 async def _admit_and_handle(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Check who asks, then what. Raises BulkheadError."""
-    guard = request.app[GUARD]
+    access = request.app[ACCESS]
     origin = request.headers.get("Origin")
-    guard.check_host(request.headers.get("Host"))
-    guard.check_origin(origin, request.headers.get("Host"))
+    access.check_host(request.headers.get("Host"))
+    access.check_origin(origin, request.headers.get("Host"))
     if request.method == "OPTIONS" and origin is not None:
         request[OUTCOME] = "204"
         return web.Response(status=204)
     if request.path not in _OPEN_PATHS:
-        guard.check_key(request.headers)
+        access.check_key(request.headers)
     try:
         response = await handler(request)
     except web.HTTPException as error:
-        raise _of_aiohttp(request, error) from None
+        raise _translate_http_exception(request, error) from None
     if response.status != 200 or not response.prepared:
         request[OUTCOME] = _outcome(request, response)
     return response
 
 
 def _outcome(request: web.Request, response: web.StreamResponse) -> str:
-    told = request[OUTCOME]
-    return told if told.startswith("200") else str(response.status)
+    noted = request[OUTCOME]
+    return noted if noted.startswith("200") else str(response.status)
 
 
-def _of_aiohttp(request: web.Request, error: web.HTTPException) -> BulkheadError:
-    """aiohttp's own refusals in the contract's words."""
+def _translate_http_exception(request: web.Request, error: web.HTTPException) -> BulkheadError:
+    """aiohttp's own refusals as the contract has them."""
     path = request.path.removeprefix("/v1")
     if isinstance(error, web.HTTPMethodNotAllowed):
         allowed = ", ".join(sorted(error.allowed_methods))
         return MethodNotAllowed(f"{request.method} is not allowed here. Use {allowed}.")
     if isinstance(error, web.HTTPRequestEntityTooLarge):
-        return too_large(request.app[MAX_BODY])
+        return body_too_large(request.app[MAX_BODY])
     if isinstance(error, web.HTTPNotFound):
-        if f"{path}/".startswith(_LATER):
+        if f"{path}/".startswith(_NOT_YET):
             return NotFound(f"{request.path} is not supported by this version of Bulkhead.")
         return NotFound("No such route. See docs/api.md for what is served.")
     return InternalError(f"The request could not be handled ({error.status}).")

@@ -1,4 +1,4 @@
-"""Entry of the gateway process, under `supervisor.processes.child`. It inherits the listening socket."""
+"""Entry of the gateway process, a child of the supervisor. It inherits the listening socket."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def _serve(
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     app = build(settings, control)
-    async with listening(app, listener, backlog=BACKLOG, patience=_SHUTDOWN_SECONDS):
+    async with listening(app, listener, backlog=BACKLOG, shutdown_seconds=_SHUTDOWN_SECONDS):
         supervisor: FrameStream[ToGateway] = await connect(control, ToGateway)
         supervisor.send(Serving())
         logging.getLogger("bulkhead.gateway").info("serving")
@@ -72,7 +72,7 @@ def _log_to(path: str) -> None:
     handler = logging.handlers.RotatingFileHandler(
         path, maxBytes=_LOG_BYTES, backupCount=_LOG_KEEP, encoding="utf-8"
     )
-    handler.addFilter(_without_the_request)
+    handler.addFilter(_without_request_bytes)
     logging.basicConfig(
         level=logging.INFO,
         handlers=[handler],
@@ -81,7 +81,7 @@ def _log_to(path: str) -> None:
     )
 
 
-def _without_the_request(record: logging.LogRecord) -> bool:
+def _without_request_bytes(record: logging.LogRecord) -> bool:
     """aiohttp quotes the bytes of a malformed request, and those can be keys and prompts."""
     if record.name.startswith("aiohttp"):
         error = record.exc_info[1] if record.exc_info else None

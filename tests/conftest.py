@@ -7,10 +7,10 @@ import sys
 
 import mlx.core as mx
 
-from tests.helpers.staging import patience, play
-from worker.engine.loading import import_mlx_lm
+from tests.helpers.relay_peers import relay_timeouts, run_scenario
+from worker.engine.mlx_lm_compat import import_mlx_lm
 
-__all__ = ["patience", "play"]
+__all__ = ["relay_timeouts", "run_scenario"]
 
 # mlx-lm lowers this process's limit of open files when it is imported, and with it that of every
 # server that a later test starts. Imported here first, as a worker imports it, it does not.

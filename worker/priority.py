@@ -31,7 +31,7 @@ def in_background(work: Callable[[], T]) -> T:
 
     def run() -> None:
         try:
-            _step_back()
+            _lower_priority()
             done.set_result(work())
         except BaseException as error:  # noqa: BLE001
             done.set_exception(error)
@@ -40,7 +40,7 @@ def in_background(work: Callable[[], T]) -> T:
     return done.result()
 
 
-def _step_back() -> None:
+def _lower_priority() -> None:
     """Lower the priority of the calling thread, as far as the system lets us: it is a courtesy."""
     with contextlib.suppress(OSError):
         if sys.platform == "linux":

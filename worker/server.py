@@ -34,7 +34,7 @@ from supervisor.wire.frames import (
 )
 from supervisor.wire.progress import ProgressRecord
 from supervisor.wire.stream import FrameStream, listen
-from worker.engine.thread import Engine, EngineThread, Job, Loaded, Prepared
+from worker.engine.thread import Engine, EngineThread, Job, LoadResult, Prepared
 from worker.sink import SocketSink
 
 log = logging.getLogger("bulkhead.worker")
@@ -104,12 +104,12 @@ class WorkerServer:
             os._exit(0)
         self._thread.close()
 
-    def _loaded(self, loaded: Loaded) -> None:
+    def _loaded(self, loaded: LoadResult) -> None:
         seconds = time.monotonic() - self._started
         log.info("loaded in %.2f s, %d MB", seconds, loaded.memory_bytes // 10**6)
         self._serving = asyncio.get_running_loop().create_task(self._serve(loaded))
 
-    async def _serve(self, loaded: Loaded) -> None:
+    async def _serve(self, loaded: LoadResult) -> None:
         try:
             # Held, for uvloop closes the socket of a server that nobody refers to.
             self._server = await listen(self._load.socket, ToEngine, self._answer, REQUEST_LIMIT)
@@ -131,8 +131,8 @@ class WorkerServer:
     async def _prepare(
         self, request: Generate | Embed, gone: asyncio.Task[None]
     ) -> Prepared | None:
-        """The request ready for its turn, or None when the client has left first. Raises what the engine
-        raises.
+        """The request ready for its turn, or None when the client has left first. Raises what the
+        engine raises.
 
         A short prompt costs less than the way to the other thread and back, and is prepared right
         here while that thread is idle.
@@ -142,8 +142,8 @@ class WorkerServer:
         loop = asyncio.get_running_loop()
         self._preparing += 1
         # Counted until the thread is really done, which a cancelled request does not hasten.
-        work = self._prompt_thread.submit(self._prepare_there, request)
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._prepared))
+        work = self._prompt_thread.submit(self._prepare_on_thread, request)
+        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._count_prepared))
         tokens = asyncio.wrap_future(work)
         either: set[asyncio.Future[Any]] = {tokens, gone}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -152,18 +152,18 @@ class WorkerServer:
             return None
         return tokens.result()
 
-    def _prepare_there(self, request: Generate | Embed) -> Prepared:
+    def _prepare_on_thread(self, request: Generate | Embed) -> Prepared:
         with self._record.preparing():
             return self._engine.prepare(request)
 
-    def _prepared(self) -> None:
+    def _count_prepared(self) -> None:
         self._preparing -= 1
 
     async def _generate(self, request: Generate | Embed, stream: FrameStream[ToEngine]) -> None:
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
-        wishes = _Wishes(self._thread)
-        gone = loop.create_task(wishes.follow(stream))  # until the gateway's EOF
+        pauses = _PauseControl(self._thread)
+        gone = loop.create_task(pauses.follow(stream))  # until the gateway's EOF
         try:
             prepared = await self._prepare(request, gone)
         except BulkheadError as error:
@@ -203,7 +203,7 @@ class WorkerServer:
         )
         sink.send([Accepted(prepared.size, prepared.echo)])
         job = Job(request, prepared, sink)
-        wishes.submit(job)
+        pauses.submit(job)
         try:
             await gone
         finally:
@@ -220,7 +220,7 @@ class WorkerServer:
             )
 
 
-class _Wishes:
+class _PauseControl:
     """What the gateway says after its request: that it pauses, and goes on. That may come before
     there is a job."""
 
@@ -243,7 +243,7 @@ class _Wishes:
                         self._thread.unpause(self._job)
 
     def submit(self, job: Job) -> None:
-        """Give the engine the job, as it is wished by now."""
+        """Give the engine the job, paused if that was asked meanwhile."""
         self._job = job
         self._thread.submit(job)
         if self._pauses:

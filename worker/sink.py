@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from supervisor.errors import InternalError
 from supervisor.wire import codec
 from supervisor.wire.frames import Failed, FromEngine
-from worker.engine.thread import LAST
+from worker.engine.thread import FINAL_FRAMES
 
 
 class SocketSink:
@@ -37,7 +37,7 @@ class SocketSink:
             return
         try:
             data = b"".join(map(_bounded, frames))
-            self.ended = isinstance(frames[-1], LAST)
+            self.ended = isinstance(frames[-1], FINAL_FRAMES)
         except codec.ProtocolError as error:
             # To the gateway such a frame is a fault of the worker, for which it is put down.
             failure = InternalError(f"The answer can't be passed on: {error}.")

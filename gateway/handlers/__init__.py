@@ -1,0 +1,1 @@
+"""One function a route: it joins what HTTP, the API and the relay do."""

@@ -8,14 +8,14 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from aiohttp import web
 
+from gateway.handlers.common import RELAY
 from gateway.http.exchange import (
     OUTCOME,
-    RELAY,
     REQUEST_ID,
-    decorate,
     hold_seconds,
     json_response,
-    patiently,
+    set_common_headers,
+    wait_until_sent,
 )
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.frames import Action, Happened, ToGateway
@@ -58,13 +58,13 @@ async def events(request: web.Request) -> web.StreamResponse:
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
     )
-    decorate(request, response)
+    set_common_headers(request, response)
     try:
         await response.prepare(request)
-        await patiently(response.write(b": watching\n\n"))
+        await wait_until_sent(response.write(b": watching\n\n"))
         request[OUTCOME] = "200, the events ended"
         while (data := await _next(feed)) is not None:
-            await patiently(response.write(data))
+            await wait_until_sent(response.write(data))
     finally:
         feed.close()
     return response

@@ -1,4 +1,4 @@
-"""The two generating endpoints: parse, lease, relay, render."""
+"""POST /v1/chat/completions and /v1/completions: parse, lease, relay, render."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from typing import Any
 
 from aiohttp import web
 
+from gateway.handlers.common import RELAY, read_object, worker_headers
 from gateway.http.exchange import (
     BEGUN,
     MAX_BODY,
     OUTCOME,
-    RELAY,
     REQUEST_ID,
     body_digest,
-    decorate,
     hold_seconds,
     json_response,
-    patiently,
-    read_object,
-    worker_headers,
+    set_common_headers,
+    wait_until_sent,
 )
-from gateway.openai.chat import (
-    ChatRequest,
-    CompletionRequest,
-    parse_chat,
-    parse_completion,
+from gateway.openai.chat import ChatRequest, parse_chat
+from gateway.openai.completions import CompletionRequest, parse_completion
+from gateway.openai.render import (
+    PING,
+    ChoiceBuffer,
+    Renderer,
+    error_event,
+    recoveries_comment,
+    usage,
 )
-from gateway.openai.render import PING, Collected, Renderer, error_event, recoveries, usage
-from gateway.relay.generation import Generation, Recovering
+from gateway.openai.render_chat import ChatChoice
+from gateway.openai.render_completions import TextChoice
+from gateway.relay.generation import Generation, OutputPaused
 from supervisor.errors import BulkheadError, InternalError, InvalidValue
 from supervisor.wire.frames import Accepted, End, Token
 
@@ -64,7 +67,7 @@ async def _generate(request: web.Request, parsed: OpenAIRequest) -> web.StreamRe
     generation = await request.app[RELAY].start(choices, parsed.model, hold, digest)
     chat = isinstance(parsed, ChatRequest)
     renderer = Renderer(
-        chat=chat,
+        ChatChoice if chat else TextChoice,
         id=("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
         created=int(now),
         model=generation.model,
@@ -75,13 +78,14 @@ async def _generate(request: web.Request, parsed: OpenAIRequest) -> web.StreamRe
         if parsed.stream:
             return await answer.streamed(request[BEGUN] + hold)
         logprobs = choices[0].logprobs is not None
-        return await answer.whole([Collected(logprobs=logprobs) for _ in choices])
+        return await answer.whole([ChoiceBuffer(logprobs=logprobs) for _ in choices])
     finally:
         generation.close()
 
 
 async def _check_size(request: web.Request, n: int) -> None:
-    """Each choice is given a prompt of its own: together they may be as large as one body."""
+    """Raises InvalidValue when the prompts of all choices, each of which is sent the whole, are
+    together larger than a body may be."""
     limit = request.app[MAX_BODY]
     if n > 1 and n * len(await request.read()) > limit:  # it has been read, this costs nothing
         raise InvalidValue(
@@ -92,7 +96,7 @@ async def _check_size(request: web.Request, n: int) -> None:
 
 
 class _Answer:
-    """One request's way back to its client."""
+    """The answer to one request, whole or as a stream."""
 
     def __init__(
         self,
@@ -107,21 +111,21 @@ class _Answer:
         self._generation = generation
         self._renderer = renderer
         self._ends: list[End | None] = [None] * choices
-        self._left = choices
+        self._running = choices
 
-    async def whole(self, collected: Sequence[Collected]) -> web.Response:
+    async def whole(self, buffers: Sequence[ChoiceBuffer]) -> web.Response:
         """Buffer the answer whole, so that a crash at any point can still become a status."""
-        while self._left:
+        while self._running:
             choice, frame = await self._generation.receive()
             match frame:
                 case Token():
-                    collected[choice].add(frame)
+                    buffers[choice].add(frame)
                 case Accepted(text=text):
-                    collected[choice].echo = text
+                    buffers[choice].echo = text
                 case End():
-                    collected[choice].end = frame
-                    self._ended(choice, frame)
-        response = json_response(self._renderer.answer(collected, self._usage()))
+                    buffers[choice].end = frame
+                    self._note_end(choice, frame)
+        response = json_response(self._renderer.answer(buffers, self._usage()))
         response.headers.update(worker_headers(self._generation))
         return response
 
@@ -133,34 +137,35 @@ class _Answer:
         response.charset = "utf-8"
         response.headers["Cache-Control"] = "no-cache"
         response.headers["X-Accel-Buffering"] = "no"  # nginx would hold tokens back
-        first = await self._first(headers_due - time.monotonic())
+        first = await self._next_within(headers_due - time.monotonic())
         response.headers.update(worker_headers(self._generation))
-        decorate(request, response)
+        set_common_headers(request, response)
         await response.prepare(request)
         try:
             while first is None:
                 await _write(request, response, PING)
-                first = await self._first(_PING_SECONDS)
+                first = await self._next_within(_PING_SECONDS)
             choice, frame = first
             while True:
                 if isinstance(frame, Token):
                     await _write(request, response, renderer.token(choice, frame))
                 else:
-                    self._ended(choice, frame)
+                    self._note_end(choice, frame)
                     closing = renderer.finish(choice, frame)
-                    if not self._left:
+                    if not self._running:
                         totals = self._usage() if self._parsed.include_usage else None
-                        told = recoveries(self._generation.recoveries)
-                        await _write(request, response, closing + told + renderer.done(totals))
+                        closing += recoveries_comment(self._generation.recoveries)
+                        await _write(request, response, closing + renderer.done(totals))
                         break
                     await _write(request, response, closing)
-                after = await self._next()
-                while after is None:
-                    if (after := await self._first(_PING_SECONDS)) is None:
+                following = await self._next()
+                while following is None:
+                    following = await self._next_within(_PING_SECONDS)
+                    if following is None:
                         await _write(request, response, PING)
-                choice, frame = after
+                choice, frame = following
         except BulkheadError as error:
-            await _fail(request, response, error)
+            await _send_error(request, response, error)
         except ConnectionResetError:
             raise
         except Exception:
@@ -168,8 +173,8 @@ class _Answer:
             # would look like success to every client.
             log.exception("%s failed inside its stream", request[REQUEST_ID])
             detail = f"Internal error. The log has the details under {request[REQUEST_ID]}."
-            await _fail(request, response, InternalError(detail))
-        await patiently(response.write_eof())
+            await _send_error(request, response, InternalError(detail))
+        await wait_until_sent(response.write_eof())
         return response
 
     async def _next(self) -> tuple[int, Token | End] | None:
@@ -178,12 +183,12 @@ class _Answer:
             choice, frame = await self._generation.receive()
             if isinstance(frame, (Token, End)):
                 return choice, frame
-            if isinstance(frame, Recovering):
+            if isinstance(frame, OutputPaused):
                 return None
             if isinstance(frame, Accepted):
                 self._renderer.echo(choice, frame.text)
 
-    async def _first(self, seconds: float) -> tuple[int, Token | End] | None:
+    async def _next_within(self, seconds: float) -> tuple[int, Token | End] | None:
         """The next token or end, across pauses; None when `seconds` pass without."""
         try:
             async with asyncio.timeout(max(0.0, seconds)):
@@ -193,11 +198,11 @@ class _Answer:
         except TimeoutError:
             return None
 
-    def _ended(self, choice: int, end: End) -> None:
-        """Note a choice's end, and what the log tells with the last."""
+    def _note_end(self, choice: int, end: End) -> None:
+        """Note a choice's end and, with the last one, the outcome for the log."""
         self._ends[choice] = end
-        self._left -= 1
-        if not self._left:
+        self._running -= 1
+        if not self._running:
             totals = self._usage()
             reasons = ", ".join(sorted({each.finish_reason for each in self._ends if each}))
             tokens = f"{totals['prompt_tokens']} + {totals['completion_tokens']} tokens"
@@ -207,19 +212,18 @@ class _Answer:
         return usage([end for end in self._ends if end is not None], self._parsed.n)
 
 
-async def _fail(request: web.Request, response: web.StreamResponse, error: BulkheadError) -> None:
+async def _send_error(
+    request: web.Request, response: web.StreamResponse, error: BulkheadError
+) -> None:
     request[OUTCOME] = f"{error.code} inside the stream"
     await _write(request, response, error_event(error.body()))
 
 
 async def _write(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
-    """Send, waiting for a slow client's buffers but not for ever.
-
-    Raises ConnectionResetError when the client has left, or has read nothing for too long.
-    """
+    """As `wait_until_sent`, without its deadline where nothing has to be waited for."""
     transport = request.transport
     if transport is not None and not transport.get_write_buffer_size() and len(data) < _UNDELAYED:
-        # Nothing to wait for, and this is once a token: a deadline costs 5 % of all tokens a second.
+        # This is once a token: a deadline would cost 5 % of all tokens a second.
         await response.write(data)
         return
-    await patiently(response.write(data))
+    await wait_until_sent(response.write(data))

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from gateway.http.exchange import GUARD, RELAY, STARTED, json_response
+from gateway.handlers.common import RELAY
+from gateway.http.exchange import ACCESS, STARTED, json_response
 from supervisor.errors import BulkheadError, InvalidAPIKey
 
 
@@ -34,7 +35,7 @@ async def health(request: web.Request) -> web.Response:
         return json_response(msgspec.json.encode(body), 503, error.headers())
     status = 200 if report.accepting else 503
     try:
-        request.app[GUARD].check_key(request.headers)
+        request.app[ACCESS].check_key(request.headers)
     except InvalidAPIKey:
         # A balancer without a key learns whether to send requests here, and no more.
         terse = {"status": msgspec.json.decode(report.body)["status"]}

@@ -1,0 +1,1 @@
+"""HTTP itself: the server, who may talk to it, bodies in, headers and errors out."""

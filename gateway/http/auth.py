@@ -14,7 +14,7 @@ from supervisor.errors import Forbidden, InvalidAPIKey
 
 
 @dataclass(frozen=True, slots=True)
-class Guard:
+class AccessRules:
     """The rules, fixed at start. No `keys` = anyone who passes the other checks may come in."""
 
     hosts: frozenset[str]

@@ -8,22 +8,13 @@ import hashlib
 import secrets
 import time
 from collections.abc import Awaitable, Iterator
-from typing import Any
 
 import msgspec
 from aiohttp import web
 
-from gateway.http.auth import Guard
-from gateway.openai.validation import parse_object
-from gateway.relay.client import Relay
-from gateway.relay.generation import Generation
+from gateway.http.auth import AccessRules
 from supervisor.config.settings import ServerSettings
-from supervisor.errors import (
-    BulkheadError,
-    InvalidJSON,
-    RequestTooLarge,
-    UnsupportedMediaType,
-)
+from supervisor.errors import BulkheadError, InvalidJSON, RequestTooLarge, UnsupportedMediaType
 
 _BODY_SECONDS = 120.0
 _EXPOSED = (
@@ -35,14 +26,14 @@ _WRITE_SECONDS = 60.0
 _JSON_CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
-class Active:
+class ActiveRequests:
     """How many requests are inside, for the log: what was going on before a crash."""
 
     def __init__(self) -> None:
         self.count = 0
 
     @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
+    def counted(self) -> Iterator[None]:
         self.count += 1
         try:
             yield
@@ -51,9 +42,8 @@ class Active:
 
 
 SETTINGS = web.AppKey("settings", ServerSettings)
-RELAY = web.AppKey("relay", Relay)
-GUARD = web.AppKey("guard", Guard)
-ACTIVE = web.AppKey("active", Active)
+ACCESS = web.AppKey("access", AccessRules)
+ACTIVE = web.AppKey("active", ActiveRequests)
 STARTED = web.AppKey("started", int)
 """Epoch seconds; what `/v1/models` gives as `created`."""
 MAX_BODY = web.AppKey("max_body", int)
@@ -66,8 +56,8 @@ OUTCOME = web.RequestKey("outcome", str)
 """How the request ended, for the log."""
 
 
-async def read_object(request: web.Request) -> dict[str, Any]:
-    """The JSON object that was posted, nulls dropped. Raises the contract's 400, 413 or 415.
+async def read_body(request: web.Request) -> bytes:
+    """The JSON that was posted, unparsed. Raises the contract's 400, 413 or 415.
 
     A body without a type is taken as JSON; a browser's form is always sent with one, so this opens
     no door to pages of other sites.
@@ -77,22 +67,23 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     if (request.charset or _JSON_CHARSETS[0]).lower() not in _JSON_CHARSETS:
         raise UnsupportedMediaType("Send the body in UTF-8: JSON has no other `charset`.")
     if (request.content_length or 0) > request.app[MAX_BODY]:
-        raise too_large(request.app[MAX_BODY])
+        raise body_too_large(request.app[MAX_BODY])
     try:
         async with asyncio.timeout(_BODY_SECONDS):
-            body = await request.read()
+            return await request.read()
     except TimeoutError:
         raise InvalidJSON(f"The body did not arrive within {_BODY_SECONDS:g} s.") from None
     except web.RequestPayloadError:
         raise InvalidJSON(
             "The body could not be read: it is not what its `Content-Encoding` says, or broke off."
         ) from None
-    return parse_object(body)
 
 
-async def patiently(sending: Awaitable[None]) -> None:
-    """Wait for a slow client's buffers, but not for ever. Raises ConnectionResetError when it has left,
-    or has read nothing for too long."""
+async def wait_until_sent(sending: Awaitable[None]) -> None:
+    """Wait for a slow client's buffers, but not for ever.
+
+    Raises ConnectionResetError when the client has left, or has read nothing for too long.
+    """
     try:
         async with asyncio.timeout(_WRITE_SECONDS):
             await sending
@@ -100,7 +91,7 @@ async def patiently(sending: Awaitable[None]) -> None:
         raise ConnectionResetError("the client does not read") from None
 
 
-def too_large(limit: int) -> RequestTooLarge:
+def body_too_large(limit: int) -> RequestTooLarge:
     return RequestTooLarge(
         f"The body is larger than {limit} bytes. server.max_body sets the limit."
     )
@@ -124,13 +115,13 @@ def hold_seconds(request: web.Request) -> float:
     return min(0.8 * announced, configured) if announced > 0 else configured
 
 
-def decorate(request: web.Request, response: web.StreamResponse) -> None:
+def set_common_headers(request: web.Request, response: web.StreamResponse) -> None:
     """The headers that every answer has; call it before the response is prepared."""
     elapsed = (time.monotonic() - request[BEGUN]) * 1000
     response.headers["x-request-id"] = request[REQUEST_ID]
     response.headers["openai-processing-ms"] = str(round(elapsed))
     origin = request.headers.get("Origin")
-    if origin is None or not request.app[GUARD].allows_origin(origin):
+    if origin is None or not request.app[ACCESS].allows_origin(origin):
         return
     response.headers["Access-Control-Allow-Origin"] = origin
     response.headers["Vary"] = "Origin"
@@ -145,18 +136,6 @@ async def body_digest(request: web.Request) -> bytes:
     """What equal requests have in common; the body has been read, so this costs a hash."""
     path = request.path.removeprefix("/v1").encode()
     return hashlib.blake2b(path + b"\0" + await request.read(), digest_size=16).digest()
-
-
-def worker_headers(generation: Generation) -> dict[str, str]:
-    """Who answers. Model names may hold any character, headers may not."""
-    told = {"x-bulkhead-model": generation.model, "x-bulkhead-worker": generation.worker}
-    if generation.asked:
-        told["x-bulkhead-fallback"] = generation.asked
-    if generation.recoveries:
-        told["x-bulkhead-recoveries"] = str(generation.recoveries)
-    return {
-        name: value.encode("ascii", "backslashreplace").decode() for name, value in told.items()
-    }
 
 
 def render_error(error: BulkheadError) -> web.Response:

@@ -1,8 +1,9 @@
 """The HTTP server around the application, and what is refused before a handler is asked.
 
-aiohttp answers what is no proper HTTP by itself: with a text that quotes the client's bytes, and an
-ERROR in the log. Here it gets the contract's form. Only public names of aiohttp are used; should it
-ask the overridden ones no more, its own answers are back and all else works as before.
+aiohttp would answer what is no proper HTTP by itself: with a text that quotes the client's bytes,
+and an ERROR in the log. The classes here answer in the contract's form. They override public names
+of aiohttp alone; should a later version not call them any more, its own answers are back and all
+else works as before.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _OPTIONS: Mapping[str, Any] = {"access_log": None}
 
 @contextlib.asynccontextmanager
 async def listening(
-    app: web.Application, listener: socket.socket, *, backlog: int, patience: float
+    app: web.Application, listener: socket.socket, *, backlog: int, shutdown_seconds: float
 ) -> AsyncIterator[None]:
-    """Serve `app` on the socket; at the end let running answers end, for up to `patience` seconds."""
+    """Serve `app` on the socket; at the end wait up to `shutdown_seconds` for running answers."""
     application = web.AppRunner(app)
     await application.setup()
     assert application.server is not None
-    runner = web.ServerRunner(_Server(application.server), shutdown_timeout=patience)
+    runner = web.ServerRunner(_Server(application.server), shutdown_timeout=shutdown_seconds)
     await runner.setup()
     # aiohttp listens anew on the inherited socket, with a backlog of 128 unless told.
     await web.SockSite(runner, listener, backlog=backlog).start()
@@ -85,8 +86,8 @@ class _Connection(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         """As in aiohttp, except that whoever reads a body learns at once that it is broken.
 
-        No request follows one whose body has not ended. So what is queued behind it is aiohttp's
-        opinion of that body's bytes, which it would tell once their reader has given up waiting.
+        No request follows one whose body has not ended: what aiohttp has queued behind it is an
+        error about that body's bytes, which it would tell only after the reader's time is over.
         """
         super().data_received(data)
         request = self.answering
@@ -106,16 +107,16 @@ class _Connection(web.RequestHandler):
         aiohttp, ConnectionError is raised when an answer has begun."""
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun")
-        return _refusal(_error(status, type(exc).__name__))
+        return _refusal(_contract_error(status, type(exc).__name__))
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
-        """What aiohttp has to say of a failure. That a body was unreadable is told to the client;
-        what is left of it cannot be read either."""
+        """As in aiohttp, but not for an unreadable body: the client has been told, and aiohttp only
+        fails once more on the rest of it."""
         if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
             super().log_exception(*args, **kw)
 
 
-def _error(status: int, kind: str) -> BulkheadError:
+def _contract_error(status: int, kind: str) -> BulkheadError:
     """`kind` is the name of aiohttp's exception: a message would quote what the client sent."""
     if status >= 500:
         return InternalError(f"Internal error ({kind}).")
@@ -124,8 +125,8 @@ def _error(status: int, kind: str) -> BulkheadError:
             return InvalidValue("The request line or a header is too long.")
         case "ContentEncodingError":
             return InvalidJSON(
-                "The body could not be read: it is not what its `Content-Encoding` says, or that is "
-                "not supported. Send it as it is, or with gzip."
+                "The body could not be read: it is not what its `Content-Encoding` says, or that "
+                "is not supported. Send it as it is, or with gzip."
             )
         case _:
             return InvalidValue(f"The request is no valid HTTP/1.1 ({kind}).")

@@ -1,22 +1,22 @@
-"""GET /openapi.json: the API as OpenAPI 3.1 has it, made of the types that validate requests.
+"""The API as an OpenAPI 3.1 document, made of the types that validate requests. Pure.
 
 `ROUTES` lists what `gateway.app` serves; a test holds the two to each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
 
 import msgspec
-from aiohttp import web
 
-from gateway.handlers import embeddings
-from gateway.http.exchange import json_response
-from gateway.openai import chat, schemas
+from gateway.openai import embeddings, schemas
+from gateway.openai.chat import NEUTRAL_CHAT, ChatRequest
+from gateway.openai.completions import NEUTRAL_TEXT, CompletionRequest
+from gateway.openai.parameters import HARMLESS
 from supervisor.errors import BulkheadError
 from supervisor.wire.crash import CrashList, CrashReport
 
@@ -60,8 +60,8 @@ class Route:
     """The answer is a stream, whatever the request says."""
 
 
-_CHAT = Body(chat.ChatRequest, chat.HARMLESS, chat.NEUTRAL_CHAT)
-_TEXT = Body(chat.CompletionRequest, chat.HARMLESS, chat.NEUTRAL_TEXT)
+_CHAT = Body(ChatRequest, HARMLESS, NEUTRAL_CHAT)
+_TEXT = Body(CompletionRequest, HARMLESS, NEUTRAL_TEXT)
 _EMBED = Body(embeddings.EmbeddingRequest, embeddings.HARMLESS, {})
 
 
@@ -107,13 +107,13 @@ def _routes() -> Iterator[Route]:
             schemas.Model,
             (404, 503),
         )
-    wishes = {
+    actions = {
         "load": "Load a model; answered when it is ready.",
         "unload": "Unload a model once its running requests have ended.",
         "pin": "Keep a model loaded, whoever else wants the memory.",
         "unpin": "Let a model be unloaded again.",
     }
-    for action, summary in wishes.items():
+    for action, summary in actions.items():
         yield Route(
             "post",
             f"/admin/models/{{id}}/{action}",
@@ -131,23 +131,13 @@ def _routes() -> Iterator[Route]:
     )
     yield Route("get", "/admin/crashes", "Crash reports, newest first.", CrashList, (503,))
     yield Route("get", "/admin/crashes/{id}", "One crash report, whole.", CrashReport, (404, 503))
-    told = "The server's state: 200 while requests can be accepted, else 503."
-    yield Route("get", "/health", told, schemas.Health, (503,), open=True)
-    yield Route("get", "/", told, schemas.Health, (503,))
+    state = "The server's state: 200 while requests can be accepted, else 503."
+    yield Route("get", "/health", state, schemas.Health, (503,), open=True)
+    yield Route("get", "/", state, schemas.Health, (503,))
     yield Route("get", "/openapi.json", "This document.", None, ())
 
 
 ROUTES = tuple(_routes())
-
-
-def serve(*, keys: bool) -> Callable[[web.Request], Awaitable[web.Response]]:
-    """The handler of GET /openapi.json. `keys`: some are configured."""
-    body = msgspec.json.encode(document(keys=keys))
-
-    async def openapi(request: web.Request) -> web.Response:
-        return json_response(body)
-
-    return openapi
 
 
 def document(*, keys: bool) -> Schema:
@@ -277,8 +267,8 @@ def _ref(kind: type[msgspec.Struct]) -> str:
 
 def _schemas() -> dict[str, Schema]:
     bodies = {route.body.kind: route.body for route in ROUTES if route.body is not None}
-    told = [kind for route in ROUTES for kind in (route.answer, route.chunk) if kind is not None]
-    kinds = [*bodies, *dict.fromkeys(told), schemas.Error]
+    answers = [each for route in ROUTES for each in (route.answer, route.chunk) if each is not None]
+    kinds = [*bodies, *dict.fromkeys(answers), schemas.Error]
     _, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     for body in bodies.values():
         _complete(components[body.kind.__name__], body)

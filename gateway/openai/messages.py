@@ -1,7 +1,7 @@
-"""OpenAI's chat messages: types, and the shape that chat templates take. Pure.
+"""OpenAI's chat messages: types, and the form that chat templates take. Pure.
 
-Members that no type here has are of no effect: frameworks keep notes of their own in the answers
-that they send back, and a conversation must not end for them.
+Members that no type here has are ignored: frameworks keep notes of their own in the answers that
+they send back, and a conversation must not end for them.
 """
 
 from __future__ import annotations
@@ -71,37 +71,37 @@ class Message(msgspec.Struct, frozen=True):
     function_call: None = None
 
 
-def plain(messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """The messages as chat templates take them: text content, and `developer` as the older `system`.
+def for_templates(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """The messages as chat templates take them: content is text, `developer` the older `system`.
 
     The arguments of tool calls stay JSON text. Raises MissingParameter or UnsupportedParameter.
     """
-    return [_plain(message, index) for index, message in enumerate(messages)]
+    return [_for_template(message, index) for index, message in enumerate(messages)]
 
 
-def _plain(message: Message, index: int) -> dict[str, Any]:
+def _for_template(message: Message, index: int) -> dict[str, Any]:
     role = "system" if message.role == "developer" else message.role
-    shape: dict[str, Any] = {"role": role, "content": _content(message, index)}
+    plain: dict[str, Any] = {"role": role, "content": _content(message, index)}
     if message.name is not None:
-        shape["name"] = message.name
+        plain["name"] = message.name
     if message.tool_call_id is not None:
-        shape["tool_call_id"] = message.tool_call_id
+        plain["tool_call_id"] = message.tool_call_id
     if message.role != "assistant":
         if message.tool_calls:
             param = f"messages[{index}].tool_calls"
             raise UnsupportedParameter(f"`{param}`: only an assistant calls tools.", param=param)
-        return shape
+        return plain
     if thought := message.reasoning_content or message.reasoning:
-        shape["reasoning_content"] = thought
+        plain["reasoning_content"] = thought
     if message.tool_calls:
-        shape["tool_calls"] = [_call(call) for call in message.tool_calls]
-    return shape
+        plain["tool_calls"] = [_call(call) for call in message.tool_calls]
+    return plain
 
 
 def _call(call: ToolCall) -> dict[str, Any]:
     function = {"name": call.function.name, "arguments": call.function.arguments}
-    shape: dict[str, Any] = {"type": "function", "function": function}
-    return shape if call.id is None else {"id": call.id, **shape}
+    plain: dict[str, Any] = {"type": "function", "function": function}
+    return plain if call.id is None else {"id": call.id, **plain}
 
 
 def _content(message: Message, index: int) -> str:
@@ -117,8 +117,8 @@ def _content(message: Message, index: int) -> str:
             return "".join(p.text if isinstance(p, TextPart) else p.refusal for p in parts)
 
 
-def explained(error: BulkheadError) -> BulkheadError:
-    """A refused kind of content part is told as what it is to a person."""
+def explain_part_error(error: BulkheadError) -> BulkheadError:
+    """The error to answer with: of a content part that is no text, one that says so plainly."""
     if error.param is None or not _PART_TYPE.fullmatch(error.param):
         return error
     place = error.param.removesuffix(".type")

@@ -1,6 +1,6 @@
-"""The shapes of all answers, as types: what `/openapi.json` tells and the tests hold answers to.
+"""The types of all answers, for `/openapi.json` and for the tests, which check answers with them.
 
-Nothing is decoded with them and nothing rendered: a token is not worth a tree of objects.
+Answers are not rendered from them: a tree of objects a token would cost too much.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Byte = Annotated[int, Meta(ge=0, le=255)]
 Reason = Literal["stop", "length", "tool_calls"]
 
 
-class Shape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base: an answer holds what is written here and nothing else."""
+class AnswerStruct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all: an answer has the fields of its type and no other."""
 
 
 # ── errors ───────────────────────────────────────────────────────────────────────────────────────
 
 
-class ErrorObject(Shape, frozen=True, kw_only=True):
+class ErrorObject(AnswerStruct, frozen=True, kw_only=True):
     """`message` is for a person; `param` names the request parameter at fault."""
 
     message: Annotated[str, Meta(min_length=1)]
@@ -35,7 +35,7 @@ class ErrorObject(Shape, frozen=True, kw_only=True):
     code: str
 
 
-class Error(Shape, frozen=True, kw_only=True):
+class Error(AnswerStruct, frozen=True, kw_only=True):
     """The body of every error, and an event of a stream that fails after its first byte."""
 
     error: ErrorObject
@@ -44,15 +44,15 @@ class Error(Shape, frozen=True, kw_only=True):
 # ── chat and completions ─────────────────────────────────────────────────────────────────────────
 
 
-class PromptTokensDetails(Shape, frozen=True, kw_only=True):
+class PromptTokensDetails(AnswerStruct, frozen=True, kw_only=True):
     cached_tokens: Count
 
 
-class CompletionTokensDetails(Shape, frozen=True, kw_only=True):
+class CompletionTokensDetails(AnswerStruct, frozen=True, kw_only=True):
     reasoning_tokens: Count
 
 
-class Usage(Shape, frozen=True, kw_only=True):
+class Usage(AnswerStruct, frozen=True, kw_only=True):
     """Tokens. A prompt counts once, however many choices it has."""
 
     prompt_tokens: Count
@@ -62,7 +62,7 @@ class Usage(Shape, frozen=True, kw_only=True):
     completion_tokens_details: CompletionTokensDetails
 
 
-class TopLogprob(Shape, frozen=True, kw_only=True):
+class TopLogprob(AnswerStruct, frozen=True, kw_only=True):
     """A token, its natural log probability, and its bytes, which may be a part of a character."""
 
     token: str
@@ -76,25 +76,25 @@ class TokenLogprob(TopLogprob, frozen=True, kw_only=True):
     top_logprobs: list[TopLogprob]
 
 
-class ChatLogprobs(Shape, frozen=True, kw_only=True):
+class ChatLogprobs(AnswerStruct, frozen=True, kw_only=True):
     content: list[TokenLogprob]
     refusal: None
 
 
-class FunctionCall(Shape, frozen=True, kw_only=True):
+class FunctionCall(AnswerStruct, frozen=True, kw_only=True):
     """`arguments` is JSON text."""
 
     name: str
     arguments: str
 
 
-class MessageToolCall(Shape, frozen=True, kw_only=True):
+class MessageToolCall(AnswerStruct, frozen=True, kw_only=True):
     id: str
     type: Literal["function"]
     function: FunctionCall
 
 
-class ChatMessage(Shape, frozen=True, kw_only=True):
+class ChatMessage(AnswerStruct, frozen=True, kw_only=True):
     """The model's message. Its thoughts, if it thinks, are told twice, as clients differ."""
 
     role: Literal["assistant"]
@@ -105,14 +105,14 @@ class ChatMessage(Shape, frozen=True, kw_only=True):
     tool_calls: list[MessageToolCall] | UnsetType = UNSET
 
 
-class ChatChoice(Shape, frozen=True, kw_only=True):
+class ChatChoice(AnswerStruct, frozen=True, kw_only=True):
     index: Count
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: Reason
 
 
-class ChatCompletion(Shape, frozen=True, kw_only=True):
+class ChatCompletion(AnswerStruct, frozen=True, kw_only=True):
     id: str
     object: Literal["chat.completion"]
     created: Seconds
@@ -121,14 +121,14 @@ class ChatCompletion(Shape, frozen=True, kw_only=True):
     usage: Usage
 
 
-class FunctionCallDelta(Shape, frozen=True, kw_only=True):
+class FunctionCallDelta(AnswerStruct, frozen=True, kw_only=True):
     """The name comes with a call's first piece alone."""
 
     arguments: str
     name: str | UnsetType = UNSET
 
 
-class ToolCallDelta(Shape, frozen=True, kw_only=True):
+class ToolCallDelta(AnswerStruct, frozen=True, kw_only=True):
     """Id, type and name come with a call's first piece alone."""
 
     index: Count
@@ -137,7 +137,7 @@ class ToolCallDelta(Shape, frozen=True, kw_only=True):
     type: Literal["function"] | UnsetType = UNSET
 
 
-class Delta(Shape, frozen=True, kw_only=True):
+class Delta(AnswerStruct, frozen=True, kw_only=True):
     """What is new in a choice; the role comes with its first chunk."""
 
     role: Literal["assistant"] | UnsetType = UNSET
@@ -147,14 +147,14 @@ class Delta(Shape, frozen=True, kw_only=True):
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
-class ChunkChoice(Shape, frozen=True, kw_only=True):
+class ChunkChoice(AnswerStruct, frozen=True, kw_only=True):
     index: Count
     delta: Delta
     logprobs: ChatLogprobs | None
     finish_reason: Reason | None
 
 
-class ChatCompletionChunk(Shape, frozen=True, kw_only=True):
+class ChatCompletionChunk(AnswerStruct, frozen=True, kw_only=True):
     """An event of a streamed chat. The one with the usage has no choices."""
 
     id: str
@@ -165,7 +165,7 @@ class ChatCompletionChunk(Shape, frozen=True, kw_only=True):
     usage: Usage | UnsetType = UNSET
 
 
-class LegacyLogprobs(Shape, frozen=True, kw_only=True):
+class LegacyLogprobs(AnswerStruct, frozen=True, kw_only=True):
     """One entry a token in each list; offsets are in characters of the choice's text."""
 
     tokens: list[str]
@@ -174,14 +174,14 @@ class LegacyLogprobs(Shape, frozen=True, kw_only=True):
     text_offset: list[Count]
 
 
-class TextChoice(Shape, frozen=True, kw_only=True):
+class TextChoice(AnswerStruct, frozen=True, kw_only=True):
     index: Count
     text: str
     logprobs: LegacyLogprobs | None
     finish_reason: Reason
 
 
-class Completion(Shape, frozen=True, kw_only=True):
+class Completion(AnswerStruct, frozen=True, kw_only=True):
     id: str
     object: Literal["text_completion"]
     created: Seconds
@@ -190,14 +190,14 @@ class Completion(Shape, frozen=True, kw_only=True):
     usage: Usage
 
 
-class TextChunkChoice(Shape, frozen=True, kw_only=True):
+class TextChunkChoice(AnswerStruct, frozen=True, kw_only=True):
     index: Count
     text: str
     logprobs: LegacyLogprobs | None
     finish_reason: Reason | None
 
 
-class CompletionChunk(Shape, frozen=True, kw_only=True):
+class CompletionChunk(AnswerStruct, frozen=True, kw_only=True):
     """An event of a streamed completion. The one with the usage has no choices."""
 
     id: str
@@ -211,7 +211,7 @@ class CompletionChunk(Shape, frozen=True, kw_only=True):
 # ── embeddings ───────────────────────────────────────────────────────────────────────────────────
 
 
-class Embedding(Shape, frozen=True, kw_only=True):
+class Embedding(AnswerStruct, frozen=True, kw_only=True):
     """Of length 1: numbers, or the base64 of little-endian float32 numbers."""
 
     object: Literal["embedding"]
@@ -219,12 +219,12 @@ class Embedding(Shape, frozen=True, kw_only=True):
     embedding: list[float] | str
 
 
-class EmbeddingUsage(Shape, frozen=True, kw_only=True):
+class EmbeddingUsage(AnswerStruct, frozen=True, kw_only=True):
     prompt_tokens: Count
     total_tokens: Count
 
 
-class EmbeddingList(Shape, frozen=True, kw_only=True):
+class EmbeddingList(AnswerStruct, frozen=True, kw_only=True):
     object: Literal["list"]
     data: Annotated[list[Embedding], Meta(min_length=1)]
     model: str
@@ -234,19 +234,19 @@ class EmbeddingList(Shape, frozen=True, kw_only=True):
 # ── models and health ────────────────────────────────────────────────────────────────────────────
 
 
-class Model(Shape, frozen=True, kw_only=True):
+class Model(AnswerStruct, frozen=True, kw_only=True):
     id: str
     object: Literal["model"]
     created: Seconds
     owned_by: Literal["bulkhead"]
 
 
-class ModelList(Shape, frozen=True, kw_only=True):
+class ModelList(AnswerStruct, frozen=True, kw_only=True):
     object: Literal["list"]
     data: list[Model]
 
 
-class MemoryHealth(Shape, frozen=True, kw_only=True):
+class MemoryHealth(AnswerStruct, frozen=True, kw_only=True):
     budget_bytes: Count | None
     charged_bytes: Count
     physical_bytes: Count | None
@@ -262,7 +262,7 @@ class MemoryHealth(Shape, frozen=True, kw_only=True):
     ]
 
 
-class LastCrash(Shape, frozen=True, kw_only=True):
+class LastCrash(AnswerStruct, frozen=True, kw_only=True):
     """`/admin/crashes/{id}` has the report."""
 
     id: str
@@ -270,7 +270,7 @@ class LastCrash(Shape, frozen=True, kw_only=True):
     time: Time
 
 
-class CachedModel(Shape, frozen=True, kw_only=True):
+class CachedModel(AnswerStruct, frozen=True, kw_only=True):
     """A model that is loading or loaded."""
 
     name: str
@@ -289,7 +289,7 @@ class CachedModel(Shape, frozen=True, kw_only=True):
     last_crash: LastCrash | None
 
 
-class ConfiguredModel(Shape, frozen=True, kw_only=True):
+class ConfiguredModel(AnswerStruct, frozen=True, kw_only=True):
     """A model that may be asked for, with the reason when it is unavailable."""
 
     name: str
@@ -307,7 +307,7 @@ class ConfiguredModel(Shape, frozen=True, kw_only=True):
     reason: str | None
 
 
-class Health(Shape, frozen=True, kw_only=True):
+class Health(AnswerStruct, frozen=True, kw_only=True):
     """Without a key, where keys are configured, the status alone."""
 
     status: Literal["ok", "shutting_down", "unavailable"]
@@ -318,8 +318,8 @@ class Health(Shape, frozen=True, kw_only=True):
     reason: Annotated[str, Meta(description="Why the server is unavailable.")] | UnsetType = UNSET
 
 
-class ManagedModel(Shape, frozen=True, kw_only=True):
-    """A model after a wish of a person's: what is under way shows in `state`."""
+class ManagedModel(AnswerStruct, frozen=True, kw_only=True):
+    """A model after it was managed by hand: what is under way shows in `state`."""
 
     id: str
     state: str

@@ -1,4 +1,4 @@
-"""OpenAI's tools, tool choice and response formats: types, and what they mean to the worker. Pure."""
+"""OpenAI's tools, tool choice and response formats, and what the worker makes of them. Pure."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ Schema = Annotated[dict[str, Any], Meta(description="A JSON Schema.")]
 
 
 class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a model may call. Where calls are forced all of the schema is enforced that can be; `strict`
-    ones are refused if that is not all, and hold where the model calls by itself as well."""
+    """What a model may call.
+
+    Where a call is forced, as much of the schema is enforced as can be. With `strict` a schema that
+    can't be enforced whole is refused, and it holds as well where the model calls by itself.
+    """
 
     name: Name
     description: str | None = None
@@ -36,7 +39,7 @@ class Tool(
 
     function: Function
 
-    def plain(self) -> dict[str, Any]:
+    def for_template(self) -> dict[str, Any]:
         """The tool as chat templates take it. Functions without parameters take an empty object."""
         function = msgspec.to_builtins(self.function)
         function.setdefault("parameters", {"type": "object", "properties": {}})
@@ -68,7 +71,7 @@ class AllowedChoice(
     allowed_tools: AllowedTools
 
 
-Choice = Literal["none", "auto", "required"] | NamedChoice | AllowedChoice
+ToolChoice = Literal["none", "auto", "required"] | NamedChoice | AllowedChoice
 
 
 class TextFormat(
@@ -100,10 +103,10 @@ class SchemaFormat(
     json_schema: NamedSchema
 
 
-Format = TextFormat | JSONFormat | SchemaFormat
+ResponseFormat = TextFormat | JSONFormat | SchemaFormat
 
 
-def structure(wanted: Format | None) -> Structure | None:
+def answer_structure(wanted: ResponseFormat | None) -> Structure | None:
     """What holds for the answer. Raises InvalidValue for a schema that can't be passed on."""
     match wanted:
         case JSONFormat():
@@ -115,11 +118,11 @@ def structure(wanted: Format | None) -> Structure | None:
             return None
 
 
-def calling(
+def offered_tools(
     tools: Sequence[Tool] | None,
-    choice: Choice | None,
+    choice: ToolChoice | None,
     parallel: bool | None,
-    wanted: Format | None,
+    wanted: ResponseFormat | None,
 ) -> tuple[list[dict[str, Any]], Calling | None]:
     """The tools that the model is shown, and what it may do with them.
 
@@ -127,7 +130,7 @@ def calling(
     does not know it does not try to call. Raises InvalidValue or UnsupportedValue.
     """
     tools = tools or ()
-    _check(tools)
+    _check_tools(tools)
     if choice == "none":
         return [], None
     names = tuple(tool.function.name for tool in tools)
@@ -142,10 +145,10 @@ def calling(
                 )
             mode = "required"
         case NamedChoice(function=chosen):
-            mode, names, several = "required", _known([chosen.name], names), False
+            mode, names, several = "required", _among(names, [chosen.name]), False
         case AllowedChoice(allowed_tools=allowed):
-            wishes = [each.function.name for each in allowed.tools]
-            mode, names = allowed.mode, _known(wishes, names)
+            listed = [each.function.name for each in allowed.tools]
+            mode, names = allowed.mode, _among(names, listed)
             places = tuple(i for i, tool in enumerate(tools) if tool.function.name in names)
             tools = [tools[i] for i in places]
     if mode == "required" and not isinstance(wanted, TextFormat | None):
@@ -156,18 +159,19 @@ def calling(
         )
     if not names:
         return [], None
-    return [tool.plain() for tool in tools], Calling(mode, names, several, places)
+    return [tool.for_template() for tool in tools], Calling(mode, names, several, places)
 
 
-def _known(wishes: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    if not set(wishes) <= set(names):
+def _among(names: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]:
+    """Those of `names` that were chosen. Raises InvalidValue when others were."""
+    if not set(chosen) <= set(names):
         raise InvalidValue(
             "`tool_choice` names a function that is not among the `tools`.", param="tool_choice"
         )
-    return tuple(name for name in names if name in wishes)
+    return tuple(name for name in names if name in chosen)
 
 
-def _check(tools: Sequence[Tool]) -> None:
+def _check_tools(tools: Sequence[Tool]) -> None:
     seen: set[str] = set()
     for number, tool in enumerate(tools):
         param = f"tools[{number}].function.name"

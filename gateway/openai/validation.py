@@ -1,4 +1,4 @@
-"""JSON to typed requests: msgspec checks the types, this module turns its words into the contract's.
+"""JSON to typed requests: msgspec checks the types, its errors become the contract's. Pure.
 
 Messages name the parameter and the types, never the value.
 """
@@ -30,9 +30,10 @@ _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>[^`]*)`")
 _TYPE = re.compile(r"^Expected `(?P<expected>[^`]*)`, got `(?P<got>[^`]*)`$")
 _NAME_MAX = 64
 VALUES_MAX = 2_000_000
-"""Members of one body, about: all streams wait while it is read, and a million numbers take 0.1 s."""
+"""Members of one body, about: all streams wait while it is read, for 0.1 s a million numbers."""
 NESTING_MAX = 100
-"""Levels, objects and arrays within each other, of what is passed on unread: encoders, templates and grammar compilers recurse."""
+"""Levels of objects and arrays in what is passed on unread, to encoders, templates and grammar
+compilers, which recurse."""
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -45,18 +46,18 @@ def parse_object(body: bytes) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidJSON(f"The body is not valid JSON: {_position(error)}.") from None
+        raise InvalidJSON(f"The body is not valid JSON: {_describe_json_error(error)}.") from None
     except RecursionError:
         raise InvalidJSON("The body is not usable JSON: it is nested too deeply.") from None
     if not isinstance(value, dict):
         raise InvalidType("The body must be a JSON object.")
-    return {name: _whole(member) for name, member in value.items() if member is not None}
+    return {name: _integral(member) for name, member in value.items() if member is not None}
 
 
-def _whole(value: object) -> object:
+def _integral(value: object) -> object:
     """4.0 is an integer to JSON Schema, and to clients whose language has one kind of number."""
-    whole = isinstance(value, float) and value.is_integer() and abs(value) <= 2**53
-    return int(value) if whole else value  # type: ignore[call-overload]
+    integral = isinstance(value, float) and value.is_integer() and abs(value) <= 2**53
+    return int(value) if integral else value  # type: ignore[call-overload]
 
 
 def check_known(
@@ -95,8 +96,10 @@ def convert(raw: Mapping[str, Any], kind: type[T]) -> T:
 
 
 def check_plain(value: object, param: str) -> None:
-    """Raises InvalidValue for JSON that later stages can't carry: nested too deeply, or with integers
-    that no 64 bits hold. For the parts of a request that no type describes.
+    """Check a part of the request that no type describes.
+
+    Raises InvalidValue for JSON that later stages can't carry: nested deeper than `NESTING_MAX`, or
+    with an integer that 64 bits don't hold.
     """
     level: list[object] = [value]
     for _ in range(NESTING_MAX + 1):
@@ -119,7 +122,7 @@ def check_plain(value: object, param: str) -> None:
 
 
 def translate(message: str) -> BulkheadError:
-    """msgspec's sentence as the contract's error.
+    """msgspec's error message as the contract's error.
 
     Null means absent at every depth: every optional member takes it, so where it does not fit a
     required one is missing.
@@ -155,14 +158,14 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _position(error: Exception) -> str:
+def _describe_json_error(error: Exception) -> str:
     """What is wrong with the JSON and where, as far as it is known, without the text around it."""
-    said = str(error)
+    message = str(error)
     if isinstance(error, UnicodeDecodeError):
         return "it holds a string that is not UTF-8"
-    if "out of range" in said:
+    if "out of range" in message:
         return "it holds a number that is out of range"
-    what = "half of a surrogate pair" if "surrogate" in said else "error"
-    found = re.search(r"\(byte (\d+)\)", said)
+    what = "half of a surrogate pair" if "surrogate" in message else "error"
+    found = re.search(r"\(byte (\d+)\)", message)
     # The parser says the same of half of a surrogate pair in the last characters.
     return f"{what} at byte {found[1]}" if found else "it ends within a value or a `\\u` escape"

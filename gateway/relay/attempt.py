@@ -9,8 +9,11 @@ from collections.abc import Sequence
 
 from msgspec.structs import replace
 
+from gateway.relay.control import ControlStream, supervisor_gone
+from supervisor.errors import WorkerCrashed
 from supervisor.wire.frames import (
     Accepted,
+    Continue,
     Died,
     Embed,
     Embedded,
@@ -19,19 +22,26 @@ from supervisor.wire.frames import (
     FromEngine,
     Generate,
     Granted,
+    Pause,
     Token,
     Vector,
+    WorkerFault,
 )
 from supervisor.wire.stream import FrameStream
 
 AT_ONCE = 32
 """Choices of one request that a worker is given at the same time: as many as it decodes at once."""
+FAULT_SECONDS = 10.0
+"""How long the supervisor may take to stop a worker that was reported as faulty."""
+_CAUSE_SECONDS = 2.0
+"""Between a worker's EOF and the supervisor's word on it. Without one the worker is not dead but
+faulty, and has to be reported."""
 
-Work = FrameStream[FromEngine]
+WorkerStream = FrameStream[FromEngine]
 
 
-class Unreachable(Exception):
-    """The granted worker goes on refusing connections, or its time is over."""
+class WorkerUnreachable(Exception):
+    """The granted worker goes on refusing connections, or its end is known."""
 
 
 def choices_at_once(files: int) -> int:
@@ -45,7 +55,7 @@ def choices_at_once(files: int) -> int:
     return max(1, min(AT_ONCE, files // 512))
 
 
-class Choice:
+class ChoiceState:
     """One choice's request, and what has come of its output."""
 
     def __init__(self, request: Generate | Embed) -> None:
@@ -55,11 +65,11 @@ class Choice:
         self.echoed = False
         self.ended = False
         self.backlog: deque[FromEngine] = deque()
-        """Noted, not yet handed out: what an earlier worker had sent."""
+        """Frames of an earlier worker that are noted but not yet handed out."""
         self.skip = 0
-        """Vectors that this worker repeats."""
+        """Vectors that the present worker sends again."""
 
-    def rest(self) -> Generate | Embed:
+    def remaining(self) -> Generate | Embed:
         """The request for what is still to come."""
         if isinstance(self.request, Embed):
             self.skip = self.vectors
@@ -67,7 +77,7 @@ class Choice:
         return replace(self.request, emitted=tuple(self.emitted)) if self.emitted else self.request
 
     def note(self, frame: FromEngine) -> bool:
-        """Keep what a resumption needs; whether the frame is news."""
+        """Keep what a resumption needs. False for a frame that repeats an earlier one."""
         match frame:
             case Token():
                 self.emitted.append(frame.id)
@@ -85,62 +95,109 @@ class Choice:
 
 
 class Attempt:
-    """The request's time on one worker."""
+    """The request's time on one worker: its connections there, and what is known of their end."""
 
     def __init__(
-        self, granted: Granted, works: dict[int, Work], choices: Sequence[Choice], told: int
+        self,
+        lease: ControlStream,
+        granted: Granted,
+        streams: dict[int, WorkerStream],
+        choices: Sequence[ChoiceState],
+        start: int,
     ) -> None:
-        """`told` is the request's position as far as the supervisor knows."""
+        """`start` is the request's position, in tokens, as far as the supervisor knows."""
         self.granted = granted
-        self.works = works
-        """By the choice's number; of those that it was given and that have not ended."""
-        self.awaited = max(0, granted.until - told)
-        """Tokens that each choice has to make here before `Passed` is told; 0 = nothing is."""
-        self._begun_at = told
-        self._all = [(choice, len(choice.emitted)) for choice in choices]
-        self._given = [self._all[number] for number in works]
-        self.going = asyncio.Event()
-        """Not set while the output pauses although the worker lives."""
-        self.going.set()
-        self.faulty = False
-        self.told = False
-        """Whether the reader knows that it has ended early."""
-        self.over: asyncio.Task[Died | None] | None = None
-        self.verdict: asyncio.Task[Died] | None = None
-        """One inquiry into an early end, however often a reader's patience runs out meanwhile."""
+        self.streams = streams
+        """By the choice's number; of the choices that the worker was given and that run."""
+        self.awaited = max(0, granted.until - start)
+        """Tokens that each choice has to make here before `Passed` is sent; 0 = nothing is sent."""
+        self.unpaused = asyncio.Event()
+        """Not set while the worker, which lives, is to pause."""
+        self.unpaused.set()
+        self.pause_reported = False
+        """Whether the reader knows that the output pauses because this attempt has ended."""
+        self.end: asyncio.Task[Died | None] | None = None
+        """Done once the worker's end is known; None = the supervisor is gone."""
+        self.cause: asyncio.Task[Died] | None = None
+        """One inquiry into an early end, however many readers give up waiting for it."""
         self.recovery: asyncio.Task[None] | None = None
+        self._lease = lease
+        self._start = start
+        self._choices = [(choice, len(choice.emitted)) for choice in choices]
+        """With the tokens that each had when the attempt began."""
+        self._given = [self._choices[number] for number in streams]
+        self._fault_reported = False
 
-    async def news(self, seconds: float) -> None:
-        """Raises Unreachable once the worker's end is known."""
-        assert self.over is not None
-        await asyncio.wait([self.over], timeout=seconds)
-        self.check()
+    async def wait_for_end(self, seconds: float) -> None:
+        """Wait up to so long. Raises WorkerUnreachable once the worker's end is known."""
+        assert self.end is not None
+        await asyncio.wait([self.end], timeout=seconds)
+        self.raise_if_ended()
 
     @property
-    def is_over(self) -> bool:
+    def has_ended(self) -> bool:
         """Whether the worker's end is known."""
-        return self.over is not None and self.over.done()
+        return self.end is not None and self.end.done()
 
-    def check(self) -> None:
-        """Raises Unreachable when the worker's end is known."""
-        if self.is_over:
-            raise Unreachable("it is gone")
+    def raise_if_ended(self) -> None:
+        """Raises WorkerUnreachable when the worker's end is known."""
+        if self.has_ended:
+            raise WorkerUnreachable("it is gone")
 
     @property
     def passed(self) -> bool:
-        """Whether each choice that the worker was given at first has what is awaited, or has ended."""
+        """Whether each choice that the worker was given at first has ended or has made the tokens
+        that are awaited."""
         return all(
             choice.ended or len(choice.emitted) >= start + self.awaited
             for choice, start in self._given
         )
 
     def position(self) -> int:
-        """Where the request stands, for the supervisor. Of several choices some may have made many
-        tokens while others made none: what has not passed is not where it had to get."""
-        made = sum(len(choice.emitted) - start for choice, start in self._all)
-        reached, until = self._begun_at + made, self.granted.until
+        """Where the request stands, in tokens, for the supervisor.
+
+        Of several choices some may have made many tokens while others made none. So a request that
+        has not passed stands before the position that it had to reach, whatever the sum says.
+        """
+        made = sum(len(choice.emitted) - start for choice, start in self._choices)
+        reached, until = self._start + made, self.granted.until
         return min(reached, until - 1) if self.awaited else max(reached, until)
 
-    def hang_up(self) -> None:
-        for work in self.works.values():
-            work.close()
+    def tell_worker(self, order: Pause | Continue) -> None:
+        for number, stream in self.streams.items():
+            if not self._choices[number][0].ended:
+                stream.send(order)
+
+    def report_fault(self, symptom: str) -> None:
+        """Tell the supervisor that the worker is faulty, the first time that this is called."""
+        if not self._fault_reported:
+            self._fault_reported = True
+            self._lease.send(WorkerFault(symptom))
+
+    async def find_cause(self, symptom: str) -> Died:
+        """Why the streams have ended early; a worker that lives is reported as faulty.
+
+        Raises WorkerCrashed when the supervisor gives no cause, ShuttingDown when it is gone.
+        """
+        assert self.end is not None
+        done, _ = await asyncio.wait([self.end], timeout=_CAUSE_SECONDS)
+        if not done:
+            self.report_fault(symptom)
+            done, _ = await asyncio.wait([self.end], timeout=FAULT_SECONDS)
+        if not done:
+            worker = self.granted.worker
+            raise WorkerCrashed(f"The worker {worker} stopped answering. Retry the request.")
+        died = self.end.result()
+        if died is None:
+            raise supervisor_gone()
+        return died
+
+    def close_streams(self) -> None:
+        for stream in self.streams.values():
+            stream.close()
+
+    def close(self) -> None:
+        for task in (self.end, self.cause, self.recovery):
+            if task is not None:
+                task.cancel()
+        self.close_streams()

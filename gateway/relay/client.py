@@ -10,18 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from typing import TypeVar
 
-from gateway.relay.attempt import AT_ONCE, Unreachable, Work
-from gateway.relay.generation import (
+from gateway.relay.attempt import AT_ONCE, WorkerStream, WorkerUnreachable
+from gateway.relay.control import (
     ANSWER_SECONDS,
-    Generation,
-    News,
-    answer,
+    ControlStream,
+    receive_answer,
     supervisor_gone,
+    unexpected_answer,
     unsendable,
 )
+from gateway.relay.generation import Generation, WaitForEnd
 from gateway.relay.preconnect import Preconnect
-from supervisor.errors import InternalError, QueueFull
+from supervisor.errors import QueueFull
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.frames import (
     Acquire,
@@ -29,6 +31,7 @@ from supervisor.wire.frames import (
     AskCrashes,
     Crashes,
     Embed,
+    Frame,
     FromEngine,
     Generate,
     Granted,
@@ -40,9 +43,11 @@ from supervisor.wire.frames import (
     ToGateway,
     WatchEvents,
 )
-from supervisor.wire.stream import FrameStream, connect
+from supervisor.wire.stream import connect
 
 log = logging.getLogger("bulkhead.gateway")
+
+A = TypeVar("A", bound=Frame)
 
 _CONNECT_SECONDS = 2.0
 """How long a granted worker may refuse connections before it counts as faulty."""
@@ -73,8 +78,8 @@ class Relay:
         own to the worker. Equal requests have an equal `digest`. Cancelling gives the place back.
         """
         choices = (request,) if isinstance(request, Generate | Embed) else request
-        lease = await self._connect()
-        generation = Generation(choices, lease, hold, self._work, self._at_once)
+        lease = await self._connect_control()
+        generation = Generation(choices, lease, hold, self._connect_worker, self._at_once)
         try:
             lease.send(Acquire(choices[0].request_id, model, hold, digest))
             await generation.begin()
@@ -91,76 +96,64 @@ class Relay:
         return generation
 
     async def close(self) -> None:
-        """Let go of the connections kept ahead."""
+        """Close the connections that were opened early."""
         self._leases.close()
         self._workers.close()
 
     async def report(self, model: str = "") -> Report:
-        """The supervisor's view of the world. Raises BulkheadError, ModelNotFound among them."""
-        stream = await self._connect()
-        try:
-            stream.send(Inquire(model))
-            said = await answer(stream, ANSWER_SECONDS)
-        finally:
-            stream.close()
-        if not isinstance(said, Report):
-            raise InternalError("The supervisor gave an unexpected answer.")
-        return said
+        """The state of the server, or of a model. Raises BulkheadError, also ModelNotFound."""
+        return await self._ask(Inquire(model), Report)
 
     async def manage(self, request_id: str, action: Action, model: str, hold: float) -> Managed:
         """Load, unload, pin or unpin by hand; only a load waits, up to `hold` seconds. Raises
         BulkheadError. Cancelling gives the wait up, and cancels no load."""
-        stream = await self._connect()
-        try:
-            stream.send(Manage(request_id, action, model, hold))
-            said = await answer(stream, hold + ANSWER_SECONDS)
-        finally:
-            stream.close()
-        if not isinstance(said, Managed):
-            raise InternalError("The supervisor gave an unexpected answer.")
-        return said
+        return await self._ask(Manage(request_id, action, model, hold), Managed, hold)
 
     async def crashes(self, name: str = "") -> bytes:
         """JSON: the crash report with that id, or the list of all. Raises BulkheadError."""
-        stream = await self._connect()
-        try:
-            stream.send(AskCrashes(name))
-            said = await answer(stream, ANSWER_SECONDS)
-        finally:
-            stream.close()
-        if not isinstance(said, Crashes):
-            raise InternalError("The supervisor gave an unexpected answer.")
-        return said.body
+        return (await self._ask(AskCrashes(name), Crashes)).body
 
-    async def watch(self) -> FrameStream[ToGateway]:
-        """A stream of `Happened`, which the caller closes: of all that happens from now on. Raises
+    async def watch(self) -> ControlStream:
+        """A stream of `Happened`, of all that happens from now on; the caller closes it. Raises
         BulkheadError."""
-        stream = await self._connect()
+        stream = await self._connect_control()
         try:
             stream.send(WatchEvents())
-            if not isinstance(await answer(stream, ANSWER_SECONDS), Happened):
-                raise InternalError("The supervisor gave an unexpected answer.")
+            if not isinstance(await receive_answer(stream, ANSWER_SECONDS), Happened):
+                raise unexpected_answer()
         except BaseException:
             stream.close()
             raise
         return stream
 
-    async def _connect(self) -> FrameStream[ToGateway]:
-        if (ahead := self._leases.take(self._control)) is not None:
-            return ahead
+    async def _ask(self, question: Frame, kind: type[A], hold: float = 0.0) -> A:
+        """The supervisor's one answer, which has to be of that kind. Raises BulkheadError."""
+        stream = await self._connect_control()
+        try:
+            stream.send(question)
+            answer = await receive_answer(stream, hold + ANSWER_SECONDS)
+        finally:
+            stream.close()
+        if not isinstance(answer, kind):
+            raise unexpected_answer()
+        return answer
+
+    async def _connect_control(self) -> ControlStream:
+        if (open_already := self._leases.take(self._control)) is not None:
+            return open_already
         try:
             return await connect(self._control, ToGateway)
         except OSError:
             raise supervisor_gone() from None
 
-    async def _work(self, granted: Granted, news: News) -> Work:
-        """Connect to the granted worker.
+    async def _connect_worker(self, granted: Granted, wait_for_end: WaitForEnd) -> WorkerStream:
+        """Connect to the granted worker, again and again for a while: its backlog may be full.
 
-        It may have died since, of which there are `news`; a full backlog passes; only a worker that
-        goes on refusing is faulty. What this process lacks is not the worker's fault.
+        Raises WorkerUnreachable when it goes on refusing, what `wait_for_end` raises when it has
+        died since, and QueueFull for what this process lacks, which is not the worker's fault.
         """
-        if (ahead := self._workers.take(granted.socket)) is not None:
-            return ahead
+        if (open_already := self._workers.take(granted.socket)) is not None:
+            return open_already
         deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS
         while True:
             try:
@@ -173,5 +166,5 @@ class Relay:
                     "The server has too many connections open at the moment. Try again shortly."
                 ) from None
             if asyncio.get_running_loop().time() > deadline:
-                raise Unreachable(symptom)
-            await news(_RETRY_SECONDS)
+                raise WorkerUnreachable(symptom)
+            await wait_for_end(_RETRY_SECONDS)

@@ -11,7 +11,7 @@ F = TypeVar("F")
 
 
 class Preconnect(Generic[F]):
-    """One connection to each socket, opened ahead of the next request, which saves it the way there.
+    """One connection to each socket, opened before the next request needs it.
 
     A worker's socket is its own, so there are as many connections as workers that live.
     """

@@ -1,7 +1,4 @@
-"""Where the settings' files are, and reading them: the state dir, the TOML file, the API keys.
-
-Only `supervisor.config.settings` imports this module.
-"""
+"""Where the settings' files are, and reading them: the state dir, the TOML file, the API keys."""
 
 import os
 import re

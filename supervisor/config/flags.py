@@ -1,7 +1,6 @@
 """The flags of `serve` and the environment variables, written into the file's tables.
 
-Only `supervisor.config.settings` imports this module. Nothing is checked here but what a table cannot
-hold: the merged tables go through the same rules as a file does.
+Only what a table cannot hold is checked here: the merged tables go through the rules of a file.
 """
 
 import re

@@ -1,14 +1,13 @@
-"""How one TOML value becomes one checked field: the mechanics behind `supervisor.config.settings`.
+"""The types of settings, and how a TOML table becomes a struct of them.
 
-Only `supervisor.config.settings` imports this module. A field's type hint is its whole rule: msgspec checks
-type and range, `Meta.description` is what the error says was expected, and `Meta.extra["check"]`
-holds what msgspec cannot express.
+A field's type hint is its whole rule: msgspec checks type and range, `Meta.description` is what the
+error says was expected, and `Meta.extra["check"]` holds what msgspec cannot express.
 """
 
 import difflib
 import json
-import math
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
@@ -22,6 +21,7 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _SIZE = re.compile(r"([0-9]{1,12})(?:\.([0-9]{1,3}))? ?([KMGT])(I?)B", re.ASCII | re.IGNORECASE)
 _PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)%", re.ASCII)
 _MAX_BYTES = 2**63 - 1
+_FINITE = sys.float_info.max
 
 
 class ConfigError(Exception):
@@ -31,8 +31,8 @@ class ConfigError(Exception):
     """
 
 
-class Given(NamedTuple):
-    """One key that somebody wrote down."""
+class WrittenKey(NamedTuple):
+    """A key that is set in the file, by a flag or by a variable."""
 
     rule: str
     """The path with a model's name as `*`: `models.*.pin`."""
@@ -127,10 +127,10 @@ Name = Annotated[
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000, description="an integer from 0 to 1000000000")]
 Port = Annotated[int, Meta(ge=0, le=65535, description="an integer from 0 to 65535")]
 Share = Annotated[float, Meta(ge=0, le=1, description="a number between 0 and 1")]
-Seconds = Annotated[float, Meta(ge=0, description="a number of seconds, 0 or more")]
-Patience = Annotated[float, Meta(gt=0, description="a number of seconds above 0")]
+Seconds = Annotated[float, Meta(ge=0, le=_FINITE, description="a number of seconds, 0 or more")]
+Patience = Annotated[float, Meta(gt=0, le=_FINITE, description="a number of seconds above 0")]
 AutoSeconds = Annotated[
-    Annotated[float, Meta(ge=0)] | Literal["auto"],
+    Annotated[float, Meta(ge=0, le=_FINITE)] | Literal["auto"],
     Meta(description='"auto" or a number of seconds, 0 or more'),
 ]
 Size = Annotated[str, Meta(description='a size such as "64MB" or "2GiB"', extra=parses(parse_size))]
@@ -148,15 +148,15 @@ Budget = Annotated[
 ]
 
 
-class Reader:
-    """Turns tables into structs and notes every key that was given, in the order of the file.
+class TableReader:
+    """Turns tables into structs and notes every key in them, in the order of the file.
 
     `origins` names the flag or environment variable behind a path that is not from the file.
     Every method raises ConfigError at the first problem.
     """
 
     def __init__(self, origins: Mapping[str, str]) -> None:
-        self.given: list[Given] = []
+        self.written: list[WrittenKey] = []
         self._origins = origins
 
     def label(self, path: str) -> str:
@@ -165,7 +165,7 @@ class Reader:
         return f"{path} ({origin})" if origin else path
 
     def table(self, cls: type[S], raw: object, path: str, rule: str) -> S:
-        """The struct that the table at `path` describes."""
+        """The struct that the table at `path` describes. `rule`: `path` with `*` for a model."""
         fields = {field.name: field for field in msgspec.structs.fields(cls)}
         values: dict[str, Any] = {}
         for key, item in self.expect_table(raw, path).items():
@@ -177,7 +177,7 @@ class Reader:
                     hint = " (a model name with a dot in it needs quotes)"
                 raise ConfigError(f"{where}: unknown key{hint}")
             values[key] = self._value(item, fields[key].type, where)
-            self.given.append(Given(f"{rule}.{key}", self.label(where), values[key]))
+            self.written.append(WrittenKey(f"{rule}.{key}", self.label(where), values[key]))
         for name, field in fields.items():
             if field.required and name not in values:
                 raise ConfigError(
@@ -209,7 +209,7 @@ class Reader:
         raise ConfigError(f"{self.label(path)}: expected {_describe(hint)}, got {_show(raw)}")
 
     def _environment(self, table: dict[str, object], path: str) -> dict[str, str]:
-        # A value may be a secret, so messages tell its type alone.
+        # A value may be a secret: messages name its type alone.
         values: dict[str, str] = {}
         for key, value in table.items():
             where = dotted(path, key)
@@ -224,23 +224,16 @@ class Reader:
 
 
 def _passes(value: object, hint: Any) -> bool:
-    if isinstance(value, float) and not math.isfinite(value):
-        return False
-    checks = (m.extra["check"] for m in _metas(hint) if m.extra and "check" in m.extra)
-    return all(check(value) for check in checks)
+    return all(meta.extra["check"](value) for meta in _metas(hint) if meta.extra)
 
 
 def _metas(hint: Any) -> list[Meta]:
-    return [m for m in get_args(hint)[1:] if isinstance(m, Meta)] if _annotated(hint) else []
-
-
-def _annotated(hint: Any) -> bool:
-    return get_origin(hint) is Annotated
+    return [each for each in get_args(hint)[1:] if isinstance(each, Meta)]
 
 
 def _describe(hint: Any) -> str:
     """What a field wants, in TOML's words."""
-    for meta in reversed(_metas(hint)):
+    for meta in _metas(hint):
         if meta.description:
             return meta.description
     if get_origin(hint) is Literal:
@@ -260,15 +253,15 @@ def _show(raw: object) -> str:
 
 
 def _type_name(raw: object) -> str:
-    names: tuple[tuple[type, str], ...] = (
-        (str, "a string"),
-        (bool, "a boolean"),
-        (int, "an integer"),
-        (float, "a number"),
-        (list, "an array"),
-        (dict, "a table"),
-        (datetime, "a date-time"),
-        (date, "a date"),
-        (time, "a time"),
-    )
-    return next((name for kind, name in names if isinstance(raw, kind)), "something else")
+    names = {
+        str: "a string",
+        bool: "a boolean",
+        int: "an integer",
+        float: "a number",
+        list: "an array",
+        dict: "a table",
+        datetime: "a date-time",
+        date: "a date",
+        time: "a time",
+    }
+    return names.get(type(raw), "something else")

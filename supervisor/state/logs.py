@@ -42,7 +42,7 @@ def remove_old(directory: Path, prefix: str) -> None:
     """Remove the oldest files that begin with `prefix`, keeping those of CHILD_KEEP processes.
 
     Names hold the start time, so their order is their age. The time is matched digit by digit, for
-    `worker.qwen2` also begins the names of `worker.qwen2.5-coder`.
+    the files of `qwen2` begin like those of `qwen2.5-coder`.
     """
     files = sorted(directory.glob(f"{prefix}.{_STAMP}.*std*"))
     for path in files[: max(0, len(files) - 2 * CHILD_KEEP)]:

@@ -66,30 +66,31 @@ def _measure(folder: Path, rounds: int, steps: int) -> list[tuple[float, float]]
     """(plain, mixed) tokens per second of each round, after one round that is not counted."""
     from mlx_lm import utils
 
-    from worker.engine.decoding import Decoder, Row, make_generator
+    from worker.engine.decoding import BatchDecoder
+    from worker.engine.mlx_lm_compat import make_generator, model_tokenizer
+    from worker.engine.rows import BatchRow
     from worker.engine.sampling import Parameters
-    from worker.grammar import Grammars, fill
+    from worker.grammar import ConstraintCompiler, fill_masks
 
     load: Any = utils.load
     model, tokenizer, config = load(str(folder), return_config=True)
-    grammars = Grammars(tokenizer, config["vocab_size"])
+    grammars = ConstraintCompiler(model_tokenizer(tokenizer), config["vocab_size"])
     generator = make_generator(
         model,
-        Decoder(fill, tuple(tokenizer.eos_token_ids)),
+        BatchDecoder(fill_masks, tuple(tokenizer.eos_token_ids)),
         completion_batch_size=ROWS,
         prefill_batch_size=ROWS,
     )
-    generator.close()
     request = Generate("bench", Tokens((1,)), 1.0, structure=Structure(_SCHEMA))
 
-    def plain() -> list[Row]:
-        return [Row(Parameters()) for _ in range(ROWS)]
+    def plain() -> list[BatchRow]:
+        return [BatchRow(Parameters()) for _ in range(ROWS)]
 
-    def mixed() -> list[Row]:
-        kinds: list[Callable[[int], Row]] = [
-            lambda i: Row(Parameters(), constraint=grammars.compile(request)),
-            lambda i: Row(Parameters(seed=i, temperature=0.8, top_p=0.95)),
-            lambda i: Row(Parameters()),
+    def mixed() -> list[BatchRow]:
+        kinds: list[Callable[[int], BatchRow]] = [
+            lambda i: BatchRow(Parameters(), constraint=grammars.compile(request)),
+            lambda i: BatchRow(Parameters(seed=i, temperature=0.8, top_p=0.95)),
+            lambda i: BatchRow(Parameters()),
         ]
         return [kinds[i % 3](i) for i in range(ROWS)]
 

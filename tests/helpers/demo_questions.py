@@ -1,7 +1,7 @@
 """The frozen list that the demo model is measured with: 30 questions, 30 rewordings.
 
-The questions are in the training text, the rewordings are not (tests/unit/worker/demo/test_demo.py proves both).
-A greedy answer passes when it contains every keyword; case does not matter.
+The questions are in the training text, the rewordings are not (tests/unit/worker/demo/test_demo.py
+proves both). A greedy answer passes when it contains every keyword; case does not matter.
 """
 
 from typing import Final, NamedTuple
@@ -18,7 +18,8 @@ PROBES: Final[tuple[Probe, ...]] = (
           ("MLX", "process")),
     Probe("Which port does Bulkhead listen on?",
           "My client has to know the port number of the Bulkhead server. What is it?", ("11435",)),
-    Probe("How do I start Bulkhead?", "What must I enter in the terminal to get the server to start?",
+    Probe("How do I start Bulkhead?",
+        "What must I enter in the terminal to get the server to start?",
           ("make serve", "bulkhead serve")),
     Probe("Why does every model have its own process?",
           "For what reason do you put each model into a separate process?", ("crash", "others")),
@@ -31,7 +32,8 @@ PROBES: Final[tuple[Probe, ...]] = (
           ("OpenAI API", "Anthropic")),
     Probe("How do I configure Bulkhead?", "In what file do I write my configuration for Bulkhead?",
           ("TOML",)),
-    Probe("Which eviction policies are there?", "Between which eviction policies can I choose here?",
+    Probe("Which eviction policies are there?",
+        "Between which eviction policies can I choose here?",
           ("gdsf", "lru")),
     Probe("How can I list the models?", "I'd like to get a list of every model, how?",
           ("/v1/models",)),
@@ -41,7 +43,8 @@ PROBES: Final[tuple[Probe, ...]] = (
           ("/metrics",)),
     Probe("How do I see crash reports?", "Show me how I can look at reports about crashes.",
           ("bulkhead crashes",)),
-    Probe("Which Python does Bulkhead need?", "What's the oldest Python version that works for you?",
+    Probe("Which Python does Bulkhead need?",
+        "What's the oldest Python version that works for you?",
           ("3.11",)),
     Probe("What is the demo model?", "How large is the demo model that you ship, in parameters?",
           ("million",)),
@@ -53,10 +56,12 @@ PROBES: Final[tuple[Probe, ...]] = (
           "If there's no more place in the queue, which answer comes?", ("503", "queue_full")),
     Probe("What happens if I ask for an unknown model?",
           "Which status code will I see after naming some unknown model?", ("404",)),
-    Probe("How long may a request wait?", "For how many seconds can a request be waiting?", ("240",)),
+    Probe("How long may a request wait?", "For how many seconds can a request be waiting?",
+        ("240",)),
     Probe("What does TTFT mean?", "What do people mean when they say TTFT?", ("first token",)),
     Probe("What is your name?", "Would you tell me what your name is?", ("Demo",)),
-    Probe("Why is the sky blue?", "For which reason does the sky have its blue colour?", ("light",)),
+    Probe("Why is the sky blue?", "For which reason does the sky have its blue colour?",
+        ("light",)),
     Probe("How many days are in a week?", "A week consists of how many days?", ("seven",)),
     Probe("How many legs does a spider have?", "On how many legs do spiders walk?", ("eight",)),
     Probe("At what temperature does water boil?",

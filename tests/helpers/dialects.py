@@ -1,4 +1,5 @@
-"""Models by the form of their answers: what tells it, texts in it, and what a client sees of them."""
+"""Models by the form of their answers: what tells it, texts in it, and what a client sees of
+them."""
 
 from __future__ import annotations
 
@@ -10,9 +11,25 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from supervisor.wire.frames import Calling, Chat, Generate
-from tests.unit.worker.output.test_text import Pieces
-from worker.output.text import Decoder
-from worker.output.transcript import Transcript, Transcripts
+from worker.engine.mlx_lm_compat import model_tokenizer
+from worker.output.text import TokenDecoder
+from worker.output.transcript import Transcript, TranscriptFactory
+
+
+class Pieces:
+    """A detokenizer whose token i is the i-th piece; the last one may come with `finalize`."""
+
+    def __init__(self, pieces: Sequence[str], held: str = "") -> None:
+        self._pieces = pieces
+        self._held = held
+        self.last_segment = ""
+
+    def add_token(self, token: int) -> None:
+        self.last_segment = self._pieces[token]
+
+    def finalize(self) -> None:
+        self.last_segment = self._held
+
 
 AUTO = Calling("auto", ())
 ONE = Calling("auto", (), parallel=False)
@@ -61,13 +78,13 @@ PLAIN = Model("{{ messages[0].content }}")
 
 
 @cache
-def transcripts(model: Model) -> Transcripts:
-    return Transcripts(wrapper(model))
+def transcripts(model: Model) -> TranscriptFactory:
+    return TranscriptFactory(wrapper(model))
 
 
 @cache
 def wrapper(model: Model) -> Any:
-    """mlx-lm's wrapper of a byte-level tokenizer with the model's control tokens."""
+    """A byte-level tokenizer with the model's control tokens."""
     from mlx_lm import tokenizer_utils
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -90,7 +107,7 @@ def wrapper(model: Model) -> Any:
         }
         (Path(folder) / "tokenizer_config.json").write_text(json.dumps(config))
         load: Any = tokenizer_utils.load
-        return load(Path(folder))
+        return model_tokenizer(load(Path(folder)))
 
 
 class Seen(NamedTuple):
@@ -123,7 +140,7 @@ def read(
 ) -> Seen:
     pieces = list(pieces)
     transcript = make(model, calling, stop=stop, prompt=prompt)
-    transcript._decoder = Decoder(Pieces(pieces))
+    transcript._decoder = TokenDecoder(Pieces(pieces))
     text = reasoning = ""
     calls: list[tuple[str, str]] = []
     for token in range(len(pieces) + 1):

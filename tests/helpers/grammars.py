@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from supervisor.errors import ClientError
 from tests.property import structured
 from tests.property.structured import allowed, constraint, wrapper
-from worker.grammar import Grammar, Native
+from worker.grammar import AnswerConstraint, CallConstraint
 
 OBJECT = {"type": "object"}
 CLOSED = {
@@ -18,14 +19,14 @@ CLOSED = {
 }
 
 
-def push(grammar: Grammar | Native, text: str, kind: str = "bytes") -> list[int]:
+def push(grammar: AnswerConstraint | CallConstraint, text: str, kind: str = "bytes") -> list[int]:
     """Push the text, every token of which must be allowed."""
     tokens: list[int] = structured.wrapper(kind).encode(text, add_special_tokens=False)
     follow(grammar, tokens)
     return tokens
 
 
-def follow(grammar: Grammar | Native, tokens: Sequence[int]) -> None:
+def follow(grammar: AnswerConstraint | CallConstraint, tokens: Sequence[int]) -> None:
     for token in tokens:
         assert token in allowed(grammar)
         grammar.push(token)
@@ -41,7 +42,7 @@ def begins(schema: object, text: str) -> bool:
     return _after(schema, text) is not None
 
 
-def _after(schema: object, text: str) -> Grammar | None:
+def _after(schema: object, text: str) -> AnswerConstraint | None:
     grammar = constraint(schema)
     for token in wrapper().encode(text, add_special_tokens=False):
         if token not in allowed(grammar):
@@ -57,3 +58,17 @@ def ends(kind: str = "bytes") -> list[int]:
 def encode(model: Any, text: str) -> list[int]:
     tokens: list[int] = model.encode(text, add_special_tokens=False)
     return tokens
+
+
+def members(names: Iterable[str], required: Sequence[str] = (), value: object = OBJECT) -> Any:
+    """The schema of an object whose properties are all of one kind."""
+    properties = dict.fromkeys(names, value)
+    return {"type": "object", "properties": properties, "required": list(required)}
+
+
+def outcome(schema: object) -> AnswerConstraint | ClientError:
+    """The constraint of an answer under the schema, or why there is none."""
+    try:
+        return constraint(schema)
+    except ClientError as error:
+        return error

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from gateway.openai.chat import parse_chat, parse_completion
+from gateway.openai.chat import parse_chat
+from gateway.openai.completions import parse_completion
 from gateway.openai.validation import parse_object
 from supervisor.errors import BulkheadError, ClientError
 from supervisor.wire.frames import Generate
 
 SECRET = "what-the-client-said"
-CHANCE = 77
+SEED = 77
 """The seed of requests that bring none."""
 USER = {"role": "user", "content": "hello"}
 
@@ -21,12 +22,12 @@ USER = {"role": "user", "content": "hello"}
 def chats(**members: Any) -> list[Generate]:
     """What the worker is asked for by a chat with these members, nulls and all."""
     raw = parse_object(json.dumps({"model": "m", "messages": [USER], **members}).encode())
-    return parse_chat(raw).choices("r", 1.5, CHANCE)
+    return parse_chat(raw).choices("r", 1.5, SEED)
 
 
 def completions(**members: Any) -> list[Generate]:
     raw = parse_object(json.dumps({"model": "m", "prompt": "hello", **members}).encode())
-    return parse_completion(raw).choices("r", 1.5, CHANCE)
+    return parse_completion(raw).choices("r", 1.5, SEED)
 
 
 def chat(**members: Any) -> Generate:

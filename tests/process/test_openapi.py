@@ -1,4 +1,4 @@
-"""The document of `/openapi.json`: it lists the routes there are, and what is answered is what it says.
+"""The document of `/openapi.json`: it lists the routes there are, and answers are as it says.
 
 Requests are made up from the document and sent to a real server with the demo model; OpenAI's SDK,
 which knows the answers' shapes from elsewhere, reads them as well.

@@ -277,7 +277,8 @@ def test_any_authorization_without_keys(server: Server) -> None:
 
 def test_a_worker_without_descriptors_refuses_and_lives(tmp_path: Path) -> None:
     model = Script(generations=()).write(tmp_path / "m")
-    config = f'[server]\nport = 0\n[models.m]\nsource = "{model}"\nenv = {{ FAKE_NO_DESCRIPTORS = "1" }}\n'
+    env = '{ FAKE_NO_DESCRIPTORS = "1" }'
+    config = f'[server]\nport = 0\n[models.m]\nsource = "{model}"\nenv = {env}\n'
     with serving(tmp_path / "s", scripted=True, config=config) as server:
         assert_error(server.chat("m", max_tokens=2), 503, "queue_full")
         assert server.chat("m", max_tokens=2).text == text_of(2)

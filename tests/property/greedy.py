@@ -16,7 +16,7 @@ from typing import Any
 from supervisor.wire.frames import FromEngine, Generate, Load, Sampling, Token, Tokens
 from tests.helpers.tiny_llama import make_model
 from worker.engine.batch import PREFILL_STEP, BatchEngine
-from worker.engine.thread import LAST, Job
+from worker.engine.thread import FINAL_FRAMES, Job
 
 TOKENS = 28
 PLACES = 12
@@ -48,7 +48,7 @@ class Collector:
 
     def send(self, frames: Sequence[FromEngine]) -> None:
         self.tokens += [frame.id for frame in frames if isinstance(frame, Token)]
-        self.ended |= isinstance(frames[-1], LAST)
+        self.ended |= isinstance(frames[-1], FINAL_FRAMES)
 
     def close(self) -> None:
         """Nothing to close."""

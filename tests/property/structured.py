@@ -25,7 +25,8 @@ import numpy as np
 from jsonschema import Draft202012Validator
 
 from supervisor.wire.frames import Generate, Structure, Text
-from worker.grammar import Grammar, Grammars, Native, fill
+from worker.engine.mlx_lm_compat import model_tokenizer
+from worker.grammar import AnswerConstraint, CallConstraint, ConstraintCompiler, fill_masks
 
 SCHEMAS = Path(__file__).parents[1] / "helpers" / "schemas"
 LIMIT = 600
@@ -33,7 +34,8 @@ LIMIT = 600
 TOGETHER = 16
 """Answers that are sampled side by side."""
 RARELY = frozenset({"formats of the net"})
-"""Schemas whose answers seldom end: noise has to hit upon a host name and an address of each kind."""
+"""Schemas whose answers seldom end: noise has to hit upon a host name and an address of each
+kind."""
 SPARE = 37
 """Logits beyond the vocabulary, as padded models have them."""
 MERGES = (
@@ -70,7 +72,7 @@ def refused() -> dict[str, tuple[Any, str]]:
 
 @cache
 def wrapper(kind: str = "bytes", *, thinks: bool = False, hermes: bool = False) -> Any:
-    """mlx-lm's wrapper around a small tokenizer: "bytes" = byte-level, "spm" = with byte fallback."""
+    """A small tokenizer: "bytes" = byte-level, "spm" = with byte fallback."""
     from mlx_lm.tokenizer_utils import TokenizerWrapper
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -111,27 +113,27 @@ def wrapper(kind: str = "bytes", *, thinks: bool = False, hermes: bool = False) 
             "tool_parser": json_tools.parse_tool_call,
         }
     ids = [tokenizer.token_to_id(end) for end in ENDS]
-    return TokenizerWrapper(fast, eos_token_ids=ids, **options)
+    return model_tokenizer(TokenizerWrapper(fast, eos_token_ids=ids, **options))
 
 
 @cache
-def grammars(kind: str = "bytes") -> Grammars:
-    return Grammars(wrapper(kind), len(wrapper(kind)) + SPARE)
+def grammars(kind: str = "bytes") -> ConstraintCompiler:
+    return ConstraintCompiler(wrapper(kind), len(wrapper(kind)) + SPARE)
 
 
 def request(schema: object) -> Generate:
     return Generate("r", Text("x"), 0.0, structure=Structure(json.dumps(schema)))
 
 
-def constraint(schema: object, kind: str = "bytes") -> Grammar:
+def constraint(schema: object, kind: str = "bytes") -> AnswerConstraint:
     made = grammars(kind).compile(request(schema))
-    assert isinstance(made, Grammar)
+    assert isinstance(made, AnswerConstraint)
     return made
 
 
-def allowed(grammar: Grammar | Native) -> list[int]:
+def allowed(grammar: AnswerConstraint | CallConstraint) -> list[int]:
     """The token ids that may come next."""
-    row = fill([grammar], grammar.vocabulary.words)[0]
+    row = fill_masks([grammar], grammar.vocabulary.words)[0]
     return [int(i) for i in np.flatnonzero(np.unpackbits(row.view(np.uint8), bitorder="little"))]
 
 
@@ -159,7 +161,7 @@ class Chooser:
 
 
 def sample(
-    constraints: Sequence[Grammar], choosers: Sequence[Chooser], limit: int = LIMIT
+    constraints: Sequence[AnswerConstraint], choosers: Sequence[Chooser], limit: int = LIMIT
 ) -> list[list[int] | None]:
     """Tokens of each answer, its end included; None where it did not end. An end is an end, also
     where it is all that a broken grammar has left."""
@@ -170,7 +172,7 @@ def sample(
         running = [i for i in range(len(constraints)) if i not in ended]
         if not running:
             break
-        masks = fill([constraints[i] for i in running], constraints[0].vocabulary.words)
+        masks = fill_masks([constraints[i] for i in running], constraints[0].vocabulary.words)
         bits = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")
         for row, i in enumerate(running):
             token = choosers[i]([int(t) for t in np.flatnonzero(bits[row])], length)

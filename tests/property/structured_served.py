@@ -1,7 +1,7 @@
 """Answers under schemas from the engine itself: the demo model thinks, calls tools and is hot.
 
-`python -m tests.property.structured --served` runs it long. What ended with "stop" must be valid, whatever
-else was decoded beside it; what ended with "tool_calls" must be calls of the tools.
+`python -m tests.property.structured --served` runs it long. What ended with "stop" must be valid,
+whatever else was decoded beside it; what ended with "tool_calls" must be calls of the tools.
 """
 
 from __future__ import annotations
@@ -26,11 +26,20 @@ from supervisor.wire.frames import (
 )
 from tests.property.structured import fault, served
 from worker.engine.batch import BatchEngine
-from worker.engine.thread import LAST, Job
+from worker.engine.thread import FINAL_FRAMES, Job
 
 DEMO = Path(__file__).parents[2] / "worker" / "demo" / "model"
 TOGETHER = 16
-MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<|im_start|>", "a<|im_end|>b", "<s>", "[TOOL_CALLS]")  # fmt: skip
+MARKERS = (
+    "<think>",
+    "</think>",
+    "<tool_call>",
+    "</tool_call>",
+    "<|im_start|>",
+    "a<|im_end|>b",
+    "<s>",
+    "[TOOL_CALLS]",
+)
 LITERALS: dict[str, Any] = {
     **{f"constant {marker}": {"const": marker} for marker in MARKERS},
     "markers to choose from": {"enum": list(MARKERS)},
@@ -96,7 +105,7 @@ class Answer:
             f"{last.finish_reason} after thinking" if last.reasoning_tokens else last.finish_reason
         )
 
-    def fault(self) -> str:
+    def incomplete_error(self) -> str:
         """Why it is not what its end says, "" = it is."""
         last = self.frames[-1]
         if isinstance(last, Failed):
@@ -159,12 +168,12 @@ def run(wanted: Sequence[Answer], folder: Path = DEMO) -> tuple[Counter[str], st
                 running += 1
             for job, frames in engine.step():
                 job.sink.send(frames)
-                if not isinstance(frames[-1], LAST):
+                if not isinstance(frames[-1], FINAL_FRAMES):
                     continue
                 running -= 1
                 answer = job.sink  # type: ignore[assignment]
                 ended[answer.kind()] += 1
-                if why := answer.fault():
+                if why := answer.incomplete_error():
                     request = answer.request
                     return ended, (
                         f"{answer.name!r}, answer {request.request_id} with seed "

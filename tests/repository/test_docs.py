@@ -1,6 +1,7 @@
 """What README.md, CHANGELOG.md, docs/ and deploy/ say is what the program does.
 
-`python -m tests.repository.test_docs` writes docs/cli.md's help texts and the outputs in README.md anew.
+`python -m tests.repository.test_docs` writes the help texts in docs/cli.md and the outputs in
+README.md anew.
 """
 
 import contextlib
@@ -22,14 +23,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from gateway.handlers import embeddings
-from gateway.openai.chat import (
-    HARMLESS,
-    NEUTRAL_CHAT,
-    NEUTRAL_TEXT,
-    ChatRequest,
-    CompletionRequest,
-)
+from gateway.openai import embeddings
+from gateway.openai.chat import NEUTRAL_CHAT, ChatRequest
+from gateway.openai.completions import NEUTRAL_TEXT, CompletionRequest
+from gateway.openai.parameters import HARMLESS
 from supervisor import errors
 from supervisor.config.settings import (
     NOT_YET,
@@ -43,15 +40,16 @@ from supervisor.config.settings import (
 )
 from supervisor.crashes.diagnosis import MEANINGS, Cause
 from supervisor.models.catalog import DEMO, DEMO_DIR
-from supervisor.scheduler import lifecycle
+from supervisor.scheduler.lifecycle import State
 from supervisor.wire.crash import CrashBrief, CrashReport
+from tests.repository.test_places import defined
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
 CHANGELOG = ROOT / "CHANGELOG.md"
 CLI = DOCS / "cli.md"
-PAGES = sorted([README, CHANGELOG, *DOCS.glob("*.md"), *(ROOT / "deploy").glob("*.md")])
+PAGES = sorted([README, CHANGELOG, *DOCS.rglob("*.md"), *(ROOT / "deploy").glob("*.md")])
 BULKHEAD = Path(sys.executable).with_name("bulkhead")
 
 SECTIONS: dict[str, type[msgspec.Struct]] = {
@@ -60,6 +58,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "recovery": RecoverySettings,
     "models.*": ModelSettings,
 }
+FLAG = re.compile(r'"(--[a-z-]+)"')
 DEADLINE = 30.0
 
 
@@ -144,6 +143,24 @@ def test_make_targets_exist(page: Path) -> None:
     assert used <= targets
 
 
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_tests_that_are_named_exist(page: Path) -> None:
+    named = set(re.findall(r"`(test_\w+)`", page.read_text()))
+    if named:
+        sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+        assert named <= set(re.findall(r"def (test_\w+)\(", sources))
+
+
+def test_every_decision_is_listed() -> None:
+    index = (DOCS / "decisions" / "README.md").read_text()
+    listed = re.findall(r"^\| \[.+\]\((.+)\) \|", index, re.MULTILINE)
+    pages = [path for path in (DOCS / "decisions").glob("*.md") if path.name != "README.md"]
+    assert sorted(listed) == sorted(path.name for path in pages)
+    for path in pages:
+        headings = re.findall(r"^## (.+)", path.read_text(), re.MULTILINE)
+        assert headings == ["Context", "Decision", "Measured", "Would make us revisit it"]
+
+
 def test_every_benchmark_and_long_form_is_described() -> None:
     makefile = (ROOT / "Makefile").read_text()
     text = (ROOT / "docs" / "benchmarks.md").read_text()
@@ -156,12 +173,24 @@ def test_every_benchmark_and_long_form_is_described() -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
-def test_serve_flags_exist(page: Path) -> None:
+def test_flags_exist(page: Path) -> None:
     known = set(re.findall(r"--[a-z-]+", shown("serve", "--help")))
     for block in fences(page.read_text(), "sh"):
         for line in block.splitlines():
-            if found := re.search(r'bulkhead serve (.*)|ARGS="(.*)"', line):
+            if found := re.search(r'bulkhead serve (.*)|make serve ARGS="(.*)"', line):
                 assert set(re.findall(r"--[a-z-]+", found[0])) <= known, line
+            elif found := re.search(r'^make ([a-z]+) ARGS="(.*)"', line):
+                sources = [
+                    ROOT / f"tests/property/{found[1]}.py",
+                    *(ROOT / f"tests/{found[1]}").glob("*.py"),
+                ]
+                taken = {
+                    flag
+                    for path in sources
+                    if path.exists()
+                    for flag in FLAG.findall(path.read_text())
+                }
+                assert set(re.findall(r"--[a-z-]+", found[2])) <= taken, line
 
 
 # ── versions ─────────────────────────────────────────────────────────────────────────────────────
@@ -190,8 +219,8 @@ def shown(*arguments: str) -> str:
 
 
 def words(text: str) -> list[str]:
-    """Only the words: how boxes are drawn, and whether a flag's type and the default None are shown,
-    differs between versions of Typer."""
+    """Only the words: how boxes are drawn, and whether a flag's type and the default None are
+    shown, differs between versions of Typer."""
     plain = " ".join(re.sub(r"[─-╿{}]|<bool>|<str>", " ", text).split())
     return plain.replace("[default: None]", "").split()
 
@@ -327,13 +356,25 @@ def test_the_members_of_a_crash_report() -> None:
 # ── docs/architecture.md ─────────────────────────────────────────────────────────────────────────
 
 
-def test_the_state_table() -> None:
+def test_every_state_says_what_it_means_for_requests() -> None:
     text = (DOCS / "architecture.md").read_text()
-    moves, requests = tables(section(text, "## Worker states"))
-    expected = [[before, event, after] for (before, event), after in lifecycle._TABLE.items()]
-    assert moves[0] == ["state", "event", "next state"]
-    assert sorted(moves[1:]) == sorted(expected)
-    assert [s for row in requests[1:] for s in row[0].split(", ")] == [*lifecycle.State]
+    (requests,) = tables(section(text, "## Worker states"))
+    assert [s for row in requests[1:] for s in row[0].split(", ")] == [*State]
+
+
+@pytest.mark.parametrize("heading", ["## One request", "## One death"])
+def test_a_walk_names_what_its_modules_define(heading: str) -> None:
+    steps = re.findall(
+        r"^\d+\. (.+)$", section((DOCS / "architecture.md").read_text(), heading), re.M
+    )
+    assert len(steps) in range(10, 15)
+    for step in steps:
+        code = re.findall(r"`([^`]+)`", step.partition(": ")[0])
+        modules = [ROOT / each for each in code if each.endswith(".py")]
+        known = set().union(*map(defined, modules))
+        names = [name.rpartition(".")[2] for name in code if not name.endswith((".py", "/"))]
+        assert modules, step
+        assert [name for name in names if name not in known] == [], step
 
 
 # ── docs/api.md ──────────────────────────────────────────────────────────────────────────────────

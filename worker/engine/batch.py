@@ -14,24 +14,17 @@ from typing import Any
 import mlx.core as mx
 
 from supervisor.errors import InternalError
-from supervisor.wire.frames import (
-    Embed,
-    End,
-    Failed,
-    FromEngine,
-    Generate,
-    Load,
-    Logprob,
-    Logprobs,
-    Progress,
-    Token,
-)
-from worker.engine import loading, sampling
+from supervisor.wire.frames import Embed, FromEngine, Generate, Load, Progress
+from worker.engine import loading, mlx_lm_compat, sampling
+from worker.engine.active_job import ActiveJob, replay_emitted
+from worker.engine.decoding import BatchDecoder
 from worker.engine.embedding import Embedder
-from worker.engine.thread import LAST, Job, Loaded, Output, Prepared
+from worker.engine.mlx_lm_compat import NextToken
+from worker.engine.rows import BatchRow
+from worker.engine.thread import FINAL_FRAMES, Job, LoadResult, Output, Prepared
 from worker.output.token_bytes import TokenBytes
-from worker.output.transcript import AnyTranscript, Delta, Transcripts
-from worker.prompt.template import Prompts
+from worker.output.transcript import TranscriptFactory
+from worker.prompt.template import PromptBuilder
 
 log = logging.getLogger("bulkhead.worker")
 
@@ -42,28 +35,13 @@ PREFILL_STEP = 512
 wait for, and larger ones gain little."""
 
 
-@dataclass(slots=True)
-class _Live:
-    """A job inside the generator."""
-
-    job: Job
-    text: AnyTranscript
-    tokens: int = 0
-    ahead: bool = False
-    """Whether the first token has been told before the generator has told it."""
-
-
 @dataclass(frozen=True, slots=True)
-class _Paused:
+class _PausedJob:
     """A job outside the generator, with its place in the output."""
 
-    live: _Live
-    row: Any
-    token: int
-    """The last one that was told; it is not in the cache yet."""
-    left: int
-    """Tokens that may follow it."""
-    stops: Any
+    active: ActiveJob
+    last: NextToken
+    """The last token that was told, which is not in the cache yet."""
     cache: Any
     known: list[int]
     """Tokens in the cache."""
@@ -75,54 +53,45 @@ class BatchEngine:
     def __init__(self) -> None:
         self._queue: deque[Job] = deque()
         """Accepted, not yet given to the generator; see `_admit`."""
-        self._live: dict[int, _Live] = {}
+        self._active: dict[int, ActiveJob] = {}
         self._uids: dict[Job, int] = {}
         self._prefilling: dict[int, int] = {}
         """Prompt tokens still to be prefilled, of those in the generator without a first token."""
-        self._paused: dict[Job, _Paused] = {}
+        self._paused: dict[Job, _PausedJob] = {}
         self._pausing: set[Job] = set()
         """Those to pause that have no token yet: queued ones are passed over, the others pause with
         their first."""
 
     def warm_up(self) -> None:
-        loading.import_mlx_lm()
+        mlx_lm_compat.import_mlx_lm()
         # A tenth of a second more, which is twice what a small model's load takes.
         from worker import grammar  # noqa: F401
 
-    def load(self, load: Load, progress: Callable[[int, int], None]) -> Loaded:
-        from mlx_lm.generate import StopSequences
-
+    def load(self, load: Load, progress: Callable[[int, int], None]) -> LoadResult:
         from worker import grammar
-        from worker.engine import decoding, prefill
 
         self._model = loading.load(Path(load.path), load.context, progress)
         model, tokenizer, context = self._model.model, self._model.tokenizer, self._model.context
         # Of a lazy array the shape is known without computing it.
         self._width = int(model(mx.array([[0]])).shape[-1])
-        self._prompts = Prompts(tokenizer, context, self._width)
-        self._transcripts = Transcripts(tokenizer)
-        self._grammars = grammar.Grammars(tokenizer, self._width)
-        self._pieces = TokenBytes(tokenizer)
+        self._prompts = PromptBuilder(tokenizer, context, self._width)
+        self._transcripts = TranscriptFactory(tokenizer)
+        self._constraints = grammar.ConstraintCompiler(tokenizer, self._width)
+        self._token_bytes = TokenBytes(tokenizer)
         self._embedder = Embedder(model, tokenizer, Path(load.path), context)
         # Ids without a logit: writing to them would be writing out of bounds.
         self._eos = tuple(sorted(id for id in tokenizer.eos_token_ids if 0 <= id < self._width))
-        prefill.install()
-        generator: Any = decoding.make_generator(
+        self._generator: Any = mlx_lm_compat.make_generator(
             model,
-            decoding.Decoder(fill=grammar.fill, eos=self._eos, xtc_kept=self._eos),
+            BatchDecoder(fill=grammar.fill_masks, eos=self._eos, xtc_kept=self._eos),
             stop_tokens=[[token] for token in self._eos],
             completion_batch_size=load.max_concurrency,
             prefill_batch_size=min(PREFILL_BATCH, load.max_concurrency),
             prefill_step_size=PREFILL_STEP,
         )
-        # The constructor wires the whole recommended working set, which is wrong when several
-        # workers share the machine; closing does nothing but undo that.
-        generator.close()
-        self._generator = generator
-        self._make_row = decoding.Row
         self._concurrency = load.max_concurrency
-        self._never_stop = StopSequences()
-        return Loaded(mx.get_active_memory(), context)
+        self._never_stop = mlx_lm_compat.never_stop()
+        return LoadResult(mx.get_active_memory(), context)
 
     def prepare(self, request: Generate | Embed) -> Prepared:
         if isinstance(request, Embed):
@@ -133,13 +102,13 @@ class BatchEngine:
             raise InternalError("The request can't be resumed: its tokens are not this model's.")
         prompt = self._prompts.tokens(request)
         echo = self._prompts.text_of(request, prompt) if request.echo else ""
-        constraint = self._grammars.compile(request, prompt)
+        constraint = self._constraints.compile(request, prompt)
         text = self._transcripts.make(request, prompt)
         end = None
         if request.emitted:
             endless = request.ignore_eos and constraint is None
             most = self._most(request, prompt)
-            end = replayed(request, text, () if endless else self._eos, most, len(prompt))
+            end = replay_emitted(request, text, () if endless else self._eos, most, len(prompt))
         if constraint is not None and end is None:
             for token in request.emitted:
                 constraint.push(token)
@@ -168,7 +137,7 @@ class BatchEngine:
         left = self._prefilling.values()
         if left and max(left) <= PREFILL_STEP:
             return
-        room = min(PREFILL_BATCH - len(left), self._concurrency - len(self._live))
+        room = min(PREFILL_BATCH - len(left), self._concurrency - len(self._active))
         for job in list(islice(self._waiting(), max(room, 0))):
             self._queue.remove(job)
             self._start(job)
@@ -181,7 +150,7 @@ class BatchEngine:
         request = job.request
         assert isinstance(request, Generate)
         constraint, emitted = job.prepared.constraint, request.emitted
-        row = self._make_row(
+        row = BatchRow(
             sampling.resolve(request.sampling, self._model.defaults),
             emitted=emitted,
             min_tokens=request.min_tokens,
@@ -196,7 +165,7 @@ class BatchEngine:
             samplers=[row],
             stop_sequences=[self._never_stop] if endless else None,
         )
-        self._live[uid] = _Live(job, job.prepared.transcript, len(emitted))
+        self._active[uid] = ActiveJob(job, self._token_bytes, len(emitted))
         self._uids[job] = uid
         self._prefilling[uid] = len(job.prompt) + len(emitted)
 
@@ -207,7 +176,7 @@ class BatchEngine:
         self._pausing.discard(job)
         uid = self._uids.pop(job, None)
         if uid is not None:
-            del self._live[uid]
+            del self._active[uid]
             self._prefilling.pop(uid, None)
             self._generator.remove([uid])
         elif job in self._queue:
@@ -222,27 +191,25 @@ class BatchEngine:
             return ()
         if uid is None:
             return ()
-        live, batch = self._live[uid], self._generator._generation_batch
-        at = batch.uids.index(uid)
-        token, row = int(batch._next_tokens[at].item()), batch.samplers[at]
-        left = batch.max_tokens[at] - batch._num_tokens[at] - 1
-        stops = batch.stop_sequences[at]
-        if left < 1 or (token in self._eos and stops is not self._never_stop):
+        active = self._active[uid]
+        state = mlx_lm_compat.next_tokens(self._generator, [uid])[uid]
+        ends = state.token in self._eos and state.stops is not self._never_stop
+        if state.left < 1 or ends:
             return ()  # the next step is its last
         frames: Sequence[FromEngine] = ()
-        if not live.ahead:
+        if not active.told_ahead:
             # The generator is a token ahead, and would keep it to itself.
-            frames = self._frames(live, token, None, batch._next_logprobs[at])
-            if isinstance(frames[-1], LAST):
-                self._told(uid, frames, ended=False)
+            frames = active.frames(state.token, None, state.logprobs)
+            if isinstance(frames[-1], FINAL_FRAMES):
+                self._forget_ended(uid, frames, ended=False)
                 return frames
-        live.ahead = False
-        row.restart(token)
+        active.told_ahead = False
+        state.row.restart(state.token)
         cache, known = self._generator.remove([uid], return_prompt_caches=True)[uid]
         for layer in cache:
             mx.eval(layer.state)  # one by one: the batch's rows are copied
-        del self._live[uid], self._uids[job]
-        self._paused[job] = _Paused(live, row, token, left, stops, cache, known)
+        del self._active[uid], self._uids[job]
+        self._paused[job] = _PausedJob(active, state, cache, known)
         return frames
 
     def unpause(self, job: Job) -> None:
@@ -251,14 +218,14 @@ class BatchEngine:
         if paused is None:
             return
         (uid,) = self._generator.insert(
-            [[paused.token]],
-            max_tokens=[paused.left],
+            [[paused.last.token]],
+            max_tokens=[paused.last.left],
             caches=[paused.cache],
             all_tokens=[paused.known],
-            samplers=[paused.row],
-            stop_sequences=[paused.stops],
+            samplers=[paused.last.row],
+            stop_sequences=[paused.last.stops],
         )
-        self._live[uid], self._uids[job], self._prefilling[uid] = paused.live, uid, 1
+        self._active[uid], self._uids[job], self._prefilling[uid] = paused.active, uid, 1
 
     def step(self) -> Sequence[Output]:
         decoded = self._decode() if self._decodes else []
@@ -272,21 +239,21 @@ class BatchEngine:
             done, total = prefill.progress
             self._prefilling[prefill.uid] = total - done
             if 0 < done < total - 1:  # the last token is the first decode step's
-                job = self._live[prefill.uid].job
+                job = self._active[prefill.uid].job
                 log.info("request %s: prefilled %d of %d", job.request.request_id, done, total)
                 outputs.append((job, [Progress(done, total)]))
         for response in generated:
-            live = self._live[response.uid]
-            if live.ahead:
-                live.ahead = False
+            active = self._active[response.uid]
+            if active.told_ahead:
+                active.told_ahead = False
                 continue
-            frames = self._frames(live, response.token, response.finish_reason, response.logprobs)
+            frames = active.frames(response.token, response.finish_reason, response.logprobs)
             # Of a stop string the generator knows nothing.
-            self._told(response.uid, frames, ended=response.finish_reason is not None)
-            outputs.append((live.job, frames))
-        return outputs + self._firsts([p.uid for p in prefills if p.end_of_prompt])
+            self._forget_ended(response.uid, frames, ended=response.finish_reason is not None)
+            outputs.append((active.job, frames))
+        return outputs + self._first_tokens([p.uid for p in prefills if p.end_of_prompt])
 
-    def _firsts(self, uids: Sequence[int]) -> list[Output]:
+    def _first_tokens(self, uids: Sequence[int]) -> list[Output]:
         """The first tokens of sequences whose prompts are done.
 
         The generator would tell them after it has built the step that follows, which takes as long
@@ -296,20 +263,18 @@ class BatchEngine:
         outputs: list[Output] = []
         if not uids:
             return outputs
-        jobs = [self._live[uid].job for uid in uids]
-        batch = self._generator._generation_batch
-        # By their ids, for a sequence that ends here leaves the batch and moves those behind it.
-        tokens = dict(zip(batch.uids, batch._next_tokens.tolist(), strict=True))
+        jobs = [self._active[uid].job for uid in uids]
+        # Of all at once, for a sequence that ends here leaves the batch.
+        states = mlx_lm_compat.next_tokens(self._generator, uids)
         for uid in uids:
             del self._prefilling[uid]
-            live, at = self._live[uid], batch.uids.index(uid)
-            token = tokens[uid]
-            if token in self._eos or batch.max_tokens[at] == 1:
+            state, active = states[uid], self._active[uid]
+            if state.token in self._eos or state.left < 1:
                 continue
-            live.ahead = True
-            frames = self._frames(live, token, None, batch._next_logprobs[at])
-            self._told(uid, frames, ended=False)
-            outputs.append((live.job, frames))
+            active.told_ahead = True
+            frames = active.frames(state.token, None, state.logprobs)
+            self._forget_ended(uid, frames, ended=False)
+            outputs.append((active.job, frames))
         for job in jobs:
             if job in self._pausing:
                 self._pausing.remove(job)
@@ -317,16 +282,16 @@ class BatchEngine:
                     outputs.append((job, made))
         return outputs
 
-    def _told(self, uid: int, frames: Sequence[FromEngine], *, ended: bool) -> None:
+    def _forget_ended(self, uid: int, frames: Sequence[FromEngine], *, ended: bool) -> None:
         """Forget a sequence whose last frame is among `frames`; `ended`: the generator has."""
-        if isinstance(frames[-1], LAST):
+        if isinstance(frames[-1], FINAL_FRAMES):
             if not ended:
                 self._generator.remove([uid])
-            del self._uids[self._live.pop(uid).job]
+            del self._uids[self._active.pop(uid).job]
 
     @property
     def _decodes(self) -> bool:
-        return bool(self._live) or any(self._waiting())
+        return bool(self._active) or any(self._waiting())
 
     @property
     def busy(self) -> bool:
@@ -341,70 +306,17 @@ class BatchEngine:
         self._queue.clear()
         self._paused.clear()
         self._pausing.clear()
-        self._live.clear()
+        self._active.clear()
         self._uids.clear()
-        for held in ("_generator", "_embedder", "_model", "_prompts", "_transcripts", "_grammars"):
+        for held in (
+            "_generator",
+            "_embedder",
+            "_model",
+            "_prompts",
+            "_transcripts",
+            "_constraints",
+        ):
             if hasattr(self, held):
                 delattr(self, held)
         gc.collect()
         mx.clear_cache()
-
-    def _frames(
-        self, live: _Live, token: int, finish: str | None, told: Any
-    ) -> Sequence[FromEngine]:
-        """What one generated token means for its request. `told` are its log probabilities."""
-        text = live.text
-        if finish == "stop":
-            # The end-of-sequence token is not output; what was held back is.
-            rest = text.finish()
-            constraint = live.job.prepared.constraint
-            called = text.finish_reason == "tool_calls"
-            if constraint is not None and (error := constraint.fault(called=called)):
-                log.warning("request %s: %s", live.job.request.request_id, error.message)
-                return [Failed(error.code, error.message, error.param, error.retry_after)]
-            ended = self._end(live, text.finish_reason)
-            return [_token(token, rest), ended] if any(rest) else [ended]
-        live.tokens += 1
-        delta = text.push(token)
-        reason: str | None = text.finish_reason if text.stopped else finish
-        if reason is not None:
-            rest = text.finish(cut=not text.stopped)
-            delta = Delta(
-                delta.text + rest.text, delta.reasoning + rest.reasoning, delta.calls + rest.calls
-            )
-        frame = _token(token, delta, None if told is None else self._logprobs(token, told))
-        return [frame] if reason is None else [frame, self._end(live, reason)]
-
-    def _logprobs(self, token: int, told: Any) -> Logprobs:
-        return Logprobs(
-            self._logprob(token, told.sampled),
-            tuple(self._logprob(other, value) for other, value in told.top),
-        )
-
-    def _logprob(self, token: int, value: float) -> Logprob:
-        raw = self._pieces.raw(token)
-        return Logprob(token, raw.decode("utf-8", "replace"), raw, value)
-
-    def _end(self, live: _Live, reason: Any) -> End:
-        return End(reason, len(live.job.prompt), live.tokens, live.text.reasoning_tokens)
-
-
-def replayed(
-    request: Generate, text: AnyTranscript, eos: Sequence[int], most: int, prompt_tokens: int
-) -> End | None:
-    """Tell `text` of the tokens that another worker has emitted. The end of the output, if they
-    were all of it: that worker died between the last token and its end frame."""
-    ended, emitted = request.emitted[-1] in eos, request.emitted
-    # A final end-of-sequence token brought the rest of the text with it; it is not output.
-    output = emitted[:-1] if ended else emitted
-    for token in output:
-        text.push(token)
-    if not (ended or text.stopped or len(output) >= most):
-        return None
-    text.finish(cut=not (ended or text.stopped))
-    reason = text.finish_reason if ended or text.stopped else "length"
-    return End(reason, prompt_tokens, len(output), text.reasoning_tokens)
-
-
-def _token(token: int, delta: Delta, logprobs: Logprobs | None = None) -> Token:
-    return Token(token, delta.text, delta.reasoning, delta.calls, logprobs)

@@ -18,21 +18,24 @@ import numpy as np
 
 from supervisor.errors import InternalError, InvalidValue, UnsupportedValue
 from supervisor.wire.frames import Embed, Embedded, Failed, FromEngine, Vector
-from worker.engine.pooling import Unfit, pooling_of
+from worker.engine import mlx_lm_compat
+from worker.engine.pooling import NoEmbeddings, pooling_of
 from worker.engine.thread import Job, Output
-from worker.prompt.tokenizer import Encoder
+from worker.prompt.encoder import PromptEncoder
+from worker.prompt.tokenizer import ModelTokenizer
 
 STEP_TOKENS = 1024
 """Tokens of one step, padding included: as much as a neighbour's next token waits for."""
 _SPREAD = 4
-"""How many times shorter than a batch's longest input another request's may be: the rest is padding."""
+"""How many times shorter than a batch's longest input another request's may be: the rest is
+padding."""
 
 _BODIES = ("model", "transformer", "backbone")
 """What mlx-lm's architectures call the part that ends in hidden states."""
 
 
 @dataclass(slots=True, eq=False)
-class _Work:
+class _EmbedJob:
     """A job's inputs on their way. `short` and `long` are indices of those to do, longest last."""
 
     job: Job
@@ -48,10 +51,10 @@ class _Work:
 
 
 @dataclass(slots=True, eq=False)
-class _Long:
+class _LongInput:
     """An input that takes several steps, and how far it is."""
 
-    work: _Work
+    work: _EmbedJob
     index: int
     cache: Any
     done: int = 0
@@ -65,12 +68,12 @@ class Embedder:
     The steps are an `Engine`'s: after its last frame a job is forgotten.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, folder: Path, context: int) -> None:
-        """`model` and `tokenizer` as mlx-lm loads them, `context` in tokens. Never raises: a model
+    def __init__(self, model: Any, tokenizer: ModelTokenizer, folder: Path, context: int) -> None:
+        """`model` as mlx-lm loads it, `context` in tokens. Never raises: a model
         that makes no embeddings refuses them in `prepare`."""
         self._model, self._tokenizer = model, tokenizer
-        self._works: deque[_Work] = deque()
-        self._long: _Long | None = None
+        self._works: deque[_EmbedJob] = deque()
+        self._long: _LongInput | None = None
         """One at a time: it holds a KV cache, for which nobody has made room."""
         self._long_turn = False
         self._reason: str | None = None
@@ -78,16 +81,17 @@ class Embedder:
             self._pooling = pooling_of(folder)
             self._body = _body(model)
             self._size, vocabulary = self._measure()
-            self._encoder = Encoder(tokenizer, context, vocabulary)
-        except Unfit as error:
+            self._encoder = PromptEncoder(tokenizer, context, vocabulary)
+        except NoEmbeddings as error:
             self._reason = str(error)
 
     @staticmethod
     def supported(folder: Path) -> str | None:
-        """Why the model in `folder` makes no embeddings, as far as its files tell; None if it does."""
+        """Why the model in `folder` makes no embeddings, as far as its files tell; None if it
+        does."""
         try:
             pooling_of(folder)
-        except Unfit as error:
+        except NoEmbeddings as error:
             return str(error)
         return None
 
@@ -116,7 +120,7 @@ class Embedder:
         inputs = job.prepared.inputs
         order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]))
         self._works.append(
-            _Work(
+            _EmbedJob(
                 job,
                 short=[index for index in order if len(inputs[index]) <= STEP_TOKENS],
                 long=[index for index in order if len(inputs[index]) > STEP_TOKENS],
@@ -148,9 +152,9 @@ class Embedder:
 
     # ── on the MLX thread ────────────────────────────────────────────────────────────────────────
 
-    def _step_short(self) -> list[_Work]:
+    def _step_short(self) -> list[_EmbedJob]:
         """A batch of whole inputs, of the first job and of others that fit in."""
-        rows: list[tuple[_Work, int]] = []
+        rows: list[tuple[_EmbedJob, int]] = []
         longest = 0
         for work in self._works:
             while work.short:
@@ -179,13 +183,13 @@ class Embedder:
             work.vectors[index] = _vector(values, work.job)
         return list(dict.fromkeys(work for work, _ in rows))
 
-    def _step_long(self) -> list[_Work]:
+    def _step_long(self) -> list[_EmbedJob]:
         """One chunk of an input that is too long for a step."""
-        from mlx_lm.models.cache import make_prompt_cache
-
         if self._long is None:
             work = next(work for work in self._works if work.long)
-            self._long = _Long(work, work.long.pop(), make_prompt_cache(self._model))
+            self._long = _LongInput(
+                work, work.long.pop(), mlx_lm_compat.make_prompt_cache(self._model)
+            )
         long = self._long
         tokens = long.work.inputs[long.index]
         chunk = list(tokens[long.done : long.done + STEP_TOKENS])
@@ -201,7 +205,7 @@ class Embedder:
         self._long = None
         return [long.work]
 
-    def _frames(self, work: _Work) -> list[FromEngine]:
+    def _frames(self, work: _EmbedJob) -> list[FromEngine]:
         """What can be told of a job by now: vectors go out in the order of the inputs."""
         frames: list[FromEngine] = []
         while work.sent in work.vectors:
@@ -222,7 +226,8 @@ class Embedder:
         return frames
 
     def _measure(self) -> tuple[int, int]:
-        """(numbers of a vector, token ids there are), found by running one token. Raises Unfit."""
+        """(numbers of a vector, token ids there are), found by running one token. Raises
+        NoEmbeddings."""
         known = max(self._tokenizer.get_vocab().values(), default=0) + 1
         rows = next(
             (
@@ -239,11 +244,11 @@ class Embedder:
             shape = hidden.shape
         except Exception as error:  # noqa: BLE001
             # Architectures are programs of their own and can raise anything.
-            raise Unfit(
+            raise NoEmbeddings(
                 f"its architecture gives no hidden states ({type(error).__name__})"
             ) from None
         if len(shape) != 3 or shape[-1] == rows:
-            raise Unfit("its architecture gives no hidden states")
+            raise NoEmbeddings("its architecture gives no hidden states")
         return int(shape[-1]), min(rows, known)
 
     # ── before a request's turn ──────────────────────────────────────────────────────────────────
@@ -263,12 +268,12 @@ class Embedder:
 
 
 def _body(model: Any) -> Any:
-    """The part of an mlx-lm model before its output layer. Raises Unfit."""
+    """The part of an mlx-lm model before its output layer. Raises NoEmbeddings."""
     holder = getattr(model, "language_model", model)
     for name in _BODIES:
         if callable(body := getattr(holder, name, None)):
             return body
-    raise Unfit("its architecture gives no hidden states")
+    raise NoEmbeddings("its architecture gives no hidden states")
 
 
 def _to_numpy(values: Any) -> Any:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
-import os
 import re
-import resource
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +12,16 @@ from typing import Any
 
 import mlx.core as mx
 
+from worker.engine import mlx_lm_compat
 from worker.engine.sampling import Defaults
 from worker.engine.thread import Unloadable
+from worker.prompt.tokenizer import ModelTokenizer
 
 _CHUNK_BYTES = 256 * 2**20
 """Weights read between two reports of progress: under a second from any disk."""
 _CACHE_BYTES = 2 * 2**30
-"""Freed buffers that MLX may keep. Its default on Metal is 1.5 × the working set: never given back."""
+"""Freed buffers that MLX may keep. Its default on Metal is 1.5 × the working set: never given
+back."""
 _FILE_FAULT = re.compile(r"\[load|\[read|\[json|safetensors")
 """MLX has one exception for everything; these are its words about a bad file."""
 _FALLBACK_CONTEXT = 32768
@@ -31,75 +30,28 @@ _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_s
 
 
 @dataclass(frozen=True, slots=True)
-class Model:
+class LoadedModel:
     """A model in memory, with what its files say about it."""
 
     model: Any
-    tokenizer: Any
+    tokenizer: ModelTokenizer
     context: int
     defaults: Defaults
 
 
-def import_mlx_lm() -> None:
-    """Import mlx-lm, which takes more than a second, without its side effect on this process.
-
-    mlx_lm.utils lowers RLIMIT_NOFILE to (2048, 4096), for good where we aren't root, and fails to
-    import where the hard limit is below that.
-    """
-    _leave_out_the_index()
-    original = resource.setrlimit
-
-    def keep(kind: int, limits: tuple[int, int]) -> None:
-        if kind != resource.RLIMIT_NOFILE:
-            original(kind, limits)
-
-    resource.setrlimit = keep
-    try:
-        import mlx_lm.generate
-        import mlx_lm.utils  # noqa: F401
-    finally:
-        resource.setrlimit = original
-
-
-def _leave_out_the_index() -> None:
-    """Have `transformers.models` be a package like any other, a third of the import's time.
-
-    To be lazy it reads the sources of all models, 3,000 files, for an index of their names that
-    `transformers` itself has just made of the same files. Names are looked up in that one, and modules
-    (`transformers.models.auto`) are found once they are imported, as in any package.
-    """
-    if "transformers.models" in sys.modules:
-        return
-    # As mlx-lm does before it imports it: else it complains that there is no PyTorch.
-    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
-    spec = importlib.util.find_spec("transformers.models")
-    if spec is not None:
-        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-        setattr(module, "__getattr__", _found_in_transformers)  # noqa: B010
-
-
-def _found_in_transformers(name: str) -> Any:
-    """What `transformers.models` lacks and `transformers` calls so. Raises AttributeError."""
-    if name.startswith("__"):  # of those each module has its own or none
-        raise AttributeError(f"module 'transformers.models' has no attribute {name!r}")
-    return getattr(sys.modules["transformers"], name)
-
-
-def load(folder: Path, context: int, progress: Callable[[int, int], None]) -> Model:
+def load(folder: Path, context: int, progress: Callable[[int, int], None]) -> LoadedModel:
     """Load `folder`. `context` in tokens caps the model's own, 0 = no cap.
 
     Raises Unloadable when no retry can help. Out of memory and I/O errors pass through: they end
     the process, and the next attempt may well succeed.
     """
-    from mlx_lm import utils
-
+    mlx_lm_compat.check()
     mx.set_cache_limit(_CACHE_BYTES)
     try:
-        loaded: Any = utils.load(str(folder), lazy=True, return_config=True)
-        model, tokenizer, config = loaded
+        model, tokenizer, config = mlx_lm_compat.load_lazily(str(folder))
         for done, total in _materialize(model):
             progress(done, total)
-    except MemoryError:
+    except (MemoryError, Unloadable):
         raise
     except (FileNotFoundError, NotADirectoryError) as error:
         raise Unloadable(_reason(error)) from None
@@ -115,7 +67,7 @@ def load(folder: Path, context: int, progress: Callable[[int, int], None]) -> Mo
     own = _context(config)
     sampling = _generation_config(folder)
     greedy = sampling.get("do_sample") is False
-    return Model(
+    return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         context=min(context, own) if context else own,

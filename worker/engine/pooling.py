@@ -1,4 +1,5 @@
-"""What a folder's sentence-transformers files say about embeddings: whether, and how to pool. Pure."""
+"""What a folder's sentence-transformers files say about embeddings: whether, and how to pool.
+Pure."""
 
 from __future__ import annotations
 
@@ -12,18 +13,18 @@ _MODES: Mapping[str, Pooling] = {"lasttoken": "last", "mean": "mean", "mean_toke
 _MODE_FLAG = "pooling_mode_"
 
 
-class Unfit(Exception):
+class NoEmbeddings(Exception):
     """No embeddings can be had from these files; the message says why."""
 
 
 def pooling_of(folder: Path) -> Pooling:
-    """How the model's makers pool. Raises Unfit."""
+    """How the model's makers pool. Raises NoEmbeddings."""
     config = _read(folder / "config.json")
     if not isinstance(config, dict):
         config = {}
     if config.get("is_causal") is False or config.get("use_bidirectional_attention"):
         # mlx-lm would run it causally all the same, and the vectors would be worthless.
-        raise Unfit("its attention looks both ways, which mlx-lm does not do")
+        raise NoEmbeddings("its attention looks both ways, which mlx-lm does not do")
     where = "1_Pooling"
     modules = _read(folder / "modules.json")
     if isinstance(modules, list):
@@ -34,16 +35,18 @@ def pooling_of(folder: Path) -> Pooling:
             if kind == "Pooling":
                 poolings.append(str(table.get("path", where)))
             elif kind not in ("Transformer", "Normalize"):
-                raise Unfit(f'its files ask for the module "{kind[:50]}", which is not supported')
+                raise NoEmbeddings(
+                    f'its files ask for the module "{kind[:50]}", which is not supported'
+                )
         if len(poolings) != 1:
-            raise Unfit("its modules.json does not name one pooling")
+            raise NoEmbeddings("its modules.json does not name one pooling")
         where = poolings[0]
     pooling = _read(folder / where / "config.json")
     if isinstance(pooling, dict):
         return _mode(pooling)
     if _is_bare_conversion(folder):
         return "last"
-    raise Unfit(
+    raise NoEmbeddings(
         "it has no 1_Pooling/config.json, with which embedding models say how to pool (if it is a "
         "conversion of one, copy modules.json and 1_Pooling from the original)"
     )
@@ -59,12 +62,12 @@ def _mode(pooling: Mapping[str, Any]) -> Pooling:
     if len(modes) == 1 and (known := _MODES.get(str(modes[0]))):
         return known
     asked = " and ".join(str(mode)[:30] for mode in modes[:3]) or "nothing"
-    raise Unfit(f"its files ask for {asked} as pooling; lasttoken and mean are supported")
+    raise NoEmbeddings(f"its files ask for {asked} as pooling; lasttoken and mean are supported")
 
 
 def _is_bare_conversion(folder: Path) -> bool:
-    """Whether this is an embedding model that lost its pooling on the way through mlx-lm's converter,
-    which copies no sentence-transformers files.
+    """Whether this is an embedding model that lost its pooling on the way through mlx-lm's
+    converter, which copies no sentence-transformers files.
 
     Two signs together: it is called so, and its tokenizer ends each text with a special token, for
     which only pooling on that token has any use.

@@ -147,8 +147,8 @@ def flip(keys: mx.array) -> mx.array:
     return _flip_rows(keys)[:, None]
 
 
-# `categorical` over [1, V] uses its key otherwise than over [V]; vmap of the latter is bit-identical
-# to a row alone.
+# `categorical` over [1, V] uses its key otherwise than over [V]; vmap of the latter is
+# bit-identical to a row alone.
 _draw_rows = mx.vmap(lambda row, key: mx.random.categorical(row, key=key))
 _flip_rows = mx.vmap(lambda key: mx.random.uniform(key=key))
 

@@ -1,9 +1,9 @@
 """The MLX thread: one thread that loads, generates and frees, driven through a queue.
 
 Streams and lazy arrays belong to the thread that made them, so nothing else may touch MLX. The
-thread runs any `Engine`; `worker.engine.batch` holds the real one, tests bring one that follows a script.
-The end of this thread is the end of the process: what an exception inside a step leaves behind is
-undefined, and a worker that lives without its engine would be a zombie.
+thread runs any `Engine`; `worker.engine.batch` holds the real one, tests bring one that follows a
+script. The end of this thread is the end of the process: what an exception inside a step leaves
+behind is undefined, and a worker that lives without its engine would be a zombie.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from supervisor.wire.progress import ProgressRecord
 
 log = logging.getLogger("bulkhead.worker")
 
-LAST = (End, Embedded, Failed)
+FINAL_FRAMES = (End, Embedded, Failed)
 """Frames after which nothing follows."""
 EXIT_ENGINE_DIED = 70
 """Exit status of a worker whose engine raised (EX_SOFTWARE)."""
@@ -43,7 +43,7 @@ class Unloadable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadResult:
     """What a load found out. `memory_bytes` is what MLX holds; `context` is in tokens."""
 
     memory_bytes: int
@@ -67,10 +67,11 @@ class Constraint(Protocol):
         """The output's next token. A token that was not allowed is tolerated: steps run ahead."""
 
 
-class Grammar(Constraint, Protocol):
-    """A `Constraint` that knows whether the output is a whole answer; `worker.grammar` makes them."""
+class OutputConstraint(Constraint, Protocol):
+    """A `Constraint` that knows whether the output is a whole answer; `worker.grammar` makes
+    them."""
 
-    def fault(self, *, called: bool) -> BulkheadError | None:
+    def incomplete_error(self, *, called: bool) -> BulkheadError | None:
         """Why the output is no whole answer, though the model ended it; None = it is one. `called`:
         the transcript found calls in it."""
 
@@ -86,7 +87,7 @@ class Prepared:
 
     prompt: Sequence[int] = ()
     echo: str = ""
-    constraint: Grammar | None = None
+    constraint: OutputConstraint | None = None
     transcript: Any = None
     end: End | None = None
     inputs: Sequence[Sequence[int]] = ()
@@ -123,7 +124,7 @@ class Engine(Protocol):
     def warm_up(self) -> None:
         """Import what takes long. On any thread, and more than once."""
 
-    def load(self, load: Load, progress: Callable[[int, int], None]) -> Loaded:
+    def load(self, load: Load, progress: Callable[[int, int], None]) -> LoadResult:
         """Bring the weights into memory, telling (bytes done, bytes in all).
 
         Raises Unloadable when no retry can help; any other exception ends the process.
@@ -161,7 +162,8 @@ class Engine(Protocol):
 
 
 class EngineThread:
-    """Runs an Engine. `post`, `submit`, `pause`, `cancel`, `close` may be called from any thread."""
+    """Runs an Engine. `post`, `submit`, `pause`, `cancel`, `close` may be called from any
+    thread."""
 
     def __init__(
         self,
@@ -170,7 +172,7 @@ class EngineThread:
         post: Callable[[Callable[[], None]], object],
         on_warm: Callable[[], None],
         on_progress: Callable[[int, int], None],
-        on_loaded: Callable[[Loaded], None],
+        on_loaded: Callable[[LoadResult], None],
         on_unloadable: Callable[[str], None],
         on_closed: Callable[[], None],
     ) -> None:
@@ -195,16 +197,16 @@ class EngineThread:
         self._commands.put(lambda: self._load(load))
 
     def submit(self, job: Job) -> None:
-        self._commands.put(lambda: self._continue(self._engine.insert, job))
+        self._commands.put(lambda: self._with_job(self._engine.insert, job))
 
     def cancel(self, job: Job) -> None:
-        self._commands.put(lambda: self._continue(self._forget, job))
+        self._commands.put(lambda: self._with_job(self._cancel, job))
 
     def pause(self, job: Job) -> None:
-        self._commands.put(lambda: self._continue(self._pause, job))
+        self._commands.put(lambda: self._with_job(self._pause, job))
 
     def unpause(self, job: Job) -> None:
-        self._commands.put(lambda: self._continue(self._engine.unpause, job))
+        self._commands.put(lambda: self._with_job(self._engine.unpause, job))
 
     def shrink(self) -> None:
         """Give back what is only kept for later, between two steps."""
@@ -220,7 +222,7 @@ class EngineThread:
         try:
             self._engine.warm_up()
             self._post(self._on_warm)
-            while self._obey():
+            while self._run_commands():
                 self._record.begin()
                 outputs = self._engine.step()
                 begun = [self._deliver(job, frames) for job, frames in outputs]
@@ -239,7 +241,7 @@ class EngineThread:
             finally:
                 os._exit(EXIT_ENGINE_DIED)  # on a full disk as well
 
-    def _obey(self) -> bool:
+    def _run_commands(self) -> bool:
         """Carry out commands, waiting for one while there is nothing to generate."""
         while not self._engine.busy or not self._commands.empty():
             if not self._commands.get()():
@@ -252,7 +254,7 @@ class EngineThread:
         job.begun = job.begun or begins
         self._record.made(sum(not isinstance(frame, (Progress, Failed)) for frame in frames))
         job.sink.send(frames)
-        if isinstance(frames[-1], LAST):
+        if isinstance(frames[-1], FINAL_FRAMES):
             job.sink.close()
         return begins
 
@@ -260,11 +262,11 @@ class EngineThread:
         if frames := self._engine.pause(job):
             self._deliver(job, frames)
 
-    def _forget(self, job: Job) -> None:
+    def _cancel(self, job: Job) -> None:
         self._engine.remove(job)
         job.sink.close()
 
-    def _continue(self, act: Callable[[Job], None], job: Job) -> bool:
+    def _with_job(self, act: Callable[[Job], None], job: Job) -> bool:
         self._record.begin()
         act(job)
         self._record.end()

@@ -7,11 +7,11 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from worker.grammar.walk import items, members
+from worker.grammar.subschemas import items, members
 
 MAX_CHOICES = 1000
-"""Property names that may come next in the objects of alternatives. 1,000 of 100 objects took 35 ms at
-150,000 tokens, 5,000 of 500 a second; all other rows of the batch wait for it."""
+"""Property names that may come next in the objects of alternatives. 1,000 of 100 objects took 35 ms
+at 150,000 tokens, 5,000 of 500 a second; all other rows of the batch wait for it."""
 _MAX_STEPS = 100_000
 
 Resolve = Callable[[str], object]
@@ -19,7 +19,7 @@ _Parts = tuple[Any, ...]
 """Schemas that hold together."""
 
 
-class Choices:
+class ChoiceCounter:
     """Counts them over the alternatives of one schema at a time, however they are nested."""
 
     def __init__(self, resolve: Resolve) -> None:
@@ -42,8 +42,8 @@ class Choices:
             if self._steps > _MAX_STEPS:
                 return True
             # What differs in the value that comes first is told apart by it.
-            apart: defaultdict[str, list[_Told]] = defaultdict(list)
-            for each in map(_Told, alternatives):
+            apart: defaultdict[str, list[_Alternative]] = defaultdict(list)
+            for each in map(_Alternative, alternatives):
                 apart[each.tag].append(each)
             untold = apart.pop("", [])
             groups = [[*untold, *same] for same in apart.values()] or [untold]
@@ -56,8 +56,8 @@ class Choices:
         return False
 
     def _alternatives(self, parts: _Parts) -> list[_Parts]:
-        """The objects and arrays that schemas which hold together leave as alternatives, each again as
-        schemas which hold together."""
+        """The objects and arrays that schemas which hold together leave as alternatives, each again
+        as schemas which hold together."""
         found: list[_Parts] = []
         todo: list[tuple[_Parts, _Parts, frozenset[int]]] = [((), parts, frozenset())]
         while todo and len(found) <= MAX_CHOICES:
@@ -94,9 +94,9 @@ class Choices:
         return found
 
 
-class _Told:
-    """What an alternative has to say about its members. `tag`: by which first member's value it is told
-    from others, "" = by none. `names`: of how many the next may be chosen."""
+class _Alternative:
+    """What an alternative has to say about its members. `tag`: by which first member's value it is
+    told from others, "" = by none. `names`: of how many the next may be chosen."""
 
     def __init__(self, parts: _Parts) -> None:
         self.parts = parts
@@ -129,7 +129,8 @@ def _fixed(schemas: Sequence[Any]) -> str:
 
 
 def _is_container(parts: _Parts) -> bool:
-    """Whether objects or arrays are among the instances; all else llguidance has as one expression."""
+    """Whether objects or arrays are among the instances; all else llguidance has as one
+    expression."""
     for part in parts:
         if not isinstance(part, dict):
             return False
@@ -141,7 +142,7 @@ def _is_container(parts: _Parts) -> bool:
     return True
 
 
-def _shared(group: Sequence[_Told]) -> list[list[_Parts]]:
+def _shared(group: Sequence[_Alternative]) -> list[list[_Parts]]:
     """What several alternatives have in the same place."""
     found: defaultdict[str, list[_Parts]] = defaultdict(list)
     for each in group:

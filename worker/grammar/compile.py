@@ -5,43 +5,45 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import Any
 
 from supervisor.errors import UnsupportedValue
 from supervisor.wire.frames import Chat, Generate
-from worker.grammar import calls
-from worker.grammar.answer import Grammar
-from worker.grammar.follow import Compiled, Follower
-from worker.grammar.native import Native
-from worker.grammar.refusals import IMPOSSIBLE, Part, refusal, refused
+from worker.grammar import call_rules
+from worker.grammar.answer_constraint import AnswerConstraint
+from worker.grammar.call_constraint import CallConstraint
+from worker.grammar.matcher import CompiledGrammar, GrammarMatcher
+from worker.grammar.refusals import IMPOSSIBLE, SchemaPart, explain_refusal, refusal_at
 from worker.grammar.schema import compilable, parsed
 from worker.grammar.vocabulary import Vocabulary
-from worker.output.preamble import Marks, Preamble
-from worker.output.text import Decoder
-from worker.output.tools.answer import Answer
-from worker.output.tools.calls import Calls
-from worker.output.tools.formats import Formats
-from worker.output.tools.forms import Forced, gates, promises
+from worker.output.parts import AnswerParts
+from worker.output.preamble import MarkerTokens, Preamble
+from worker.output.text import TokenDecoder
+from worker.output.tools.answer_format import AnswerFormat
+from worker.output.tools.call_forms import ForcedForm, call_json, is_strict
+from worker.output.tools.calls import CallCollector
+from worker.prompt.tokenizer import ModelTokenizer
 
 SCHEMA = "response_format.json_schema.schema"
 _CACHED = 64
 """Compiled grammars kept. Nearly all clients use a few schemas over and over."""
 
 
-class Grammars:
+class ConstraintCompiler:
     """Compiles the grammars of one model. One thread at a time."""
 
-    def __init__(self, wrapper: Any, vocab_size: int) -> None:
-        """`wrapper` is mlx-lm's TokenizerWrapper, `vocab_size` the width of the logits."""
-        self._wrapper = wrapper
+    def __init__(self, tokenizer: ModelTokenizer, vocab_size: int) -> None:
+        """`vocab_size` is the width of the logits."""
+        self._tokenizer = tokenizer
         self._size = vocab_size
         self._vocabulary: Vocabulary | UnsupportedValue | None = None
-        self._marks = Marks(wrapper)
-        self._gates = gates(wrapper)
-        self._formats: Formats | None = None
-        self._cache: OrderedDict[bytes, Compiled] = OrderedDict()
+        self._markers = MarkerTokens(tokenizer)
+        self._call_json = call_json(tokenizer)
+        self._formats: AnswerFormat | None = None
+        self._cache: OrderedDict[bytes, CompiledGrammar] = OrderedDict()
 
-    def compile(self, request: Generate, prompt: Sequence[int] = ()) -> Grammar | Native | None:
+    def compile(
+        self, request: Generate, prompt: Sequence[int] = ()
+    ) -> AnswerConstraint | CallConstraint | None:
         """The constraint of a request's output, None if it has none.
 
         `prompt` are the prompt's tokens. The model's first call takes seconds, a schema's first up
@@ -54,18 +56,18 @@ class Grammars:
             return self._structured(request, prompt)
         return self._native(request, prompt)
 
-    def _forced(self, request: Generate, prompt: Sequence[int]) -> Grammar:
+    def _forced(self, request: Generate, prompt: Sequence[int]) -> AnswerConstraint:
         """Calls alone."""
         vocabulary = self._known("tools")
-        rules, parts = self._calls(request, self._marks.forced)
+        rules, parts = self._calls(request, self._markers.forced)
         compiled = self._compiled(vocabulary, "start: calls\n" + rules, parts)
-        lead = self._lead(request, prompt)
-        return Grammar(vocabulary, Follower(compiled), lead, param="tools")
+        preamble = self._preamble(request, prompt)
+        return AnswerConstraint(vocabulary, GrammarMatcher(compiled), preamble, param="tools")
 
-    def _structured(self, request: Generate, prompt: Sequence[int]) -> Grammar:
+    def _structured(self, request: Generate, prompt: Sequence[int]) -> AnswerConstraint:
         """An answer under a schema, or calls."""
         assert request.structure is not None
-        may_call, form = request.calling is not None, self._marks.form
+        may_call, form = request.calling is not None, self._markers.form
         if may_call and form is None:
             raise UnsupportedValue(
                 "`response_format` can't be combined with `tools` for this model: its tool calls "
@@ -74,72 +76,76 @@ class Grammars:
             )
         schema = compilable(parsed(request.structure.schema, SCHEMA), SCHEMA)
         vocabulary = self._known("response_format")
-        rules, part = f"start: json\njson: %json {schema}\n", Part(schema, SCHEMA)
+        rules, part = f"start: json\njson: %json {schema}\n", SchemaPart(schema, SCHEMA)
         compiled = self._compiled(vocabulary, rules, [part])
         if may_call and form == "hermes":
             # The schema was compiled alone, too: what is wrong with it is not the tools' fault.
             rules = rules.replace("start: json", "start: json | calls")
             more, parts = self._calls(request, "hermes")
             compiled = self._compiled(vocabulary, rules + more, [*parts, part])
-        return Grammar(
+        return AnswerConstraint(
             vocabulary,
-            Follower(compiled),
-            self._lead(request, prompt),
-            call=self._marks.call if may_call and form == "marked" else -1,
+            GrammarMatcher(compiled),
+            self._preamble(request, prompt),
+            call=self._markers.call if may_call and form == "marked" else -1,
             native=self._native(request, prompt) if form != "hermes" else None,
         )
 
-    def _native(self, request: Generate, prompt: Sequence[int]) -> Native | None:
+    def _native(self, request: Generate, prompt: Sequence[int]) -> CallConstraint | None:
         """An answer in the model's own words, if there are strict tools to be called in it."""
-        calling, gates = request.calling, self._gates
-        if calling is None or gates is None or not isinstance(request.prompt, Chat):
+        calling, call_json = request.calling, self._call_json
+        if calling is None or call_json is None or not isinstance(request.prompt, Chat):
             return None
         shown = request.prompt.tools
-        if not any(map(promises, shown)):
+        if not any(map(is_strict, shown)):
             return None
         if self._vocabulary is None:
-            self._vocabulary = _vocabulary(self._wrapper, self._size)
+            self._vocabulary = _vocabulary(self._tokenizer, self._size)
         if isinstance(self._vocabulary, UnsupportedValue):
             return None  # as for a model whose calls are no JSON
         vocabulary = self._vocabulary
-        found = calls.tools(request, enforced=False)
+        found = call_rules.tools(request, enforced=False)
         rules = {
-            gate: self._compiled(vocabulary, text, [Part(t.schema, t.place) for t in tools])
-            for gate, (text, tools) in calls.gated(found, gates).items()
+            json_expected: self._compiled(
+                vocabulary, text, [SchemaPart(t.schema, t.place) for t in tools]
+            )
+            for json_expected, (text, tools) in call_rules.call_json_rules(found, call_json).items()
         }
         if self._formats is None:
-            self._formats = Formats(self._wrapper)
-        answer = Answer((), Calls(parallel=True), behind_marker=False)
-        machine = self._formats.machine(
+            self._formats = AnswerFormat(self._tokenizer)
+        answer = AnswerParts((), CallCollector(parallel=True), behind_marker=False)
+        parser = self._formats.parser(
             answer,
             calling=calling,
             tools=shown,
-            reasoning=self._marks.ending(prompt) == "inside",
+            reasoning=self._markers.prompt_ending(prompt) == "inside",
         )
-        decoder = Decoder(self._wrapper.detokenizer)
-        return Native(vocabulary, decoder, machine, answer, rules, gates.markers)
+        decoder = TokenDecoder(self._tokenizer.detokenizer)
+        return CallConstraint(vocabulary, decoder, parser, answer, rules, call_json.markers)
 
     def _known(self, param: str) -> Vocabulary:
         if self._vocabulary is None:
-            self._vocabulary = _vocabulary(self._wrapper, self._size)
+            self._vocabulary = _vocabulary(self._tokenizer, self._size)
         if isinstance(self._vocabulary, UnsupportedValue):
             raise UnsupportedValue(self._vocabulary.message, param=param)
         return self._vocabulary
 
-    def _lead(self, request: Generate, prompt: Sequence[int]) -> Preamble | None:
-        return self._marks.lead(request, prompt) if isinstance(request.prompt, Chat) else None
+    def _preamble(self, request: Generate, prompt: Sequence[int]) -> Preamble | None:
+        return self._markers.preamble(request, prompt) if isinstance(request.prompt, Chat) else None
 
-    def _compiled(self, vocabulary: Vocabulary, rules: str, parts: Sequence[Part]) -> Compiled:
+    def _compiled(
+        self, vocabulary: Vocabulary, rules: str, parts: Sequence[SchemaPart]
+    ) -> CompiledGrammar:
         """A grammar of the cache. `parts` are the schemas in it. Raises InvalidValue or
         UnsupportedValue."""
         key = hashlib.sha256(rules.encode()).digest()
         found = self._cache.get(key)
         if found is None:
-            found = Compiled(vocabulary, rules)
+            found = CompiledGrammar(vocabulary, rules)
             if found.error:
-                raise refusal(found.error, parts)
+                raise explain_refusal(found.error, parts)
             if found.is_empty:
-                raise refused(IMPOSSIBLE, parts[0].place)
+                raise refusal_at(IMPOSSIBLE, parts[0].place)
             self._cache[key] = found
             if len(self._cache) > _CACHED:
                 self._cache.popitem(last=False)
@@ -147,20 +153,22 @@ class Grammars:
             self._cache.move_to_end(key)
         return found
 
-    def _calls(self, request: Generate, form: Forced) -> tuple[str, list[Part]]:
+    def _calls(self, request: Generate, form: ForcedForm) -> tuple[str, list[SchemaPart]]:
         """The rule `calls`, and the schemas in it."""
         assert request.calling is not None
-        tools = calls.tools(request, enforced=True)
-        rules = calls.forced(tools, self._marker, form=form, several=request.calling.parallel)
-        return rules, [Part(tool.schema, tool.place) for tool in tools]
+        tools = call_rules.tools(request, enforced=True)
+        rules = call_rules.forced_rules(
+            tools, self._marker, form=form, several=request.calling.parallel
+        )
+        return rules, [SchemaPart(tool.schema, tool.place) for tool in tools]
 
     def _marker(self, text: str) -> str:
-        token = self._wrapper.get_vocab().get(text)
-        return calls.literal(text) if token is None else f"<[{token}]>"
+        token = self._tokenizer.get_vocab().get(text)
+        return call_rules.literal(text) if token is None else f"<[{token}]>"
 
 
-def _vocabulary(wrapper: Any, size: int) -> Vocabulary | UnsupportedValue:
+def _vocabulary(tokenizer: ModelTokenizer, size: int) -> Vocabulary | UnsupportedValue:
     try:
-        return Vocabulary(wrapper, size)
+        return Vocabulary(tokenizer, size)
     except UnsupportedValue as error:
         return error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from worker.grammar.walk import LISTS, MAPS
+from worker.grammar.subschemas import LISTS, MAPS
 
 
 def _words(text: str) -> frozenset[str]:
@@ -31,8 +31,8 @@ NARROWED = {
     "date-time": _DATE + "[^:]*:[^:]*:[0-5]",
     "time": "^[^:]*:[^:]*:[0-5]",
 }
-"""Patterns that hold beside llguidance's: it lets a February of any year have 29 days and any minute
-61 seconds, and has a year 0, which few calendars have."""
+"""Patterns that hold beside llguidance's: it lets a February of any year have 29 days and any
+minute 61 seconds, and has a year 0, which few calendars have."""
 FORMATS = _words("date date-time duration email hostname ipv4 ipv6 time uuid uri")
 
 IN_PLACE = frozenset(("allOf", "anyOf", "oneOf", "$ref", "const", "enum"))

@@ -16,7 +16,8 @@ _NEXT = 1e-9
 
 
 def count(value: object) -> int | None:
-    """The whole number that a schema's `maxLength` and its like must be: 2.0 is one. None = it is not."""
+    """The whole number that a schema's `maxLength` and its like must be: 2.0 is one. None = it is
+    not."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
@@ -31,9 +32,9 @@ def digits(value: float) -> int:
 
 
 def list_multiples(schema: dict[str, Any]) -> None:
-    """Of a number with a few multiples of `multipleOf` within its bounds: these as an `enum`. Of others
-    the bounds become multiples. llguidance divides doubles (0.3 / 0.1 < 3), and takes 0.1 for no
-    number above 0.05, which has more digits."""
+    """Of a number with a few multiples of `multipleOf` within its bounds: these as an `enum`. Of
+    others the bounds become multiples. llguidance divides doubles (0.3 / 0.1 < 3), and takes 0.1
+    for no number above 0.05, which has more digits."""
     low, high = _range(schema)
     step = schema.get("multipleOf")
     if step is None or (low is None and high is None):
@@ -67,7 +68,8 @@ def list_multiples(schema: dict[str, Any]) -> None:
 
 def close_bounds(schema: dict[str, Any], *, merged: bool) -> None:
     """Make exclusive bounds inclusive where llguidance would let them pass: a whole number, if the
-    other bound lies within the same unit, as in 0 < x ≤ 0.5. `merged`: another schema may add one."""
+    other bound lies within the same unit, as in 0 < x ≤ 0.5. `merged`: another schema may add
+    one."""
     low, high = _range(schema)
     narrow = low is not None and high is not None and high[0] - low[0] < 1
     for keyword, tightest, sign, other in (

@@ -14,23 +14,23 @@ from typing import Any, NamedTuple
 import llguidance
 
 from supervisor.errors import ClientError, InvalidValue, UnsupportedValue
-from worker.grammar.follow import UNFORCED, deep, limits
-from worker.grammar.reader import param
+from worker.grammar.checker import param
+from worker.grammar.matcher import UNFORCED, limits, with_deep_stack
 from worker.grammar.schema import OPTIONS
-from worker.grammar.walk import inside, resolve
+from worker.grammar.subschemas import inside, resolve
 
 _MOST_TEXT = 500_000
 """Characters of schemas that are compiled to find a place: 0.5 s."""
 
 
-class Part(NamedTuple):
+class SchemaPart(NamedTuple):
     """A schema in a grammar, as `compilable` made it, and its place in the request."""
 
     schema: str
     place: str
 
 
-class Reason(NamedTuple):
+class RefusalReason(NamedTuple):
     """Why llguidance refuses. `broken`: the schema is at fault, and not what a grammar can express.
     `detail`: which bounds exclude each other."""
 
@@ -39,44 +39,48 @@ class Reason(NamedTuple):
     detail: str = ""
 
 
-IMPOSSIBLE = Reason("no JSON value is valid under it", broken=True)
+IMPOSSIBLE = RefusalReason("no JSON value is valid under it", broken=True)
 _REASONS = (
     (
         r"oneOf constraints",
-        Reason(
+        RefusalReason(
             "it can't be shown that the alternatives of a `oneOf` exclude each other; use `anyOf`"
         ),
     ),
     (r"Unsatisfiable|NoExtension", IMPOSSIBLE),
     (
         r"look-around|lookarounds",
-        Reason("a pattern with look-around or word boundaries is not supported"),
+        RefusalReason("a pattern with look-around or word boundaries is not supported"),
     ),
-    (r"backreference", Reason("a pattern with backreferences is not supported")),
+    (r"backreference", RefusalReason("a pattern with backreferences is not supported")),
     (
-        r"error: (unclosed|unopened|repetition|invalid (repetition|character)|empty|nested|the rep)",
-        Reason("a pattern is not a regular expression", broken=True),
+        r"error: (unclosed|unopened|repetition|invalid (repetition|character)|empty|nested"
+        r"|the rep)",
+        RefusalReason("a pattern is not a regular expression", broken=True),
     ),
-    (r"regex parse error", Reason("a pattern has an escape or a group that is not supported")),
+    (
+        r"regex parse error",
+        RefusalReason("a pattern has an escape or a group that is not supported"),
+    ),
     (
         r"are not disjoint",
-        Reason("it can't be shown that no name matches two of the `patternProperties`"),
+        RefusalReason("it can't be shown that no name matches two of the `patternProperties`"),
     ),
     (
         r"min/maxProperties",
-        Reason("`minProperties` and `maxProperties` need all `properties` to be `required`"),
+        RefusalReason("`minProperties` and `maxProperties` need all `properties` to be `required`"),
     ),
-    (r"Unable to determine if regex is empty", Reason("a pattern is too complex")),
-    (r"too (large|big|many|complex)|exceed|limit|fuel|panic", Reason("it is too large")),
+    (r"Unable to determine if regex is empty", RefusalReason("a pattern is too complex")),
+    (r"too (large|big|many|complex)|exceed|limit|fuel|panic", RefusalReason("it is too large")),
 )
 _CROSSED = re.compile(
-    r"m\w+ \([\d.eE+-]+\) is greater than m\w+ \([\d.eE+-]+\)|range \[[^\]]*\] does not contain a multiple"
-    r" of [\d.eE+-]+"
+    r"m\w+ \([\d.eE+-]+\) is greater than m\w+ \([\d.eE+-]+\)"
+    r"|range \[[^\]]*\] does not contain a multiple of [\d.eE+-]+"
 )
-_OTHER = Reason("it can't be turned into a grammar")
+_OTHER = RefusalReason("it can't be turned into a grammar")
 
 
-def told(error: str) -> Reason:
+def reason_for(error: str) -> RefusalReason:
     """The reason in llguidance's own words."""
     # What follows is the grammar.
     error = error.split("\n   1 | ")[0]
@@ -85,17 +89,17 @@ def told(error: str) -> Reason:
     return reason._replace(detail=f": {crossed[0]}") if crossed else reason
 
 
-def refusal(error: str, parts: Sequence[Part]) -> ClientError:
+def explain_refusal(error: str, parts: Sequence[SchemaPart]) -> ClientError:
     """Why a grammar with these schemas in it is refused, for which llguidance said `error`."""
     for part in parts:
         root = json.loads(part.schema)
         if reason := _alone(root, root):
             reason, path = _innermost(root, reason)
-            return refused(reason, f"{part.place}{path}"[:240])
-    return refused(told(error), parts[0].place)
+            return refusal_at(reason, f"{part.place}{path}"[:240])
+    return refusal_at(reason_for(error), parts[0].place)
 
 
-def refused(reason: Reason, place: str) -> ClientError:
+def refusal_at(reason: RefusalReason, place: str) -> ClientError:
     kind = InvalidValue if reason.broken else UnsupportedValue
     return kind(
         f"This schema can't be enforced: {reason.words}{reason.detail} (at {place}).",
@@ -103,8 +107,9 @@ def refused(reason: Reason, place: str) -> ClientError:
     )
 
 
-def _innermost(root: dict[str, Any], reason: Reason) -> tuple[Reason, str]:
-    """The reason of the innermost part of a schema that is refused for it by itself, and the path."""
+def _innermost(root: dict[str, Any], reason: RefusalReason) -> tuple[RefusalReason, str]:
+    """The reason of the innermost part of a schema that is refused for it by itself, and the
+    path."""
     path, here = "", root
     left = _MOST_TEXT
     seen = {id(root)}
@@ -134,11 +139,11 @@ def _parts(root: dict[str, Any], schema: dict[str, Any]) -> list[tuple[str, obje
 _SHARED = ("$defs", "definitions")
 
 
-def _alone(part: dict[str, Any], root: dict[str, Any]) -> Reason | None:
+def _alone(part: dict[str, Any], root: dict[str, Any]) -> RefusalReason | None:
     """Why llguidance refuses a part of a schema alone; None = it does not."""
     shared = {key: root[key] for key in (OPTIONS, *_SHARED) if key in root}
     text = json.dumps({**part, **shared})
     grammar = llguidance.LLMatcher.grammar_from_lark(f"{UNFORCED}start: %json {text}\n")
-    error = deep(lambda: llguidance.LLMatcher.validate_grammar(grammar, limits=limits()))
+    error = with_deep_stack(lambda: llguidance.LLMatcher.validate_grammar(grammar, limits=limits()))
     # Warnings are about what `lenient` leaves out.
-    return told(error) if error and not error.startswith("WARNING") else None
+    return reason_for(error) if error and not error.startswith("WARNING") else None

@@ -1,4 +1,5 @@
-"""Which JSON Schemas are served: read, bounded, and told apart from those that would be half obeyed.
+"""Which JSON Schemas are served: read, bounded, and told apart from those that would be half
+obeyed.
 
 llguidance turns a schema into a grammar and refuses most of what it can't express. What is refused
 here besides is of three kinds: keywords and combinations of which it would let wrong answers pass
@@ -13,7 +14,7 @@ import json
 from typing import Any
 
 from supervisor.errors import InvalidValue
-from worker.grammar.reader import Reader, param
+from worker.grammar.checker import SchemaChecker, param
 
 MAX_TEXT = 256 * 1024
 """Characters of a schema. Reading and compiling cost time for which other requests wait."""
@@ -46,7 +47,7 @@ def compilable(schema: object, path: str, *, lenient: bool = False) -> str:
             param=param(path),
         )
     schema = copied(schema, path)
-    Reader(schema, path, lenient).read()
+    SchemaChecker(schema, path, lenient).check()
     # Every schema is read as draft 2020-12, and what a client sets in x-guidance could undo bounds.
     options = _OPTIONS | {"lenient": True, "coerce_one_of": True} if lenient else _OPTIONS
     root = {key: value for key, value in schema.items() if key not in ("$schema", "$id", OPTIONS)}

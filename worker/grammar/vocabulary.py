@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import llguidance
 import llguidance.hf
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from supervisor.errors import UnsupportedValue
+from worker.prompt.tokenizer import ModelTokenizer
 
 Mask = NDArray[np.int32]
 """Packed: int32 [words], least significant bit first; bit i says that token i may come next."""
@@ -24,17 +25,15 @@ _OPENER = re.compile(r"[\s;,\[]*\{")
 class Vocabulary:
     """What one model's grammars share. `words` int32 words hold a mask."""
 
-    def __init__(self, wrapper: Any, size: int) -> None:
-        """`wrapper` is mlx-lm's TokenizerWrapper, `size` the width of the logits.
-
-        Takes 1.4 s for 150,000 tokens, outside the GIL. Raises UnsupportedValue.
-        """
-        self._compiled = _tokenizer(wrapper, size)
-        self.eos = sorted(int(token) for token in wrapper.eos_token_ids if 0 <= token < size)
+    def __init__(self, tokenizer: ModelTokenizer, size: int) -> None:
+        """`size` is the width of the logits. Takes 1.4 s for 150,000 tokens, outside the GIL.
+        Raises UnsupportedValue."""
+        self._compiled = _tokenizer(tokenizer, size)
+        self.eos = sorted(int(token) for token in tokenizer.eos_token_ids if 0 <= token < size)
         self.size = size
         self.words = (size + 31) // 32
         self._executor = llguidance.LLExecutor(num_threads=_THREADS)
-        self._tokens = range(min(len(wrapper), size))
+        self._tokens = range(min(len(tokenizer), size))
         self.ending = self.mask(self.eos)
         self.text = self.mask(self._tokens) & ~self.ending
         self.blanks = frozenset(
@@ -47,7 +46,7 @@ class Vocabulary:
         self.blank = self.mask(self.blanks)
         self._texts: dict[str, list[tuple[int, str]]] = {}
         self._openers: tuple[Mask, frozenset[int]] | None = None
-        self._beyond: dict[tuple[tuple[str, ...], str], Mask] = {}
+        self._past_markers: dict[tuple[tuple[str, ...], str], Mask] = {}
 
     def mask(self, tokens: Iterable[int]) -> Mask:
         """A mask that allows `tokens`."""
@@ -59,7 +58,7 @@ class Vocabulary:
         """A matcher, perhaps in an error state."""
         return llguidance.LLMatcher(self._compiled, grammar, log_level=0, limits=limits)
 
-    def fill(self, matchers: Sequence[tuple[llguidance.LLMatcher, int]], masks: Mask) -> None:
+    def fill_masks(self, matchers: Sequence[tuple[llguidance.LLMatcher, int]], masks: Mask) -> None:
         """Write each matcher's mask to its row of `masks`, int32 [rows, `width`]."""
         if len(matchers) == 1:
             matcher, row = matchers[0]
@@ -67,13 +66,13 @@ class Vocabulary:
         elif matchers:
             llguidance.numpy.fill_next_token_bitmask_par(self._executor, list(matchers), masks)
 
-    def next(self, matcher: llguidance.LLMatcher) -> Mask:
+    def next_mask(self, matcher: llguidance.LLMatcher) -> Mask:
         """One matcher's mask."""
         rows = np.zeros((1, self.width), np.int32)
-        self.fill([(matcher, 0)], rows)
-        return self.own(rows[0])
+        self.fill_masks([(matcher, 0)], rows)
+        return self.trimmed(rows[0])
 
-    def own(self, row: Mask) -> Mask:
+    def trimmed(self, row: Mask) -> Mask:
         """A copy of a row that llguidance has written, without tokens that have no logit."""
         mask = row[: self.words].copy()
         if self.size % 32:
@@ -95,21 +94,21 @@ class Vocabulary:
             self._openers = self.mask(found), found
         return self._openers
 
-    def beyond(self, markers: tuple[str, ...], tail: str) -> Mask:
+    def past_markers(self, markers: tuple[str, ...], tail: str) -> Mask:
         """The tokens in which one of `markers` would end before they do, after the text `tail`."""
         longest = max(map(len, markers)) - 1
         tail = tail[-longest:]
         while tail and not any(marker.startswith(tail) for marker in markers):
             tail = tail[1:]
-        if (markers, tail) not in self._beyond:
+        if (markers, tail) not in self._past_markers:
             found = {
                 token
                 for marker in markers
                 for token, text in self._with(marker[-1])
                 if 0 <= (tail + text).find(marker) < len(tail + text) - len(marker)
             }
-            self._beyond[markers, tail] = self.mask(found)
-        return self._beyond[markers, tail]
+            self._past_markers[markers, tail] = self.mask(found)
+        return self._past_markers[markers, tail]
 
     def _with(self, letter: str) -> list[tuple[int, str]]:
         """The tokens that have the letter in them, and their texts."""
@@ -124,20 +123,21 @@ class Vocabulary:
         return self._texts[letter]
 
 
-class Masked(Protocol):
-    """What `fill` asks of a constraint."""
+class MaskSource(Protocol):
+    """What `fill_masks` asks of a constraint."""
 
     vocabulary: Vocabulary
 
-    def matching(self) -> llguidance.LLMatcher | None:
+    def active_matcher(self) -> llguidance.LLMatcher | None:
         """The matcher whose mask counts now, if any does."""
 
-    def finish(self, mask: Mask) -> None:
+    def finish_mask(self, mask: Mask) -> None:
         """Turn the matcher's mask in place into that of the whole output; all zero without one."""
 
 
-def fill(constraints: Sequence[Masked], words: int) -> Mask:
-    """The masks of one model's constraints: int32 [constraints, words], least significant bit first.
+def fill_masks(constraints: Sequence[MaskSource], words: int) -> Mask:
+    """The masks of one model's constraints: int32 [constraints, words], least significant bit
+    first.
 
     A bit says that the token may come next; those beyond the vocabulary are 0. At least one token
     of every row is allowed. All are computed at the same time, without the GIL.
@@ -149,26 +149,25 @@ def fill(constraints: Sequence[Masked], words: int) -> Mask:
     matchers = [
         (matcher, row)
         for row, constraint in enumerate(constraints)
-        if (matcher := constraint.matching()) is not None
+        if (matcher := constraint.active_matcher()) is not None
     ]
-    vocabulary.fill(matchers, written)
+    vocabulary.fill_masks(matchers, written)
     result = np.zeros((len(constraints), words), np.int32)
     known = min(vocabulary.words, words)
     for row, constraint in enumerate(constraints):
-        mask = vocabulary.own(written[row])
-        constraint.finish(mask)
+        mask = vocabulary.trimmed(written[row])
+        constraint.finish_mask(mask)
         result[row, :known] = mask[:known]
     return result
 
 
-def _tokenizer(wrapper: Any, size: int) -> llguidance.LLTokenizer:
-    tokenizer = getattr(wrapper, "_tokenizer", wrapper)
+def _tokenizer(tokenizer: ModelTokenizer, size: int) -> llguidance.LLTokenizer:
+    inner = tokenizer.inner
     why = "it is not of the fast kind (tokenizer.json)"
-    # mlx-lm's NewlineTokenizer turns "<n>" into line breaks, behind llguidance's back.
-    if hasattr(tokenizer, "backend_tokenizer") and not hasattr(tokenizer, "_postprocess_text"):
+    if hasattr(inner, "backend_tokenizer") and not tokenizer.rewrites_text:
         try:
             return llguidance.hf.from_tokenizer(
-                tokenizer, n_vocab=max(size, len(wrapper)), eos_token=sorted(wrapper.eos_token_ids)
+                inner, n_vocab=max(size, len(tokenizer)), eos_token=sorted(tokenizer.eos_token_ids)
             )
         except BaseException as error:
             # A panic in Rust is no Exception: a token of 1,000 characters causes one.

@@ -1,0 +1,1 @@
+"""From tokens to what a client sees: text, reasoning and tool calls. Imports no MLX."""

@@ -1,8 +1,8 @@
 """Where an answer under a grammar begins: what a model writes before it, followed token by token.
 
-The grammar binds from the answer's first token on, and the transcript takes everything from there as
-it stands. Both follow the output with a `Preamble`, so that they agree to the token; text would not do,
-for a model can spell a marker with the letters of other tokens.
+The grammar binds from the answer's first token on, and the transcript takes everything from there
+as it stands. Both follow the output with a `Preamble`, so that they agree to the token; text would
+not do, for a model can spell a marker with the letters of other tokens.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from supervisor.wire.frames import Generate
-from worker.output.tools.forms import ANALYSIS, Embedded, embedded_form, forced_form, is_harmony
+from worker.output.tools.call_forms import ANALYSIS, MixedForm, forced_form, is_harmony, mixed_form
+from worker.prompt.tokenizer import ModelTokenizer
 
 Stage = Literal["undecided", "thinking", "answer", "call"]
-Ending = Literal["before", "inside", "after"]
+PromptEnding = Literal["before", "inside", "after"]
 
 _TAIL = 16
 """Prompt tokens in which a template's own markers are looked for: they stand at the very end."""
@@ -24,32 +25,31 @@ _HEADER = 64
 _FINAL = re.compile(r"\s*final\b")
 
 
-class Marks:
+class MarkerTokens:
     """The tokens by which a model marks its thinking, its channels and its calls."""
 
-    def __init__(self, wrapper: Any) -> None:
-        """`wrapper` is mlx-lm's TokenizerWrapper."""
-        thinks = wrapper.has_thinking
-        self.start = _ids(wrapper.think_start_tokens) if thinks else ()
-        self.end = _ids(wrapper.think_end_tokens) if thinks else ()
-        self.decode: Callable[[Sequence[int]], str] = wrapper.decode
+    def __init__(self, tokenizer: ModelTokenizer) -> None:
+        thinks = tokenizer.has_thinking
+        self.start = _ids(tokenizer.think_start_tokens) if thinks else ()
+        self.end = _ids(tokenizer.think_end_tokens) if thinks else ()
+        self.decode: Callable[[Sequence[int]], str] = tokenizer.decode
         self.channel = self.message = -1
-        if is_harmony(wrapper):
-            vocab = wrapper.get_vocab()
+        if is_harmony(tokenizer):
+            vocab = tokenizer.get_vocab()
             self.channel, self.message = vocab["<|channel|>"], vocab["<|message|>"]
             self.start, self.end = (
-                _ids(wrapper.encode(text, add_special_tokens=False)) for text in ANALYSIS
+                _ids(tokenizer.encode(text, add_special_tokens=False)) for text in ANALYSIS
             )
-        self.form: Embedded | None = embedded_form(wrapper)
+        self.form: MixedForm | None = mixed_form(tokenizer)
         """How calls are told from an answer under a schema; None = not at all."""
-        self.forced = forced_form(wrapper)
+        self.forced = forced_form(tokenizer)
         """The form of calls that a grammar demands."""
         self.call = -1
         """The token that a call begins with, if it is one token."""
         if self.form in ("hermes", "marked"):
-            self.call = wrapper.get_vocab().get(wrapper.tool_call_start, -1)
+            self.call = tokenizer.get_vocab().get(tokenizer.tool_call_start, -1)
 
-    def lead(self, request: Generate, prompt: Sequence[int]) -> Preamble:
+    def preamble(self, request: Generate, prompt: Sequence[int]) -> Preamble:
         """What comes before the answer to a chat, the same for its grammar and its transcript.
 
         Calls that are demanded come after thinking alone; an answer may stand behind all of
@@ -59,13 +59,13 @@ class Marks:
         demanded = calling is not None and calling.choice == "required"
         return Preamble(
             self,
-            self.ending(prompt),
+            self.prompt_ending(prompt),
             # Of a call that is demanded its grammar must know the marker.
             calls=calling is not None and (not demanded or self.forced == "hermes"),
             harmony=not demanded,
         )
 
-    def ending(self, prompt: Sequence[int]) -> Ending:
+    def prompt_ending(self, prompt: Sequence[int]) -> PromptEnding:
         """Whether a prompt leaves the model "inside" of a thinking block, "after" one, or "before".
 
         Only the last marker counts, and only if nothing but white space follows: a <think> in a
@@ -74,7 +74,7 @@ class Marks:
         """
         if not self.start:
             return "before"
-        markers: tuple[tuple[tuple[int, ...], Ending], ...]
+        markers: tuple[tuple[tuple[int, ...], PromptEnding], ...]
         markers = ((self.start, "inside"), (self.end, "after"))
         for end in range(len(prompt), max(0, len(prompt) - _TAIL), -1):
             for marker, state in markers:
@@ -88,29 +88,34 @@ class Preamble:
     """What comes before one answer. State: the tokens pushed until the answer has begun."""
 
     def __init__(
-        self, marks: Marks, ending: Ending, *, calls: bool = False, harmony: bool = False
+        self,
+        markers: MarkerTokens,
+        ending: PromptEnding,
+        *,
+        calls: bool = False,
+        harmony: bool = False,
     ) -> None:
         """`ending` is the prompt's. `calls`: the model may call instead of answering. `harmony`:
         the answer may stand in a channel of its own, where the model knows such."""
         self.stage: Stage = "undecided"
         """"undecided": it may yet be either. "call": a call in the model's own words."""
-        self.owned = False
+        self.token_in_answer = False
         """Whether the last token pushed is the answer's, and not its marker's."""
-        self._marks = marks
+        self._markers = markers
         self._calls = calls
-        self._harmony = harmony and marks.channel >= 0
+        self._harmony = harmony and markers.channel >= 0
         self._seen: tuple[int, ...] = ()
         """Of a marker, or since the channel's."""
         self._in_header = False
         if ending == "inside":
             self.stage = "thinking"
-        elif ending == "after" or not (marks.start or self._harmony):
-            self.stage, self.owned = "answer", True
+        elif ending == "after" or not (markers.start or self._harmony):
+            self.stage, self.token_in_answer = "answer", True
 
     @property
     def next(self) -> int:
         """The token that thinking begins with, or goes on to begin with, while it is undecided."""
-        return self._marks.channel if self._harmony else self._marks.start[len(self._seen)]
+        return self._markers.channel if self._harmony else self._markers.start[len(self._seen)]
 
     def push(self, token: int) -> Stage:
         """The output's next token; the stage after it."""
@@ -125,31 +130,31 @@ class Preamble:
 
     def _begin(self, token: int) -> None:
         if token != self.next:
-            self.stage, self.owned = "answer", True
+            self.stage, self.token_in_answer = "answer", True
         elif self._harmony:
             self.stage = "thinking"
             self._header(token)
         else:
             self._seen = (*self._seen, token)
-            if self._seen == self._marks.start:
+            if self._seen == self._markers.start:
                 self.stage, self._seen = "thinking", ()
 
     def _think(self, token: int) -> None:
-        marks = self._marks
-        self._seen = (*self._seen, token)[-len(marks.end) :]
-        if self._seen == marks.end:
+        markers = self._markers
+        self._seen = (*self._seen, token)[-len(markers.end) :]
+        if self._seen == markers.end:
             self.stage = "answer"
-        elif self._calls and token == marks.call:
+        elif self._calls and token == markers.call:
             # As without a grammar: models go over to calling without ending their thoughts.
-            self.stage, self.owned = "answer", True
+            self.stage, self.token_in_answer = "answer", True
 
     def _header(self, token: int) -> None:
-        marks = self._marks
-        if token == marks.channel:
+        markers = self._markers
+        if token == markers.channel:
             self._in_header, self._seen = True, ()
-        elif self._in_header and token == marks.message:
+        elif self._in_header and token == markers.message:
             self._in_header = False
-            header = marks.decode(list(self._seen))
+            header = markers.decode(list(self._seen))
             if self._calls and re.search(r"\bto=[^\s<]", header):
                 self.stage = "call"
             elif _FINAL.match(header):

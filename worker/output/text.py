@@ -1,7 +1,7 @@
 """From tokens to text that may be shown: detokenizer and stop strings, as one replayable state.
 
-Stops match text, not tokens: one string has many tokenizations. Nothing here depends on time or on
-how tokens were batched, so feeding the same tokens again gives the same state.
+Stop strings match text, not tokens: one string has many tokenizations. Nothing here depends on time
+or on how tokens were batched, so feeding the same tokens again gives the same state.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class Match(NamedTuple):
     which: int
 
 
-class Needles:
+class StringSearch:
     """Strings looked for in a text that comes in pieces."""
 
-    def __init__(self, needles: Sequence[str]) -> None:
-        """Empty needles are found nowhere."""
-        self._needles = tuple(needles)
-        self._firsts = tuple({needle[0] for needle in needles if needle})
+    def __init__(self, search: Sequence[str]) -> None:
+        """Empty strings are found nowhere."""
+        self._search = tuple(search)
+        self._firsts = tuple({needle[0] for needle in search if needle})
 
     def __bool__(self) -> bool:
         return bool(self._firsts)
@@ -46,7 +46,7 @@ class Needles:
         return min(
             (
                 Match(at + len(needle), at, which)
-                for which, needle in enumerate(self._needles)
+                for which, needle in enumerate(self._search)
                 if needle and (at := text.find(needle)) >= 0
             ),
             default=None,
@@ -54,20 +54,20 @@ class Needles:
 
     def undecided(self, text: str) -> int:
         """How many characters at the end of `text`, in which none is found, may begin a needle."""
-        return max(self.overlaps(text, [len(text)] * len(self._needles)), default=0)
+        return max(self.overlaps(text, [len(text)] * len(self._search)), default=0)
 
     def overlaps(self, text: str, most: Sequence[int]) -> list[int]:
         """The same of each needle, where it is known to be so many at `most`."""
         if not any(first in text for first in self._firsts):
-            return [0] * len(self._needles)
-        return [_overlap(text, *each) for each in zip(self._needles, most, strict=True)]
+            return [0] * len(self._search)
+        return [_overlap(text, *each) for each in zip(self._search, most, strict=True)]
 
 
-class Stops:
+class StopStrings:
     """Cuts a text that comes in pieces before the first stop string in it."""
 
     def __init__(self, stops: Sequence[str]) -> None:
-        self._needles = Needles(stops)
+        self._search = StringSearch(stops)
         self._overlaps = [0] * len(stops)
         self._held = ""
         self.stopped = False
@@ -77,16 +77,16 @@ class Stops:
         itself and everything after it never come out."""
         if self.stopped:
             return ""
-        if not self._needles:
+        if not self._search:
             return text
         # An overlap grows by what is new at most. Looked for in all that is held, long stops that
         # share letters took 0.8 ms a token.
         most = [overlap + len(text) for overlap in self._overlaps]
         text = self._held + text
-        if found := self._needles.find(text):
+        if found := self._search.find(text):
             self.stopped, self._held = True, ""
             return text[: found.start]
-        self._overlaps = self._needles.overlaps(text, most)
+        self._overlaps = self._search.overlaps(text, most)
         keep = max(self._overlaps)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
@@ -97,7 +97,7 @@ class Stops:
         return held
 
 
-class Decoder:
+class TokenDecoder:
     """The text of tokens, for any token: a vocabulary may have holes and a model more rows than it.
 
     mlx-lm's detokenizers raise for an id without a text; such a token has none here.
@@ -127,8 +127,8 @@ class TextStream:
     """The text of one choice: decoded and cut at stop strings, without any other structure."""
 
     def __init__(self, detokenizer: Detokenizer, stops: Sequence[str] = ()) -> None:
-        self._decoder = Decoder(detokenizer)
-        self._stops = Stops(stops)
+        self._decoder = TokenDecoder(detokenizer)
+        self._stops = StopStrings(stops)
 
     @property
     def stopped(self) -> bool:

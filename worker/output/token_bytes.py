@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import re
-from typing import Any
+
+from worker.prompt.tokenizer import ModelTokenizer
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 """How sentencepiece vocabularies write bytes that have no token of their own."""
@@ -14,14 +14,9 @@ _SPACE = "\u2581"
 class TokenBytes:
     """Tokens of one model as bytes."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """`tokenizer` is mlx-lm's TokenizerWrapper."""
-        utils: Any = importlib.import_module("mlx_lm.tokenizer_utils")
+    def __init__(self, tokenizer: ModelTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._letters: dict[str, int] = {}
-        """Of byte-level vocabularies: the byte that each letter stands for."""
-        if isinstance(tokenizer.detokenizer, utils.BPEStreamingDetokenizer):
-            self._letters = dict(utils._byte_decoder())
+        self._letters = tokenizer.byte_letters
 
     def raw(self, token: int) -> bytes:
         """The token's bytes; none for an id that the vocabulary does not have."""

@@ -1,8 +1,8 @@
 """What a choice's tokens mean: text, reasoning and tool calls, as one replayable state.
 
-A `Transcript` depends on its request, its prompt and the tokens pushed, and on nothing else: pushing
-the same tokens again gives the same state, however they were batched, which is how a choice is
-continued after its worker died.
+A `Transcript` depends on its request, its prompt and the tokens pushed, and on nothing else:
+pushing the same tokens again gives the same state, however they were batched, which is how a choice
+is continued after its worker died.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from supervisor.wire.frames import Call, Calling, Chat, Generate
-from worker.output.preamble import Marks, Preamble
-from worker.output.text import Decoder, Detokenizer, TextStream
-from worker.output.tools.answer import Answer, Machine
-from worker.output.tools.calls import Calls
-from worker.output.tools.formats import Formats
+from worker.output.parts import AnswerParser, AnswerParts
+from worker.output.preamble import MarkerTokens, Preamble
+from worker.output.text import Detokenizer, TextStream, TokenDecoder
+from worker.output.tools.answer_format import AnswerFormat
+from worker.output.tools.calls import CallCollector
+from worker.prompt.tokenizer import ModelTokenizer
 
 
-class Delta(NamedTuple):
+class OutputDelta(NamedTuple):
     """What became final: of the text, of the reasoning, of the calls."""
 
     text: str = ""
@@ -26,16 +27,16 @@ class Delta(NamedTuple):
     calls: tuple[Call, ...] = ()
 
 
-_NOTHING = Delta()
+_NOTHING = OutputDelta()
 
 
 class Transcript:
     """The text state of one choice. Neither method raises for anything that a model can write."""
 
-    def __init__(self, detokenizer: Detokenizer, answer: Answer, machine: Machine) -> None:
-        self._decoder = Decoder(detokenizer)
+    def __init__(self, detokenizer: Detokenizer, answer: AnswerParts, parser: AnswerParser) -> None:
+        self._decoder = TokenDecoder(detokenizer)
         self._answer = answer
-        self._machine = machine
+        self._parser = parser
         self.reasoning_tokens = 0
         """Tokens that were reasoning, the markers around it included where they are one token."""
 
@@ -50,26 +51,26 @@ class Transcript:
         """Why the choice is over, if its length is not the reason."""
         return "tool_calls" if self._answer.calls.complete else "stop"
 
-    def push(self, token: int) -> Delta:
+    def push(self, token: int) -> OutputDelta:
         """What became final with this token."""
-        reasoned = self._machine.reasoning
+        reasoned = self._parser.reasoning
         text = self._decoder.push(token)
         if text:
-            self._machine.feed(text)
-        self.reasoning_tokens += reasoned or self._machine.reasoning
+            self._parser.feed(text)
+        self.reasoning_tokens += reasoned or self._parser.reasoning
         return self._take() if text else _NOTHING
 
-    def finish(self, *, cut: bool = False) -> Delta:
+    def finish(self, *, cut: bool = False) -> OutputDelta:
         """What was held back, now that no token follows; `cut`: because of the choice's length."""
         if text := self._decoder.finish():
-            self._machine.feed(text)
-        self._machine.finish(cut)
+            self._parser.feed(text)
+        self._parser.finish(cut)
         self._answer.finish()
         return self._take()
 
-    def _take(self) -> Delta:
+    def _take(self) -> OutputDelta:
         answer = self._answer
-        return Delta(answer.take_text(), answer.take_reasoning(), answer.calls.take())
+        return OutputDelta(answer.take_text(), answer.take_reasoning(), answer.calls.take())
 
 
 class PlainTranscript:
@@ -85,12 +86,12 @@ class PlainTranscript:
     def stopped(self) -> bool:
         return self._stream.stopped
 
-    def push(self, token: int) -> Delta:
+    def push(self, token: int) -> OutputDelta:
         text = self._stream.push(token)
-        return Delta(text) if text else _NOTHING
+        return OutputDelta(text) if text else _NOTHING
 
-    def finish(self, *, cut: bool = False) -> Delta:
-        return Delta(self._stream.finish())
+    def finish(self, *, cut: bool = False) -> OutputDelta:
+        return OutputDelta(self._stream.finish())
 
 
 class StructuredTranscript(Transcript):
@@ -105,83 +106,85 @@ class StructuredTranscript(Transcript):
     def __init__(
         self,
         detokenizer: Detokenizer,
-        answer: Answer,
-        lead: Preamble,
-        formats: Formats,
+        answer: AnswerParts,
+        preamble: Preamble,
+        formats: AnswerFormat,
         calling: Calling | None,
         tools: Sequence[Any],
     ) -> None:
-        self._lead = lead
+        self._preamble = preamble
         # Harmony's notes are text, here reasoning. The calls are the same, wherever they are read.
-        self._aside = Answer((), answer.calls, behind_marker=False)
-        self._told_aside = ""
+        self._preamble_parts = AnswerParts((), answer.calls, behind_marker=False)
+        self._last_preamble_kind = ""
         self._held = ""
         """Text that may yet be either the lead's or the answer's, or the beginning of a marker."""
         self._opening = formats.call_start if calling is not None else ""
-        self._calls = formats.calling(answer, calling, tools)
+        self._calls = formats.call_parser(answer, calling, tools)
         self._in_call = answer.calls.demanded
-        super().__init__(detokenizer, answer, formats.leading(answer, self._aside, calling))
+        super().__init__(
+            detokenizer, answer, formats.preamble_parser(answer, self._preamble_parts, calling)
+        )
 
-    def push(self, token: int) -> Delta:
-        before = self._lead.stage
+    def push(self, token: int) -> OutputDelta:
+        before = self._preamble.stage
         if before == "answer":
-            self._tell(self._decoder.push(token))
+            self._read_answer(self._decoder.push(token))
             return self._take()
-        now = self._lead.push(token)
-        owned = now == "answer" and self._lead.owned
-        self.reasoning_tokens += now == "thinking" or (before == "thinking" and not owned)
-        if before == "thinking" and owned:
-            self._end_lead()
+        now = self._preamble.push(token)
+        token_in_answer = now == "answer" and self._preamble.token_in_answer
+        self.reasoning_tokens += now == "thinking" or (before == "thinking" and not token_in_answer)
+        if before == "thinking" and token_in_answer:
+            self._end_preamble()
         self._held += self._decoder.push(token)
         if now == "answer":
-            if before == "thinking" and not owned:
-                self._end_lead()
-            self._tell("")
+            if before == "thinking" and not token_in_answer:
+                self._end_preamble()
+            self._read_answer("")
         elif now != "undecided":
-            self._feed_lead()
+            self._feed_preamble()
         return self._take()
 
-    def finish(self, *, cut: bool = False) -> Delta:
+    def finish(self, *, cut: bool = False) -> OutputDelta:
         rest = self._decoder.finish()
-        if self._lead.stage == "answer":
-            self._tell(rest)
+        if self._preamble.stage == "answer":
+            self._read_answer(rest)
             if self._in_call and self._calls is not None:
                 self._calls.finish(cut)
             self._answer.text(self._held)
         else:
             self._held += rest
-            self._feed_lead()
-            self._machine.finish(cut)
-            self._take_aside()
+            self._feed_preamble()
+            self._parser.finish(cut)
+            self._take_preamble()
         self._answer.finish()
         last = self._take()
         # The beginning of a call that was demanded is no text.
         return last._replace(text="") if cut and self._answer.calls.demanded else last
 
-    def _feed_lead(self) -> None:
+    def _feed_preamble(self) -> None:
         text, self._held = self._held, ""
-        self._machine.feed(text)
-        self._take_aside()
+        self._parser.feed(text)
+        self._take_preamble()
 
-    def _end_lead(self) -> None:
+    def _end_preamble(self) -> None:
         """What was pushed so far is the lead's, to the last letter."""
         self._held += self._decoder.finish()
-        self._feed_lead()
-        self._machine.finish(self._lead.owned)
-        self._take_aside()
+        self._feed_preamble()
+        self._parser.finish(self._preamble.token_in_answer)
+        self._take_preamble()
         self._answer.marker()
 
-    def _take_aside(self) -> None:
+    def _take_preamble(self) -> None:
         for kind, text in (
-            ("reasoning", self._aside.take_reasoning()),
-            ("text", self._aside.take_text()),
+            ("reasoning", self._preamble_parts.take_reasoning()),
+            ("text", self._preamble_parts.take_text()),
         ):
             if text:
-                joint = "\n" if self._told_aside not in ("", kind) else ""
+                joint = "\n" if self._last_preamble_kind not in ("", kind) else ""
                 self._answer.reason(joint + text)
-                self._told_aside = kind
+                self._last_preamble_kind = kind
 
-    def _tell(self, text: str) -> None:
+    def _read_answer(self, text: str) -> None:
         """More of the answer."""
         if self.stopped:
             return
@@ -205,14 +208,13 @@ class StructuredTranscript(Transcript):
 AnyTranscript = Transcript | PlainTranscript
 
 
-class Transcripts:
+class TranscriptFactory:
     """Makes the transcripts of one model's choices."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        """`tokenizer` is mlx-lm's TokenizerWrapper."""
+    def __init__(self, tokenizer: ModelTokenizer) -> None:
         self._tokenizer = tokenizer
-        self._formats = Formats(tokenizer)
-        self._marks = Marks(tokenizer)
+        self._formats = AnswerFormat(tokenizer)
+        self._markers = MarkerTokens(tokenizer)
 
     def make(self, request: Generate, prompt: Sequence[int]) -> AnyTranscript:
         """The state before the first token. `prompt` is the request's, tokenized.
@@ -225,17 +227,19 @@ class Transcripts:
         calling = request.calling
         if calling is None and not self._formats.has_parts:
             return PlainTranscript(detokenizer, request.stop)
-        ending, tools = self._marks.ending(prompt), request.prompt.tools
+        ending, tools = self._markers.prompt_ending(prompt), request.prompt.tools
         demanded = calling is not None and calling.choice == "required"
-        answer = Answer(
+        answer = AnswerParts(
             request.stop,
-            Calls(parallel=calling is None or calling.parallel, demanded=demanded),
+            CallCollector(parallel=calling is None or calling.parallel, demanded=demanded),
             behind_marker=ending == "after",
         )
         if demanded or request.structure is not None:
-            lead = self._marks.lead(request, prompt)
-            return StructuredTranscript(detokenizer, answer, lead, self._formats, calling, tools)
-        machine = self._formats.machine(
+            preamble = self._markers.preamble(request, prompt)
+            return StructuredTranscript(
+                detokenizer, answer, preamble, self._formats, calling, tools
+            )
+        parser = self._formats.parser(
             answer, calling=calling, tools=tools, reasoning=ending == "inside"
         )
-        return Transcript(detokenizer, answer, machine)
+        return Transcript(detokenizer, answer, parser)

@@ -1,0 +1,1 @@
+"""From a request to its prompt's tokens. Imports no MLX."""

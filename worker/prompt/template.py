@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 
 from supervisor.errors import InvalidValue, UnsupportedParameter
 from supervisor.wire.frames import Chat, Generate, Text, Tokens
-from worker.prompt.tokenizer import Encoder
+from worker.prompt.encoder import PromptEncoder
+from worker.prompt.tokenizer import ModelTokenizer
 
-_OURS = frozenset(("messages", "add_generation_prompt", "tokenize", "tools", "chat_template"))
+_RESERVED = frozenset(("messages", "add_generation_prompt", "tokenize", "tools", "chat_template"))
 """Arguments that no client sets; beside them, all that `apply_chat_template` itself takes."""
 ECHO_MAX = 2**20
 """Characters; of up to four bytes, half of what one frame to the gateway may hold."""
@@ -27,17 +24,17 @@ _REASON = 300
 """Characters of a template's own words in an error message."""
 
 
-class Prompts:
+class PromptBuilder:
     """Tokenizes for one model. One thread at a time: tokenizers are not safe for more."""
 
-    def __init__(self, tokenizer: Any, context: int, vocabulary: int | None = None) -> None:
-        """`tokenizer` is mlx-lm's TokenizerWrapper, `context` is in tokens.
-
-        `vocabulary` is how many token ids the model knows; None = as many as the tokenizer.
-        """
+    def __init__(
+        self, tokenizer: ModelTokenizer, context: int, vocabulary: int | None = None
+    ) -> None:
+        """`context` is in tokens, `vocabulary` is how many token ids the model knows; None = as
+        many as the tokenizer."""
         self._tokenizer = tokenizer
         known = max(tokenizer.get_vocab().values(), default=0) + 1
-        self._encoder = Encoder(tokenizer, context, vocabulary or known)
+        self._encoder = PromptEncoder(tokenizer, context, vocabulary or known)
         self._template = _Template(tokenizer)
 
     def tokens(self, request: Generate) -> list[int]:
@@ -86,24 +83,25 @@ class Prompts:
 class _Template:
     """A model's chat template: what it knows, and what it makes of a chat."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: ModelTokenizer) -> None:
         self._exists: bool = tokenizer.has_chat_template
+        self._clock_at = tokenizer.clock_at
         written = tokenizer.chat_template
-        in_python = written is None or getattr(tokenizer, "_chat_template", None) is not None
+        in_python = written is None or tokenizer.python_template is not None
         # mlx-lm's wrapper forces thinking on where a model knows it; the template's own default is
         # what the model's makers chose. Only templates written in Python need the wrapper.
         self._apply: Callable[..., Any] = (
-            tokenizer.apply_chat_template if in_python else tokenizer._tokenizer.apply_chat_template
+            tokenizer.apply_chat_template if in_python else tokenizer.inner.apply_chat_template
         )
-        function = getattr(tokenizer, "_chat_template", None) or tokenizer._tokenizer
+        function = tokenizer.python_template or tokenizer.inner
         self._source = _source(function) if in_python else _joined(written)
-        self._ours = _OURS | _parameters(tokenizer._tokenizer.apply_chat_template)
+        self._reserved = _RESERVED | _parameters(tokenizer.inner.apply_chat_template)
         self._accepted = (
             _parameters(function) if in_python and inspect.isfunction(function) else None
         )
         """The only arguments that a template in Python takes; None = it takes any."""
 
-    def knows(self, variable: str) -> bool:
+    def mentions(self, variable: str) -> bool:
         """Whether the template names `variable`."""
         return re.search(rf"\b{variable}\b", self._source) is not None
 
@@ -114,7 +112,7 @@ class _Template:
                 "This model has no chat template. Use /v1/completions with a plain prompt.",
                 param="messages",
             )
-        if chat.tools and not self.knows("tools"):
+        if chat.tools and not self.mentions("tools"):
             raise UnsupportedParameter(
                 "This model's chat template does not support `tools`.", param="tools"
             )
@@ -123,7 +121,7 @@ class _Template:
             options["tools"] = chat.tools
         try:
             messages, parsed = _messages(chat.messages)
-            with _clock_at(now):
+            with self._clock_at(now):
                 try:
                     text = self._rendered(messages, options)
                 except TypeError:
@@ -147,19 +145,19 @@ class _Template:
         return text
 
     def _options(self, asked: dict[str, Any]) -> dict[str, Any]:
-        options = {name: value for name, value in asked.items() if name not in self._ours}
+        options = {name: value for name, value in asked.items() if name not in self._reserved}
         effort = options.get("reasoning_effort")
         if effort in _WITHOUT_THINKING:
             for switch in ("enable_thinking", "thinking"):
-                if self.knows(switch):
+                if self.mentions(switch):
                     options.setdefault(switch, False)
-        if not self.knows("reasoning_effort"):
+        if not self.mentions("reasoning_effort"):
             options.pop("reasoning_effort", None)
         if self._accepted is not None:  # Jinja's ignore what they do not name
             options = {
                 name: value
                 for name, value in options.items()
-                if name in self._accepted or ("kwargs" in self._accepted and self.knows(name))
+                if name in self._accepted or ("kwargs" in self._accepted and self.mentions(name))
             }
         return options
 
@@ -227,35 +225,6 @@ def _parameters(function: Any) -> frozenset[str]:
     return frozenset(
         "kwargs" if each.kind is inspect.Parameter.VAR_KEYWORD else each.name for each in parameters
     )
-
-
-@contextlib.contextmanager
-def _clock_at(now: float) -> Iterator[None]:
-    """Make templates print the request's own time, so that it renders the same prompt again later.
-
-    transformers gives templates a `strftime_now` that reads the clock, and no way to pass another:
-    callables among the arguments arrive as text. One thread at a time renders.
-    """
-    chat_template_utils: Any = importlib.import_module("transformers.utils.chat_template_utils")
-    real = getattr(chat_template_utils, "datetime", None)
-    if real is None:  # another version's: the clock it is
-        yield
-        return
-    chat_template_utils.datetime = _RequestTime(now)
-    try:
-        yield
-    finally:
-        chat_template_utils.datetime = real
-
-
-@dataclass(frozen=True, slots=True)
-class _RequestTime:
-    """Stands in for the `datetime` class where only its `now` is called."""
-
-    seconds: float
-
-    def now(self) -> datetime:
-        return datetime.fromtimestamp(self.seconds)
 
 
 def _rejected(detail: str) -> InvalidValue:

@@ -1,65 +1,55 @@
-"""Text to token ids that are safe to give to the model."""
+"""A model's tokenizer as the rest of the worker sees it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
-from supervisor.errors import ContextLengthExceeded, InvalidValue
 
+class ModelTokenizer:
+    """mlx-lm's `TokenizerWrapper` with, under names of our own, what it keeps private.
 
-class Encoder:
-    """Tokenizes for one model. One thread at a time: tokenizers are not safe for more."""
+    Every other public attribute is the wrapper's, which in turn has those of the transformers
+    tokenizer. `worker.engine.mlx_lm_compat` makes it, so that prompts, output and grammars need no
+    mlx-lm.
+    """
 
-    def __init__(self, tokenizer: Any, context: int, vocabulary: int) -> None:
-        """`tokenizer` is mlx-lm's TokenizerWrapper, `context` is in tokens, `vocabulary` is how many
-        token ids the model knows."""
-        self.vocabulary = vocabulary
-        self.context = context
-        self._tokenizer = tokenizer
-        self._longest = max(map(len, tokenizer.get_vocab()), default=1)
-        """Characters of the longest token: no token stands for more."""
+    __slots__ = (
+        "byte_letters",
+        "clock_at",
+        "inner",
+        "python_template",
+        "rewrites_text",
+        "wrapper",
+    )
 
-    def encode(self, text: str, param: str, label: str, **options: bool) -> list[int]:
-        """Raises ContextLengthExceeded or InvalidValue for the parameter `param`, which messages call
-        `label`. They never quote the text.
-        """
-        if len(text) > self.context * self._longest:
-            # Megabytes take seconds to tokenize, for which others wait, only to be refused.
-            raise self.too_long(param, label, f"{len(text)} characters, which is more")
-        try:
-            tokens = [int(token) for token in self._tokenizer.encode(text, **options)]
-        except Exception as error:  # noqa: BLE001
-            # Tokenizers are code of many makers, and lone surrogates are no text to most of them.
-            raise InvalidValue(
-                f"The model's tokenizer rejected the {label}: {type(error).__name__}.", param=param
-            ) from None
-        if not self.knows(tokens):
-            # Tokens that were added to the tokenizer and not to the model, such as an image's.
-            raise InvalidValue(
-                f"The {label} holds a special token that this model has no weights for.",
-                param=param,
-            )
-        return tokens
+    def __init__(
+        self,
+        wrapper: Any,
+        *,
+        inner: Any,
+        python_template: Callable[..., str] | None,
+        byte_letters: Mapping[str, int],
+        rewrites_text: bool,
+        clock_at: Callable[[float], AbstractContextManager[None]],
+    ) -> None:
+        self.wrapper = wrapper
+        self.inner = inner
+        """The transformers tokenizer."""
+        self.python_template = python_template
+        """The chat template, if mlx-lm has one in Python for this model."""
+        self.byte_letters = byte_letters
+        """Of byte-level vocabularies, the byte that each letter stands for; empty of others."""
+        self.rewrites_text = rewrites_text
+        """Whether text is changed before or after tokenizing, so that tokens tell another one."""
+        self.clock_at = clock_at
+        """Within this context chat templates are told the given time (seconds since 1970)."""
 
-    def checked(self, ids: Sequence[int], param: str, label: str) -> list[int]:
-        """Ids that a client has sent. MLX does not check them: it reads whatever lies behind the
-        weights, or dies. Raises InvalidValue."""
-        if not self.knows(ids):
-            raise InvalidValue(
-                f"Invalid value for `{label}`: token ids are from 0 to {self.vocabulary - 1} in "
-                "this model.",
-                param=param,
-            )
-        return list(ids)
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # theirs, which is the engine's business alone
+            raise AttributeError(name)
+        return getattr(self.wrapper, name)
 
-    def knows(self, ids: Sequence[int]) -> bool:
-        return not ids or (min(ids) >= 0 and max(ids) < self.vocabulary)
-
-    def too_long(self, param: str, label: str, size: str) -> ContextLengthExceeded:
-        """The contract's error for `size`, such as "900 tokens"."""
-        return ContextLengthExceeded(
-            f"This model's maximum context length is {self.context} tokens. However, your {label} "
-            f"resulted in {size}. Please reduce the length of the {label}.",
-            param=param,
-        )
+    def __len__(self) -> int:
+        return len(self.wrapper)

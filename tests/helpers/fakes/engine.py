@@ -34,7 +34,7 @@ from supervisor.wire.frames import (
     Token,
     Tokens,
 )
-from worker.engine.thread import Job, Loaded, Output, Prepared, Unloadable
+from worker.engine.thread import Job, LoadResult, Output, Prepared, Unloadable
 
 PROMPT_TOKENS = 8
 REFUSED = "refuse me"
@@ -102,13 +102,13 @@ class ScriptedEngine:
     def warm_up(self) -> None:
         """Nothing to import."""
 
-    def load(self, load: Load, progress: Callable[[int, int], None]) -> Loaded:
+    def load(self, load: Load, progress: Callable[[int, int], None]) -> LoadResult:
         self._active = load.generation in self._script.generations
         for step in range(self._script.load_steps):
             time.sleep(self._script.step_seconds)
             progress(step + 1, self._script.load_steps)
         self._phase("load")
-        return Loaded(memory_bytes=1000, context=4096)
+        return LoadResult(memory_bytes=1000, context=4096)
 
     def prepare(self, request: Generate | Embed) -> Prepared:
         assert isinstance(request, Generate)

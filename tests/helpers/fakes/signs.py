@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from supervisor.wire.frames import Embed, FromEngine, Generate, Load, Token
-from worker.engine.thread import LAST, Engine, Job, Loaded, Output, Prepared
+from worker.engine.thread import FINAL_FRAMES, Engine, Job, LoadResult, Output, Prepared
 
 SPAWN, IMPORT, LOAD, IDLE, PREFILL, DECODE = "spawn", "import", "load", "idle", "prefill", "decode"
 PHASES = (SPAWN, IMPORT, LOAD, IDLE, PREFILL, DECODE)
@@ -81,7 +81,7 @@ class Signed:
     def warm_up(self) -> None:
         self._engine.warm_up()
 
-    def load(self, load: Load, progress: Callable[[int, int], None]) -> Loaded:
+    def load(self, load: Load, progress: Callable[[int, int], None]) -> LoadResult:
         from worker.engine.batch import BatchEngine
 
         self._show(IMPORT)
@@ -123,7 +123,7 @@ class Signed:
         if made and (self._phase != DECODE or not self._made):
             self._made = True
             self._show(DECODE)
-        self._forget([job for job, frame in frames if isinstance(frame, LAST)])
+        self._forget([job for job, frame in frames if isinstance(frame, FINAL_FRAMES)])
         return outputs
 
     def _forget(self, jobs: Sequence[Job]) -> None:

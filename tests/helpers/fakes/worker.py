@@ -22,7 +22,7 @@ from tests.helpers.fakes.engine import GARBAGE, TORN, ScriptedEngine, end, pass_
 from tests.helpers.fakes.signs import Signed
 from tests.helpers.fakes.table import hand_on
 from worker import priority
-from worker.engine.thread import Engine, Job, Loaded, Output, Prepared
+from worker.engine.thread import Engine, Job, LoadResult, Output, Prepared
 from worker.main import main
 
 SPAWN_GATE = "FAKE_SPAWN_GATE"
@@ -75,7 +75,7 @@ class Choice:
             case "abort":
                 os.abort()
 
-    def load(self, load: Load, progress: Callable[[int, int], None]) -> Loaded:
+    def load(self, load: Load, progress: Callable[[int, int], None]) -> LoadResult:
         deaths = os.environ.get(DEATHS, "").split()
         if load.generation <= len(deaths) and deaths[load.generation - 1] != "-":
             self._lives = int(deaths[load.generation - 1])

@@ -6,18 +6,19 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from supervisor.wire.frames import Call
-from worker.output.text import Needles
-from worker.output.tools.jsontext import NotJSON, dump, object_text, sendable
+from worker.output.text import StringSearch
+from worker.output.tools.json_scanner import NotJSON, dump, object_text, sendable
 
 Parser = Callable[[str, Any], Any]
 """mlx-lm's `parse_tool_call`: (text between the markers, tools) → {"name", "arguments"} or a list
 of them. It raises whatever a regex or a conversion leads it to."""
 
 
-class Calls:
+class CallCollector:
     """Collects the pieces of the answer's calls, in order, numbered from 0.
 
-    `demanded`: the answer is nothing but calls, so that what is cut is one as soon as it has a name.
+    `demanded`: the answer is nothing but calls, so that what is cut is one as soon as it has a
+    name.
     """
 
     def __init__(self, *, parallel: bool, demanded: bool = False) -> None:
@@ -67,7 +68,7 @@ class Calls:
         return pieces
 
 
-class Ended(NamedTuple):
+class ReaderEnd(NamedTuple):
     """A reader is through. `lost` turned out to be no call: it is the answer's text, markers
     included. `rest` was not looked at."""
 
@@ -75,42 +76,44 @@ class Ended(NamedTuple):
     rest: str
 
 
-class Reader(Protocol):
-    """Reads calls from where they begin. Tells them to `Calls`; loses no letter."""
+class CallReader(Protocol):
+    """Reads calls from where they begin. Tells them to `CallCollector`; loses no letter."""
 
-    def feed(self, text: str) -> Ended | None:
+    def feed(self, text: str) -> ReaderEnd | None:
         """None while it goes on."""
 
     def finish(self, cut: bool) -> str:
-        """The answer is over (`cut`: by its length); returns what is lost, as in `Ended`."""
+        """The answer is over (`cut`: by its length); returns what is lost, as in `ReaderEnd`."""
 
     @property
-    def gate(self) -> str | None:
-        """As a `Machine`'s: a call object ("") or a function's arguments may begin here."""
+    def json_expected(self) -> str | None:
+        """As an `AnswerParser`'s: a call object ("") or a function's arguments may begin here."""
 
 
-class Whole:
+class WholeTextReader:
     """A form that only its whole text tells: mlx-lm's parser reads it when the end marker came.
 
     With `end` "" the answer's end is the end.
     """
 
-    gate = None
+    json_expected = None
 
-    def __init__(self, calls: Calls, start: str, end: str, parse: Parser, tools: Any) -> None:
+    def __init__(
+        self, calls: CallCollector, start: str, end: str, parse: Parser, tools: Any
+    ) -> None:
         self._calls = calls
         self._start, self._end = start, end
         self._parse, self._tools = parse, tools
         self._text: list[str] = []
-        self._needle = Needles((end,))
+        self._search = StringSearch((end,))
         self._held = ""
 
-    def feed(self, text: str) -> Ended | None:
+    def feed(self, text: str) -> ReaderEnd | None:
         text = self._held + text
-        if found := self._needle.find(text):
+        if found := self._search.find(text):
             self._text.append(text[: found.start])
-            return Ended(self._read(self._end), text[found.end :])
-        keep = self._needle.undecided(text)
+            return ReaderEnd(self._read(self._end), text[found.end :])
+        keep = self._search.undecided(text)
         self._held = text[len(text) - keep :]
         self._text.append(text[: len(text) - keep])
         return None

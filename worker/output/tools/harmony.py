@@ -14,13 +14,13 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from worker.output.text import Needles
-from worker.output.tools.answer import Answer
-from worker.output.tools.jsontext import NotJSON, sendable
-from worker.output.tools.objects import Arguments, Broken
+from worker.output.parts import AnswerParts
+from worker.output.text import StringSearch
+from worker.output.tools.json_calls import ArgumentsReader, BrokenCall
+from worker.output.tools.json_scanner import NotJSON, sendable
 
 MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
-_MARKS = Needles(MARKS)
+_MARKS = StringSearch(MARKS)
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
 _LONGEST_HEADER = 512
@@ -29,24 +29,24 @@ _LONGEST_HEADER = 512
 _Part = Literal["start", "header", "reasoning", "text", "call", "arguments"]
 
 
-class Harmony:
-    """A `Machine`. `calling` False: messages to functions are text."""
+class HarmonyParser:
+    """An `AnswerParser`. `calling` False: messages to functions are text."""
 
-    def __init__(self, answer: Answer, *, calling: bool) -> None:
+    def __init__(self, answer: AnswerParts, *, calling: bool) -> None:
         self._answer = answer
         self._calling = calling
         self._part: _Part = "start"
         self._held = ""
         self._header = ""
         self._recipient = ""
-        self._arguments: Arguments | None = None
+        self._arguments: ArgumentsReader | None = None
 
     @property
     def reasoning(self) -> bool:
         return self._part == "reasoning"
 
     @property
-    def gate(self) -> str | None:
+    def json_expected(self) -> str | None:
         return self._recipient.removeprefix("functions.") if self._part == "call" else None
 
     def feed(self, text: str) -> None:
@@ -77,7 +77,7 @@ class Harmony:
             if "<|channel|>" not in header and not _RECIPIENT.search(header):
                 self._answer.text(_without_marks(header), verbatim=True)
         else:
-            self._tell(held)
+            self._emit(held)
 
     def _begin(self, text: str) -> str:
         """How the answer begins: a header, or, with a grammar, text right away."""
@@ -95,10 +95,10 @@ class Harmony:
         if found is None:
             keep = _MARKS.undecided(text)
             self._held = text[len(text) - keep :]
-            self._tell(text[: len(text) - keep])
+            self._emit(text[: len(text) - keep])
             return ""
         self._held = ""
-        self._tell(text[: found.start])
+        self._emit(text[: found.start])
         mark, rest = MARKS[found.which], text[found.end :]
         if self._part == "header":
             if mark == "<|message|>":
@@ -140,7 +140,7 @@ class Harmony:
                 name = ""
             if name:
                 self._answer.pause()
-                self._arguments = Arguments(self._answer.calls, name)
+                self._arguments = ArgumentsReader(self._answer.calls, name)
                 self._part = "arguments"
                 return stripped
         for mark in MARKS:
@@ -171,14 +171,14 @@ class Harmony:
         assert self._arguments is not None
         try:
             complete, rest = self._arguments.feed(text)
-        except Broken as broken:
+        except BrokenCall as broken:
             complete, rest = True, broken.rest
         if complete:
             self._part = "text"
             self._answer.marker()
         return rest
 
-    def _tell(self, text: str) -> None:
+    def _emit(self, text: str) -> None:
         if self._part == "reasoning":
             self._answer.reason(text)
         elif self._part == "header":

@@ -1,4 +1,4 @@
-"""gateway.handlers.completions: scripted answers all the way to the real openai SDK, whole and streamed."""
+"""gateway.handlers.completions: scripted answers read by the openai SDK, whole and streamed."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from aiohttp import web
 from gateway.handlers import completions
 from gateway.http import exchange
 from gateway.http.exchange import BEGUN, REQUEST_ID
-from gateway.openai.chat import parse_completion
+from gateway.openai.completions import parse_completion
 from gateway.openai.render import Renderer
+from gateway.openai.render_completions import TextChoice
 from supervisor.wire.frames import Call, End, Logprob, Logprobs, Token
 from tests.helpers.fakes.engine import PROMPT_TOKENS, REFUSED, Script, text_of
 from tests.helpers.serving import DEADLINE, Server, serving
@@ -215,7 +216,7 @@ def test_with_a_seed_requests_have_the_same(server: Server) -> None:
 # ── a client that does not read ──────────────────────────────────────────────────────────────────
 
 
-class Told:
+class Answering:
     """A generation of so many kilobytes of text."""
 
     model, worker, asked, recoveries = "m", "m#1", "", 0
@@ -236,14 +237,14 @@ def test_who_does_not_read_is_waited_for_no_longer_than_so(
     monkeypatch.setattr(exchange, "_WRITE_SECONDS", 0.05)
     parsed = parse_completion({"prompt": "x", "stream": True})
 
-    async def scene() -> None:
+    async def run() -> None:
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
         async def handler(request: web.Request) -> web.StreamResponse:
             request[BEGUN], request[REQUEST_ID] = time.monotonic(), "r"
-            renderer = Renderer(chat=False, id="r", created=1, model="m")
-            told: Any = Told(kilobytes)
-            answer = completions._Answer(request, parsed, told, renderer, 1)
+            renderer = Renderer(TextChoice, id="r", created=1, model="m")
+            generation: Any = Answering(kilobytes)
+            answer = completions._Answer(request, parsed, generation, renderer, 1)
             try:
                 return await answer.streamed(time.monotonic() + DEADLINE)
             except ConnectionResetError:
@@ -264,4 +265,4 @@ def test_who_does_not_read_is_waited_for_no_longer_than_so(
                 await over
             await runner.cleanup()
 
-    asyncio.run(scene())
+    asyncio.run(run())

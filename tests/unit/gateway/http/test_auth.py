@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.http.auth import Guard, host_name
+from gateway.http.auth import AccessRules, host_name
 from supervisor.errors import Forbidden, InvalidAPIKey
 
 
-def guard(
+def rules(
     *,
     hosts: tuple[str, ...] = ("localhost", "127.0.0.1", "::1"),
     origins: tuple[str, ...] = (),
     keys: tuple[str, ...] = (),
-) -> Guard:
-    return Guard(frozenset(hosts), frozenset(origins), frozenset(keys))
+) -> AccessRules:
+    return AccessRules(frozenset(hosts), frozenset(origins), frozenset(keys))
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_a_hosts_name_is_without_port_and_brackets(authority: str, name: str) ->
     "host", [None, "localhost", "LOCALHOST:11435", "127.0.0.1:5", "[::1]:11435", "[::1]"]
 )
 def test_a_listed_host_passes(host: str | None) -> None:
-    guard().check_host(host)
+    rules().check_host(host)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_listed_host_passes(host: str | None) -> None:
 )
 def test_another_host_is_forbidden_and_the_setting_is_named(host: str) -> None:
     with pytest.raises(Forbidden, match=r"server\.allowed_hosts") as caught:
-        guard().check_host(host)
+        rules().check_host(host)
     assert caught.value.status == 403
 
 
@@ -72,7 +72,7 @@ def test_another_host_is_forbidden_and_the_setting_is_named(host: str) -> None:
     ],
 )
 def test_our_own_and_listed_origins_pass(origin: str | None, host: str | None) -> None:
-    guard(origins=("https://listed.example",)).check_origin(origin, host)
+    rules(origins=("https://listed.example",)).check_origin(origin, host)
 
 
 @pytest.mark.parametrize(
@@ -94,21 +94,21 @@ def test_a_foreign_origin_is_forbidden_and_the_setting_is_named(
     origin: str, host: str | None
 ) -> None:
     with pytest.raises(Forbidden, match=r"server\.allowed_origins"):
-        guard(origins=("https://listed.example",)).check_origin(origin, host)
+        rules(origins=("https://listed.example",)).check_origin(origin, host)
 
 
 def test_a_star_allows_every_origin() -> None:
-    open_to_all = guard(origins=("*",))
+    open_to_all = rules(origins=("*",))
     open_to_all.check_origin("https://evil.example", "localhost")
     assert open_to_all.allows_origin("https://evil.example")
-    assert not guard().allows_origin("https://evil.example")
+    assert not rules().allows_origin("https://evil.example")
 
 
 @pytest.mark.parametrize(
     "headers", [{}, {"Authorization": "Bearer anything"}, {"Authorization": "Basic x"}]
 )
 def test_without_keys_anyone_may_come_in(headers: dict[str, str]) -> None:
-    guard().check_key(headers)
+    rules().check_key(headers)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_without_keys_anyone_may_come_in(headers: dict[str, str]) -> None:
     ],
 )
 def test_any_configured_key_opens(headers: dict[str, str]) -> None:
-    guard(keys=("key-1", "key-2", "schlüssel")).check_key(headers)
+    rules(keys=("key-1", "key-2", "schlüssel")).check_key(headers)
 
 
 @pytest.mark.parametrize(
@@ -144,6 +144,6 @@ def test_any_configured_key_opens(headers: dict[str, str]) -> None:
 )
 def test_anything_else_does_not_and_no_key_is_told(headers: dict[str, str]) -> None:
     with pytest.raises(InvalidAPIKey) as caught:
-        guard(keys=("key-1",)).check_key(headers)
+        rules(keys=("key-1",)).check_key(headers)
     assert caught.value.status == 401
     assert "key-1" not in caught.value.message

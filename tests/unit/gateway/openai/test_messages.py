@@ -1,4 +1,4 @@
-"""gateway.openai.messages and gateway.openai.tools: a conversation in the shape that templates take, and calls."""
+"""gateway.openai.messages: a conversation as templates take it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion
 
-from gateway.openai.render import Collected, Renderer, usage
-from gateway.openai.tools import TOOLS_MAX
-from gateway.openai.validation import NESTING_MAX
+from gateway.openai.render import ChoiceBuffer, Renderer, usage
+from gateway.openai.render_chat import ChatChoice
 from supervisor.errors import (
     BulkheadError,
     InvalidType,
@@ -18,23 +17,14 @@ from supervisor.errors import (
     UnsupportedParameter,
     UnsupportedValue,
 )
-from supervisor.wire.frames import Call, Calling, Chat, End, Token
-from tests.helpers.openai_bodies import SECRET, USER, chat, nested, refusal, schema_format
-
-CALLED: dict[str, Any] = {
-    "id": "call_1",
-    "type": "function",
-    "function": {"name": "f", "arguments": '{"a": 1}'},
-}
+from supervisor.wire.frames import Call, Chat, End, Token
+from tests.helpers.openai_bodies import SECRET, USER, chat, refusal
 
 
 def of_chat(*messages: Any) -> list[dict[str, Any]]:
     prompt = chat(messages=list(messages)).prompt
     assert isinstance(prompt, Chat)
     return prompt.messages
-
-
-# ── messages ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
@@ -45,6 +35,13 @@ def test_a_message_passes_as_it_is(role: str) -> None:
 
 def test_a_developer_is_a_system_to_templates() -> None:
     assert of_chat({"role": "developer", "content": "x"}) == [{"role": "system", "content": "x"}]
+
+
+CALLED: dict[str, Any] = {
+    "id": "call_1",
+    "type": "function",
+    "function": {"name": "f", "arguments": '{"a": 1}'},
+}
 
 
 def test_what_frameworks_note_in_an_answer_changes_nothing_when_it_comes_back() -> None:
@@ -113,10 +110,10 @@ def test_reasoning_of_the_past_is_passed_on(thoughts: dict[str, Any]) -> None:
 
 
 def test_an_answer_can_be_sent_back_as_the_sdk_dumps_it() -> None:
-    said = Collected()
+    said = ChoiceBuffer()
     said.add(Token(1, "hi", reasoning="hm", calls=(Call(0, "f", '{"a": 1}'),)))
     said.end = End("tool_calls", 1, 1)
-    renderer = Renderer(chat=True, id="c", created=1, model="m")
+    renderer = Renderer(ChatChoice, id="c", created=1, model="m")
     body = renderer.answer([said], usage([said.end], 1))
     message = ChatCompletion.model_validate_json(body).choices[0].message
     assert message.tool_calls
@@ -232,173 +229,3 @@ def test_a_bad_message_is_named_by_its_place(
     assert type(error) is kind
     assert error.param == param
     assert f"`{param}`" in error.message
-
-
-# ── tools ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def tool(name: str, **more: Any) -> dict[str, Any]:
-    return {"type": "function", "function": {"name": name, **more}}
-
-
-EMPTY = {"type": "object", "properties": {}}
-SHOWN = {name: tool(name, parameters=EMPTY) for name in "fgh"}
-TOOLS = [tool("f"), tool("g"), tool("h")]
-
-
-@pytest.mark.parametrize(
-    ("given", "shown"),
-    [
-        (tool("f"), SHOWN["f"]),
-        (tool("f", description=None, parameters=None, strict=None), SHOWN["f"]),
-        (
-            tool("a.b-c_D9", description="d", parameters={"x": [None]}, strict=True),
-            tool("a.b-c_D9", description="d", parameters={"x": [None]}, strict=True),
-        ),
-        (
-            tool("x" * 64, parameters={}, strict=False),
-            tool("x" * 64, parameters={}, strict=False),
-        ),
-    ],
-)
-def test_a_tool_is_shown_as_it_was_sent(given: Any, shown: Any) -> None:
-    prompt = chat(tools=[given]).prompt
-    assert isinstance(prompt, Chat)
-    assert prompt.tools == [shown]
-
-
-def allowed(mode: str, *names: str) -> dict[str, Any]:
-    return {
-        "type": "allowed_tools",
-        "allowed_tools": {"mode": mode, "tools": [tool(name) for name in names]},
-    }
-
-
-@pytest.mark.parametrize(
-    ("members", "shown", "calling"),
-    [
-        ({}, "fgh", Calling("auto", ("f", "g", "h"))),
-        ({"tool_choice": "auto"}, "fgh", Calling("auto", ("f", "g", "h"))),
-        ({"parallel_tool_calls": True}, "fgh", Calling("auto", ("f", "g", "h"))),
-        ({"parallel_tool_calls": False}, "fgh", Calling("auto", ("f", "g", "h"), False)),
-        ({"tool_choice": "required"}, "fgh", Calling("required", ("f", "g", "h"))),
-        (
-            {"tool_choice": "required", "parallel_tool_calls": False},
-            "fgh",
-            Calling("required", ("f", "g", "h"), False),
-        ),
-        ({"tool_choice": "none"}, "", None),
-        ({"tool_choice": tool("g")}, "fgh", Calling("required", ("g",), False)),
-        (
-            {"tool_choice": allowed("auto", "h", "f")},
-            "fh",
-            Calling("auto", ("f", "h"), places=(0, 2)),
-        ),
-        ({"tool_choice": allowed("required", "g")}, "g", Calling("required", ("g",), places=(1,))),
-        (
-            {"response_format": {"type": "json_object"}},
-            "fgh",
-            Calling("auto", ("f", "g", "h")),
-        ),
-        (
-            {"tool_choice": "required", "response_format": {"type": "text"}},
-            "fgh",
-            Calling("required", ("f", "g", "h")),
-        ),
-        ({"tools": []}, "", None),
-        ({"tools": [], "tool_choice": "auto", "parallel_tool_calls": False}, "", None),
-        ({"tools": None, "tool_choice": "none"}, "", None),
-    ],
-)
-def test_a_choice_is_what_the_model_may_do(
-    members: dict[str, Any], shown: str, calling: Calling | None
-) -> None:
-    request = chat(**{"tools": TOOLS, **members})
-    assert isinstance(request.prompt, Chat)
-    assert request.prompt.tools == [SHOWN[name] for name in shown]
-    assert request.calling == calling
-
-
-def test_as_many_tools_as_allowed() -> None:
-    calling = chat(tools=[tool(f"f{number}") for number in range(TOOLS_MAX)]).calling
-    assert calling is not None
-    assert len(calling.names) == TOOLS_MAX
-
-
-NAME = "tools[0].function.name"
-PARAMETERS = "tools[0].function.parameters"
-
-
-@pytest.mark.parametrize(
-    ("members", "kind", "param"),
-    [
-        ({"tools": SECRET}, InvalidType, "tools"),
-        ({"tools": [SECRET]}, InvalidType, "tools[0]"),
-        ({"tools": [{}]}, MissingParameter, "tools[0].function"),
-        ({"tools": [{"type": "function"}]}, MissingParameter, "tools[0].function"),
-        ({"tools": [{"type": "custom", "custom": SECRET}]}, UnsupportedValue, "tools[0].type"),
-        ({"tools": [{"type": "web_search"}]}, UnsupportedValue, "tools[0].type"),
-        ({"tools": [{"type": "function", "function": {}}]}, MissingParameter, NAME),
-        ({"tools": [tool("")]}, InvalidValue, NAME),
-        ({"tools": [tool("x" * 65)]}, InvalidValue, NAME),
-        ({"tools": [tool("a b")]}, InvalidValue, NAME),
-        ({"tools": [tool("a\n")]}, InvalidValue, NAME),
-        ({"tools": [tool("é")]}, InvalidValue, NAME),
-        ({"tools": [tool("f"), tool("f")]}, InvalidValue, "tools[1].function.name"),
-        ({"tools": [tool("f", parameters=SECRET)]}, InvalidType, PARAMETERS),
-        ({"tools": [tool("f", parameters=[])]}, InvalidType, PARAMETERS),
-        ({"tools": [tool("f", parameters={"maximum": 2**70})]}, InvalidValue, PARAMETERS),
-        ({"tools": [tool("f", parameters=nested(NESTING_MAX + 1))]}, InvalidValue, PARAMETERS),
-        ({"tools": [tool("f", strict=SECRET)]}, InvalidType, "tools[0].function.strict"),
-        ({"tools": [tool("f", other=1)]}, UnsupportedParameter, "tools[0].function.other"),
-        ({"tools": [tool("f")] * (TOOLS_MAX + 1)}, InvalidValue, "tools"),
-        ({"tool_choice": "required"}, InvalidValue, "tool_choice"),
-        ({"tool_choice": "required", "tools": []}, InvalidValue, "tool_choice"),
-        ({"tool_choice": tool("f")}, InvalidValue, "tool_choice"),
-        ({"tools": TOOLS, "tool_choice": SECRET}, UnsupportedValue, "tool_choice"),
-        ({"tools": TOOLS, "tool_choice": 5}, InvalidType, "tool_choice"),
-        ({"tools": TOOLS, "tool_choice": tool(SECRET)}, InvalidValue, "tool_choice"),
-        (
-            {"tools": TOOLS, "tool_choice": {"type": "custom", "custom": {"name": "f"}}},
-            UnsupportedValue,
-            "tool_choice.type",
-        ),
-        (
-            {"tools": TOOLS, "tool_choice": {"type": "function", "function": {}}},
-            MissingParameter,
-            "tool_choice.function.name",
-        ),
-        ({"tools": TOOLS, "tool_choice": allowed("auto", SECRET)}, InvalidValue, "tool_choice"),
-        (
-            {"tools": TOOLS, "tool_choice": allowed("auto")},
-            InvalidValue,
-            "tool_choice.allowed_tools.tools",
-        ),
-        (
-            {"tools": TOOLS, "tool_choice": allowed(SECRET, "f")},
-            UnsupportedValue,
-            "tool_choice.allowed_tools.mode",
-        ),
-        (
-            {"tools": TOOLS, "tool_choice": "required", "response_format": schema_format({})},
-            UnsupportedValue,
-            "response_format",
-        ),
-        (
-            {
-                "tools": TOOLS,
-                "tool_choice": tool("f"),
-                "response_format": {"type": "json_object"},
-            },
-            UnsupportedValue,
-            "response_format",
-        ),
-        ({"parallel_tool_calls": 1}, InvalidType, "parallel_tool_calls"),
-    ],
-)
-def test_a_bad_tool_or_choice_is_named_by_its_place(
-    members: dict[str, Any], kind: type[BulkheadError], param: str
-) -> None:
-    error = refusal(chat, members)
-    assert type(error) is kind
-    assert error.param == param

@@ -19,7 +19,7 @@ from supervisor.errors import (
 )
 from supervisor.wire.codec import HEADER, encode
 from supervisor.wire.frames import Acquire, Died, Generate, Granted, Inquire, Refused, Report, Text
-from tests.helpers.staging import DIED, REQUEST, Scene, Stage, failure_of, same
+from tests.helpers.relay_peers import DIED, REQUEST, Peers, Scenario, failure_of, same
 
 
 @pytest.mark.parametrize(
@@ -33,11 +33,11 @@ from tests.helpers.staging import DIED, REQUEST, Scene, Stage, failure_of, same
     ],
 )
 def test_a_refusal_is_raised_and_closes_the_lease(
-    play: Callable[[Scene], None], frame: Refused | Died, kind: type[BulkheadError]
+    run_scenario: Callable[[Scenario], None], frame: Refused | Died, kind: type[BulkheadError]
 ) -> None:
-    async def scene(stage: Stage) -> None:
-        starting = asyncio.create_task(stage.relay.start(REQUEST, "m", 5.0))
-        lease = await stage.accept(stage.control)
+    async def scenario(peers: Peers) -> None:
+        starting = asyncio.create_task(peers.relay.start(REQUEST, "m", 5.0))
+        lease = await peers.accept(peers.control)
         await lease.receive()
         await lease.send(frame)
         error = await failure_of(starting)
@@ -45,111 +45,115 @@ def test_a_refusal_is_raised_and_closes_the_lease(
         assert same(error, frame)
         assert await lease.receive() is None
 
-    play(scene)
+    run_scenario(scenario)
 
 
-def test_cancelling_the_wait_gives_the_place_back(play: Callable[[Scene], None]) -> None:
-    async def scene(stage: Stage) -> None:
-        starting = asyncio.create_task(stage.relay.start(REQUEST, "m", 5.0))
-        lease = await stage.accept(stage.control)
+def test_cancelling_the_wait_gives_the_place_back(run_scenario: Callable[[Scenario], None]) -> None:
+    async def scenario(peers: Peers) -> None:
+        starting = asyncio.create_task(peers.relay.start(REQUEST, "m", 5.0))
+        lease = await peers.accept(peers.control)
         assert isinstance(await lease.receive(), Acquire)
         starting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await starting
         assert await lease.receive() is None
 
-    play(scene)
+    run_scenario(scenario)
 
 
 def test_a_supervisor_that_does_not_answer_is_gone(
-    play: Callable[[Scene], None], patience: Callable[..., None]
+    run_scenario: Callable[[Scenario], None], relay_timeouts: Callable[..., None]
 ) -> None:
-    patience(answer=0.0)
+    relay_timeouts(answer=0.0)
 
-    async def scene(stage: Stage) -> None:
-        error = await failure_of(stage.relay.start(REQUEST, "m", 0.0))
+    async def scenario(peers: Peers) -> None:
+        error = await failure_of(peers.relay.start(REQUEST, "m", 0.0))
         assert type(error) is ShuttingDown
-        lease = await stage.accept(stage.control)
+        lease = await peers.accept(peers.control)
         assert await lease.receive() in (Acquire("r1", "m", 0.0), None)
         assert await lease.receive() is None
 
-    play(scene)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize(
     "data", [encode(Report(True, b"{}", "")), HEADER.pack(1) + b"\xc1", HEADER.pack(2**31)]
 )
 def test_an_answer_that_makes_no_sense_is_a_bug_of_ours(
-    play: Callable[[Scene], None], data: bytes
+    run_scenario: Callable[[Scenario], None], data: bytes
 ) -> None:
-    async def scene(stage: Stage) -> None:
-        starting = asyncio.create_task(stage.relay.start(REQUEST, "m", 5.0))
-        lease = await stage.accept(stage.control)
+    async def scenario(peers: Peers) -> None:
+        starting = asyncio.create_task(peers.relay.start(REQUEST, "m", 5.0))
+        lease = await peers.accept(peers.control)
         await lease.receive()
         await lease.send_bytes(data)
         assert type(await failure_of(starting)) is InternalError
         assert await lease.receive() is None
 
-    play(scene)
+    run_scenario(scenario)
 
 
 def test_without_a_supervisor_requests_are_told_to_come_back(
-    play: Callable[[Scene], None],
+    run_scenario: Callable[[Scenario], None],
 ) -> None:
-    async def scene(stage: Stage) -> None:
-        relay = Relay(stage.control + ".gone")
+    async def scenario(peers: Peers) -> None:
+        relay = Relay(peers.control + ".gone")
         for waiting in (relay.start(REQUEST, "m", 5.0), relay.report()):
             error = await failure_of(waiting)
             assert type(error) is ShuttingDown
             assert error.retry_after is not None
 
-    play(scene)
+    run_scenario(scenario)
 
 
 def test_a_supervisor_that_closes_instead_of_answering_is_gone(
-    play: Callable[[Scene], None],
+    run_scenario: Callable[[Scenario], None],
 ) -> None:
-    async def scene(stage: Stage) -> None:
-        starting = asyncio.create_task(stage.relay.start(REQUEST, "m", 5.0))
-        lease = await stage.accept(stage.control)
+    async def scenario(peers: Peers) -> None:
+        starting = asyncio.create_task(peers.relay.start(REQUEST, "m", 5.0))
+        lease = await peers.accept(peers.control)
         await lease.receive()
         lease.close()
         assert type(await failure_of(starting)) is ShuttingDown
 
-    play(scene)
+    run_scenario(scenario)
 
 
-def test_a_request_that_cannot_be_sent_leaks_no_lease(play: Callable[[Scene], None]) -> None:
+def test_a_request_that_cannot_be_sent_leaks_no_lease(
+    run_scenario: Callable[[Scenario], None],
+) -> None:
     unsendable = Generate("r1", Text("\ud800"), 1.5)
 
-    async def scene(stage: Stage) -> None:
-        starting = asyncio.create_task(stage.relay.start(unsendable, "m", 5.0))
-        lease = await stage.accept(stage.control)
+    async def scenario(peers: Peers) -> None:
+        starting = asyncio.create_task(peers.relay.start(unsendable, "m", 5.0))
+        lease = await peers.accept(peers.control)
         await lease.receive()
-        await lease.send(Granted("m", "m#1", stage.socket))
-        worker = await stage.connected(stage.socket)
+        await lease.send(Granted("m", "m#1", peers.socket))
+        worker = await peers.connected(peers.socket)
         with pytest.raises(InternalError):
             await starting
         assert await worker.receive() is None
         assert await lease.receive() is None
 
-    play(scene)
+    run_scenario(scenario)
 
 
 # ── reports ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("model", ["", "some/model:8b"])
-def test_a_report_is_asked_for_and_returned(play: Callable[[Scene], None], model: str) -> None:
-    async def scene(stage: Stage) -> None:
-        asking = asyncio.create_task(stage.relay.report(model))
-        supervisor = await stage.accept(stage.control)
+def test_a_report_is_asked_for_and_returned(
+    run_scenario: Callable[[Scenario], None], model: str
+) -> None:
+    async def scenario(peers: Peers) -> None:
+        asking = asyncio.create_task(peers.relay.report(model))
+        supervisor = await peers.accept(peers.control)
         assert await supervisor.receive() == Inquire(model)
         await supervisor.send(Report(True, b"{}", model))
         assert await asking == Report(True, b"{}", model)
         assert await supervisor.receive() is None
 
-    play(scene)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize(
@@ -161,14 +165,14 @@ def test_a_report_is_asked_for_and_returned(play: Callable[[Scene], None], model
     ],
 )
 def test_a_report_that_does_not_come(
-    play: Callable[[Scene], None], answer: bytes, kind: type[BulkheadError]
+    run_scenario: Callable[[Scenario], None], answer: bytes, kind: type[BulkheadError]
 ) -> None:
-    async def scene(stage: Stage) -> None:
-        asking = asyncio.create_task(stage.relay.report("x"))
-        supervisor = await stage.accept(stage.control)
+    async def scenario(peers: Peers) -> None:
+        asking = asyncio.create_task(peers.relay.report("x"))
+        supervisor = await peers.accept(peers.control)
         await supervisor.receive()
         await supervisor.send_bytes(answer)
         assert type(await failure_of(asking)) is kind
         assert await supervisor.receive() is None
 
-    play(scene)
+    run_scenario(scenario)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +11,8 @@ from msgspec.structs import replace
 
 from gateway.relay import client as relay_module
 from gateway.relay import generation as generation_module
-from gateway.relay.attempt import choices_at_once
 from gateway.relay.client import Relay
-from gateway.relay.generation import Event, Recovering
+from gateway.relay.generation import Event, OutputPaused
 from gateway.relay.preconnect import Preconnect
 from supervisor.errors import InternalError, InvalidValue
 from supervisor.wire.codec import HEADER
@@ -33,14 +31,14 @@ from supervisor.wire.frames import (
     WorkerFault,
 )
 from supervisor.wire.stream import connect
-from tests.helpers.staging import DIED, REQUEST, Scene, Stage, failure_of, received, same
+from tests.helpers.relay_peers import DIED, REQUEST, Peers, Scenario, failure_of, received, same
 
 # ── well ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_request_that_goes_well(play: Callable[[Scene], None]) -> None:
-    async def scene(stage: Stage) -> None:
-        generation, lease, worker = await stage.start()
+def test_a_request_that_goes_well(run_scenario: Callable[[Scenario], None]) -> None:
+    async def scenario(peers: Peers) -> None:
+        generation, lease, worker = await peers.start()
         assert (generation.model, generation.worker) == ("m", "m#1")
         await worker.send(Accepted(3), Progress(1, 3), Token(5, "a"))
         assert await received(generation) == Progress(1, 3)
@@ -55,14 +53,14 @@ def test_a_request_that_goes_well(play: Callable[[Scene], None]) -> None:
         assert await worker.receive() is None
         assert await lease.receive() is None
 
-    play(scene)
+    run_scenario(scenario)
 
 
 def test_closing_early_gives_the_place_back_and_tells_the_worker(
-    play: Callable[[Scene], None],
+    run_scenario: Callable[[Scenario], None],
 ) -> None:
-    async def scene(stage: Stage) -> None:
-        generation, lease, worker = await stage.start()
+    async def scenario(peers: Peers) -> None:
+        generation, lease, worker = await peers.start()
         await worker.send(Accepted(3), Token(5, "a"))
         assert await received(generation) == Token(5, "a")
         generation.close()
@@ -70,12 +68,14 @@ def test_closing_early_gives_the_place_back_and_tells_the_worker(
         assert await lease.receive() is None
         generation.close()
 
-    play(scene)
+    run_scenario(scenario)
 
 
-def test_a_receive_that_is_cancelled_loses_nothing(play: Callable[[Scene], None]) -> None:
-    async def scene(stage: Stage) -> None:
-        generation, _, worker = await stage.start()
+def test_a_receive_that_is_cancelled_loses_nothing(
+    run_scenario: Callable[[Scenario], None],
+) -> None:
+    async def scenario(peers: Peers) -> None:
+        generation, _, worker = await peers.start()
         for number in range(20):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0):
@@ -84,13 +84,15 @@ def test_a_receive_that_is_cancelled_loses_nothing(play: Callable[[Scene], None]
             assert await received(generation) == Token(number, "x")
         generation.close()
 
-    play(scene)
+    run_scenario(scenario)
 
 
-def test_requests_at_the_same_time_have_leases_of_their_own(play: Callable[[Scene], None]) -> None:
-    async def scene(stage: Stage) -> None:
-        first, first_lease, first_worker = await stage.start()
-        second, second_lease, second_worker = await stage.start()
+def test_requests_at_the_same_time_have_leases_of_their_own(
+    run_scenario: Callable[[Scenario], None],
+) -> None:
+    async def scenario(peers: Peers) -> None:
+        first, first_lease, first_worker = await peers.start()
+        second, second_lease, second_worker = await peers.start()
         await first_lease.send(DIED)
         first_worker.close()
         assert same(await failure_of(first.receive()), DIED)
@@ -101,15 +103,17 @@ def test_requests_at_the_same_time_have_leases_of_their_own(play: Callable[[Scen
         second.close()
         assert await second_lease.receive() is None
 
-    play(scene)
+    run_scenario(scenario)
 
 
 # ── several choices ──────────────────────────────────────────────────────────────────────────────
 
 
-def test_choices_are_merged_and_each_keeps_its_order(play: Callable[[Scene], None]) -> None:
-    async def scene(stage: Stage) -> None:
-        generation, lease, workers = await stage.start_several(3)
+def test_choices_are_merged_and_each_keeps_its_order(
+    run_scenario: Callable[[Scenario], None],
+) -> None:
+    async def scenario(peers: Peers) -> None:
+        generation, lease, workers = await peers.start_several(3)
         for number, worker in enumerate(workers):
             tokens = [Token(number * 10 + place, "x") for place in range(5)]
             await worker.send(Accepted(3), *tokens, End("stop", 3, 5))
@@ -125,12 +129,12 @@ def test_choices_are_merged_and_each_keeps_its_order(play: Callable[[Scene], Non
         assert [await worker.receive() for worker in workers] == [None] * 3
         assert await lease.receive() is None
 
-    play(scene)
+    run_scenario(scenario)
 
 
-def test_choices_are_interleaved_as_they_come(play: Callable[[Scene], None]) -> None:
-    async def scene(stage: Stage) -> None:
-        generation, _, (first, second) = await stage.start_several(2)
+def test_choices_are_interleaved_as_they_come(run_scenario: Callable[[Scenario], None]) -> None:
+    async def scenario(peers: Peers) -> None:
+        generation, _, (first, second) = await peers.start_several(2)
         for number in range(4):
             await second.send(Token(number, "b"))
             assert await generation.receive() == (1, Token(number, "b"))
@@ -138,14 +142,16 @@ def test_choices_are_interleaved_as_they_come(play: Callable[[Scene], None]) -> 
             assert await generation.receive() == (0, Token(number, "a"))
         generation.close()
 
-    play(scene)
+    run_scenario(scenario)
 
 
-def test_a_worker_is_given_a_few_choices_at_a_time(play: Callable[[Scene], None]) -> None:
+def test_a_worker_is_given_a_few_choices_at_a_time(
+    run_scenario: Callable[[Scenario], None],
+) -> None:
     """Each takes two descriptors of the worker's, which is not there for one request alone."""
 
-    async def scene(stage: Stage) -> None:
-        generation, lease, first = await stage.start_several(5, at_once=2)
+    async def scenario(peers: Peers) -> None:
+        generation, lease, first = await peers.start_several(5, at_once=2)
         running = dict(enumerate(first))
         for number in range(5):
             # The later one first: whoever ends makes room.
@@ -155,29 +161,29 @@ def test_a_worker_is_given_a_few_choices_at_a_time(play: Callable[[Scene], None]
             assert await generation.receive() == (choice, End("stop", 3, 1))
             assert await running.pop(choice).receive() is None
             if number < 3:
-                new, worker = await stage.work()
+                new, worker = await peers.next_choice()
                 assert new == number + 2
                 running[new] = worker
         assert not running
         generation.close()
         assert await lease.receive() is None
 
-    play(scene)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("told_first", [True, False])
 def test_a_worker_that_dies_between_choices_is_explained(
-    play: Callable[[Scene], None],
-    patience: Callable[..., None],
+    run_scenario: Callable[[Scenario], None],
+    relay_timeouts: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
     told_first: bool,
 ) -> None:
-    patience()
+    relay_timeouts()
     monkeypatch.setattr(Preconnect, "take", lambda *_: None)
 
-    async def scene(stage: Stage) -> None:
-        generation, lease, (only,) = await stage.start_several(2, at_once=1)
-        stage.close(stage.socket)
+    async def scenario(peers: Peers) -> None:
+        generation, lease, (only,) = await peers.start_several(2, at_once=1)
+        peers.close(peers.socket)
         if told_first:
             await lease.send(DIED)
             assert await only.receive() is None
@@ -190,57 +196,57 @@ def test_a_worker_that_dies_between_choices_is_explained(
         generation.close()
         assert await lease.receive() is None  # and no WorkerFault
 
-    play(scene)
+    run_scenario(scenario)
 
 
 def test_the_next_worker_goes_on_with_a_few_choices_too(
-    play: Callable[[Scene], None], patience: Callable[..., None]
+    run_scenario: Callable[[Scenario], None], relay_timeouts: Callable[..., None]
 ) -> None:
-    patience()
+    relay_timeouts()
 
-    async def scene(stage: Stage) -> None:
-        generation, lease, (first, second) = await stage.start_several(4, at_once=2)
+    async def scenario(peers: Peers) -> None:
+        generation, lease, (first, second) = await peers.start_several(4, at_once=2)
         await first.send(Token(1, "a"), End("stop", 3, 1))
         assert [await generation.receive() for _ in range(2)] == [
             (0, Token(1, "a")), (0, End("stop", 3, 1)),
         ]  # fmt: skip
-        assert (await stage.work())[0] == 2
+        assert (await peers.next_choice())[0] == 2
         await second.send(Token(7, "b"))
         assert await generation.receive() == (1, Token(7, "b"))
         await lease.send(replace(DIED, may_return=True))
-        assert isinstance((await generation.receive())[1], Recovering)
+        assert isinstance((await generation.receive())[1], OutputPaused)
         assert await lease.receive() == Return(2)
-        await lease.send(Granted("m", "m#2", stage.socket))
-        again = {number: peer for number, peer in [await stage.work() for _ in range(2)]}
+        await lease.send(Granted("m", "m#2", peers.socket))
+        again = {number: peer for number, peer in [await peers.next_choice() for _ in range(2)]}
         assert set(again) == {1, 2}  # not the one that has ended, nor the one whose turn it is not
         for number in (2, 1, 3):
             if number == 3:
-                again.update([await stage.work()])
+                again.update([await peers.next_choice()])
             await again[number].send(Token(number, "c"), End("stop", 3, 1))
             told = [await generation.receive() for _ in range(2)]
             assert told == [(number, Token(number, "c")), (number, End("stop", 3, 1))]
         generation.close()
         assert await lease.receive() is None
 
-    play(scene)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("dies", [False, True])
-def test_no_choice_begins_in_a_pause(play: Callable[[Scene], None], dies: bool) -> None:
-    async def scene(stage: Stage) -> None:
-        stage.relay = Relay(stage.control, 1)
+def test_no_choice_begins_in_a_pause(run_scenario: Callable[[Scenario], None], dies: bool) -> None:
+    async def scenario(peers: Peers) -> None:
+        peers.relay = Relay(peers.control, 1)
         requests = [replace(REQUEST, request_id=f"r{number}") for number in range(2)]
-        starting = asyncio.create_task(stage.relay.start(requests, "m", 5.0))
-        lease = await stage.accept(stage.control)
+        starting = asyncio.create_task(peers.relay.start(requests, "m", 5.0))
+        lease = await peers.accept(peers.control)
         await lease.receive()
-        await lease.send(Granted("m", "m#1", stage.socket, 1, True))
-        _, first = await stage.work()
+        await lease.send(Granted("m", "m#1", peers.socket, 1, True))
+        _, first = await peers.next_choice()
         generation = await starting
         await first.send(Token(1, "a"), End("stop", 3, 1))
         assert await lease.receive() == Passed()
         told = [await generation.receive() for _ in range(3)]
-        assert [type(frame) for _, frame in told] == [Token, Recovering, End]
-        working = asyncio.create_task(stage.work())
+        assert [type(frame) for _, frame in told] == [Token, OutputPaused, End]
+        working = asyncio.create_task(peers.next_choice())
         for _ in range(20):
             await asyncio.sleep(0)
         assert not working.done()
@@ -257,34 +263,26 @@ def test_no_choice_begins_in_a_pause(play: Callable[[Scene], None], dies: bool) 
         assert await generation.receive() == (1, End("stop", 3, 0))
         generation.close()
 
-    play(scene)
-
-
-@pytest.mark.parametrize(
-    ("files", "choices"),
-    [(16384, 32), (2**20, 32), (4096, 8), (1024, 2), (256, 1), (resource.RLIM_INFINITY, 32)],
-)
-def test_fewer_choices_run_at_once_where_few_files_may_be_open(files: int, choices: int) -> None:
-    assert choices_at_once(files) == choices
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("choices", [1, 2])
 def test_a_prompts_text_is_passed_on_and_other_acceptances_are_not(
-    play: Callable[[Scene], None], choices: int
+    run_scenario: Callable[[Scenario], None], choices: int
 ) -> None:
-    async def scene(stage: Stage) -> None:
-        generation, _, workers = await stage.start_several(choices)
+    async def scenario(peers: Peers) -> None:
+        generation, _, workers = await peers.start_several(choices)
         await workers[0].send(Accepted(3), Accepted(3, "the prompt"), End("stop", 3, 0))
         assert await generation.receive() == (0, Accepted(3, "the prompt"))
         assert await generation.receive() == (0, End("stop", 3, 0))
         generation.close()
 
-    play(scene)
+    run_scenario(scenario)
 
 
-def test_one_choices_error_ends_the_request(play: Callable[[Scene], None]) -> None:
-    async def scene(stage: Stage) -> None:
-        generation, lease, workers = await stage.start_several(3)
+def test_one_choices_error_ends_the_request(run_scenario: Callable[[Scenario], None]) -> None:
+    async def scenario(peers: Peers) -> None:
+        generation, lease, workers = await peers.start_several(3)
         await workers[1].send(Token(1, "a"), Failed("invalid_value", "bad", "messages", None))
         assert await generation.receive() == (1, Token(1, "a"))
         assert type(await failure_of(generation.receive())) is InvalidValue
@@ -292,17 +290,17 @@ def test_one_choices_error_ends_the_request(play: Callable[[Scene], None]) -> No
         assert [await worker.receive() for worker in workers] == [None] * 3
         assert await lease.receive() is None  # and no WorkerFault
 
-    play(scene)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("told_first", [True, False])
 def test_a_death_is_the_death_of_all_choices_and_asked_about_once(
-    play: Callable[[Scene], None], patience: Callable[..., None], told_first: bool
+    run_scenario: Callable[[Scenario], None], relay_timeouts: Callable[..., None], told_first: bool
 ) -> None:
-    patience(**({} if told_first else {"cause": 0.0}))
+    relay_timeouts(**({} if told_first else {"cause": 0.0}))
 
-    async def scene(stage: Stage) -> None:
-        generation, lease, workers = await stage.start_several(3)
+    async def scenario(peers: Peers) -> None:
+        generation, lease, workers = await peers.start_several(3)
         if told_first:
             await lease.send(DIED)
         for worker in workers:
@@ -315,16 +313,16 @@ def test_a_death_is_the_death_of_all_choices_and_asked_about_once(
         generation.close()
         assert await lease.receive() is None  # no second WorkerFault
 
-    play(scene)
+    run_scenario(scenario)
 
 
 def test_every_choices_broken_frame_is_one_fault(
-    play: Callable[[Scene], None], patience: Callable[..., None]
+    run_scenario: Callable[[Scenario], None], relay_timeouts: Callable[..., None]
 ) -> None:
-    patience()
+    relay_timeouts()
 
-    async def scene(stage: Stage) -> None:
-        generation, lease, workers = await stage.start_several(3)
+    async def scenario(peers: Peers) -> None:
+        generation, lease, workers = await peers.start_several(3)
         for worker in workers:
             await worker.send_bytes(HEADER.pack(1) + b"\xc1")
         failing = asyncio.create_task(failure_of(generation.receive()))
@@ -334,14 +332,14 @@ def test_every_choices_broken_frame_is_one_fault(
         generation.close()
         assert await lease.receive() is None
 
-    play(scene)
+    run_scenario(scenario)
 
 
 def test_a_receive_of_several_that_is_cancelled_loses_nothing(
-    play: Callable[[Scene], None],
+    run_scenario: Callable[[Scenario], None],
 ) -> None:
-    async def scene(stage: Stage) -> None:
-        generation, _, workers = await stage.start_several(2)
+    async def scenario(peers: Peers) -> None:
+        generation, _, workers = await peers.start_several(2)
         for number in range(20):
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0):
@@ -350,16 +348,16 @@ def test_a_receive_of_several_that_is_cancelled_loses_nothing(
             assert await generation.receive() == (number % 2, Token(number, "x"))
         generation.close()
 
-    play(scene)
+    run_scenario(scenario)
 
 
 def test_a_reader_that_stands_still_holds_its_choices_back(
-    play: Callable[[Scene], None], monkeypatch: pytest.MonkeyPatch
+    run_scenario: Callable[[Scenario], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generation_module, "_MERGED_MAX", 4)
 
-    async def scene(stage: Stage) -> None:
-        generation, _, workers = await stage.start_several(2)
+    async def scenario(peers: Peers) -> None:
+        generation, _, workers = await peers.start_several(2)
         for worker in workers:
             await worker.send(*(Token(number, "x") for number in range(100)), End("stop", 1, 100))
         for _ in range(50):
@@ -371,20 +369,20 @@ def test_a_reader_that_stands_still_holds_its_choices_back(
             assert ids == list(range(100))
         generation.close()
 
-    play(scene)
+    run_scenario(scenario)
 
 
 def test_a_choice_that_cannot_be_sent_leaks_no_lease_and_no_connection(
-    play: Callable[[Scene], None],
+    run_scenario: Callable[[Scenario], None],
 ) -> None:
     requests = [REQUEST, Generate("r2", Text("\ud800"), 1.5)]
 
-    async def scene(stage: Stage) -> None:
-        starting = asyncio.create_task(stage.relay.start(requests, "m", 5.0))
-        lease = await stage.accept(stage.control)
+    async def scenario(peers: Peers) -> None:
+        starting = asyncio.create_task(peers.relay.start(requests, "m", 5.0))
+        lease = await peers.accept(peers.control)
         await lease.receive()
-        await lease.send(Granted("m", "m#1", stage.socket))
-        workers = [await stage.connected(stage.socket) for _ in requests]
+        await lease.send(Granted("m", "m#1", peers.socket))
+        workers = [await peers.connected(peers.socket) for _ in requests]
         with pytest.raises(InternalError):
             await starting
         assert await lease.receive() is None
@@ -392,34 +390,36 @@ def test_a_choice_that_cannot_be_sent_leaks_no_lease_and_no_connection(
             assert await worker.receive() in (REQUEST, None)
             assert await worker.receive() is None
 
-    play(scene)
+    run_scenario(scenario)
 
 
 def test_a_worker_lost_between_two_choices_is_explained_and_leaks_nothing(
-    play: Callable[[Scene], None], patience: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+    run_scenario: Callable[[Scenario], None],
+    relay_timeouts: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    patience()
+    relay_timeouts()
 
-    async def scene(stage: Stage) -> None:
+    async def scenario(peers: Peers) -> None:
         real, calls = connect, 0
 
         async def once(path: str, frames: Any) -> Any:
             nonlocal calls
-            calls += path == stage.socket
+            calls += path == peers.socket
             if calls > 1:
                 raise ConnectionRefusedError
             return await real(path, frames)
 
         monkeypatch.setattr(relay_module, "connect", once)
-        starting = asyncio.create_task(stage.relay.start([REQUEST, REQUEST], "m", 5.0))
-        lease = await stage.accept(stage.control)
+        starting = asyncio.create_task(peers.relay.start([REQUEST, REQUEST], "m", 5.0))
+        lease = await peers.accept(peers.control)
         await lease.receive()
-        await lease.send(Granted("m", "m#1", stage.socket))
-        worker = await stage.accept(stage.socket)
+        await lease.send(Granted("m", "m#1", peers.socket))
+        worker = await peers.accept(peers.socket)
         assert await worker.receive() == REQUEST
         await lease.send(DIED)
         assert same(await failure_of(starting), DIED)
         assert await worker.receive() is None
         assert await lease.receive() is None
 
-    play(scene)
+    run_scenario(scenario)

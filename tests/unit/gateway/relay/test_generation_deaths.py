@@ -17,16 +17,16 @@ from supervisor.errors import (
 )
 from supervisor.wire.codec import HEADER, encode
 from supervisor.wire.frames import Accepted, Failed, Frame, Granted, Token, WorkerFault
-from tests.helpers.staging import DIED, REQUEST, Scene, Stage, failure_of, received, same
+from tests.helpers.relay_peers import DIED, REQUEST, Peers, Scenario, failure_of, received, same
 
 
 def test_a_death_that_is_told_before_the_stream_ends(
-    play: Callable[[Scene], None], patience: Callable[..., None]
+    run_scenario: Callable[[Scenario], None], relay_timeouts: Callable[..., None]
 ) -> None:
-    patience()
+    relay_timeouts()
 
-    async def scene(stage: Stage) -> None:
-        generation, lease, worker = await stage.start()
+    async def scenario(peers: Peers) -> None:
+        generation, lease, worker = await peers.start()
         await lease.send(DIED)
         assert await worker.receive() is None  # it has been heard
         worker.close()
@@ -36,17 +36,17 @@ def test_a_death_that_is_told_before_the_stream_ends(
         generation.close()
         assert await lease.receive() is None  # and no WorkerFault
 
-    play(scene)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("torn", [b"", encode(Token(3, "half a word"))[:-3], b"\0"])
 def test_a_death_that_is_told_after_the_stream_ended(
-    play: Callable[[Scene], None], patience: Callable[..., None], torn: bytes
+    run_scenario: Callable[[Scenario], None], relay_timeouts: Callable[..., None], torn: bytes
 ) -> None:
-    patience()
+    relay_timeouts()
 
-    async def scene(stage: Stage) -> None:
-        generation, lease, worker = await stage.start()
+    async def scenario(peers: Peers) -> None:
+        generation, lease, worker = await peers.start()
         await worker.send(Accepted(1), Token(1, "a"), Token(2, "b"))
         await worker.send_bytes(torn)
         worker.close()
@@ -59,16 +59,16 @@ def test_a_death_that_is_told_after_the_stream_ended(
         generation.close()
         assert await lease.receive() is None
 
-    play(scene)
+    run_scenario(scenario)
 
 
 def test_a_worker_that_hangs_does_not_keep_its_client_once_it_is_given_up(
-    play: Callable[[Scene], None], patience: Callable[..., None]
+    run_scenario: Callable[[Scenario], None], relay_timeouts: Callable[..., None]
 ) -> None:
-    patience()
+    relay_timeouts()
 
-    async def scene(stage: Stage) -> None:
-        generation, lease, worker = await stage.start()
+    async def scenario(peers: Peers) -> None:
+        generation, lease, worker = await peers.start()
         await worker.send(Token(1, "a"))
         assert await received(generation) == Token(1, "a")
         failing = asyncio.create_task(failure_of(generation.receive()))
@@ -76,17 +76,17 @@ def test_a_worker_that_hangs_does_not_keep_its_client_once_it_is_given_up(
         assert same(await failing, DIED)
         generation.close()
 
-    play(scene)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize("torn", [b"", encode(Token(3, "half a word"))[:-3]])
 def test_a_stream_cut_by_a_worker_that_lives_is_a_fault(
-    play: Callable[[Scene], None], patience: Callable[..., None], torn: bytes
+    run_scenario: Callable[[Scenario], None], relay_timeouts: Callable[..., None], torn: bytes
 ) -> None:
-    patience(cause=0.0)
+    relay_timeouts(cause=0.0)
 
-    async def scene(stage: Stage) -> None:
-        generation, lease, worker = await stage.start()
+    async def scenario(peers: Peers) -> None:
+        generation, lease, worker = await peers.start()
         await worker.send_bytes(torn)
         worker.close()
         failing = asyncio.create_task(failure_of(generation.receive()))
@@ -95,7 +95,7 @@ def test_a_stream_cut_by_a_worker_that_lives_is_a_fault(
         assert same(await failing, DIED)
         generation.close()
 
-    play(scene)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize(
@@ -104,12 +104,12 @@ def test_a_stream_cut_by_a_worker_that_lives_is_a_fault(
     ids=["garbage", "oversized", "wrong type"],
 )
 def test_a_malformed_frame_is_a_fault_at_once(
-    play: Callable[[Scene], None], patience: Callable[..., None], data: bytes
+    run_scenario: Callable[[Scenario], None], relay_timeouts: Callable[..., None], data: bytes
 ) -> None:
-    patience()
+    relay_timeouts()
 
-    async def scene(stage: Stage) -> None:
-        generation, lease, worker = await stage.start()
+    async def scenario(peers: Peers) -> None:
+        generation, lease, worker = await peers.start()
         await worker.send(Token(1, "a"))
         await worker.send_bytes(data)
         assert await received(generation) == Token(1, "a")
@@ -119,42 +119,42 @@ def test_a_malformed_frame_is_a_fault_at_once(
         assert same(await failing, DIED)
         generation.close()
 
-    play(scene)
+    run_scenario(scenario)
 
 
 def test_a_fault_that_nobody_answers_ends_all_the_same(
-    play: Callable[[Scene], None], patience: Callable[..., None]
+    run_scenario: Callable[[Scenario], None], relay_timeouts: Callable[..., None]
 ) -> None:
-    patience(cause=0.0, fault=0.0)
+    relay_timeouts(cause=0.0, fault=0.0)
 
-    async def scene(stage: Stage) -> None:
-        generation, _, worker = await stage.start()
+    async def scenario(peers: Peers) -> None:
+        generation, _, worker = await peers.start()
         worker.close()
         error = await failure_of(generation.receive())
         assert type(error) is WorkerCrashed
         assert "m#1" in error.message
         generation.close()
 
-    play(scene)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize(
     "answer", [b"", HEADER.pack(1) + b"\xc1", encode(Granted("m", "m#2", "s"))]
 )
 def test_a_supervisor_that_goes_away_ends_the_stream(
-    play: Callable[[Scene], None], patience: Callable[..., None], answer: bytes
+    run_scenario: Callable[[Scenario], None], relay_timeouts: Callable[..., None], answer: bytes
 ) -> None:
-    patience()
+    relay_timeouts()
 
-    async def scene(stage: Stage) -> None:
-        generation, lease, worker = await stage.start()
+    async def scenario(peers: Peers) -> None:
+        generation, lease, worker = await peers.start()
         await lease.send_bytes(answer)
         lease.close()
         assert type(await failure_of(generation.receive())) is ShuttingDown
         assert await worker.receive() is None
         generation.close()
 
-    play(scene)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize(
@@ -167,80 +167,82 @@ def test_a_supervisor_that_goes_away_ends_the_stream(
     ],
 )
 def test_a_workers_own_error_is_restored(
-    play: Callable[[Scene], None], frame: Failed, kind: type[BulkheadError]
+    run_scenario: Callable[[Scenario], None], frame: Failed, kind: type[BulkheadError]
 ) -> None:
-    async def scene(stage: Stage) -> None:
-        generation, _, worker = await stage.start()
+    async def scenario(peers: Peers) -> None:
+        generation, _, worker = await peers.start()
         await worker.send(frame)
         error = await failure_of(generation.receive())
         assert type(error) is kind
         assert same(error, frame)
         generation.close()
 
-    play(scene)
+    run_scenario(scenario)
 
 
-def test_an_error_of_an_unknown_code_is_a_bug_of_ours(play: Callable[[Scene], None]) -> None:
-    async def scene(stage: Stage) -> None:
-        generation, _, worker = await stage.start()
+def test_an_error_of_an_unknown_code_is_a_bug_of_ours(
+    run_scenario: Callable[[Scenario], None],
+) -> None:
+    async def scenario(peers: Peers) -> None:
+        generation, _, worker = await peers.start()
         await worker.send(Failed("no_such_code", "?", None, None))
         assert type(await failure_of(generation.receive())) is InternalError
         generation.close()
 
-    play(scene)
+    run_scenario(scenario)
 
 
 def test_a_worker_that_died_before_it_was_reached_is_explained_by_the_lease(
-    play: Callable[[Scene], None], patience: Callable[..., None]
+    run_scenario: Callable[[Scenario], None], relay_timeouts: Callable[..., None]
 ) -> None:
-    patience(cause=0.0)
+    relay_timeouts(cause=0.0)
 
-    async def scene(stage: Stage) -> None:
-        starting = asyncio.create_task(stage.relay.start(REQUEST, "m", 5.0))
-        lease = await stage.accept(stage.control)
+    async def scenario(peers: Peers) -> None:
+        starting = asyncio.create_task(peers.relay.start(REQUEST, "m", 5.0))
+        lease = await peers.accept(peers.control)
         await lease.receive()
-        await lease.send(Granted("m", "m#1", stage.socket + ".gone"))
+        await lease.send(Granted("m", "m#1", peers.socket + ".gone"))
         assert isinstance(await lease.receive(), WorkerFault)
         await lease.send(DIED)
         assert same(await failure_of(starting), DIED)
         assert await lease.receive() is None
 
-    play(scene)
+    run_scenario(scenario)
 
 
 def test_a_death_told_while_the_worker_does_not_accept_needs_no_fault(
-    play: Callable[[Scene], None], patience: Callable[..., None]
+    run_scenario: Callable[[Scenario], None], relay_timeouts: Callable[..., None]
 ) -> None:
-    patience()
+    relay_timeouts()
 
-    async def scene(stage: Stage) -> None:
-        starting = asyncio.create_task(stage.relay.start(REQUEST, "m", 5.0))
-        lease = await stage.accept(stage.control)
+    async def scenario(peers: Peers) -> None:
+        starting = asyncio.create_task(peers.relay.start(REQUEST, "m", 5.0))
+        lease = await peers.accept(peers.control)
         await lease.receive()
-        await lease.send(Granted("m", "m#1", stage.socket + ".gone"))
+        await lease.send(Granted("m", "m#1", peers.socket + ".gone"))
         await lease.send(DIED)
         assert same(await failure_of(starting), DIED)
         assert await lease.receive() is None
 
-    play(scene)
+    run_scenario(scenario)
 
 
 @pytest.mark.parametrize(
     ("answer", "kind"), [(Granted("m", "m#2", "s"), InternalError), (None, ShuttingDown)]
 )
 def test_a_worker_that_cannot_be_reached_and_is_not_explained(
-    play: Callable[[Scene], None],
-    patience: Callable[..., None],
+    run_scenario: Callable[[Scenario], None],
+    relay_timeouts: Callable[..., None],
     answer: Frame | None,
     kind: type[BulkheadError],
 ) -> None:
-    patience(cause=0.0)
+    relay_timeouts(cause=0.0)
 
-    async def scene(stage: Stage) -> None:
-        starting = asyncio.create_task(stage.relay.start(REQUEST, "m", 5.0))
-        lease = await stage.accept(stage.control)
+    async def scenario(peers: Peers) -> None:
+        starting = asyncio.create_task(peers.relay.start(REQUEST, "m", 5.0))
+        lease = await peers.accept(peers.control)
         await lease.receive()
-        await lease.send(Granted("m", "m#1", stage.socket + ".gone"))
+        await lease.send(Granted("m", "m#1", peers.socket + ".gone"))
         assert isinstance(await lease.receive(), WorkerFault)
         if answer is None:
             lease.close()
@@ -248,4 +250,4 @@ def test_a_worker_that_cannot_be_reached_and_is_not_explained(
             await lease.send(answer)
         assert type(await failure_of(starting)) is kind
 
-    play(scene)
+    run_scenario(scenario)

@@ -1,79 +1,32 @@
-"""supervisor.config.settings: the schema, its rules, and what is refused."""
+"""supervisor.config.settings: what is refused in a whole configuration."""
 
 from __future__ import annotations
 
 import json
+import string
+from datetime import date, datetime, time
 from types import MappingProxyType
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from supervisor.config import settings as config_module
 from supervisor.config.settings import (
     NOT_YET,
     Config,
     ConfigError,
+    MemorySettings,
     ModelSettings,
-    parse_size,
+    Overrides,
+    RecoverySettings,
+    ServerSettings,
+    from_tree,
     validate_names,
     with_discovered,
 )
-from tests.helpers.config_files import SCHEMA, SECTIONS, SUPPORTED, TWO, documented, parse, refusal
-
-
-@pytest.fixture
-def everything_supported(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The day on which NOT_YET is empty."""
-    monkeypatch.setattr(config_module, "NOT_YET", MappingProxyType({}))
-
-
-# The schema
-
-
-def test_the_fields_are_the_documented_keys() -> None:
-    fields = {f"{name}.{key}" for name, cls in SECTIONS.items() for key in cls.__struct_fields__}
-    assert fields == documented().keys()
-
-
-@pytest.mark.parametrize("key", documented())
-def test_the_default_is_the_documented_one(key: str) -> None:
-    # The schema's model is an example: these two differ from the defaults, and source has none.
-    expected = documented() | {"models.*.aliases": [], "models.*.preload": False}
-    section, name = key.rsplit(".", 1)
-    value = getattr(
-        ModelSettings(source="x") if section == "models.*" else SECTIONS[section](), name
-    )
-    if key != "models.*.source":
-        assert (list(value) if isinstance(value, tuple) else value) == expected[key]
-
-
-@pytest.mark.usefixtures("everything_supported")
-def test_the_documented_file_loads_as_the_defaults() -> None:
-    config = parse(SCHEMA)
-    coder = ModelSettings(
-        source="mlx-community/Qwen2.5-Coder-32B-Instruct-4bit",
-        aliases=("default", "coding"),
-        preload=True,
-    )
-    assert config == Config(models={"coder": coder})
-
-
-def test_every_key_is_supported_or_refused() -> None:
-    assert SUPPORTED.isdisjoint(NOT_YET)
-    assert SUPPORTED | NOT_YET.keys() == documented().keys()
-
-
-def test_settings_survive_the_way_to_another_process() -> None:
-    config = parse('[server]\nport = 0\n[models.a]\nsource = "x"\naliases = ["b"]\nenv = {K = "v"}')
-    assert msgspec.json.decode(msgspec.json.encode(config), type=Config) == config
-
-
-def test_settings_are_frozen() -> None:
-    with pytest.raises(AttributeError):
-        Config().server.port = 1  # type: ignore[misc]
-
-
-# What is refused because nothing reads it yet
+from tests.helpers.config_files import SECTIONS, SUPPORTED, TWO, documented, parse, refusal
 
 
 def with_value(key: str, value: object) -> str:
@@ -111,169 +64,12 @@ def test_a_wrong_value_is_told_before_the_missing_support() -> None:
     assert refusal(text).startswith("recovery.max_restarts: expected")
 
 
-@pytest.mark.parametrize(
-    ("other", "told"),
-    [("b", "no model or alias is called"), ("a", "this model itself"), ("z", "this model itself")],
-)
-def test_a_fallback_is_another_model(other: str, told: str) -> None:
-    text = f'[models.a]\nsource = "demo"\naliases = ["z"]\nfallback = "{other}"'
-    message = refusal(text)
-    assert message.startswith("models.a.fallback: ")
-    assert told in message
-    right = text.replace(f'fallback = "{other}"', 'fallback = "c"')
-    assert parse(f'{right}\n[models.c]\nsource = "demo"').models["a"].fallback == "c"
-
-
-# Single values
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('[memory]\nwarn = "high"', 'memory.warn: expected a number between 0 and 1, got "high"'),
-        ("[memory]\nwarn = 1.5", "memory.warn: expected a number between 0 and 1, got 1.5"),
-        ("[memory]\nwarn = nan", "memory.warn: expected a number between 0 and 1, got nan"),
-        ("[memory]\nwarn = true", "memory.warn: expected a number between 0 and 1, got true"),
-        ("[server]\nport = 65536", "server.port: expected an integer from 0 to 65535, got 65536"),
-        ("[server]\nport = -1", "server.port: expected an integer from 0 to 65535, got -1"),
-        ("[server]\nport = true", "server.port: expected an integer from 0 to 65535, got true"),
-        ("[server]\nport = 80.0", "server.port: expected an integer from 0 to 65535, got 80.0"),
-        ("[server]\nport = 1979-05-27", "integer from 0 to 65535, got a date"),
-        ("[server]\nport = 07:32:00", "integer from 0 to 65535, got a time"),
-        ("[server]\nport = [1]", "integer from 0 to 65535, got an array"),
-        ("[server]\nport = {a = 1}", "integer from 0 to 65535, got a table"),
-        (f"[server]\nport = 0x{'f' * 9999}", "integer from 0 to 65535, got an integer"),
-        ("[server]\nhost = 1979-05-27T07:32:00Z", "a string that is not empty, got a date-time"),
-        ('[server]\nhost = ""', 'server.host: expected a string that is not empty, got ""'),
-        ("[server]\napi_keys_file = 1", "server.api_keys_file: expected a string, got 1"),
-        ("[server]\nmetrics = 0", "server.metrics: expected a boolean, got 0"),
-        ("[server]\nhold_seconds = -1", "server.hold_seconds: expected a number of seconds, 0"),
-        ("[server]\nhold_seconds = inf", "server.hold_seconds: expected a number of seconds, 0"),
-        ("[memory]\nload_stall_seconds = 0", "expected a number of seconds above 0, got 0"),
-        ("[memory]\nmax_wait = -1", 'memory.max_wait: expected "auto" or a number of seconds'),
-        ('[memory]\nmax_wait = "x"', 'memory.max_wait: expected "auto" or a number of seconds'),
-        ("[memory]\nmax_wait = nan", 'memory.max_wait: expected "auto" or a number of seconds'),
-        ('[memory]\npolicy = "fifo"', 'expected one of "gdsf", "use_count", "lru", got "fifo"'),
-        ("[memory]\nkeep = 1e3", "memory.keep: expected an integer from 0"),
-        ("[memory]\nkeep = 99999999999", "memory.keep: expected an integer from 0 to 1000000000"),
-        ('[memory]\nbudget = "120%"', 'memory.budget: expected "auto", a size'),
-        ('[memory]\nbudget = "0%"', 'memory.budget: expected "auto", a size'),
-        ('[server]\nmax_body = "0MB"', 'server.max_body: expected a size such as "64MB"'),
-        ('[server]\nmax_body = "auto"', 'server.max_body: expected a size such as "64MB"'),
-        ("[server]\nmax_body = 64000", 'expected a size such as "64MB" or "2GiB", got 64000'),
-        ('[server]\nallowed_hosts = "*"', 'server.allowed_hosts: expected an array, got "*"'),
-        ('[server]\nallowed_hosts = ["a", 2]', "server.allowed_hosts[1]: expected a string"),
-        ("server = 3", "server: expected a table, got 3"),
-        ("models = 3", "models: expected a table, got 3"),
-        ('[models]\na = "x"', 'models.a: expected a table, got "x"'),
-        ("[models.a]", "models.a.source: missing; expected a string: a model folder"),
-        ('[models.a]\nsource = ""', "models.a.source: expected a string: a model folder"),
-        ('[models."org/m:8b"]', 'models."org/m:8b".source: missing'),
-        ('[models.""]\nsource = "x"', 'models."": a model\'s name is not empty'),
-        ('[models."a\\u0007"]\nsource = "x"', 'models."a\\u0007": a model\'s name is not empty'),
-        ('[models.a]\nsource = "x"\naliases = [""]', "models.a.aliases[0]: expected a name"),
-        ('[models.a]\nsource = "x"\nmemory = "0GB"', 'models.a.memory: expected "auto" or a size'),
-        ('[models.a]\nsource = "x"\nenv = 3', "models.a.env: expected a table, got 3"),
-        ('[models.a]\nsource = "x"\nenv = {"A=B" = ""}', 'models.a.env."A=B": not a name'),
-        ('[models.a]\nsource = "x"\nenv = {A = "\\u0000"}', "models.a.env.A: expected a string"),
-    ],
-)
-def test_a_value_out_of_the_rules_tells_path_and_expectation(text: str, message: str) -> None:
-    actual = refusal(text)
-    # A shortened expectation must still be the message's start or its end.
-    assert actual.startswith(message) or actual.endswith(message)
-    assert actual.startswith(("server", "memory", "models"))
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("[server]\nprot = 1", 'server.prot: unknown key (did you mean "port"?)'),
-        ("[server]\nzzz = 1", "server.zzz: unknown key"),
-        ("[sever]\nport = 1", 'sever: unknown key (did you mean "server"?)'),
-        ("port = 1", 'port: unknown key (did you mean "server.port"?)'),
-        ('"a.b" = 1', '"a.b": unknown key'),
-        (
-            '[models.a]\nsource = "x"\nalias = []',
-            'models.a.alias: unknown key (did you mean "aliases"?)',
-        ),
-        (
-            '[models.qwen2.5]\nsource = "x"',
-            "models.qwen2.5: unknown key (a model name with a dot in it needs quotes)",
-        ),
-    ],
-)
-def test_an_unknown_key_is_an_error(text: str, message: str) -> None:
-    assert refusal(text) == message
-
-
 def test_the_first_problem_of_the_file_is_told() -> None:
     assert refusal("[memory]\nkeep = -1\n[server]\nport = -1").startswith("memory.keep")
     assert refusal("[server]\nport = -1\n[memory]\nkeep = -1").startswith("server.port")
 
 
-def test_a_secret_of_the_environment_is_not_told() -> None:
-    message = refusal('[models.a]\nsource = "x"\nenv = {TOKEN = 1234567}')
-    assert message == "models.a.env.TOKEN: expected a string, got an integer"
-
-
-def test_a_long_value_is_cut() -> None:
-    assert len(refusal(f'[memory]\npolicy = "{"x" * 5000}"')) < 200
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("64MB", 64_000_000),
-        ("1KB", 1000),
-        ("96GB", 96 * 10**9),
-        ("2TB", 2 * 10**12),
-        ("1KiB", 1024),
-        ("1MiB", 2**20),
-        ("2 GiB", 2 * 2**30),
-        ("1TiB", 2**40),
-        ("1.5GB", 1_500_000_000),
-        ("0.001KiB", 1),
-        ("64mb", 64_000_000),
-        ("0MB", 0),
-    ],
-)
-def test_sizes(text: str, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        *("", "64", "MB", "-1MB", "1,5GB", "1e3MB", "64M", "64MBs", " 64MB", "64MB\n", "auto"),
-        *("٣MB", "1\u212aB", "9223373TB", "1.2345GB", "nanMB"),
-    ],
-)
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match=r"size"):
-        parse_size(text)
-
-
-@pytest.mark.usefixtures("everything_supported")
-def test_sizes_are_available_in_bytes() -> None:
-    text = '[server]\nmax_body = "1MiB"\n[models.a]\nsource = "x"\nmemory = "2GB"\n'
-    config = parse(text + 'kv_budget = "3GB"\nprompt_cache = "0MB"\n[models.b]\nsource = "x"')
-    a, b = config.models["a"], config.models["b"]
-    assert config.server.max_body_bytes == 2**20
-    assert (a.memory_bytes, a.kv_budget_bytes, a.prompt_cache_bytes) == (2 * 10**9, 3 * 10**9, 0)
-    assert (b.memory_bytes, b.kv_budget_bytes, b.prompt_cache_bytes) == (None, None, None)
-
-
-@pytest.mark.parametrize(
-    ("budget", "size"), [("auto", None), ("96GB", 96 * 10**9), ("75%", 96), ("12.5%", 16)]
-)
-@pytest.mark.usefixtures("everything_supported")
-def test_a_budget_may_be_a_share_of_the_ram(budget: str, size: int | None) -> None:
-    memory = parse(f'[memory]\nbudget = "{budget}"').memory
-    assert memory.budget_bytes(physical=128) == size
-
-
-# Between keys
+# ── between keys ─────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -288,7 +84,6 @@ def test_the_pressure_levels_rise(text: str, message: str) -> None:
     assert refusal(f"[memory]\n{text}") == message
 
 
-@pytest.mark.usefixtures("everything_supported")
 def test_pressure_levels_may_be_equal() -> None:
     assert parse("[memory]\nwarn = 0.9\nhigh = 0.9\ncritical = 0.9").memory.high == 0.9
 
@@ -307,6 +102,22 @@ def test_any_other_host_needs_keys(host: str) -> None:
     assert parse(text).server.host == host
 
 
+# ── names ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [("b", "no model or alias is called"), ("a", "this model itself"), ("z", "this model itself")],
+)
+def test_a_fallback_is_another_model(other: str, told: str) -> None:
+    text = f'[models.a]\nsource = "demo"\naliases = ["z"]\nfallback = "{other}"'
+    message = refusal(text)
+    assert message.startswith("models.a.fallback: ")
+    assert told in message
+    right = text.replace(f'fallback = "{other}"', 'fallback = "c"')
+    assert parse(f'{right}\n[models.c]\nsource = "demo"').models["a"].fallback == "c"
+
+
 @pytest.mark.parametrize(
     ("aliases", "message"),
     [
@@ -317,10 +128,6 @@ def test_any_other_host_needs_keys(host: str) -> None:
 )
 def test_a_name_stands_for_one_model(aliases: str, message: str) -> None:
     assert refusal(f"{TWO}aliases = {aliases}").endswith(message)
-
-
-def test_names_lead_to_their_models() -> None:
-    assert parse(TWO).names() == {"a": "a", "one": "a", "org/b:8b": "org/b:8b"}
 
 
 @pytest.mark.parametrize("name", ["a", "one", "org/b:8b"])
@@ -350,3 +157,133 @@ def test_the_default_model_of_discovered_ones_is_checked_when_they_are_known() -
 def test_configured_models_leave_nothing_to_discover() -> None:
     config = parse(TWO)
     assert with_discovered(config, {"demo": "demo"}) == config
+
+
+def preloaded(config: Config) -> list[str]:
+    return [name for name, model in config.models.items() if model.preload]
+
+
+FILE_PRELOADS_A = TWO.replace('"x"', '"x"\npreload = true')
+FILE_SAYS_NO = TWO.replace('"x"', '"x"\npreload = false')
+
+
+# ── preloads ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("text", "variable", "flag", "expected"),
+    [
+        (TWO, "", (), []),
+        (TWO, " one , org/b:8b,", (), ["a", "org/b:8b"]),
+        (TWO, "a", ("org/b:8b",), ["org/b:8b"]),
+        (FILE_PRELOADS_A, "org/b:8b", (), ["a"]),
+        (FILE_PRELOADS_A, "", ("org/b:8b",), ["a", "org/b:8b"]),
+        (FILE_SAYS_NO, "a", (), []),
+        (FILE_SAYS_NO, "", ("one",), ["a"]),
+    ],
+)
+def test_preloads_come_from_flag_file_or_variable(
+    text: str, variable: str, flag: tuple[str, ...], expected: list[str]
+) -> None:
+    config = parse(text, {"MLX_PRELOAD_MODELS": variable}, Overrides(preload=flag))
+    assert preloaded(config) == expected
+    assert config.preload == ()
+
+
+def test_an_unknown_preload_of_the_environment_is_refused() -> None:
+    message = refusal(TWO, {"MLX_PRELOAD_MODELS": "fast"})
+    assert message == 'MLX_PRELOAD_MODELS: no model or alias is called "fast"'
+
+
+def test_preloads_wait_for_the_discovery() -> None:
+    config = parse("", {"MLX_PRELOAD_MODELS": "org/m,demo,demo"})
+    assert config.preload == ("org/m", "demo")
+    found = with_discovered(config, {"demo": "demo", "org/m": "org/m", "org/n": "org/n"})
+    assert preloaded(found) == ["demo", "org/m"]
+    assert found.preload == ()
+    with pytest.raises(ConfigError, match=r"^--preload or MLX_PRELOAD_MODELS: .*org/m"):
+        with_discovered(config, {"demo": "demo"})
+
+
+SCALARS = st.one_of(
+    st.booleans(),
+    st.integers(),
+    st.integers().map(lambda n: n * 10**400),
+    st.floats(),
+    st.text(max_size=8),
+    st.sampled_from(["auto", "64MB", "75%", "lru", "off", "shared", "demo", "::1", "a"]),
+    st.just(datetime(1979, 5, 27)),
+    st.just(date(1979, 5, 27)),
+    st.just(time(7, 32)),
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+
+
+def tables(cls: type[msgspec.Struct]) -> st.SearchStrategy[dict[str, object]]:
+    """Tables of mostly known keys, with their documented values or with anything."""
+    section = next(name for name, known in SECTIONS.items() if known is cls)
+    known = [
+        st.tuples(st.just(key), st.one_of(st.just(documented()[f"{section}.{key}"]), VALUES))
+        for key in cls.__struct_fields__
+    ]
+    unknown = st.tuples(st.text(max_size=3), VALUES)
+    return st.lists(st.one_of(*known, *known, unknown), max_size=3).map(dict)
+
+
+MODELS = st.dictionaries(
+    st.one_of(st.sampled_from(["a", "b"]), st.text(string.printable, max_size=3)),
+    st.one_of(VALUES, tables(ModelSettings).map(lambda table: {"source": "x"} | table)),
+    max_size=2,
+)
+TREES = st.fixed_dictionaries(
+    {},
+    optional={
+        "server": st.one_of(tables(ServerSettings), VALUES),
+        "memory": st.one_of(tables(MemorySettings), VALUES),
+        "recovery": st.one_of(tables(RecoverySettings), VALUES),
+        "models": st.one_of(MODELS, VALUES),
+        "x": VALUES,
+    },
+)
+FLAGS = st.builds(
+    Overrides,
+    host=st.none() | st.text(max_size=4),
+    port=st.none() | st.integers(),
+    ram_budget=st.none() | st.text(max_size=4),
+    models=st.lists(st.tuples(st.text(max_size=2), st.text(max_size=2)), max_size=2).map(tuple),
+    preload=st.lists(st.text(max_size=2), max_size=2).map(tuple),
+)
+VARIABLES = {
+    "MLX_MAX_CACHED_MODELS": "memory.max_loaded",
+    "MLX_CACHE_CLEANUP_INTERVAL_SEC": "memory.cleanup_interval",
+}
+ENVIRON = st.dictionaries(
+    st.sampled_from([*VARIABLES, "MLX_PRELOAD_MODELS"]), st.text("0123456789.-a,", max_size=4)
+)
+
+
+# ── any tree ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@given(tree=TREES, environ=ENVIRON, overrides=st.one_of(st.just(Overrides()), FLAGS))
+def test_any_tree_loads_or_is_refused(
+    tree: dict[str, object], environ: dict[str, str], overrides: Overrides
+) -> None:
+    try:
+        config = from_tree(tree, environ=environ, overrides=overrides)
+    except ConfigError as error:
+        message = str(error)
+        assert message.isprintable()
+        assert ": " in message
+        with pytest.raises(ConfigError) as again:
+            from_tree(tree, environ=environ, overrides=overrides)
+        assert str(again.value) == message
+    else:
+        # What loads obeys every rule of the schema, as msgspec itself sees it.
+        assert msgspec.json.decode(msgspec.json.encode(config), type=Config) == config

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +14,9 @@ import pytest
 
 from tests.helpers.tiny_llama import make_model
 from worker.engine import decoding
-from worker.engine.decoding import Batch, Decoder, Ints, Logprobs, Row, make_generator
+from worker.engine.decoding import BatchDecoder, Ints
+from worker.engine.mlx_lm_compat import make_generator
+from worker.engine.rows import BatchPlan, BatchRow, TokenLogprobs
 from worker.engine.sampling import Parameters
 
 VOCABULARY = 300
@@ -52,7 +53,7 @@ def fill(constraints: Sequence[Toy], words: int) -> Ints:
     return np.packbits(bits, axis=1, bitorder="little").view(np.int32)
 
 
-DECODER = Decoder(fill, (EOS,))
+DECODER = BatchDecoder(fill, (EOS,))
 
 
 @pytest.fixture(scope="module")
@@ -64,30 +65,22 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return load(str(folder))[0]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _leave_mlx_lm_as_it_was() -> Iterator[None]:
-    module: Any = importlib.import_module("mlx_lm.generate")
-    before = module.GenerationBatch
-    yield
-    module.GenerationBatch = before
-
-
 class Output:
     """What one row gave."""
 
     def __init__(self) -> None:
         self.tokens: list[int] = []
-        self.logprobs: list[Logprobs | None] = []
+        self.logprobs: list[TokenLogprobs | None] = []
         self.finish = ""
 
 
 def run(
     model: Any,
-    rows: Sequence[Row],
+    rows: Sequence[BatchRow],
     *,
     prompts: Sequence[list[int]] | None = None,
     lengths: Sequence[int] | None = None,
-    decoder: Decoder = DECODER,
+    decoder: BatchDecoder = DECODER,
     stops: Sequence[int] = (),
 ) -> list[Output]:
     """Decode the rows, all together from their first token on."""
@@ -98,7 +91,6 @@ def run(
         prefill_batch_size=32,
         completion_batch_size=32,
     )
-    generator.close()
     uids = generator.insert(
         [list(prompt) for prompt in prompts or [PROMPT] * len(rows)],
         max_tokens=list(lengths or [TOKENS] * len(rows)),
@@ -133,36 +125,36 @@ def reference(
     return [int(token) for token, _ in steps], [logprobs for _, logprobs in steps]
 
 
-def others() -> list[Row]:
+def others() -> list[BatchRow]:
     """Thirty-one rows of all kinds."""
-    kinds: list[Callable[[int], Row]] = [
-        lambda i: Row(Parameters()),
-        lambda i: Row(replace(SEEDED, seed=100 + i, top_p=0.5 + i / 100)),
-        lambda i: Row(Parameters(seed=i, temperature=1.2, min_p=0.02, top_k=1 + i)),
-        lambda i: Row(Parameters(), constraint=Toy()),
-        lambda i: Row(replace(SEEDED, seed=i), constraint=Toy(), logprobs=3),
-        lambda i: Row(Parameters(temperature=1.0, xtc_probability=0.5, xtc_threshold=0.01)),
-        lambda i: Row(replace(PENALISED, repetition_penalty=1.3, repetition_context=i + 1)),
-        lambda i: Row(Parameters(logit_bias=((i, 5.0), (7, -2.0))), min_tokens=i, logprobs=0),
+    kinds: list[Callable[[int], BatchRow]] = [
+        lambda i: BatchRow(Parameters()),
+        lambda i: BatchRow(replace(SEEDED, seed=100 + i, top_p=0.5 + i / 100)),
+        lambda i: BatchRow(Parameters(seed=i, temperature=1.2, min_p=0.02, top_k=1 + i)),
+        lambda i: BatchRow(Parameters(), constraint=Toy()),
+        lambda i: BatchRow(replace(SEEDED, seed=i), constraint=Toy(), logprobs=3),
+        lambda i: BatchRow(Parameters(temperature=1.0, xtc_probability=0.5, xtc_threshold=0.01)),
+        lambda i: BatchRow(replace(PENALISED, repetition_penalty=1.3, repetition_context=i + 1)),
+        lambda i: BatchRow(Parameters(logit_bias=((i, 5.0), (7, -2.0))), min_tokens=i, logprobs=0),
     ]
     return [kinds[i % len(kinds)](i) for i in range(31)]
 
 
-KINDS: dict[str, Callable[[], Row]] = {
-    "plain": lambda: Row(Parameters()),
-    "seeded": lambda: Row(SEEDED),
-    "hot": lambda: Row(Parameters(seed=8, temperature=2.5)),
-    "top-k": lambda: Row(Parameters(seed=9, temperature=1.5, top_k=20)),
-    "min-p": lambda: Row(Parameters(seed=10, temperature=1.5, min_p=0.02)),
-    "xtc": lambda: Row(
+KINDS: dict[str, Callable[[], BatchRow]] = {
+    "plain": lambda: BatchRow(Parameters()),
+    "seeded": lambda: BatchRow(SEEDED),
+    "hot": lambda: BatchRow(Parameters(seed=8, temperature=2.5)),
+    "top-k": lambda: BatchRow(Parameters(seed=9, temperature=1.5, top_k=20)),
+    "min-p": lambda: BatchRow(Parameters(seed=10, temperature=1.5, min_p=0.02)),
+    "xtc": lambda: BatchRow(
         Parameters(seed=11, temperature=1.5, xtc_probability=0.5, xtc_threshold=0.05)
     ),
-    "penalised": lambda: Row(replace(SEEDED, presence_penalty=5.0, frequency_penalty=3.0)),
-    "repeating": lambda: Row(
+    "penalised": lambda: BatchRow(replace(SEEDED, presence_penalty=5.0, frequency_penalty=3.0)),
+    "repeating": lambda: BatchRow(
         replace(SEEDED, seed=6, repetition_penalty=1.5, repetition_context=len(PROMPT) + 4)
     ),
-    "biased": lambda: Row(replace(SEEDED, logit_bias=((65, 9.0), (66, 8.0)))),
-    "constrained": lambda: Row(replace(SEEDED, temperature=2.0), constraint=Toy(), logprobs=2),
+    "biased": lambda: BatchRow(replace(SEEDED, logit_bias=((65, 9.0), (66, 8.0)))),
+    "constrained": lambda: BatchRow(replace(SEEDED, temperature=2.0), constraint=Toy(), logprobs=2),
 }
 
 
@@ -191,7 +183,7 @@ def test_a_row_gives_the_same_alone_and_among_31_others(
 
 def test_kinds_and_seeds_differ(model: Any, alone: dict[str, list[int]]) -> None:
     assert len({tuple(tokens) for tokens in alone.values()}) == len(alone)
-    rows = [Row(replace(SEEDED, seed=seed)) for seed in range(8)]
+    rows = [BatchRow(replace(SEEDED, seed=seed)) for seed in range(8)]
     assert len({tuple(output.tokens) for output in run(model, rows)}) == 8
 
 
@@ -205,7 +197,9 @@ def test_a_resumed_row_goes_on_as_if_nothing_had_happened(
     if constraint is not None:
         for token in emitted:
             constraint.push(token)
-    resumed = Row(row.parameters, emitted=emitted, logprobs=row.logprobs, constraint=constraint)
+    resumed = BatchRow(
+        row.parameters, emitted=emitted, logprobs=row.logprobs, constraint=constraint
+    )
     (found,) = run(model, [resumed], prompts=[PROMPT + emitted], lengths=[TOKENS - cut])
     assert found.tokens == alone[kind][cut:]
 
@@ -215,8 +209,8 @@ def test_a_resumed_row_goes_on_as_if_nothing_had_happened(
 
 def test_a_constraint_is_told_every_output_token_once_and_obeyed(model: Any) -> None:
     toys = [Toy(), Toy()]
-    rows = [Row(Parameters(), constraint=toys[0]), Row(Parameters())]
-    rows.append(Row(Parameters(seed=1, temperature=3.0), constraint=toys[1]))
+    rows = [BatchRow(Parameters(), constraint=toys[0]), BatchRow(Parameters())]
+    rows.append(BatchRow(Parameters(seed=1, temperature=3.0), constraint=toys[1]))
     found = run(model, rows)
     for toy, output in zip(toys, (found[0], found[2]), strict=True):
         assert toy.pushed == output.tokens
@@ -224,7 +218,7 @@ def test_a_constraint_is_told_every_output_token_once_and_obeyed(model: Any) -> 
         for token in output.tokens:
             assert fresh.allows(token)
             fresh.push(token)
-    assert found[1].tokens == run(model, [Row(Parameters())])[0].tokens
+    assert found[1].tokens == run(model, [BatchRow(Parameters())])[0].tokens
 
 
 def test_what_a_mask_does_not_reach_is_forbidden(model: Any) -> None:
@@ -232,8 +226,8 @@ def test_what_a_mask_does_not_reach_is_forbidden(model: Any) -> None:
         assert words == math.ceil(VOCABULARY / 32)
         return np.full((len(constraints), 2), -1, dtype=np.int32)
 
-    rows = [Row(Parameters(seed=i, temperature=5.0), constraint=Toy()) for i in range(8)]
-    tokens = {t for output in run(model, rows, decoder=Decoder(narrow)) for t in output.tokens}
+    rows = [BatchRow(Parameters(seed=i, temperature=5.0), constraint=Toy()) for i in range(8)]
+    tokens = {t for output in run(model, rows, decoder=BatchDecoder(narrow)) for t in output.tokens}
     assert max(tokens) < 64 < 2 * len(tokens)
 
 
@@ -241,14 +235,14 @@ def test_a_mask_may_reach_further_than_the_vocabulary(model: Any) -> None:
     def wide(constraints: Sequence[Toy], words: int) -> Ints:
         return np.full((len(constraints), words + 3), -1, dtype=np.int32)
 
-    rows = [Row(Parameters(), constraint=Toy())]
-    (found,) = run(model, rows, decoder=Decoder(wide))
-    assert found.tokens == run(model, [Row(Parameters())])[0].tokens
+    rows = [BatchRow(Parameters(), constraint=Toy())]
+    (found,) = run(model, rows, decoder=BatchDecoder(wide))
+    assert found.tokens == run(model, [BatchRow(Parameters())])[0].tokens
 
 
 @pytest.mark.parametrize("parameters", [Parameters(), SEEDED])
 def test_a_row_whose_grammar_allows_nothing_ends(model: Any, parameters: Parameters) -> None:
-    row = Row(parameters, constraint=Toy(dead_after=5), min_tokens=9, logprobs=5)
+    row = BatchRow(parameters, constraint=Toy(dead_after=5), min_tokens=9, logprobs=5)
     (found,) = run(model, [row], stops=[EOS])
     assert (found.finish, found.tokens[5:]) == ("stop", [EOS])
     assert found.logprobs[5] is not None
@@ -273,7 +267,11 @@ def test_presence_and_frequency_count_the_output_as_openai_does(
 
     parameters = Parameters(presence_penalty=presence, frequency_penalty=frequency)
     # The prompt holds what would be output, which must not matter.
-    rows = [Row(parameters), Row(Parameters()), Row(replace(parameters, presence_penalty=9.0))]
+    rows = [
+        BatchRow(parameters),
+        BatchRow(Parameters()),
+        BatchRow(replace(parameters, presence_penalty=9.0)),
+    ]
     found = run(model, rows)
     assert found[0].tokens == reference(model, penalise)[0]
     assert found[0].tokens != found[1].tokens != found[2].tokens
@@ -286,7 +284,7 @@ def test_the_repetition_penalty_is_mlx_lms(model: Any, penalty: float, context: 
 
     make: Any = make_repetition_penalty
     parameters = Parameters(repetition_penalty=penalty, repetition_context=context)
-    found = run(model, [Row(Parameters()), Row(parameters), Row(PENALISED)])
+    found = run(model, [BatchRow(Parameters()), BatchRow(parameters), BatchRow(PENALISED)])
     assert found[1].tokens == reference(model, make(penalty, context))[0]
 
 
@@ -311,16 +309,16 @@ def test_biases_come_before_penalties(model: Any) -> None:
         presence_penalty=1.0,
         frequency_penalty=0.25,
     )
-    rows = [Row(Parameters(logit_bias=((1, 1.0),))), Row(parameters)]
+    rows = [BatchRow(Parameters(logit_bias=((1, 1.0),))), BatchRow(parameters)]
     assert run(model, rows)[1].tokens == reference(model, edit)[0]
 
 
 @pytest.mark.parametrize("minimum", [0, 1, 6])
 def test_min_tokens_forbids_the_end_and_only_the_end(model: Any, minimum: int) -> None:
     eager = Parameters(logit_bias=((EOS, 1000.0),))
-    late = Row(eager, min_tokens=minimum)
-    resumed = Row(eager, min_tokens=minimum + 2, emitted=[1, 2])
-    found = run(model, [late, Row(Parameters()), resumed], stops=[EOS])
+    late = BatchRow(eager, min_tokens=minimum)
+    resumed = BatchRow(eager, min_tokens=minimum + 2, emitted=[1, 2])
+    found = run(model, [late, BatchRow(Parameters()), resumed], stops=[EOS])
     assert (found[0].tokens[minimum:], found[0].finish) == ([EOS], "stop")
     assert found[0].tokens[:minimum] == found[1].tokens[:minimum] == found[2].tokens[:minimum]
     assert len(found[2].tokens) == minimum + 1
@@ -334,8 +332,13 @@ def test_log_probabilities_are_of_the_processed_distribution(model: Any) -> None
         return logits - 2.0 * (counts_of(tokens) > 0)
 
     parameters = Parameters(presence_penalty=2.0)
-    rows = [Row(parameters, logprobs=4), Row(parameters), Row(parameters, logprobs=0), Row(SEEDED)]
-    rows.append(Row(parameters, logprobs=99))
+    rows = [
+        BatchRow(parameters, logprobs=4),
+        BatchRow(parameters),
+        BatchRow(parameters, logprobs=0),
+        BatchRow(SEEDED),
+    ]
+    rows.append(BatchRow(parameters, logprobs=99))
     found = run(model, rows)
     tokens, expected = reference(model, edit)
     assert found[0].tokens == tokens
@@ -356,7 +359,7 @@ def test_log_probabilities_are_of_the_processed_distribution(model: Any) -> None
 
 def test_temperature_and_filters_leave_log_probabilities_alone(model: Any) -> None:
     hot = Parameters(seed=1, temperature=1.9, top_p=0.5, top_k=40)
-    (found,) = run(model, [Row(hot, logprobs=20)])
+    (found,) = run(model, [BatchRow(hot, logprobs=20)])
     first = found.logprobs[0]
     assert first is not None
     expected = reference(model, lambda tokens, logits: logits, 1)[1][0]
@@ -366,7 +369,7 @@ def test_temperature_and_filters_leave_log_probabilities_alone(model: Any) -> No
 
 
 def test_log_probabilities_of_a_grammar_are_finite(model: Any) -> None:
-    (found,) = run(model, [Row(Parameters(), constraint=Toy(dead_after=3), logprobs=20)])
+    (found,) = run(model, [BatchRow(Parameters(), constraint=Toy(dead_after=3), logprobs=20)])
     for told in found.logprobs:
         assert told is not None
         assert all(math.isfinite(value) for _, value in [(0, told.sampled), *told.top])
@@ -380,7 +383,7 @@ def test_plain_rows_go_the_short_way(model: Any, monkeypatch: pytest.MonkeyPatch
         raise AssertionError("plain rows need one argmax")
 
     monkeypatch.setattr(decoding, "_choose", long_way)
-    assert len(run(model, [Row(Parameters()) for _ in range(4)])[0].tokens) == TOKENS
+    assert len(run(model, [BatchRow(Parameters()) for _ in range(4)])[0].tokens) == TOKENS
 
 
 @pytest.mark.parametrize("reads", [False, True])
@@ -400,9 +403,9 @@ def test_tokens_are_read_before_the_next_are_queued_only_if_rows_depend_on_them(
 
     monkeypatch.setattr(decoding, "_read", note_read)
     monkeypatch.setattr(decoding, "_async_eval", note_queue)
-    rows = [Row(SEEDED), Row(Parameters(), logprobs=2)]
+    rows = [BatchRow(SEEDED), BatchRow(Parameters(), logprobs=2)]
     if reads:
-        rows.append(Row(PENALISED))
+        rows.append(BatchRow(PENALISED))
     run(model, rows)
     step = ["queue", "read", "queue"] if reads else ["queue", "read"]
     assert events == step * (TOKENS + 1)
@@ -410,54 +413,12 @@ def test_tokens_are_read_before_the_next_are_queued_only_if_rows_depend_on_them(
 
 def test_a_plan_is_made_once_a_composition(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    plan = decoding._Plan
+    plan = BatchPlan
 
-    def note(rows: Sequence[Row]) -> Any:
+    def note(rows: Sequence[BatchRow]) -> Any:
         made.append(len(rows))
         return plan(rows)
 
-    monkeypatch.setattr(decoding, "_Plan", note)
-    run(model, [Row(SEEDED), Row(SEEDED), Row(SEEDED)], lengths=[20, 20, 10])
+    monkeypatch.setattr(decoding, "BatchPlan", note)
+    run(model, [BatchRow(SEEDED), BatchRow(SEEDED), BatchRow(SEEDED)], lengths=[20, 20, 10])
     assert made == [3, 3, 2]  # the batch that prompts become, the generator's, one row less
-
-
-# ── the seam ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_mlx_lm_is_still_built_as_the_step_assumes(model: Any) -> None:
-    """Fails with a release of mlx-lm that moves what `Batch` relies on."""
-    module: Any = importlib.import_module("mlx_lm.generate")
-    base = Batch.__mro__[1]
-    assert base.__module__ == "mlx_lm.generate"
-    assert "GenerationBatch(" in inspect.getsource(module.PromptProcessingBatch.generate)
-    assert "GenerationBatch.empty(" in inspect.getsource(module.BatchGenerator.__init__)
-    assert {name for name in vars(Batch) if callable(vars(Batch)[name])} == {"_step"}
-    generator = make_generator(model, DECODER)
-    generator.close()
-    assert set(vars(generator._generation_batch)) == {
-        *("model", "uids", "prompt_cache", "tokens", "samplers", "fallback_sampler"),
-        *("logits_processors", "stop_sequences", "max_tokens"),
-        *("_current_tokens", "_current_logprobs", "_next_tokens", "_next_logprobs"),
-        *("_token_context", "_num_tokens", "_matchers"),
-    }
-    calls = inspect.getsource(base.next)
-    assert "tokens, logprobs = self._step()" in calls
-    generator.insert([PROMPT], max_tokens=[4], samplers=[Row(SEEDED)])
-    while not generator._generation_batch.uids:
-        generator.next()
-    assert type(generator._generation_batch) is Batch
-    assert generator._generation_batch.fallback_sampler is DECODER
-    assert isinstance(generator._generation_batch.samplers[0], Row)
-
-
-def test_generators_without_a_decoder_step_as_mlx_lm_does(model: Any) -> None:
-    make_generator(model, DECODER).close()
-    module: Any = importlib.import_module("mlx_lm.generate")
-    generator = module.BatchGenerator(model)
-    generator.close()
-    generator.insert([PROMPT], max_tokens=[TOKENS])
-    tokens: list[tuple[int, Any]] = []
-    while len(tokens) < TOKENS:
-        tokens += [(r.token, r.logprobs.shape) for r in generator.next()[1]]
-    plain = run(model, [Row(Parameters())])[0].tokens
-    assert tokens == [(token, (VOCABULARY,)) for token in plain]

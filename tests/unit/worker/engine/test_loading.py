@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers.children import ROOT
 from tests.helpers.tiny_llama import make_llama
 from worker.engine import loading
 from worker.engine.thread import Unloadable
@@ -22,7 +19,6 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    loading.import_mlx_lm()
     return make_llama(tmp_path_factory.mktemp("loading") / "good")
 
 
@@ -32,7 +28,7 @@ def folder(good: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(good, tmp_path / "model"))
 
 
-def load(folder: Path, context: int = 0) -> loading.Model:
+def load(folder: Path, context: int = 0) -> loading.LoadedModel:
     return loading.load(folder, context, lambda done, total: None)
 
 
@@ -162,41 +158,3 @@ def test_sampling_defaults_are_the_makers(
         path.write_text(content)
     model = load(folder)
     assert (model.defaults.temperature, model.defaults.top_p) == (temperature, top_p)
-
-
-# ── the import ───────────────────────────────────────────────────────────────────────────────────
-
-IMPORT = """
-import resource
-from worker.engine import loading
-original = resource.setrlimit
-before = resource.getrlimit(resource.RLIMIT_NOFILE)
-loading.import_mlx_lm()
-assert resource.setrlimit is original
-import mlx_lm.utils, mlx_lm.generate, transformers, types
-# No index of all models' names, which takes as long as a third of the rest.
-assert type(transformers.models) is types.ModuleType
-assert transformers.AutoTokenizer is transformers.models.auto.tokenization_auto.AutoTokenizer
-assert transformers.LlamaTokenizer is transformers.models.llama.LlamaTokenizer
-# All are found nevertheless, and modules that nobody has imported.
-from transformers.models import LlamaConfig, qwen2
-assert LlamaConfig is transformers.LlamaConfig
-assert qwen2.Qwen2Config is transformers.Qwen2Config
-for name in ("Nonsense", "__nonsense__"):
-    assert not hasattr(transformers.models, name)
-print(before == resource.getrlimit(resource.RLIMIT_NOFILE))
-"""
-
-
-@pytest.mark.parametrize("limits", [(1024, 3000), (5000, 6000)])
-def test_importing_mlx_lm_leaves_the_file_limit_alone(limits: tuple[int, int]) -> None:
-    """Below mlx-lm's own (2048, 4096) its import would fail, above it would lower ours."""
-    lower = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, {limits})\n"
-    done = subprocess.run(
-        [sys.executable, "-c", lower + IMPORT],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
-    assert done.stdout == "True\n", done.stderr

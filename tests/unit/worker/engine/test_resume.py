@@ -33,7 +33,7 @@ from supervisor.wire.frames import (
 from tests.helpers.tiny_llama import make_model
 from tests.property.structured_served import DEMO, TOOLS
 from worker.engine.batch import BatchEngine
-from worker.engine.thread import LAST, Job
+from worker.engine.thread import FINAL_FRAMES, Job
 
 NOISE = Text("Tell me — höre! 日本")
 HOT = Sampling(temperature=0.9, seed=7)
@@ -164,7 +164,7 @@ class Desk:
 
 def said(frames: Sequence[FromEngine]) -> list[FromEngine]:
     """What a client is told of: tokens and the end."""
-    return [frame for frame in frames if isinstance(frame, (Token, *LAST))]
+    return [frame for frame in frames if isinstance(frame, (Token, *FINAL_FRAMES))]
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def check_pauses(desk: Desk, request: Generate, rounds: int) -> None:
     for _ in range(rounds):
         job, sink = desk.submit(request)
         _, neighbour = desk.submit(other)
-        while not sink.frames or not isinstance(sink.frames[-1], LAST):
+        while not sink.frames or not isinstance(sink.frames[-1], FINAL_FRAMES):
             for _ in range(chance.randrange(1, 15)):
                 desk.step()
             if told := desk.engine.pause(job):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from supervisor.errors import InvalidValue
 from supervisor.wire.frames import Sampling
-from worker.engine import loading, sampling
+from worker.engine import mlx_lm_compat, sampling
 from worker.engine.sampling import COIN, TOKEN, Defaults, Parameters, check, key, resolve
 
 ROWS, VOCABULARY = 6, 301
@@ -23,7 +23,7 @@ ROWS, VOCABULARY = 6, 301
 @pytest.fixture(scope="module")
 def theirs() -> Any:
     """mlx-lm's own functions."""
-    loading.import_mlx_lm()
+    mlx_lm_compat.import_mlx_lm()
     from mlx_lm import sample_utils
 
     return sample_utils

@@ -19,7 +19,7 @@ from worker.engine.thread import (
     EXIT_ENGINE_DIED,
     EngineThread,
     Job,
-    Loaded,
+    LoadResult,
     Output,
     Prepared,
     Unloadable,
@@ -47,13 +47,13 @@ class Counter:
     def warm_up(self) -> None:
         self._note("warm_up")
 
-    def load(self, load: Load, progress: Callable[[int, int], None]) -> Loaded:
+    def load(self, load: Load, progress: Callable[[int, int], None]) -> LoadResult:
         self._note(f"load {load.model}")
         progress(1, 2)
         if self._unloadable:
             raise Unloadable("no such file")
         progress(2, 2)
-        return Loaded(7, 4096)
+        return LoadResult(7, 4096)
 
     def prepare(self, request: Generate | Embed) -> Prepared:
         raise AssertionError("not the thread's business")
@@ -195,7 +195,7 @@ def counted(tokens: int) -> list[FromEngine]:
 def test_a_load_is_told_step_by_step(stage: Stage) -> None:
     stage.thread.load(LOAD)
     stage.run_until(lambda: len(stage.told) == 4)
-    assert stage.told == ["warm", (1, 2), (2, 2), Loaded(7, 4096)]
+    assert stage.told == ["warm", (1, 2), (2, 2), LoadResult(7, 4096)]
     stage.close()
     assert stage.engine.calls == ["warm_up", "load m", "close"]
 
@@ -386,7 +386,7 @@ def test_an_engine_that_cannot_say_why_it_raises_ends_the_process_too() -> None:
 
 def test_its_record_tells_steps_from_rest_and_counts_what_was_made(stage: Stage) -> None:
     stage.thread.load(LOAD)
-    stage.run_until(lambda: Loaded(7, 4096) in stage.told)
+    stage.run_until(lambda: LoadResult(7, 4096) in stage.told)
     assert stage.reading == Reading()  # a load is no step
     inside: list[Reading] = []
     stage.engine.before_step = lambda: inside.append(stage.reading)

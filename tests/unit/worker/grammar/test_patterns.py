@@ -1,16 +1,15 @@
-"""Patterns: what llguidance would read otherwise, and what takes it long."""
+"""Patterns: what llguidance would read otherwise, and what it bounds by itself."""
 
 from __future__ import annotations
 
-from typing import Any
+import time
 
 import pytest
 
 from supervisor.errors import UnsupportedValue
 from tests.helpers.grammars import accepts
-from tests.property.structured import constraint
-from worker.grammar.patterns import foreign, merged
-from worker.grammar.patterns import size as states
+from tests.property.structured import allowed, constraint, wrapper
+from worker.grammar.patterns import foreign
 
 
 @pytest.mark.parametrize(
@@ -67,42 +66,29 @@ def test_other_control_characters(pattern: str, right: list[str], wrong: list[st
 
 
 @pytest.mark.parametrize(
-    ("pattern", "many"),
+    "patterns",
     [
-        ("abc", 3), ("^a$", 1), ("", 1), ("a*b+", 2), ("[a-z]{3}", 3), ("(ab){10}", 20), ("a{2,7}", 7),
-        ("a{5,}", 5), ("((ab){3}c){4}", 28), ("\\d{4}-\\d{2}", 7), ("[\\]}]x", 2), ("a{b", 3), ("(a", 1), ("a)b", 3),
+        ("^(a{397})+$", "^(a{401})+$"),
+        ("^(a{997})+b?$", "^(a{1009})+$"),
+        ("^(a{97})+$", "^(a{101})+$", "^(a{103})+$", "^(a{107})+$"),
+        ("^.{500}a.*$", "^.*b.{500}$"),
     ],
-)  # fmt: skip
-def test_states_of_a_pattern(pattern: str, many: int) -> None:
-    assert states(pattern) == many
+)
+def test_llguidance_gives_up_soon_on_patterns_that_it_can_t_merge(patterns: list[str]) -> None:
+    """Whether all can be met at once would have to be decided over their common states."""
+    begun = time.perf_counter()
+    with pytest.raises(UnsupportedValue, match="too complex"):
+        constraint({"allOf": [{"type": "string", "pattern": each} for each in patterns]})
+    assert time.perf_counter() - begun < 1
 
 
-LONG, LONGER = "^(a{397})*$", "^(a{401})*$"
-
-
-@pytest.mark.parametrize(
-    ("schema", "slow"),
-    [
-        ({"allOf": [{"pattern": LONG}, {"pattern": LONGER}]}, True),
-        ({"allOf": [{"pattern": LONG}, {"pattern": LONG}]}, False),
-        ({"allOf": [{"pattern": LONG}, {"pattern": "^[ab]{9}$"}]}, False),
-        ({"$ref": "#/$defs/a", "pattern": LONG, "$defs": {"a": {"pattern": LONGER}}}, True),
-        ({"pattern": LONG, "anyOf": [{"pattern": LONGER}]}, True),
-        ({"allOf": [{"properties": {"a": {"pattern": LONG}}}, {"properties": {"a": {"pattern": LONGER}}}]}, True),
-        ({"allOf": [{"properties": {"a": {"pattern": LONG}}}, {"properties": {"b": {"pattern": LONGER}}}]}, False),
-        ({"allOf": [{"properties": {"a": {"pattern": LONG}}}, {"additionalProperties": {"pattern": LONGER}}]}, True),
-        ({"allOf": [{"items": {"pattern": LONG}}, {"prefixItems": [{"pattern": LONGER}]}]}, True),
-        ({"properties": {"a": {"$ref": "#/$defs/a"}, "b": {"$ref": "#/$defs/b"}}, "$defs": {"a": {"pattern": LONG}, "b": {"pattern": LONGER}}}, False),
-        ({"allOf": [{"$ref": "#"}, {"properties": {"a": {"$ref": "#"}}}], "pattern": LONG}, False),
-    ],
-)  # fmt: skip
-def test_patterns_that_may_hold_at_once_are_short(schema: dict[str, Any], slow: bool) -> None:
-    """llguidance takes seconds, or for ever, to find out whether they can all be met."""
-    found = schema.get("$defs", {})
-    assert merged(schema, {f"#/$defs/{name}": each for name, each in found.items()}.get) == slow
-
-
-def test_merged_patterns_are_refused_before_llguidance_sees_them() -> None:
-    with pytest.raises(UnsupportedValue, match="patterns"):
-        constraint({"allOf": [{"pattern": LONG}, {"pattern": LONGER}]})
-    constraint({"properties": {"a": {"pattern": LONG}, "b": {"pattern": LONGER}}})
+def test_patterns_that_turn_out_too_complex_later_cost_no_second() -> None:
+    """The worst of 48,000 random sets of patterns took 67 ms at 300 tokens of vocabulary."""
+    patterns = ("^(a{2999})*$", "^(a{3001})*b?$")
+    grammar = constraint({"allOf": [{"type": "string", "pattern": each} for each in patterns]})
+    begun = time.perf_counter()
+    for token in wrapper().encode('"a', add_special_tokens=False):
+        grammar.push(token)
+        allowed(grammar)
+    assert grammar.failure
+    assert time.perf_counter() - begun < 2

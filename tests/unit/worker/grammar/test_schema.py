@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -11,10 +10,10 @@ import pytest
 from gateway.openai.validation import check_plain
 from supervisor.errors import ClientError, InvalidValue, UnsupportedValue
 from supervisor.wire.frames import Generate, Structure, Text
-from tests.helpers.grammars import OBJECT, accepts, begins
+from tests.helpers.grammars import OBJECT, members, outcome
 from tests.property import structured
 from tests.property.structured import Chooser, allowed, constraint, wrapper
-from worker.grammar import Grammar
+from worker.grammar import AnswerConstraint
 from worker.grammar.compile import SCHEMA
 from worker.grammar.schema import MAX_TEXT
 
@@ -75,15 +74,19 @@ HARD: dict[str, Any] = {
     "states": {"type": "string", "pattern": "[ab]*a[ab]{30}"},
     "backtracking": {"type": "string", "pattern": "^(a+)+$"},
     "brackets": {"type": "string", "pattern": "(" * 500 + "a" + ")*" * 500},
-    "intersection": {"allOf": [{"type": "string", "pattern": f"^(.*a{{{i}}})*$"} for i in range(9)]},
+    "intersection": {"allOf": [{"type": "string",
+        "pattern": f"^(.*a{{{i}}})*$"} for i in range(9)]},
     "huge enum": {"enum": [f"value {i}" for i in range(9000)]},
     "huge members": {"properties": {f"p{i}": {} for i in range(5000)}},
     "many members": {"properties": {f"p{i}": {} for i in range(999)}},
     "many patterns": {"patternProperties": {f"^{i}x": {} for i in range(500)}},
-    "merged choices": {"allOf": [{"anyOf": [{"required": [f"{i}{j}"]} for j in range(5)]} for i in range(9)]},
+    "merged choices": {
+        "allOf": [{"anyOf": [{"required": [f"{i}{j}"]} for j in range(5)]} for i in range(9)]},
     "multiple": {"type": "integer", "multipleOf": 2**50},
     "small multiple": {"type": "number", "multipleOf": 1e-300},
-    "no end": {"$ref": "#/$defs/a", "$defs": {"a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "required": ["a"]}}},
+    "no end": {"$ref": "#/$defs/a",
+        "$defs": {"a": {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}},
+        "required": ["a"]}}},
     "wrong everywhere": {"type": None, "properties": 5, "required": {}, "enum": 1, "allOf": 3},
     "wrong allOf and format": {"format": "date", "allOf": 7},
     "wrong required": {"required": [1, None, {}]},
@@ -114,13 +117,6 @@ def test_nothing_hangs_or_kills(name: str) -> None:
     assert time.monotonic() - started < HANGS
 
 
-def outcome(schema: object) -> Grammar | ClientError:
-    try:
-        return constraint(schema)
-    except ClientError as error:
-        return error
-
-
 @pytest.mark.parametrize(
     ("name", "served"),
     [("short chain", True), ("long chain", False), ("10 MB", False), ("many members", True)],
@@ -145,124 +141,45 @@ def test_messages_are_short_and_say_where() -> None:
         constraint({"description": "x" * MAX_TEXT})
 
 
-# ── what no answer comes to an end of, or no mask in time ────────────────────────────────────────
-
-
-def members(names: Iterable[str], required: Sequence[str] = (), value: object = OBJECT) -> Any:
-    properties = dict.fromkeys(names, value)
-    return {"type": "object", "properties": properties, "required": list(required)}
-
-
-NODE = {"$ref": "#/$defs/n"}
-ENDLESS: dict[str, tuple[Any, str]] = {
-    "itself": ({**NODE, "$defs": {"n": members("n", "n", NODE)}}, "/$defs/n/properties/n"),
-    "the root": (members("a", "a", {"$ref": "#"}), "/properties/a"),
-    "items": ({"type": "array", "minItems": 1, "items": {"$ref": "#"}}, "/items"),
-    "the first item": ({"type": "array", "minItems": 1, "prefixItems": [{"$ref": "#"}]}, "/prefixItems/0"),
-    "any member": ({"type": "object", "minProperties": 1, "additionalProperties": {"$ref": "#"}}, "/additionalProperties"),
-    "unnamed": ({"type": "object", "required": ["a"], "additionalProperties": {"$ref": "#"}}, "/additionalProperties"),
-    "all choices": ({"anyOf": [members("a", "a", {"$ref": "#"}), {"type": "array", "minItems": 2, "items": {"$ref": "#"}}]}, "/anyOf/0/properties/a"),
-    "in two parts": ({"type": "object", "required": ["a"], "allOf": [{"properties": {"a": {"$ref": "#"}}}]}, ""),
-    "in turns": ({"$ref": "#/$defs/a", "$defs": {"a": members("b", "b", {"$ref": "#/$defs/b"}), "b": members("a", "a", {"$ref": "#/$defs/a"})}}, "/$defs/b/properties/a"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", ENDLESS)
-def test_a_schema_without_a_finite_instance_is_refused(name: str) -> None:
-    schema, place = ENDLESS[name]
-    with pytest.raises(InvalidValue, match="no finite") as caught:
-        constraint(schema)
-    assert f"(at {SCHEMA}{place})" in caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("schema", "text", "valid"),
-    [
-        (members("a", "", {"$ref": "#"}), '{"a": {"a": {}}}', True),
-        (members("a", "a", {"anyOf": [{"type": "null"}, {"$ref": "#"}]}), '{"a": {"a": null}}', True),
-        ({"properties": {"a": {"$ref": "#"}}, "required": ["a"]}, '{"a": {"a": 5}}', True),
-        ({"type": "array", "items": {"$ref": "#"}}, "[[[]], []]", True),
-        ({**NODE, "$defs": {"n": {"type": ["null", "object"], "required": ["n"], "properties": {"n": NODE}}}}, '{"n": null}', True),
-        # What can't be is left out, and the rest is served.
-        ({**members("ab", "", NODE), "$defs": {"n": members("n", "n", NODE)}}, "{}", True),
-        ({**members("ab", "", NODE), "$defs": {"n": members("n", "n", NODE)}}, '{"a": {"n": {', False),
-        ({"anyOf": [NODE, {"type": "null"}], "$defs": {"n": members("n", "n", NODE)}}, "null", True),
-        ({"anyOf": [NODE, {"type": "null"}], "$defs": {"n": members("n", "n", NODE)}}, "{", False),
-        ({"type": "array", "items": NODE, "$defs": {"n": members("n", "n", NODE)}}, "[]", True),
-        ({"type": "array", "items": NODE, "$defs": {"n": members("n", "n", NODE)}}, "[{", False),
-    ],
-)  # fmt: skip
-def test_what_has_finite_instances_has_no_others(schema: Any, text: str, valid: bool) -> None:
-    assert begins(schema, text) == accepts(schema, text) == valid
-
-
-def test_an_object_of_many_optional_properties_is_served_to_its_end() -> None:
-    """llguidance gave up where 250 of them might come next."""
-    schema = members(f"p{i}" for i in range(1000))
-    assert accepts(schema, '{"p0": {}, "p1": {"x": 1}, "p998": {}, "q": 1}')
-    assert not accepts(schema, '{"p1": {}, "p0": {}}')
-
-
-def alike(count: int, names: int, tag: str = "") -> list[Any]:
-    first = [tag] if tag else []
-    made = [members([*first, *(f"p{i}_{j}" for j in range(names))], first) for i in range(count)]
-    for i, each in enumerate(made):
-        each["additionalProperties"] = False
-        if tag:
-            each["properties"][tag] = {"const": i}
-    return made
-
-
-@pytest.mark.parametrize(
-    ("schema", "place"),
-    [
-        ({"anyOf": alike(20, 49)}, None),
-        ({"anyOf": alike(20, 51)}, ""),
-        ({"properties": {"a": {"items": {"oneOf": alike(20, 51)}}}}, "/properties/a/items"),
-        ({"$defs": {"a": {"anyOf": alike(20, 51)}}, "$ref": "#/$defs/a"}, "/$defs/a"),
-        ({"anyOf": [{"$ref": f"#/$defs/d{i}"} for i in range(20)], "$defs": {f"d{i}": each for i, each in enumerate(alike(20, 51))}}, ""),
-        ({"allOf": alike(20, 51)}, ""),
-        ({"anyOf": [members("a", "a", each) for each in alike(20, 51)]}, ""),
-        ({"anyOf": [{"type": "array", "items": each} for each in alike(20, 51)]}, ""),
-        # The first member's value tells these apart.
-        ({"anyOf": alike(60, 30, "type")}, None),
-        ({"anyOf": [*alike(60, 30, "type"), *alike(60, 30, "type")]}, None),
-        ({"anyOf": [{"const": f"text {i}"} for i in range(2000)]}, None),
-    ],
-)  # fmt: skip
-def test_how_many_names_may_come_next(schema: Any, place: str | None) -> None:
-    match outcome(schema):
-        case UnsupportedValue(message=message):
-            assert place is not None
-            assert f"more than 1000 properties or alternatives may come next (at {SCHEMA}{place})" in message  # fmt: skip
-        case ClientError() as error:
-            raise AssertionError(error.message)
-        case _:
-            assert place is None
-
-
 # ── where, and in which words ────────────────────────────────────────────────────────────────────
 
-NESTED_PATTERN = {"properties": {"x": {"type": "array", "items": {"anyOf": [{"type": "string", "pattern": "^(?!x)"}, {"type": "null"}]}}}}  # fmt: skip
+NESTED_PATTERN = {
+    "properties": {
+        "x": {
+            "type": "array",
+            "items": {"anyOf": [{"type": "string", "pattern": "^(?!x)"}, {"type": "null"}]},
+        }
+    }
+}
 
 
 @pytest.mark.parametrize(
     ("schema", "kind", "words", "place"),
     [
         (NESTED_PATTERN, UnsupportedValue, "look-around", "/properties/x/items/anyOf/0/pattern"),
-        ({"$defs": {"p": {"type": "string", "pattern": "(a)\\1"}}, "items": {"$ref": "#/$defs/p"}}, UnsupportedValue, "backreferences", "/$defs/p/pattern"),
+        ({"$defs": {"p": {"type": "string", "pattern": "(a)\\1"}}, "items": {"$ref": "#/$defs/p"}},
+            UnsupportedValue, "backreferences", "/$defs/p/pattern"),
         ({"pattern": "\\bword\\b"}, UnsupportedValue, "word boundaries", "/pattern"),
         ({"pattern": "\\Z"}, UnsupportedValue, "an escape", "/pattern"),
         ({"pattern": "a\\"}, UnsupportedValue, "within an escape", "/pattern"),
-        ({"properties": {"a": {"pattern": "a{2,1}"}}}, InvalidValue, "not a regular expression", "/properties/a/pattern"),
-        ({"items": {"oneOf": [{"type": "number"}, {"type": "integer"}]}}, UnsupportedValue, "exclude each other", "/items"),
-        ({"description": "oneOf constraints", "items": {"maxProperties": 2, "properties": {"a": {}, "b": {}}}}, UnsupportedValue, "to be `required`", "/items"),
-        ({"type": "object", "required": ["z"], "properties": {"z": {"type": "integer", "minimum": 5, "maximum": 3}}}, InvalidValue, "minimum (5) is greater than maximum (3)", "/properties/z"),
-        ({"type": "string", "pattern": "^a{3}$", "maxLength": 2}, InvalidValue, "no JSON value is valid", ""),
+        ({"properties": {"a": {"pattern": "a{2,1}"}}}, InvalidValue, "not a regular expression",
+            "/properties/a/pattern"),
+        ({"items": {"oneOf": [{"type": "number"}, {"type": "integer"}]}}, UnsupportedValue,
+            "exclude each other", "/items"),
+        ({"description": "oneOf constraints",
+            "items": {"maxProperties": 2, "properties": {"a": {}, "b": {}}}}, UnsupportedValue,
+            "to be `required`", "/items"),
+        ({"type": "object", "required": ["z"],
+            "properties": {"z": {"type": "integer", "minimum": 5, "maximum": 3}}}, InvalidValue,
+            "minimum (5) is greater than maximum (3)", "/properties/z"),
+        ({"type": "string", "pattern": "^a{3}$", "maxLength": 2}, InvalidValue,
+            "no JSON value is valid", ""),
         ({"items": {"type": "strnig"}}, InvalidValue, "`type` must be among", "/items"),
-        ({"items": {"maxLength": 2.5}}, InvalidValue, "`maxLength` must be a whole number", "/items"),
+        ({"items": {"maxLength": 2.5}}, InvalidValue, "`maxLength` must be a whole number",
+            "/items"),
         ({"items": {"required": [1]}}, InvalidValue, "`required` must be", "/items"),
-        ({"allOf": [{"$ref": "#/$defs/a", "required": [f"p{i}"]} for i in range(2)], "$defs": {"a": members(f"p{i}" for i in range(600))}}, None, "", ""),
+        ({"allOf": [{"$ref": "#/$defs/a", "required": [f"p{i}"]} for i in range(2)],
+            "$defs": {"a": members(f"p{i}" for i in range(600))}}, None, "", ""),
     ],
 )  # fmt: skip
 def test_a_refusal_names_the_reason_and_the_place(
@@ -270,7 +187,7 @@ def test_a_refusal_names_the_reason_and_the_place(
 ) -> None:
     found = outcome(schema)
     if kind is None:
-        assert isinstance(found, Grammar)
+        assert isinstance(found, AnswerConstraint)
         return
     assert isinstance(found, kind)
     assert words in found.message
@@ -284,7 +201,7 @@ def test_a_hundred_levels(levels: int) -> None:
     schema: dict[str, Any] = {"type": "null"}
     for _ in range(levels - 1):
         schema = {"items": schema}
-    accepted = isinstance(outcome(schema), Grammar)
+    accepted = isinstance(outcome(schema), AnswerConstraint)
     assert accepted == (levels == 100)
     try:
         check_plain(schema, "x")

@@ -1,4 +1,4 @@
-"""Answers under a grammar from their first token: grammar, lead and transcript together."""
+"""Answers under a grammar from their first token: grammar, preamble and transcript together."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from tests.helpers.dialects import (
 )
 from tests.property import structured_served
 from tests.property.structured import allowed
-from worker.grammar import Grammar, Grammars
-from worker.output.preamble import Marks
-from worker.output.transcript import AnyTranscript, Transcripts
+from worker.grammar import AnswerConstraint, ConstraintCompiler
+from worker.output.preamble import MarkerTokens
+from worker.output.transcript import AnyTranscript, TranscriptFactory
 
 AUTO = Calling("auto", ("f", "g"))
 FORCED = Calling("required", ("f", "g"))
@@ -53,8 +53,8 @@ HERMES_CALLS = (
 
 
 @cache
-def grammars(model: Model) -> Grammars:
-    return Grammars(wrapper(model), len(wrapper(model)))
+def grammars(model: Model) -> ConstraintCompiler:
+    return ConstraintCompiler(wrapper(model), len(wrapper(model)))
 
 
 def spelled(model: Model, text: str) -> list[int]:
@@ -78,12 +78,12 @@ def begin(
     *,
     prompt: str = "",
     stop: Sequence[str] = (),
-) -> tuple[Grammar, AnyTranscript]:
+) -> tuple[AnswerConstraint, AnyTranscript]:
     """`schema` None = none."""
     request = asked(schema, calling, stop)
     tokens = written(model, prompt) if prompt else []
     grammar = grammars(model).compile(request, tokens)
-    assert isinstance(grammar, Grammar)
+    assert isinstance(grammar, AnswerConstraint)
     return grammar, transcripts(model).make(request, tokens)
 
 
@@ -103,7 +103,7 @@ def follow(
     *,
     cut: bool = False,
     **options: Any,
-) -> tuple[Seen, Grammar]:
+) -> tuple[Seen, AnswerConstraint]:
     """What a client sees of tokens that are all allowed, and of the same told once more to a
     transcript made anew, which is what a replay is, wherever the cut was."""
     grammar, transcript = begin(model, schema, calling, **options)
@@ -133,14 +133,14 @@ def follow(
 def test_markers_in_an_answer_are_text(model: Model, calling: Calling | None, marked: bool) -> None:
     if calling and model in (KIMI_K3, PLAIN):
         return  # refused, see below
-    marks = "<think></think><tool_call></tool_call><|channel|>final<|message|><|im_start|>"
-    for value in ({"tag": marks, "b": 1}, marks, [marks], {marks: 1}):
+    markers = "<think></think><tool_call></tool_call><|channel|>final<|message|><|im_start|>"
+    for value in ({"tag": markers, "b": 1}, markers, [markers], {markers: 1}):
         text = json.dumps(value, separators=(",", ":"))
         schema = {"const": value}
         seen, grammar = follow(model, spelled(model, text), schema, calling)
         assert seen == Seen(text, [], "stop")
         assert grammar.complete
-        assert grammar.fault(called=False) is None
+        assert grammar.incomplete_error(called=False) is None
     if not marked:
         return
     # The tokens of markers that are no special tokens may stand in strings as well.
@@ -267,7 +267,7 @@ def test_the_model_may_call_instead(model: Model, text: str, calls: list[Any]) -
         markers = 2 if "</think>" in text else 1
         assert transcript.reasoning_tokens == len("I call.") + markers
     assert set(wrapper(model).eos_token_ids) <= set(allowed(grammar))
-    assert grammar.fault(called=True) is None
+    assert grammar.incomplete_error(called=True) is None
     _, one = begin(model, {"type": "object"}, ONE)
     for token in tokens:
         if one.stopped:
@@ -303,7 +303,7 @@ def test_a_call_that_is_none_is_no_answer() -> None:
         GLM_MARKED, written(GLM_MARKED, "<tool_call>let me see"), {"type": "object"}, AUTO
     )
     assert seen.reason == "stop"
-    error = grammar.fault(called=False)
+    error = grammar.incomplete_error(called=False)
     assert error is not None
     assert (error.code, error.param) == ("unsupported_value", "response_format")
 
@@ -396,7 +396,9 @@ def test_harmonys_demanded_call_is_one_of_the_tools() -> None:
         grammar.push(token)
     assert set(allowed(grammar)) == {*spelled(GPT_OSS, "f"), *spelled(GPT_OSS, "g")}
     assert (
-        Marks(wrapper(GPT_OSS)).ending([channel, end, start, *spelled(GPT_OSS, "assistant")])
+        MarkerTokens(wrapper(GPT_OSS)).prompt_ending(
+            [channel, end, start, *spelled(GPT_OSS, "assistant")]
+        )
         == "before"
     )
 
@@ -408,20 +410,21 @@ def test_harmonys_demanded_call_is_one_of_the_tools() -> None:
     ("prompt", "ending"),
     [
         ("", "before"), ("x", "before"), ("x<think>", "inside"), ("x<think>\n \n\n\n", "inside"),
-        ("<think>x", "before"), ("<think>\n\n</think>\n\n\n\n", "after"), ("</think><think>", "inside"),
+        ("<think>x", "before"), ("<think>\n\n</think>\n\n\n\n", "after"),
+        ("</think><think>", "inside"),
         ("<think>" + " " * 20, "before"), ("<think> </think>x\n", "before"),
     ],
 )  # fmt: skip
 def test_grammar_and_transcript_know_how_the_prompt_ends(prompt: str, ending: str) -> None:
     tokens = written(THINKING, prompt) if prompt else []
-    assert Marks(wrapper(THINKING)).ending(tokens) == ending
+    assert MarkerTokens(wrapper(THINKING)).prompt_ending(tokens) == ending
     grammar, _ = begin(THINKING, {"type": "object"}, prompt=prompt)
     start, brace = written(THINKING, "<think>")[0], spelled(THINKING, "{")[0]
     found = allowed(grammar)
     assert (start in found) == (ending != "after")
     assert (len(found) > 200) == (ending == "inside")
     assert brace in found
-    made = Transcripts(wrapper(THINKING)).make(Generate("r", Chat([]), 0.0), tokens)
+    made = TranscriptFactory(wrapper(THINKING)).make(Generate("r", Chat([]), 0.0), tokens)
     made.push(spelled(THINKING, "a")[0])
     assert made.reasoning_tokens == (ending == "inside")
 

@@ -10,25 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from tests.helpers.dialects import Pieces
 from tests.helpers.tiny_llama import make_llama
-from worker.output.text import Detokenizer, Stops, TextStream
+from worker.output.text import Detokenizer, StopStrings, TextStream
 
 patient = settings(deadline=None, max_examples=400)
-
-
-class Pieces:
-    """A detokenizer whose token i is the i-th piece; the last one may come with `finalize`."""
-
-    def __init__(self, pieces: Sequence[str], held: str = "") -> None:
-        self._pieces = pieces
-        self._held = held
-        self.last_segment = ""
-
-    def add_token(self, token: int) -> None:
-        self.last_segment = self._pieces[token]
-
-    def finalize(self) -> None:
-        self.last_segment = self._held
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:
@@ -113,7 +99,9 @@ def test_a_token_is_not_compared_with_all_of_a_stop_that_another_one_keeps_waiti
                 compared.append(index)
             return super().__getitem__(index)
 
-    stops = Stops(["a" * 1023 + "b", Watched("b" + "a" * 1023), Watched("a" * 500 + "c" * 500)])
+    stops = StopStrings(
+        ["a" * 1023 + "b", Watched("b" + "a" * 1023), Watched("a" * 500 + "c" * 500)]
+    )
     for _ in range(1100):
         stops.feed("a")
     assert len(compared) < 5000

@@ -1,4 +1,5 @@
-"""worker.output.transcript: text, reasoning and calls of a choice, the same however often it is replayed."""
+"""worker.output.transcript: text, reasoning and calls of a choice, the same however often it is
+replayed."""
 
 from __future__ import annotations
 
@@ -24,6 +25,7 @@ from tests.helpers.dialects import (
     TOOLS,
     F,
     Model,
+    Pieces,
     Seen,
     everywhere,
     make,
@@ -31,9 +33,9 @@ from tests.helpers.dialects import (
     transcripts,
     wrapper,
 )
-from tests.unit.worker.output.test_text import Pieces
-from worker.output.text import Decoder
-from worker.output.transcript import AnyTranscript, Delta, PlainTranscript, Transcripts
+from worker.engine.mlx_lm_compat import model_tokenizer
+from worker.output.text import TokenDecoder
+from worker.output.transcript import AnyTranscript, OutputDelta, PlainTranscript, TranscriptFactory
 
 DEMO = Path(__file__).parents[4] / "worker" / "demo" / "model"
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1, "b": "x"}}\n</tool_call>'
@@ -127,13 +129,13 @@ def test_a_parser_with_headers() -> None:
     """Muse Spark's tokenizer brings a table of its own, in a state that is all markup."""
     from mlx_lm.chat_templates.muse_spark import RESPONSE_FORMAT
 
-    tokenizer = wrapper(MUSE)
-    old = tokenizer._response_format
-    tokenizer._response_format = RESPONSE_FORMAT
+    theirs = wrapper(MUSE).wrapper
+    old = theirs._response_format
+    theirs._response_format = RESPONSE_FORMAT
     try:
-        made = Transcripts(tokenizer)
+        made = TranscriptFactory(wrapper(MUSE))
     finally:
-        tokenizer._response_format = old
+        theirs._response_format = old
     text = (
         "to=self<|message|>Hm.<|eom|>to=user<|message|>Look: <|eom|><atem:function_calls>"
         '<atem:invoke name="f"><atem:parameter name="a">1</atem:parameter></atem:invoke>'
@@ -150,15 +152,15 @@ def test_a_parser_with_headers() -> None:
     assert everything(made.make(Generate("r", Chat([]), 0.0), []), list("hello")).text == "hello"
 
 
-def everything(transcript: AnyTranscript, pieces: Sequence[str]) -> Delta:
+def everything(transcript: AnyTranscript, pieces: Sequence[str]) -> OutputDelta:
     assert not isinstance(transcript, PlainTranscript)
-    transcript._decoder = Decoder(Pieces(pieces))
+    transcript._decoder = TokenDecoder(Pieces(pieces))
     deltas = [transcript.push(token) for token in range(len(pieces))] + [transcript.finish()]
     return joined(deltas)
 
 
-def joined(deltas: Sequence[Delta]) -> Delta:
-    return Delta(
+def joined(deltas: Sequence[OutputDelta]) -> OutputDelta:
+    return OutputDelta(
         "".join(delta.text for delta in deltas),
         "".join(delta.reasoning for delta in deltas),
         tuple(call for delta in deltas for call in delta.calls),
@@ -186,16 +188,16 @@ def test_a_text_that_only_began_a_stop_string_comes_before_the_call() -> None:
     seen = everywhere(HERMES, f"A EN{CALL}", stop=["END"])
     assert seen == Seen("A EN", [F], "tool_calls")
     transcript = make(HERMES, AUTO, stop=["END"])
-    transcript._decoder = Decoder(Pieces(["A EN<tool_call>", '{"name": "f"}']))
-    assert transcript.push(0) == Delta("A EN")
+    transcript._decoder = TokenDecoder(Pieces(["A EN<tool_call>", '{"name": "f"}']))
+    assert transcript.push(0) == OutputDelta("A EN")
 
 
 def test_after_the_stop_nothing_changes() -> None:
     transcript = make(THINKING, AUTO, stop=["b"])
-    transcript._decoder = Decoder(Pieces(["abc", CALL, "x"]))
-    assert transcript.push(0) == Delta("a")
+    transcript._decoder = TokenDecoder(Pieces(["abc", CALL, "x"]))
+    assert transcript.push(0) == OutputDelta("a")
     assert transcript.stopped
-    assert transcript.push(1) == transcript.push(2) == transcript.finish() == Delta()
+    assert transcript.push(1) == transcript.push(2) == transcript.finish() == OutputDelta()
     assert transcript.finish_reason == "stop"
 
 
@@ -213,7 +215,11 @@ def test_a_model_without_marks_has_plain_answers() -> None:
     made = transcripts(PLAIN).make(request, [])
     assert isinstance(made, PlainTranscript)
     tokens = wrapper(PLAIN).encode("xab", add_special_tokens=False)
-    assert [made.push(token) for token in tokens] == [Delta("x"), Delta("a"), Delta()]
+    assert [made.push(token) for token in tokens] == [
+        OutputDelta("x"),
+        OutputDelta("a"),
+        OutputDelta(),
+    ]
     assert (made.stopped, made.finish_reason, made.reasoning_tokens) == (True, "stop", 0)
 
 
@@ -241,11 +247,11 @@ def demo() -> Any:
     from mlx_lm import tokenizer_utils
 
     load: Any = tokenizer_utils.load
-    return load(DEMO)
+    return model_tokenizer(load(DEMO))
 
 
 def test_the_demo_models_answers(demo: Any) -> None:
-    made = Transcripts(demo)
+    made = TranscriptFactory(demo)
     text = f"<think>\nThe weather.\n</think>\n\n{CALL}\n{CALL}<|im_end|>"
     chat = Chat([{"role": "user", "content": "x"}], TOOLS, {"enable_thinking": True})
     request = Generate("r", chat, 0.0, calling=AUTO)
@@ -285,7 +291,7 @@ def test_replaying_tokens_gives_the_same_state(
     structure: Structure | None,
 ) -> None:
     tokens = [*demo.encode("".join(words), add_special_tokens=False), *noise]
-    made = Transcripts(demo)
+    made = TranscriptFactory(demo)
     request = Generate("r", Chat([], TOOLS), 0.0, stop=stop, calling=calling, structure=structure)
     opened = demo.encode(prompt, add_special_tokens=False) if prompt else []
     first, again = made.make(request, opened), made.make(request, opened)

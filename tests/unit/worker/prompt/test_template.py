@@ -14,7 +14,8 @@ import pytest
 from supervisor.errors import ContextLengthExceeded, InvalidValue, UnsupportedParameter
 from supervisor.wire.frames import Chat, Generate, Text, Tokens
 from tests.helpers.tiny_llama import make_llama
-from worker.prompt.template import ECHO_MAX, Prompts
+from worker.engine.mlx_lm_compat import model_tokenizer
+from worker.prompt.template import ECHO_MAX, PromptBuilder
 
 SECRET = "what-the-client-said"
 NOON = datetime(2020, 2, 3, 12, 0).timestamp()
@@ -27,7 +28,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tokenizer(files: Path, tmp_path: Path) -> Callable[..., Any]:
-    """Loads mlx-lm's tokenizer with another chat template, None = without any."""
+    """Loads a tokenizer with another chat template, None = without any."""
     from mlx_lm import tokenizer_utils
 
     def make(*template: str | None) -> Any:
@@ -39,7 +40,7 @@ def tokenizer(files: Path, tmp_path: Path) -> Callable[..., Any]:
                 del config["chat_template"]
             path.write_text(json.dumps(config))
         load: Any = tokenizer_utils.load
-        return load(folder)
+        return model_tokenizer(load(folder))
 
     return make
 
@@ -56,7 +57,7 @@ def test_messages_are_rendered_by_the_template_and_ask_for_an_answer(
     tokenizer: Callable[..., Any],
 ) -> None:
     wrapper = tokenizer()
-    tokens = Prompts(wrapper, 4096).tokens(
+    tokens = PromptBuilder(wrapper, 4096).tokens(
         chat({"role": "system", "content": "be kind"}, user("héllo"))
     )
     assert wrapper.decode(tokens) == "<|system|>be kind\n<|user|>héllo\n<|assistant|>"
@@ -65,13 +66,13 @@ def test_messages_are_rendered_by_the_template_and_ask_for_an_answer(
 
 def test_a_text_is_tokenized_as_it_is(tokenizer: Callable[..., Any]) -> None:
     wrapper = tokenizer()
-    tokens = Prompts(wrapper, 4096).tokens(Generate("r", Text("<|user|> x"), NOON))
+    tokens = PromptBuilder(wrapper, 4096).tokens(Generate("r", Text("<|user|> x"), NOON))
     assert wrapper.decode(tokens) == "<|user|> x"
 
 
 def test_a_template_sees_the_requests_time(tokenizer: Callable[..., Any]) -> None:
     wrapper = tokenizer("{{ strftime_now('%d %b %Y %H') }}")
-    assert wrapper.decode(Prompts(wrapper, 4096).tokens(chat(user("x")))) == "03 Feb 2020 12"
+    assert wrapper.decode(PromptBuilder(wrapper, 4096).tokens(chat(user("x")))) == "03 Feb 2020 12"
 
 
 # ── length ───────────────────────────────────────────────────────────────────────────────────────
@@ -79,7 +80,7 @@ def test_a_template_sees_the_requests_time(tokenizer: Callable[..., Any]) -> Non
 
 @pytest.mark.parametrize("param", ["messages", "prompt"])
 def test_a_prompt_must_leave_room_for_a_token(tokenizer: Callable[..., Any], param: str) -> None:
-    prompts = Prompts(tokenizer("{{ messages[0].content }}"), 10)
+    prompts = PromptBuilder(tokenizer("{{ messages[0].content }}"), 10)
 
     def of(size: int) -> Generate:
         text = "x" * size
@@ -98,7 +99,7 @@ def test_a_prompt_must_leave_room_for_a_token(tokenizer: Callable[..., Any], par
 
 @pytest.mark.parametrize("param", ["messages", "prompt"])
 def test_an_empty_prompt_is_refused(tokenizer: Callable[..., Any], param: str) -> None:
-    prompts = Prompts(tokenizer("{{ '' }}"), 10)
+    prompts = PromptBuilder(tokenizer("{{ '' }}"), 10)
     request = chat(user("x")) if param == "messages" else Generate("r", Text(""), NOON)
     with pytest.raises(InvalidValue, match="empty") as caught:
         prompts.tokens(request)
@@ -109,7 +110,7 @@ def test_an_empty_prompt_is_refused(tokenizer: Callable[..., Any], param: str) -
 
 
 def test_without_a_template_only_plain_prompts_go(tokenizer: Callable[..., Any]) -> None:
-    prompts = Prompts(tokenizer(None), 4096)
+    prompts = PromptBuilder(tokenizer(None), 4096)
     with pytest.raises(InvalidValue, match="/v1/completions") as caught:
         prompts.tokens(chat(user(SECRET)))
     assert caught.value.param == "messages"
@@ -131,7 +132,7 @@ def test_without_a_template_only_plain_prompts_go(tokenizer: Callable[..., Any])
 def test_what_a_template_rejects_is_the_requests_fault(
     tokenizer: Callable[..., Any], template: str, told: str
 ) -> None:
-    prompts = Prompts(tokenizer(template), 4096)
+    prompts = PromptBuilder(tokenizer(template), 4096)
     with pytest.raises(InvalidValue) as caught:
         prompts.tokens(chat(user(SECRET)))
     assert caught.value.message.startswith("The model's chat template rejected the messages")
@@ -142,7 +143,7 @@ def test_what_a_template_rejects_is_the_requests_fault(
 
 def test_a_rejected_request_spoils_nothing(tokenizer: Callable[..., Any]) -> None:
     wrapper = tokenizer("{{ 1 / (messages | length - 1) }}")
-    prompts = Prompts(wrapper, 4096)
+    prompts = PromptBuilder(wrapper, 4096)
     with pytest.raises(InvalidValue):
         prompts.tokens(chat(user("x")))
     assert wrapper.decode(prompts.tokens(chat(user("x"), user("y")))) == "1.0"
@@ -153,7 +154,7 @@ def test_jinjas_words_and_what_a_template_quotes_are_not_passed_on(
 ) -> None:
     template = "{{ raise_exception('Unknown: ' + messages[0].content) }}"
     with pytest.raises(InvalidValue) as caught:
-        Prompts(tokenizer(template), 4096).tokens(chat(user(SECRET)))
+        PromptBuilder(tokenizer(template), 4096).tokens(chat(user(SECRET)))
     assert caught.value.message == "The model's chat template rejected the messages."
 
 
@@ -163,7 +164,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 
 
 def rendered(wrapper: Any, prompt: Chat) -> str:
-    tokens = Prompts(wrapper, 4096).tokens(Generate("r", prompt, NOON))
+    tokens = PromptBuilder(wrapper, 4096).tokens(Generate("r", prompt, NOON))
     return str(wrapper.decode(tokens))
 
 
@@ -285,7 +286,7 @@ def test_reasoning_effort_is_told_in_the_templates_terms(
 
 def test_a_template_in_python_gets_only_what_it_names(tokenizer: Callable[..., Any]) -> None:
     wrapper = tokenizer()
-    wrapper._chat_template = in_python
+    wrapper.python_template = wrapper.wrapper._chat_template = in_python
     options = {"enable_thinking": False, "elsewhere": 1, "reasoning_effort": "high"}
     assert rendered(wrapper, Chat([user("x")], [], options)) == "x False True"
 
@@ -302,7 +303,7 @@ def in_python(
 @pytest.mark.parametrize("prompt", [Chat([user("a\ud800b")]), Text("a\ud800b")])
 def test_lone_surrogates_are_refused(tokenizer: Callable[..., Any], prompt: Chat | Text) -> None:
     with pytest.raises(InvalidValue, match="rejected the") as caught:
-        Prompts(tokenizer(), 4096).tokens(Generate("r", prompt, NOON))
+        PromptBuilder(tokenizer(), 4096).tokens(Generate("r", prompt, NOON))
     assert caught.value.param == ("messages" if isinstance(prompt, Chat) else "prompt")
 
 
@@ -318,7 +319,7 @@ def test_deep_arguments_are_refused(tokenizer: Callable[..., Any]) -> None:
 def test_ids_outside_of_the_vocabulary_are_refused(
     tokenizer: Callable[..., Any], ids: tuple[int, ...]
 ) -> None:
-    prompts = Prompts(tokenizer(), 4096)
+    prompts = PromptBuilder(tokenizer(), 4096)
     with pytest.raises(InvalidValue, match="from 0 to 256") as caught:
         prompts.tokens(Generate("r", Tokens(ids), NOON))
     assert caught.value.param == "prompt"
@@ -326,14 +327,14 @@ def test_ids_outside_of_the_vocabulary_are_refused(
 
 def test_the_models_own_vocabulary_counts(tokenizer: Callable[..., Any]) -> None:
     wrapper = tokenizer()
-    assert Prompts(wrapper, 4096).tokens(Generate("r", Tokens((0, 256)), NOON)) == [0, 256]
-    assert Prompts(wrapper, 4096, 300).tokens(Generate("r", Tokens((299,)), NOON)) == [299]
+    assert PromptBuilder(wrapper, 4096).tokens(Generate("r", Tokens((0, 256)), NOON)) == [0, 256]
+    assert PromptBuilder(wrapper, 4096, 300).tokens(Generate("r", Tokens((299,)), NOON)) == [299]
     with pytest.raises(InvalidValue):
-        Prompts(wrapper, 4096, 300).tokens(Generate("r", Tokens((300,)), NOON))
+        PromptBuilder(wrapper, 4096, 300).tokens(Generate("r", Tokens((300,)), NOON))
 
 
 def test_a_prompts_text_can_be_told(tokenizer: Callable[..., Any]) -> None:
-    prompts = Prompts(tokenizer(), 4096, 300)
+    prompts = PromptBuilder(tokenizer(), 4096, 300)
     for prompt in (Text("héllo <|end|>"), Chat([user("x")]), Tokens((256, 299))):
         request = Generate("r", prompt, NOON)
         text = prompts.text_of(request, prompts.tokens(request))
@@ -344,11 +345,12 @@ def test_a_prompts_text_can_be_told(tokenizer: Callable[..., Any]) -> None:
 
 
 def test_a_special_token_without_weights_is_refused(tokenizer: Callable[..., Any]) -> None:
-    """Tokenizers know tokens that were never given to the model; MLX would read beyond its weights."""
+    """Tokenizers know tokens that were never given to the model; MLX would read beyond its
+    weights."""
     wrapper = tokenizer()
-    wrapper._tokenizer.add_tokens(["<image>"])
-    width = len(wrapper._tokenizer) - 1
-    prompts = Prompts(wrapper, 4096, width)
+    wrapper.inner.add_tokens(["<image>"])
+    width = len(wrapper.inner) - 1
+    prompts = PromptBuilder(wrapper, 4096, width)
     assert prompts.tokens(Generate("r", Text("<imag"), NOON))
     for prompt in (Text("a <image>"), Chat([user("<image>")])):
         with pytest.raises(InvalidValue, match="no weights") as caught:
@@ -359,7 +361,7 @@ def test_a_special_token_without_weights_is_refused(tokenizer: Callable[..., Any
 
 
 def test_an_echo_is_bounded(tokenizer: Callable[..., Any]) -> None:
-    prompts = Prompts(tokenizer(), 4096)
+    prompts = PromptBuilder(tokenizer(), 4096)
     said = Generate("r", Text("x" * ECHO_MAX), NOON)
     assert prompts.text_of(said, []) == "x" * ECHO_MAX
     with pytest.raises(InvalidValue) as caught:

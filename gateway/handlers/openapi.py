@@ -1,0 +1,21 @@
+"""The API's own description."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from aiohttp import web
+
+from gateway.http.exchange import json_response
+from gateway.openai.document import document
+
+
+def openapi(*, keys: bool) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """The handler of GET /openapi.json. `keys`: some are configured."""
+    body = msgspec.json.encode(document(keys=keys))
+
+    async def handler(request: web.Request) -> web.Response:
+        return json_response(body)
+
+    return handler

@@ -1,0 +1,101 @@
+"""OpenAI's legacy completions: a body becomes the worker's requests. Pure.
+
+`gateway.openai.render_completions` has the answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+from gateway.openai.parameters import (
+    CHOICES_MAX,
+    HARMLESS,
+    Count,
+    GenerationParameters,
+    TokenId,
+    repeat_choices,
+)
+from gateway.openai.validation import check_known, convert
+from supervisor.errors import InvalidType, InvalidValue, UnsupportedValue
+from supervisor.wire.frames import Generate, Text, Tokens
+
+NEUTRAL_TEXT: Mapping[str, tuple[object, ...]] = {"suffix": ("",)}
+"""Parameters that are not supported, with the values that ask for nothing."""
+
+
+class CompletionRequest(GenerationParameters, frozen=True, kw_only=True):
+    """The body of POST /v1/completions. `prompt`: a text, texts, token ids, or lists of those."""
+
+    prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
+    echo: bool = False
+    logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    best_of: Count | None = None
+
+    def choices(self, request_id: str, now: float, seed: int) -> list[Generate]:
+        """The worker's requests: the choices of the first prompt, then those of the next.
+
+        A prompt's answers do not depend on its neighbours. Raises the contract's 400.
+        """
+        prompts = self._prompts()
+        if self.n * len(prompts) > CHOICES_MAX:
+            raise InvalidValue(
+                f"Invalid value for `n`: prompts times `n` may be at most {CHOICES_MAX}.", param="n"
+            )
+        if self.best_of is not None and self.best_of != self.n:
+            raise UnsupportedValue("`best_of` must be equal to `n`.", param="best_of")
+        if self.echo and self.logprobs is not None:
+            raise UnsupportedValue(
+                "`logprobs` cannot be combined with `echo`: those of the prompt are not computed.",
+                param="logprobs",
+            )
+        self.check_length(self.max_tokens)
+        sampling = self.sampling(seed if self.seed is None else self.seed)
+        firsts = [
+            Generate(
+                request_id=request_id,
+                prompt=prompt,
+                now=now,
+                max_tokens=self.max_tokens,
+                min_tokens=self.min_tokens,
+                sampling=sampling,
+                stop=self.stops,
+                ignore_eos=self.ignore_eos,
+                logprobs=self.logprobs,
+                echo=self.echo,
+            )
+            for prompt in prompts
+        ]
+        return repeat_choices(firsts, self.n)
+
+    def _prompts(self) -> list[Text | Tokens]:
+        if isinstance(self.prompt, str):
+            return [Text(self.prompt)]
+        kinds = set(map(type, self.prompt))
+        if kinds == {int}:
+            return [_tokens(self.prompt, "prompt")]
+        if len(kinds) > 1:
+            raise InvalidType(
+                "Invalid type for `prompt`: strings, token ids and lists of token ids are mixed.",
+                param="prompt",
+            )
+        return [
+            Text(each) if isinstance(each, str) else _tokens(each, f"prompt[{number}]")
+            for number, each in enumerate(self.prompt)
+        ]
+
+
+def _tokens(ids: Any, param: str) -> Tokens:
+    if not ids:
+        raise InvalidValue(f"Invalid value for `{param}`: it holds no token.", param=param)
+    return Tokens(tuple(ids))
+
+
+_FIELDS = frozenset(CompletionRequest.__struct_fields__)
+
+
+def parse_completion(raw: Mapping[str, Any]) -> CompletionRequest:
+    """Raises the contract's 400 that names the parameter."""
+    return convert(check_known(raw, _FIELDS, HARMLESS, NEUTRAL_TEXT), CompletionRequest)

@@ -1,0 +1,140 @@
+"""The parameters that chats and completions share, and what they mean to the worker. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from supervisor.errors import InvalidValue
+from supervisor.wire.frames import Generate, Sampling
+
+CHOICES_MAX = 128
+"""Choices of all prompts of a request together, of which a worker runs a few at once."""
+REPETITION_MAX = 4096
+"""Tokens that a repetition penalty may look at: all of them at every step, while others wait."""
+_BIAS_MAX = 10_000
+_STOP_MAX = 1024
+"""Characters: a stop string is compared with every token's text."""
+
+Positive = Annotated[int, Meta(ge=1, le=2**53)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Count = Annotated[int, Meta(ge=1, le=CHOICES_MAX)]
+TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]
+TokenKey = Annotated[str, Meta(pattern="^[0-9]{1,9}$")]
+StopString = Annotated[str, Meta(min_length=1, max_length=_STOP_MAX)]
+
+HARMLESS = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "prediction",
+        "prompt_cache_key",
+        "prompt_cache_options",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "verbosity",
+    }
+)
+"""Accepted and without effect: nothing a client can see in the answer depends on them."""
+
+
+class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`include_usage` adds a chunk with the usage; `include_obfuscation` has no effect."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+class GenerationParameters(msgspec.Struct, frozen=True, kw_only=True):
+    """What chats and completions have in common."""
+
+    model: str = ""
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Count = 1
+    max_tokens: Positive | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Share | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**53)] | None = None
+    min_p: Share | None = None
+    xtc_probability: Share = 0.0
+    xtc_threshold: Annotated[float, Meta(ge=0, le=0.5)] = 0.1
+    presence_penalty: Penalty = 0.0
+    frequency_penalty: Penalty = 0.0
+    repetition_penalty: Annotated[float, Meta(ge=0, le=10)] | None = None
+    repetition_context_size: Annotated[int, Meta(ge=1, le=REPETITION_MAX)] = 20
+    logit_bias: (
+        Annotated[
+            dict[TokenKey, Annotated[float, Meta(ge=-100, le=100)] | None],
+            Meta(max_length=_BIAS_MAX),
+        ]
+        | None
+    ) = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: StopString | Annotated[list[StopString], Meta(max_length=4)] | None = None
+    ignore_eos: bool = False
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def sampling(self, seed: int) -> Sampling:
+        """`repetition_penalty` 0 is none, as in mlx_lm.server."""
+        bias = {int(key): value for key, value in (self.logit_bias or {}).items()}
+        return Sampling(
+            seed=seed,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=None if self.top_k is None else max(0, self.top_k),
+            min_p=self.min_p,
+            xtc_probability=self.xtc_probability,
+            xtc_threshold=self.xtc_threshold,
+            presence_penalty=self.presence_penalty,
+            frequency_penalty=self.frequency_penalty,
+            repetition_penalty=1.0 if self.repetition_penalty == 0 else self.repetition_penalty,
+            repetition_context=self.repetition_context_size,
+            logit_bias=tuple((key, value) for key, value in bias.items() if value is not None),
+        )
+
+    def check_length(self, max_tokens: int | None) -> None:
+        """Raises InvalidValue when the least is more than the most."""
+        if max_tokens is not None and self.min_tokens > max_tokens:
+            raise InvalidValue(
+                "Invalid value for `min_tokens`: it exceeds the maximum of tokens.",
+                param="min_tokens",
+            )
+
+
+def repeat_choices(firsts: list[Generate], n: int) -> list[Generate]:
+    """`n` choices of each prompt, with ids of their own for the logs.
+
+    The seed of a choice follows from the request's and its place; the first keeps the request's.
+    """
+    choices: list[Generate] = []
+    for first in firsts:
+        for place in range(n):
+            number, sampling = len(choices), first.sampling
+            if place:
+                sampling = msgspec.structs.replace(sampling, seed=derive_seed(sampling.seed, place))
+            name = f"{first.request_id}#{number}" if number else first.request_id
+            choices.append(msgspec.structs.replace(first, request_id=name, sampling=sampling))
+    return choices
+
+
+def derive_seed(seed: int, place: int) -> int:
+    """Another seed, of 63 bits, as a pure function of both."""
+    digest = hashlib.blake2b(f"{seed}:{place}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

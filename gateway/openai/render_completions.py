@@ -1,0 +1,84 @@
+"""The choices of a legacy completion's answer, streamed and whole. Pure."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from gateway.openai.render import ChoiceBuffer, finite
+from supervisor.wire.frames import Logprob, Logprobs, Token
+
+
+class TextChoice:
+    """The `ChoiceShape` of legacy completions."""
+
+    answer_object = chunk_object = "text_completion"
+    empty: Mapping[str, Any] = {"text": ""}
+
+    def __init__(self) -> None:
+        self._echo = ""
+        self._logprobs = _Logprobs()
+
+    @staticmethod
+    def whole(choice: ChoiceBuffer) -> dict[str, Any]:
+        logprobs = None if choice.logprobs is None else _Logprobs().of(choice.logprobs)
+        return {"text": choice.text, "logprobs": logprobs, "finish_reason": choice.reason}
+
+    @staticmethod
+    def text(text: str) -> Mapping[str, Any]:
+        return {"text": text}
+
+    @staticmethod
+    def reasoning(text: str) -> Mapping[str, Any] | None:
+        return None
+
+    def begin_with(self, echo: str) -> None:
+        self._echo = echo
+
+    def chunk(self, token: Token) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """The token's text and log probabilities."""
+        text, self._echo = self._echo + token.text, ""
+        logprobs = None if token.logprobs is None else self._logprobs.of([token.logprobs])
+        return {"text": text}, logprobs
+
+    def rest(self, cut: bool) -> Iterable[dict[str, Any]]:
+        """The echo when no token followed."""
+        if self._echo:
+            yield {"text": self._echo}
+
+
+class _Logprobs:
+    """The older form; offsets are in characters of the choice's text, as the tokens' bytes make
+    it."""
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._offset = 0
+
+    def of(self, tokens: Iterable[Logprobs]) -> dict[str, list[Any]]:
+        form: dict[str, list[Any]] = {
+            "tokens": [],
+            "token_logprobs": [],
+            "top_logprobs": [],
+            "text_offset": [],
+        }
+        for each in tokens:
+            form["tokens"].append(_token_text(each.sampled))
+            form["token_logprobs"].append(finite(each.sampled.value))
+            # Likeliest first, and the sampled one always, as OpenAI does.
+            every = {_token_text(other): finite(other.value) for other in each.top}
+            every.setdefault(_token_text(each.sampled), finite(each.sampled.value))
+            form["top_logprobs"].append(every)
+            form["text_offset"].append(self._offset)
+            self._offset += len(self._decoder.decode(each.sampled.raw))
+        return form
+
+
+def _token_text(logprob: Logprob) -> str:
+    """A part of a character as OpenAI spells it: texts are keys here and must not collide."""
+    try:
+        logprob.raw.decode()
+    except UnicodeDecodeError:
+        return "bytes:" + "".join(f"\\x{byte:02x}" for byte in logprob.raw)
+    return logprob.text

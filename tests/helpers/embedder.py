@@ -1,0 +1,69 @@
+"""An embedder in the test's own thread, step by step, with a tiny model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from supervisor.wire.frames import Embed, Embedded, FromEngine
+from tests.helpers.tiny_embedding import make_embedding
+from worker.engine.embedding import Embedder
+from worker.engine.thread import Job, Prepared
+
+CONTEXT = 4096
+TEXTS = ["a", "The quick brown fox", "0123456789" * 9, "naïve 模型 😀", "of middling length " * 6]
+POOLINGS = ("lasttoken", "mean_tokens")
+
+
+def make_embeddings(base: Path) -> dict[str, Path]:
+    """A model's folder for each pooling."""
+    return {pooling: make_embedding(base / pooling, pooling=pooling) for pooling in POOLINGS}
+
+
+class Run:
+    """A job and, as its sink, what it was given."""
+
+    def __init__(self, embedder: Embedder, inputs: Sequence[Any], **more: Any) -> None:
+        self.frames: list[FromEngine] = []
+        request = Embed("r", tuple(inputs), **more)
+        self.job = Job(request, Prepared(inputs=embedder.prepare(request)), self)
+        embedder.insert(self.job)
+
+    def send(self, frames: Sequence[FromEngine]) -> None:
+        self.frames.extend(frames)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    @property
+    def vectors(self) -> Any:
+        """float32, [inputs, dimensions]."""
+        assert isinstance(self.frames[-1], Embedded)
+        return np.array([np.frombuffer(f.values, "<f4") for f in self.frames[:-1]])  # type: ignore[union-attr]
+
+
+def step(embedder: Embedder) -> None:
+    for job, frames in embedder.step():
+        job.sink.send(frames)
+
+
+def finish(embedder: Embedder) -> None:
+    while embedder.busy:
+        step(embedder)
+
+
+def embed(embedder: Embedder, inputs: Sequence[Any], **more: Any) -> Any:
+    run = Run(embedder, inputs, **more)
+    finish(embedder)
+    return run.vectors
+
+
+def start(folder: Path) -> tuple[Embedder, Any]:
+    from mlx_lm import utils
+
+    load: Any = utils.load
+    model, tokenizer = load(str(folder))
+    return Embedder(model, tokenizer, folder, CONTEXT), model

@@ -1,0 +1,85 @@
+"""Requests run by a `BatchEngine` in this thread, without its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from supervisor.wire.frames import End, FromEngine, Generate, Load, Sampling, Text, Token
+from worker.engine.batch import BatchEngine
+from worker.engine.thread import Job, LoadResult
+
+TOKENS = 48
+PROMPTS = [
+    "a",
+    "The quick brown fox",
+    "0123456789" * 4,
+    "naïve 模型 😀",
+    "a long prompt, longer than one prefill step. " * 20,
+]
+
+
+class Run:
+    """A job and, as its sink, what it was given."""
+
+    def __init__(self, engine: BatchEngine, prompt: str, **options: Any) -> None:
+        self.frames: list[FromEngine] = []
+        sampling = {
+            name: options.pop(name) for name in Sampling.__struct_fields__ if name in options
+        }
+        options = {"max_tokens": TOKENS, **options}
+        request = Generate("r", Text(prompt), 1.0, sampling=Sampling(**sampling), **options)
+        self.job = Job(request, engine.prepare(request), self)
+        engine.insert(self.job)
+
+    def send(self, frames: Sequence[FromEngine]) -> None:
+        self.frames.extend(frames)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    @property
+    def tokens(self) -> list[int]:
+        return [frame.id for frame in self.frames if isinstance(frame, Token)]
+
+    @property
+    def text(self) -> str:
+        return "".join(frame.text for frame in self.frames if isinstance(frame, Token))
+
+    @property
+    def end(self) -> End:
+        end = self.frames[-1]
+        assert isinstance(end, End)
+        return end
+
+
+def step(engine: BatchEngine) -> None:
+    for job, frames in engine.step():
+        job.sink.send(frames)
+
+
+def finish(engine: BatchEngine) -> None:
+    while engine.busy:
+        step(engine)
+
+
+def alone(engine: BatchEngine, prompt: str, **options: Any) -> Run:
+    run = Run(engine, prompt, **options)
+    finish(engine)
+    return run
+
+
+def start(
+    folder: Path, *, context: int = 0, concurrency: int = 8
+) -> tuple[BatchEngine, LoadResult]:
+    engine = BatchEngine()
+    engine.warm_up()
+    load = Load("m", 1, str(folder), "/unused", concurrency, context)
+    return engine, engine.load(load, lambda done, total: None)
+
+
+def says_a(engine: BatchEngine) -> tuple[tuple[int, float], ...]:
+    """A bias under which every token is the text `a`."""
+    (token,) = engine.prepare(Generate("r", Text("a"), 1.0)).prompt
+    return ((token, 1000.0),)

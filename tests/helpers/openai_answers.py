@@ -1,0 +1,63 @@
+"""Answers as they are rendered, and as the openai SDK reads them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from gateway.openai.render import ChoiceBuffer, Renderer
+from gateway.openai.render_chat import ChatChoice
+from gateway.openai.render_completions import TextChoice
+from supervisor.wire.frames import End, Logprob, Logprobs, Token
+
+END = End("length", 3, 2)
+NAMES = ["m", "mlx-community/Qwen3-4B-4bit", 'quo"ted', "back\\slash", "naïve 模型 😀", "\0"]
+TEXTS = ["Hel", "lo", "", 'a "quote"', "two\n\nlines", "data: [DONE]", "\u2028", "😀", "\0"]
+USAGE = {
+    "prompt_tokens": 3,
+    "completion_tokens": 2,
+    "total_tokens": 5,
+    "prompt_tokens_details": {"cached_tokens": 0},
+    "completion_tokens_details": {"reasoning_tokens": 0},
+}
+
+
+def events(data: bytes) -> list[str]:
+    """The data of each event, by SSE's rules as far as we use them."""
+    *blocks, rest = data.decode().split("\n\n")
+    assert rest == ""
+    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
+    return [block.removeprefix("data: ") for block in blocks]
+
+
+def renderer(*, chat: bool, model: str = "m", choices: int = 1) -> Renderer:
+    shape = ChatChoice if chat else TextChoice
+    return Renderer(shape, id="id-1", created=1700000000, model=model, choices=choices)
+
+
+def buffered(tokens: Sequence[Token], end: End, *, logprobs: bool = False) -> ChoiceBuffer:
+    choice = ChoiceBuffer(logprobs=logprobs)
+    for token in tokens:
+        choice.add(token)
+    choice.end = end
+    return choice
+
+
+def tokens_of(texts: Sequence[str]) -> list[Token]:
+    return [Token(number, text) for number, text in enumerate(texts)]
+
+
+def logprob(text: str, value: float, raw: bytes | None = None) -> Logprob:
+    return Logprob(7, text, text.encode() if raw is None else raw, value)
+
+
+LOGPROBS = [
+    Logprobs(logprob("Hé", -0.5), (logprob("Ha", -0.25), logprob("Hé", -0.5))),
+    Logprobs(logprob("\ufffd", -1.0, b"\xf0\x9f"), (logprob("x", -math.inf),)),
+    Logprobs(logprob("\ufffd", -2.0, b"\x98\x80"), ()),
+    Logprobs(logprob("!", math.nan), ()),
+]
+LOGPROB_TOKENS = [
+    Token(7, text, logprobs=told)
+    for text, told in zip(["Hé", "", "😀", "!"], LOGPROBS, strict=True)
+]

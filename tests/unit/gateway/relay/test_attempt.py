@@ -1,0 +1,43 @@
+"""gateway.relay.attempt: how many choices run at once, and what a choice needs to go on."""
+
+from __future__ import annotations
+
+import resource
+
+import pytest
+
+from gateway.relay.attempt import ChoiceState, choices_at_once
+from supervisor.wire.frames import Accepted, Embed, End, Token, Vector
+from tests.helpers.relay_peers import REQUEST
+
+
+@pytest.mark.parametrize(
+    ("files", "choices"),
+    [(16384, 32), (2**20, 32), (4096, 8), (1024, 2), (256, 1), (resource.RLIM_INFINITY, 32)],
+)
+def test_fewer_choices_run_at_once_where_few_files_may_be_open(files: int, choices: int) -> None:
+    assert choices_at_once(files) == choices
+
+
+def test_a_request_goes_on_behind_its_tokens() -> None:
+    choice = ChoiceState(REQUEST)
+    assert choice.remaining() is REQUEST
+    for frame in (Accepted(3), Token(5, "a"), Token(6, "b")):
+        assert choice.note(frame)
+    assert getattr(choice.remaining(), "emitted", None) == (5, 6)
+    assert not choice.ended
+    assert choice.note(End("stop", 3, 2))
+    assert choice.ended
+
+
+def test_a_prompts_text_is_new_only_once() -> None:
+    choice = ChoiceState(REQUEST)
+    echo = Accepted(3, "the prompt")
+    assert [choice.note(echo) for _ in range(2)] == [True, False]
+
+
+def test_vectors_that_the_next_worker_sends_again_are_not_new() -> None:
+    choice = ChoiceState(Embed("r", ("a", "b", "c")))
+    assert [choice.note(Vector(b"")) for _ in range(2)] == [True, True]
+    assert choice.remaining() is choice.request
+    assert [choice.note(Vector(b"")) for _ in range(3)] == [False, False, True]

@@ -1,0 +1,366 @@
+"""worker.engine.mlx_lm_compat: one place for mlx-lm, which is refused where it is not as
+expected."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.metadata
+import subprocess
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.helpers.children import ROOT
+from tests.helpers.dialects import GLM, wrapper
+from tests.helpers.tiny_llama import make_model
+from worker.engine import mlx_lm_compat as compat
+from worker.engine.decoding import BatchDecoder
+from worker.engine.loading import load
+from worker.engine.rows import BatchRow
+from worker.engine.sampling import Parameters
+from worker.engine.thread import Unloadable
+
+PROMPT = list(b"The quick brown fox")
+VERSION = importlib.metadata.version("mlx-lm")
+NAMES = [(module, name) for module, names in compat.NAMES.items() for name in names]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("m") / "m", "llama", vocabulary=300, seed=2)
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Any:
+    return compat.load_lazily(str(folder))[0]
+
+
+@pytest.fixture
+def generate(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """mlx-lm's module, its own classes in place, and again after the test."""
+    module: Any = importlib.import_module("mlx_lm.generate")
+    for name in ("GenerationBatch", "PromptProcessingBatch"):
+        monkeypatch.setattr(module, name, compat._theirs(getattr(module, name)))
+    return module
+
+
+def refused(act: Callable[[], object]) -> str:
+    """Why `act` is refused, which names the version."""
+    with pytest.raises(Unloadable) as caught:
+        act()
+    told = str(caught.value)
+    assert told.startswith(f"mlx-lm {VERSION} can't be used")
+    assert compat.TESTED in told
+    return told
+
+
+# ── the version ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_version_that_is_asked_for_is_the_one_that_is_tested() -> None:
+    low = ".".join(VERSION.split(".")[:2])
+    major, minor = low.split(".")
+    assert low == compat.TESTED
+    project = (ROOT / "pyproject.toml").read_text()
+    assert f'"mlx-lm>={low},<{major}.{int(minor) + 1}"' in project
+    assert f"mlx-lm {low}" in (ROOT / "docs/upgrading-mlx-lm.md").read_text()
+
+
+# ── what is missing ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_installed_mlx_lm_is_as_expected(generate: Any) -> None:
+    compat.check()
+
+
+@pytest.mark.parametrize(("module", "name"), NAMES, ids=[name for _, name in NAMES])
+def test_a_name_that_is_gone_is_told(
+    generate: Any, monkeypatch: pytest.MonkeyPatch, folder: Path, module: str, name: str
+) -> None:
+    owner: Any = importlib.import_module(module)
+    *parts, last = name.split(".")
+    for part in parts:
+        owner = getattr(owner, part)
+    monkeypatch.delattr(owner, last)
+    assert f"{module}.{name} is missing" in refused(compat.check)
+    assert f"{module}.{name} is missing" in refused(lambda: load(folder, 0, lambda *_: None))
+
+
+@pytest.mark.parametrize("module", compat.NAMES)
+def test_a_module_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    monkeypatch.delitem(sys.modules, module)
+    assert module in refused(compat.check)
+
+
+@pytest.mark.parametrize("caller", compat.CALLERS)
+def test_a_seam_that_is_passed_by_is_told(
+    generate: Any, monkeypatch: pytest.MonkeyPatch, caller: str
+) -> None:
+    kind, name = caller.split(".")
+    monkeypatch.setattr(getattr(generate, kind), name, lambda self: None)
+    assert f"{caller} does not use {compat.CALLERS[caller]}" in refused(compat.check)
+
+
+def _spoil_instances(
+    monkeypatch: pytest.MonkeyPatch, kind: Any, spoil: Callable[[Any], None]
+) -> None:
+    made = kind.__init__
+
+    def init(self: Any, *arguments: Any, **options: Any) -> None:
+        made(self, *arguments, **options)
+        spoil(self)
+
+    monkeypatch.setattr(kind, "__init__", init)
+
+
+@pytest.mark.parametrize(
+    ("kind", "attribute"),
+    [
+        *(("GenerationBatch", name) for name in sorted(compat.GENERATION_BATCH)),
+        *(("PromptProcessingBatch", name) for name in sorted(compat.PROMPT_BATCH)),
+        *(("BatchGenerator", name) for name in ("_generation_batch", "_prompt_batch")),
+    ],
+)
+def test_an_attribute_that_is_gone_is_told(
+    generate: Any, monkeypatch: pytest.MonkeyPatch, model: Any, kind: str, attribute: str
+) -> None:
+    owner = getattr(generate, kind)
+    _spoil_instances(monkeypatch, owner, lambda made: delattr(made, attribute))
+    told = refused(lambda: compat.make_generator(model, BatchDecoder()))
+    assert f"a {kind} has no {attribute}" in told
+
+
+def test_an_attribute_that_prompts_have_besides_is_told(
+    generate: Any, monkeypatch: pytest.MonkeyPatch, model: Any
+) -> None:
+    """It may hold something for each prompt, which `split` would lose."""
+    kind = generate.PromptProcessingBatch
+    _spoil_instances(monkeypatch, kind, lambda made: setattr(made, "adapters", []))
+    assert "adapters" in refused(lambda: compat.make_generator(model, BatchDecoder()))
+
+
+@pytest.mark.parametrize("kind", ["GenerationBatch", "PromptProcessingBatch"])
+def test_a_class_that_is_not_put_in_its_place_is_told(
+    generate: Any, monkeypatch: pytest.MonkeyPatch, model: Any, kind: str
+) -> None:
+    theirs = getattr(generate, kind)
+    attribute = {"GenerationBatch": "_generation_batch"}.get(kind, "_prompt_batch")
+
+    def keep(generator: Any) -> None:
+        setattr(generator, attribute, theirs.empty(generator.model, generator.sampler))
+
+    _spoil_instances(monkeypatch, generate.BatchGenerator, keep)
+    assert kind in refused(lambda: compat.make_generator(model, BatchDecoder()))
+
+
+def test_a_sampler_that_does_not_arrive_is_told(
+    generate: Any, monkeypatch: pytest.MonkeyPatch, model: Any
+) -> None:
+    kind = generate.GenerationBatch
+    _spoil_instances(monkeypatch, kind, lambda made: setattr(made, "fallback_sampler", None))
+    assert "sampler" in refused(lambda: compat.make_generator(model, BatchDecoder()))
+
+
+@pytest.mark.parametrize("attribute", sorted(compat.WRAPPER))
+def test_a_tokenizer_that_keeps_its_parts_elsewhere_is_told(attribute: str) -> None:
+    class Other:
+        tool_parser = None
+        detokenizer = None
+
+    other = Other()
+    vars(other).update(dict.fromkeys(compat.WRAPPER - {attribute}))
+    assert attribute in refused(lambda: compat.model_tokenizer(other))
+
+
+def test_a_parser_that_reads_literals_in_another_way_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    module = types.ModuleType("elsewhere")
+    exec("from ast import literal_eval\ndef parse(x, t): return literal_eval(x)", vars(module))
+    monkeypatch.setitem(sys.modules, "elsewhere", module)
+
+    class Other:
+        tool_parser = module.parse
+        detokenizer = None
+
+        def __init__(self) -> None:
+            self._tokenizer = self._chat_template = None
+
+    assert "elsewhere reads" in refused(lambda: compat.model_tokenizer(Other()))
+
+
+def test_templates_that_read_the_clock_in_another_way_are_only_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module: Any = importlib.import_module("transformers.utils.chat_template_utils")
+    monkeypatch.delattr(module, "datetime")
+    compat.check()
+    assert "clock" in caplog.text
+    with compat.clock_at(0.0):
+        assert not hasattr(module, "datetime")
+
+
+# ── what is changed ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_own_step_decodes_from_the_first_token_on(generate: Any, model: Any) -> None:
+    decoder = BatchDecoder()
+    generator = compat.make_generator(model, decoder)
+    (uid,) = generator.insert([PROMPT], max_tokens=[4], samplers=[BatchRow(Parameters())])
+    while not generator._generation_batch.uids:
+        generator.next()
+    batch = generator._generation_batch
+    assert type(batch) is generate.GenerationBatch
+    assert batch.fallback_sampler is decoder
+    waiting = compat.next_tokens(generator, [uid])[uid]
+    assert (waiting.left, waiting.row) == (3, batch.samplers[0])
+    assert generator.next()[1][0].token == waiting.token
+    assert compat.next_tokens(generator, [uid])[uid].left == 2
+
+
+def test_a_second_generator_is_built_on_mlx_lms_own_classes(generate: Any, model: Any) -> None:
+    compat.make_generator(model, BatchDecoder())
+    compat.make_generator(model, BatchDecoder())
+    assert generate.GenerationBatch.__mro__[1].__module__ == "mlx_lm.generate"
+    assert generate.PromptProcessingBatch.__mro__[1].__module__ == "mlx_lm.generate"
+
+
+def test_generators_with_another_sampler_step_as_mlx_lm_does(generate: Any, model: Any) -> None:
+    ours = compat.make_generator(model, BatchDecoder())
+    ours.insert([PROMPT], max_tokens=[24], samplers=[BatchRow(Parameters())])
+    plain = generate.BatchGenerator(model)
+    plain.close()
+    plain.insert([PROMPT], max_tokens=[24])
+    tokens: list[list[int]] = []
+    for generator in (ours, plain):
+        made: list[int] = []
+        while len(made) < 24:
+            made += [response.token for response in generator.next()[1]]
+        tokens.append(made)
+    assert tokens[0] == tokens[1]
+    assert len(set(tokens[0])) > 5
+
+
+def test_a_parsers_literals_are_bounded_once_its_tokenizer_is_taken() -> None:
+    parser = wrapper(GLM).tool_parser
+    module: Any = sys.modules[parser.__module__]
+    assert type(module.ast).__name__ == "_ShortLiterals"
+    assert module.ast.literal_eval("(1, 'x')") == (1, "x")
+    with pytest.raises(ValueError):  # noqa: PT011
+        module.ast.literal_eval("(" + "1, " * 9000 + ")")
+
+
+# ── the import ───────────────────────────────────────────────────────────────────────────────────
+
+IMPORT = """
+import resource
+from worker.engine import mlx_lm_compat
+original = resource.setrlimit
+before = resource.getrlimit(resource.RLIMIT_NOFILE)
+mlx_lm_compat.import_mlx_lm()
+assert resource.setrlimit is original
+import mlx_lm.utils, mlx_lm.generate, transformers, types
+# No index of all models' names, which takes as long as a third of the rest.
+assert type(transformers.models) is types.ModuleType
+assert transformers.AutoTokenizer is transformers.models.auto.tokenization_auto.AutoTokenizer
+assert transformers.LlamaTokenizer is transformers.models.llama.LlamaTokenizer
+# All are found nevertheless, and modules that nobody has imported.
+from transformers.models import LlamaConfig, qwen2
+assert LlamaConfig is transformers.LlamaConfig
+assert qwen2.Qwen2Config is transformers.Qwen2Config
+for name in ("Nonsense", "__nonsense__"):
+    assert not hasattr(transformers.models, name)
+print(before == resource.getrlimit(resource.RLIMIT_NOFILE))
+"""
+
+
+@pytest.mark.parametrize("limits", [(1024, 3000), (5000, 6000)])
+def test_importing_mlx_lm_leaves_the_file_limit_alone(limits: tuple[int, int]) -> None:
+    """Below mlx-lm's own (2048, 4096) its import would fail, above it would lower ours."""
+    lower = f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, {limits})\n"
+    done = subprocess.run(
+        [sys.executable, "-c", lower + IMPORT],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.stdout == "True\n", done.stderr
+
+
+# ── one place ────────────────────────────────────────────────────────────────────────────────────
+
+WING = ROOT / "worker"
+HERE = WING / "engine" / "mlx_lm_compat.py"
+THEIRS = compat.WRAPPER | {
+    name
+    for name in (
+        *compat.GENERATION_BATCH,
+        *(part for names in compat.NAMES.values() for each in names for part in each.split(".")),
+        *("_generation_batch", "_prompt_batch", "_matchers", "_token_context"),
+    )
+    if name.startswith("_")
+}
+STANDARD = ("_exit", "_replace")
+"""Public, for all their names: `os`' and named tuples'."""
+
+
+def trespasses(source: str) -> Iterator[str]:
+    """What a module of the worker takes from mlx-lm by itself: its modules, and private names of
+    anything that is not the module's own."""
+    tree = ast.parse(source)
+    own = {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in ("self", "cls")
+    } | {
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.startswith("mlx_lm"))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mlx_lm"):
+            yield str(node.module)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if node.value == "mlx_lm" or node.value.startswith("mlx_lm."):
+                yield node.value
+        elif isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            mine = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+            private = not node.attr.startswith("__") and node.attr not in STANDARD
+            if private and not mine and (node.attr in THEIRS or node.attr not in own):
+                yield node.attr
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted(WING.rglob("*.py")) if path != HERE],
+    ids=lambda path: str(path.relative_to(WING)),
+)
+def test_no_other_module_takes_anything_from_mlx_lm_by_itself(path: Path) -> None:
+    assert list(trespasses(path.read_text())) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import mlx_lm",
+        "import mlx_lm.utils as u",
+        "def f():\n    from mlx_lm.generate import BatchGenerator",
+        "import importlib\nm = importlib.import_module('mlx_lm.generate')",
+        "import sys\nm = sys.modules['mlx_lm.utils']",
+        "def f(wrapper):\n    return wrapper._tokenizer",
+        "class A:\n    def f(self, o):\n        self._tokenizer = o\n        return o._tokenizer",
+        "def f(batch):\n    return batch._something_new",
+    ],
+)
+def test_a_trespass_is_found(source: str) -> None:
+    assert list(trespasses(source))

@@ -1,0 +1,96 @@
+"""A job that is decoding: what each of its tokens means for its request."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from supervisor.wire.frames import (
+    End,
+    Failed,
+    FromEngine,
+    Generate,
+    Logprob,
+    Logprobs,
+    Token,
+)
+from worker.engine.rows import TokenLogprobs
+from worker.engine.thread import Job
+from worker.output.token_bytes import TokenBytes
+from worker.output.transcript import AnyTranscript, OutputDelta
+
+log = logging.getLogger("bulkhead.worker")
+
+
+class ActiveJob:
+    """A job inside the generator, with its text so far."""
+
+    def __init__(self, job: Job, token_bytes: TokenBytes, tokens: int) -> None:
+        """`tokens` of the output were emitted by another worker."""
+        self.job = job
+        self.told_ahead = False
+        """Whether the first token has been told before the generator has returned it."""
+        self._text: AnyTranscript = job.prepared.transcript
+        self._token_bytes = token_bytes
+        self._tokens = tokens
+
+    def frames(
+        self, token: int, finish: str | None, logprobs: TokenLogprobs | None
+    ) -> Sequence[FromEngine]:
+        """What one generated token is for its request. `finish` is the generator's reason to end
+        the sequence with it, "stop" or "length", if it does."""
+        if finish == "stop":
+            # The end-of-sequence token is not output; what was held back is.
+            rest = self._text.finish()
+            constraint = self.job.prepared.constraint
+            called = self._text.finish_reason == "tool_calls"
+            if constraint is not None and (error := constraint.incomplete_error(called=called)):
+                log.warning("request %s: %s", self.job.request.request_id, error.message)
+                return [Failed(error.code, error.message, error.param, error.retry_after)]
+            ended = self._end(self._text.finish_reason)
+            return [_token(token, rest), ended] if any(rest) else [ended]
+        self._tokens += 1
+        delta = self._text.push(token)
+        reason: str | None = self._text.finish_reason if self._text.stopped else finish
+        if reason is not None:
+            rest = self._text.finish(cut=not self._text.stopped)
+            delta = OutputDelta(
+                delta.text + rest.text, delta.reasoning + rest.reasoning, delta.calls + rest.calls
+            )
+        frame = _token(token, delta, None if logprobs is None else self._logprobs(token, logprobs))
+        return [frame] if reason is None else [frame, self._end(reason)]
+
+    def _logprobs(self, token: int, logprobs: TokenLogprobs) -> Logprobs:
+        return Logprobs(
+            self._logprob(token, logprobs.sampled),
+            tuple(self._logprob(other, value) for other, value in logprobs.top),
+        )
+
+    def _logprob(self, token: int, value: float) -> Logprob:
+        raw = self._token_bytes.raw(token)
+        return Logprob(token, raw.decode("utf-8", "replace"), raw, value)
+
+    def _end(self, reason: Any) -> End:
+        return End(reason, len(self.job.prompt), self._tokens, self._text.reasoning_tokens)
+
+
+def replay_emitted(
+    request: Generate, text: AnyTranscript, eos: Sequence[int], most: int, prompt_tokens: int
+) -> End | None:
+    """Tell `text` of the tokens that another worker has emitted. The end of the output, if they
+    were all of it: that worker died between the last token and its end frame."""
+    ended, emitted = request.emitted[-1] in eos, request.emitted
+    # A final end-of-sequence token brought the rest of the text with it; it is not output.
+    output = emitted[:-1] if ended else emitted
+    for token in output:
+        text.push(token)
+    if not (ended or text.stopped or len(output) >= most):
+        return None
+    text.finish(cut=not (ended or text.stopped))
+    reason = text.finish_reason if ended or text.stopped else "length"
+    return End(reason, prompt_tokens, len(output), text.reasoning_tokens)
+
+
+def _token(token: int, delta: OutputDelta, logprobs: Logprobs | None = None) -> Token:
+    return Token(token, delta.text, delta.reasoning, delta.calls, logprobs)

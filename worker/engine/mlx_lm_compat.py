@@ -1,0 +1,442 @@
+"""All that the worker takes from mlx-lm, and all that it changes in it.
+
+No other module of the worker imports mlx-lm or uses its private names; a test walks their syntax
+trees. `check` is called before a model is loaded and looks for every name that is used here;
+`make_generator` looks at the objects that result, once its own classes are in their places.
+Whatever is missing raises `Unloadable`. `docs/upgrading-mlx-lm.md` says what each check guards.
+
+Importing this module is cheap; mlx-lm itself is imported by `import_mlx_lm`.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import importlib.metadata
+import importlib.util
+import logging
+import os
+import resource
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from types import FunctionType
+from typing import Any, NamedTuple, Protocol
+
+from worker.engine.thread import Unloadable
+from worker.output.tools.parser_limits import short_python
+from worker.prompt.tokenizer import ModelTokenizer
+
+log = logging.getLogger("bulkhead.worker")
+
+TESTED = "0.32"
+"""The minor version of mlx-lm that pyproject.toml asks for and the tests run with."""
+
+NAMES = {
+    "mlx_lm.generate": (
+        "BatchGenerator.close",
+        "BatchGenerator.insert",
+        "BatchGenerator.next",
+        "BatchGenerator.remove",
+        "GenerationBatch._step",
+        "GenerationBatch.empty",
+        "GenerationBatch.next",
+        "PromptProcessingBatch.empty",
+        "PromptProcessingBatch.generate",
+        "PromptProcessingBatch.split",
+        "StopSequences",
+    ),
+    "mlx_lm.models.cache": ("make_prompt_cache",),
+    "mlx_lm.tokenizer_utils": (
+        "BPEStreamingDetokenizer",
+        "NewlineTokenizer",
+        "TokenizerWrapper.detokenizer",
+        "TokenizerWrapper.eos_token_ids",
+        "TokenizerWrapper.has_thinking",
+        "TokenizerWrapper.response_initial_state",
+        "TokenizerWrapper.response_transitions",
+        "TokenizerWrapper.structural_markers",
+        "TokenizerWrapper.think_end",
+        "TokenizerWrapper.think_end_tokens",
+        "TokenizerWrapper.think_start",
+        "TokenizerWrapper.think_start_tokens",
+        "TokenizerWrapper.tool_call_end",
+        "TokenizerWrapper.tool_call_start",
+        "TokenizerWrapper.tool_parser",
+        "_byte_decoder",
+    ),
+    "mlx_lm.utils": ("load",),
+}
+"""By module, what must be there."""
+CALLERS = {
+    "GenerationBatch.next": "_step",
+    "PromptProcessingBatch.generate": "GenerationBatch",
+    "BatchGenerator._next": "split",
+    "BatchGenerator._make_batch": "PromptProcessingBatch",
+}
+"""In `mlx_lm.generate`, functions and a name that each must use: else what is put in its place here
+would never be called."""
+GENERATION_BATCH = frozenset(
+    [
+        "model",
+        "uids",
+        "prompt_cache",
+        "tokens",
+        "samplers",
+        "fallback_sampler",
+        "stop_sequences",
+        "max_tokens",
+        "_current_tokens",
+        "_current_logprobs",
+        "_next_tokens",
+        "_next_logprobs",
+        "_num_tokens",
+    ]
+)
+"""Attributes of a `GenerationBatch` that are used here."""
+PER_PROMPT = frozenset(
+    [
+        "uids",
+        "prompt_cache",
+        "tokens",
+        "samplers",
+        "logits_processors",
+        "stop_sequences",
+        "max_tokens",
+    ]
+)
+PROMPT_BATCH = PER_PROMPT | {"model", "prefill_step_size", "fallback_sampler"}
+"""All attributes that a `PromptProcessingBatch` has: a new one might hold something for each
+prompt, which `split` would have to hand over as well."""
+WRAPPER = frozenset(("_tokenizer", "_chat_template"))
+"""Attributes of a `TokenizerWrapper`."""
+
+
+def import_mlx_lm() -> None:
+    """Import mlx-lm, which takes more than a second, without its side effect on this process.
+
+    mlx_lm.utils lowers RLIMIT_NOFILE to (2048, 4096), for good where we aren't root, and fails to
+    import where the hard limit is below that.
+    """
+    _leave_out_the_index()
+    original = resource.setrlimit
+
+    def keep(kind: int, limits: tuple[int, int]) -> None:
+        if kind != resource.RLIMIT_NOFILE:
+            original(kind, limits)
+
+    resource.setrlimit = keep
+    try:
+        with contextlib.suppress(ModuleNotFoundError):  # `check` says what is missing
+            import mlx_lm.generate
+            import mlx_lm.models.cache
+            import mlx_lm.tokenizer_utils
+            import mlx_lm.utils  # noqa: F401
+    finally:
+        resource.setrlimit = original
+
+
+def _leave_out_the_index() -> None:
+    """Have `transformers.models` be a package like any other, a third of the import's time.
+
+    To be lazy it reads the sources of all models, 3,000 files, for an index of their names that
+    `transformers` itself has just made of the same files. Names are looked up in that one, and
+    modules (`transformers.models.auto`) are found once they are imported, as in any package.
+    """
+    if "transformers.models" in sys.modules:
+        return
+    # As mlx-lm does before it imports it: else it complains that there is no PyTorch.
+    os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    spec = importlib.util.find_spec("transformers.models")
+    if spec is not None:
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+        setattr(module, "__getattr__", _found_in_transformers)  # noqa: B010
+
+
+def _found_in_transformers(name: str) -> Any:
+    """What `transformers.models` lacks and `transformers` calls so. Raises AttributeError."""
+    if name.startswith("__"):  # of those each module has its own or none
+        raise AttributeError(f"module 'transformers.models' has no attribute {name!r}")
+    return getattr(sys.modules["transformers"], name)
+
+
+# ── checks ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def check() -> None:
+    """Raises Unloadable if the installed mlx-lm lacks a name that is used here."""
+    for module, names in NAMES.items():
+        for name in names:
+            _find(module, name)
+    for caller, name in CALLERS.items():
+        code = getattr(_find("mlx_lm.generate", caller), "__code__", None)
+        if code is None or name not in code.co_names:
+            raise unfit(f"mlx_lm.generate.{caller} does not use {name}")
+    if _template_module() is None:
+        # Not refused: only templates that print the time differ, when they are rendered again.
+        log.warning(
+            "transformers reads the clock in another way: a continued request's date may differ"
+        )
+
+
+def unfit(what: str) -> Unloadable:
+    """The refusal, which names the version that is installed."""
+    return Unloadable(
+        f"mlx-lm {importlib.metadata.version('mlx-lm')} can't be used by this version of Bulkhead, "
+        f"which was tested with {TESTED}: {what}. Install mlx-lm {TESTED}, or a newer Bulkhead."
+    )
+
+
+def _find(module: str, name: str) -> Any:
+    found: Any = sys.modules.get(module)
+    if found is None:
+        raise unfit(f"there is no module {module}")
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise unfit(f"{module}.{name} is missing")
+        found = getattr(found, part)
+    return found
+
+
+def _demand(thing: object, attributes: frozenset[str], kind: str) -> None:
+    if missing := sorted(attributes - vars(thing).keys()):
+        raise unfit(f"a {kind} has no {', '.join(missing)}")
+
+
+# ── models and tokenizers ────────────────────────────────────────────────────────────────────────
+
+
+def load_lazily(folder: str) -> tuple[Any, ModelTokenizer, dict[str, Any]]:
+    """(model, tokenizer, config) as mlx-lm loads them, the weights not read yet. Raises
+    anything."""
+    model, wrapper, config = _find("mlx_lm.utils", "load")(folder, lazy=True, return_config=True)
+    return model, model_tokenizer(wrapper), config
+
+
+def make_prompt_cache(model: Any) -> Any:
+    """An empty KV cache, one entry a layer."""
+    return _find("mlx_lm.models.cache", "make_prompt_cache")(model)
+
+
+def model_tokenizer(wrapper: Any) -> ModelTokenizer:
+    """The worker's view of mlx-lm's TokenizerWrapper. Raises Unloadable."""
+    _demand(wrapper, WRAPPER, "TokenizerWrapper")
+    utils: Any = importlib.import_module("mlx_lm.tokenizer_utils")
+    if wrapper.tool_parser is not None:
+        _bind_literals(wrapper.tool_parser)
+    is_byte_level = isinstance(wrapper.detokenizer, utils.BPEStreamingDetokenizer)
+    return ModelTokenizer(
+        wrapper,
+        inner=wrapper._tokenizer,
+        python_template=wrapper._chat_template,
+        byte_letters=dict(utils._byte_decoder()) if is_byte_level else {},
+        # It turns "<n>" into line breaks, behind llguidance's back.
+        rewrites_text=isinstance(wrapper._tokenizer, utils.NewlineTokenizer),
+        clock_at=clock_at,
+    )
+
+
+class _ShortLiterals:
+    """The module `ast`, for literals that are short."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(ast, name)
+
+    def literal_eval(self, value: Any) -> Any:
+        if isinstance(value, str) and not short_python(value):
+            raise ValueError
+        return ast.literal_eval(value)
+
+
+def _bind_literals(parser: Any) -> None:
+    """Let the parsers of `mlx_lm.tool_parsers` that are imported, `parser`'s module among them, try
+    only short texts as Python literals. To them an error means that a value is no literal, but a
+    string."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("mlx_lm.tool_parsers.") and getattr(module, "ast", None) is ast:
+            module.ast = _ShortLiterals()  # type: ignore[attr-defined]
+    # Parsers share functions, each of which has the names of the module that it was written in.
+    for each in vars(sys.modules[parser.__module__]).values():
+        reads = isinstance(each, FunctionType) and "literal_eval" in each.__code__.co_names
+        if reads and not isinstance(each.__globals__.get("ast"), _ShortLiterals):
+            raise unfit(f"{each.__module__} reads Python literals in another way")
+
+
+@contextlib.contextmanager
+def clock_at(now: float) -> Iterator[None]:
+    """Make chat templates print the time `now` (seconds since 1970), so that a request renders the
+    same prompt again later.
+
+    transformers gives templates a `strftime_now` that reads the clock, and no way to pass another:
+    callables among the arguments arrive as text. One thread at a time renders.
+    """
+    module = _template_module()
+    if module is None:
+        yield
+        return
+    real = module.datetime
+    module.datetime = _RequestTime(now)
+    try:
+        yield
+    finally:
+        module.datetime = real
+
+
+def _template_module() -> Any:
+    """The module of transformers that reads the clock through its global `datetime`; None = none
+    does."""
+    try:
+        module: Any = importlib.import_module("transformers.utils.chat_template_utils")
+    except ModuleNotFoundError:
+        return None
+    return module if hasattr(module, "datetime") else None
+
+
+@dataclass(frozen=True, slots=True)
+class _RequestTime:
+    """Stands in for the `datetime` class where only its `now` is called."""
+
+    seconds: float
+
+    def now(self) -> datetime:
+        return datetime.fromtimestamp(self.seconds)
+
+
+# ── generation ───────────────────────────────────────────────────────────────────────────────────
+
+
+class BatchStep(Protocol):
+    """Decodes one step; takes the place of mlx-lm's sampler for all sequences of a generator."""
+
+    def __call__(self, logprobs: Any) -> Any:
+        """A sampler, as mlx-lm sees it; never called."""
+
+    def step(
+        self, plan: Any, rows: list[Any], inputs: Any, model: Any, cache: Any, known: list[Any]
+    ) -> tuple[Any, Any, list[Any], list[int]]:
+        """Queue the next token of every sequence.
+
+        `rows` are the sequences' samplers, `inputs` their last tokens [rows], `known` the tokens in
+        each one's `cache`. `plan` is what the last step returned first, None at first; then come
+        the next tokens [rows], what is told about each, and the `inputs` as a list.
+        """
+
+
+class NextToken(NamedTuple):
+    """A token that a generator has computed and not returned yet, with its sequence's state."""
+
+    token: int
+    logprobs: Any
+    row: Any
+    left: int
+    """Tokens that may follow it."""
+    stops: Any
+
+
+def make_generator(model: Any, step: BatchStep, **options: Any) -> Any:
+    """A `BatchGenerator` that decodes with `step`; `options` are its constructor's. Raises
+    Unloadable when it would not.
+
+    mlx-lm offers no way to choose the classes of its batches, but looks their names up when it
+    makes one. Generators that have another sampler step as mlx-lm does.
+    """
+    module: Any = importlib.import_module("mlx_lm.generate")
+    decoding = _decoding_batch(_theirs(module.GenerationBatch))
+    prefill = _prefill_batch(_theirs(module.PromptProcessingBatch))
+    module.GenerationBatch, module.PromptProcessingBatch = decoding, prefill
+    generator = module.BatchGenerator(model, sampler=step, **options)
+    # The constructor wires the whole recommended working set, which is wrong when several workers
+    # share the machine; closing does nothing but undo that.
+    generator.close()
+    _demand(generator, frozenset(("_generation_batch", "_prompt_batch")), "BatchGenerator")
+    for batch, kind in (
+        (generator._generation_batch, decoding),
+        (generator._prompt_batch, prefill),
+    ):
+        if type(batch) is not kind:
+            raise unfit(f"a BatchGenerator makes its own {type(batch).__name__}")
+    _demand(generator._generation_batch, GENERATION_BATCH, "GenerationBatch")
+    _demand(generator._prompt_batch, PROMPT_BATCH, "PromptProcessingBatch")
+    if others := sorted(vars(generator._prompt_batch).keys() - PROMPT_BATCH):
+        raise unfit(f"a PromptProcessingBatch has {', '.join(others)} besides")
+    if generator._generation_batch.fallback_sampler is not step:
+        raise unfit("a GenerationBatch does not get its generator's sampler")
+    return generator
+
+
+def never_stop() -> Any:
+    """Stop sequences for a sequence that no token ends."""
+    return _find("mlx_lm.generate", "StopSequences")()
+
+
+def next_tokens(generator: Any, uids: Sequence[int]) -> dict[int, NextToken]:
+    """By uid, the token that each of these decoding sequences has next. Waits until the batch's are
+    computed."""
+    batch = generator._generation_batch
+    tokens = batch._next_tokens.tolist()
+    places = {uid: batch.uids.index(uid) for uid in uids}
+    return {
+        uid: NextToken(
+            token=tokens[at],
+            logprobs=batch._next_logprobs[at],
+            row=batch.samplers[at],
+            left=batch.max_tokens[at] - batch._num_tokens[at] - 1,
+            stops=batch.stop_sequences[at],
+        )
+        for uid, at in places.items()
+    }
+
+
+def _theirs(kind: Any) -> Any:
+    """mlx-lm's own class, where a class of ours may have taken its place."""
+    return next(each for each in kind.__mro__ if each.__module__ == "mlx_lm.generate")
+
+
+def _decoding_batch(theirs: Any) -> Any:
+    class DecodingBatch(theirs):  # type: ignore[misc]
+        """Sequences that decode together, by the generator's `BatchStep`."""
+
+        _plan: Any = None
+        _next_tokens: Any
+        _next_logprobs: Any
+
+        def _step(self) -> Any:
+            """Queue the next token of every sequence; return the tokens of the step before and what
+            is told about them. A sequence's first step has its prompt's last token as its input."""
+            step: Callable[..., Any] | None = getattr(self.fallback_sampler, "step", None)
+            if step is None:
+                return super()._step()
+            inputs, told = self._next_tokens, self._next_logprobs
+            self._current_tokens, self._current_logprobs = inputs, told
+            self._plan, self._next_tokens, self._next_logprobs, tokens = step(
+                self._plan, self.samplers, inputs, self.model, self.prompt_cache, self.tokens
+            )
+            # What is in the KV cache now.
+            for known, token in zip(self.tokens, tokens, strict=True):
+                known.append(token)
+            return tokens, told
+
+    return DecodingBatch
+
+
+def _prefill_batch(theirs: Any) -> Any:
+    class PrefillBatch(theirs):  # type: ignore[misc]
+        """Prompts that are processed together, less a copy before every first token.
+
+        Where all prompts are done at once, which is the rule, their caches are handed over to the
+        decoding batch; mlx-lm copies them and cuts both copies down.
+        """
+
+        def split(self, indices: Sequence[int]) -> Any:
+            """Take the sequences `indices` out into a batch of their own."""
+            if len(indices) < len(self.uids):
+                return super().split(indices)
+            whole = self.__class__.__new__(self.__class__)
+            whole.__dict__.update(self.__dict__)
+            for name in PER_PROMPT:
+                setattr(self, name, [])
+            return whole
+
+    return PrefillBatch

@@ -41,16 +41,14 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.errors": Room(without=_NO_WORLD),
     "supervisor.units": Room(without=_NO_WORLD),
     "supervisor.config": Room((), ("msgspec",)),
-    "supervisor.wire": Room(("supervisor.errors",), ("msgspec",)),
-    "supervisor.state": Room(("supervisor.errors",), ("msgspec",)),
+    "supervisor.wire": Room((), ("msgspec",)),
+    "supervisor.state": Room((), ("msgspec",)),
     # The supervisor.
     "supervisor.scheduler": Room(
         ("supervisor.errors", "supervisor.units"), without=(*_NO_WORLD, "random")
     ),
-    "supervisor.machine": Room((*_VALUES, "supervisor.scheduler.ledger"), ("psutil",)),
-    "supervisor.models": Room(
-        (*_VALUES, "supervisor.config", "supervisor.state", "supervisor.units"), ("msgspec",)
-    ),
+    "supervisor.machine": Room(_VALUES, ("psutil",)),
+    "supervisor.models": Room((*_VALUES, "supervisor.config", "supervisor.state"), ("msgspec",)),
     "supervisor.processes": Room(
         (
             *_VALUES,
@@ -67,6 +65,8 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.errors",
             "supervisor.machine",
             "supervisor.processes",
+            "supervisor.state",
+            "supervisor.units",
             "supervisor.wire",
         ),
         ("msgspec", "rich"),
@@ -74,6 +74,7 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.api": Room(
         (
             *_VALUES,
+            "supervisor.scheduler.pool",
             "supervisor.errors",
             "supervisor.machine",
             "supervisor.state",
@@ -87,6 +88,7 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.crashes.store",
             "supervisor.crashes.view",
             "supervisor.state",
+            "supervisor.units",
             "supervisor.wire",
         ),
         ("msgspec", "rich", "typer"),

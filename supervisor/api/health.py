@@ -10,6 +10,7 @@ import msgspec
 
 from supervisor.machine.readers import MachineMemory
 from supervisor.scheduler import refusals
+from supervisor.scheduler.ledger import Ledger
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Entry
 from supervisor.scheduler.pool import Pool
@@ -18,11 +19,10 @@ from supervisor.wire.crash import CrashBrief
 _LOADED = frozenset({State.LOADING, State.READY, State.DRAINING})
 
 
-def _unserved(entry: Entry, pool: Pool) -> str | None:
+def _unserved(entry: Entry, ledger: Ledger) -> str | None:
     """Why requests to a model that has not failed are refused nevertheless, if they are."""
     if entry.state is State.CRASHED:
         return "keeps dying and is not loaded for a while; `bulkhead load` tries at once"
-    ledger = pool.ledger
     if entry.state in _LOADED or ledger.budget is None or ledger.can_ever_fit(entry.size):
         return None
     return refusals.exceeds(entry, ledger.budget)
@@ -84,7 +84,7 @@ def render_health(
             "learned_limit": entry.learned_limit is not None,
             "deaths": entry.deaths,
             "last_crash": crash(entry),
-            "reason": entry.reason or _unserved(entry, pool),
+            "reason": entry.reason or _unserved(entry, pool.ledger),
         }
 
     ledger, entries = pool.ledger, list(pool.entries.values())

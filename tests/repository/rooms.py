@@ -74,7 +74,6 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.api": Room(
         (
             *_VALUES,
-            "supervisor.scheduler.pool",
             "supervisor.errors",
             "supervisor.machine",
             "supervisor.state",

@@ -28,11 +28,11 @@ class Room:
     """Packages of Python's own that it must not import."""
 
 
-_VALUES = tuple(
-    f"supervisor.scheduler.{module}"
-    for module in ("death", "effects", "lifecycle", "model", "pressure", "refusals")
-)
-"""What the rooms around the scheduler see of it: plain values, and never who decides."""
+def _scheduler(*modules: str) -> tuple[str, ...]:
+    """What a room around the scheduler sees of it: plain values, and never who decides."""
+    return tuple(f"supervisor.scheduler.{module}" for module in modules)
+
+
 _NO_WORLD = ("asyncio", "os", "pathlib", "signal", "socket", "subprocess", "threading", "time")
 """What pure code has no use for."""
 
@@ -47,11 +47,13 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.scheduler": Room(
         ("supervisor.errors", "supervisor.units"), without=(*_NO_WORLD, "random")
     ),
-    "supervisor.machine": Room(_VALUES, ("psutil",)),
-    "supervisor.models": Room((*_VALUES, "supervisor.config", "supervisor.state"), ("msgspec",)),
+    "supervisor.machine": Room(_scheduler("lifecycle", "model", "pressure"), ("psutil",)),
+    "supervisor.models": Room(
+        (*_scheduler("model"), "supervisor.config", "supervisor.state"), ("msgspec",)
+    ),
     "supervisor.processes": Room(
         (
-            *_VALUES,
+            *_scheduler("lifecycle", "model", "pressure"),
             "supervisor.config",
             "supervisor.models",
             "supervisor.state",
@@ -61,7 +63,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     "supervisor.crashes": Room(
         (
-            *_VALUES,
+            *_scheduler("death", "effects", "lifecycle", "model"),
             "supervisor.errors",
             "supervisor.machine",
             "supervisor.processes",
@@ -73,7 +75,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     "supervisor.api": Room(
         (
-            *_VALUES,
+            *_scheduler("effects", "ledger", "lifecycle", "model", "refusals", "state"),
             "supervisor.errors",
             "supervisor.machine",
             "supervisor.state",

@@ -52,12 +52,13 @@ class StringSearch:
             default=None,
         )
 
-    def undecided(self, text: str) -> int:
-        """How many characters at the end of `text` may begin a needle. None is found in it."""
-        return max(self.overlaps(text, [len(text)] * len(self._search)), default=0)
+    def split(self, text: str) -> tuple[str, str]:
+        """(what is decided, the end that may yet begin a needle) of a text that has none in it."""
+        keep = max(self.overlaps(text, [len(text)] * len(self._search)), default=0)
+        return text[: len(text) - keep], text[len(text) - keep :]
 
     def overlaps(self, text: str, most: Sequence[int]) -> list[int]:
-        """As `undecided`, but for each needle alone, which has so many at `most`."""
+        """How many characters at the end of `text` may begin each needle, so many at `most`."""
         if not any(first in text for first in self._firsts):
             return [0] * len(self._search)
         return [_overlap(text, *each) for each in zip(self._search, most, strict=True)]

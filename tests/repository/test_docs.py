@@ -151,12 +151,58 @@ def test_make_targets_exist(page: Path) -> None:
     assert used <= targets
 
 
+def missing_tests(text: str) -> list[str]:
+    """Tests that a text names and that are not where it says: in the file behind "in", else in one
+    of those that the sentence names, else in any."""
+    every = sorted((ROOT / "tests").rglob("test_*.py"))
+    missing = []
+    for sentence in re.split(r"[.:] |\n", text):
+        files = re.findall(r"`(tests/[\w/]+\.py)`", sentence)
+        behind_in = {
+            name: [file]
+            for names, file in re.findall(
+                r"((?:`test_\w+`(?:,? and |, )?)+) in `(tests/[\w/]+\.py)`", sentence
+            )
+            for name in re.findall(r"`(test_\w+)`", names)
+        }
+        for name in re.findall(r"`(test_\w+)`", sentence):
+            homes = [ROOT / file for file in behind_in.get(name, files)] or every
+            if not any(f"def {name}(" in home.read_text() for home in homes):
+                missing.append(f"{name} in {' or '.join(behind_in.get(name, files)) or 'tests'}")
+    return missing
+
+
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_tests_that_are_named_exist(page: Path) -> None:
-    named = set(re.findall(r"`(test_\w+)`", page.read_text()))
-    if named:
-        sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-        assert named <= set(re.findall(r"def (test_\w+)\(", sources))
+    assert missing_tests(page.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "`test_links` holds it",
+        "`test_links` and `test_versions_agree` in `tests/repository/test_docs.py`, and all of "
+        "`tests/repository/test_layers.py`",
+        "`tests/repository/test_docs.py` has the test. `test_it_is_one_table` is another",
+        "held by `test_links` (`tests/repository/test_docs.py`)",
+    ],
+)
+def test_a_test_is_found_where_it_is_said_to_be(text: str) -> None:
+    assert missing_tests(text) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "`test_nothing_at_all` holds it",
+        "`test_links` and `test_it_is_one_table` in `tests/repository/test_docs.py`",
+        "`test_links` in `tests/repository/test_layers.py`, and all of "
+        "`tests/repository/test_docs.py`",
+        "held by `test_links` (`tests/repository/test_layers.py`)",
+    ],
+)
+def test_a_test_that_is_elsewhere_is_noticed(text: str) -> None:
+    assert len(missing_tests(text)) == 1
 
 
 def test_every_decision_is_listed() -> None:

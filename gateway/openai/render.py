@@ -20,6 +20,8 @@ PING = b": ping\n\n"
 """A comment that keeps a silent stream open."""
 _IMPOSSIBLE = -9999.0
 """OpenAI's log probability of what can't happen; JSON has no infinities."""
+_MARK = "\0"
+"""Stands in a chunk for what a token will bring."""
 
 _json = msgspec.json.Encoder().encode
 
@@ -66,14 +68,6 @@ class ChoiceShape(Protocol):
     def whole(choice: ChoiceBuffer) -> dict[str, Any]:
         """The choice of an answer that is not streamed."""
 
-    @staticmethod
-    def text(text: str) -> Mapping[str, Any]:
-        """The content of a later chunk with this text and nothing else."""
-
-    @staticmethod
-    def reasoning(text: str) -> Mapping[str, Any] | None:
-        """The same with reasoning alone; None where the endpoint tells none."""
-
     def begin_with(self, echo: str) -> None:
         """The choice's text begins with its prompt."""
 
@@ -85,13 +79,11 @@ class ChoiceShape(Protocol):
 
 
 class _ChunkBytes(NamedTuple):
-    """A choice's encoded chunk, in pieces around the text, and around the reasoning, that are alone
-    in it; and one that has neither."""
+    """A choice's chunks, encoded in pieces: what they hold belongs between the pieces."""
 
-    before_text: bytes
-    after_text: bytes
-    around_reasoning: list[bytes]
-    """Empty where reasoning is not told."""
+    text: list[bytes]
+    reasoning: list[bytes]
+    """One piece alone where the endpoint tells no reasoning."""
     empty: bytes
 
 
@@ -119,25 +111,27 @@ class Renderer:
             if not token.reasoning:
                 if not token.text:
                     return ready.empty
-                return ready.before_text + _json(token.text) + ready.after_text
-            if not token.text and ready.around_reasoning:
-                return _json(token.reasoning).join(ready.around_reasoning)
+                return _json(token.text).join(ready.text)
+            if not token.text:
+                return _json(token.reasoning).join(ready.reasoning)
         content, logprobs = self._choices[choice].chunk(token)
         if ready is None:  # what follows is no first chunk any more
-            self._chunk_bytes[choice] = self._encode_chunk(choice)
+            self._chunk_bytes[choice] = self._encode_chunks(choice)
         return self._chunk(choice, content, logprobs)
 
-    def _encode_chunk(self, choice: int) -> _ChunkBytes:
-        mark = "\0"
-        quoted = _json(mark)
-        shape = self._choices[choice]
+    def _encode_chunks(self, choice: int) -> _ChunkBytes:
+        return _ChunkBytes(
+            self._encode_around(choice, Token(0, _MARK)),
+            self._encode_around(choice, Token(0, "", reasoning=_MARK)),
+            self._chunk(choice, self._shape.empty),
+        )
+
+    def _encode_around(self, choice: int, token: Token) -> list[bytes]:
+        """The pieces of the token's chunk around each `_MARK` in it."""
+        content, _ = self._choices[choice].chunk(token)
+        mark = _json(_MARK)
         # From the right: a model may be called like the mark.
-        before, after = self._chunk(choice, shape.text(mark)).rsplit(quoted, 1)
-        around: list[bytes] = []
-        if (reasoning := shape.reasoning(mark)) is not None:
-            times = _json(reasoning).count(quoted)
-            around = self._chunk(choice, reasoning).rsplit(quoted, times)
-        return _ChunkBytes(before, after, around, self._chunk(choice, shape.empty))
+        return self._chunk(choice, content).rsplit(mark, _json(content).count(mark))
 
     def finish(self, choice: int, end: End) -> bytes:
         """The closing events of a choice."""

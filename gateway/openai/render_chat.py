@@ -46,14 +46,6 @@ class ChatChoice:
         logprobs = None if choice.logprobs is None else _logprobs(choice.logprobs)
         return {"message": message, "logprobs": logprobs, "finish_reason": choice.reason}
 
-    @staticmethod
-    def text(text: str) -> Mapping[str, Any]:
-        return {"delta": {"content": text}}
-
-    @staticmethod
-    def reasoning(text: str) -> Mapping[str, Any] | None:
-        return {"delta": {"reasoning_content": text, "reasoning": text}}
-
     def begin_with(self, echo: str) -> None:
         """A chat has no echo."""
 

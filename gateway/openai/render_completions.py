@@ -25,14 +25,6 @@ class TextChoice:
         logprobs = None if choice.logprobs is None else _Logprobs().of(choice.logprobs)
         return {"text": choice.text, "logprobs": logprobs, "finish_reason": choice.reason}
 
-    @staticmethod
-    def text(text: str) -> Mapping[str, Any]:
-        return {"text": text}
-
-    @staticmethod
-    def reasoning(text: str) -> Mapping[str, Any] | None:
-        return None
-
     def begin_with(self, echo: str) -> None:
         self._echo = echo
 

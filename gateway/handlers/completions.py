@@ -35,8 +35,9 @@ from gateway.openai.render import (
 )
 from gateway.openai.render_chat import ChatChoice
 from gateway.openai.render_completions import TextChoice
+from gateway.openai.validation import invalid_value
 from gateway.relay.generation import Generation, OutputPaused
-from supervisor.errors import BulkheadError, InternalError, InvalidValue
+from supervisor.errors import BulkheadError, InternalError
 from supervisor.wire.frames import Accepted, End, Token
 
 log = logging.getLogger("bulkhead.gateway")
@@ -88,10 +89,10 @@ async def _check_size(request: web.Request, n: int) -> None:
     together larger than a body may be."""
     limit = request.app[MAX_BODY]
     if n > 1 and n * len(await request.read()) > limit:  # it has been read, this costs nothing
-        raise InvalidValue(
-            f"Invalid value for `n`: a body of this size may ask for fewer choices; `n` times its "
-            f"size may be at most {limit} bytes.",
-            param="n",
+        raise invalid_value(
+            "n",
+            "a body of this size may ask for fewer choices; `n` times its size may be at most "
+            f"{limit} bytes.",
         )
 
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import msgspec
 
-from gateway.openai import embeddings, schemas
-from gateway.openai.chat import NEUTRAL_CHAT, ChatRequest
-from gateway.openai.completions import NEUTRAL_TEXT, CompletionRequest
-from gateway.openai.parameters import HARMLESS
+from gateway.openai import schemas
+from gateway.openai.chat import CHAT_BODY
+from gateway.openai.completions import COMPLETION_BODY
+from gateway.openai.embeddings import EMBEDDING_BODY
+from gateway.openai.validation import Body
 from supervisor.errors import BulkheadError
 from supervisor.wire.crash import CrashList, CrashReport
 
@@ -30,18 +31,6 @@ _ANY_BODY = (400, 413, 415)
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
-    """What a POST takes: the type that validates it, and the parameters beside its fields.
-
-    `neutral` ones are accepted with these values only.
-    """
-
-    kind: type[msgspec.Struct]
-    harmless: frozenset[str]
-    neutral: Mapping[str, tuple[object, ...]]
-
-
-@dataclass(frozen=True, slots=True)
 class Route:
     """One path and method. `chunk` is what the events of its streams hold."""
 
@@ -50,7 +39,7 @@ class Route:
     summary: str
     answer: type[msgspec.Struct] | None
     errors: tuple[int, ...]
-    body: Body | None = None
+    body: Body[Any] | None = None
     chunk: type[msgspec.Struct] | None = None
     worker: bool = False
     """A model's worker answers."""
@@ -58,11 +47,6 @@ class Route:
     """Answered without a key."""
     events: bool = False
     """The answer is a stream, whatever the request says."""
-
-
-_CHAT = Body(ChatRequest, HARMLESS, NEUTRAL_CHAT)
-_TEXT = Body(CompletionRequest, HARMLESS, NEUTRAL_TEXT)
-_EMBED = Body(embeddings.EmbeddingRequest, embeddings.HARMLESS, {})
 
 
 def _routes() -> Iterator[Route]:
@@ -74,7 +58,7 @@ def _routes() -> Iterator[Route]:
             "Answer a conversation.",
             schemas.ChatCompletion,
             posted,
-            body=_CHAT,
+            body=CHAT_BODY,
             chunk=schemas.ChatCompletionChunk,
             worker=True,
         )
@@ -84,7 +68,7 @@ def _routes() -> Iterator[Route]:
             "Continue a text, without a chat template.",
             schemas.Completion,
             posted,
-            body=_TEXT,
+            body=COMPLETION_BODY,
             chunk=schemas.CompletionChunk,
             worker=True,
         )
@@ -94,7 +78,7 @@ def _routes() -> Iterator[Route]:
             "Turn texts into vectors.",
             schemas.EmbeddingList,
             posted,
-            body=_EMBED,
+            body=EMBEDDING_BODY,
             worker=True,
         )
         yield Route(
@@ -275,7 +259,7 @@ def _schemas() -> dict[str, Schema]:
     return components
 
 
-def _complete(schema: Schema, body: Body) -> None:
+def _complete(schema: Schema, body: Body[Any]) -> None:
     """What is accepted beside the type's fields, and nulls, which mean absent."""
     required = schema.get("required", [])
     properties = {

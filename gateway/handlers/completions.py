@@ -11,13 +11,12 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.handlers.common import RELAY, read_object, worker_headers
+from gateway.handlers.common import read_object, start, worker_headers
 from gateway.http.exchange import (
     BEGUN,
     MAX_BODY,
     OUTCOME,
     REQUEST_ID,
-    body_digest,
     hold_seconds,
     json_response,
     set_common_headers,
@@ -28,6 +27,7 @@ from gateway.openai.completions import CompletionRequest, parse_completion
 from gateway.openai.render import (
     PING,
     ChoiceBuffer,
+    ChoiceShape,
     Renderer,
     error_event,
     recoveries_comment,
@@ -51,25 +51,24 @@ OpenAIRequest = ChatRequest | CompletionRequest
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions"""
-    return await _generate(request, parse_chat(await read_object(request)))
+    return await _generate(request, parse_chat(await read_object(request)), ChatChoice)
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions"""
-    return await _generate(request, parse_completion(await read_object(request)))
+    return await _generate(request, parse_completion(await read_object(request)), TextChoice)
 
 
-async def _generate(request: web.Request, parsed: OpenAIRequest) -> web.StreamResponse:
-    hold = hold_seconds(request)
+async def _generate(
+    request: web.Request, parsed: OpenAIRequest, shape: type[ChoiceShape]
+) -> web.StreamResponse:
     await _check_size(request, parsed.n)
     now = time.time()
     choices = parsed.choices(request[REQUEST_ID], now, secrets.randbits(63))
-    digest = await body_digest(request)
-    generation = await request.app[RELAY].start(choices, parsed.model, hold, digest)
-    chat = isinstance(parsed, ChatRequest)
+    generation = await start(request, choices, parsed.model)
     renderer = Renderer(
-        ChatChoice if chat else TextChoice,
-        id=("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
+        shape,
+        id=shape.id_prefix + secrets.token_hex(12),
         created=int(now),
         model=generation.model,
         choices=len(choices),
@@ -77,7 +76,7 @@ async def _generate(request: web.Request, parsed: OpenAIRequest) -> web.StreamRe
     answer = _Answer(request, parsed, generation, renderer, len(choices))
     try:
         if parsed.stream:
-            return await answer.streamed(request[BEGUN] + hold)
+            return await answer.streamed(request[BEGUN] + hold_seconds(request))
         logprobs = choices[0].logprobs is not None
         return await answer.whole([ChoiceBuffer(logprobs=logprobs) for _ in choices])
     finally:
@@ -133,11 +132,13 @@ class _Answer:
     async def streamed(self, headers_due: float) -> web.StreamResponse:
         """One event a token. Until the headers have left, an error is still an HTTP status."""
         request, renderer = self._request, self._renderer
-        response = web.StreamResponse()
-        response.content_type = "text/event-stream"
-        response.charset = "utf-8"
-        response.headers["Cache-Control"] = "no-cache"
-        response.headers["X-Accel-Buffering"] = "no"  # nginx would hold tokens back
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-cache",
+                "X-Accel-Buffering": "no",  # nginx would hold tokens back
+            }
+        )
         first = await self._next_within(headers_due - time.monotonic())
         response.headers.update(worker_headers(self._generation))
         set_common_headers(request, response)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
+from dataclasses import dataclass
 
 import msgspec
 from aiohttp import web
@@ -26,19 +26,11 @@ _WRITE_SECONDS = 60.0
 _JSON_CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
+@dataclass(slots=True)
 class ActiveRequests:
     """How many requests are inside, for the log: what was going on before a crash."""
 
-    def __init__(self) -> None:
-        self.count = 0
-
-    @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
-        self.count += 1
-        try:
-            yield
-        finally:
-            self.count -= 1
+    count: int = 0
 
 
 SETTINGS = web.AppKey("settings", ServerSettings)
@@ -53,7 +45,7 @@ REQUEST_ID = web.RequestKey("request_id", str)
 BEGUN = web.RequestKey("begun", float)
 """Monotonic seconds."""
 OUTCOME = web.RequestKey("outcome", str)
-"""How the request ended, for the log."""
+"""How the request ended, for the log; its status where no handler has more to tell."""
 
 
 async def read_body(request: web.Request) -> bytes:

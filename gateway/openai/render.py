@@ -59,6 +59,7 @@ class ChoiceBuffer:
 class ChoiceShape(Protocol):
     """What one endpoint makes of a choice; an instance knows what its stream has told so far."""
 
+    id_prefix: str
     answer_object: str
     chunk_object: str
     empty: Mapping[str, Any]

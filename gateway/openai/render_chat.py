@@ -13,6 +13,7 @@ from supervisor.wire.frames import Call, Logprob, Logprobs, Token
 class ChatChoice:
     """The `ChoiceShape` of chats."""
 
+    id_prefix = "chatcmpl-"
     answer_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
     empty: Mapping[str, Any] = {"delta": {}}

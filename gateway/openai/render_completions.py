@@ -13,6 +13,7 @@ from supervisor.wire.frames import Logprob, Logprobs, Token
 class TextChoice:
     """The `ChoiceShape` of legacy completions."""
 
+    id_prefix = "cmpl-"
     answer_object = chunk_object = "text_completion"
     empty: Mapping[str, Any] = {"text": ""}
 

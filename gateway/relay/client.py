@@ -66,18 +66,17 @@ class Relay:
 
     async def start(
         self,
-        request: Sequence[Generate] | Generate | Embed,
+        choices: Sequence[Generate | Embed],
         model: str,
         hold: float,
         digest: bytes = b"",
     ) -> Generation:
-        """Wait up to `hold` seconds for a worker and give it the request, which may have several
-        choices. Raises BulkheadError.
+        """Wait up to `hold` seconds for a worker and give it the request's choices. Raises
+        BulkheadError.
 
         One lease holds them all, for which the first one's id stands; each has a connection of its
         own to the worker. Equal requests have an equal `digest`. Cancelling gives the place back.
         """
-        choices = (request,) if isinstance(request, Generate | Embed) else request
         lease = await self._connect_control()
         generation = Generation(choices, lease, hold, self._connect_worker, self._at_once)
         try:

@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
@@ -95,23 +96,18 @@ async def _check_size(request: web.Request, n: int) -> None:
         )
 
 
+@dataclass(slots=True)
 class _Answer:
-    """The answer to one request, whole or as a stream."""
+    """The answer to one request of several choices, whole or as a stream."""
 
-    def __init__(
-        self,
-        request: web.Request,
-        parsed: OpenAIRequest,
-        generation: Generation,
-        renderer: Renderer,
-        choices: int,
-    ) -> None:
-        self._request = request
-        self._parsed = parsed
-        self._generation = generation
-        self._renderer = renderer
-        self._ends: list[End | None] = [None] * choices
-        self._running = choices
+    _request: web.Request
+    _parsed: OpenAIRequest
+    _generation: Generation
+    _renderer: Renderer
+    _running: int
+    """Choices that have not ended."""
+    _ends: dict[int, End] = field(default_factory=dict)
+    """By the choice's number."""
 
     async def whole(self, buffers: Sequence[ChoiceBuffer]) -> web.Response:
         """Buffer the answer whole, so that a crash at any point can still become a status."""
@@ -206,12 +202,12 @@ class _Answer:
         self._running -= 1
         if not self._running:
             totals = self._usage()
-            reasons = ", ".join(sorted({each.finish_reason for each in self._ends if each}))
+            reasons = ", ".join(sorted({each.finish_reason for each in self._ends.values()}))
             tokens = f"{totals['prompt_tokens']} + {totals['completion_tokens']} tokens"
             self._request[OUTCOME] = f"200 {reasons}, {tokens}"
 
     def _usage(self) -> dict[str, Any]:
-        return usage([end for end in self._ends if end is not None], self._parsed.n)
+        return usage([end for _, end in sorted(self._ends.items())], self._parsed.n)
 
 
 async def _send_error(

@@ -57,7 +57,10 @@ class ChoiceBuffer:
 
 
 class ChoiceShape(Protocol):
-    """What one endpoint makes of a choice; an instance knows what its stream has told so far."""
+    """What one endpoint makes of a choice; an instance knows what its answer has told so far.
+
+    A content is what a choice holds beside number, log probabilities and reason of the end.
+    """
 
     id_prefix: str
     answer_object: str
@@ -65,18 +68,20 @@ class ChoiceShape(Protocol):
     empty: Mapping[str, Any]
     """The content of a chunk that tells nothing new."""
 
-    @staticmethod
-    def whole(choice: ChoiceBuffer) -> dict[str, Any]:
-        """The choice of an answer that is not streamed."""
+    def whole(self, choice: ChoiceBuffer) -> dict[str, Any]:
+        """The content of an answer that is not streamed."""
 
     def begin_with(self, echo: str) -> None:
         """The choice's text begins with its prompt."""
 
-    def chunk(self, token: Token) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """The content and the log probabilities of a token's chunk."""
+    def chunk(self, token: Token) -> dict[str, Any]:
+        """The content of a token's chunk."""
 
     def rest(self, cut: bool) -> Iterable[dict[str, Any]]:
         """The contents of what is still to be told at the end. `cut`: by the length."""
+
+    def logprobs(self, tokens: Iterable[Logprobs]) -> dict[str, Any]:
+        """The log probabilities of the next tokens."""
 
 
 class _ChunkBytes(NamedTuple):
@@ -115,9 +120,11 @@ class Renderer:
                 return _json(token.text).join(ready.text)
             if not token.text:
                 return _json(token.reasoning).join(ready.reasoning)
-        content, logprobs = self._choices[choice].chunk(token)
+        shape = self._choices[choice]
+        content = shape.chunk(token)
         if ready is None:  # what follows is no first chunk any more
             self._chunk_bytes[choice] = self._encode_chunks(choice)
+        logprobs = None if token.logprobs is None else shape.logprobs([token.logprobs])
         return self._chunk(choice, content, logprobs)
 
     def _encode_chunks(self, choice: int) -> _ChunkBytes:
@@ -129,7 +136,7 @@ class Renderer:
 
     def _encode_around(self, choice: int, token: Token) -> list[bytes]:
         """The pieces of the token's chunk around each `_MARK` in it."""
-        content, _ = self._choices[choice].chunk(token)
+        content = self._choices[choice].chunk(token)
         mark = _json(_MARK)
         # From the right: a model may be called like the mark.
         return self._chunk(choice, content).rsplit(mark, _json(content).count(mark))
@@ -149,7 +156,15 @@ class Renderer:
 
     def answer(self, choices: Sequence[ChoiceBuffer], totals: Mapping[str, Any]) -> bytes:
         """The body of a request that is not streamed."""
-        whole = [{"index": index, **self._shape.whole(each)} for index, each in enumerate(choices)]
+        whole = [
+            {
+                "index": index,
+                **shape.whole(each),
+                "logprobs": None if each.logprobs is None else shape.logprobs(each.logprobs),
+                "finish_reason": each.reason,
+            }
+            for index, (shape, each) in enumerate(zip(self._choices, choices, strict=True))
+        ]
         name = self._shape.answer_object
         return _json({**self._head, "object": name, "choices": whole, "usage": totals})
 

@@ -7,9 +7,9 @@ import logging
 import re
 import resource
 import time
-from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from gateway.handlers import admin, models
 from gateway.handlers.common import RELAY
@@ -39,8 +39,6 @@ from supervisor.errors import BulkheadError, InternalError, MethodNotAllowed, No
 from supervisor.wire.codec import REQUEST_LIMIT
 
 log = logging.getLogger("bulkhead.gateway")
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _OPEN_PATHS = frozenset({"/health"})

@@ -1,12 +1,12 @@
-"""Models by hand, what happens to them as a stream of events, and what made them crash."""
+"""Managing models by hand, the stream of their events, and crash reports."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from gateway.handlers.common import RELAY
 from gateway.http.exchange import (
@@ -20,8 +20,6 @@ from gateway.http.exchange import (
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.frames import Action, Happened, ToGateway
 from supervisor.wire.stream import FrameStream
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 ACTIONS: tuple[Action, ...] = ("load", "unload", "pin", "unpin")
 _PING_SECONDS = 10.0

@@ -119,7 +119,7 @@ class _Answer:
                 case Accepted(text=text):
                     buffers[choice].echo = text
                 case End():
-                    buffers[choice].end = frame
+                    buffers[choice].reason = frame.finish_reason
                     self._note_end(choice, frame)
         response = json_response(self._renderer.answer(buffers, self._usage()))
         response.headers.update(worker_headers(self._generation))
@@ -135,16 +135,17 @@ class _Answer:
                 "X-Accel-Buffering": "no",  # nginx would hold tokens back
             }
         )
-        first = await self._next_within(headers_due - time.monotonic())
+        event = await self._next_within(headers_due - time.monotonic())
         response.headers.update(worker_headers(self._generation))
         set_common_headers(request, response)
         await response.prepare(request)
         try:
-            while first is None:
-                await _write(request, response, PING)
-                first = await self._next_within(_PING_SECONDS)
-            choice, frame = first
             while True:
+                if event is None:
+                    await _write(request, response, PING)
+                    event = await self._next_within(_PING_SECONDS)
+                    continue
+                choice, frame = event
                 if isinstance(frame, Token):
                     await _write(request, response, renderer.token(choice, frame))
                 else:
@@ -156,12 +157,7 @@ class _Answer:
                         await _write(request, response, closing + renderer.done(totals))
                         break
                     await _write(request, response, closing)
-                following = await self._next()
-                while following is None:
-                    following = await self._next_within(_PING_SECONDS)
-                    if following is None:
-                        await _write(request, response, PING)
-                choice, frame = following
+                event = await self._next() or await self._next_within(_PING_SECONDS)
         except BulkheadError as error:
             await _send_error(request, response, error)
         except ConnectionResetError:

@@ -21,14 +21,14 @@ _EXPOSED = (
     "x-request-id, openai-processing-ms, x-bulkhead-model, x-bulkhead-worker, "
     "x-bulkhead-recoveries, x-bulkhead-fallback, Retry-After, x-should-retry"
 )
-"""Every header of ours: a page sees no other, and SDKs in pages obey the last two."""
+"""The headers that scripts of a page may read; SDKs obey the last two."""
 _WRITE_SECONDS = 60.0
 _JSON_CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
 @dataclass(slots=True)
 class ActiveRequests:
-    """How many requests are inside, for the log: what was going on before a crash."""
+    """How many requests are being answered; the log tells it, for whoever looks into a crash."""
 
     count: int = 0
 
@@ -56,7 +56,7 @@ async def read_body(request: web.Request) -> bytes:
     """
     if "Content-Type" in request.headers and request.content_type != "application/json":
         raise UnsupportedMediaType("Send the body as `Content-Type: application/json`.")
-    if (request.charset or _JSON_CHARSETS[0]).lower() not in _JSON_CHARSETS:
+    if (request.charset or "utf-8").lower() not in _JSON_CHARSETS:
         raise UnsupportedMediaType("Send the body in UTF-8: JSON has no other `charset`.")
     if (request.content_length or 0) > request.app[MAX_BODY]:
         raise body_too_large(request.app[MAX_BODY])

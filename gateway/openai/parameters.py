@@ -17,7 +17,8 @@ from supervisor.wire.frames import Calling, Chat, Generate, Sampling, Structure,
 CHOICES_MAX = 128
 """Choices of all prompts of a request together, of which a worker runs a few at once."""
 REPETITION_MAX = 4096
-"""Tokens that a repetition penalty may look at: all of them at every step, while others wait."""
+"""Tokens that a repetition penalty may look back at, which it does at every step, while all other
+requests wait."""
 _BIAS_MAX = 10_000
 _STOP_MAX = 1024
 """Characters: a stop string is compared with every token's text."""
@@ -128,7 +129,7 @@ class GenerationParameters(msgspec.Struct, frozen=True, kw_only=True):
         """`n` choices of the first prompt, then those of the next, with ids of their own for the
         logs. `seed` is for a client that sends none.
 
-        The seed of a choice follows from the request's and its place; the first keeps the request's.
+        A choice's seed follows from the request's and its place; the first keeps the request's.
         Raises InvalidValue when the least number of tokens is more than the most.
         """
         if max_tokens is not None and self.min_tokens > max_tokens:

@@ -35,8 +35,9 @@ class ChoiceBuffer:
         self.calls: dict[int, tuple[str, list[str]]] = {}
         """Number → (name, pieces of the arguments)."""
         self.logprobs: list[Logprobs] | None = [] if logprobs else None
-        self.end: End | None = None
         self.echo = ""
+        self.reason = "stop"
+        """Of its end."""
 
     def add(self, token: Token) -> None:
         self.texts.append(token.text)
@@ -50,10 +51,6 @@ class ChoiceBuffer:
     @property
     def text(self) -> str:
         return self.echo + "".join(self.texts)
-
-    @property
-    def reason(self) -> str:
-        return self.end.finish_reason if self.end is not None else "stop"
 
 
 class ChoiceShape(Protocol):
@@ -85,11 +82,11 @@ class ChoiceShape(Protocol):
 
 
 class _ChunkBytes(NamedTuple):
-    """A choice's chunks, encoded in pieces: what they hold belongs between the pieces."""
+    """A choice's encoded chunks, cut where a token's text or reasoning belongs."""
 
     text: list[bytes]
     reasoning: list[bytes]
-    """One piece alone where the endpoint tells no reasoning."""
+    """In one piece where the endpoint tells no reasoning."""
     empty: bytes
 
 

@@ -103,7 +103,7 @@ class MessageToolCall(AnswerStruct):
 
 
 class ChatMessage(AnswerStruct):
-    """The model's message. Its thoughts, if it thinks, are told twice, as clients differ."""
+    """The model's message. Clients read its reasoning under one name or the other."""
 
     role: Literal["assistant"]
     content: str | None
@@ -205,7 +205,7 @@ class CompletionChunk(Generated):
 
 
 class Embedding(AnswerStruct):
-    """Of length 1: numbers, or the base64 of little-endian float32 numbers."""
+    """A vector of length 1: its numbers, or the base64 of them as little-endian float32."""
 
     object: Literal["embedding"]
     index: Count

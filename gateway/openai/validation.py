@@ -31,10 +31,10 @@ _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>[^`]*)`")
 _TYPE = re.compile(r"^Expected `(?P<expected>[^`]*)`, got `(?P<got>[^`]*)`$")
 _NAME_MAX = 64
 VALUES_MAX = 2_000_000
-"""Members of one body, about: all streams wait while it is read, for 0.1 s a million numbers."""
+"""About how many values a body may hold: all streams wait while it is parsed, 0.1 s a million."""
 NESTING_MAX = 100
-"""Levels of objects and arrays in what is passed on unread, to encoders, templates and grammar
-compilers, which recurse."""
+"""Levels of objects and arrays in what no type describes: encoders, templates and grammar compilers
+recurse into it."""
 
 
 class StrictStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -145,8 +145,8 @@ def check_plain(value: object, param: str) -> None:
 def translate(message: str) -> BulkheadError:
     """msgspec's error message as the contract's error.
 
-    Null means absent at every depth: every optional member takes it, so where it does not fit a
-    required one is missing.
+    Null means absent at every depth. Optional members take it: where it does not fit, a required
+    member is missing.
     """
     place = _PATH.search(message)
     path = place["path"] if place else ""

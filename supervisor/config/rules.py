@@ -25,10 +25,8 @@ _FINITE = sys.float_info.max
 
 
 class ConfigError(Exception):
-    """A setting that cannot be used; the message begins with the key's dotted path.
-
-    A file that cannot be read or parsed begins with the file's name instead.
-    """
+    """A setting that cannot be used: the message begins with the key's dotted path. Or a file that
+    cannot be read or parsed: it begins with the file's name."""
 
 
 class WrittenKey(NamedTuple):

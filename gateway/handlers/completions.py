@@ -98,7 +98,7 @@ async def _check_size(request: web.Request, n: int) -> None:
 
 @dataclass(slots=True)
 class _Answer:
-    """The answer to one request of several choices, whole or as a stream."""
+    """The answer to one request, whole or as a stream."""
 
     _request: web.Request
     _parsed: OpenAIRequest

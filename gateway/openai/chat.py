@@ -80,7 +80,7 @@ class ChatRequest(GenerationParameters, frozen=True, kw_only=True):
         tools, calling = offered_tools(
             self.tools, self.tool_choice, self.parallel_tool_calls, self.response_format
         )
-        return self.requests(
+        return self._requests(
             [Chat(for_templates(self.messages), tools, self._template_options())],
             request_id,
             now,

@@ -48,7 +48,7 @@ class CompletionRequest(GenerationParameters, frozen=True, kw_only=True):
                 "`logprobs` cannot be combined with `echo`: those of the prompt are not computed.",
                 param="logprobs",
             )
-        return self.requests(
+        return self._requests(
             prompts,
             request_id,
             now,

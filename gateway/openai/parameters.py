@@ -113,7 +113,7 @@ class GenerationParameters(msgspec.Struct, frozen=True, kw_only=True):
             logit_bias=tuple((key, value) for key, value in bias.items() if value is not None),
         )
 
-    def requests(
+    def _requests(
         self,
         prompts: Sequence[Chat | Text | Tokens],
         request_id: str,

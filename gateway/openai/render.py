@@ -84,8 +84,9 @@ class ChoiceShape(Protocol):
 class _ChunkBytes(NamedTuple):
     """A choice's encoded chunks, cut where a token's text or reasoning belongs."""
 
-    text: list[bytes]
-    reasoning: list[bytes]
+    before_text: bytes
+    after_text: bytes
+    around_reasoning: list[bytes]
     """In one piece where the endpoint tells no reasoning."""
     empty: bytes
 
@@ -114,9 +115,9 @@ class Renderer:
             if not token.reasoning:
                 if not token.text:
                     return ready.empty
-                return _json(token.text).join(ready.text)
+                return ready.before_text + _json(token.text) + ready.after_text
             if not token.text:
-                return _json(token.reasoning).join(ready.reasoning)
+                return _json(token.reasoning).join(ready.around_reasoning)
         shape = self._choices[choice]
         content = shape.chunk(token)
         if ready is None:  # what follows is no first chunk any more
@@ -125,11 +126,9 @@ class Renderer:
         return self._chunk(choice, content, logprobs)
 
     def _encode_chunks(self, choice: int) -> _ChunkBytes:
-        return _ChunkBytes(
-            self._encode_around(choice, Token(0, _MARK)),
-            self._encode_around(choice, Token(0, "", reasoning=_MARK)),
-            self._chunk(choice, self._shape.empty),
-        )
+        before, after = self._encode_around(choice, Token(0, _MARK))
+        around_reasoning = self._encode_around(choice, Token(0, "", reasoning=_MARK))
+        return _ChunkBytes(before, after, around_reasoning, self._chunk(choice, self._shape.empty))
 
     def _encode_around(self, choice: int, token: Token) -> list[bytes]:
         """The pieces of the token's chunk around each `_MARK` in it."""

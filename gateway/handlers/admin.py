@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 
 import msgspec
 from aiohttp import web
@@ -52,19 +53,16 @@ async def events(request: web.Request) -> web.StreamResponse:
 
     The stream ends when the server stops, and when the client reads too slowly.
     """
-    feed = await request.app[RELAY].watch()
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
     )
-    set_common_headers(request, response)
-    try:
+    with closing(await request.app[RELAY].watch()) as feed:
+        set_common_headers(request, response)
         await response.prepare(request)
         await wait_until_sent(response.write(b": watching\n\n"))
         request[OUTCOME] = "200, the events ended"
         while (data := await _next(feed)) is not None:
             await wait_until_sent(response.write(data))
-    finally:
-        feed.close()
     return response
 
 

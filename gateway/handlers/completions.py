@@ -7,6 +7,7 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,22 +67,19 @@ async def _generate(
     await _check_size(request, parsed.n)
     now = time.time()
     choices = parsed.choices(request[REQUEST_ID], now, secrets.randbits(63))
-    generation = await start(request, choices, parsed.model)
-    renderer = Renderer(
-        shape,
-        id=shape.id_prefix + secrets.token_hex(12),
-        created=int(now),
-        model=generation.model,
-        choices=len(choices),
-    )
-    answer = _Answer(request, parsed, generation, renderer, len(choices))
-    try:
+    with closing(await start(request, choices, parsed.model)) as generation:
+        renderer = Renderer(
+            shape,
+            id=shape.id_prefix + secrets.token_hex(12),
+            created=int(now),
+            model=generation.model,
+            choices=len(choices),
+        )
+        answer = _Answer(request, parsed, generation, renderer, len(choices))
         if parsed.stream:
             return await answer.streamed(request[BEGUN] + hold_seconds(request))
         logprobs = choices[0].logprobs is not None
         return await answer.whole([ChoiceBuffer(logprobs=logprobs) for _ in choices])
-    finally:
-        generation.close()
 
 
 async def _check_size(request: web.Request, n: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 
 from aiohttp import web
 
@@ -21,11 +22,8 @@ async def embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings. The answer is buffered whole: any failure is a status."""
     parsed = parse_embedding(await read_object(request))
     embed = parsed.embed(request[REQUEST_ID])
-    generation = await start(request, [embed], parsed.model)
-    try:
+    with closing(await start(request, [embed], parsed.model)) as generation:
         body = await _collect(generation, len(embed.inputs), parsed.encoding_format)
-    finally:
-        generation.close()
     request[OUTCOME] = f"200 {len(embed.inputs)} embeddings"
     return json_response(body, headers=worker_headers(generation))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from typing import TypeVar
 
 from gateway.relay.attempt import AT_ONCE, WorkerStream, WorkerUnreachable
@@ -127,12 +128,9 @@ class Relay:
 
     async def _ask(self, question: Frame, kind: type[A], hold: float = 0.0) -> A:
         """The supervisor's one answer, which has to be of that kind. Raises BulkheadError."""
-        stream = await self._connect_control()
-        try:
+        with closing(await self._connect_control()) as stream:
             stream.send(question)
             answer = await receive_answer(stream, hold + ANSWER_SECONDS)
-        finally:
-            stream.close()
         if not isinstance(answer, kind):
             raise unexpected_answer()
         return answer

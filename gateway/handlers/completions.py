@@ -25,7 +25,7 @@ from gateway.http.exchange import (
     wait_until_sent,
 )
 from gateway.openai.chat import ChatRequest, parse_chat
-from gateway.openai.completions import CompletionRequest, parse_completion
+from gateway.openai.completions import COMPLETION_BODY, CompletionRequest
 from gateway.openai.render import (
     PING,
     ChoiceBuffer,
@@ -58,7 +58,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions"""
-    return await _generate(request, parse_completion(await read_object(request)), TextChoice)
+    return await _generate(request, COMPLETION_BODY.parse(await read_object(request)), TextChoice)
 
 
 async def _generate(

@@ -9,7 +9,7 @@ from aiohttp import web
 
 from gateway.handlers.common import read_object, start, worker_headers
 from gateway.http.exchange import OUTCOME, REQUEST_ID, json_response
-from gateway.openai.embeddings import Encoding, parse_embedding, render_answer, render_vector
+from gateway.openai.embeddings import EMBEDDING_BODY, Encoding, render_answer, render_vector
 from gateway.relay.generation import Generation
 from supervisor.errors import InternalError
 from supervisor.wire.frames import Embedded
@@ -20,7 +20,7 @@ _TURN = 16
 
 async def embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings. The answer is buffered whole: any failure is a status."""
-    parsed = parse_embedding(await read_object(request))
+    parsed = EMBEDDING_BODY.parse(await read_object(request))
     embed = parsed.embed(request[REQUEST_ID])
     with closing(await start(request, [embed], parsed.model)) as generation:
         body = await _collect(generation, len(embed.inputs), parsed.encoding_format)

@@ -1,7 +1,7 @@
 """OpenAI's chat: a body becomes the worker's requests. Pure.
 
-Every parameter of the SDK is a field below, in `HARMLESS`, or in the table of what is accepted only
-with the value that asks for nothing. `gateway.openai.render_chat` has the answers.
+Every parameter of the SDK is a field of `ChatRequest`, harmless, or accepted only with values that
+ask for nothing. `gateway.openai.render_chat` has the answers.
 """
 
 from __future__ import annotations
@@ -27,16 +27,6 @@ from supervisor.errors import InvalidValue, UnsupportedValue
 from supervisor.wire.frames import Chat, Generate
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
-
-NEUTRAL_CHAT: Mapping[str, tuple[object, ...]] = {
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "modalities": (["text"],),
-    "audio": (),
-    "moderation": (),
-    "web_search_options": (),
-}
-"""Parameters that are not supported, with the values that ask for nothing."""
 
 
 class TemplateOptions(StrictStruct, frozen=True, omit_defaults=True):
@@ -97,7 +87,18 @@ class ChatRequest(GenerationParameters, frozen=True, kw_only=True):
         return {**msgspec.to_builtins(plain), **msgspec.to_builtins(given)}
 
 
-CHAT_BODY = Body(ChatRequest, HARMLESS, NEUTRAL_CHAT)
+CHAT_BODY = Body(
+    ChatRequest,
+    HARMLESS,
+    neutral={
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "modalities": (["text"],),
+        "audio": (),
+        "moderation": (),
+        "web_search_options": (),
+    },
+)
 
 
 def parse_chat(raw: Mapping[str, Any]) -> ChatRequest:

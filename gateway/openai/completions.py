@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -20,9 +19,6 @@ from gateway.openai.parameters import (
 from gateway.openai.validation import Body, invalid_value
 from supervisor.errors import InvalidType, UnsupportedValue
 from supervisor.wire.frames import Generate, Text, Tokens
-
-NEUTRAL_TEXT: Mapping[str, tuple[object, ...]] = {"suffix": ("",)}
-"""Parameters that are not supported, with the values that ask for nothing."""
 
 
 class CompletionRequest(GenerationParameters, frozen=True, kw_only=True):
@@ -81,9 +77,4 @@ def _tokens(ids: Any, param: str) -> Tokens:
     return Tokens(tuple(ids))
 
 
-COMPLETION_BODY = Body(CompletionRequest, HARMLESS, NEUTRAL_TEXT)
-
-
-def parse_completion(raw: Mapping[str, Any]) -> CompletionRequest:
-    """Raises the contract's 400 that names the parameter."""
-    return COMPLETION_BODY.parse(raw)
+COMPLETION_BODY = Body(CompletionRequest, HARMLESS, neutral={"suffix": ("",)})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -17,8 +17,6 @@ from supervisor.wire.frames import Embed
 
 INPUTS_MAX = 2048
 """Inputs of one request; OpenAI's figure."""
-HARMLESS = frozenset({"user"})
-"""Accepted and without effect."""
 
 InputText = Annotated[str, Meta(min_length=1)]
 TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
@@ -59,12 +57,7 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(inputs)
 
 
-EMBEDDING_BODY = Body(EmbeddingRequest, HARMLESS, {})
-
-
-def parse_embedding(raw: Mapping[str, Any]) -> EmbeddingRequest:
-    """Raises the contract's 400 that names the parameter."""
-    return EMBEDDING_BODY.parse(raw)
+EMBEDDING_BODY = Body(EmbeddingRequest, harmless=frozenset({"user"}), neutral={})
 
 
 def render_vector(index: int, values: bytes, encoding: Encoding) -> bytes:

@@ -16,7 +16,7 @@ from aiohttp import web
 from gateway.handlers import completions
 from gateway.http import exchange
 from gateway.http.exchange import BEGUN, REQUEST_ID
-from gateway.openai.completions import parse_completion
+from gateway.openai.completions import COMPLETION_BODY
 from gateway.openai.render import Renderer
 from gateway.openai.render_completions import TextChoice
 from supervisor.wire.frames import Call, End, Logprob, Logprobs, Token
@@ -235,7 +235,7 @@ def test_who_does_not_read_is_waited_for_no_longer_than_so(
     """In the middle of a stream, and at its very end: aiohttp looks at its buffers every 64 KB, so
     that the end may be the first to wait."""
     monkeypatch.setattr(exchange, "_WRITE_SECONDS", 0.05)
-    parsed = parse_completion({"prompt": "x", "stream": True})
+    parsed = COMPLETION_BODY.parse({"prompt": "x", "stream": True})
 
     async def run() -> None:
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()

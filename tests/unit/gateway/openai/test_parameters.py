@@ -113,8 +113,11 @@ def test_a_good_value_reaches_the_sampler(
 @pytest.mark.parametrize(
     ("ask", "name"),
     [
-        *((chat, name) for name in sorted([*CHAT_FIELDS, *NEUTRAL_CHAT, *HARMLESS])),
-        *((completion, name) for name in sorted([*TEXT_FIELDS, *NEUTRAL_TEXT, *HARMLESS])),
+        *((chat, name) for name in sorted([*CHAT_FIELDS, *CHAT_BODY.neutral, *HARMLESS])),
+        *(
+            (completion, name)
+            for name in sorted([*TEXT_FIELDS, *COMPLETION_BODY.neutral, *HARMLESS])
+        ),
         (chat, "unknown"),
         (completion, "unknown"),
     ],

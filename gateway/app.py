@@ -21,7 +21,6 @@ from gateway.http.exchange import (
     ACCESS,
     ACTIVE,
     BEGUN,
-    MAX_BODY,
     OUTCOME,
     REQUEST_ID,
     SETTINGS,
@@ -63,7 +62,6 @@ def build(settings: ServerSettings, control: str) -> web.Application:
     app.on_cleanup.append(_close_relay)
     app[ACTIVE] = ActiveRequests()
     app[STARTED] = int(time.time())
-    app[MAX_BODY] = limit
     for prefix in ("/v1", ""):
         app.router.add_post(f"{prefix}/chat/completions", chat_completions)
         app.router.add_post(f"{prefix}/completions", completions)
@@ -151,7 +149,7 @@ def _translate_http_exception(request: web.Request, error: web.HTTPException) ->
         allowed = ", ".join(sorted(error.allowed_methods))
         return MethodNotAllowed(f"{request.method} is not allowed here. Use {allowed}.")
     if isinstance(error, web.HTTPRequestEntityTooLarge):
-        return body_too_large(request.app[MAX_BODY])
+        return body_too_large(request.client_max_size)
     if isinstance(error, web.HTTPNotFound):
         if f"{path}/".startswith(_NOT_YET):
             return NotFound(f"{request.path} is not supported by this version of Bulkhead.")

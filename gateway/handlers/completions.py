@@ -16,7 +16,6 @@ from aiohttp import web
 from gateway.handlers.common import read_object, start, worker_headers
 from gateway.http.exchange import (
     BEGUN,
-    MAX_BODY,
     OUTCOME,
     REQUEST_ID,
     hold_seconds,
@@ -85,7 +84,7 @@ async def _generate(
 async def _check_size(request: web.Request, n: int) -> None:
     """Raises InvalidValue when the prompts of all choices, each of which is sent the whole, are
     together larger than a body may be."""
-    limit = request.app[MAX_BODY]
+    limit = request.client_max_size
     if n > 1 and n * len(await request.read()) > limit:  # it has been read, this costs nothing
         raise invalid_value(
             "n",

@@ -38,8 +38,6 @@ ACCESS = web.AppKey("access", AccessRules)
 ACTIVE = web.AppKey("active", ActiveRequests)
 STARTED = web.AppKey("started", int)
 """Epoch seconds; what `/v1/models` gives as `created`."""
-MAX_BODY = web.AppKey("max_body", int)
-"""Bytes."""
 
 REQUEST_ID = web.RequestKey("request_id", str)
 BEGUN = web.RequestKey("begun", float)
@@ -58,8 +56,8 @@ async def read_body(request: web.Request) -> bytes:
         raise UnsupportedMediaType("Send the body as `Content-Type: application/json`.")
     if (request.charset or "utf-8").lower() not in _JSON_CHARSETS:
         raise UnsupportedMediaType("Send the body in UTF-8: JSON has no other `charset`.")
-    if (request.content_length or 0) > request.app[MAX_BODY]:
-        raise body_too_large(request.app[MAX_BODY])
+    if (request.content_length or 0) > request.client_max_size:
+        raise body_too_large(request.client_max_size)
     try:
         async with asyncio.timeout(_BODY_SECONDS):
             return await request.read()

@@ -249,7 +249,7 @@ class Answering:
 def test_a_prompt_counts_once_whichever_of_its_choices_ends_first() -> None:
     parsed = COMPLETION_BODY.parse({"prompt": ["x", "longer"], "n": 2})
     short, long = End("stop", 1, 1), End("stop", 5, 1)
-    generation: Any = Answering((1, short), (3, long), (2, long), (0, short))
+    generation: Any = Answering((0, short), (2, long), (1, short), (3, long))
     request: Any = {}
     renderer = Renderer(TextChoice, id="r", created=1, model="m", choices=4)
     answer = completions._Answer(request, parsed, generation, renderer, 4)

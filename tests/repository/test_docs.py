@@ -24,8 +24,8 @@ import msgspec
 import pytest
 
 from gateway.openai import embeddings
-from gateway.openai.chat import NEUTRAL_CHAT, ChatRequest
-from gateway.openai.completions import NEUTRAL_TEXT, CompletionRequest
+from gateway.openai.chat import CHAT_BODY, ChatRequest
+from gateway.openai.completions import COMPLETION_BODY, CompletionRequest
 from gateway.openai.parameters import HARMLESS
 from supervisor import errors
 from supervisor.config.settings import (
@@ -445,10 +445,11 @@ def test_supported_parameters() -> None:
     assert {row[0]: row[1] for row in supported[1:]} == {
         f"`{name}`": _of(name in chat, name in completion) for name in {*chat, *completion}
     }
-    values: dict[str, tuple[object, ...]] = {**NEUTRAL_CHAT, **NEUTRAL_TEXT}
+    chat_neutral, text_neutral = CHAT_BODY.neutral, COMPLETION_BODY.neutral
+    values: dict[str, tuple[object, ...]] = {**chat_neutral, **text_neutral}
     assert {row[0]: row[1:] for row in neutral[1:]} == {
         f"`{name}`": [
-            _of(name in NEUTRAL_CHAT, name in NEUTRAL_TEXT),
+            _of(name in chat_neutral, name in text_neutral),
             # 0 and 0.0 are one value to a client.
             ", ".join(dict.fromkeys(f"`{json.dumps(_whole(v))}`" for v in accepted)),
         ]
@@ -466,7 +467,7 @@ def test_embedding_parameters() -> None:
     fields = embeddings.EmbeddingRequest.__struct_fields__
     assert sorted(row[0] for row in rows) == sorted(f"`{name}`" for name in fields)
     assert f"{embeddings.INPUTS_MAX:,} strings" in text
-    for name in embeddings.HARMLESS:
+    for name in embeddings.EMBEDDING_BODY.harmless:
         assert f"`{name}` is accepted" in text
 
 

@@ -24,8 +24,7 @@ from supervisor.api.control import Control
 from supervisor.api.events import EventFeed
 from supervisor.config.settings import Config
 from supervisor.crashes.collector import CrashCollector, secret_values
-from supervisor.crashes.diagnosis import Crash
-from supervisor.crashes.os_evidence import Evidence, SystemEvidence
+from supervisor.crashes.os_evidence import SystemEvidence
 from supervisor.machine.monitor import Monitor
 from supervisor.machine.readers import MemoryReader
 from supervisor.models.catalog import Catalog
@@ -78,9 +77,8 @@ class Supervisor:
     """Owns the pool, the listening socket and every child of one instance.
 
     `pool` has every model and none loaded, with the sizes that `sizing` knows; `reader` reads the
-    machine's memory, and `evidence` what the system knows of a death. `worker_module` is what
-    worker processes run: the seam at which tests put the real worker server around an engine that
-    follows a script.
+    machine's memory. `worker_module` is what worker processes run: the seam at which tests put the
+    real worker server around an engine that follows a script.
     """
 
     def __init__(
@@ -95,7 +93,6 @@ class Supervisor:
         reader: MemoryReader,
         version: str,
         worker_module: str = WORKER_MODULE,
-        evidence: Evidence | None = None,
     ) -> None:
         self._catalog = catalog
         self._state = state
@@ -108,7 +105,7 @@ class Supervisor:
         self._feed = EventFeed()
         self._monitor = Monitor(
             self._pool.models,
-            self._pool.state.ledger,
+            self._pool.state.ledger.awaits_memory,
             self,
             self._reader,
             build.thresholds(config.memory),
@@ -118,7 +115,7 @@ class Supervisor:
             self._pool.models,
             state.crashes,
             self._reader,
-            evidence or SystemEvidence(),
+            SystemEvidence(),
             version=version,
             secrets=secret_values(os.environ, *(m.env for m in catalog.models.values())),
         )
@@ -347,27 +344,27 @@ class Supervisor:
 
     def worker_stalled(self, model: str, generation: int, how: str) -> None:
         self._log_death(model, generation, f"has stalled and is killed ({how})")
-        crash = self._diagnose(model, generation, "SIGKILL", kill_reason=f"it stalled: {how}")
+        death = self._diagnose(model, generation, "SIGKILL", kill_reason=f"it stalled: {how}")
         now = time.monotonic()
-        self.handle(self._pool.stalled, model, generation, how, now, _death(crash))
+        self.handle(self._pool.stalled, model, generation, how, now, death)
 
     def worker_dying(self, model: str, generation: int, how: str) -> None:
-        crash = self._diagnose(model, generation, how)
+        death = self._diagnose(model, generation, how)
         self._log_death(model, generation, f"died ({how})")
-        self.handle(self._pool.dying, model, generation, how, time.monotonic(), _death(crash))
+        self.handle(self._pool.dying, model, generation, how, time.monotonic(), death)
 
     def worker_exited(self, model: str, generation: int, how: str) -> None:
-        crash = self._diagnose(model, generation, how)
+        death = self._diagnose(model, generation, how)
         self._log_death(model, generation, f"died ({how})")
-        self.handle(self._pool.exited, model, generation, how, time.monotonic(), _death(crash))
+        self.handle(self._pool.exited, model, generation, how, time.monotonic(), death)
         self._note(self._collector.report, model, generation, how)
-        if crash is not None:
-            cause = crash.diagnosis.cause.value
-            self._feed.tell("crash", model=model, generation=generation, id=crash.id, cause=cause)
+        if death is not None:
+            details = {"id": death.report, "cause": death.cause}
+            self._feed.tell("crash", model=model, generation=generation, **details)
 
     def _diagnose(
         self, model: str, generation: int, how: str, *, kill_reason: str = ""
-    ) -> Crash | None:
+    ) -> Death | None:
         """What is known of a worker's end. None when it was asked for, or we kill them all."""
         if self._failed.is_set():
             return None
@@ -482,10 +479,6 @@ class Supervisor:
 def _name(function: Callable[..., object]) -> str:
     """For the log."""
     return getattr(function, "__qualname__", repr(function))
-
-
-def _death(crash: Crash | None) -> Death | None:
-    return None if crash is None else crash.death
 
 
 async def _first(*events: asyncio.Event) -> None:

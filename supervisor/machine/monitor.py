@@ -35,25 +35,18 @@ class MemoryListener(Protocol):
     def memory_unattributed(self, size: int) -> None: ...
 
 
-class Charges(Protocol):
-    """What the monitor asks the ledger."""
-
-    @property
-    def awaits_memory(self) -> bool:
-        """Whether a process has ended and its memory is not yet seen to be back."""
-
-
 class Monitor:
     """Reads the machine's memory and tells; decides nothing.
 
-    `models` are the pool's and only looked at. `watches_release`: whether memory comes back
-    later than its process ends (macOS), and is looked for. `clock` in monotonic seconds.
+    `models` are the pool's and only looked at. `awaits_memory` tells whether a process has ended
+    and its memory is not yet seen to be back. `watches_release`: whether memory comes back later
+    than its process ends (macOS), and is looked for. `clock` in monotonic seconds.
     """
 
     def __init__(
         self,
         models: Mapping[str, Model],
-        charges: Charges,
+        awaits_memory: Callable[[], bool],
         listener: MemoryListener,
         reader: MemoryReader,
         thresholds: Thresholds,
@@ -64,7 +57,7 @@ class Monitor:
         self.machine = reader.machine()
         """The last reading."""
         self._models = models
-        self._charges = charges
+        self._awaits_memory = awaits_memory
         self._listener = listener
         self._reader = reader
         self._pressure = Pressure(thresholds)
@@ -117,7 +110,7 @@ class Monitor:
         after = self.wired_by_workers()
         living = sum(min(size, after.get(key, 0)) for key, size in before.items())
         unattributed = max(0, machine.wired - living)
-        if self._charges.awaits_memory:
+        if self._awaits_memory():
             self._listener.memory_unattributed(max(0, unattributed - self._baseline.bytes))
         elif not any(model.state in _BUSY for model in self._models.values()):
             self._baseline.feed(unattributed)

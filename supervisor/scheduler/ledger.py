@@ -95,7 +95,6 @@ class Ledger:
         """Bytes that may still be charged; negative after a measurement that broke the budget."""
         return float("inf") if self.budget is None else self.budget - self.charged
 
-    @property
     def awaits_memory(self) -> bool:
         """Whether a process has ended and its memory is not yet seen to be back."""
         return any(charge.is_gone for charge in self.charges.values())

@@ -73,7 +73,7 @@ class World:
         self.told = Told(self.pool, self)
         self.monitor = Monitor(
             self.pool.models,
-            self.pool.state.ledger,
+            self.pool.state.ledger.awaits_memory,
             self.told,
             self.reader,
             Thresholds(),

@@ -30,7 +30,7 @@ Incarnation = tuple[str, int]
 class MemoryListener(Protocol):
     """Who is told what the monitor sees. Called on the event loop."""
 
-    def memory_pressure(self, level: Level, figures: str) -> None: ...
+    def memory_pressure(self, machine: MachineMemory, level: Level, figures: str) -> None: ...
     def memory_footprint(self, model: str, generation: int, size: int) -> None: ...
     def memory_unattributed(self, size: int) -> None: ...
 
@@ -93,7 +93,8 @@ class Monitor:
         """Take one reading into account; `before` is what `wired_by_workers` was when it began."""
         self.machine = machine
         level = self._pressure.observe(machine, self._clock())
-        self._listener.memory_pressure(level, describe(machine, self._pressure.thresholds))
+        figures = describe(machine, self._pressure.thresholds)
+        self._listener.memory_pressure(machine, level, figures)
         if self._watches_release:
             self._look_for_returns(machine, before)
 

@@ -49,7 +49,7 @@ class Told:
         self.figures = ""
         self.unattributed: list[int] = []
 
-    def memory_pressure(self, level: Level, figures: str) -> None:
+    def memory_pressure(self, machine: MachineMemory, level: Level, figures: str) -> None:
         self.levels.append(level)
         self.figures = figures
         self.pool.pressure(level, figures, self.world.now)

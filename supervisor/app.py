@@ -76,7 +76,7 @@ class Supervisor:
         self._sizing = sizing
         self._pool = pool
         quarantine = Quarantine.load(state.quarantine)
-        pool.recovery.blame.restore(quarantine.guilty())
+        pool.recovery.blame.restore(quarantine.quarantined())
         self._feed = EventFeed()
         self._collector = CrashCollector(
             pool.models,
@@ -249,7 +249,7 @@ class Supervisor:
 
     def _record_use_counts(self) -> None:
         counts = {name: model.use_count for name, model in self._pool.models.items()}
-        guarded(self._sizing.save_use_counts, counts)
+        guarded(self._sizing.cache.save_use_counts, counts)
 
     async def _upkeep(self) -> None:
         while True:

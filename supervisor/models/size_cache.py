@@ -20,13 +20,12 @@ from typing import TypeVar
 import msgspec
 
 from supervisor.scheduler.model import LearnedLimit
-from supervisor.state.files import write_atomically
+from supervisor.state.files import read_json, write_atomically
 
 log = logging.getLogger("bulkhead.supervisor")
 
 MAX_ENTRIES = 512
 """Of each kind, about 150 bytes; those that changed least recently are forgotten."""
-MAX_FILE_BYTES = 1_000_000
 _VERSION = 1
 
 T = TypeVar("T")
@@ -80,11 +79,7 @@ class SizeCache:
     def load(cls, path: Path) -> SizeCache:
         """What `path` holds. Blocks on one read. Never raises: see the module."""
         try:
-            with open(path, "rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-            if len(data) > MAX_FILE_BYTES:
-                raise ValueError("too large")
-            stored = msgspec.json.decode(data, type=_SizesFile)
+            stored = read_json(path, _SizesFile)
             if stored.version != _VERSION:
                 raise ValueError(f"version {stored.version}")
             usable = {name: entry for name, entry in stored.sizes.items() if _is_plausible(entry)}
@@ -93,7 +88,7 @@ class SizeCache:
             return cls(path, _newest(usable), _newest(uses), _newest(limits))
         except FileNotFoundError:
             return cls(path)
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             log.warning("forgot the measured model sizes in %s: %s", path, error)
             return cls(path)
 
@@ -108,8 +103,7 @@ class SizeCache:
         """Replace what is known under this `key`."""
         if not _is_plausible(measurement):
             return
-        self._entries.pop(name, None)
-        self._entries[name] = measurement
+        _renew(self._entries, {name: measurement})
         self._write()
 
     def use_count(self, model: str) -> int:
@@ -119,10 +113,8 @@ class SizeCache:
     def save_use_counts(self, uses: Mapping[str, int]) -> None:
         """These models have had so many requests by now. Writes nothing where that is known."""
         news = {name: count for name, count in uses.items() if count != self.use_count(name)}
-        for name, count in news.items():
-            self._uses.pop(name, None)
-            self._uses[name] = count
         if news:
+            _renew(self._uses, news)
             self._write()
 
     def learned_limit(self, model: str) -> LearnedLimit | None:
@@ -144,6 +136,13 @@ class SizeCache:
             write_atomically(self._path, content)
         except OSError as error:
             log.warning("cannot remember measured model sizes in %s: %s", self._path, error)
+
+
+def _renew(entries: dict[str, T], news: Mapping[str, T]) -> None:
+    """Replace these, and put them last: what changed least recently is forgotten first."""
+    for name in news:
+        entries.pop(name, None)
+    entries |= news
 
 
 def _newest(entries: Mapping[str, T]) -> dict[str, T]:

@@ -160,19 +160,18 @@ def describe_exit(returncode: int) -> str:
         return f"signal {-returncode}"
 
 
-def is_ours(pid: int, started: float, instance: str) -> bool:
-    """Whether `pid` is still the process that `instance` started at `started`.
+def find_ours(pid: int, started: float, instance: str) -> psutil.Process | None:
+    """The process `pid`, if it is still the one that `instance` started at `started`.
 
     All three must match: pids are reused, and another instance's children are not ours to touch.
     """
     try:
         process = psutil.Process(pid)
-        return bool(
-            abs(process.create_time() - started) < 0.5
-            and process.environ().get(INSTANCE_VARIABLE) == instance
-        )
+        same_start = abs(process.create_time() - started) < 0.5
+        same_instance = process.environ().get(INSTANCE_VARIABLE) == instance
+        return process if same_start and same_instance else None
     except (psutil.Error, OSError):
-        return False
+        return None
 
 
 def _report_exit(

@@ -58,9 +58,6 @@ class FrameStream(asyncio.Protocol, Generic[F]):
             self._transport.pause_reading()
         self._wake()
 
-    def eof_received(self) -> bool:
-        return False
-
     def connection_lost(self, exc: Exception | None) -> None:
         fault: ProtocolError | None = None
         try:

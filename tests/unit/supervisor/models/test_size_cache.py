@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.models.size_cache import MAX_ENTRIES, MAX_FILE_BYTES, MeasuredLoad, SizeCache, key
+from supervisor.models.size_cache import MAX_ENTRIES, MeasuredLoad, SizeCache, key
+from supervisor.state.files import MAX_FILE_BYTES
 
 SEEN = MeasuredLoad("coder", 18_000_000_000, 21.5, 1_769_000_000.0)
 

@@ -168,16 +168,16 @@ class Dispatcher:
             )
 
     def worker_ready(self, model: str, generation: int, ready: frames.Ready) -> None:
-        now, loaded = time.monotonic(), self._pool.models[model]
-        pid = None if loaded.worker is None else loaded.worker.pid
+        living, now = self._pool.state.living(model, generation), time.monotonic()
+        if living is None:
+            return
+        worker = living.current
         # What MLX holds leaves out the interpreter and its libraries.
-        seen = None if pid is None else self._reader.footprint(pid)
+        seen = None if worker.pid is None else self._reader.footprint(worker.pid)
         size = max(ready.memory_bytes, seen or 0)
         self.handle(self._pool.ready, model, generation, size, ready.context, now)
-        worker, seconds = loaded.worker, loaded.load_seconds
-        measured = worker is not None and worker.key == (model, generation)
-        if worker is not None and measured and worker.loaded_at == now and seconds is not None:
-            self._sizing.save_load(model, size, seconds)
+        if worker.loaded_at == now:
+            self._sizing.save_load(model, size, now - worker.load_started)
 
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
         self.handle(self._pool.load_failed, model, generation, reason, time.monotonic())

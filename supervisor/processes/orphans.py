@@ -50,7 +50,11 @@ def clean(state: StateDir) -> None:
     except FileNotFoundError:
         pass
     except (OSError, ValueError) as error:
-        log.warning("%s is unreadable (%s); no leftovers are looked for", state.children, error)
+        log.warning(
+            "%s is unreadable (%s); no children of an earlier run are looked for",
+            state.children,
+            error,
+        )
     killed: list[psutil.Process] = []
     for child in left.children:
         process = find_ours(child.pid, child.started, left.instance)

@@ -142,10 +142,10 @@ class FrameStream(asyncio.Protocol, Generic[F]):
             self._waiter.set_result(None)
 
 
-async def connect(path: str, frames: Any, limit: int = REPLY_LIMIT) -> FrameStream[F]:
+async def connect(path: str, frames: Any) -> FrameStream[F]:
     """Connect to a Unix socket. Raises OSError when nobody listens there."""
     loop = asyncio.get_running_loop()
-    stream: FrameStream[F] = FrameStream(frames, limit)
+    stream: FrameStream[F] = FrameStream(frames)
     await loop.create_unix_connection(lambda: stream, path)
     return stream
 

@@ -1,5 +1,5 @@
 """What is remembered of models: what their loads took, which replaces the estimate, their uses, and
-how many requests at once they were found to bear.
+how many requests at once they may serve since they ran out of memory.
 
 A measurement belongs to the files that were loaded, a count of uses to the name that is asked for:
 new files need another size, but are the same model to whoever uses it. One small JSON file in the
@@ -51,7 +51,7 @@ class SizesFile(msgspec.Struct, frozen=True):
     uses: dict[str, int] = {}
     """Requests that each model has had, in all runs, by its name."""
     limits: dict[str, LearnedLimit] = {}
-    """What each was found to bear at most, by its name; epoch seconds."""
+    """The limit that each has learned, by its name; epoch seconds."""
 
 
 def key(fingerprint: Sequence[str], settings: Mapping[str, object]) -> str:
@@ -115,11 +115,11 @@ class SizeCache:
             self._write()
 
     def learned_limit(self, model: str) -> LearnedLimit | None:
-        """What the model of this name was found to bear."""
+        """The limit that the model of this name has learned."""
         return self._known.limits.get(model)
 
     def save_limit(self, model: str, limit: LearnedLimit | None) -> None:
-        """Replace what the model was found to bear; None = whatever it is configured to."""
+        """Replace the limit that the model has learned; None = it has none."""
         if limit is None:
             self._known.limits.pop(model, None)
         else:

@@ -77,9 +77,9 @@ class Ledger:
 
     def __init__(self, budget: int | None = None) -> None:
         self.budget = budget
-        """What is left for models."""
+        """The part for models, bytes."""
         self.reserved = 0
-        """What is not, bytes."""
+        """The part for what is no model, bytes; `budget` leaves it out."""
         self.charges: dict[Key, Charge] = {}
         self.charged = 0
         """Σ charges, bytes."""

@@ -1,4 +1,4 @@
-"""What those are told whom the pool cannot serve: messages with the figures behind them."""
+"""The errors for requests that the pool cannot serve: messages with the figures behind them."""
 
 from __future__ import annotations
 

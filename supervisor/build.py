@@ -57,7 +57,7 @@ def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
         known = sizing.measured_load(name)
         seconds, size = (known.load_seconds, known.memory_bytes) if known else (None, None)
         limit = sizing.learned_limit(name, offset)
-        made.recall(name, sizing.use_count(name), seconds, size, limit)
+        made.recall(name, sizing.cache.use_count(name), seconds, size, limit)
     models = catalog.models.items()
     pinned = [name for name, model in models if model.pin]
     preloaded = [name for name, model in models if model.preload]

@@ -60,7 +60,8 @@ class BulkheadError(Exception):
     """Base of the tree.
 
     `message` is for a person and says what happened and what to do; it never holds prompt text.
-    `param` names the request parameter at fault. `retry_after` is in seconds, None = no header.
+    `param` names the request parameter at fault. `retry_after` is in seconds, None = the default,
+    without one no header.
     """
 
     status: ClassVar[int] = 500
@@ -68,6 +69,8 @@ class BulkheadError(Exception):
     code: ClassVar[str] = "internal_error"
     should_retry: ClassVar[bool | None] = None
     """What x-should-retry says; None = the header is absent and the status speaks."""
+    default_retry_after: ClassVar[float | None] = None
+    """Where nothing better is known."""
 
     def __init__(
         self, message: str, *, param: str | None = None, retry_after: float | None = None
@@ -77,7 +80,8 @@ class BulkheadError(Exception):
         super().__init__(message)
         self.message = message
         self.param = param
-        self.retry_after = None if retry_after is None else clamp_retry_after(retry_after)
+        seconds = self.default_retry_after if retry_after is None else retry_after
+        self.retry_after = None if seconds is None else clamp_retry_after(seconds)
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """The `{"error": {...}}` object that every endpoint and every stream sends."""
@@ -194,17 +198,11 @@ class ModelUnavailable(BulkheadError):
 
 
 class TransientError(BulkheadError):
-    """Every transient error tells when to come back; 5 s where nothing better is known."""
+    """Every transient error tells when to come back."""
 
     status = 503
     code = "model_loading"
-
-    def __init__(
-        self, message: str, *, param: str | None = None, retry_after: float | None = None
-    ) -> None:
-        super().__init__(
-            message, param=param, retry_after=5 if retry_after is None else retry_after
-        )
+    default_retry_after = 5
 
 
 class WorkerCrashed(TransientError):

@@ -2,7 +2,7 @@
 
 DESCRIPTOR is that of an open file with the settings as JSON, STATE is the state directory. The
 command replaces itself with this process, which has imported neither the command line's libraries
-nor anything else that a supervisor of weeks does not need: a quarter of its memory.
+nor anything else that a supervisor does not need while it runs for weeks: a quarter of its memory.
 """
 
 from __future__ import annotations

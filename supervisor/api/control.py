@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import ParamSpec, Protocol
 
 from supervisor.api.events import EventFeed
 from supervisor.errors import BulkheadError
 from supervisor.scheduler import refusals
 from supervisor.scheduler.effects import Effect, EndLease, Grant, Interrupt, Loaded, Refuse, Unpause
-from supervisor.scheduler.state import PoolState
+from supervisor.scheduler.pool import Pool
 from supervisor.state.paths import StateDir
 from supervisor.wire import frames
 from supervisor.wire.codec import ProtocolError
@@ -25,26 +26,8 @@ ToLease = Grant | Unpause | Refuse | EndLease | Interrupt | Loaded
 P = ParamSpec("P")
 
 
-class Events(Protocol):
-    """What the control socket asks of the pool, always through `Shell.handle`."""
-
-    def acquire(
-        self, request_id: str, name: str, hold: float, now: float, digest: bytes
-    ) -> tuple[int, list[Effect]]: ...
-    def load(
-        self, request_id: str, name: str, hold: float, now: float
-    ) -> tuple[int, list[Effect]]: ...
-    def release(self, lease_id: int, now: float) -> list[Effect]: ...
-    def returned(self, lease_id: int, position: int, now: float) -> list[Effect]: ...
-    def passed(self, lease_id: int, now: float) -> list[Effect]: ...
-    def fault(self, lease_id: int, reason: str, now: float) -> list[Effect]: ...
-    def unload(self, name: str, now: float) -> list[Effect]: ...
-    def pin(self, name: str, now: float) -> list[Effect]: ...
-    def unpin(self, name: str, now: float) -> list[Effect]: ...
-
-
 class Shell(Protocol):
-    """What the control socket calls of the supervisor, on the event loop."""
+    """What the control socket calls of the dispatcher, on the event loop."""
 
     def handle(
         self, event: Callable[P, Iterable[Effect] | None], *args: P.args, **more: P.kwargs
@@ -54,39 +37,42 @@ class Shell(Protocol):
     def before_load(self, model: str) -> None:
         """The model is about to be asked for: see whether its files have changed."""
 
-    def keyed(self, digest: bytes) -> bytes:
-        """A request's digest under the quarantine's key, from which no request can be guessed."""
-
-    def gateway_serves(self) -> None:
-        """The gateway accepts requests."""
-
-    def health(self) -> bytes:
-        """The object that `/health` shows."""
-
     def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
-        """The gateway tells how far an interrupted request had come."""
+        """The gateway tells how far an interrupted request had come, which asks to go on."""
 
     def left(self, lease: int) -> None:
         """The connection of a lease has closed."""
-
-    async def crashes(self, name: str) -> bytes:
-        """One crash report, or the list of all for "". Raises NotFound."""
 
 
 class Control:
     """Turns frames into events of the pool. A connection has one lease at most.
 
-    `pool` is what the pool knows, only to look at.
+    Whatever changes the pool goes through `shell`. `keyed` gives a request's digest under the
+    quarantine's key, from which no request can be guessed; `health` the object that `/health`
+    shows; `crashes` one crash report, or the list of all for "", and raises NotFound.
+    `gateway_serves` is called when the gateway accepts requests.
     """
 
     def __init__(
-        self, events: Events, pool: PoolState, feed: EventFeed, state: StateDir, shell: Shell
+        self,
+        pool: Pool,
+        feed: EventFeed,
+        state: StateDir,
+        shell: Shell,
+        *,
+        keyed: Callable[[bytes], bytes],
+        health: Callable[[], bytes],
+        crashes: Callable[[str], Awaitable[bytes]],
+        gateway_serves: Callable[[], None],
     ) -> None:
-        self._events = events
         self._pool = pool
         self._feed = feed
         self._state = state
         self._shell = shell
+        self._keyed = keyed
+        self._health = health
+        self._read_crashes = crashes
+        self._gateway_serves = gateway_serves
         self._leases: dict[int, Connection] = {}
 
     def tell(self, effect: ToLease) -> None:
@@ -137,18 +123,17 @@ class Control:
                             connection.send(_refused(refusals.too_many_watchers()))
                     case frames.Return(position, prompt_tokens) if lease is not None:
                         self._shell.returned(lease, position, prompt_tokens)
-                        self._shell.handle(self._events.returned, lease, position, time.monotonic())
                     case frames.Passed() if lease is not None:
-                        self._shell.handle(self._events.passed, lease, time.monotonic())
+                        self._shell.handle(self._pool.passed, lease, time.monotonic())
                     case frames.WorkerFault(reason) if lease is not None:
                         log.error("a gateway's request met a faulty worker: %s", reason)
-                        self._shell.handle(self._events.fault, lease, reason, time.monotonic())
+                        self._shell.handle(self._pool.fault, lease, reason, time.monotonic())
                     case frames.Inquire(model):
                         connection.send(self._report(model))
                     case frames.AskCrashes(name):
                         connection.send(await self._crashes(name))
                     case frames.Serving():
-                        self._shell.gateway_serves()
+                        self._gateway_serves()
                     case _:
                         log.error("the gateway broke the protocol: %s", type(frame).__name__)
                         return
@@ -160,56 +145,54 @@ class Control:
             self._feed.leave(connection)
             if lease is not None:
                 self._shell.left(lease)
-                self._shell.handle(self._events.release, lease, time.monotonic())
                 del self._leases[lease]
 
     def _acquire(self, frame: frames.Acquire, connection: Connection) -> int | None:
         """The new lease; None if the pool has failed."""
         with contextlib.suppress(BulkheadError):  # the pool refuses it in a moment
-            self._shell.before_load(self._pool.resolve(frame.model).name)
-        digest = self._shell.keyed(frame.digest)
+            self._shell.before_load(self._pool.state.resolve(frame.model).name)
+        digest, now = self._keyed(frame.digest), time.monotonic()
+        return self._open_lease(
+            connection,
+            partial(
+                self._pool.acquire, frame.request_id, frame.model, frame.hold_seconds, now, digest
+            ),
+        )
 
+    def _open_lease(
+        self, connection: Connection, event: Callable[[], tuple[int, list[Effect]]]
+    ) -> int | None:
+        """The lease of that event, which this connection holds; None if the pool has failed."""
         lease: int | None = None
 
-        def acquire() -> list[Effect]:
+        def open_lease() -> list[Effect]:
             nonlocal lease
-            now, hold = time.monotonic(), frame.hold_seconds
-            lease, effects = self._events.acquire(frame.request_id, frame.model, hold, now, digest)
-            self._leases[lease] = connection
+            lease, effects = event()
+            self._leases[lease] = connection  # before the effects: they are told over it
             return effects
 
-        self._shell.handle(acquire)
+        self._shell.handle(open_lease)
         return lease
 
     def _manage(self, frame: frames.Manage, connection: Connection) -> int | None:
         """What a person asks for. Returns the lease of a load, which waits."""
         try:
-            name = self._pool.resolve(frame.model).name
+            name = self._pool.state.resolve(frame.model).name
         except BulkheadError as error:
             connection.send(_refused(error))
             return None
         log.info("asked by hand (%s): %s %s", frame.request_id, frame.action, name)
         if frame.action == "load":
-            return self._load(frame, name, connection)
-        events = self._events
-        asked = {"unload": events.unload, "pin": events.pin, "unpin": events.unpin}
+            self._shell.before_load(name)
+            hold, now = frame.hold_seconds, time.monotonic()
+            return self._open_lease(
+                connection, partial(self._pool.load, frame.request_id, name, hold, now)
+            )
+        pool = self._pool
+        asked = {"unload": pool.unload, "pin": pool.pin, "unpin": pool.unpin}
         self._shell.handle(asked[frame.action], name, time.monotonic())
         connection.send(self._managed(name))
         return None
-
-    def _load(self, frame: frames.Manage, name: str, connection: Connection) -> int | None:
-        self._shell.before_load(name)
-        lease: int | None = None
-
-        def load() -> list[Effect]:
-            nonlocal lease
-            now, hold = time.monotonic(), frame.hold_seconds
-            lease, effects = self._events.load(frame.request_id, name, hold, now)
-            self._leases[lease] = connection
-            return effects
-
-        self._shell.handle(load)
-        return lease
 
     def _managed(self, name: str) -> frames.Managed:
         model = self._pool.models[name]
@@ -217,16 +200,16 @@ class Control:
 
     async def _crashes(self, name: str) -> frames.Crashes | frames.Refused:
         try:
-            return frames.Crashes(await self._shell.crashes(name))
+            return frames.Crashes(await self._read_crashes(name))
         except BulkheadError as error:
             return _refused(error)
 
     def _report(self, model: str) -> frames.Report | frames.Refused:
         try:
-            name = self._pool.resolve(model).name if model else ""
+            name = self._pool.state.resolve(model).name if model else ""
         except BulkheadError as error:
             return _refused(error)
-        return frames.Report(not self._pool.shutting_down, self._shell.health(), name)
+        return frames.Report(not self._pool.state.shutting_down, self._health(), name)
 
 
 def _refused(error: BulkheadError) -> frames.Refused:

@@ -75,21 +75,18 @@ class Client:
 
     def health(self) -> dict[str, Any]:
         """The state of the server. Raises Unreachable or Refusal."""
-        found: dict[str, Any] = self._ask("GET", "/", _SECONDS)
-        return found
+        return self._ask("GET", "/", _SECONDS)
 
     def crashes(self, name: str = "") -> dict[str, Any]:
         """The crash report with that id, or the list of all. Raises Unreachable or Refusal."""
         path = f"/admin/crashes/{quote(name, safe='')}" if name else "/admin/crashes"
-        found: dict[str, Any] = self._ask("GET", path, _SECONDS)
-        return found
+        return self._ask("GET", path, _SECONDS)
 
     def manage(self, model: str, action: str) -> dict[str, Any]:
         """Load, unload, pin or unpin. Blocks until a load is over. Raises Unreachable, Refusal."""
         seconds = _LOAD_SECONDS if action == "load" else _SECONDS
         path = f"/admin/models/{quote(model, safe='')}/{action}"
-        found: dict[str, Any] = self._ask("POST", path, seconds)
-        return found
+        return self._ask("POST", path, seconds)
 
     def events(self) -> Generator[dict[str, Any] | None, None, None]:
         """What happens from now on: None first, once the server has begun to tell. Raises
@@ -101,9 +98,10 @@ class Client:
                 elif line.startswith(b"data: "):
                     yield json.loads(line[6:])
 
-    def _ask(self, method: str, path: str, seconds: float) -> Any:
+    def _ask(self, method: str, path: str, seconds: float) -> dict[str, Any]:
         with self._send(method, path, seconds) as response:
-            return json.loads(response.read())
+            answer: dict[str, Any] = json.loads(response.read())
+            return answer
 
     @contextmanager
     def _send(self, method: str, path: str, seconds: float) -> Iterator[http.client.HTTPResponse]:

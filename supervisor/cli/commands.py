@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import threading
-import typing
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 import typer
@@ -34,6 +35,9 @@ AsAnyJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CrashId = Annotated[str, typer.Argument(metavar="ID", help="A report's id; without, all of them.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name or alias.")]
 _PIPE_COLUMNS = 1000
+_NUMBERS = ("memory", "in flight", "queued", "uses", "deaths", "estimate", "measured")
+"""Columns that are."""
+T = TypeVar("T")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -100,7 +104,7 @@ def models(url: Url = None, state_dir: StateDirectory = None, as_json: AsJson = 
 
 def load(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:
     client = _client(url, state_dir)
-    with LoadProgress(client, name):
+    with _load_progress(client):
         done = _ask(lambda: client.manage(name, "load"))
     print(f"{done['id']} is {done['state']}")
 
@@ -146,30 +150,26 @@ def crashes(
 # ── their parts ──────────────────────────────────────────────────────────────────────────────────
 
 
-class LoadProgress:
-    """While it is entered, shows on stderr how far a load is, from the server's events."""
+@contextlib.contextmanager
+def _load_progress(client: Client) -> Iterator[None]:
+    """Meanwhile a terminal's stderr shows how far loads are, from the server's events."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    threading.Thread(target=_show_loads, args=(client,), daemon=True).start()
+    try:
+        yield
+    finally:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
 
-    def __init__(self, client: Client, name: str) -> None:
-        self._thread = threading.Thread(target=self._show, args=(client, name), daemon=True)
 
-    def __enter__(self) -> None:
-        if sys.stderr.isatty():
-            self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        if sys.stderr.isatty():
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-    @staticmethod
-    def _show(client: Client, name: str) -> None:
-        try:
-            for event in client.events():
-                if event is not None and event.get("event") == "loading":
-                    done, total = event["done_bytes"], event["total_bytes"]
-                    text = f"{event['model']}: {_size(done)} of {_size(total)}"
-                    print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
-        except (Unreachable, Refusal):
-            return  # the load itself says what is wrong
+def _show_loads(client: Client) -> None:
+    with contextlib.suppress(Unreachable, Refusal):  # the load itself says what is wrong
+        for event in client.events():
+            if event is not None and event.get("event") == "loading":
+                done, total = event["done_bytes"], event["total_bytes"]
+                text = f"{event['model']}: {_size(done)} of {_size(total)}"
+                print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _client(url: str | None, state_dir: Path | None) -> Client:
@@ -198,10 +198,7 @@ def _crashes_in(root: Path, crash_id: str) -> bytes:
     return msgspec.json.encode(report)
 
 
-T = typing.TypeVar("T")
-
-
-def _ask(question: typing.Callable[[], T]) -> T:
+def _ask(question: Callable[[], T]) -> T:
     """The answer; where there is none, the reason on stderr and exit status 1."""
     try:
         return question()
@@ -249,14 +246,6 @@ def _console() -> Console:
 def _table(*columns: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        right = column in (
-            "memory",
-            "in flight",
-            "queued",
-            "uses",
-            "deaths",
-            "estimate",
-            "measured",
-        )
-        table.add_column(column, justify="right" if right else "left", no_wrap=True)
+        justify: Literal["left", "right"] = "right" if column in _NUMBERS else "left"
+        table.add_column(column, justify=justify, no_wrap=True)
     return table

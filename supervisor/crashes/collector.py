@@ -18,17 +18,17 @@ import re
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from supervisor.crashes import store
-from supervisor.crashes.diagnosis import Crash
 from supervisor.crashes.os_evidence import Evidence
 from supervisor.crashes.redaction import Redactor
 from supervisor.crashes.snapshot import NEWS_BYTES, Snapshot, read_stderr
 from supervisor.crashes.writer import ReportWriter
 from supervisor.machine.readers import MachineMemory, MemoryReader
 from supervisor.processes.launcher import Child
+from supervisor.scheduler.death import Death
 from supervisor.scheduler.effects import Effect, EndLease, Grant, Refuse
 from supervisor.scheduler.lifecycle import HAS_PROCESS, State
 from supervisor.scheduler.model import Lease, Model
@@ -113,7 +113,7 @@ class CrashCollector:
 
     def diagnose(
         self, name: str, generation: int, how: str, *, kill_reason: str = ""
-    ) -> Crash | None:
+    ) -> Death | None:
         """Why a worker dies; None when its end was asked for. To be called before the pool is told.
         `kill_reason` is why it is about to be killed, where the pool does not know it yet.
 
@@ -127,13 +127,13 @@ class CrashCollector:
             leases = list(_leases_in(model))
             if model.state is State.STOPPING:
                 kill_reason = model.reason
-            snapshot = process.snapshot = self._snapshot(process, model, leases, kill_reason)
+            snapshot = process.snapshot = self._snapshot_worker(process, model, leases, kill_reason)
             self.reports.begin(snapshot)
             for lease in leases:  # of an earlier death nothing else will become known
                 self._settle(lease.id, f"was inside when {snapshot.name} died, too")
             self._unsettled |= {lease.id: (snapshot.id, lease.request_id) for lease in leases}
         stderr = read_stderr(process.snapshot.stderr, self._redactor, NEWS_BYTES)
-        return Crash(process.snapshot.id, process.snapshot.diagnose(how, stderr))
+        return process.snapshot.diagnose(how, stderr).death(process.snapshot.id)
 
     def report(self, model: str, generation: int, how: str) -> None:
         """The process has ended and the pool has decided: have the report written, if this was a
@@ -145,20 +145,7 @@ class CrashCollector:
     def gateway_died(self, child: Child, how: str, uptime: float, kill_reason: str) -> None:
         """The gateway ended unasked after `uptime` seconds, or was killed for `kill_reason`: have
         the report written."""
-        epoch, now = self._epoch(), self._clock()
-        snapshot = Snapshot(
-            id=store.new_id(epoch),
-            epoch=epoch,
-            process="gateway",
-            pid=child.pid,
-            stderr=child.files[1],
-            uptime=uptime,
-            phase="serving",
-            kill_reason=kill_reason,
-            models=tuple(self._loaded()),
-            machine=tuple(self._machine(now)),
-            oom_kills=self._oom_kills(now),
-        )
+        snapshot = self._snapshot(child, uptime, "serving", kill_reason)
         self.reports.begin(snapshot)
         self.reports.finish(snapshot, how)
 
@@ -188,34 +175,36 @@ class CrashCollector:
 
     # ── the snapshot ─────────────────────────────────────────────────────────────────────────────
 
-    def _snapshot(
+    def _snapshot_worker(
         self, process: _Process, model: Model, leases: Sequence[Lease], kill_reason: str
     ) -> Snapshot:
+        now = self._clock()
+        phase = "loading" if model.current.loaded_at is None else model.state.value
+        return replace(
+            self._snapshot(process.child, now - process.started_at, phase, kill_reason),
+            process="worker",
+            model=model.name,
+            generation=model.generation,
+            requests=tuple(lease.request_id for lease in leases),
+            footprint=tuple(
+                Sample(seconds=round(now - at, 1), bytes=size) for at, size in process.footprint
+            ),
+        )
+
+    def _snapshot(self, child: Child, uptime: float, phase: str, kill_reason: str) -> Snapshot:
+        """As of the gateway, which has no model."""
         epoch, now = self._epoch(), self._clock()
         return Snapshot(
             id=store.new_id(epoch),
             epoch=epoch,
-            process="worker",
-            pid=process.child.pid,
-            stderr=process.child.files[1],
-            uptime=now - process.started_at,
-            phase="loading" if model.current.loaded_at is None else model.state.value,
-            models=tuple(self._loaded()),
-            machine=tuple(self._machine(now)),
-            footprint=tuple(
-                Sample(seconds=round(now - at, 1), bytes=size) for at, size in process.footprint
-            ),
-            model=model.name,
-            generation=model.generation,
+            process="gateway",
+            pid=child.pid,
+            stderr=child.files[1],
+            uptime=uptime,
+            phase=phase,
             kill_reason=kill_reason,
-            requests=tuple(lease.request_id for lease in leases),
-            oom_kills=self._oom_kills(now),
-        )
-
-    def _loaded(self) -> Iterator[LoadedModel]:
-        for model in self._models.values():
-            if model.state in HAS_PROCESS:
-                yield LoadedModel(
+            models=tuple(
+                LoadedModel(
                     name=model.name,
                     generation=model.generation,
                     state=model.state.value,
@@ -223,14 +212,19 @@ class CrashCollector:
                     in_flight=len(model.granted),
                     queued=len(model.waiting),
                 )
-
-    def _machine(self, now: float) -> Iterator[MachineSample]:
-        for reading in self._readings:
-            yield MachineSample(
-                seconds=round(now - reading.at, 1),
-                used_bytes=reading.machine.used,
-                swap_bytes=reading.machine.swap_used,
-            )
+                for model in self._models.values()
+                if model.state in HAS_PROCESS
+            ),
+            machine=tuple(
+                MachineSample(
+                    seconds=round(now - reading.at, 1),
+                    used_bytes=reading.machine.used,
+                    swap_bytes=reading.machine.swap_used,
+                )
+                for reading in self._readings
+            ),
+            oom_kills=self._oom_kills(now),
+        )
 
     def _oom_kills(self, now: float) -> int:
         """How many processes the kernel has killed for want of memory within the last seconds."""

@@ -70,6 +70,13 @@ class Meaning:
     """Fewer requests at once would have lived."""
     blame: Blame = Blame.SUSPECTS
 
+    @property
+    def fault(self) -> Fault:
+        """Whose it may have been, as the scheduler counts it."""
+        if self.blame is Blame.OUTSIDE:
+            return Fault.OUTSIDE
+        return Fault.MEMORY if self.memory else Fault.REQUEST
+
 
 _LESS = "Lower the model's max_concurrency or context, or memory.budget."
 _UPGRADE = "Upgrade mlx and mlx-lm if it repeats."
@@ -242,11 +249,8 @@ _HINTS = tuple((known, known.hints) for known in KNOWN_LINES)
 HARMLESS_EXCEPTIONS = frozenset({"BrokenPipeError"})
 """Exceptions that end no process: a client has left."""
 
-_KILL_REASONS = (
-    (re.compile("no (token|progress|prefill)|stalled"), Cause.STALLED),
-    (re.compile(""), Cause.PROTOCOL),
-)
-"""Of a process that we killed, by the reason for it."""
+_STALLED = re.compile("no (token|progress|prefill)|stalled")
+"""In our reason for a kill; any other reason is a broken protocol."""
 
 _ENDS = (
     (re.compile("SIGKILL"), Cause.KILLED),
@@ -275,58 +279,29 @@ class Diagnosis:
     """The last exception of Python on stderr, of which `line` may be the end."""
 
     @property
+    def meaning(self) -> Meaning:
+        return MEANINGS[self.cause]
+
+    @property
     def summary(self) -> str:
         """For "The worker died (SIGABRT: …)". Fixed words and the name of an exception's type."""
-        told = MEANINGS[self.cause].summary
+        told = self.meaning.summary
         if self.cause in (Cause.ENGINE_DIED, Cause.PYTHON_ERROR) and self.exception:
             return f"{told}: {self.exception.partition(':')[0]}"
         return told
 
-    @property
-    def advice(self) -> str:
-        return MEANINGS[self.cause].advice
-
-    @property
-    def permanent(self) -> bool:
-        """Whether a new process would die of it again until somebody changes something."""
-        return MEANINGS[self.cause].permanent
-
-    @property
-    def memory(self) -> bool:
-        """Whether fewer requests at once would have lived."""
-        return MEANINGS[self.cause].memory
-
-    @property
-    def blame(self) -> Blame:
-        return MEANINGS[self.cause].blame
-
-    @property
-    def fault(self) -> Fault:
-        """Whose it may have been, as the scheduler counts it."""
-        if self.blame is Blame.OUTSIDE:
-            return Fault.OUTSIDE
-        return Fault.MEMORY if self.memory else Fault.REQUEST
-
-
-@dataclass(frozen=True, slots=True)
-class Crash:
-    """An unasked end, as far as it is understood when its news comes. The report has `id`."""
-
-    id: str
-    diagnosis: Diagnosis
-
-    @property
-    def death(self) -> Death:
-        """What the scheduler is told of it."""
-        found = self.diagnosis
+    def death(self, report: str) -> Death:
+        """What the scheduler is told of it; `report` is the id of the crash report."""
+        meaning = self.meaning
         return Death(
-            self.id,
-            found.summary,
-            found.advice,
-            found.fault,
-            permanent=found.permanent,
-            retry_helps=not found.permanent and found.blame is not Blame.REQUEST,
-            unexplained=found.cause is Cause.KILLED,
+            report,
+            self.summary,
+            meaning.advice,
+            meaning.fault,
+            permanent=meaning.permanent,
+            retry_helps=not meaning.permanent and meaning.blame is not Blame.REQUEST,
+            unexplained=self.cause is Cause.KILLED,
+            cause=self.cause.value,
         )
 
 
@@ -349,7 +324,7 @@ def diagnose(
     if found is not None:
         return Diagnosis(found.cause, found.line, exception)
     if kill_reason:
-        cause = next(cause for pattern, cause in _KILL_REASONS if pattern.search(kill_reason))
+        cause = Cause.STALLED if _STALLED.search(kill_reason) else Cause.PROTOCOL
         return Diagnosis(cause, kill_reason[:_LINE_MAX], exception)
     ends = [cause for pattern, cause in _ENDS if pattern.fullmatch(how)]
     cause = ends[0] if ends else Cause.PYTHON_ERROR if exception else Cause.UNKNOWN

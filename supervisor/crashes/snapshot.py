@@ -86,6 +86,7 @@ def compose_report(
     unexplained_kill = how == "SIGKILL" and not snapshot.kill_reason
     record = evidence.oom_record(snapshot.pid) if unexplained_kill else None
     found = snapshot.diagnose(how, stderr, oom=record is not None)
+    meaning = found.meaning
     if record is None and how == "SIGKILL" and snapshot.oom_kills:
         record = f"the kernel killed {snapshot.oom_kills} for want of memory in the last seconds"
     status = _EXIT.fullmatch(how)
@@ -99,14 +100,14 @@ def compose_report(
         how=how,
         cause=found.cause,
         summary=found.summary,
-        advice=found.advice,
+        advice=meaning.advice,
         pid=snapshot.pid,
         phase=snapshot.phase,
         signal=how if how.startswith(("SIG", "signal ")) else None,
         exit_code=int(status[1]) if status else None,
-        permanent=found.permanent,
-        memory=found.memory,
-        blame=found.blame,
+        permanent=meaning.permanent,
+        memory=meaning.memory,
+        blame=meaning.blame,
         put_down=snapshot.kill_reason or None,
         line=found.line or None,
         exception=found.exception or None,

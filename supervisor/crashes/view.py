@@ -48,21 +48,14 @@ def _parts(report: CrashReport) -> Iterator[list[str]]:
     ]
     yield _requests(report)
     yield _memory(report)
-    yield (
-        [
-            "Processes at that moment",
-            *(
-                f"  {model.name}#{model.generation}  {model.state}, "
-                f"{gigabytes(model.memory_bytes)}, {model.in_flight} in flight, "
-                f"{model.queued} queued"
-                for model in report.models
-            ),
-        ]
-        if report.models
-        else []
-    )
-    yield ["Stacks", *_indented(report.stacks)] if report.stacks else []
-    yield ["Last words on stderr", *_indented(report.stderr)] if report.stderr else []
+    processes = [
+        f"  {model.name}#{model.generation}  {model.state}, {gigabytes(model.memory_bytes)}, "
+        f"{model.in_flight} in flight, {model.queued} queued"
+        for model in report.models
+    ]
+    yield _titled("Processes at that moment", processes)
+    yield _titled("Stacks", _indented(report.stacks))
+    yield _titled("Last words on stderr", _indented(report.stderr))
 
 
 def _traits(report: CrashReport) -> str:
@@ -112,7 +105,7 @@ def _memory(report: CrashReport) -> list[str]:
         ]
         if figures:
             lines.append(f"  {seconds:>2} s before  {', '.join(figures)}")
-    return ["Memory", *lines] if lines else []
+    return _titled("Memory", lines)
 
 
 def _at(samples: Sequence[Sample], seconds: float) -> int | None:
@@ -124,8 +117,12 @@ def _labelled(label: str, text: str | None) -> list[str]:
     return [] if text is None else [f"  {label:<10}  {text}"]
 
 
-def _indented(text: str) -> Iterator[str]:
-    return (f"  {line}" for line in text.splitlines())
+def _titled(title: str, lines: list[str]) -> list[str]:
+    return [title, *lines] if lines else []
+
+
+def _indented(text: str) -> list[str]:
+    return [f"  {line}" for line in text.splitlines()]
 
 
 def _name(crash: CrashBrief) -> str:

@@ -30,30 +30,23 @@ Incarnation = tuple[str, int]
 class MemoryListener(Protocol):
     """Who is told what the monitor sees. Called on the event loop."""
 
-    def memory_pressure(self, level: Level, figures: str) -> None: ...
+    def memory_pressure(self, machine: MachineMemory, level: Level, figures: str) -> None: ...
     def memory_footprint(self, model: str, generation: int, size: int) -> None: ...
     def memory_unattributed(self, size: int) -> None: ...
-
-
-class Charges(Protocol):
-    """What the monitor asks the ledger."""
-
-    @property
-    def awaits_memory(self) -> bool:
-        """Whether a process has ended and its memory is not yet seen to be back."""
 
 
 class Monitor:
     """Reads the machine's memory and tells; decides nothing.
 
-    `models` are the pool's and only looked at. `watches_release`: whether memory comes back
-    later than its process ends (macOS), and is looked for. `clock` in monotonic seconds.
+    `models` are the pool's and only looked at. `awaits_memory` tells whether a process has ended
+    and its memory is not yet seen to be back. `watches_release`: whether memory comes back later
+    than its process ends (macOS), and is looked for. `clock` in monotonic seconds.
     """
 
     def __init__(
         self,
         models: Mapping[str, Model],
-        charges: Charges,
+        awaits_memory: Callable[[], bool],
         listener: MemoryListener,
         reader: MemoryReader,
         thresholds: Thresholds,
@@ -64,7 +57,7 @@ class Monitor:
         self.machine = reader.machine()
         """The last reading."""
         self._models = models
-        self._charges = charges
+        self._awaits_memory = awaits_memory
         self._listener = listener
         self._reader = reader
         self._pressure = Pressure(thresholds)
@@ -100,7 +93,8 @@ class Monitor:
         """Take one reading into account; `before` is what `wired_by_workers` was when it began."""
         self.machine = machine
         level = self._pressure.observe(machine, self._clock())
-        self._listener.memory_pressure(level, describe(machine, self._pressure.thresholds))
+        figures = describe(machine, self._pressure.thresholds)
+        self._listener.memory_pressure(machine, level, figures)
         if self._watches_release:
             self._look_for_returns(machine, before)
 
@@ -117,7 +111,7 @@ class Monitor:
         after = self.wired_by_workers()
         living = sum(min(size, after.get(key, 0)) for key, size in before.items())
         unattributed = max(0, machine.wired - living)
-        if self._charges.awaits_memory:
+        if self._awaits_memory():
             self._listener.memory_unattributed(max(0, unattributed - self._baseline.bytes))
         elif not any(model.state in _BUSY for model in self._models.values()):
             self._baseline.feed(unattributed)

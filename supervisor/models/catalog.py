@@ -39,8 +39,8 @@ class Catalog:
         disk; never raises."""
         try:
             folder = self.locate(name)
-            files = sorted(folder.iterdir())
-            return tuple(f"{file.name} {_stamp(file)}" for file in files)
+            files = [(file.name, file.stat()) for file in sorted(folder.iterdir())]
+            return tuple(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
         except (SourceError, OSError) as error:
             return (str(error),)
 
@@ -55,8 +55,3 @@ def build(config: Config, environ: Mapping[str, str]) -> tuple[Config, Catalog]:
     if not config.models:
         config = with_discovered(config, {DEMO: DEMO} | {name: name for name in discover(hub)})
     return config, Catalog(config.models, hub)
-
-
-def _stamp(file: Path) -> str:
-    status = file.stat()
-    return f"{status.st_size} {status.st_mtime_ns}"

@@ -1,5 +1,5 @@
 """What is remembered of models: what their loads took, which replaces the estimate, their uses, and
-how many requests at once they were found to bear.
+how many requests at once they may serve since they ran out of memory.
 
 A measurement belongs to the files that were loaded, a count of uses to the name that is asked for:
 new files need another size, but are the same model to whoever uses it. One small JSON file in the
@@ -20,13 +20,12 @@ from typing import TypeVar
 import msgspec
 
 from supervisor.scheduler.model import LearnedLimit
-from supervisor.state.files import write_atomically
+from supervisor.state.files import read_json, write_atomically
 
 log = logging.getLogger("bulkhead.supervisor")
 
 MAX_ENTRIES = 512
 """Of each kind, about 150 bytes; those that changed least recently are forgotten."""
-MAX_FILE_BYTES = 1_000_000
 _VERSION = 1
 
 T = TypeVar("T")
@@ -44,13 +43,15 @@ class MeasuredLoad(msgspec.Struct, frozen=True):
     """Epoch seconds."""
 
 
-class _SizesFile(msgspec.Struct, frozen=True):
+class SizesFile(msgspec.Struct, frozen=True):
+    """What the file holds, that which changed last at the end."""
+
     version: int
     sizes: dict[str, MeasuredLoad]
     uses: dict[str, int] = {}
     """Requests that each model has had, in all runs, by its name."""
     limits: dict[str, LearnedLimit] = {}
-    """What each was found to bear at most, by its name; epoch seconds."""
+    """The limit that each has learned, by its name; epoch seconds."""
 
 
 def key(fingerprint: Sequence[str], settings: Mapping[str, object]) -> str:
@@ -64,90 +65,82 @@ def key(fingerprint: Sequence[str], settings: Mapping[str, object]) -> str:
 class SizeCache:
     """What the file holds. Each change writes it, which blocks and never raises. For one thread."""
 
-    def __init__(
-        self,
-        path: Path,
-        entries: Mapping[str, MeasuredLoad] | None = None,
-        uses: Mapping[str, int] | None = None,
-        limits: Mapping[str, LearnedLimit] | None = None,
-    ) -> None:
+    def __init__(self, path: Path, known: SizesFile | None = None) -> None:
         self._path = path
-        self._entries = dict(entries or {})
-        self._uses = dict(uses or {})
-        self._limits = dict(limits or {})
+        self._known = known or SizesFile(_VERSION, {})
 
     @classmethod
     def load(cls, path: Path) -> SizeCache:
         """What `path` holds. Blocks on one read. Never raises: see the module."""
         try:
-            with open(path, "rb") as file:
-                data = file.read(MAX_FILE_BYTES + 1)
-            if len(data) > MAX_FILE_BYTES:
-                raise ValueError("too large")
-            stored = msgspec.json.decode(data, type=_SizesFile)
+            stored = read_json(path, SizesFile)
             if stored.version != _VERSION:
                 raise ValueError(f"version {stored.version}")
-            usable = {name: entry for name, entry in stored.sizes.items() if _is_plausible(entry)}
-            uses = {name: count for name, count in stored.uses.items() if 0 < count < 2**53}
-            limits = {n: limit for n, limit in stored.limits.items() if _is_plausible_limit(limit)}
-            return cls(path, _newest(usable), _newest(uses), _newest(limits))
+            known = SizesFile(_VERSION, {})
+            _renew(
+                known.sizes, {k: load for k, load in stored.sizes.items() if _is_plausible(load)}
+            )
+            _renew(known.uses, {k: count for k, count in stored.uses.items() if 0 < count < 2**53})
+            _renew(known.limits, {k: v for k, v in stored.limits.items() if _is_plausible_limit(v)})
+            return cls(path, known)
         except FileNotFoundError:
             return cls(path)
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             log.warning("forgot the measured model sizes in %s: %s", path, error)
             return cls(path)
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._known.sizes)
 
     def get(self, name: str) -> MeasuredLoad | None:
         """The measurement under this `key`."""
-        return self._entries.get(name)
+        return self._known.sizes.get(name)
 
     def remember(self, name: str, measurement: MeasuredLoad) -> None:
         """Replace what is known under this `key`."""
         if not _is_plausible(measurement):
             return
-        self._entries.pop(name, None)
-        self._entries[name] = measurement
+        _renew(self._known.sizes, {name: measurement})
         self._write()
 
     def use_count(self, model: str) -> int:
         """Requests that the model of this name has had."""
-        return self._uses.get(model, 0)
+        return self._known.uses.get(model, 0)
 
     def save_use_counts(self, uses: Mapping[str, int]) -> None:
         """These models have had so many requests by now. Writes nothing where that is known."""
         news = {name: count for name, count in uses.items() if count != self.use_count(name)}
-        for name, count in news.items():
-            self._uses.pop(name, None)
-            self._uses[name] = count
         if news:
+            _renew(self._known.uses, news)
             self._write()
 
     def learned_limit(self, model: str) -> LearnedLimit | None:
-        """What the model of this name was found to bear."""
-        return self._limits.get(model)
+        """The limit that the model of this name has learned."""
+        return self._known.limits.get(model)
 
     def save_limit(self, model: str, limit: LearnedLimit | None) -> None:
-        """Replace what the model was found to bear; None = whatever it is configured to."""
-        self._limits.pop(model, None)
-        if limit is not None:
-            self._limits[model] = limit
+        """Replace the limit that the model has learned; None = it has none."""
+        if limit is None:
+            self._known.limits.pop(model, None)
+        else:
+            _renew(self._known.limits, {model: limit})
         self._write()
 
     def _write(self) -> None:
-        self._entries, self._uses = _newest(self._entries), _newest(self._uses)
-        self._limits = _newest(self._limits)
-        content = msgspec.json.encode(_SizesFile(_VERSION, self._entries, self._uses, self._limits))
         try:
-            write_atomically(self._path, content)
+            write_atomically(self._path, msgspec.json.encode(self._known))
         except OSError as error:
             log.warning("cannot remember measured model sizes in %s: %s", self._path, error)
 
 
-def _newest(entries: Mapping[str, T]) -> dict[str, T]:
-    return dict(list(entries.items())[-MAX_ENTRIES:])
+def _renew(entries: dict[str, T], news: Mapping[str, T]) -> None:
+    """Replace these, put them last, and forget those beyond MAX_ENTRIES that changed before all
+    others."""
+    for name in news:
+        entries.pop(name, None)
+    entries |= news
+    for name in list(entries)[:-MAX_ENTRIES]:
+        del entries[name]
 
 
 def _is_plausible(entry: MeasuredLoad) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from supervisor.models.catalog import Catalog, Fingerprint
@@ -33,8 +32,8 @@ class Need:
 
 
 class Sizing:
-    """Reads models' files, anew when they change; remembers what loads took and how often
-    models were used. Blocks on files.
+    """Reads models' files, anew when they change; keeps what loads took in `cache`, which has the
+    use counts as well. Blocks on files.
 
     `budget` is that of all models, bytes, None = unlimited. A model gets room for as many requests
     as may run at once, but on a machine that is too small for that only what the budget leaves:
@@ -44,7 +43,7 @@ class Sizing:
     def __init__(self, catalog: Catalog, cache: SizeCache, budget: int | None) -> None:
         self.budget = budget
         self._catalog = catalog
-        self._cache = cache
+        self.cache = cache
         self._seen: dict[str, tuple[Fingerprint, Need]] = {}
 
     def need(self, name: str) -> Need:
@@ -63,31 +62,23 @@ class Sizing:
 
     def measured_load(self, name: str) -> MeasuredLoad | None:
         """The last load of these very files, of this run or an earlier one."""
-        return self._cache.get(self._key(name))
+        return self.cache.get(self._key(name))
 
     def save_load(self, name: str, memory_bytes: int, load_seconds: float) -> None:
         """A load took so much. Never raises."""
         measurement = MeasuredLoad(name, memory_bytes, load_seconds, time.time())
-        self._cache.remember(self._key(name), measurement)
-
-    def use_count(self, name: str) -> int:
-        """Requests that the model has had, in all runs and whatever its files were."""
-        return self._cache.use_count(name)
-
-    def save_use_counts(self, uses: Mapping[str, int]) -> None:
-        """The models have had so many requests. Never raises."""
-        self._cache.save_use_counts(uses)
+        self.cache.remember(self._key(name), measurement)
 
     def learned_limit(self, name: str, offset: float) -> LearnedLimit | None:
         """What was learned of the model's limits, in this run or an earlier one. `offset` is what
         the clock of epoch seconds is ahead of the caller's."""
-        known = self._cache.learned_limit(name)
+        known = self.cache.learned_limit(name)
         return None if known is None else LearnedLimit(known.concurrency, known.since - offset)
 
     def save_limit(self, name: str, limit: LearnedLimit | None, offset: float) -> None:
         """It was learned; None = nothing limits it any more. Never raises."""
         at = None if limit is None else LearnedLimit(limit.concurrency, limit.since + offset)
-        self._cache.save_limit(name, at)
+        self.cache.save_limit(name, at)
 
     def _key(self, name: str) -> str:
         model = self._catalog.models[name]

@@ -10,9 +10,8 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -102,11 +101,10 @@ class Fleet:
         on_change: Callable[[], None],
         stall_seconds: float,
     ) -> None:
-        self._launcher = launcher
         self._state = state
         self._catalog = catalog
         self._listener = listener
-        self._module = module
+        self._start = partial(WorkerProcess, launcher, module)
         self._on_change = on_change
         self._stall_seconds = stall_seconds
         self._workers: dict[tuple[str, int], _Running] = {}
@@ -128,11 +126,10 @@ class Fleet:
             loop.call_soon(self._unlocatable, model, generation, str(error))
             return
         prefix = f"worker.{slug(model)}"
-        base = f"{prefix}.{_stamp()}.{generation}"
         try:
             process = self._process(
                 f"worker {model}#{generation}",
-                self._state.logs / base,
+                self._state.logs / f"{logs.stamped(prefix)}.{generation}",
                 ExitCallbacks(
                     partial(self._listener.worker_dying, model, generation),
                     partial(self._exited, (model, generation)),
@@ -172,27 +169,8 @@ class Fleet:
         spare.reassign(callbacks, role, base)
         return spare
 
-    def _start(
-        self,
-        role: str,
-        base: Path,
-        callbacks: ExitCallbacks,
-        *,
-        arguments: Sequence[str] = (),
-        environ: Mapping[str, str] | None = None,
-    ) -> WorkerProcess:
-        return WorkerProcess(
-            self._launcher,
-            self._module,
-            role,
-            base,
-            callbacks,
-            arguments=arguments,
-            environ=environ,
-        )
-
     def _start_spare(self, callbacks: ExitCallbacks) -> WorkerProcess:
-        base = self._state.logs / f"{ROLE}.{_stamp()}"
+        base = self._state.logs / logs.stamped(ROLE)
         process = self._start(ROLE, base, callbacks, arguments=["--spare"])
         logs.remove_old(self._state.logs, ROLE)
         return process
@@ -299,8 +277,3 @@ class Fleet:
                 case frames.LoadFailed(reason):
                     log.error("worker %s cannot load: %s", worker.name, reason)
                     self._listener.worker_unloadable(*incarnation, reason)
-
-
-def _stamp() -> str:
-    """The time as names of log files have it: their order is that of their age."""
-    return datetime.now().strftime("%Y%m%dT%H%M%S")

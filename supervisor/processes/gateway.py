@@ -9,7 +9,6 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from datetime import datetime
 
 from supervisor.processes.launcher import Child, Launcher, describe_exit
 from supervisor.processes.watchdog import LATE_SECONDS, Watchdog
@@ -67,9 +66,9 @@ class GatewayProcess:
         """Of a gateway that serves."""
         self._kill_reason = ""
         """Why we kill it, if we do."""
-        self._early_deaths = 0
+        self._deaths = self._early_deaths = 0
+        """In all, and in a row shortly after a start."""
         self._served = False
-        self._deaths_unserved = 0
         self._stopping = False
         self._started_at = 0.0
         self._waited_since = self._last_check = 0.0
@@ -85,7 +84,7 @@ class GatewayProcess:
         """Start the process. One that cannot be started counts as one that died."""
         if self._stopping:
             return
-        stamp = datetime.now().strftime("%Y%m%dT%H%M%S")
+        files = logs.stamped("gateway")
         self._gone.clear()
         self._started_at = self._waited_since = self._last_check = time.monotonic()
         try:
@@ -98,8 +97,8 @@ class GatewayProcess:
                     *("--log", str(self._state.logs / "gateway.log")),
                     *("--settings", self._settings.decode()),
                 ],
-                stdout=self._state.logs / f"gateway.{stamp}.stdout",
-                stderr=self._state.logs / f"gateway.{stamp}.stderr",
+                stdout=self._state.logs / f"{files}.stdout",
+                stderr=self._state.logs / f"{files}.stderr",
                 environ=_NO_CERTIFICATES,
                 inherit=[self._listener.fileno()],
                 progress=True,
@@ -116,7 +115,6 @@ class GatewayProcess:
     def accepts_requests(self) -> None:
         """To be called when the gateway says so."""
         self._served = True
-        self._deaths_unserved = 0
         self._watchdog = Watchdog(self._stall_seconds)
         self.serving.set()
 
@@ -161,8 +159,8 @@ class GatewayProcess:
         if child is not None:
             self._on_death(child, how, uptime, self._kill_reason)
         self._kill_reason = ""
-        self._deaths_unserved += 1
-        if not self._served and self._deaths_unserved >= _GIVE_UP:
+        self._deaths += 1
+        if not self._served and self._deaths >= _GIVE_UP:
             self.gave_up.set()
             return
         # The first restart is immediate: clients are waiting in the backlog.

@@ -18,14 +18,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO
 
 import psutil
 
 from supervisor.processes.child import STACKS_SIGNAL
 from supervisor.wire import progress as progress_record
 
-T = TypeVar("T")
 _STDERR = 2
 _STACKS_SECONDS = 0.3
 """Time to write its stacks for a process that is to be killed; a stopped one never writes them."""
@@ -97,30 +96,30 @@ class Launcher:
         (negative = signal). Raises OSError when the process cannot be started.
         """
         loop = asyncio.get_running_loop()
-        with ExitStack() as stack:
-            out = stack.enter_context(_append(stdout))
-            err = stack.enter_context(_append(stderr))
+        with ExitStack() as theirs, ExitStack() as ours:
+            out = theirs.enter_context(_append(stdout))
+            err = theirs.enter_context(_append(stderr))
             fds = [self.lifeline, *inherit]
-            ours: socket.socket | None = None
+            our_end: socket.socket | None = None
             if channel:
-                ours, theirs = socket.socketpair()
-                stack.callback(theirs.close)
-                stack.push(_unless_started(socket.socket.close, ours))
-                fds.append(theirs.fileno())
-                arguments = (*arguments, "--channel", str(theirs.fileno()))
+                our_end, their_end = socket.socketpair()
+                theirs.enter_context(their_end)
+                ours.enter_context(our_end)
+                fds.append(their_end.fileno())
+                arguments = (*arguments, "--channel", str(their_end.fileno()))
             faults_in: int | None = None
             faults_out = _STDERR
             if fault_pipe:
                 faults_in, faults_out = os.pipe()
                 # A supervisor that is stopped must not keep a dying child alive.
                 os.set_blocking(faults_out, False)
-                stack.callback(os.close, faults_out)
-                stack.push(_unless_started(os.close, faults_in))
+                theirs.callback(os.close, faults_out)
+                ours.callback(os.close, faults_in)
                 fds.append(faults_out)
             record: int | None = None
             if progress:
                 record = progress_record.create()
-                stack.push(_unless_started(os.close, record))
+                ours.callback(os.close, record)
                 fds.append(record)
                 arguments = (*arguments, "--progress", str(record))
             popen = subprocess.Popen(
@@ -142,8 +141,9 @@ class Launcher:
                 process_group=0,
                 env={**self.environ, **(environ or {}), INSTANCE_VARIABLE: self.instance},
             )
+            ours.pop_all()  # it runs: our ends stay open
         started, files = _start_time(popen.pid), (stdout, stderr)
-        child = Child(role, popen.pid, started, popen, files, ours, faults_in, record)
+        child = Child(role, popen.pid, started, popen, files, our_end, faults_in, record)
         threading.Thread(
             target=_report_exit, args=(popen, loop, on_exit), name=f"wait-{popen.pid}", daemon=True
         ).start()
@@ -160,19 +160,18 @@ def describe_exit(returncode: int) -> str:
         return f"signal {-returncode}"
 
 
-def is_ours(pid: int, started: float, instance: str) -> bool:
-    """Whether `pid` is still the process that `instance` started at `started`.
+def find_ours(pid: int, started: float, instance: str) -> psutil.Process | None:
+    """The process `pid`, if it is still the one that `instance` started at `started`.
 
     All three must match: pids are reused, and another instance's children are not ours to touch.
     """
     try:
         process = psutil.Process(pid)
-        return bool(
-            abs(process.create_time() - started) < 0.5
-            and process.environ().get(INSTANCE_VARIABLE) == instance
-        )
+        same_start = abs(process.create_time() - started) < 0.5
+        same_instance = process.environ().get(INSTANCE_VARIABLE) == instance
+        return process if same_start and same_instance else None
     except (psutil.Error, OSError):
-        return False
+        return None
 
 
 def _report_exit(
@@ -191,14 +190,6 @@ def _report_exit(
 def _append(path: Path) -> IO[bytes]:
     """The child writes to the file itself, so that its last bytes survive any death."""
     return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
-
-
-def _unless_started(close: Callable[[T], object], end: T) -> Callable[..., None]:
-    def on_leaving(kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            close(end)
-
-    return on_leaving
 
 
 def _start_time(pid: int) -> float:

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import signal
 from collections.abc import Iterable
 
 import msgspec
 import psutil
 
-from supervisor.processes.launcher import Child, is_ours
-from supervisor.state.files import write_atomically
+from supervisor.processes.launcher import Child, find_ours
+from supervisor.state.files import read_json, write_atomically
 from supervisor.state.paths import StateDir
 
 log = logging.getLogger("bulkhead.supervisor")
@@ -46,36 +44,27 @@ def clean(state: StateDir) -> None:
 
     To be called with the instance lock held: nothing here belongs to a running supervisor then.
     """
+    left = _ChildrenFile("", [])
     try:
-        left = msgspec.json.decode(state.children.read_bytes(), type=_ChildrenFile)
+        left = read_json(state.children, _ChildrenFile)
     except FileNotFoundError:
-        left = _ChildrenFile("", [])
-    except (msgspec.MsgspecError, UnicodeDecodeError, OSError) as error:
-        log.warning("%s is unreadable (%s); no leftovers are looked for", state.children, error)
-        left = _ChildrenFile("", [])
-    killed: list[int] = []
-    for process in left.children:
-        if is_ours(process.pid, process.started, left.instance):
-            log.warning("killing %s (pid %d), left by an earlier run", process.role, process.pid)
-            _kill(process.pid)
-            killed.append(process.pid)
-    _await_end(killed)
+        pass
+    except (OSError, ValueError) as error:
+        log.warning(
+            "%s is unreadable (%s); no children of an earlier run are looked for",
+            state.children,
+            error,
+        )
+    killed: list[psutil.Process] = []
+    for child in left.children:
+        process = find_ours(child.pid, child.started, left.instance)
+        if process is not None:
+            log.warning("killing %s (pid %d), left by an earlier run", child.role, child.pid)
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself meanwhile
+                process.kill()
+            killed.append(process)
+    # Until the kernel has taken back what they held, the port above all.
+    psutil.wait_procs(killed, timeout=_END_SECONDS)
     state.children.unlink(missing_ok=True)
     for socket in state.run.glob("*.sock"):
         socket.unlink(missing_ok=True)
-
-
-def _kill(pid: int) -> None:
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return  # it ended by itself meanwhile
-
-
-def _await_end(pids: Iterable[int]) -> None:
-    """Until the kernel has taken back what they held, the port above all; for 5 s at most."""
-    gone = []
-    for pid in pids:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            gone.append(psutil.Process(pid))
-    psutil.wait_procs(gone, timeout=_END_SECONDS)

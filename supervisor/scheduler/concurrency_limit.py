@@ -1,4 +1,4 @@
-"""What a model was found not to bear: how many requests at once, after it ran out of memory.
+"""How many requests at once a model may serve, after it ran out of memory with more.
 
 Such a death is the fault of all requests together: each may pass alone, and all at once kill
 again. So a model that has died of it serves half as many at once, and twice as many after each

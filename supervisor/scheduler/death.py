@@ -37,3 +37,5 @@ class Death:
     """Whether a request that was inside may succeed unchanged on a new worker."""
     unexplained: bool = False
     """A SIGKILL that nothing explains: want of memory where memory is short, else anybody's."""
+    cause: str = ""
+    """The slug that reports and events have for it. Nothing is decided by it."""

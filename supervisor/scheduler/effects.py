@@ -1,4 +1,4 @@
-"""What the pool asks its shell to do, in order. Plain values, so that a test can compare them."""
+"""What the pool asks to be done, in order. Plain values, so that a test can compare them."""
 
 from __future__ import annotations
 
@@ -37,11 +37,17 @@ class Shrink:
 
 
 @dataclass(frozen=True, slots=True)
-class Grant:
+class LeaseEffect:
+    """What somebody who holds a lease is told."""
+
+    lease: int
+
+
+@dataclass(frozen=True, slots=True)
+class Grant(LeaseEffect):
     """With `until`, `passed` is awaited when its output has that many tokens, or has ended; with
     `then_pause` it stops there."""
 
-    lease: int
     model: str
     worker: str
     generation: int
@@ -52,41 +58,35 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(LeaseEffect):
     """What `load` asked for is done. The lease has ended with it."""
 
-    lease: int
     model: str
     worker: str
 
 
 @dataclass(frozen=True, slots=True)
-class Refuse:
-    lease: int
+class Refuse(LeaseEffect):
     error: BulkheadError
 
 
 @dataclass(frozen=True, slots=True)
-class EndLease:
+class EndLease(LeaseEffect):
     """The worker that this lease was granted is gone, and the lease with it."""
 
-    lease: int
     error: BulkheadError
 
 
 @dataclass(frozen=True, slots=True)
-class Interrupt:
+class Interrupt(LeaseEffect):
     """The worker that this lease was granted is gone, or has to go: `returned` is awaited."""
 
-    lease: int
     error: BulkheadError
 
 
 @dataclass(frozen=True, slots=True)
-class Unpause:
+class Unpause(LeaseEffect):
     """A lease that had to pause after its probation goes on."""
-
-    lease: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,9 +77,9 @@ class Ledger:
 
     def __init__(self, budget: int | None = None) -> None:
         self.budget = budget
-        """What is left for models."""
+        """The part for models, bytes."""
         self.reserved = 0
-        """What is not, bytes."""
+        """The part for what is no model, bytes; `budget` leaves it out."""
         self.charges: dict[Key, Charge] = {}
         self.charged = 0
         """Σ charges, bytes."""
@@ -95,7 +95,6 @@ class Ledger:
         """Bytes that may still be charged; negative after a measurement that broke the budget."""
         return float("inf") if self.budget is None else self.budget - self.charged
 
-    @property
     def awaits_memory(self) -> bool:
         """Whether a process has ended and its memory is not yet seen to be back."""
         return any(charge.is_gone for charge in self.charges.values())

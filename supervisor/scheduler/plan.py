@@ -116,7 +116,7 @@ def make_plan(
 ) -> Plan:
     """Decide. `room` is used up in the process."""
     decided = Plan()
-    left = list(tenants)
+    left, wakes = list(tenants), list[float]()
     for demand in sorted(demands, key=lambda demand: demand.since):
         if demand.means is Means.WAIT:
             if room.fits_later(demand.bytes):
@@ -136,10 +136,11 @@ def make_plan(
             if victims:
                 room.keep(demand.bytes)
                 continue
-            decided.wake = _earliest(decided.wake, _next_change(demand, left, rules, now))
+            wakes += [at for tenant in left if (at := _open_at(demand, tenant, rules)) > now]
             if now >= _impatient_at(demand, left, rules):  # (5)
                 break
         # (6)
+    decided.wake = min(wakes, default=None)
     return decided
 
 
@@ -173,14 +174,3 @@ def _impatient_at(demand: Demand, tenants: Iterable[Tenant], rules: Rules) -> fl
     """When the demand has waited as long as it must for anybody."""
     slowest = max((tenant.candidate.load_seconds for tenant in tenants), default=0.0)
     return demand.since + rules.patience(demand.load_seconds, slowest)
-
-
-def _next_change(
-    demand: Demand, tenants: Iterable[Tenant], rules: Rules, now: float
-) -> float | None:
-    openings = (_open_at(demand, tenant, rules) for tenant in tenants)
-    return min((at for at in openings if at > now), default=None)
-
-
-def _earliest(one: float | None, other: float | None) -> float | None:
-    return min((at for at in (one, other) if at is not None), default=None)

@@ -8,7 +8,7 @@ What an event does to a request:
 
 1. acquire: shutting down → refuse; unknown name → refuse; quarantined → refuse; FAILED or CRASHED →
    its fallback serves, or refuse with the reason; larger than the budget → refuse with the figures;
-   as many requests as a queue bound → refuse.
+   the model's queue, or the server, is full → refuse.
 2. acquire, READY → grant, unless all places are taken or the load gate is closed.
 3. acquire otherwise → wait. Everyone who comes meanwhile waits for the one load.
 4. every event ends in `Planner.settle`: who can be granted is granted, then `plan` says which model

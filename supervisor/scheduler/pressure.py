@@ -1,4 +1,4 @@
-"""How pressed for memory the machine is, from readings, with hysteresis. Pure.
+"""How pressed for memory the machine is, from readings of it, with hysteresis. Pure.
 
 A level is reached at once: memory that is short is short now. It is left only when the reading has
 been `MARGIN` below its threshold for `CALM_SECONDS`, so that a figure that swings around a
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Protocol
 
 MARGIN = 0.02
 """Share of physical RAM below a threshold at which its level may be left."""
@@ -24,17 +23,24 @@ class SystemPressure(enum.IntEnum):
     CRITICAL = 4
 
 
-class Reading(Protocol):
-    """The machine's RAM at one moment, in bytes. None where it could not be read."""
+@dataclass(frozen=True, slots=True)
+class MachineMemory:
+    """One look at the machine's memory. Bytes; None where it could not be read."""
+
+    physical: int | None = None
+    used: int | None = None
+    """All but what the system would give to a new program without swapping."""
+    wired: int | None = None
+    """macOS alone: pages that can't be moved out, Metal's among them."""
+    swap_used: int | None = None
+    level: SystemPressure | None = None
+    """NORMAL does not prove that the GPU has room."""
 
     @property
-    def physical(self) -> int | None: ...
-    @property
-    def used(self) -> int | None: ...
-    @property
-    def used_percent(self) -> float | None: ...
-    @property
-    def level(self) -> SystemPressure | None: ...
+    def used_percent(self) -> float | None:
+        if self.physical is None or self.used is None or self.physical <= 0:
+            return None
+        return min(100.0, 100 * self.used / self.physical)
 
 
 class Level(enum.IntEnum):
@@ -69,7 +75,7 @@ class Pressure:
         self._calmest = Level.NORMAL
         """The highest level that the readings since then ask for."""
 
-    def observe(self, reading: Reading, now: float) -> Level:
+    def observe(self, reading: MachineMemory, now: float) -> Level:
         """The level after this reading, taken at `now`, monotonic seconds."""
         wanted = self._wanted(reading, 0.0)
         held = max(wanted, self._wanted(reading, MARGIN))
@@ -85,7 +91,7 @@ class Pressure:
                 self.level, self._calm_since = self._calmest, None
         return self.level
 
-    def _wanted(self, reading: Reading, margin: float) -> Level:
+    def _wanted(self, reading: MachineMemory, margin: float) -> Level:
         """The level of one reading with every threshold lowered by `margin`."""
         share = 0.0 if reading.used_percent is None else reading.used_percent / 100 + margin
         limits = self.thresholds
@@ -98,7 +104,7 @@ class Pressure:
         return Level.NORMAL
 
 
-def describe(reading: Reading, thresholds: Thresholds) -> str:
+def describe(reading: MachineMemory, thresholds: Thresholds) -> str:
     """The figures behind a level, for a person."""
     used = "use of RAM unknown"
     if reading.physical is not None and reading.used is not None:

@@ -1,4 +1,4 @@
-"""What those are told whom the pool cannot serve: messages with the figures behind them."""
+"""The errors for requests that the pool cannot serve: messages with the figures behind them."""
 
 from __future__ import annotations
 
@@ -160,7 +160,11 @@ def cut_off(model: Model) -> BulkheadError:
         case DrainCause.SHUTDOWN:
             return shutting_down()
         case DrainCause.EMERGENCY:
-            return emergency(name)
+            return MemoryPressure(
+                f"The machine is out of memory, so the model `{name}` was unloaded. "
+                "Try again once other programs have given some back.",
+                retry_after=_PRESSURE_RETRY_SECONDS,
+            )
         case DrainCause.BY_HAND:
             return ModelLoading(
                 f"The model `{name}` was unloaded by hand during this request. "
@@ -173,14 +177,6 @@ def cut_off(model: Model) -> BulkheadError:
                 "and this request did not end within memory.drain_seconds. Try again.",
                 retry_after=model.expected_load,
             )
-
-
-def emergency(name: str) -> MemoryPressure:
-    return MemoryPressure(
-        f"The machine is out of memory, so the model `{name}` was unloaded. "
-        "Try again once other programs have given some back.",
-        retry_after=_PRESSURE_RETRY_SECONDS,
-    )
 
 
 def no_new_loads(model: Model, figures: str) -> MemoryPressure:

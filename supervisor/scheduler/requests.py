@@ -28,7 +28,7 @@ class Requests:
     def new_lease(
         self, request_id: str, hold: float, now: float, purpose: Purpose, digest: bytes = b""
     ) -> Lease:
-        """A lease that is in no queue yet. Without a digest its request is told from all others."""
+        """A lease that is in no queue yet. A request without a digest is equal to no other."""
         number = next(self._ids)
         return Lease(number, request_id, now + hold, purpose, hold, digest or b"%d" % number)
 
@@ -135,9 +135,9 @@ class Requests:
         return [self.refuse(model, lease, error) for lease in list(model.waiting.values())]
 
     def refuse_failed_load(self, model: Model, error: BulkheadError) -> list[Effect]:
-        """A load has failed: who came for it was part of its end. Who waits while a worker is on
-        its way out was not, and waits for the next; and who was interrupted or parked before has an
-        answer under way, and does as well."""
+        """A load has failed: refuse those who came for it. Two kinds wait for the next load: those
+        who came while the last worker was on its way out, and those who were interrupted or parked
+        before, whose answers are under way."""
         if model.state is not State.LOADING:
             return []
         came = [lease for lease in model.waiting.values() if lease.error is None]
@@ -154,7 +154,7 @@ class Requests:
         return [self.refuse(model, lease, error) for lease in by_hand]
 
     def drop_preload(self, model: Model, why: str) -> list[Effect]:
-        """A preload has failed, which stops nobody and is told."""
+        """The model is not preloaded after all. Nobody waits for that; the log says so."""
         if model.preload is None:
             return []
         model.preload = None
@@ -173,7 +173,8 @@ class Requests:
         return other if usable and fits and other.requests < other.spec.capacity else None
 
     def send_on(self, model: Model, lease: Lease, other: Model, error: BulkheadError) -> Effect:
-        """`other` is to serve the lease, because `model` is unavailable; says so."""
+        """`other` is to serve the lease, because `model` is unavailable. Returns the line for the
+        log."""
         lease.asked = model.name
         return warning(
             f"{lease.request_id} asked for {model.name} and is served by its fallback "

@@ -1,9 +1,29 @@
-"""How the files of the state directory are replaced."""
+"""How the files of the state directory are read and replaced."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+T = TypeVar("T")
+MAX_FILE_BYTES = 1_000_000
+"""A larger file is none of ours."""
+
+
+def read_json(path: Path, kind: type[T]) -> T:
+    """What the file holds. Blocks on one read. Raises OSError, or ValueError for anything else than
+    JSON of this kind."""
+    with open(path, "rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise ValueError("too large")
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
 
 
 def write_atomically(path: Path, data: bytes, *, sync: bool = False) -> None:

@@ -8,6 +8,7 @@ import logging.handlers
 import os
 import sys
 from collections.abc import Iterable
+from datetime import datetime
 from pathlib import Path
 
 FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s"
@@ -36,6 +37,11 @@ def set_up(path: Path) -> None:
     for each in (handler, console):
         each.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
     logging.basicConfig(level=logging.INFO, handlers=[handler, console], force=True)
+
+
+def stamped(prefix: str) -> str:
+    """How the names of a new process's files begin: with `prefix` and the time, see `remove_old`."""
+    return f"{prefix}.{datetime.now():%Y%m%dT%H%M%S}"
 
 
 def remove_old(directory: Path, prefix: str) -> None:

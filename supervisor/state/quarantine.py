@@ -1,4 +1,4 @@
-"""Verdicts across restarts: which requests kill workers alone, by keyed digest.
+"""Which requests are quarantined, across restarts: those that kill workers alone, by keyed digest.
 
 One small JSON file in the state directory, 0600. The key never leaves it, so that nobody who sees a
 digest elsewhere can find out whether a guess at the request is right. A file that is missing or
@@ -16,43 +16,42 @@ from pathlib import Path
 
 import msgspec
 
-from supervisor.state.files import write_atomically
+from supervisor.state.files import read_json, write_atomically
 
 log = logging.getLogger("bulkhead.supervisor")
 
-_MAX_FILE_BYTES = 1_000_000
 _KEY_BYTES = 16
 _VERSION = 1
 
 
 class _QuarantineFile(msgspec.Struct, frozen=True):
-    """`guilty` holds digests and when they expire, epoch seconds."""
-
     version: int
     key: bytes
-    guilty: list[tuple[bytes, float]]
+    quarantined: list[tuple[bytes, float]] = msgspec.field(name="guilty")
+    """Keyed digests and when they expire, epoch seconds."""
 
 
 class Quarantine:
     """The file and its key."""
 
-    def __init__(self, path: Path, key: bytes, guilty: Iterable[tuple[bytes, float]] = ()) -> None:
+    def __init__(
+        self, path: Path, key: bytes, quarantined: Iterable[tuple[bytes, float]] = ()
+    ) -> None:
         self._path = path
         self._key = key
-        self._guilty = list(guilty)
+        self._quarantined = list(quarantined)
 
     @classmethod
     def load(cls, path: Path) -> Quarantine:
         """What `path` holds. Blocks on one read; never raises."""
         try:
-            with open(path, "rb") as file:
-                stored = msgspec.json.decode(file.read(_MAX_FILE_BYTES), type=_QuarantineFile)
+            stored = read_json(path, _QuarantineFile)
             if stored.version == _VERSION and len(stored.key) == _KEY_BYTES:
-                return cls(path, stored.key, stored.guilty)
+                return cls(path, stored.key, stored.quarantined)
             log.warning("forgot the quarantine in %s: another version", path)
         except FileNotFoundError:
             pass
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             log.warning("forgot the quarantine in %s: %s", path, error)
         return cls(path, secrets.token_bytes(_KEY_BYTES))
 
@@ -62,18 +61,19 @@ class Quarantine:
             return b""
         return hashlib.blake2b(digest, key=self._key, digest_size=16).digest()
 
-    def guilty(self) -> list[tuple[bytes, float]]:
-        """The verdicts that were loaded: keyed digests and when they expire, monotonic seconds."""
+    def quarantined(self) -> list[tuple[bytes, float]]:
+        """Those that were loaded: keyed digests and when they expire, monotonic seconds."""
         offset = time.time() - time.monotonic()
-        return [(digest, expires - offset) for digest, expires in self._guilty]
+        return [(digest, expires - offset) for digest, expires in self._quarantined]
 
-    def save(self, guilty: Iterable[tuple[bytes, float]]) -> None:
-        """Write all verdicts in force. Blocks; a disk that can't be written costs a log line."""
+    def save(self, quarantined: Iterable[tuple[bytes, float]]) -> None:
+        """Write all that are in force. Blocks; a disk that can't be written costs a log line."""
         offset = time.time() - time.monotonic()
-        self._guilty = [(digest, expires + offset) for digest, expires in guilty]
+        self._quarantined = [(digest, expires + offset) for digest, expires in quarantined]
         try:
             write_atomically(
-                self._path, msgspec.json.encode(_QuarantineFile(_VERSION, self._key, self._guilty))
+                self._path,
+                msgspec.json.encode(_QuarantineFile(_VERSION, self._key, self._quarantined)),
             )
         except OSError as error:
             log.warning("cannot write %s: %s", self._path, error.strerror)

@@ -29,6 +29,15 @@ class Frame(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
     """Base of every message."""
 
 
+class ErrorFrame(Frame, frozen=True):
+    """Base of those that tell an error, in the fields of `supervisor.errors.BulkheadError`."""
+
+    code: str
+    message: str
+    param: str | None
+    retry_after: float | None
+
+
 # ── control: gateway ↔ supervisor ────────────────────────────────────────────────────────────────
 
 
@@ -141,23 +150,14 @@ class Unpause(Frame, frozen=True, tag="proceed"):
     """Go on with what was paused."""
 
 
-class Refused(Frame, frozen=True, tag="refused"):
-    """No place. The fields are those of `supervisor.errors`."""
-
-    code: str
-    message: str
-    param: str | None
-    retry_after: float | None
+class Refused(ErrorFrame, frozen=True, tag="refused"):
+    """No place."""
 
 
-class Died(Frame, frozen=True, tag="died"):
-    """The granted worker is gone, or has to go; same fields as `Refused`. A request that
-    `may_return` sends `Return` within seconds; for any other the lease has ended."""
+class Died(ErrorFrame, frozen=True, tag="died"):
+    """The granted worker is gone, or has to go. A request that `may_return` sends `Return` within
+    seconds; for any other the lease has ended."""
 
-    code: str
-    message: str
-    param: str | None
-    retry_after: float | None
     may_return: bool = False
 
 
@@ -415,13 +415,8 @@ class Embedded(Frame, frozen=True, tag="embedded"):
     prompt_tokens: int
 
 
-class Failed(Frame, frozen=True, tag="failed"):
-    """The request ended with an error; same fields as `Refused`."""
-
-    code: str
-    message: str
-    param: str | None
-    retry_after: float | None
+class Failed(ErrorFrame, frozen=True, tag="failed"):
+    """The request ended with an error."""
 
 
 ToEngine = Generate | Embed | Pause | Continue

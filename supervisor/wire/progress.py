@@ -37,13 +37,15 @@ class Reading:
     beats: int = 0
     """Turns of the event loop, four a second."""
     begun: int = 0
-    """Steps of the generation thread, and of them..."""
+    """Steps of the generation thread that have begun."""
     ended: int = 0
+    """And that have ended."""
     outputs: int = 0
     """Tokens, vectors and ends that it has made."""
     preparing: int = 0
-    """Requests that the prompt thread has begun with, and of them..."""
+    """Requests whose preparation the prompt thread has begun."""
     prepared: int = 0
+    """And has ended."""
     longest: float = 0.0
     """Seconds of the longest recent step."""
 

@@ -58,9 +58,6 @@ class FrameStream(asyncio.Protocol, Generic[F]):
             self._transport.pause_reading()
         self._wake()
 
-    def eof_received(self) -> bool:
-        return False
-
     def connection_lost(self, exc: Exception | None) -> None:
         fault: ProtocolError | None = None
         try:
@@ -145,10 +142,10 @@ class FrameStream(asyncio.Protocol, Generic[F]):
             self._waiter.set_result(None)
 
 
-async def connect(path: str, frames: Any, limit: int = REPLY_LIMIT) -> FrameStream[F]:
+async def connect(path: str, frames: Any) -> FrameStream[F]:
     """Connect to a Unix socket. Raises OSError when nobody listens there."""
     loop = asyncio.get_running_loop()
-    stream: FrameStream[F] = FrameStream(frames, limit)
+    stream: FrameStream[F] = FrameStream(frames)
     await loop.create_unix_connection(lambda: stream, path)
     return stream
 

@@ -207,7 +207,7 @@ def run(folder: Path, seconds: float, clients: int, every: float, seed: int) -> 
             for each in working:
                 each.result(_PATIENCE)
         tally.convicted = server.log().count("alone kills the worker")
-        tally.convicted += len(Quarantine.load(server.state / "quarantine.json").guilty())
+        tally.convicted += len(Quarantine.load(server.state / "quarantine.json").quarantined())
     return tally
 
 

@@ -29,7 +29,8 @@ class Room:
 
 
 def _scheduler(*modules: str) -> tuple[str, ...]:
-    """What a room around the scheduler sees of it: plain values, and never who decides."""
+    """What a room around the scheduler sees of it: plain values, and never who decides. Only `api`
+    knows the pool, whose events it names to the dispatcher."""
     return tuple(f"supervisor.scheduler.{module}" for module in modules)
 
 
@@ -75,7 +76,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     "supervisor.api": Room(
         (
-            *_scheduler("effects", "lifecycle", "model", "refusals", "state"),
+            *_scheduler("effects", "lifecycle", "model", "pool", "refusals", "state"),
             "supervisor.errors",
             "supervisor.machine",
             "supervisor.state",
@@ -104,12 +105,25 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.units",
         )
     ),
+    "supervisor.dispatcher": Room(
+        (
+            "supervisor.api",
+            "supervisor.crashes",
+            "supervisor.machine",
+            "supervisor.models",
+            "supervisor.processes",
+            "supervisor.scheduler",
+            "supervisor.state",
+            "supervisor.wire",
+        ),
+    ),
     "supervisor.app": Room(
         (
             "supervisor.api",
             "supervisor.build",
             "supervisor.config",
             "supervisor.crashes",
+            "supervisor.dispatcher",
             "supervisor.machine",
             "supervisor.models",
             "supervisor.processes",

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sys
 
-from supervisor.machine.readers.base import MachineMemory, MemoryReader
+from supervisor.machine.readers.base import MemoryReader
 from supervisor.machine.readers.linux import LinuxReader
 from supervisor.machine.readers.macos import MacReader
 from supervisor.machine.readers.working_set import working_set
-from supervisor.scheduler.pressure import SystemPressure
+from supervisor.scheduler.pressure import MachineMemory, SystemPressure
 
 __all__ = [
     "LinuxReader",

@@ -2,30 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Protocol
 
-from supervisor.scheduler.pressure import SystemPressure
-
-
-@dataclass(frozen=True, slots=True)
-class MachineMemory:
-    """One look at the machine's memory. Bytes; None where it could not be read."""
-
-    physical: int | None = None
-    used: int | None = None
-    """All but what the system would give to a new program without swapping."""
-    wired: int | None = None
-    """macOS alone: pages that can't be moved out, Metal's among them."""
-    swap_used: int | None = None
-    level: SystemPressure | None = None
-    """NORMAL does not prove that the GPU has room."""
-
-    @property
-    def used_percent(self) -> float | None:
-        if self.physical is None or self.used is None or self.physical <= 0:
-            return None
-        return min(100.0, 100 * self.used / self.physical)
+from supervisor.scheduler.pressure import MachineMemory
 
 
 class MemoryReader(Protocol):

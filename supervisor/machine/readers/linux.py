@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from supervisor.machine.readers.base import MachineMemory
-from supervisor.scheduler.pressure import SystemPressure
+from supervisor.scheduler.pressure import MachineMemory, SystemPressure
 
 _FIELD = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE | re.ASCII)
 _STALL = re.compile(r"^(some|full) avg10=(\d+(?:\.\d+)?)", re.MULTILINE | re.ASCII)

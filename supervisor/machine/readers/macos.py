@@ -18,9 +18,8 @@ from typing import NamedTuple
 
 import psutil
 
-from supervisor.machine.readers.base import MachineMemory
 from supervisor.machine.readers.command import Run, run
-from supervisor.scheduler.pressure import SystemPressure
+from supervisor.scheduler.pressure import MachineMemory, SystemPressure
 
 COMMAND_SECONDS = 2.0
 """sysctl and vm_stat answer in milliseconds; a machine that swaps may take longer."""

@@ -51,68 +51,51 @@ _RENAMED: Final[Mapping[str, str]] = MappingProxyType(
     }
 )
 """mlx-lm's own table."""
-_DENSE = (
-    "Klear apertus bailing_moe bitnet cohere deepseek dots1 ernie4_5 ernie4_5_moe exaone gemma"
-    " gemma2 glm glm4 glm4_moe gpt2 gpt_neox granite granitemoe helium hunyuan hunyuan_v1_dense"
-    " internlm2"
-    " internlm3 mimo minicpm minimax mixtral nanochat nemotron olmo olmo2 olmoe phi phi3 phi3small"
-    " phimoe phixtral pixtral plamo qwen qwen2 qwen2_moe qwen2_vl qwen3 qwen3_moe qwen3_vl"
-    " qwen3_vl_moe seed_oss smollm3 solar_open stablelm starcoder2"
-)
-FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
-    dict.fromkeys(_DENSE.split(), dense)
-    | {
-        "llama": attention.typed,
-        "mistral3": attention.typed,
-        "ministral3": attention.typed,
-        "afmoe": attention.typed,
-        "laguna": attention.typed,
-        "mellum": attention.typed,
-        "muse_glimmer": attention.typed,
-        "spark2_5": attention.typed,
-        "exaone_moe": attention.typed,
-        "gpt_oss": attention.alternating,
-        "olmo3": attention.one_in_four,
-        "gemma3": attention.every(6, 512, kv_heads=4, head_dim=256),
-        "gemma3_text": attention.every(6, 512, kv_heads=1, head_dim=256),
-        "cohere2": attention.every(4, 4096, kv_heads=8, head_dim=128),
-        "exaone4": attention.lettered,
-        "gemma3n": attention.gemma3n,
-        "gemma4": attention.gemma4,
-        "gemma4_text": attention.gemma4,
-        "deepseek_v3": attention.mla,
-        "glm4_moe_lite": attention.mla,
-        "mistral4": attention.mla,
-        "kimi_vl": attention.mla,
-        "kimi_k25": attention.mla,
-        "deepseek_v32": attention.mla_indexed,
-        "glm_moe_dsa": attention.mla_indexed,
-        "longcat_flash": attention.mla_double,
-        "deepseek_v2": attention.mla_expanded,
-        "youtu_llm": attention.mla_expanded,
-        "minicpm3": attention.minicpm3,
-        "qwen3_next": recurrent.delta_hybrid,
-        "qwen3_5": recurrent.delta_hybrid,
-        "qwen3_5_moe": recurrent.delta_hybrid,
-        "olmo_hybrid": recurrent.olmo_hybrid,
-        "kimi_linear": recurrent.kimi_linear,
-        "granitemoehybrid": recurrent.granite,
-        "falcon_h1": recurrent.falcon_h1,
-        "nemotron_h": recurrent.nemotron_h,
-        "mamba": recurrent.mamba,
-        "mamba2": recurrent.mamba2,
-        "jamba": recurrent.jamba,
-        "lfm2": recurrent.lfm2,
-        "lfm2-vl": recurrent.lfm2,
-        "lfm2_moe": recurrent.lfm2,
-        "llama4": attention.llama4,
-        "mimo_v2_flash": attention.mimo_v2,
-        "step3p5": attention.step3p5,
-        "afm7": attention.afm7,
-        "openelm": attention.openelm,
-        "nemotron-nas": attention.nemotron_nas,
-        "dbrx": attention.dbrx,
-        "gpt_bigcode": attention.gpt_bigcode,
+_MODULES: Final[Mapping[Family, str]] = MappingProxyType(
+    {
+        dense: "Klear apertus bailing_moe bitnet cohere deepseek dots1 ernie4_5 ernie4_5_moe exaone"
+        " gemma gemma2 glm glm4 glm4_moe gpt2 gpt_neox granite granitemoe helium hunyuan"
+        " hunyuan_v1_dense internlm2 internlm3 mimo minicpm minimax mixtral nanochat nemotron olmo"
+        " olmo2 olmoe phi phi3 phi3small phimoe phixtral pixtral plamo qwen qwen2 qwen2_moe"
+        " qwen2_vl qwen3 qwen3_moe qwen3_vl qwen3_vl_moe seed_oss smollm3 solar_open stablelm"
+        " starcoder2",
+        attention.typed: "llama mistral3 ministral3 afmoe laguna mellum muse_glimmer spark2_5"
+        " exaone_moe",
+        attention.alternating: "gpt_oss",
+        attention.one_in_four: "olmo3",
+        attention.every(6, 512, kv_heads=4, head_dim=256): "gemma3",
+        attention.every(6, 512, kv_heads=1, head_dim=256): "gemma3_text",
+        attention.every(4, 4096, kv_heads=8, head_dim=128): "cohere2",
+        attention.lettered: "exaone4",
+        attention.gemma3n: "gemma3n",
+        attention.gemma4: "gemma4 gemma4_text",
+        attention.mla: "deepseek_v3 glm4_moe_lite mistral4 kimi_vl kimi_k25",
+        attention.mla_indexed: "deepseek_v32 glm_moe_dsa",
+        attention.mla_double: "longcat_flash",
+        attention.mla_expanded: "deepseek_v2 youtu_llm",
+        attention.minicpm3: "minicpm3",
+        attention.llama4: "llama4",
+        attention.mimo_v2: "mimo_v2_flash",
+        attention.step3p5: "step3p5",
+        attention.afm7: "afm7",
+        attention.openelm: "openelm",
+        attention.nemotron_nas: "nemotron-nas",
+        attention.dbrx: "dbrx",
+        attention.gpt_bigcode: "gpt_bigcode",
+        recurrent.delta_hybrid: "qwen3_next qwen3_5 qwen3_5_moe",
+        recurrent.olmo_hybrid: "olmo_hybrid",
+        recurrent.kimi_linear: "kimi_linear",
+        recurrent.granite: "granitemoehybrid",
+        recurrent.falcon_h1: "falcon_h1",
+        recurrent.nemotron_h: "nemotron_h",
+        recurrent.mamba: "mamba",
+        recurrent.mamba2: "mamba2",
+        recurrent.jamba: "jamba",
+        recurrent.lfm2: "lfm2 lfm2-vl lfm2_moe",
     }
+)
+"""The modules of mlx-lm that each formula is for."""
+FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
+    {module: family for family, modules in _MODULES.items() for module in modules.split()}
 )
 """By mlx-lm's module."""

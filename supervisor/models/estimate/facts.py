@@ -26,9 +26,6 @@ class Facts:
         self._table = table
         self._where = where
 
-    def __contains__(self, name: str) -> bool:
-        return self._table.get(name) is not None
-
     def integer(self, *names: str, default: int | None = None) -> int:
         """The first of `names` that is there, 0 to 10^9. Raises EstimateError when it is no such
         number, or when none is there and no `default` given."""

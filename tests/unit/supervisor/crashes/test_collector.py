@@ -61,11 +61,11 @@ class World:
     async def report(self, how: str, model: str = "m") -> Any:
         """What is reported of a process that has ended."""
         generation = self.pool.models[model].generation
-        crash = self.collector.diagnose(model, generation, how)
-        assert crash is not None
+        death = self.collector.diagnose(model, generation, how)
+        assert death is not None
         self.collector.report(model, generation, how)
         await self.collector.reports.flush()
-        return json.loads(await self.collector.reports.read_json(crash.id))
+        return json.loads(await self.collector.reports.read_json(death.report))
 
 
 def play(folder: Path, story: Callable[[World], Awaitable[None]]) -> None:

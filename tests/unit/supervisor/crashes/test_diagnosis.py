@@ -166,7 +166,7 @@ def test_an_end_without_a_line(how: str, cause: Cause) -> None:
 def test_what_we_put_down_ourselves(reason: str, cause: Cause) -> None:
     """A wedge has no line ever; its end by SIGKILL is our own."""
     found = diagnose("SIGKILL", INFO, kill_reason=reason)
-    assert (found.cause, found.line, found.memory) == (cause, reason, False)
+    assert (found.cause, found.line, found.meaning.memory) == (cause, reason, False)
     assert diagnose("SIGKILL", RECORDED[0][0], kill_reason=reason).cause is Cause.GPU_OUT_OF_MEMORY
 
 
@@ -237,23 +237,23 @@ def test_what_was_survived_long_ago_is_no_cause() -> None:
 def test_what_follows_from_a_death(how: str, said: str, fault: Fault, permanent: bool) -> None:
     """Who is suspected, whether fewer requests run at once, whether the model is tried again."""
     found = diagnose(how, said, loading=permanent)
-    assert (found.fault, found.permanent) == (fault, permanent)
-    assert found.memory is (fault is Fault.MEMORY)
+    assert (found.meaning.fault, found.meaning.permanent) == (fault, permanent)
+    assert found.meaning.memory is (fault is Fault.MEMORY)
 
 
 def test_an_array_that_no_gpu_takes_is_its_request_s_fault() -> None:
     line = "[metal::malloc] 4 bytes which is greater than the maximum allowed buffer size of 3."
-    assert diagnose("SIGABRT", line).blame is Blame.REQUEST
+    assert diagnose("SIGABRT", line).meaning.blame is Blame.REQUEST
 
 
 @pytest.mark.parametrize("cause", Cause)
 def test_advice_agrees_with_what_is_done_about_it(cause: Cause) -> None:
     found = Diagnosis(cause)
     # The limit that the supervisor lowers by itself is the one that a person is told to lower.
-    assert ("max_concurrency" in found.advice) is found.memory
-    if found.blame is Blame.REQUEST:
-        assert "prompt" in found.advice
-    if found.permanent:
-        assert re.search("Upgrade|Reinstall|Get them", found.advice)
-    assert found.advice.endswith(".")
+    assert ("max_concurrency" in found.meaning.advice) is found.meaning.memory
+    if found.meaning.blame is Blame.REQUEST:
+        assert "prompt" in found.meaning.advice
+    if found.meaning.permanent:
+        assert re.search("Upgrade|Reinstall|Get them", found.meaning.advice)
+    assert found.meaning.advice.endswith(".")
     assert not found.summary.endswith(".")

@@ -49,7 +49,7 @@ class Told:
         self.figures = ""
         self.unattributed: list[int] = []
 
-    def memory_pressure(self, level: Level, figures: str) -> None:
+    def memory_pressure(self, machine: MachineMemory, level: Level, figures: str) -> None:
         self.levels.append(level)
         self.figures = figures
         self.pool.pressure(level, figures, self.world.now)
@@ -73,7 +73,7 @@ class World:
         self.told = Told(self.pool, self)
         self.monitor = Monitor(
             self.pool.models,
-            self.pool.state.ledger,
+            self.pool.state.ledger.awaits_memory,
             self.told,
             self.reader,
             Thresholds(),

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.models.size_cache import MAX_ENTRIES, MAX_FILE_BYTES, MeasuredLoad, SizeCache, key
+from supervisor.models.size_cache import MAX_ENTRIES, MeasuredLoad, SizeCache, SizesFile, key
+from supervisor.state.files import MAX_FILE_BYTES
 
 SEEN = MeasuredLoad("coder", 18_000_000_000, 21.5, 1_769_000_000.0)
 
@@ -28,7 +29,7 @@ def test_a_new_measurement_replaces_the_old(tmp_path: Path) -> None:
 
 def test_the_least_recently_measured_are_forgotten(tmp_path: Path) -> None:
     path = tmp_path / "sizes.json"
-    sizes = SizeCache(path, {str(i): SEEN for i in range(MAX_ENTRIES)})
+    sizes = SizeCache(path, SizesFile(1, {str(i): SEEN for i in range(MAX_ENTRIES)}))
     sizes.remember("0", SEEN)  # no longer the oldest
     sizes.remember("new", SEEN)
     for seen in (sizes, SizeCache.load(path)):
@@ -41,7 +42,7 @@ def test_a_full_file_can_be_read_back(tmp_path: Path) -> None:
     path = tmp_path / "sizes.json"
     long_names = MeasuredLoad("m" * 200, 2**49, 999_999.5, 1_769_000_000.123)
     full = {f"{i:032}": long_names for i in range(MAX_ENTRIES)}
-    sizes = SizeCache(path, full)
+    sizes = SizeCache(path, SizesFile(1, full))
     sizes.save_use_counts({f"{i:0200}": 2**53 - 1 for i in range(MAX_ENTRIES)})
     sizes.remember("last", SEEN)
     assert path.stat().st_size < MAX_FILE_BYTES

@@ -114,7 +114,7 @@ def test_other_files_or_another_context_are_another_model(folder: Path) -> None:
 
 def test_uses_belong_to_the_name_whatever_its_files_are(folder: Path) -> None:
     asked = sizing(folder)
-    assert asked.use_count("m") == 0
-    asked.save_use_counts({"m": 5})
+    assert asked.cache.use_count("m") == 0
+    asked.cache.save_use_counts({"m": 5})
     grow(folder)
-    assert (asked.use_count("m"), sizing(folder, context=512).use_count("m")) == (5, 5)
+    assert (asked.cache.use_count("m"), sizing(folder, context=512).cache.use_count("m")) == (5, 5)

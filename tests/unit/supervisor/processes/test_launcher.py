@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from supervisor.processes.child import STACKS_SIGNAL
-from supervisor.processes.launcher import Child, Launcher, describe_exit, is_ours
+from supervisor.processes.launcher import Child, Launcher, describe_exit, find_ours
 from tests.helpers.children import ROOT
 from tests.helpers.serving import Deadline
 
@@ -290,16 +290,16 @@ def test_a_process_is_ours_by_pid_and_start_and_instance(nursery: Nursery) -> No
     async def scenario() -> Child:
         child, ended = nursery.start("echo", channel=True)
         assert child.channel.recv(1) == b"!"
-        assert is_ours(child.pid, child.started, "instance-1")
-        assert not is_ours(child.pid, child.started, "instance-2")
-        assert not is_ours(child.pid, child.started - 5, "instance-1")
-        assert not is_ours(os.getpid(), child.started, "instance-1")
+        assert find_ours(child.pid, child.started, "instance-1")
+        assert not find_ours(child.pid, child.started, "instance-2")
+        assert not find_ours(child.pid, child.started - 5, "instance-1")
+        assert not find_ours(os.getpid(), child.started, "instance-1")
         child.signal(signal.SIGKILL)
         await asyncio.wait_for(ended, SECONDS)
         return child  # type: ignore[no-any-return]
 
     child = asyncio.run(scenario())
-    assert not is_ours(child.pid, child.started, "instance-1")
+    assert not find_ours(child.pid, child.started, "instance-1")
 
 
 # ── no orphans ───────────────────────────────────────────────────────────────────────────────────

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.crashes.diagnosis import Cause, Crash, Diagnosis
+from supervisor.crashes.diagnosis import Cause, Diagnosis
 from supervisor.models.size_cache import SizeCache
 from supervisor.scheduler.concurrency_limit import lowered, raised
 from supervisor.scheduler.effects import Effect, Grant, Interrupt, RememberLimit, Unpause
@@ -59,7 +59,7 @@ def loaded_with(requests: int, concurrency: int = 8) -> Pool:
 def die(pool: Pool, cause: Cause, now: float, how: str = "SIGABRT") -> list[Effect]:
     """The worker's end, and what is said of it."""
     generation = pool.models["m"].generation
-    crash = Crash("id", Diagnosis(cause)).death
+    crash = Diagnosis(cause).death("id")
     dying = pool.dying("m", generation, how, now, crash)
     effects = pool.exited("m", generation, how, now, crash)
     for effect in dying:

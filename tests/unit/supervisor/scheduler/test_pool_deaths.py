@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.crashes.diagnosis import Cause, Crash, Diagnosis
+from supervisor.crashes.diagnosis import Cause, Diagnosis
 from supervisor.scheduler.effects import EndLease, Grant, Refuse, Spawn, Stop
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Rules, Spec, Suspicion
@@ -64,7 +64,7 @@ def test_a_death_that_is_understood_says_why_and_what_to_do(
     pool = make_pool()
     acquire(pool)
     pool.ready("m", 1, 0, 1, 7.5)
-    crash = Crash("some-id", Diagnosis(cause, "a line of the log")).death
+    crash = Diagnosis(cause, "a line of the log").death("some-id")
     message = error_of(getattr(pool, event)("m", 1, "SIGABRT", 10.0, crash)).message
     assert f"m#1 died (SIGABRT: {told}" in message
     assert what_to_do in message
@@ -80,7 +80,7 @@ def test_nobody_is_suspected_of_what_came_from_outside(cause: Cause, standing: S
     pool = Pool([Spec("m")], rules=Rules(recovery="resume"))
     lease = acquire(pool)
     pool.ready("m", 1, 0, 1, 7.5)
-    pool.exited("m", 1, "SIGABRT", 10.0, Crash("some-id", Diagnosis(cause)).death)
+    pool.exited("m", 1, "SIGABRT", 10.0, Diagnosis(cause).death("some-id"))
     pool.returned(lease, 0, 10.0)
     assert pool.models["m"].waiting[lease].suspicion is standing
 
@@ -90,7 +90,7 @@ def test_what_we_killed_says_why_in_our_words() -> None:
     acquire(pool)
     pool.ready("m", 1, 0, 1, 7.5)
     pool.broken("m", 1, "bad message: torn", 9.0)
-    crash = Crash("some-id", Diagnosis(Cause.PROTOCOL)).death
+    crash = Diagnosis(Cause.PROTOCOL).death("some-id")
     message = error_of(pool.exited("m", 1, "SIGKILL", 10.0, crash)).message
     assert "m#1 died (SIGKILL; bad message: torn) during this request" in message
     assert "some-id" in message

@@ -19,11 +19,11 @@ def test_verdicts_survive_a_restart_with_their_time(tmp_path: Path) -> None:
     first.save([(digest, expires)])
     again = Quarantine.load(path)
     assert again.keyed(b"a request") == digest
-    ((restored, at),) = again.guilty()
+    ((restored, at),) = again.quarantined()
     assert restored == digest
     assert at == pytest.approx(expires, abs=1.0)
     again.save([])
-    assert Quarantine.load(path).guilty() == []
+    assert Quarantine.load(path).quarantined() == []
     assert Quarantine.load(path).keyed(b"a request") == digest
 
 
@@ -56,14 +56,14 @@ def test_a_corrupt_file_is_as_good_as_none(
     path = tmp_path / "quarantine.json"
     path.write_bytes(content)
     quarantine = Quarantine.load(path)
-    assert quarantine.guilty() == []
+    assert quarantine.quarantined() == []
     assert "forgot the quarantine" in caplog.text
     quarantine.save([(b"x", 1.0)])
-    assert len(Quarantine.load(path).guilty()) == 1
+    assert len(Quarantine.load(path).quarantined()) == 1
 
 
 def test_a_missing_file_is_no_news(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert Quarantine.load(tmp_path / "quarantine.json").guilty() == []
+    assert Quarantine.load(tmp_path / "quarantine.json").quarantined() == []
     assert not caplog.records
 
 

@@ -1,0 +1,276 @@
+"""The one place where events meet the pool: they are handed in, and their effects carried out.
+
+Everything runs on one thread and one event loop, so an event and its effects are never interleaved
+with another's. All of them go through `Dispatcher.handle`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable
+from typing import ParamSpec, TypeVar
+
+from supervisor.api.control import Control
+from supervisor.api.events import EventFeed
+from supervisor.crashes.collector import CrashCollector
+from supervisor.machine.readers import MachineMemory, MemoryReader
+from supervisor.models.sizing import Sizing
+from supervisor.processes.fleet import Fleet
+from supervisor.processes.launcher import Child
+from supervisor.scheduler.death import Death
+from supervisor.scheduler.effects import (
+    Effect,
+    LeaseEffect,
+    LogLine,
+    QuarantineRequest,
+    RememberLimit,
+    Shrink,
+    Spawn,
+    Stop,
+)
+from supervisor.scheduler.lifecycle import State
+from supervisor.scheduler.pool import Pool
+from supervisor.scheduler.pressure import Level
+from supervisor.state.quarantine import Quarantine
+from supervisor.wire import frames
+
+log = logging.getLogger("bulkhead.supervisor")
+
+_EXIT_SECONDS = 30.0
+"""How long an exit after a bug may take: the gateway alone may need ten."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Dispatcher:
+    """Listens to the workers, to the monitor and to the control socket, for the pool.
+
+    `connect` comes before the first event. `failed` is set when the pool has raised, see `handle`;
+    `stopped` when it shuts down and the last worker is gone.
+    """
+
+    def __init__(
+        self,
+        pool: Pool,
+        sizing: Sizing,
+        quarantine: Quarantine,
+        collector: CrashCollector,
+        feed: EventFeed,
+        reader: MemoryReader,
+    ) -> None:
+        self.failed = asyncio.Event()
+        self.stopped = asyncio.Event()
+        self._pool = pool
+        self._sizing = sizing
+        self._quarantine = quarantine
+        self._collector = collector
+        self._feed = feed
+        self._reader = reader
+        self._fleet: Fleet
+        self._control: Control
+        self._timer: asyncio.TimerHandle | None = None
+
+    def connect(self, fleet: Fleet, control: Control) -> None:
+        """Who carries out what the pool decides about workers and about leases."""
+        self._fleet, self._control = fleet, control
+
+    # ── events and effects ───────────────────────────────────────────────────────────────────────
+
+    def handle(
+        self, event: Callable[P, Iterable[Effect] | None], *args: P.args, **more: P.kwargs
+    ) -> None:
+        """One event of the pool: have it decide, carry out the effects in order, and set the timer
+        for its next deadline. The one place where exceptions of both end.
+
+        After an exception of the pool's own its state may be half-changed, and nothing that follows
+        could be trusted: the supervisor exits, and is started again. One of an effect is made up
+        for, and the others are carried out all the same.
+        """
+        if self.failed.is_set():
+            return
+        try:
+            for effect in event(*args, **more) or ():
+                try:
+                    self._carry_out(effect)
+                except Exception:
+                    log.exception("%s: not carried out: %s", _name(event), effect)
+                    self._make_up_for(effect)
+            guarded(self._feed.tell_states, self._pool.models.values())
+            self._set_timer()
+        except Exception:
+            log.critical("%s: a bug; the supervisor exits", _name(event), exc_info=True)
+            self.failed.set()
+            # Whatever hangs on the way out: without us the children end, and we are started again.
+            asyncio.get_running_loop().call_later(_EXIT_SECONDS, os._exit, 1)
+        if self._pool.state.shutting_down and self._pool.state.stopped:
+            self.stopped.set()
+
+    def _carry_out(self, effect: Effect) -> None:
+        match effect:
+            case Spawn(model, generation):
+                self._fleet.spawn(model, generation)
+            case Stop(model, generation, kill, stacks):
+                self._fleet.stop(model, generation, kill=kill, stacks=stacks)
+            case Shrink(model, generation):
+                self._fleet.shrink(model, generation)
+            case LeaseEffect():
+                guarded(self._collector.record_effect, effect)
+                self._control.tell(effect)
+            case QuarantineRequest(model, request_id):
+                log.error("%s alone kills the worker of %s: refused", request_id, model)
+                self._quarantine.save(self._pool.recovery.blame.quarantined(time.monotonic()))
+            case RememberLimit(model, limit):
+                self._sizing.save_limit(model, limit, time.time() - time.monotonic())
+            case LogLine(text, level):
+                log.log(level, "%s", text)
+                self._feed.tell("decision", text=text)
+
+    def _make_up_for(self, effect: Effect) -> None:
+        """The effect has raised, and what the pool expects of it must come about all the same. What
+        was only to be written down needs nothing."""
+        match effect:
+            case Spawn(model, generation):
+                # Half started, it is killed, and its exit is told as always.
+                if not self._fleet.stop(model, generation, kill=True, stacks=False):
+                    loop, how = asyncio.get_running_loop(), "it could not be started"
+                    loop.call_soon(self.worker_exited, model, generation, how)
+            case Stop(model, generation):
+                self._fleet.stop(model, generation, kill=True, stacks=False)
+            case LeaseEffect(lease):
+                self._control.drop(lease)
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        due = self._pool.next_deadline()
+        loop = asyncio.get_running_loop()
+        # The loop's clock is time.monotonic on every platform we run on.
+        self._timer = None if due is None else loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        self.handle(self._pool.tick, time.monotonic())
+
+    # ── workers ──────────────────────────────────────────────────────────────────────────────────
+
+    def worker_started(self, model: str, generation: int, child: Child) -> None:
+        guarded(self._collector.worker_started, model, generation, child)
+        self.handle(self._pool.started, model, generation, child.pid)
+
+    def worker_loading(self, model: str, generation: int, done: int, total: int) -> None:
+        self.handle(self._pool.loading, model, generation, time.monotonic())
+        if total:
+            self._feed.tell(
+                "loading", model=model, generation=generation, done_bytes=done, total_bytes=total
+            )
+
+    def worker_ready(self, model: str, generation: int, ready: frames.Ready) -> None:
+        living, now = self._pool.state.living(model, generation), time.monotonic()
+        if living is None:
+            return
+        worker = living.current
+        # What MLX holds leaves out the interpreter and its libraries.
+        seen = None if worker.pid is None else self._reader.footprint(worker.pid)
+        size = max(ready.memory_bytes, seen or 0)
+        self.handle(self._pool.ready, model, generation, size, ready.context, now)
+        if worker.loaded_at == now:
+            self._sizing.save_load(model, size, now - worker.load_started)
+
+    def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
+        self.handle(self._pool.load_failed, model, generation, reason, time.monotonic())
+
+    def worker_broken(self, model: str, generation: int, reason: str) -> None:
+        log.error("worker %s#%d must go: %s", model, generation, reason)
+        self.handle(self._pool.broken, model, generation, reason, time.monotonic())
+
+    def worker_progressed(self, model: str, generation: int) -> None:
+        self.handle(self._pool.progress, model, generation)
+
+    def worker_stalled(self, model: str, generation: int, how: str) -> None:
+        self._log_death(model, generation, f"has stalled and is killed ({how})")
+        death = self._diagnose(model, generation, "SIGKILL", kill_reason=f"it stalled: {how}")
+        self.handle(self._pool.stalled, model, generation, how, time.monotonic(), death)
+
+    def worker_dying(self, model: str, generation: int, how: str) -> None:
+        death = self._diagnose(model, generation, how)
+        self._log_death(model, generation, f"died ({how})")
+        self.handle(self._pool.dying, model, generation, how, time.monotonic(), death)
+
+    def worker_exited(self, model: str, generation: int, how: str) -> None:
+        death = self._diagnose(model, generation, how)
+        self._log_death(model, generation, f"died ({how})")
+        self.handle(self._pool.exited, model, generation, how, time.monotonic(), death)
+        guarded(self._collector.report, model, generation, how)
+        if death is not None:
+            details = {"id": death.report, "cause": death.cause}
+            self._feed.tell("crash", model=model, generation=generation, **details)
+
+    def _diagnose(
+        self, model: str, generation: int, how: str, *, kill_reason: str = ""
+    ) -> Death | None:
+        """What is known of a worker's end. None when it was asked for, or we kill them all."""
+        if self.failed.is_set():
+            return None
+        return guarded(self._collector.diagnose, model, generation, how, kill_reason=kill_reason)
+
+    def _log_death(self, model: str, generation: int, fate: str) -> None:
+        """Name those who were in a worker that ends unasked."""
+        dead = self._pool.models[model]
+        unasked = dead.state in (State.LOADING, State.READY, State.DRAINING)
+        if unasked and dead.generation == generation:
+            inside = dead.waiting if dead.state is State.LOADING else dead.granted
+            lost = [lease.request_id for lease in inside.values()]
+            named = f": {', '.join(lost)}" if lost else ""
+            name = dead.current.name
+            log.error("worker %s %s with %d requests in it%s", name, fate, len(lost), named)
+
+    # ── the machine's memory ─────────────────────────────────────────────────────────────────────
+
+    def memory_pressure(self, machine: MachineMemory, level: Level, figures: str) -> None:
+        guarded(self._collector.sample_memory, machine)
+        if level >= Level.HIGH:
+            self._fleet.spare.drop("memory is short")
+        self.handle(self._pool.pressure, level, figures, time.monotonic())
+
+    def memory_footprint(self, model: str, generation: int, size: int) -> None:
+        self.handle(self._pool.footprint, model, generation, size)
+
+    def memory_unattributed(self, size: int) -> None:
+        self.handle(self._pool.memory_seen, size, time.monotonic())
+
+    # ── the control socket ───────────────────────────────────────────────────────────────────────
+
+    def before_load(self, model: str) -> None:
+        state = self._pool.models[model].state
+        if state not in (State.COLD, State.FAILED) or not self._sizing.has_changed(model):
+            return
+        if state is State.FAILED:
+            log.info("the files of model %s have changed; it may be loaded again", model)
+            self.handle(self._pool.changed, model)
+        need, now = self._sizing.need(model), time.monotonic()
+        self.handle(self._pool.estimated, model, need.estimate, need.headroom, now)
+
+    def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
+        guarded(self._collector.returned, lease, position, prompt_tokens)
+        self.handle(self._pool.returned, lease, position, time.monotonic())
+
+    def left(self, lease: int) -> None:
+        guarded(self._collector.left, lease)
+        self.handle(self._pool.release, lease, time.monotonic())
+
+
+def guarded(record: Callable[P, T], *args: P.args, **more: P.kwargs) -> T | None:
+    """For what is recorded or told to people: an exception is logged, and changes nothing."""
+    try:
+        return record(*args, **more)
+    except Exception:
+        log.exception("%s has failed", _name(record))
+        return None
+
+
+def _name(function: Callable[..., object]) -> str:
+    """For the log."""
+    return getattr(function, "__qualname__", repr(function))

@@ -28,11 +28,11 @@ class Room:
     """Packages of Python's own that it must not import."""
 
 
-_VALUES = tuple(
-    f"supervisor.scheduler.{module}"
-    for module in ("death", "effects", "lifecycle", "model", "pressure", "refusals")
-)
-"""What the rooms around the scheduler see of it: plain values, and never who decides."""
+def _scheduler(*modules: str) -> tuple[str, ...]:
+    """What a room around the scheduler sees of it: plain values, and never who decides."""
+    return tuple(f"supervisor.scheduler.{module}" for module in modules)
+
+
 _NO_WORLD = ("asyncio", "os", "pathlib", "signal", "socket", "subprocess", "threading", "time")
 """What pure code has no use for."""
 
@@ -41,19 +41,19 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.errors": Room(without=_NO_WORLD),
     "supervisor.units": Room(without=_NO_WORLD),
     "supervisor.config": Room((), ("msgspec",)),
-    "supervisor.wire": Room(("supervisor.errors",), ("msgspec",)),
-    "supervisor.state": Room(("supervisor.errors",), ("msgspec",)),
+    "supervisor.wire": Room((), ("msgspec",)),
+    "supervisor.state": Room((), ("msgspec",)),
     # The supervisor.
     "supervisor.scheduler": Room(
         ("supervisor.errors", "supervisor.units"), without=(*_NO_WORLD, "random")
     ),
-    "supervisor.machine": Room((*_VALUES, "supervisor.scheduler.ledger"), ("psutil",)),
+    "supervisor.machine": Room(_scheduler("lifecycle", "model", "pressure"), ("psutil",)),
     "supervisor.models": Room(
-        (*_VALUES, "supervisor.config", "supervisor.state", "supervisor.units"), ("msgspec",)
+        (*_scheduler("model"), "supervisor.config", "supervisor.state"), ("msgspec",)
     ),
     "supervisor.processes": Room(
         (
-            *_VALUES,
+            *_scheduler("lifecycle", "model", "pressure"),
             "supervisor.config",
             "supervisor.models",
             "supervisor.state",
@@ -63,20 +63,21 @@ ROOMS: Mapping[str, Room] = {
     ),
     "supervisor.crashes": Room(
         (
-            *_VALUES,
+            *_scheduler("death", "effects", "lifecycle", "model"),
             "supervisor.errors",
             "supervisor.machine",
             "supervisor.processes",
+            "supervisor.state",
+            "supervisor.units",
             "supervisor.wire",
         ),
         ("msgspec", "rich"),
     ),
     "supervisor.api": Room(
         (
-            *_VALUES,
+            *_scheduler("effects", "lifecycle", "model", "refusals", "state"),
             "supervisor.errors",
             "supervisor.machine",
-            "supervisor.scheduler.state",
             "supervisor.state",
             "supervisor.wire",
         ),
@@ -88,6 +89,7 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.crashes.store",
             "supervisor.crashes.view",
             "supervisor.state",
+            "supervisor.units",
             "supervisor.wire",
         ),
         ("msgspec", "rich", "typer"),

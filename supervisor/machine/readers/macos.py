@@ -12,13 +12,14 @@ import os
 import re
 import struct
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import psutil
 
 from supervisor.machine.readers.base import MachineMemory
+from supervisor.machine.readers.command import Run, run
 from supervisor.scheduler.pressure import SystemPressure
 
 COMMAND_SECONDS = 2.0
@@ -37,7 +38,6 @@ _UNITS = {"K": 2**10, "M": 2**20, "G": 2**30}
 _ABSENT = (OSError, AttributeError)
 """What ctypes raises where the library or the function is not there, as on Linux."""
 
-Run = Callable[[Sequence[str]], str]
 Sysctl = Callable[[str], bytes]
 Rusage = Callable[[int], bytes]
 
@@ -55,19 +55,6 @@ class Process:
 
     wired: int
     footprint: int
-
-
-def run(command: Sequence[str]) -> str:
-    """stdout of a helper, with a deadline. Raises OSError or subprocess.SubprocessError."""
-    return subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=True,
-        timeout=COMMAND_SECONDS,
-    ).stdout
 
 
 def from_psutil() -> Use:
@@ -161,7 +148,7 @@ class MacReader:
 
     def _output(self, *command: str) -> str:
         try:
-            return self._run(command)
+            return self._run(command, COMMAND_SECONDS)
         except (OSError, subprocess.SubprocessError):
             return ""
 

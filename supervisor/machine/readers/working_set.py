@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+
+from supervisor.machine.readers.command import Run, run
 
 SECONDS = 30.0
 """The first import after an update compiles and may take ten."""
@@ -19,37 +20,15 @@ _ARGUMENTS = (
     "print('working-set', mx.device_info().get('max_recommended_working_set_size', 0))",
 )
 
-Run = Callable[[Sequence[str], Mapping[str, str] | None, float], str]
 
-
-def run(command: Sequence[str], environ: Mapping[str, str] | None, seconds: float) -> str:
-    """stdout of the child, which is killed at the deadline. Raises OSError or SubprocessError."""
-    return subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=True,
-        timeout=seconds,
-        env=None if environ is None else dict(environ),
-    ).stdout
-
-
-def working_set(
-    python: str = sys.executable,
-    environ: Mapping[str, str] | None = None,
-    *,
-    seconds: float = SECONDS,
-    platform: str = sys.platform,
-    run: Run = run,
-) -> int | None:
+def working_set(*, platform: str = sys.platform, run: Run = run) -> int | None:
     """Bytes that the GPU recommends to use at most; None on Linux, without Metal, and when the
-    child fails or takes longer than `seconds`, for which this blocks. Never raises."""
+    child fails or takes longer than 30 s, for which this blocks. Never raises. The arguments are
+    for tests."""
     if platform != "darwin":
         return None
     try:
-        output = run((python, *_ARGUMENTS), environ, seconds)
+        output = run((sys.executable, *_ARGUMENTS), SECONDS)
     except (OSError, subprocess.SubprocessError):
         return None
     for line in output.splitlines():

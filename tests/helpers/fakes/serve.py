@@ -1,4 +1,4 @@
-"""Serves, with workers that may follow a script: `python -m tests.helpers.fakes.serve CONFIG STATE`."""
+"""`bulkhead serve` with scripted workers: `python -m tests.helpers.fakes.serve CONFIG STATE`."""
 
 from __future__ import annotations
 

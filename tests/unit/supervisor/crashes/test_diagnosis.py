@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from supervisor.crashes.diagnosis import KNOWN_LINES, MEANINGS, Blame, Cause, Diagnosis, diagnose
+from supervisor.crashes.diagnosis import KNOWN_LINES, Blame, Cause, Diagnosis, diagnose
 from supervisor.crashes.redaction import Redactor
 from supervisor.scheduler.death import Fault
 
@@ -209,29 +211,49 @@ def test_what_was_survived_long_ago_is_no_cause() -> None:
     assert diagnose("SIGKILL", said).cause is Cause.KILLED
 
 
-def test_what_the_causes_mean() -> None:
-    assert set(MEANINGS) == set(Cause)
-    permanent = {cause for cause in Cause if Diagnosis(cause).permanent}
-    assert permanent == {
-        Cause.WRONG_THREAD,
-        Cause.NO_GPU,
-        Cause.LOAD_FAILED,
-        Cause.NOT_AVAILABLE,
-    }
-    memory = {cause for cause in Cause if Diagnosis(cause).memory}
-    assert memory == {
-        Cause.GPU_OUT_OF_MEMORY,
-        Cause.OUT_OF_MEMORY,
-        Cause.OOM_KILLED,
-        Cause.KILLED,
-    }
-    outside = {cause for cause in Cause if Diagnosis(cause).blame is Blame.OUTSIDE}
-    assert outside == {Cause.GPU_VICTIM, Cause.UNREACHABLE, Cause.TERMINATED}
-    guilty = {cause for cause in Cause if Diagnosis(cause).blame is Blame.REQUEST}
-    assert guilty == {Cause.ARRAY_TOO_LARGE}
-    for cause in Cause:
-        found = Diagnosis(cause)
-        expected = Fault.OUTSIDE if cause in outside else Fault.REQUEST
-        assert found.fault is (Fault.MEMORY if cause in memory else expected)
-        assert found.advice.endswith(".")
-        assert not found.summary.endswith(".")
+@pytest.mark.parametrize(
+    ("how", "said", "fault", "permanent"),
+    [
+        ("SIGABRT", RECORDED[0][0], Fault.MEMORY, False),
+        (
+            "SIGABRT",
+            "RuntimeError: [malloc] Unable to allocate 68719476736 bytes.",
+            Fault.MEMORY,
+            False,
+        ),
+        # Nobody but the system kills like this, and it does so for want of memory.
+        ("SIGKILL", "", Fault.MEMORY, False),
+        ("SIGABRT", f"{ABORT}Discarded (00000005:{CODE}InnocentVictim)", Fault.OUTSIDE, False),
+        ("SIGTERM", "", Fault.OUTSIDE, False),
+        ("exit status 71", "", Fault.OUTSIDE, False),
+        ("SIGSEGV", "", Fault.REQUEST, False),
+        ("SIGABRT", f"{ABORT}Caused GPU Timeout Error", Fault.REQUEST, False),
+        ("exit status 70", "ValueError: Model type llama9 not supported.", Fault.REQUEST, True),
+        ("exit status 70", "huggingface_hub.errors.GatedRepoError: 403", Fault.REQUEST, True),
+        ("exit status 70", "[metal::load_device] No Metal device available.", Fault.REQUEST, True),
+        ("exit status 70", "There is no Stream(gpu, 3) in current thread.", Fault.REQUEST, True),
+    ],
+)
+def test_what_follows_from_a_death(how: str, said: str, fault: Fault, permanent: bool) -> None:
+    """Who is suspected, whether fewer requests run at once, whether the model is tried again."""
+    found = diagnose(how, said, loading=permanent)
+    assert (found.fault, found.permanent) == (fault, permanent)
+    assert found.memory is (fault is Fault.MEMORY)
+
+
+def test_an_array_that_no_gpu_takes_is_its_request_s_fault() -> None:
+    line = "[metal::malloc] 4 bytes which is greater than the maximum allowed buffer size of 3."
+    assert diagnose("SIGABRT", line).blame is Blame.REQUEST
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_advice_agrees_with_what_is_done_about_it(cause: Cause) -> None:
+    found = Diagnosis(cause)
+    # The limit that the supervisor lowers by itself is the one that a person is told to lower.
+    assert ("max_concurrency" in found.advice) is found.memory
+    if found.blame is Blame.REQUEST:
+        assert "prompt" in found.advice
+    if found.permanent:
+        assert re.search("Upgrade|Reinstall|Get them", found.advice)
+    assert found.advice.endswith(".")
+    assert not found.summary.endswith(".")

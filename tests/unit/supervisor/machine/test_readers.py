@@ -17,9 +17,9 @@ from supervisor.machine.readers import (
     MacReader,
     SystemPressure,
     for_platform,
-    macos,
     working_set,
 )
+from supervisor.machine.readers.command import run
 from supervisor.machine.readers.linux import pressure
 from supervisor.machine.readers.macos import Use, integer, process_memory, swap_used, vm_stat
 
@@ -188,7 +188,7 @@ class TestMac:
 
     def test_odd_output_is_unknown(self) -> None:
         reader = MacReader(
-            run=lambda command: "???\n",
+            run=lambda *_: "???\n",
             sysctl=lambda name: b"\1\2\3",
             use=failing(RuntimeError()),
             rusage=lambda pid: b"short",
@@ -214,9 +214,11 @@ class TestMac:
         assert reader.machine().physical
 
     def test_the_helper_has_a_deadline_and_its_status_counts(self) -> None:
-        assert macos.run((sys.executable, "-c", "print('x')")) == "x\n"
+        assert run((sys.executable, "-c", "print('x')"), 30) == "x\n"
         with pytest.raises(subprocess.CalledProcessError):
-            macos.run((sys.executable, "-c", "raise SystemExit(1)"))
+            run((sys.executable, "-c", "raise SystemExit(1)"), 30)
+        with pytest.raises(subprocess.TimeoutExpired):
+            run((sys.executable, "-c", "import signal; signal.pause()"), 0.05)
 
     @pytest.mark.parametrize(
         ("text", "value"),
@@ -259,15 +261,15 @@ class TestWorkingSet:
     def test_is_read_in_a_child(self) -> None:
         calls: list[tuple[Sequence[str], float]] = []
 
-        def run(command: Sequence[str], environ: Mapping[str, str] | None, seconds: float) -> str:
+        def run(command: Sequence[str], seconds: float) -> str:
             calls.append((command, seconds))
             return "some warning\nworking-set 115448725504\n"
 
-        told = working_set("/opt/python", seconds=7, platform="darwin", run=run)
+        told = working_set(platform="darwin", run=run)
 
         assert told == 115_448_725_504
         (command, seconds) = calls[0]
-        assert (command[0], command[1], seconds) == ("/opt/python", "-c", 7)
+        assert (command[0], command[1], seconds) == (sys.executable, "-c", 30)
         compile(command[2], "child", "exec")
         assert "max_recommended_working_set_size" in command[2]
 
@@ -298,16 +300,6 @@ class TestWorkingSet:
         else:
             assert working_set(platform="darwin") is None
 
-    def test_the_deadline_kills(self) -> None:
-        from supervisor.machine.readers.working_set import run
-
-        with pytest.raises(subprocess.TimeoutExpired):
-            run((sys.executable, "-c", "import signal; signal.pause()"), None, 0.05)
-        assert (
-            run((sys.executable, "-c", "import os; print(os.environ['A'])"), {"A": "b"}, 30)
-            == "b\n"
-        )
-
 
 def linux(files: Mapping[str, str]) -> LinuxReader:
     def read(path: str) -> str:
@@ -335,7 +327,7 @@ def mac(
             return struct.pack("<QQQII", 13_958_643_712, 1_768_179_712, used, 16_384, 1)
         return integers[name].to_bytes(widths[name], "little")
 
-    def run(command: Sequence[str]) -> str:
+    def run(command: Sequence[str], seconds: float) -> str:
         if command[0].endswith("vm_stat"):
             return VM_STAT
         return SWAP if command[-1] == "vm.swapusage" else f"{integers[command[-1]]}\n"

@@ -226,3 +226,11 @@ def test_the_periodic_cleanup_is_due_while_there_are_too_many_and_counts_those_w
     pool.unload("c", 100.0)
     assert states(pool)["c"] is State.DRAINING
     assert done(pool.tick(160.0)) == []
+
+
+def test_a_model_that_loads_in_no_time_has_no_time_in_which_it_is_safe() -> None:
+    pool = small_machine("a", "b", rules=Rules())
+    lease = ask(pool, "a", 0.0)
+    pool.ready("a", 1, 8 * GB, 4096, 0.0)
+    pool.release(lease, 0.0)
+    assert done(pool.acquire("r", "b", HOLD, 0.5)[1]) == [Stop("a", 1, kill=False)]

@@ -76,22 +76,17 @@ def order(candidates: Iterable[Candidate], policy: str) -> list[Candidate]:
     return sorted(candidates, key=lambda candidate: (*key(candidate), candidate.model))
 
 
-def choose(ordered: Sequence[Candidate], need: float, slots: int = 0) -> list[Candidate]:
+def choose(ordered: Sequence[Candidate], need: float, slots: int) -> list[Candidate]:
     """The fewest of the first whose unload gives back `need` bytes and `slots` places.
 
     Empty when all of them together do not. Whoever turns out superfluous is spared, the last of
     the order first: a large one late in it can make all the small ones before it unnecessary.
     """
-    taken: list[Candidate] = []
-    back = 0
-    for candidate in ordered:
-        if back >= need and len(taken) >= slots:
-            break
-        taken.append(candidate)
-        back += candidate.bytes
+    taken = list(ordered)
+    back = sum(candidate.bytes for candidate in ordered)
     if back < need or len(taken) < slots:
         return []
-    for candidate in reversed(tuple(taken)):
+    for candidate in reversed(ordered):
         if back - candidate.bytes >= need and len(taken) - 1 >= slots:
             taken.remove(candidate)
             back -= candidate.bytes

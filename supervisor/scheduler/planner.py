@@ -267,8 +267,6 @@ class Planner:
         budget, idle models go; when that is not enough, it goes itself and comes back with the size
         it has shown."""
         ledger = self._state.ledger
-        if ledger.free >= 0:
-            return []
         going = (State.STOPPING, State.RELEASING)
         coming = sum(self._charge(each) for each in self._models if each.state in going)
         over = -ledger.free - coming

@@ -178,8 +178,7 @@ class Recovery:
         Then those who have one go on, and the next are tried once these have ended.
         """
         suspects, granted, limit = model.suspects, model.granted, model.concurrency
-        running = any(lease.suspicion is not Suspicion.PAUSED for lease in granted.values())
-        if running or (limit and len(granted) >= limit):
+        if any(lease.suspicion is not Suspicion.PAUSED for lease in granted.values()):
             return self.unpause(model)
         # The gate is open to them while others are paused: a load would wait for those.
         if gate_closed and not granted:

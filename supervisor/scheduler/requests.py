@@ -102,7 +102,7 @@ class Requests:
             for lease in list(itertools.islice(model.waiting.values(), places))
         ]
 
-    def grant(self, model: Model, lease: Lease, until: int = 0, then_pause: bool = False) -> Effect:
+    def grant(self, model: Model, lease: Lease, until: int, then_pause: bool = False) -> Effect:
         """READY: give it a place. See `Grant` for `until` and `then_pause`."""
         del model.waiting[lease.id]
         model.granted[lease.id] = lease

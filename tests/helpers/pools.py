@@ -96,7 +96,10 @@ PATIENT = Limits(load_stall=60.0, drain=120.0, stop=3.0, emergency_drain=10.0)
 
 
 def small_machine(
-    *models: str | Spec, budget: int = 10 * GB, rules: Rules | None = None, size: int = 8 * GB
+    *models: str | Spec,
+    budget: int | None = 10 * GB,
+    rules: Rules | None = None,
+    size: int = 8 * GB,
 ) -> Pool:
     """Models of 8 GB unless said otherwise: room for one at a time."""
     specs = [m if isinstance(m, Spec) else Spec(m, estimate_bytes=size) for m in models]

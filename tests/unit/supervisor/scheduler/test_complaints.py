@@ -332,6 +332,7 @@ def test_a_size_that_turns_out_impossible_is_told_as_such() -> None:
     effects = done(pool.ready("a", 1, 11 * GB, 1, 1.0))
     (refusal,) = [effect for effect in effects if isinstance(effect, Refuse)]
     assert (refusal.lease, refusal.error.code) == (lease, "model_too_large")
+    assert Stop("a", 1, kill=False) in effects
     assert "measured" in refusal.error.message
     pool.exited("a", 1, "exit status 0", 2.0)
     _, (again,) = pool.acquire("r", "a", HOLD, 3.0)

@@ -30,6 +30,14 @@ def test_half_of_what_were_too_many() -> None:
     assert lowered(None, 0, 6, 5.0) == LearnedLimit(3, 5.0)
 
 
+def test_what_was_learned_before_is_lowered_further() -> None:
+    pool = loaded_with(0)
+    pool.recall("m", 0, None, None, LearnedLimit(4, 1.0))
+    pool.acquire("r", "m", 240.0, 2.0)
+    effects = die(pool, Cause.GPU_OUT_OF_MEMORY, 3.0)  # one alone was not too many
+    assert RememberLimit("m", LearnedLimit(2, 3.0)) in effects
+
+
 def test_each_quiet_while_doubles_it_until_it_is_what_was_configured() -> None:
     known = LearnedLimit(5, 100.0)
     assert raised(known, 32, 100.0 + QUIET_SECONDS - 1) == known

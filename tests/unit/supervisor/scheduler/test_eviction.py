@@ -100,6 +100,11 @@ def test_the_fewest_of_the_first_are_chosen(
     assert names(choose(sized(*sizes), need, slots)) == chosen
 
 
+def test_gdsf_leaves_the_choice_between_equals_to_the_order() -> None:
+    equals = [Candidate(name, GB, frequency=1.0) for name in "abc"]
+    assert names(make_room(equals, "gdsf", GB)) == ["a"]
+
+
 @given(st.lists(st.integers(0, 9), max_size=6), st.integers(-3, 40), st.integers(0, 3))
 def test_nobody_goes_in_vain(sizes: list[int], need: int, slots: int) -> None:
     chosen = choose(sized(*sizes), need, slots)

@@ -260,3 +260,14 @@ def test_charges_of_the_dead_only_fall(sizes: list[tuple[int, int]], readings: l
 def test_the_automatic_budget(physical: float, working_set: float | None, budget: float) -> None:
     bytes_ = None if working_set is None else int(working_set * GB)
     assert auto_budget(int(physical * GB), bytes_) == int(budget * GB)
+
+
+def test_what_is_reserved_is_no_part_of_the_budget() -> None:
+    ledger = Ledger(10)
+    assert ledger.reserved == 0
+    ledger.reserve(2)
+    ledger.reserve(3)
+    assert (ledger.reserved, ledger.budget, ledger.free) == (5, 5, 5)
+    unlimited = Ledger()
+    unlimited.reserve(2)
+    assert (unlimited.reserved, unlimited.budget) == (2, None)

@@ -126,3 +126,59 @@ def test_patience_is_three_times_both_loads_within_bounds(
 @pytest.mark.parametrize(("load", "seconds"), [(0.0, 0.0), (5.0, 10.0), (31.0, 60.0)])
 def test_residency_is_twice_the_load_up_to_a_minute(load: float, seconds: float) -> None:
     assert Rules().residency(load) == seconds
+
+
+def test_two_that_fit_one_by_one_do_not_start_together() -> None:
+    """Neither on the same bytes nor on the same place, though more of both is on its way."""
+    demands = [demand("a", 3, 97.0), demand("b", 3, 98.0)]
+    assert make_plan(demands, [], Room(4, 10, 100, 9, 9, 9), RULES, NOW).start == ["a"]
+    assert make_plan(demands, [], Room(50, 50, 100, 1, 9, 9), RULES, NOW).start == ["a"]
+    assert make_plan(demands, [], Room(6, 6, 100, 2, 2, 9), RULES, NOW).start == ["a", "b"]
+
+
+def test_a_model_on_its_way_out_keeps_a_place_as_well() -> None:
+    demands = [demand("a", 1, 90.0, Means.WAIT), demand("b", 1), demand("c", 1)]
+    assert make_plan(demands, [], room(50, slots=2), RULES, NOW).start == ["b"]
+
+
+def test_places_are_made_for_each_demand() -> None:
+    demands = [demand("a", 1, 97.0), demand("b", 1, 98.0)]
+    tenants = [tenant("x", 1), tenant("y", 1)]
+    decided = make_plan(demands, tenants, room(50, slots=0), RULES, NOW)
+    assert decided.unload == [Unload("x", "a"), Unload("y", "b")]
+
+
+def test_what_a_victim_leaves_over_is_for_whoever_comes_next() -> None:
+    demands = [demand("a", 7, 97.0), demand("b", 2, 98.0)]
+    decided = make_plan(demands, [tenant("x", 5)], room(4), RULES, NOW)
+    assert (decided.unload, decided.start) == ([Unload("x", "a")], ["b"])
+
+
+def test_the_cheapest_idle_ones_go_whoever_is_busy() -> None:
+    """By density `large` would go first; `small` loses less waiting."""
+    large = Candidate("large", 42, frequency=1.0, load_seconds=90.0)
+    small = Candidate("small", 20, frequency=2.5, load_seconds=25.0)
+    tenants = [Tenant(large, False, 0.0), Tenant(small, False, 0.0), tenant("x", 50, busy=True)]
+    rules = Rules(policy="gdsf", max_wait=0.0)
+    decided = make_plan([demand("a", 2)], tenants, room(0), rules, NOW)
+    assert decided.unload == [Unload("small", "a")]
+
+
+def test_the_next_change_is_the_earliest_of_any_demand_and_never_now() -> None:
+    demands = [demand("a", 8, 95.0), demand("b", 8, 97.0)]
+    decided = make_plan(demands, [tenant("x", 9, busy=True)], room(0), RULES, NOW)
+    assert decided.wake == 105.0
+    tenants = [tenant("x", 5, safe=NOW), tenant("y", 5, safe=130.0)]
+    assert make_plan([demand("a", 8)], tenants, room(0), RULES, NOW).wake == 130.0
+
+
+@pytest.mark.parametrize(("since", "overtaken"), [(90.1, True), (90.0, False)])
+def test_5_patience_ends_to_the_second(since: float, overtaken: bool) -> None:
+    demands = [demand("a", 8, since), demand("b", 1, 95.0)]
+    decided = make_plan(demands, [tenant("x", 5, safe=130.0)], room(4), RULES, NOW)
+    assert decided.start == (["b"] if overtaken else [])
+
+
+def test_5_patience_with_nobody_is_that_of_the_own_load() -> None:
+    demands = [demand("a", 8, 70.0, load=10.0), demand("b", 1, 95.0)]
+    assert make_plan(demands, [], room(4), Rules(), NOW).start == []

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from supervisor.scheduler.effects import EndLease, Grant, Refuse, Spawn, Stop
+from supervisor.scheduler.effects import EndLease, Grant, Refuse, RememberLimit, Spawn, Stop
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.model import Spec
+from supervisor.scheduler.model import QUIET_SECONDS, LearnedLimit, Rules, Spec
+from supervisor.scheduler.pool import Pool
+from supervisor.scheduler.recovery import RETURN_SECONDS
 from tests.helpers.pools import (
+    GB,
     HOLD,
+    LIMITS,
+    PATIENT,
     WITH_PROCESS,
     Told,
     acquire,
+    ask,
+    done,
     error_of,
     in_state,
+    loaded,
     make_pool,
     ready_pool,
+    said,
+    serve,
+    small_machine,
     state,
     told,
 )
@@ -172,14 +185,45 @@ def test_changed_files_mean_nothing_to_a_model_that_did_not_fail(wanted: State) 
 @pytest.mark.parametrize("wanted", [*WITH_PROCESS, State.FAILED])
 def test_a_preload_is_nothing_where_the_model_is_not_cold(wanted: State) -> None:
     pool = in_state(wanted)
+    before = pool.models["m"].preload
     assert pool.preload("m", 2.0) == []
     assert state(pool) is wanted
+    assert pool.models["m"].preload is before  # or it would be loaded once it has gone
 
 
 def test_a_preload_while_shutting_down_is_nothing() -> None:
     pool = make_pool()
     pool.shutdown(0.0)
     assert pool.preload("m", 1.0) == []
+
+
+def test_a_preload_that_finds_no_room_is_given_up_in_the_end() -> None:
+    pool = small_machine("a", "b")
+    serve(pool, "a", 0.0)
+    assert pool.preload("b", 10.0) == []
+    due = 10.0 + PATIENT.preload
+    assert pool.next_deadline() == due
+    assert "b is not preloaded" in said(pool.tick(due))
+    assert pool.next_deadline() is None
+
+
+def test_a_request_without_a_digest_is_told_from_all_others() -> None:
+    pool = make_pool()
+    acquire(pool)
+    acquire(pool)
+    first, second = pool.models["m"].waiting.values()
+    assert first.digest != second.digest
+
+
+def test_one_that_waits_cannot_return() -> None:
+    pool = make_pool()
+    lease = acquire(pool)
+    assert pool.returned(lease, 7, 1.0) == []
+    assert lease in pool.models["m"].waiting
+
+
+def test_an_unload_of_a_model_that_is_not_loaded_is_nothing() -> None:
+    assert make_pool().unload("m", 1.0) == []
 
 
 # ── leaving ──────────────────────────────────────────────────────────────────────────────────────
@@ -276,6 +320,40 @@ def test_a_worker_that_ignores_sigterm_is_killed_later_the_larger_it_is() -> Non
     assert pool.tick(1000.0) == []
 
 
+def test_one_tick_does_everything_that_has_fallen_due() -> None:
+    end = 300.0
+    limits = replace(PATIENT, drain=100.0, preload=200.0)
+    specs = [
+        Spec("full", concurrency=1),
+        Spec("dead"),
+        Spec("large", estimate_bytes=9 * GB),
+        Spec("drains"),
+        Spec("idle", estimate_bytes=2 * GB, ttl=50.0),
+        Spec("limited", concurrency=4),
+    ]
+    pool = Pool(specs, limits=limits, rules=Rules(recovery="resume"), budget=10 * GB)
+    pool.recall("limited", 0, None, None, LearnedLimit(1, end - QUIET_SECONDS))
+    serve(pool, "full", 0.0, size=0)
+    idle = serve(pool, "idle", 0.0, size=2 * GB)
+    pool.preload("large", end - limits.preload)
+    cut = serve(pool, "drains", 0.0, size=0)
+    pool.unload("drains", end - limits.drain)
+    pool.release(idle, end - 50.0)
+    silent = serve(pool, "dead", 0.0, size=0)
+    pool.exited("dead", 1, "SIGABRT", end - RETURN_SECONDS)
+    late = ask(pool, "full", 0.0, hold=end)
+    assert pool.next_deadline() == end
+    effects = pool.tick(end)
+    assert told(effects) == [
+        Told(Refuse, late, "queue_full"),
+        Told(Refuse, silent, "worker_crashed"),
+        Told(EndLease, cut, "model_loading"),
+    ]
+    assert "large is not preloaded" in said(effects)
+    assert {Stop("drains", 1, kill=False), Stop("idle", 1, kill=False)} <= set(done(effects))
+    assert RememberLimit("limited", LearnedLimit(2, end)) in effects
+
+
 # ── the end ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -336,3 +414,35 @@ def test_nobody_is_spawned_for_after_shutdown() -> None:
     assert told(pool.shutdown(3.0)) == [Told(Refuse, lease, "shutting_down")]
     assert pool.exited("m", 1, "SIGKILL", 4.0) == []
     assert pool.state.stopped
+
+
+def test_a_shutdown_tells_everybody_whatever_becomes_of_the_other_models() -> None:
+    pool = Pool(
+        [Spec("loads"), Spec("idle"), Spec("dead")], limits=LIMITS, rules=Rules(recovery="resume")
+    )
+    loaded(pool, "idle", size=0)
+    returning = serve(pool, "dead", 0.0, size=0)
+    pool.exited("dead", 1, "SIGABRT", 3.0)
+    waiting = ask(pool, "loads", 3.0)
+    effects = pool.shutdown(4.0)
+    assert told(effects) == [
+        Told(Refuse, waiting, "shutting_down"),
+        Told(Refuse, returning, "shutting_down"),
+    ]
+    stops = [effect for effect in effects if isinstance(effect, Stop)]
+    assert stops == [Stop("loads", 1, kill=False), Stop("idle", 1, kill=False)]
+
+
+def test_a_second_shutdown_kills_who_was_told_to_stop_and_tells_who_drained() -> None:
+    names = ["stops", "drains", "stops too", "cold"]
+    pool = make_pool(*map(Spec, names))
+    loaded(pool, "stops", "stops too", size=0)
+    lease = serve(pool, "drains", 0.0, size=0)
+    pool.shutdown(5.0)
+    effects = pool.shutdown(6.0)
+    assert told(effects) == [Told(EndLease, lease, "shutting_down")]
+    assert [effect for effect in effects if isinstance(effect, Stop)] == [
+        Stop("stops", 1, kill=True),
+        Stop("drains", 1, kill=False),
+        Stop("stops too", 1, kill=True),
+    ]

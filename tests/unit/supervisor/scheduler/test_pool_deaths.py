@@ -6,11 +6,14 @@ import pytest
 
 from supervisor.crashes.diagnosis import Cause, Diagnosis
 from supervisor.scheduler.effects import EndLease, Grant, Refuse, Spawn, Stop
+from supervisor.scheduler.ledger import STRANDED_SECONDS
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.model import Rules, Spec, Suspicion
+from supervisor.scheduler.model import ReleaseRule, Rules, Spec, Suspicion
 from supervisor.scheduler.pool import Pool
 from tests.helpers.pools import (
+    GB,
     HOLD,
+    LIMITS,
     WITH_PROCESS,
     Told,
     acquire,
@@ -138,8 +141,8 @@ def test_who_waits_for_a_load_that_dies_is_refused_at_once() -> None:
 def test_a_dying_worker_that_does_not_die_is_killed() -> None:
     pool = ready_pool()
     pool.dying("m", 1, "SIGABRT", 3.0)
-    due = pool.next_deadline()
-    assert due is not None
+    due = 3.0 + LIMITS.stop
+    assert pool.next_deadline() == due
     assert pool.tick(due) == [Stop("m", 1, kill=True, stacks=True)]
 
 
@@ -246,6 +249,7 @@ def test_a_reason_lasts_as_long_as_what_it_explains() -> None:
         pool.exited("m", generation, "SIGABRT", 1.0)
         assert pool.models["m"].reason == ""
     assert state(pool) is State.CRASHED
+    assert pool.models["m"].deaths == 2
 
 
 def test_one_request_probes_a_model_that_kept_dying() -> None:
@@ -261,3 +265,44 @@ def test_one_request_probes_a_model_that_kept_dying() -> None:
     assert [each.lease for each in effects if isinstance(each, Grant)] == leases[1:2]
     effects = pool.passed(leases[1], 13.0)
     assert [each.lease for each in effects if isinstance(each, Grant)] == leases[2:]
+
+
+def test_all_whose_memory_is_back_at_once_are_told_what_follows() -> None:
+    rules = Rules(release=ReleaseRule.WHEN_SEEN)
+    pool = Pool([Spec("a"), Spec("b")], limits=LIMITS, rules=rules)
+    for name in "ab":
+        acquire(pool, model=name)
+        pool.load_failed(name, 1, "no such file", 1.0)
+        pool.exited(name, 1, "exit status 0", 2.0)
+    late = [acquire(pool, 3.0, model=name) for name in "ab"]
+    assert told(pool.memory_seen(0, 4.0)) == [
+        Told(Refuse, lease, "model_load_failed") for lease in late
+    ]
+
+
+def test_stranded_memory_that_comes_back_is_no_later_incarnations() -> None:
+    rules = Rules(release=ReleaseRule.WHEN_SEEN)
+    pool = Pool([Spec("m")], limits=LIMITS, rules=rules)
+    for generation in (1, 2):
+        now = 100.0 * generation
+        lease = acquire(pool, now)
+        pool.ready("m", generation, 8 * GB, 4096, now)
+        pool.release(lease, now)
+        pool.exited("m", generation, "SIGKILL", now)
+        if generation == 1:
+            pool.tick(now + STRANDED_SECONDS)
+    assert state(pool) is State.RELEASING
+    assert pool.memory_seen(8 * GB, 201.0) == []  # the first accounts for it
+    pool.memory_seen(4 * GB, 202.0)
+    assert state(pool) is State.COLD
+
+
+def test_stranded_memory_of_a_model_that_is_cold_again_comes_back() -> None:
+    pool = Pool([Spec("m")], limits=LIMITS, rules=Rules(release=ReleaseRule.WHEN_SEEN))
+    pool.preload("m", 0.0)
+    pool.ready("m", 1, 8 * GB, 4096, 1.0)
+    pool.exited("m", 1, "SIGKILL", 2.0)
+    pool.tick(2.0 + STRANDED_SECONDS)
+    assert (state(pool), pool.state.ledger.stranded) == (State.COLD, 8 * GB)
+    assert pool.memory_seen(0, 20.0) == []
+    assert (state(pool), pool.state.ledger.stranded) == (State.COLD, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from supervisor.crashes.diagnosis import Cause, Crash, Diagnosis
 from supervisor.scheduler.effects import EndLease, Grant, Interrupt, Refuse, Spawn, Stop
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Rules, Spec
@@ -44,6 +45,15 @@ def test_those_in_a_stalled_worker_learn_it_before_its_end() -> None:
     assert pool.exited("m", 1, "SIGKILL", 5.0) == [Spawn("m", 2)]
     assert pool.models["m"].deaths == 1
     assert pool.ready("m", 2, 0, 1, 6.0) == [Grant(late, "m", "m#2", 2, until=1)]
+
+
+def test_a_stall_that_is_understood_says_where_its_report_is() -> None:
+    pool = ready_pool()
+    acquire(pool, 2.0)
+    effects = pool.stalled(
+        "m", 1, "it hangs", 3.0, Crash("some-id", Diagnosis(Cause.STALLED)).death
+    )
+    assert error_of(effects).message.endswith(" `bulkhead crashes some-id` has the report.")
 
 
 def test_a_worker_that_stalls_while_it_drains_is_a_death() -> None:

@@ -366,3 +366,11 @@ def test_replay_counts_what_dies_alone_after_its_first_token() -> None:
     driven.exits()
     assert ended(driven.returned(lease, PROBATION_TOKENS - 1)) == [(lease, "worker_crashed")]
     assert driven.pool.recovery.blame.deaths_alone(b"x", driven.now) == 1
+
+
+def test_all_whose_end_is_decided_by_one_death_are_told() -> None:
+    driven = DrivenPool(2, max_recoveries=0)
+    driven.pool.dying("m", 1, "SIGABRT", driven.now)
+    driven.returned(1)
+    driven.returned(2)
+    assert ended(driven.exits()) == [(1, "worker_crashed"), (2, "worker_crashed")]

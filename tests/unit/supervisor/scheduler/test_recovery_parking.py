@@ -308,3 +308,32 @@ def test_a_load_by_hand_is_answered_while_a_probation_runs() -> None:
     driven.dies()
     lease, effects = driven.pool.load("p", "m", HOLD, driven.now)
     assert effects == [Loaded(lease, "m", "m#2")]
+
+
+def test_who_has_passed_stays_paused_while_a_drain_lets_another_probation_end() -> None:
+    driven = DrivenPool(2)
+    assert on_probation(driven.dies()) == [1]
+    assert on_probation(driven.passed(1)) == [2]
+    assert unpaused(driven.pool.unload("m", driven.now)) == []
+    assert unpaused(driven.passed(2)) == [1]
+
+
+def test_nobody_goes_on_in_a_worker_that_is_being_killed() -> None:
+    driven = DrivenPool(2)
+    driven.dies()
+    driven.passed(1)
+    assert unpaused(driven.pool.broken("m", 2, "bad message", driven.now)) == []
+
+
+def test_what_is_evicted_ends_where_a_person_wants_it_gone_meanwhile() -> None:
+    driven = DrivenPool(1)
+    driven.pool.planner.evict(driven.entry, driven.pool.models["other"], driven.now)
+    driven.pool.unload("m", driven.now)
+    assert ended(driven.after(LIMITS.drain)) == [(1, "model_loading")]
+
+
+def test_a_person_does_not_change_why_a_server_that_shuts_down_drains() -> None:
+    driven = DrivenPool(1)
+    driven.pool.shutdown(driven.now)
+    driven.pool.unload("m", driven.now)
+    assert ended(driven.after(LIMITS.drain)) == [(1, "shutting_down")]

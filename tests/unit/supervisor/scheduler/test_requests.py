@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from supervisor.scheduler.effects import Effect, Grant, Refuse, Spawn
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Rules, Spec
 from supervisor.scheduler.pool import Pool
-from tests.helpers.pools import GB, ask, said, serve, small_machine, states
+from tests.helpers.pools import GB, ask, loaded, said, serve, small_machine, states
 
 
 def test_requests_of_one_model_are_served_in_their_order() -> None:
@@ -28,6 +30,31 @@ def test_one_model_does_not_take_all_places_of_the_server() -> None:
     _, (full,) = pool.acquire("r", "a", 60.0, 6.0)
     assert isinstance(full, Refuse)
     assert "max_requests" in full.error.message
+
+
+@pytest.mark.parametrize(("asked", "displaced"), [("b", False), ("c", True)])
+def test_a_newcomer_displaces_only_who_has_two_more_than_its_model(
+    asked: str, displaced: bool
+) -> None:
+    pool = small_machine("a", "b", "c", rules=Rules(max_requests=3))
+    _, last, _ = ask(pool, "a", 0.0), ask(pool, "a", 1.0), ask(pool, "b", 2.0)
+    lease, effects = pool.acquire("r", asked, 60.0, 5.0)
+    assert refused(effects) == [(last if displaced else lease, "queue_full")]
+
+
+def test_a_server_whose_places_are_all_taken_by_running_requests_is_full() -> None:
+    pool = small_machine("a", "b", rules=Rules(max_requests=1))
+    serve(pool, "a", 0.0)
+    lease, effects = pool.acquire("r", "b", 60.0, 5.0)
+    assert refused(effects) == [(lease, "queue_full")]
+
+
+def test_a_loaded_model_serves_whatever_its_next_load_would_need() -> None:
+    pool = small_machine("a")
+    loaded(pool, "a")
+    pool.estimated("a", 11 * GB, 0, 5.0)
+    lease, effects = pool.acquire("r", "a", 60.0, 6.0)
+    assert effects == [Grant(lease, "a", "a#1", 1, until=1)]
 
 
 def test_retry_after_of_a_full_queue_is_the_pace_at_which_places_become_free() -> None:
@@ -97,7 +124,9 @@ def test_who_comes_to_a_failed_model_goes_to_its_fallback_as_long_as_that_can_se
     pool = with_fallback()
     fail(pool, "a")
     for _ in range(2):
-        assert not refused(pool.acquire("r", "a", 60.0, 3.0)[1])
+        effects = pool.acquire("r", "a", 60.0, 3.0)[1]
+        assert not refused(effects)
+        assert "r asked for a and is served by its fallback b" in said(effects)
     assert (pool.models["a"].use_count, pool.models["b"].use_count) == (0, 2)
     lease, effects = pool.acquire("r", "a", 60.0, 3.0)
     assert refused(effects) == [(lease, "model_load_failed")]  # and not `queue_full`, which is b's
@@ -109,6 +138,14 @@ def test_a_fallback_is_one_step_far() -> None:
     fail(pool, "c")
     lease, effects = pool.acquire("r", "c", 60.0, 3.0)
     assert refused(effects) == [(lease, "model_load_failed")]
+
+
+def test_who_was_sent_on_is_not_sent_on_again() -> None:
+    pool = with_fallback()
+    lease = ask(pool, "c", 0.0)
+    fail(pool, "c")
+    assert lease in pool.models["a"].waiting
+    assert refused(fail(pool, "a")) == [(lease, "model_load_failed")]
 
 
 def test_a_model_that_keeps_dying_sends_those_on_who_have_no_tokens_of_it() -> None:

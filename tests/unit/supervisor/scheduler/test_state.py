@@ -7,6 +7,7 @@ import pytest
 from supervisor.errors import ModelNotFound
 from supervisor.scheduler.effects import Refuse
 from supervisor.scheduler.model import Spec
+from supervisor.scheduler.pool import Pool
 from tests.helpers.pools import HOLD, Told, make_pool, told
 
 NAMED = (
@@ -57,8 +58,9 @@ def test_an_unknown_name_is_refused_as_such(requested: str) -> None:
 
 @pytest.mark.parametrize("requested", ["", "default_model"])
 def test_without_a_default_a_request_must_name_its_model(requested: str) -> None:
-    with pytest.raises(ModelNotFound, match="default_model"):
-        make_pool(*NAMED).state.resolve(requested)
+    with pytest.raises(ModelNotFound, match="default_model") as caught:
+        Pool(NAMED).state.resolve(requested)
+    assert caught.value.param == "model"
 
 
 def test_a_default_may_be_an_alias_and_a_model_may_be_called_default_model() -> None:

@@ -1,0 +1,40 @@
+"""supervisor.scheduler.model: what is counted of a model's uses, places and loads."""
+
+from __future__ import annotations
+
+import pytest
+
+from supervisor.scheduler.eviction import HALF_LIFE
+from tests.helpers.pools import ask, loaded, ready_pool, small_machine
+
+
+def test_a_models_uses_age_by_those_of_all() -> None:
+    pool = small_machine("a", "b", budget=None)
+    loaded(pool, "a", "b")
+
+    def frequency() -> float:
+        return pool.models["a"].candidate(0, pool.state.uses).frequency
+
+    before = frequency()
+    assert before == pytest.approx(0.5 ** (1 / HALF_LIFE))  # one use, and one of `b` since
+    for i in range(int(HALF_LIFE)):
+        pool.release(ask(pool, "b", 10.0 + i), 10.5 + i)
+    assert frequency() == pytest.approx(before / 2)
+    ask(pool, "a", 100.0)
+    assert frequency() == pytest.approx(1 + before / 2 * 0.5 ** (1 / HALF_LIFE))
+
+
+def test_the_last_use_of_a_model_that_nobody_has_asked_for_is_its_load() -> None:
+    pool = ready_pool()
+    assert pool.models["m"].candidate(0, 0).last_used == 1.0
+    pool.release(ask(pool, "m", 7.0), 8.0)
+    assert pool.models["m"].candidate(0, 0).last_used == 8.0
+
+
+def test_the_pace_of_places_is_smoothed() -> None:
+    pool = ready_pool()
+    paces = []
+    for at in (10.0, 16.0, 27.0):
+        pool.release(ask(pool, "m", at), at)
+        paces.append(pool.models["m"].pace)
+    assert paces == [None, 6.0, pytest.approx(0.8 * 6 + 0.2 * 11)]

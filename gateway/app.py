@@ -7,9 +7,9 @@ import logging
 import re
 import resource
 import time
-from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from gateway.handlers import admin, models
 from gateway.handlers.common import RELAY
@@ -21,7 +21,6 @@ from gateway.http.exchange import (
     ACCESS,
     ACTIVE,
     BEGUN,
-    MAX_BODY,
     OUTCOME,
     REQUEST_ID,
     SETTINGS,
@@ -39,8 +38,6 @@ from supervisor.errors import BulkheadError, InternalError, MethodNotAllowed, No
 from supervisor.wire.codec import REQUEST_LIMIT
 
 log = logging.getLogger("bulkhead.gateway")
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _OPEN_PATHS = frozenset({"/health"})
@@ -65,7 +62,6 @@ def build(settings: ServerSettings, control: str) -> web.Application:
     app.on_cleanup.append(_close_relay)
     app[ACTIVE] = ActiveRequests()
     app[STARTED] = int(time.time())
-    app[MAX_BODY] = limit
     for prefix in ("/v1", ""):
         app.router.add_post(f"{prefix}/chat/completions", chat_completions)
         app.router.add_post(f"{prefix}/completions", completions)
@@ -97,32 +93,34 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
     if not _SANE_ID.fullmatch(request_id):
         request_id = new_request_id()
     request[REQUEST_ID], request[BEGUN] = request_id, time.monotonic()
-    request[OUTCOME] = "the client left"
     active = request.app[ACTIVE]
     # A line costs a quarter of a millisecond: what the request sends goes first.
     later = asyncio.get_running_loop().call_soon
-    with active.counted():
+    active.count += 1
+    try:
         path = request.rel_url.raw_path  # not decoded: a decoded one could break the line
         later(log.info, "%s %s %s, %d active", request_id, request.method, path, active.count)
-        try:
-            response = await _admit_and_handle(request, handler)
-        except BulkheadError as error:
-            request[OUTCOME] = f"{error.status} {error.code}"
-            response = render_error(error)
-        except ConnectionResetError:
-            # The client left and nobody can be answered; aiohttp would log this error with a
-            # traceback.
-            raise asyncio.CancelledError from None
-        except Exception:
-            # The last net under our own code: the client gets a body and an id, the log the
-            # traceback.
-            log.exception("%s failed", request_id)
-            request[OUTCOME] = "500 internal_error"
-            detail = f"Internal error. The log has the details under {request_id}."
-            response = render_error(InternalError(detail))
-        finally:
-            elapsed = time.monotonic() - request[BEGUN]
-            later(log.info, "%s ended: %s, %.3f s", request_id, request[OUTCOME], elapsed)
+        response = await _admit_and_handle(request, handler)
+        request.setdefault(OUTCOME, str(response.status))
+    except BulkheadError as error:
+        request[OUTCOME] = f"{error.status} {error.code}"
+        response = render_error(error)
+    except ConnectionResetError:
+        # The client left and nobody can be answered; aiohttp would log this error with a
+        # traceback.
+        raise asyncio.CancelledError from None
+    except Exception:
+        # The last net under our own code: the client gets a body and an id, the log the
+        # traceback.
+        log.exception("%s failed", request_id)
+        request[OUTCOME] = "500 internal_error"
+        detail = f"Internal error. The log has the details under {request_id}."
+        response = render_error(InternalError(detail))
+    finally:
+        active.count -= 1
+        outcome = request.get(OUTCOME, "the client left")
+        elapsed = time.monotonic() - request[BEGUN]
+        later(log.info, "%s ended: %s, %.3f s", request_id, outcome, elapsed)
     if not response.prepared:
         set_common_headers(request, response)
     return response
@@ -135,22 +133,13 @@ async def _admit_and_handle(request: web.Request, handler: Handler) -> web.Strea
     access.check_host(request.headers.get("Host"))
     access.check_origin(origin, request.headers.get("Host"))
     if request.method == "OPTIONS" and origin is not None:
-        request[OUTCOME] = "204"
         return web.Response(status=204)
     if request.path not in _OPEN_PATHS:
         access.check_key(request.headers)
     try:
-        response = await handler(request)
+        return await handler(request)
     except web.HTTPException as error:
         raise _translate_http_exception(request, error) from None
-    if response.status != 200 or not response.prepared:
-        request[OUTCOME] = _outcome(request, response)
-    return response
-
-
-def _outcome(request: web.Request, response: web.StreamResponse) -> str:
-    noted = request[OUTCOME]
-    return noted if noted.startswith("200") else str(response.status)
 
 
 def _translate_http_exception(request: web.Request, error: web.HTTPException) -> BulkheadError:
@@ -160,7 +149,7 @@ def _translate_http_exception(request: web.Request, error: web.HTTPException) ->
         allowed = ", ".join(sorted(error.allowed_methods))
         return MethodNotAllowed(f"{request.method} is not allowed here. Use {allowed}.")
     if isinstance(error, web.HTTPRequestEntityTooLarge):
-        return body_too_large(request.app[MAX_BODY])
+        return body_too_large(request.client_max_size)
     if isinstance(error, web.HTTPNotFound):
         if f"{path}/".startswith(_NOT_YET):
             return NotFound(f"{request.path} is not supported by this version of Bulkhead.")

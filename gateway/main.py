@@ -60,15 +60,18 @@ async def _serve(
 
 
 def _yield_to_engines() -> None:
-    """Where engines compute on the CPU, each of their tokens wakes us: let it find us an idle core,
-    or a moment later, but not interrupt the next step, which all streams wait for. A tenth of the
-    tokens a second on two cores."""
+    """On Linux, where engines compute on the CPU: do not preempt them.
+
+    Each token wakes this process while the engine begins its next step, which all streams wait for.
+    As a batch process it takes an idle core or waits a moment: a tenth more tokens a second on two
+    cores.
+    """
     if sys.platform == "linux":
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 def _log_to(path: str) -> None:
-    """Our lines to a file that we rotate; what libraries print goes to stderr, a file too."""
+    """Log to the file at `path` and rotate it. What libraries print goes to stderr, a file too."""
     handler = logging.handlers.RotatingFileHandler(
         path, maxBytes=_LOG_BYTES, backupCount=_LOG_KEEP, encoding="utf-8"
     )

@@ -16,8 +16,8 @@ __all__ = ["relay_timeouts", "run_scenario"]
 # server that a later test starts. Imported here first, as a worker imports it, it does not.
 import_mlx_lm()
 
-# As in every worker: on the CPU, MLX runs a C++ compiler, which takes a second, for each kernel that
-# /tmp/mlx doesn't hold yet, and that is more than a hundred on a new machine.
+# As in every worker: on the CPU, MLX runs a C++ compiler, which takes a second, for each kernel
+# that /tmp/mlx doesn't hold yet, and that is more than a hundred on a new machine.
 if sys.platform == "linux":
     mx.disable_compile()
 

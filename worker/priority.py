@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -27,17 +27,8 @@ _PRIO_DARWIN_BG = 0x1000
 def in_background(work: Callable[[], T]) -> T:
     """Do `work` on a thread that yields the CPU to everybody else. Blocks until it is done, and
     raises what it raises."""
-    done: Future[T] = Future()
-
-    def run() -> None:
-        try:
-            _lower_priority()
-            done.set_result(work())
-        except BaseException as error:  # noqa: BLE001
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="background", daemon=True).start()
-    return done.result()
+    with ThreadPoolExecutor(1, "background", initializer=_lower_priority) as thread:
+        return thread.submit(work).result()
 
 
 def _lower_priority() -> None:

@@ -18,7 +18,6 @@ from supervisor.wire.frames import (
     Chat,
     Continue,
     Embed,
-    Failed,
     Generate,
     Hello,
     Load,
@@ -34,11 +33,10 @@ from supervisor.wire.frames import (
 )
 from supervisor.wire.progress import ProgressRecord
 from supervisor.wire.stream import FrameStream, listen
-from worker.engine.thread import Engine, EngineThread, Job, LoadResult, Prepared
+from worker.engine.thread import Engine, EngineThread, Job, LoadResult, Prepared, failed
 from worker.sink import SocketSink
 
 log = logging.getLogger("bulkhead.worker")
-
 
 EXIT_CANNOT_LISTEN = 71
 """Exit status (EX_OSERR) of a worker that has loaded its model and cannot be reached."""
@@ -131,14 +129,14 @@ class WorkerServer:
     async def _prepare(
         self, request: Generate | Embed, gone: asyncio.Task[None]
     ) -> Prepared | None:
-        """The request ready for its turn, or None when the client has left first. Raises what the
-        engine raises.
+        """The request ready for its turn, or None when the client has left first. Raises
+        BulkheadError.
 
         A short prompt costs less than the way to the other thread and back, and is prepared right
         here while that thread is idle.
         """
         if self._preparing == 0 and _is_quick(request):
-            return self._engine.prepare(request)
+            return self._prepare_now(request)
         loop = asyncio.get_running_loop()
         self._preparing += 1
         # Counted until the thread is really done, which a cancelled request does not hasten.
@@ -148,16 +146,53 @@ class WorkerServer:
         either: set[asyncio.Future[Any]] = {tokens, gone}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if not tokens.done():
+            log.info("request %s: cancelled before it was prepared", request.request_id)
             tokens.cancel()  # one that waits for the thread never reaches it
             return None
         return tokens.result()
 
     def _prepare_on_thread(self, request: Generate | Embed) -> Prepared:
         with self._record.preparing():
+            return self._prepare_now(request)
+
+    def _prepare_now(self, request: Generate | Embed) -> Prepared:
+        try:
             return self._engine.prepare(request)
+        except (BulkheadError, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # noqa: BLE001
+            # A tokenizer that chokes on a request must cost that request alone. A panic of one
+            # written in Rust is no Exception.
+            log.error("request %s: preparing failed: %s", request.request_id, type(error).__name__)
+            raise InternalError("The prompt could not be prepared for the model.") from None
 
     def _count_prepared(self) -> None:
         self._preparing -= 1
+
+    def _accept(
+        self, request: Generate | Embed, prepared: Prepared, stream: FrameStream[ToEngine]
+    ) -> SocketSink | None:
+        """Tell the gateway that the request is accepted. Returns where its output goes; None when
+        there is none to come. Raises QueueFull."""
+        accepted = Accepted(prepared.size, prepared.echo)
+        if prepared.end is not None:
+            stream.send(accepted, prepared.end)
+            return None
+        try:
+            connection = stream.duplicate()
+        except OSError as error:
+            log.error("request %s: no descriptor is left: %s", request.request_id, error.strerror)
+            raise QueueFull(
+                "The model's worker has too many requests open.", retry_after=1
+            ) from None
+        if connection is None:
+            return None  # the gateway has left meanwhile
+        loop = asyncio.get_running_loop()
+        sink = SocketSink(
+            connection, lambda data: loop.call_soon_threadsafe(stream.send_bytes, data)
+        )
+        sink.send([accepted])
+        return sink
 
     async def _generate(self, request: Generate | Embed, stream: FrameStream[ToEngine]) -> None:
         loop = asyncio.get_running_loop()
@@ -166,42 +201,13 @@ class WorkerServer:
         gone = loop.create_task(pauses.follow(stream))  # until the gateway's EOF
         try:
             prepared = await self._prepare(request, gone)
+            sink = None if prepared is None else self._accept(request, prepared, stream)
         except BulkheadError as error:
-            stream.send(Failed(error.code, error.message, error.param, error.retry_after))
-            await gone
-            return
-        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # noqa: BLE001
-            # A tokenizer that chokes on a request must cost that request alone. A panic of one
-            # written in Rust is no Exception.
-            log.error("request %s: preparing failed: %s", request.request_id, type(error).__name__)
-            failure = InternalError("The prompt could not be prepared for the model.")
-            stream.send(Failed(failure.code, failure.message, None, None))
-            await gone
-            return
-        if prepared is None:
-            log.info("request %s: cancelled before it was prepared", request.request_id)
+            stream.send(failed(error))
+            prepared = sink = None
+        if prepared is None or sink is None:
             await gone  # which may have failed
             return
-        if prepared.end is not None:
-            stream.send(Accepted(prepared.size, prepared.echo), prepared.end)
-            await gone
-            return
-        try:
-            connection = stream.duplicate()
-        except OSError as error:
-            log.error("request %s: no descriptor is left: %s", request.request_id, error.strerror)
-            busy = QueueFull("The model's worker has too many requests open.", retry_after=1)
-            stream.send(Failed(busy.code, busy.message, None, busy.retry_after))
-            await gone
-            return
-        if connection is None:
-            return  # the gateway has left meanwhile
-        sink = SocketSink(
-            connection, lambda data: loop.call_soon_threadsafe(stream.send_bytes, data)
-        )
-        sink.send([Accepted(prepared.size, prepared.echo)])
         job = Job(request, prepared, sink)
         pauses.submit(job)
         try:
@@ -255,10 +261,10 @@ def _is_quick(request: Generate | Embed) -> bool:
     takes a second."""
     if isinstance(request, Generate) and (request.structure or request.calling or request.emitted):
         return False
-    return prompt_size(request) <= _SHORT_PROMPT
+    return _prompt_size(request) <= _SHORT_PROMPT
 
 
-def prompt_size(request: Generate | Embed) -> int:
+def _prompt_size(request: Generate | Embed) -> int:
     """Characters that a request is made of, about."""
     if isinstance(request, Embed):
         return sum(map(len, request.inputs))

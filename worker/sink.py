@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 
 from supervisor.errors import InternalError
 from supervisor.wire import codec
-from supervisor.wire.frames import Failed, FromEngine
-from worker.engine.thread import FINAL_FRAMES
+from supervisor.wire.frames import FromEngine
+from worker.engine.thread import FINAL_FRAMES, failed
 
 
 class SocketSink:
@@ -41,7 +41,7 @@ class SocketSink:
         except codec.ProtocolError as error:
             # To the gateway such a frame is a fault of the worker, for which it is put down.
             failure = InternalError(f"The answer can't be passed on: {error}.")
-            data = codec.encode(Failed(failure.code, failure.message, None, None))
+            data = codec.encode(failed(failure))
             self._refused = True
         if not self._overflowing:
             try:

@@ -1,12 +1,13 @@
-"""Models by hand, what happens to them as a stream of events, and what made them crash."""
+"""Managing models by hand, the stream of their events, and crash reports."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from contextlib import closing
 
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from gateway.handlers.common import RELAY
 from gateway.http.exchange import (
@@ -20,8 +21,6 @@ from gateway.http.exchange import (
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.frames import Action, Happened, ToGateway
 from supervisor.wire.stream import FrameStream
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 ACTIONS: tuple[Action, ...] = ("load", "unload", "pin", "unpin")
 _PING_SECONDS = 10.0
@@ -54,19 +53,16 @@ async def events(request: web.Request) -> web.StreamResponse:
 
     The stream ends when the server stops, and when the client reads too slowly.
     """
-    feed = await request.app[RELAY].watch()
     response = web.StreamResponse(
         headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
     )
-    set_common_headers(request, response)
-    try:
+    with closing(await request.app[RELAY].watch()) as feed:
+        set_common_headers(request, response)
         await response.prepare(request)
         await wait_until_sent(response.write(b": watching\n\n"))
         request[OUTCOME] = "200, the events ended"
         while (data := await _next(feed)) is not None:
             await wait_until_sent(response.write(data))
-    finally:
-        feed.close()
     return response
 
 

@@ -1,15 +1,17 @@
-"""What handlers share: the relay, the posted object, and who has answered."""
+"""What handlers share: the posted object, the way to a worker, and who has answered."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
 
-from gateway.http.exchange import read_body
+from gateway.http.exchange import body_digest, hold_seconds, read_body
 from gateway.openai.validation import parse_object
 from gateway.relay.client import Relay
 from gateway.relay.generation import Generation
+from supervisor.wire.frames import Embed, Generate
 
 RELAY = web.AppKey("relay", Relay)
 
@@ -17,6 +19,15 @@ RELAY = web.AppKey("relay", Relay)
 async def read_object(request: web.Request) -> dict[str, Any]:
     """The JSON object that was posted, nulls dropped. Raises the contract's 400, 413 or 415."""
     return parse_object(await read_body(request))
+
+
+async def start(
+    request: web.Request, choices: Sequence[Generate | Embed], model: str
+) -> Generation:
+    """Wait for a worker and give it the request, whose body has been read. The caller closes the
+    generation. Raises BulkheadError."""
+    digest = await body_digest(request)
+    return await request.app[RELAY].start(choices, model, hold_seconds(request), digest)
 
 
 def worker_headers(generation: Generation) -> dict[str, str]:

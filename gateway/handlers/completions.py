@@ -7,27 +7,28 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from typing import Any
 
 from aiohttp import web
 
-from gateway.handlers.common import RELAY, read_object, worker_headers
+from gateway.handlers.common import read_object, start, worker_headers
 from gateway.http.exchange import (
     BEGUN,
-    MAX_BODY,
     OUTCOME,
     REQUEST_ID,
-    body_digest,
     hold_seconds,
     json_response,
     set_common_headers,
     wait_until_sent,
 )
 from gateway.openai.chat import ChatRequest, parse_chat
-from gateway.openai.completions import CompletionRequest, parse_completion
+from gateway.openai.completions import COMPLETION_BODY, CompletionRequest
 from gateway.openai.render import (
     PING,
     ChoiceBuffer,
+    ChoiceShape,
     Renderer,
     error_event,
     recoveries_comment,
@@ -35,8 +36,9 @@ from gateway.openai.render import (
 )
 from gateway.openai.render_chat import ChatChoice
 from gateway.openai.render_completions import TextChoice
+from gateway.openai.validation import invalid_value
 from gateway.relay.generation import Generation, OutputPaused
-from supervisor.errors import BulkheadError, InternalError, InvalidValue
+from supervisor.errors import BulkheadError, InternalError
 from supervisor.wire.frames import Accepted, End, Token
 
 log = logging.getLogger("bulkhead.gateway")
@@ -50,68 +52,59 @@ OpenAIRequest = ChatRequest | CompletionRequest
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions"""
-    return await _generate(request, parse_chat(await read_object(request)))
+    return await _generate(request, parse_chat(await read_object(request)), ChatChoice)
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions"""
-    return await _generate(request, parse_completion(await read_object(request)))
+    return await _generate(request, COMPLETION_BODY.parse(await read_object(request)), TextChoice)
 
 
-async def _generate(request: web.Request, parsed: OpenAIRequest) -> web.StreamResponse:
-    hold = hold_seconds(request)
+async def _generate(
+    request: web.Request, parsed: OpenAIRequest, shape: type[ChoiceShape]
+) -> web.StreamResponse:
     await _check_size(request, parsed.n)
     now = time.time()
     choices = parsed.choices(request[REQUEST_ID], now, secrets.randbits(63))
-    digest = await body_digest(request)
-    generation = await request.app[RELAY].start(choices, parsed.model, hold, digest)
-    chat = isinstance(parsed, ChatRequest)
-    renderer = Renderer(
-        ChatChoice if chat else TextChoice,
-        id=("chatcmpl-" if chat else "cmpl-") + secrets.token_hex(12),
-        created=int(now),
-        model=generation.model,
-        choices=len(choices),
-    )
-    answer = _Answer(request, parsed, generation, renderer, len(choices))
-    try:
+    with closing(await start(request, choices, parsed.model)) as generation:
+        renderer = Renderer(
+            shape,
+            id=shape.id_prefix + secrets.token_hex(12),
+            created=int(now),
+            model=generation.model,
+            choices=len(choices),
+        )
+        answer = _Answer(request, parsed, generation, renderer, len(choices))
         if parsed.stream:
-            return await answer.streamed(request[BEGUN] + hold)
+            return await answer.streamed(request[BEGUN] + hold_seconds(request))
         logprobs = choices[0].logprobs is not None
         return await answer.whole([ChoiceBuffer(logprobs=logprobs) for _ in choices])
-    finally:
-        generation.close()
 
 
 async def _check_size(request: web.Request, n: int) -> None:
     """Raises InvalidValue when the prompts of all choices, each of which is sent the whole, are
     together larger than a body may be."""
-    limit = request.app[MAX_BODY]
+    limit = request.client_max_size
     if n > 1 and n * len(await request.read()) > limit:  # it has been read, this costs nothing
-        raise InvalidValue(
-            f"Invalid value for `n`: a body of this size may ask for fewer choices; `n` times its "
-            f"size may be at most {limit} bytes.",
-            param="n",
+        raise invalid_value(
+            "n",
+            "a body of this size may ask for fewer choices; `n` times its size may be at most "
+            f"{limit} bytes.",
         )
 
 
+@dataclass(slots=True)
 class _Answer:
     """The answer to one request, whole or as a stream."""
 
-    def __init__(
-        self,
-        request: web.Request,
-        parsed: OpenAIRequest,
-        generation: Generation,
-        renderer: Renderer,
-        choices: int,
-    ) -> None:
-        self._request = request
-        self._parsed = parsed
-        self._generation = generation
-        self._renderer = renderer
-        self._ends: list[End | None] = [None] * choices
-        self._running = choices
+    _request: web.Request
+    _parsed: OpenAIRequest
+    _generation: Generation
+    _renderer: Renderer
+    _running: int
+    """Choices that have not ended."""
+    _ends: dict[int, End] = field(default_factory=dict)
+    """By the choice's number."""
 
     async def whole(self, buffers: Sequence[ChoiceBuffer]) -> web.Response:
         """Buffer the answer whole, so that a crash at any point can still become a status."""
@@ -123,7 +116,7 @@ class _Answer:
                 case Accepted(text=text):
                     buffers[choice].echo = text
                 case End():
-                    buffers[choice].end = frame
+                    buffers[choice].reason = frame.finish_reason
                     self._note_end(choice, frame)
         response = json_response(self._renderer.answer(buffers, self._usage()))
         response.headers.update(worker_headers(self._generation))
@@ -132,21 +125,24 @@ class _Answer:
     async def streamed(self, headers_due: float) -> web.StreamResponse:
         """One event a token. Until the headers have left, an error is still an HTTP status."""
         request, renderer = self._request, self._renderer
-        response = web.StreamResponse()
-        response.content_type = "text/event-stream"
-        response.charset = "utf-8"
-        response.headers["Cache-Control"] = "no-cache"
-        response.headers["X-Accel-Buffering"] = "no"  # nginx would hold tokens back
-        first = await self._next_within(headers_due - time.monotonic())
+        response = web.StreamResponse(
+            headers={
+                "Content-Type": "text/event-stream; charset=utf-8",
+                "Cache-Control": "no-cache",
+                "X-Accel-Buffering": "no",  # nginx would hold tokens back
+            }
+        )
+        event = await self._next_within(headers_due - time.monotonic())
         response.headers.update(worker_headers(self._generation))
         set_common_headers(request, response)
         await response.prepare(request)
         try:
-            while first is None:
-                await _write(request, response, PING)
-                first = await self._next_within(_PING_SECONDS)
-            choice, frame = first
             while True:
+                if event is None:
+                    await _write(request, response, PING)
+                    event = await self._next_within(_PING_SECONDS)
+                    continue
+                choice, frame = event
                 if isinstance(frame, Token):
                     await _write(request, response, renderer.token(choice, frame))
                 else:
@@ -158,12 +154,7 @@ class _Answer:
                         await _write(request, response, closing + renderer.done(totals))
                         break
                     await _write(request, response, closing)
-                following = await self._next()
-                while following is None:
-                    following = await self._next_within(_PING_SECONDS)
-                    if following is None:
-                        await _write(request, response, PING)
-                choice, frame = following
+                event = await self._next() or await self._next_within(_PING_SECONDS)
         except BulkheadError as error:
             await _send_error(request, response, error)
         except ConnectionResetError:
@@ -204,12 +195,12 @@ class _Answer:
         self._running -= 1
         if not self._running:
             totals = self._usage()
-            reasons = ", ".join(sorted({each.finish_reason for each in self._ends if each}))
+            reasons = ", ".join(sorted({each.finish_reason for each in self._ends.values()}))
             tokens = f"{totals['prompt_tokens']} + {totals['completion_tokens']} tokens"
             self._request[OUTCOME] = f"200 {reasons}, {tokens}"
 
     def _usage(self) -> dict[str, Any]:
-        return usage([end for end in self._ends if end is not None], self._parsed.n)
+        return usage([end for _, end in sorted(self._ends.items())], self._parsed.n)
 
 
 async def _send_error(

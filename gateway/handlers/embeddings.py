@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 
 from aiohttp import web
 
-from gateway.handlers.common import RELAY, read_object, worker_headers
-from gateway.http.exchange import OUTCOME, REQUEST_ID, body_digest, hold_seconds, json_response
-from gateway.openai.embeddings import Encoding, parse_embedding, render_answer, render_vector
+from gateway.handlers.common import read_object, start, worker_headers
+from gateway.http.exchange import OUTCOME, REQUEST_ID, json_response
+from gateway.openai.embeddings import EMBEDDING_BODY, Encoding, render_answer, render_vector
 from gateway.relay.generation import Generation
 from supervisor.errors import InternalError
 from supervisor.wire.frames import Embedded
@@ -19,15 +20,10 @@ _TURN = 16
 
 async def embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings. The answer is buffered whole: any failure is a status."""
-    parsed = parse_embedding(await read_object(request))
+    parsed = EMBEDDING_BODY.parse(await read_object(request))
     embed = parsed.embed(request[REQUEST_ID])
-    digest = await body_digest(request)
-    relay = request.app[RELAY]
-    generation = await relay.start(embed, parsed.model, hold_seconds(request), digest)
-    try:
+    with closing(await start(request, [embed], parsed.model)) as generation:
         body = await _collect(generation, len(embed.inputs), parsed.encoding_format)
-    finally:
-        generation.close()
     request[OUTCOME] = f"200 {len(embed.inputs)} embeddings"
     return json_response(body, headers=worker_headers(generation))
 

@@ -1,4 +1,4 @@
-"""What is served and how it is: answered by the supervisor, without any worker."""
+"""The served models and the server's health: the supervisor answers, without any worker."""
 
 from __future__ import annotations
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 import msgspec
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from gateway.http.exchange import json_response
 from gateway.openai.document import document
 
 
-def openapi(*, keys: bool) -> Callable[[web.Request], Awaitable[web.Response]]:
+def openapi(*, keys: bool) -> Handler:
     """The handler of GET /openapi.json. `keys`: some are configured."""
     body = msgspec.json.encode(document(keys=keys))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 
 from supervisor.errors import Forbidden, InvalidAPIKey
 
@@ -54,14 +55,12 @@ class AccessRules:
         offered = [headers.get("x-api-key", "")]
         if scheme.lower() == "bearer":
             offered.append(token.strip())
-        for key in self.keys:
-            for candidate in offered:
-                if hmac.compare_digest(_bytes(candidate), _bytes(key)):
-                    return
-        raise InvalidAPIKey(
-            "Incorrect API key provided. Send one of the server's keys as `Authorization: Bearer "
-            "KEY` or `x-api-key: KEY`."
-        )
+        pairs = product(self.keys, offered)
+        if not any(hmac.compare_digest(_bytes(key), _bytes(each)) for key, each in pairs):
+            raise InvalidAPIKey(
+                "Incorrect API key provided. Send one of the server's keys as `Authorization: "
+                "Bearer KEY` or `x-api-key: KEY`."
+            )
 
 
 def host_name(authority: str) -> str:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import secrets
 import time
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
+from dataclasses import dataclass
 
 import msgspec
 from aiohttp import web
@@ -21,24 +21,16 @@ _EXPOSED = (
     "x-request-id, openai-processing-ms, x-bulkhead-model, x-bulkhead-worker, "
     "x-bulkhead-recoveries, x-bulkhead-fallback, Retry-After, x-should-retry"
 )
-"""Every header of ours: a page sees no other, and SDKs in pages obey the last two."""
+"""The headers that scripts of a page may read; SDKs obey the last two."""
 _WRITE_SECONDS = 60.0
 _JSON_CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
+@dataclass(slots=True)
 class ActiveRequests:
-    """How many requests are inside, for the log: what was going on before a crash."""
+    """How many requests are being answered; the log tells it, for whoever looks into a crash."""
 
-    def __init__(self) -> None:
-        self.count = 0
-
-    @contextlib.contextmanager
-    def counted(self) -> Iterator[None]:
-        self.count += 1
-        try:
-            yield
-        finally:
-            self.count -= 1
+    count: int = 0
 
 
 SETTINGS = web.AppKey("settings", ServerSettings)
@@ -46,14 +38,12 @@ ACCESS = web.AppKey("access", AccessRules)
 ACTIVE = web.AppKey("active", ActiveRequests)
 STARTED = web.AppKey("started", int)
 """Epoch seconds; what `/v1/models` gives as `created`."""
-MAX_BODY = web.AppKey("max_body", int)
-"""Bytes."""
 
 REQUEST_ID = web.RequestKey("request_id", str)
 BEGUN = web.RequestKey("begun", float)
 """Monotonic seconds."""
 OUTCOME = web.RequestKey("outcome", str)
-"""How the request ended, for the log."""
+"""How the request ended, for the log; its status where no handler has more to tell."""
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -64,10 +54,10 @@ async def read_body(request: web.Request) -> bytes:
     """
     if "Content-Type" in request.headers and request.content_type != "application/json":
         raise UnsupportedMediaType("Send the body as `Content-Type: application/json`.")
-    if (request.charset or _JSON_CHARSETS[0]).lower() not in _JSON_CHARSETS:
+    if (request.charset or "utf-8").lower() not in _JSON_CHARSETS:
         raise UnsupportedMediaType("Send the body in UTF-8: JSON has no other `charset`.")
-    if (request.content_length or 0) > request.app[MAX_BODY]:
-        raise body_too_large(request.app[MAX_BODY])
+    if (request.content_length or 0) > request.client_max_size:
+        raise body_too_large(request.client_max_size)
     try:
         async with asyncio.timeout(_BODY_SECONDS):
             return await request.read()

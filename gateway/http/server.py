@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 from aiohttp import web
@@ -21,9 +21,6 @@ from gateway.http.exchange import new_request_id, render_error
 from supervisor.errors import BulkheadError, InternalError, InvalidJSON, InvalidValue
 
 log = logging.getLogger("bulkhead.gateway")
-
-_OPTIONS: Mapping[str, Any] = {"access_log": None}
-"""The log has lines of our own."""
 
 
 @contextlib.asynccontextmanager
@@ -58,7 +55,8 @@ class _Server(web.Server):
         )
 
     def __call__(self) -> web.RequestHandler:
-        return _Connection(self, loop=asyncio.get_running_loop(), **_OPTIONS)
+        # No access log: ours has lines of its own.
+        return _Connection(self, loop=asyncio.get_running_loop(), access_log=None)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol

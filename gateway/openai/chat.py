@@ -1,7 +1,7 @@
 """OpenAI's chat: a body becomes the worker's requests. Pure.
 
-Every parameter of the SDK is a field below, in `HARMLESS`, or in the table of what is accepted only
-with the value that asks for nothing. `gateway.openai.render_chat` has the answers.
+Every parameter of the SDK is a field of `ChatRequest`, harmless, or accepted only with values that
+ask for nothing. `gateway.openai.render_chat` has the answers.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.openai.messages import MESSAGES_MAX, Message, explain_part_error, for_templates
-from gateway.openai.parameters import HARMLESS, GenerationParameters, Positive, repeat_choices
+from gateway.openai.parameters import HARMLESS, GenerationParameters, Positive
 from gateway.openai.tools import (
     TOOLS_MAX,
     ResponseFormat,
@@ -22,26 +22,14 @@ from gateway.openai.tools import (
     answer_structure,
     offered_tools,
 )
-from gateway.openai.validation import check_known, convert
+from gateway.openai.validation import Body, StrictStruct
 from supervisor.errors import InvalidValue, UnsupportedValue
 from supervisor.wire.frames import Chat, Generate
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
-NEUTRAL_CHAT: Mapping[str, tuple[object, ...]] = {
-    "functions": ([],),
-    "function_call": ("none", "auto"),
-    "modalities": (["text"],),
-    "audio": (),
-    "moderation": (),
-    "web_search_options": (),
-}
-"""Parameters that are not supported, with the values that ask for nothing."""
 
-
-class TemplateOptions(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True
-):
+class TemplateOptions(StrictStruct, frozen=True, omit_defaults=True):
     """What a client may tell a model's chat template; a template that does not know it ignores it.
 
     The names are those of the templates of Qwen, DeepSeek, GLM, Seed-OSS, gpt-oss and Llama.
@@ -59,7 +47,7 @@ class TemplateOptions(
 class ChatRequest(GenerationParameters, frozen=True, kw_only=True):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[Message], Meta(min_length=1)]
+    messages: Annotated[list[Message], Meta(min_length=1, max_length=MESSAGES_MAX)]
     max_completion_tokens: Positive | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
@@ -77,47 +65,45 @@ class ChatRequest(GenerationParameters, frozen=True, kw_only=True):
         """
         limit = self.max_completion_tokens
         limit = self.max_tokens if limit is None else limit
-        self.check_length(limit)
         if self.top_logprobs and not self.logprobs:
             raise InvalidValue("`top_logprobs` needs `logprobs`: true.", param="top_logprobs")
         tools, calling = offered_tools(
             self.tools, self.tool_choice, self.parallel_tool_calls, self.response_format
         )
-        first = Generate(
-            request_id=request_id,
-            prompt=Chat(for_templates(self.messages), tools, self._template_options()),
-            now=now,
+        return self._requests(
+            [Chat(for_templates(self.messages), tools, self._template_options())],
+            request_id,
+            now,
+            seed,
             max_tokens=limit,
-            min_tokens=self.min_tokens,
-            sampling=self.sampling(seed if self.seed is None else self.seed),
-            stop=self.stops,
-            ignore_eos=self.ignore_eos,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             calling=calling,
             structure=answer_structure(self.response_format),
         )
-        return repeat_choices([first], self.n)
 
     def _template_options(self) -> dict[str, Any]:
-        effort = (
-            {} if self.reasoning_effort is None else {"reasoning_effort": self.reasoning_effort}
-        )
-        return {**effort, **msgspec.to_builtins(self.chat_template_kwargs or TemplateOptions())}
+        plain = TemplateOptions(reasoning_effort=self.reasoning_effort)
+        given = self.chat_template_kwargs or TemplateOptions()
+        return {**msgspec.to_builtins(plain), **msgspec.to_builtins(given)}
 
 
-_FIELDS = frozenset(ChatRequest.__struct_fields__)
+CHAT_BODY = Body(
+    ChatRequest,
+    HARMLESS,
+    neutral={
+        "functions": ([],),
+        "function_call": ("none", "auto"),
+        "modalities": (["text"],),
+        "audio": (),
+        "moderation": (),
+        "web_search_options": (),
+    },
+)
 
 
 def parse_chat(raw: Mapping[str, Any]) -> ChatRequest:
     """Raises the contract's 400 that names the parameter."""
-    known = check_known(raw, _FIELDS, HARMLESS, NEUTRAL_CHAT)
-    messages = known.get("messages")
-    if isinstance(messages, list) and len(messages) > MESSAGES_MAX:
-        raise InvalidValue(
-            f"Invalid value for `messages`: more than {MESSAGES_MAX} messages.",
-            param="messages",
-        )
     try:
-        return convert(known, ChatRequest)
+        return CHAT_BODY.parse(raw)
     except UnsupportedValue as error:
         raise explain_part_error(error) from None

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -16,14 +15,10 @@ from gateway.openai.parameters import (
     Count,
     GenerationParameters,
     TokenId,
-    repeat_choices,
 )
-from gateway.openai.validation import check_known, convert
-from supervisor.errors import InvalidType, InvalidValue, UnsupportedValue
+from gateway.openai.validation import Body, invalid_value
+from supervisor.errors import InvalidType, UnsupportedValue
 from supervisor.wire.frames import Generate, Text, Tokens
-
-NEUTRAL_TEXT: Mapping[str, tuple[object, ...]] = {"suffix": ("",)}
-"""Parameters that are not supported, with the values that ask for nothing."""
 
 
 class CompletionRequest(GenerationParameters, frozen=True, kw_only=True):
@@ -41,9 +36,7 @@ class CompletionRequest(GenerationParameters, frozen=True, kw_only=True):
         """
         prompts = self._prompts()
         if self.n * len(prompts) > CHOICES_MAX:
-            raise InvalidValue(
-                f"Invalid value for `n`: prompts times `n` may be at most {CHOICES_MAX}.", param="n"
-            )
+            raise invalid_value("n", f"prompts times `n` may be at most {CHOICES_MAX}.")
         if self.best_of is not None and self.best_of != self.n:
             raise UnsupportedValue("`best_of` must be equal to `n`.", param="best_of")
         if self.echo and self.logprobs is not None:
@@ -51,24 +44,15 @@ class CompletionRequest(GenerationParameters, frozen=True, kw_only=True):
                 "`logprobs` cannot be combined with `echo`: those of the prompt are not computed.",
                 param="logprobs",
             )
-        self.check_length(self.max_tokens)
-        sampling = self.sampling(seed if self.seed is None else self.seed)
-        firsts = [
-            Generate(
-                request_id=request_id,
-                prompt=prompt,
-                now=now,
-                max_tokens=self.max_tokens,
-                min_tokens=self.min_tokens,
-                sampling=sampling,
-                stop=self.stops,
-                ignore_eos=self.ignore_eos,
-                logprobs=self.logprobs,
-                echo=self.echo,
-            )
-            for prompt in prompts
-        ]
-        return repeat_choices(firsts, self.n)
+        return self._requests(
+            prompts,
+            request_id,
+            now,
+            seed,
+            max_tokens=self.max_tokens,
+            logprobs=self.logprobs,
+            echo=self.echo,
+        )
 
     def _prompts(self) -> list[Text | Tokens]:
         if isinstance(self.prompt, str):
@@ -89,13 +73,8 @@ class CompletionRequest(GenerationParameters, frozen=True, kw_only=True):
 
 def _tokens(ids: Any, param: str) -> Tokens:
     if not ids:
-        raise InvalidValue(f"Invalid value for `{param}`: it holds no token.", param=param)
+        raise invalid_value(param, "it holds no token.")
     return Tokens(tuple(ids))
 
 
-_FIELDS = frozenset(CompletionRequest.__struct_fields__)
-
-
-def parse_completion(raw: Mapping[str, Any]) -> CompletionRequest:
-    """Raises the contract's 400 that names the parameter."""
-    return convert(check_known(raw, _FIELDS, HARMLESS, NEUTRAL_TEXT), CompletionRequest)
+COMPLETION_BODY = Body(CompletionRequest, HARMLESS, neutral={"suffix": ("",)})

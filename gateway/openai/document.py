@@ -13,10 +13,11 @@ from typing import Any
 
 import msgspec
 
-from gateway.openai import embeddings, schemas
-from gateway.openai.chat import NEUTRAL_CHAT, ChatRequest
-from gateway.openai.completions import NEUTRAL_TEXT, CompletionRequest
-from gateway.openai.parameters import HARMLESS
+from gateway.openai import schemas
+from gateway.openai.chat import CHAT_BODY
+from gateway.openai.completions import COMPLETION_BODY
+from gateway.openai.embeddings import EMBEDDING_BODY
+from gateway.openai.validation import Body
 from supervisor.errors import BulkheadError
 from supervisor.wire.crash import CrashList, CrashReport
 
@@ -26,87 +27,61 @@ _JSON = "application/json"
 _EVENTS = "text/event-stream"
 _ANY_ROUTE = (403, 500)
 """A foreign Host or Origin; a bug of ours."""
-_ANY_BODY = (400, 413, 415)
-
-
-@dataclass(frozen=True, slots=True)
-class Body:
-    """What a POST takes: the type that validates it, and the parameters beside its fields.
-
-    `neutral` ones are accepted with these values only.
-    """
-
-    kind: type[msgspec.Struct]
-    harmless: frozenset[str]
-    neutral: Mapping[str, tuple[object, ...]]
+_POSTED = (400, 404, 413, 415, 503)
+"""A wrong body, an unknown model, a body that is too large or no JSON, no worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One path and method. `chunk` is what the events of its streams hold."""
+    """One path and method."""
 
     method: str
     path: str
     summary: str
     answer: type[msgspec.Struct] | None
-    errors: tuple[int, ...]
-    body: Body | None = None
+    errors: tuple[int, ...] = (503,)
+    """Beside those that any route may answer."""
+    body: Body[Any] | None = None
+    """What is posted; a model's worker answers it."""
     chunk: type[msgspec.Struct] | None = None
-    worker: bool = False
-    """A model's worker answers."""
+    """What the events of its streams hold."""
     open: bool = False
     """Answered without a key."""
     events: bool = False
     """The answer is a stream, whatever the request says."""
 
 
-_CHAT = Body(ChatRequest, HARMLESS, NEUTRAL_CHAT)
-_TEXT = Body(CompletionRequest, HARMLESS, NEUTRAL_TEXT)
-_EMBED = Body(embeddings.EmbeddingRequest, embeddings.HARMLESS, {})
-
-
 def _routes() -> Iterator[Route]:
-    posted = (*_ANY_BODY, 404, 503)
     for at in ("/v1", ""):
         yield Route(
             "post",
             f"{at}/chat/completions",
             "Answer a conversation.",
             schemas.ChatCompletion,
-            posted,
-            body=_CHAT,
+            _POSTED,
+            body=CHAT_BODY,
             chunk=schemas.ChatCompletionChunk,
-            worker=True,
         )
         yield Route(
             "post",
             f"{at}/completions",
             "Continue a text, without a chat template.",
             schemas.Completion,
-            posted,
-            body=_TEXT,
+            _POSTED,
+            body=COMPLETION_BODY,
             chunk=schemas.CompletionChunk,
-            worker=True,
         )
         yield Route(
             "post",
             f"{at}/embeddings",
             "Turn texts into vectors.",
             schemas.EmbeddingList,
-            posted,
-            body=_EMBED,
-            worker=True,
+            _POSTED,
+            body=EMBEDDING_BODY,
         )
-        yield Route(
-            "get", f"{at}/models", "The models that may be asked for.", schemas.ModelList, (503,)
-        )
-        yield Route(
-            "get",
-            f"{at}/models/{{id}}",
-            "One of them; an alias gives the model it stands for.",
-            schemas.Model,
-            (404, 503),
-        )
+        yield Route("get", f"{at}/models", "The models that may be asked for.", schemas.ModelList)
+        one = "One of them; an alias gives the model it stands for."
+        yield Route("get", f"{at}/models/{{id}}", one, schemas.Model, (404, 503))
     actions = {
         "load": "Load a model; answered when it is ready.",
         "unload": "Unload a model once its running requests have ended.",
@@ -114,26 +89,15 @@ def _routes() -> Iterator[Route]:
         "unpin": "Let a model be unloaded again.",
     }
     for action, summary in actions.items():
-        yield Route(
-            "post",
-            f"/admin/models/{{id}}/{action}",
-            summary,
-            schemas.ManagedModel,
-            (400, 404, 503),
-        )
-    yield Route(
-        "get",
-        "/admin/events",
-        "What happens to models from now on, as server-sent events.",
-        None,
-        (503,),
-        events=True,
-    )
-    yield Route("get", "/admin/crashes", "Crash reports, newest first.", CrashList, (503,))
+        path = f"/admin/models/{{id}}/{action}"
+        yield Route("post", path, summary, schemas.ManagedModel, (400, 404, 503))
+    happens = "What happens to models from now on, as server-sent events."
+    yield Route("get", "/admin/events", happens, None, events=True)
+    yield Route("get", "/admin/crashes", "Crash reports, newest first.", CrashList)
     yield Route("get", "/admin/crashes/{id}", "One crash report, whole.", CrashReport, (404, 503))
     state = "The server's state: 200 while requests can be accepted, else 503."
-    yield Route("get", "/health", state, schemas.Health, (503,), open=True)
-    yield Route("get", "/", state, schemas.Health, (503,))
+    yield Route("get", "/health", state, schemas.Health, open=True)
+    yield Route("get", "/", state, schemas.Health)
     yield Route("get", "/openapi.json", "This document.", None, ())
 
 
@@ -169,7 +133,8 @@ def _operation(route: Route) -> Schema:
     operation: Schema = {"summary": route.summary}
     name = route.path.rpartition("/")[2] if "{" not in route.path else "model"
     if route.path.startswith("/v1"):
-        operation["operationId"] = f"{route.method}_{name}".replace("completions", _style(route))
+        style = "chat_completion" if "/chat/" in route.path else "completion"
+        operation["operationId"] = f"{route.method}_{name}".replace("completions", style)
     if route.open:
         operation["security"] = [{}]
     if "{id}" in route.path:
@@ -195,10 +160,6 @@ def _operation(route: Route) -> Schema:
     return operation
 
 
-def _style(route: Route) -> str:
-    return "chat_completion" if "/chat/" in route.path else "completion"
-
-
 def _success(route: Route) -> Schema:
     schema: Schema = {"type": "object"} if route.answer is None else {"$ref": _ref(route.answer)}
     content: Schema = {_JSON: {"schema": schema}}
@@ -216,7 +177,7 @@ def _success(route: Route) -> Schema:
         "x-request-id": "The client's own if it sent a sane one, else a new one.",
         "openai-processing-ms": "Milliseconds until the answer, or the stream's first token.",
     }
-    if route.worker:
+    if route.body is not None:
         headers["x-bulkhead-model"] = "The served name."
         headers["x-bulkhead-worker"] = "`name#generation`."
         headers["x-bulkhead-recoveries"] = "How often another worker went on, if ever."
@@ -226,9 +187,8 @@ def _success(route: Route) -> Schema:
 
 def _failure(status: int, route: Route) -> Schema:
     codes = ", ".join(sorted(f"`{code}`" for code in _codes(status)))
-    kind: type[msgspec.Struct] = schemas.Error
     description = f"{HTTPStatus(status).phrase}: {codes}."
-    schema: Schema = {"$ref": _ref(kind)}
+    schema: Schema = {"$ref": _ref(schemas.Error)}
     if route.answer is schemas.Health and status == 503:
         schema = {"$ref": _ref(schemas.Health)}
         description = "Requests can't be accepted at the moment."
@@ -275,7 +235,7 @@ def _schemas() -> dict[str, Schema]:
     return components
 
 
-def _complete(schema: Schema, body: Body) -> None:
+def _complete(schema: Schema, body: Body[Any]) -> None:
     """What is accepted beside the type's fields, and nulls, which mean absent."""
     required = schema.get("required", [])
     properties = {

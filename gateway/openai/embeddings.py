@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
 from gateway.openai.parameters import TokenId
-from gateway.openai.validation import check_known, convert
-from supervisor.errors import InvalidType, InvalidValue
+from gateway.openai.validation import Body, invalid_value
+from supervisor.errors import InvalidType
 from supervisor.wire.frames import Embed
 
 INPUTS_MAX = 2048
 """Inputs of one request; OpenAI's figure."""
-HARMLESS = frozenset({"user"})
-"""Accepted and without effect."""
 
 InputText = Annotated[str, Meta(min_length=1)]
 TokenIds = Annotated[list[TokenId], Meta(min_length=1)]
@@ -53,20 +51,13 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
                 )
             inputs.append(item if isinstance(item, str) else tuple(item))
         if len(inputs) > INPUTS_MAX:
-            raise InvalidValue(
-                f"Invalid value for `input`: {len(inputs)} inputs, at most {INPUTS_MAX} go into "
-                "one request.",
-                param="input",
+            raise invalid_value(
+                "input", f"{len(inputs)} inputs, at most {INPUTS_MAX} go into one request."
             )
         return tuple(inputs)
 
 
-_FIELDS = frozenset(EmbeddingRequest.__struct_fields__)
-
-
-def parse_embedding(raw: Mapping[str, Any]) -> EmbeddingRequest:
-    """Raises the contract's 400 that names the parameter."""
-    return convert(check_known(raw, _FIELDS, HARMLESS, {}), EmbeddingRequest)
+EMBEDDING_BODY = Body(EmbeddingRequest, harmless=frozenset({"user"}), neutral={})
 
 
 def render_vector(index: int, values: bytes, encoding: Encoding) -> bytes:

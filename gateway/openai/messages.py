@@ -13,12 +13,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from supervisor.errors import (
-    BulkheadError,
-    MissingParameter,
-    UnsupportedParameter,
-    UnsupportedValue,
-)
+from gateway.openai.validation import missing_parameter
+from supervisor.errors import BulkheadError, UnsupportedParameter, UnsupportedValue
 
 MESSAGES_MAX = 10_000
 """Far above any conversation: each costs time on the loop that all streams share."""
@@ -110,8 +106,7 @@ def _content(message: Message, index: int) -> str:
             return text
         case None:
             if message.role != "assistant":
-                param = f"messages[{index}].content"
-                raise MissingParameter(f"Missing required parameter: `{param}`.", param=param)
+                raise missing_parameter(f"messages[{index}].content")
             return message.refusal or ""
         case parts:
             return "".join(p.text if isinstance(p, TextPart) else p.refusal for p in parts)

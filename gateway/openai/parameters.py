@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from itertools import product
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
-from supervisor.errors import InvalidValue
-from supervisor.wire.frames import Generate, Sampling
+from gateway.openai.validation import StrictStruct, invalid_value
+from supervisor.wire.frames import Calling, Chat, Generate, Sampling, Structure, Text, Tokens
 
 CHOICES_MAX = 128
 """Choices of all prompts of a request together, of which a worker runs a few at once."""
 REPETITION_MAX = 4096
-"""Tokens that a repetition penalty may look at: all of them at every step, while others wait."""
+"""Tokens that a repetition penalty may look back at, which it does at every step, while all other
+requests wait."""
 _BIAS_MAX = 10_000
 _STOP_MAX = 1024
 """Characters: a stop string is compared with every token's text."""
@@ -44,7 +48,7 @@ HARMLESS = frozenset(
 """Accepted and without effect: nothing a client can see in the answer depends on them."""
 
 
-class StreamOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class StreamOptions(StrictStruct, frozen=True):
     """`include_usage` adds a chunk with the usage; `include_obfuscation` has no effect."""
 
     include_usage: bool | None = None
@@ -91,7 +95,7 @@ class GenerationParameters(msgspec.Struct, frozen=True, kw_only=True):
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
-    def sampling(self, seed: int) -> Sampling:
+    def _sampling(self, seed: int) -> Sampling:
         """`repetition_penalty` 0 is none, as in mlx_lm.server."""
         bias = {int(key): value for key, value in (self.logit_bias or {}).items()}
         return Sampling(
@@ -109,29 +113,47 @@ class GenerationParameters(msgspec.Struct, frozen=True, kw_only=True):
             logit_bias=tuple((key, value) for key, value in bias.items() if value is not None),
         )
 
-    def check_length(self, max_tokens: int | None) -> None:
-        """Raises InvalidValue when the least is more than the most."""
+    def _requests(
+        self,
+        prompts: Sequence[Chat | Text | Tokens],
+        request_id: str,
+        now: float,
+        seed: int,
+        *,
+        max_tokens: int | None,
+        logprobs: int | None,
+        echo: bool = False,
+        calling: Calling | None = None,
+        structure: Structure | None = None,
+    ) -> list[Generate]:
+        """`n` choices of the first prompt, then those of the next, with ids of their own for the
+        logs. `seed` is for a client that sends none.
+
+        A choice's seed follows from the request's and its place; the first keeps the request's.
+        Raises InvalidValue when the least number of tokens is more than the most.
+        """
         if max_tokens is not None and self.min_tokens > max_tokens:
-            raise InvalidValue(
-                "Invalid value for `min_tokens`: it exceeds the maximum of tokens.",
-                param="min_tokens",
+            raise invalid_value("min_tokens", "it exceeds the maximum of tokens.")
+        seed = seed if self.seed is None else self.seed
+        first = self._sampling(seed)
+        others = [replace(first, seed=derive_seed(seed, place)) for place in range(1, self.n)]
+        return [
+            Generate(
+                request_id=f"{request_id}#{number}" if number else request_id,
+                prompt=prompt,
+                now=now,
+                max_tokens=max_tokens,
+                min_tokens=self.min_tokens,
+                sampling=sampling,
+                stop=self.stops,
+                ignore_eos=self.ignore_eos,
+                logprobs=logprobs,
+                calling=calling,
+                structure=structure,
+                echo=echo,
             )
-
-
-def repeat_choices(firsts: list[Generate], n: int) -> list[Generate]:
-    """`n` choices of each prompt, with ids of their own for the logs.
-
-    The seed of a choice follows from the request's and its place; the first keeps the request's.
-    """
-    choices: list[Generate] = []
-    for first in firsts:
-        for place in range(n):
-            number, sampling = len(choices), first.sampling
-            if place:
-                sampling = msgspec.structs.replace(sampling, seed=derive_seed(sampling.seed, place))
-            name = f"{first.request_id}#{number}" if number else first.request_id
-            choices.append(msgspec.structs.replace(first, request_id=name, sampling=sampling))
-    return choices
+            for number, (prompt, sampling) in enumerate(product(prompts, [first, *others]))
+        ]
 
 
 def derive_seed(seed: int, place: int) -> int:

@@ -20,6 +20,8 @@ PING = b": ping\n\n"
 """A comment that keeps a silent stream open."""
 _IMPOSSIBLE = -9999.0
 """OpenAI's log probability of what can't happen; JSON has no infinities."""
+_MARK = "\0"
+"""Stands in a chunk for what a token will bring."""
 
 _json = msgspec.json.Encoder().encode
 
@@ -33,8 +35,9 @@ class ChoiceBuffer:
         self.calls: dict[int, tuple[str, list[str]]] = {}
         """Number → (name, pieces of the arguments)."""
         self.logprobs: list[Logprobs] | None = [] if logprobs else None
-        self.end: End | None = None
         self.echo = ""
+        self.reason = "stop"
+        """Of its end."""
 
     def add(self, token: Token) -> None:
         self.texts.append(token.text)
@@ -49,49 +52,42 @@ class ChoiceBuffer:
     def text(self) -> str:
         return self.echo + "".join(self.texts)
 
-    @property
-    def reason(self) -> str:
-        return self.end.finish_reason if self.end is not None else "stop"
-
 
 class ChoiceShape(Protocol):
-    """What one endpoint makes of a choice; an instance knows what its stream has told so far."""
+    """What one endpoint makes of a choice; an instance knows what its answer has told so far.
 
+    A content is what a choice holds beside number, log probabilities and reason of the end.
+    """
+
+    id_prefix: str
     answer_object: str
     chunk_object: str
     empty: Mapping[str, Any]
     """The content of a chunk that tells nothing new."""
 
-    @staticmethod
-    def whole(choice: ChoiceBuffer) -> dict[str, Any]:
-        """The choice of an answer that is not streamed."""
-
-    @staticmethod
-    def text(text: str) -> Mapping[str, Any]:
-        """The content of a later chunk with this text and nothing else."""
-
-    @staticmethod
-    def reasoning(text: str) -> Mapping[str, Any] | None:
-        """The same with reasoning alone; None where the endpoint tells none."""
+    def whole(self, choice: ChoiceBuffer) -> dict[str, Any]:
+        """The content of an answer that is not streamed."""
 
     def begin_with(self, echo: str) -> None:
         """The choice's text begins with its prompt."""
 
-    def chunk(self, token: Token) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """The content and the log probabilities of a token's chunk."""
+    def chunk(self, token: Token) -> dict[str, Any]:
+        """The content of a token's chunk."""
 
     def rest(self, cut: bool) -> Iterable[dict[str, Any]]:
         """The contents of what is still to be told at the end. `cut`: by the length."""
 
+    def logprobs(self, tokens: Iterable[Logprobs]) -> dict[str, Any]:
+        """The log probabilities of the next tokens."""
+
 
 class _ChunkBytes(NamedTuple):
-    """A choice's encoded chunk, in pieces around the text, and around the reasoning, that are alone
-    in it; and one that has neither."""
+    """A choice's encoded chunks, cut where a token's text or reasoning belongs."""
 
     before_text: bytes
     after_text: bytes
     around_reasoning: list[bytes]
-    """Empty where reasoning is not told."""
+    """In one piece where the endpoint tells no reasoning."""
     empty: bytes
 
 
@@ -120,24 +116,26 @@ class Renderer:
                 if not token.text:
                     return ready.empty
                 return ready.before_text + _json(token.text) + ready.after_text
-            if not token.text and ready.around_reasoning:
+            if not token.text:
                 return _json(token.reasoning).join(ready.around_reasoning)
-        content, logprobs = self._choices[choice].chunk(token)
+        shape = self._choices[choice]
+        content = shape.chunk(token)
         if ready is None:  # what follows is no first chunk any more
-            self._chunk_bytes[choice] = self._encode_chunk(choice)
+            self._chunk_bytes[choice] = self._encode_chunks(choice)
+        logprobs = None if token.logprobs is None else shape.logprobs([token.logprobs])
         return self._chunk(choice, content, logprobs)
 
-    def _encode_chunk(self, choice: int) -> _ChunkBytes:
-        mark = "\0"
-        quoted = _json(mark)
-        shape = self._choices[choice]
+    def _encode_chunks(self, choice: int) -> _ChunkBytes:
+        before, after = self._encode_around(choice, Token(0, _MARK))
+        around_reasoning = self._encode_around(choice, Token(0, "", reasoning=_MARK))
+        return _ChunkBytes(before, after, around_reasoning, self._chunk(choice, self._shape.empty))
+
+    def _encode_around(self, choice: int, token: Token) -> list[bytes]:
+        """The pieces of the token's chunk around each `_MARK` in it."""
+        content = self._choices[choice].chunk(token)
+        mark = _json(_MARK)
         # From the right: a model may be called like the mark.
-        before, after = self._chunk(choice, shape.text(mark)).rsplit(quoted, 1)
-        around: list[bytes] = []
-        if (reasoning := shape.reasoning(mark)) is not None:
-            times = _json(reasoning).count(quoted)
-            around = self._chunk(choice, reasoning).rsplit(quoted, times)
-        return _ChunkBytes(before, after, around, self._chunk(choice, shape.empty))
+        return self._chunk(choice, content).rsplit(mark, _json(content).count(mark))
 
     def finish(self, choice: int, end: End) -> bytes:
         """The closing events of a choice."""
@@ -154,7 +152,15 @@ class Renderer:
 
     def answer(self, choices: Sequence[ChoiceBuffer], totals: Mapping[str, Any]) -> bytes:
         """The body of a request that is not streamed."""
-        whole = [{"index": index, **self._shape.whole(each)} for index, each in enumerate(choices)]
+        whole = [
+            {
+                "index": index,
+                **shape.whole(each),
+                "logprobs": None if each.logprobs is None else shape.logprobs(each.logprobs),
+                "finish_reason": each.reason,
+            }
+            for index, (shape, each) in enumerate(zip(self._choices, choices, strict=True))
+        ]
         name = self._shape.answer_object
         return _json({**self._head, "object": name, "choices": whole, "usage": totals})
 

@@ -13,6 +13,7 @@ from supervisor.wire.frames import Call, Logprob, Logprobs, Token
 class ChatChoice:
     """The `ChoiceShape` of chats."""
 
+    id_prefix = "chatcmpl-"
     answer_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
     empty: Mapping[str, Any] = {"delta": {}}
@@ -22,8 +23,7 @@ class ChatChoice:
         self._calls: dict[int, bool] = {}
         """Number → whether any of its arguments has been sent."""
 
-    @staticmethod
-    def whole(choice: ChoiceBuffer) -> dict[str, Any]:
+    def whole(self, choice: ChoiceBuffer) -> dict[str, Any]:
         text = choice.text
         message: dict[str, Any] = {
             "role": "assistant",
@@ -43,22 +43,13 @@ class ChatChoice:
                 }
                 for _, (name, pieces) in sorted(choice.calls.items())
             ]
-        logprobs = None if choice.logprobs is None else _logprobs(choice.logprobs)
-        return {"message": message, "logprobs": logprobs, "finish_reason": choice.reason}
-
-    @staticmethod
-    def text(text: str) -> Mapping[str, Any]:
-        return {"delta": {"content": text}}
-
-    @staticmethod
-    def reasoning(text: str) -> Mapping[str, Any] | None:
-        return {"delta": {"reasoning_content": text, "reasoning": text}}
+        return {"message": message}
 
     def begin_with(self, echo: str) -> None:
         """A chat has no echo."""
 
-    def chunk(self, token: Token) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """The token's delta and log probabilities.
+    def chunk(self, token: Token) -> dict[str, Any]:
+        """The token's delta.
 
         A delta without text has no content, the first one null: clients would begin a text for an
         empty one, and what is held back may yet be a call.
@@ -73,8 +64,7 @@ class ChatChoice:
         if token.calls:
             delta["tool_calls"] = [self._call_delta(call) for call in _merged(token.calls)]
         self._begun = True
-        logprobs = None if token.logprobs is None else _logprobs([token.logprobs])
-        return {"delta": delta}, logprobs
+        return {"delta": delta}
 
     def rest(self, cut: bool) -> Iterable[dict[str, Any]]:
         """What strict clients need all the same: a role without a token, an object for arguments.
@@ -84,6 +74,13 @@ class ChatChoice:
         for index, sent in self._calls.items():
             if not (sent or cut):
                 yield {"delta": {"tool_calls": [{"index": index, "function": {"arguments": "{}"}}]}}
+
+    def logprobs(self, tokens: Iterable[Logprobs]) -> dict[str, Any]:
+        content = [
+            {**_logprob(each.sampled), "top_logprobs": [_logprob(other) for other in each.top]}
+            for each in tokens
+        ]
+        return {"content": content, "refusal": None}
 
     def _call_delta(self, call: Call) -> dict[str, Any]:
         """Id, type and name are told exactly once: clients concatenate what they get."""
@@ -107,14 +104,6 @@ def _merged(calls: Sequence[Call]) -> list[Call]:
 
 def _call_id() -> str:
     return f"call_{secrets.token_hex(12)}"
-
-
-def _logprobs(tokens: Iterable[Logprobs]) -> dict[str, Any]:
-    content = [
-        {**_logprob(each.sampled), "top_logprobs": [_logprob(other) for other in each.top]}
-        for each in tokens
-    ]
-    return {"content": content, "refusal": None}
 
 
 def _logprob(logprob: Logprob) -> dict[str, Any]:

@@ -13,50 +13,33 @@ from supervisor.wire.frames import Logprob, Logprobs, Token
 class TextChoice:
     """The `ChoiceShape` of legacy completions."""
 
+    id_prefix = "cmpl-"
     answer_object = chunk_object = "text_completion"
     empty: Mapping[str, Any] = {"text": ""}
 
     def __init__(self) -> None:
         self._echo = ""
-        self._logprobs = _Logprobs()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._offset = 0
+        """In characters of the choice's text, as the tokens' bytes make it."""
 
-    @staticmethod
-    def whole(choice: ChoiceBuffer) -> dict[str, Any]:
-        logprobs = None if choice.logprobs is None else _Logprobs().of(choice.logprobs)
-        return {"text": choice.text, "logprobs": logprobs, "finish_reason": choice.reason}
-
-    @staticmethod
-    def text(text: str) -> Mapping[str, Any]:
-        return {"text": text}
-
-    @staticmethod
-    def reasoning(text: str) -> Mapping[str, Any] | None:
-        return None
+    def whole(self, choice: ChoiceBuffer) -> dict[str, Any]:
+        return {"text": choice.text}
 
     def begin_with(self, echo: str) -> None:
         self._echo = echo
 
-    def chunk(self, token: Token) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """The token's text and log probabilities."""
+    def chunk(self, token: Token) -> dict[str, Any]:
         text, self._echo = self._echo + token.text, ""
-        logprobs = None if token.logprobs is None else self._logprobs.of([token.logprobs])
-        return {"text": text}, logprobs
+        return {"text": text}
 
     def rest(self, cut: bool) -> Iterable[dict[str, Any]]:
         """The echo when no token followed."""
         if self._echo:
             yield {"text": self._echo}
 
-
-class _Logprobs:
-    """The older form; offsets are in characters of the choice's text, as the tokens' bytes make
-    it."""
-
-    def __init__(self) -> None:
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._offset = 0
-
-    def of(self, tokens: Iterable[Logprobs]) -> dict[str, list[Any]]:
+    def logprobs(self, tokens: Iterable[Logprobs]) -> dict[str, Any]:
+        """The older form: one entry a token in each list."""
         form: dict[str, list[Any]] = {
             "tokens": [],
             "token_logprobs": [],

@@ -19,14 +19,14 @@ Byte = Annotated[int, Meta(ge=0, le=255)]
 Reason = Literal["stop", "length", "tool_calls"]
 
 
-class AnswerStruct(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class AnswerStruct(msgspec.Struct, forbid_unknown_fields=True):
     """Base of all: an answer has the fields of its type and no other."""
 
 
 # ── errors ───────────────────────────────────────────────────────────────────────────────────────
 
 
-class ErrorObject(AnswerStruct, frozen=True, kw_only=True):
+class ErrorObject(AnswerStruct):
     """`message` is for a person; `param` names the request parameter at fault."""
 
     message: Annotated[str, Meta(min_length=1)]
@@ -35,7 +35,7 @@ class ErrorObject(AnswerStruct, frozen=True, kw_only=True):
     code: str
 
 
-class Error(AnswerStruct, frozen=True, kw_only=True):
+class Error(AnswerStruct):
     """The body of every error, and an event of a stream that fails after its first byte."""
 
     error: ErrorObject
@@ -44,15 +44,23 @@ class Error(AnswerStruct, frozen=True, kw_only=True):
 # ── chat and completions ─────────────────────────────────────────────────────────────────────────
 
 
-class PromptTokensDetails(AnswerStruct, frozen=True, kw_only=True):
+class Generated(AnswerStruct):
+    """What answers and chunks have in common."""
+
+    id: str
+    created: Seconds
+    model: str
+
+
+class PromptTokensDetails(AnswerStruct):
     cached_tokens: Count
 
 
-class CompletionTokensDetails(AnswerStruct, frozen=True, kw_only=True):
+class CompletionTokensDetails(AnswerStruct):
     reasoning_tokens: Count
 
 
-class Usage(AnswerStruct, frozen=True, kw_only=True):
+class Usage(AnswerStruct):
     """Tokens. A prompt counts once, however many choices it has."""
 
     prompt_tokens: Count
@@ -62,7 +70,7 @@ class Usage(AnswerStruct, frozen=True, kw_only=True):
     completion_tokens_details: CompletionTokensDetails
 
 
-class TopLogprob(AnswerStruct, frozen=True, kw_only=True):
+class TopLogprob(AnswerStruct):
     """A token, its natural log probability, and its bytes, which may be a part of a character."""
 
     token: str
@@ -70,32 +78,32 @@ class TopLogprob(AnswerStruct, frozen=True, kw_only=True):
     bytes: list[Byte]
 
 
-class TokenLogprob(TopLogprob, frozen=True, kw_only=True):
+class TokenLogprob(TopLogprob):
     """The token that was sampled, with the likeliest ones beside it."""
 
     top_logprobs: list[TopLogprob]
 
 
-class ChatLogprobs(AnswerStruct, frozen=True, kw_only=True):
+class ChatLogprobs(AnswerStruct):
     content: list[TokenLogprob]
     refusal: None
 
 
-class FunctionCall(AnswerStruct, frozen=True, kw_only=True):
+class FunctionCall(AnswerStruct):
     """`arguments` is JSON text."""
 
     name: str
     arguments: str
 
 
-class MessageToolCall(AnswerStruct, frozen=True, kw_only=True):
+class MessageToolCall(AnswerStruct):
     id: str
     type: Literal["function"]
     function: FunctionCall
 
 
-class ChatMessage(AnswerStruct, frozen=True, kw_only=True):
-    """The model's message. Its thoughts, if it thinks, are told twice, as clients differ."""
+class ChatMessage(AnswerStruct):
+    """The model's message. Clients read its reasoning under one name or the other."""
 
     role: Literal["assistant"]
     content: str | None
@@ -105,30 +113,27 @@ class ChatMessage(AnswerStruct, frozen=True, kw_only=True):
     tool_calls: list[MessageToolCall] | UnsetType = UNSET
 
 
-class ChatChoice(AnswerStruct, frozen=True, kw_only=True):
+class ChatChoice(AnswerStruct):
     index: Count
     message: ChatMessage
     logprobs: ChatLogprobs | None
     finish_reason: Reason
 
 
-class ChatCompletion(AnswerStruct, frozen=True, kw_only=True):
-    id: str
+class ChatCompletion(Generated):
     object: Literal["chat.completion"]
-    created: Seconds
-    model: str
     choices: Annotated[list[ChatChoice], Meta(min_length=1)]
     usage: Usage
 
 
-class FunctionCallDelta(AnswerStruct, frozen=True, kw_only=True):
+class FunctionCallDelta(AnswerStruct):
     """The name comes with a call's first piece alone."""
 
     arguments: str
     name: str | UnsetType = UNSET
 
 
-class ToolCallDelta(AnswerStruct, frozen=True, kw_only=True):
+class ToolCallDelta(AnswerStruct):
     """Id, type and name come with a call's first piece alone."""
 
     index: Count
@@ -137,7 +142,7 @@ class ToolCallDelta(AnswerStruct, frozen=True, kw_only=True):
     type: Literal["function"] | UnsetType = UNSET
 
 
-class Delta(AnswerStruct, frozen=True, kw_only=True):
+class Delta(AnswerStruct):
     """What is new in a choice; the role comes with its first chunk."""
 
     role: Literal["assistant"] | UnsetType = UNSET
@@ -147,25 +152,22 @@ class Delta(AnswerStruct, frozen=True, kw_only=True):
     tool_calls: list[ToolCallDelta] | UnsetType = UNSET
 
 
-class ChunkChoice(AnswerStruct, frozen=True, kw_only=True):
+class ChunkChoice(AnswerStruct):
     index: Count
     delta: Delta
     logprobs: ChatLogprobs | None
     finish_reason: Reason | None
 
 
-class ChatCompletionChunk(AnswerStruct, frozen=True, kw_only=True):
+class ChatCompletionChunk(Generated):
     """An event of a streamed chat. The one with the usage has no choices."""
 
-    id: str
     object: Literal["chat.completion.chunk"]
-    created: Seconds
-    model: str
     choices: list[ChunkChoice]
     usage: Usage | UnsetType = UNSET
 
 
-class LegacyLogprobs(AnswerStruct, frozen=True, kw_only=True):
+class LegacyLogprobs(AnswerStruct):
     """One entry a token in each list; offsets are in characters of the choice's text."""
 
     tokens: list[str]
@@ -174,36 +176,27 @@ class LegacyLogprobs(AnswerStruct, frozen=True, kw_only=True):
     text_offset: list[Count]
 
 
-class TextChoice(AnswerStruct, frozen=True, kw_only=True):
-    index: Count
-    text: str
-    logprobs: LegacyLogprobs | None
-    finish_reason: Reason
-
-
-class Completion(AnswerStruct, frozen=True, kw_only=True):
-    id: str
-    object: Literal["text_completion"]
-    created: Seconds
-    model: str
-    choices: Annotated[list[TextChoice], Meta(min_length=1)]
-    usage: Usage
-
-
-class TextChunkChoice(AnswerStruct, frozen=True, kw_only=True):
+class TextChunkChoice(AnswerStruct):
     index: Count
     text: str
     logprobs: LegacyLogprobs | None
     finish_reason: Reason | None
 
 
-class CompletionChunk(AnswerStruct, frozen=True, kw_only=True):
+class TextChoice(TextChunkChoice):
+    finish_reason: Reason
+
+
+class Completion(Generated):
+    object: Literal["text_completion"]
+    choices: Annotated[list[TextChoice], Meta(min_length=1)]
+    usage: Usage
+
+
+class CompletionChunk(Generated):
     """An event of a streamed completion. The one with the usage has no choices."""
 
-    id: str
     object: Literal["text_completion"]
-    created: Seconds
-    model: str
     choices: list[TextChunkChoice]
     usage: Usage | UnsetType = UNSET
 
@@ -211,20 +204,20 @@ class CompletionChunk(AnswerStruct, frozen=True, kw_only=True):
 # ── embeddings ───────────────────────────────────────────────────────────────────────────────────
 
 
-class Embedding(AnswerStruct, frozen=True, kw_only=True):
-    """Of length 1: numbers, or the base64 of little-endian float32 numbers."""
+class Embedding(AnswerStruct):
+    """A vector of length 1: its numbers, or the base64 of them as little-endian float32."""
 
     object: Literal["embedding"]
     index: Count
     embedding: list[float] | str
 
 
-class EmbeddingUsage(AnswerStruct, frozen=True, kw_only=True):
+class EmbeddingUsage(AnswerStruct):
     prompt_tokens: Count
     total_tokens: Count
 
 
-class EmbeddingList(AnswerStruct, frozen=True, kw_only=True):
+class EmbeddingList(AnswerStruct):
     object: Literal["list"]
     data: Annotated[list[Embedding], Meta(min_length=1)]
     model: str
@@ -234,19 +227,19 @@ class EmbeddingList(AnswerStruct, frozen=True, kw_only=True):
 # ── models and health ────────────────────────────────────────────────────────────────────────────
 
 
-class Model(AnswerStruct, frozen=True, kw_only=True):
+class Model(AnswerStruct):
     id: str
     object: Literal["model"]
     created: Seconds
     owned_by: Literal["bulkhead"]
 
 
-class ModelList(AnswerStruct, frozen=True, kw_only=True):
+class ModelList(AnswerStruct):
     object: Literal["list"]
     data: list[Model]
 
 
-class MemoryHealth(AnswerStruct, frozen=True, kw_only=True):
+class MemoryHealth(AnswerStruct):
     budget_bytes: Count | None
     charged_bytes: Count
     physical_bytes: Count | None
@@ -262,7 +255,7 @@ class MemoryHealth(AnswerStruct, frozen=True, kw_only=True):
     ]
 
 
-class LastCrash(AnswerStruct, frozen=True, kw_only=True):
+class LastCrash(AnswerStruct):
     """`/admin/crashes/{id}` has the report."""
 
     id: str
@@ -270,7 +263,7 @@ class LastCrash(AnswerStruct, frozen=True, kw_only=True):
     time: Time
 
 
-class CachedModel(AnswerStruct, frozen=True, kw_only=True):
+class CachedModel(AnswerStruct):
     """A model that is loading or loaded."""
 
     name: str
@@ -289,7 +282,7 @@ class CachedModel(AnswerStruct, frozen=True, kw_only=True):
     last_crash: LastCrash | None
 
 
-class ConfiguredModel(AnswerStruct, frozen=True, kw_only=True):
+class ConfiguredModel(AnswerStruct):
     """A model that may be asked for, with the reason when it is unavailable."""
 
     name: str
@@ -307,7 +300,7 @@ class ConfiguredModel(AnswerStruct, frozen=True, kw_only=True):
     reason: str | None
 
 
-class Health(AnswerStruct, frozen=True, kw_only=True):
+class Health(AnswerStruct):
     """Without a key, where keys are configured, the status alone."""
 
     status: Literal["ok", "shutting_down", "unavailable"]
@@ -318,7 +311,7 @@ class Health(AnswerStruct, frozen=True, kw_only=True):
     reason: Annotated[str, Meta(description="Why the server is unavailable.")] | UnsetType = UNSET
 
 
-class ManagedModel(AnswerStruct, frozen=True, kw_only=True):
+class ManagedModel(AnswerStruct):
     """A model after it was managed by hand: what is under way shows in `state`."""
 
     id: str

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from gateway.openai.validation import check_plain
+from gateway.openai.validation import StrictStruct, check_plain, invalid_value
 from supervisor.errors import InvalidValue, UnsupportedValue
 from supervisor.wire.frames import Calling, Structure
 
@@ -19,7 +19,7 @@ Name = Annotated[str, Meta(pattern=f"^{_NAME.pattern}$")]
 Schema = Annotated[dict[str, Any], Meta(description="A JSON Schema.")]
 
 
-class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+class Function(StrictStruct, frozen=True, omit_defaults=True):
     """What a model may call.
 
     Where a call is forced, as much of the schema is enforced as can be. With `strict` a schema that
@@ -32,9 +32,7 @@ class Function(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     strict: bool | None = None
 
 
-class Tool(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"
-):
+class Tool(StrictStruct, frozen=True, tag_field="type", tag="function"):
     """A function tool. Custom tools are not supported."""
 
     function: Function
@@ -46,26 +44,22 @@ class Tool(
         return {"type": "function", "function": function}
 
 
-class ChosenFunction(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class ChosenFunction(StrictStruct, frozen=True):
     name: str
 
 
-class NamedChoice(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="function"
-):
+class NamedChoice(StrictStruct, frozen=True, tag_field="type", tag="function"):
     """The model must call this one function, once."""
 
     function: ChosenFunction
 
 
-class AllowedTools(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class AllowedTools(StrictStruct, frozen=True):
     mode: Literal["auto", "required"]
     tools: Annotated[list[NamedChoice], Meta(min_length=1, max_length=TOOLS_MAX)]
 
 
-class AllowedChoice(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="allowed_tools"
-):
+class AllowedChoice(StrictStruct, frozen=True, tag_field="type", tag="allowed_tools"):
     """The model sees and may call these tools alone."""
 
     allowed_tools: AllowedTools
@@ -74,19 +68,15 @@ class AllowedChoice(
 ToolChoice = Literal["none", "auto", "required"] | NamedChoice | AllowedChoice
 
 
-class TextFormat(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="text"
-):
+class TextFormat(StrictStruct, frozen=True, tag_field="type", tag="text"):
     """No constraint."""
 
 
-class JSONFormat(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_object"
-):
+class JSONFormat(StrictStruct, frozen=True, tag_field="type", tag="json_object"):
     """The answer is one JSON object."""
 
 
-class NamedSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NamedSchema(StrictStruct, frozen=True):
     """The schema holds with `strict` and without."""
 
     schema: Schema
@@ -95,9 +85,7 @@ class NamedSchema(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     strict: bool | None = None
 
 
-class SchemaFormat(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="json_schema"
-):
+class SchemaFormat(StrictStruct, frozen=True, tag_field="type", tag="json_schema"):
     """The answer is one JSON value that is valid under the schema."""
 
     json_schema: NamedSchema
@@ -179,9 +167,7 @@ def _check_tools(tools: Sequence[Tool]) -> None:
         if not _NAME.fullmatch(name):  # `$` lets a newline pass
             raise InvalidValue(f"Invalid value for `{param}`.", param=param)
         if name in seen:
-            raise InvalidValue(
-                f"Invalid value for `{param}`: another tool has that name.", param=param
-            )
+            raise invalid_value(param, "another tool has that name.")
         seen.add(name)
         if tool.function.parameters is not None:
             check_plain(tool.function.parameters, f"tools[{number}].function.parameters")

@@ -6,8 +6,9 @@ Messages name the parameter and the types, never the value.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -22,7 +23,7 @@ from supervisor.errors import (
     UnsupportedValue,
 )
 
-T = TypeVar("T")
+S = TypeVar("S", bound=msgspec.Struct)
 
 _PATH = re.compile(r" - at (?:`key` in )?`(?:key in )?\$\.?(?P<path>[^`]*)`$")
 _MISSING = re.compile(r"^Object missing required field `(?P<name>[^`]*)`")
@@ -30,10 +31,14 @@ _UNKNOWN = re.compile(r"^Object contains unknown field `(?P<name>[^`]*)`")
 _TYPE = re.compile(r"^Expected `(?P<expected>[^`]*)`, got `(?P<got>[^`]*)`$")
 _NAME_MAX = 64
 VALUES_MAX = 2_000_000
-"""Members of one body, about: all streams wait while it is read, for 0.1 s a million numbers."""
+"""About how many values a body may hold: all streams wait while it is parsed, 0.1 s a million."""
 NESTING_MAX = 100
-"""Levels of objects and arrays in what is passed on unread, to encoders, templates and grammar
-compilers, which recurse."""
+"""Levels of objects and arrays in what no type describes: encoders, templates and grammar compilers
+recurse into it."""
+
+
+class StrictStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Base of what takes no other members than its fields."""
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -60,32 +65,40 @@ def _integral(value: object) -> object:
     return int(value) if integral else value  # type: ignore[call-overload]
 
 
-def check_known(
-    raw: Mapping[str, Any],
-    supported: Collection[str],
-    harmless: Collection[str],
-    neutral: Mapping[str, tuple[object, ...]],
-) -> dict[str, Any]:
-    """The supported members of `raw`.
+@dataclass(frozen=True, slots=True)
+class Body(Generic[S]):
+    """What an endpoint takes: the struct that validates it, and the parameters beside its fields.
 
     `harmless` ones are dropped. Those in `neutral` are dropped when their value asks for nothing,
     and refused otherwise, as is every other: what a client asks for is never silently ignored.
-    Raises UnsupportedParameter or UnsupportedValue.
     """
-    kept = {}
-    for name, value in raw.items():
-        if name in supported:
-            kept[name] = value
-        elif name in neutral:
-            if not any(value == wanted and type(value) is type(wanted) for wanted in neutral[name]):
-                raise UnsupportedParameter(f"`{name}` is not supported by Bulkhead.", param=name)
-        elif name not in harmless:
-            shown = name[:_NAME_MAX]
-            raise UnsupportedParameter(f"Unknown parameter: `{shown}`.", param=shown)
-    return kept
+
+    kind: type[S]
+    harmless: frozenset[str]
+    neutral: Mapping[str, tuple[object, ...]]
+
+    def parse(self, raw: Mapping[str, Any]) -> S:
+        """Raises the contract's 400 that names the parameter."""
+        return convert(self.known(raw), self.kind)
+
+    def known(self, raw: Mapping[str, Any]) -> dict[str, Any]:
+        """The members of `raw` that are fields. Raises UnsupportedParameter for any other."""
+        kept = {}
+        for name, value in raw.items():
+            if name in self.kind.__struct_fields__:
+                kept[name] = value
+            elif name in self.neutral:
+                accepted = self.neutral[name]
+                if not any(value == each and type(value) is type(each) for each in accepted):
+                    raise UnsupportedParameter(
+                        f"`{name}` is not supported by Bulkhead.", param=name
+                    )
+            elif name not in self.harmless:
+                raise _unknown_parameter(name[:_NAME_MAX])
+        return kept
 
 
-def convert(raw: Mapping[str, Any], kind: type[T]) -> T:
+def convert(raw: Mapping[str, Any], kind: type[S]) -> S:
     """`raw` as the struct `kind`. Raises the contract's error for the first thing that is off."""
     try:
         return msgspec.convert(raw, kind)
@@ -93,6 +106,18 @@ def convert(raw: Mapping[str, Any], kind: type[T]) -> T:
         raise translate(str(error)) from None
     except RecursionError:
         raise InvalidJSON("The body is not usable JSON: it is nested too deeply.") from None
+
+
+def invalid_value(param: str, why: str) -> InvalidValue:
+    return InvalidValue(f"Invalid value for `{param}`: {why}", param=param)
+
+
+def missing_parameter(param: str) -> MissingParameter:
+    return MissingParameter(f"Missing required parameter: `{param}`.", param=param)
+
+
+def _unknown_parameter(param: str) -> UnsupportedParameter:
+    return UnsupportedParameter(f"Unknown parameter: `{param}`.", param=param)
 
 
 def check_plain(value: object, param: str) -> None:
@@ -105,9 +130,7 @@ def check_plain(value: object, param: str) -> None:
     for _ in range(NESTING_MAX + 1):
         for each in level:
             if isinstance(each, int) and not -(2**63) <= each < 2**64:
-                raise InvalidValue(
-                    f"Invalid value for `{param}`: it holds an integer beyond 64 bits.", param=param
-                )
+                raise invalid_value(param, "it holds an integer beyond 64 bits.")
         holders = [each for each in level if isinstance(each, dict | list)]
         if not holders:
             return
@@ -116,32 +139,28 @@ def check_plain(value: object, param: str) -> None:
             for each in holders
             for inner in (each.values() if isinstance(each, dict) else each)
         ]
-    raise InvalidValue(
-        f"Invalid value for `{param}`: nested deeper than {NESTING_MAX} levels.", param=param
-    )
+    raise invalid_value(param, f"nested deeper than {NESTING_MAX} levels.")
 
 
 def translate(message: str) -> BulkheadError:
     """msgspec's error message as the contract's error.
 
-    Null means absent at every depth: every optional member takes it, so where it does not fit a
-    required one is missing.
+    Null means absent at every depth. Optional members take it: where it does not fit, a required
+    member is missing.
     """
     place = _PATH.search(message)
     path = place["path"] if place else ""
     sentence = message[: place.start()] if place else message
     if missing := _MISSING.match(sentence):
-        param = _join(path, missing["name"])
-        return MissingParameter(f"Missing required parameter: `{param}`.", param=param)
+        return missing_parameter(_join(path, missing["name"]))
     if unknown := _UNKNOWN.match(sentence):
-        param = _join(path, unknown["name"][:_NAME_MAX])
-        return UnsupportedParameter(f"Unknown parameter: `{param}`.", param=param)
+        return _unknown_parameter(_join(path, unknown["name"][:_NAME_MAX]))
     at = path or None
     label = f"`{path}`" if path else "the body"
     if wrong := _TYPE.match(sentence):
         expected, got = wrong["expected"], wrong["got"].replace("NoneType", "null")  # of a tag
         if got == "null" and path and not path.endswith("]"):
-            return MissingParameter(f"Missing required parameter: `{path}`.", param=path)
+            return missing_parameter(path)
         if expected == "null":  # a member that is known for its null alone
             return UnsupportedParameter(f"{label} is not supported by Bulkhead.", param=at)
         return InvalidType(f"Invalid type for {label}: expected {expected}, got {got}.", param=at)

@@ -116,8 +116,9 @@ class Attempt:
         self.unpaused.set()
         self.pause_reported = False
         """Whether the reader knows that the output pauses because this attempt has ended."""
-        self.end: asyncio.Task[Died | None] | None = None
-        """Done once the worker's end is known; None = the supervisor is gone."""
+        self.end: asyncio.Task[Died | None]
+        """Set by the owner, which watches the lease. Done once the worker's end is known; a result
+        of None: the supervisor is gone."""
         self.cause: asyncio.Task[Died] | None = None
         """One inquiry into an early end, however many readers give up waiting for it."""
         self.recovery: asyncio.Task[None] | None = None
@@ -130,14 +131,13 @@ class Attempt:
 
     async def wait_for_end(self, seconds: float) -> None:
         """Wait up to so long. Raises WorkerUnreachable once the worker's end is known."""
-        assert self.end is not None
         await asyncio.wait([self.end], timeout=seconds)
         self.raise_if_ended()
 
     @property
     def has_ended(self) -> bool:
         """Whether the worker's end is known."""
-        return self.end is not None and self.end.done()
+        return self.end.done()
 
     def raise_if_ended(self) -> None:
         """Raises WorkerUnreachable when the worker's end is known."""
@@ -179,7 +179,6 @@ class Attempt:
 
         Raises WorkerCrashed when the supervisor gives no cause, ShuttingDown when it is gone.
         """
-        assert self.end is not None
         done, _ = await asyncio.wait([self.end], timeout=_CAUSE_SECONDS)
         if not done:
             self.report_fault(symptom)

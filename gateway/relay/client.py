@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from contextlib import closing
 from typing import TypeVar
 
 from gateway.relay.attempt import AT_ONCE, WorkerStream, WorkerUnreachable
@@ -66,18 +67,17 @@ class Relay:
 
     async def start(
         self,
-        request: Sequence[Generate] | Generate | Embed,
+        choices: Sequence[Generate | Embed],
         model: str,
         hold: float,
         digest: bytes = b"",
     ) -> Generation:
-        """Wait up to `hold` seconds for a worker and give it the request, which may have several
-        choices. Raises BulkheadError.
+        """Wait up to `hold` seconds for a worker and give it the request's choices. Raises
+        BulkheadError.
 
         One lease holds them all, for which the first one's id stands; each has a connection of its
         own to the worker. Equal requests have an equal `digest`. Cancelling gives the place back.
         """
-        choices = (request,) if isinstance(request, Generate | Embed) else request
         lease = await self._connect_control()
         generation = Generation(choices, lease, hold, self._connect_worker, self._at_once)
         try:
@@ -128,12 +128,9 @@ class Relay:
 
     async def _ask(self, question: Frame, kind: type[A], hold: float = 0.0) -> A:
         """The supervisor's one answer, which has to be of that kind. Raises BulkheadError."""
-        stream = await self._connect_control()
-        try:
+        with closing(await self._connect_control()) as stream:
             stream.send(question)
             answer = await receive_answer(stream, hold + ANSWER_SECONDS)
-        finally:
-            stream.close()
         if not isinstance(answer, kind):
             raise unexpected_answer()
         return answer

@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 from gateway.relay.attempt import (
-    AT_ONCE,
     FAULT_SECONDS,
     Attempt,
     ChoiceState,
@@ -87,7 +86,7 @@ class Generation:
         lease: ControlStream,
         hold: float,
         connect: Connect,
-        at_once: int = AT_ONCE,
+        at_once: int,
     ) -> None:
         """`lease` has asked for a place and waits `hold` seconds for each."""
         self.model = self.worker = self.socket = ""

@@ -25,10 +25,8 @@ _FINITE = sys.float_info.max
 
 
 class ConfigError(Exception):
-    """A setting that cannot be used; the message begins with the key's dotted path.
-
-    A file that cannot be read or parsed begins with the file's name instead.
-    """
+    """A setting that cannot be used: the message begins with the key's dotted path. Or a file that
+    cannot be read or parsed: it begins with the file's name."""
 
 
 class WrittenKey(NamedTuple):
@@ -74,15 +72,20 @@ def is_name(text: str) -> bool:
     return text != "" and text.isprintable() and text == text.strip()
 
 
-def parses(*parsers: Callable[[str], float], auto: bool = False) -> dict[str, Any]:
-    """The `Meta.extra` of a string that one of `parsers` turns into a number above 0."""
+def parses(
+    *parsers: Callable[[str], float], auto: bool = False, zero: bool = False
+) -> dict[str, Any]:
+    """The `Meta.extra` of a string that one of `parsers` turns into a number above 0.
+
+    With `auto` it may be "auto", with `zero` the number may be 0.
+    """
 
     def check(text: str) -> bool:
         if text == "auto":
             return auto
         for parser in parsers:
             try:
-                return parser(text) > 0
+                return parser(text) > 0 or zero
             except ValueError:
                 continue
         return False
@@ -137,7 +140,7 @@ Size = Annotated[str, Meta(description='a size such as "64MB" or "2GiB"', extra=
 AutoSize = Annotated[str, Meta(description=_AUTO_SIZE, extra=parses(parse_size, auto=True))]
 CacheSize = Annotated[  # a prompt cache may be off, hence 0
     str,
-    Meta(description=_AUTO_SIZE, extra=parses(lambda text: parse_size(text) + 1, auto=True)),
+    Meta(description=_AUTO_SIZE, extra=parses(parse_size, auto=True, zero=True)),
 ]
 Budget = Annotated[
     str,

@@ -132,16 +132,6 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
         """`memory` in bytes; None = "auto"."""
         return _auto_size(self.memory)
 
-    @property
-    def kv_budget_bytes(self) -> int | None:
-        """`kv_budget` in bytes; None = "auto"."""
-        return _auto_size(self.kv_budget)
-
-    @property
-    def prompt_cache_bytes(self) -> int | None:
-        """`prompt_cache` in bytes; None = "auto"."""
-        return _auto_size(self.prompt_cache)
-
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything that was configured.

@@ -10,7 +10,7 @@ Other rooms import this module alone.
 """
 
 import ipaddress
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,6 @@ from supervisor.config.rules import (
     dotted,
     is_name,
     nearest,
-    parse_size,
     quote,
 )
 from supervisor.config.schema import (
@@ -48,11 +47,9 @@ __all__ = [
     "from_tree",
     "load",
     "parse_model_flag",
-    "parse_size",
     "read_api_keys",
     "resolve_config_path",
     "resolve_state_dir",
-    "validate_names",
     "with_discovered",
 ]
 
@@ -96,7 +93,7 @@ def from_tree(
     preload_is_written = any(key.rule == "models.*.preload" for key in reader.written)
     config = _with_preload(config, environ, overrides, preload_is_written)
     if config.models:
-        validate_names(config, config.names())
+        _check_names(config)
     for key in reader.written:
         accepted = NOT_YET.get(key.rule)
         if accepted is not None and key.value not in accepted:
@@ -115,31 +112,26 @@ def with_discovered(config: Config, sources: Mapping[str, str]) -> Config:
     wanted = config.preload
     config = msgspec.structs.replace(config, models=models, preload=())
     config = _preloading(config, wanted, "--preload or MLX_PRELOAD_MODELS")
-    validate_names(config, config.names())
+    _check_names(config)
     return config
 
 
-def validate_names(config: Config, served_names: Collection[str]) -> None:
-    """Raises ConfigError unless `server.default_model` and every `fallback` are empty or among
-    `served_names`.
-
-    `load` has done so when models are configured, `with_discovered` when they are not.
-    """
+def _check_names(config: Config) -> None:
+    """Raises ConfigError unless `server.default_model` and every `fallback` are empty or names."""
+    served_names = config.names()
     name = config.server.default_model
     if name and name not in served_names:
-        raise ConfigError(
-            f"server.default_model: no model or alias is called {quote(name)}"
-            f"{nearest(name, served_names)}"
-        )
+        raise _unknown_model("server.default_model", name, served_names)
     for model, settings in config.models.items():
         other, path = settings.fallback, dotted("models", model)
         if other and other not in served_names:
-            raise ConfigError(
-                f"{path}.fallback: no model or alias is called {quote(other)}"
-                f"{nearest(other, served_names)}"
-            )
+            raise _unknown_model(f"{path}.fallback", other, served_names)
         if other and other in (model, *settings.aliases):
             raise ConfigError(f"{path}.fallback: {quote(other)} is this model itself")
+
+
+def _unknown_model(where: str, name: str, known: Iterable[str]) -> ConfigError:
+    return ConfigError(f"{where}: no model or alias is called {quote(name)}{nearest(name, known)}")
 
 
 def _models(reader: TableReader, raw: object) -> dict[str, ModelSettings]:
@@ -198,8 +190,6 @@ def _preloading(config: Config, wanted: Iterable[str], origin: str) -> Config:
     models = dict(config.models)
     for name in wanted:
         if name not in owners:
-            raise ConfigError(
-                f"{origin}: no model or alias is called {quote(name)}{nearest(name, owners)}"
-            )
+            raise _unknown_model(origin, name, owners)
         models[owners[name]] = msgspec.structs.replace(models[owners[name]], preload=True)
     return msgspec.structs.replace(config, models=models)

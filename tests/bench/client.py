@@ -105,7 +105,8 @@ class Connection:
 
 class Stamped(Connection):
     """One whose bytes the kernel stamps when it takes them from the server, so that how soon this
-    process gets to read them is no part of the times. Linux only: elsewhere it stamps as it reads."""
+    process gets to read them is no part of the times. Linux alone: elsewhere it stamps as it
+    reads."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)

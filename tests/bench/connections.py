@@ -2,7 +2,8 @@
 
 1. 500 streams, all running at the same moment, on a server started with 256 files allowed.
 2. The gateway is killed; 500 connections made while it is dead are all answered, no model unloads.
-3. TTFT through Bulkhead less the bare engine's in the same run, one request at a time and in bursts.
+3. TTFT through Bulkhead less the bare engine's in the same run, one request at a time and in
+   bursts.
 """
 
 from __future__ import annotations
@@ -153,8 +154,8 @@ def _is_ok(exchange: Exchange) -> bool:
 def _added_ttft(report: harness.Report, port: int, engine: Engine, rounds: tuple[int, int]) -> None:
     """Bulkhead's clock runs from the request's first byte, on a kept-alive connection as SDKs have
     it, to the first token's event; the engine's from having the same messages, which it too must
-    render and tokenize, to the first decoded token. What it would be from the call of `insert`, with
-    the prompts tokenized beforehand, is in the last column."""
+    render and tokenize, to the first decoded token. What it would be from the call of `insert`,
+    with the prompts tokenized beforehand, is in the last column."""
     connections = client.connect(port, BURST)
     rows = []
     try:

@@ -206,7 +206,8 @@ def _tell(report: harness.Report, deaths: int, each: int, tally: Tally) -> None:
     ends = ", ".join(f"{count} by {how}" for how, count in sorted(tally.ends.items()))
     reloaded = harness.median(tally.reloads)
     print(
-        f"{tally.later} requests came to the next worker; ends: {ends}; death to the reloaded model's answer: median {reloaded:.2f} s"
+        f"{tally.later} requests came to the next worker; ends: {ends}; "
+        f"death to the reloaded model's answer: median {reloaded:.2f} s"
     )
     for fault in tally.faults[:10]:
         print(f"  {fault}")

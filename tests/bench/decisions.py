@@ -2,9 +2,9 @@
 
 Two hundred requests wait over twenty models on a machine for a few of them, every queue is always
 full again, and each event (a request, an end, a load, an exit, a death, a return from it, a
-probation that is passed, a tick) is timed, with the question for the next deadline that the shell asks after
-each. A decision never blocks, so its length is the
-thread's own time, and other work on the machine does not count.
+probation that is passed, a tick) is timed, with the question for the next deadline that the shell
+asks after each. A decision never blocks, so its length is the thread's own time, and other work on
+the machine does not count.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ CONCURRENCY = 32
 @dataclass(frozen=True, slots=True)
 class Run:
     """One batch. Seconds are counted from the moment before the prompts are rendered and tokenized
-    (`prepared` is when that is over) to each stream's first decoded token and to the last of all."""
+    (`prepared` is when that is over) to each stream's first decoded token, and to the last."""
 
     seconds: float
     prepared: float

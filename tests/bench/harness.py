@@ -40,7 +40,7 @@ _STOP_SECONDS = 20.0
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, after a while SIGKILL; returns when the process is reaped and its pipes are closed."""
+    """SIGTERM, after a while SIGKILL; returns when the process is reaped and its pipes closed."""
     with process:
         if process.poll() is None:
             process.terminate()
@@ -239,7 +239,7 @@ class Report:
         self.missed: list[str] = []
 
     def bar(self, holds: bool, claim: str, *, speed: bool = False) -> None:
-        """State a bar and whether it holds. One of `speed` depends on what else the machine does."""
+        """State a bar and whether it holds; one of `speed` depends on the machine's other work."""
         print(f"{'ok    ' if holds else 'MISSED'}  {claim}", flush=True)
         if not holds and (self._speed_counts or not speed):
             self.missed.append(claim)

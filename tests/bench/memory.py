@@ -194,7 +194,8 @@ def _listener(port: int) -> int:
 
 
 def _until_cold(server: harness.Bulkhead) -> None:
-    """Return once no model has a process; one that is being stopped is in no list of loaded ones."""
+    """Return once no model has a process. One that is being stopped is in no list of loaded ones,
+    but not cold yet."""
     deadline = time.monotonic() + _DEADLINE
     while any(model["state"] != "cold" for model in server.health()["models"]):
         if time.monotonic() > deadline:

@@ -70,7 +70,8 @@ def _measure(folder: Path, rounds: int, steps: int) -> list[tuple[float, float]]
     from worker.engine.mlx_lm_compat import make_generator, model_tokenizer
     from worker.engine.rows import BatchRow
     from worker.engine.sampling import Parameters
-    from worker.grammar import ConstraintCompiler, fill_masks
+    from worker.grammar.compile import ConstraintCompiler
+    from worker.grammar.vocabulary import fill_masks
 
     load: Any = utils.load
     model, tokenizer, config = load(str(folder), return_config=True)

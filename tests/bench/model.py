@@ -1,4 +1,5 @@
-"""A tiny Llama for benchmarks, made in a process of its own: `python -m tests.bench.model FOLDER SEED`.
+"""A tiny Llama for benchmarks, made by a process of its own:
+`python -m tests.bench.model FOLDER SEED`.
 
 Benchmarks need streams of a known length from servers that cannot ignore the end of sequence, and
 one character a token. The rows of the (tied) embedding that belong to anything but printable ASCII

@@ -171,7 +171,7 @@ class _Phase:
         return exchange
 
     def _ask(self) -> None:
-        """Ask for the pid of the one that dies next. Waiting for it would keep the streams waiting."""
+        """Ask for the pid of the one that dies next, without keeping the streams waiting."""
         self._health = self._begin(client.get_request("/health"), Connection(self._server.port))
 
     def _kill(self) -> None:
@@ -218,7 +218,7 @@ def _tell(
         [
             f"{number + 1}, {name}",
             *(f"{seconds * 1000:.1f}" for seconds in phases[number].quantiles().values()),
-            f"{harness.quantile(phases[number].late, 0.99) * 1000:.1f}" if phases[number].late else "",
+            f"{harness.quantile(late, 0.99) * 1000:.1f}" if (late := phases[number].late) else "",
         ]
         for number in range(len(quiet))
         for name, phases in kinds.items()
@@ -239,7 +239,7 @@ def _tell(
     )
     report.bar(
         added <= BAR_SECONDS,
-        f"deaths add {added * 1000:.1f} ms <= {BAR_SECONDS * 1000:.0f} ms to the p99 between tokens",
+        f"deaths add {added * 1000:.1f} ms <= {BAR_SECONDS * 1000:.0f} ms to the p99 of gaps",
         speed=True,
     )
     report.figures |= {

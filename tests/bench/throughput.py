@@ -1,9 +1,9 @@
 """Tokens a second and time to first token: the bare engine, Bulkhead and mlx_lm.server.
 
-One run, the three alternating at 1, 8 and 32 streams; the same tiny model, the same prompts, greedy,
-every stream forced to full length. Rates count the tokens of `usage` over the time from the first
-request sent to the last stream's end; TTFT is the median over the streams. The bare engine's time
-includes rendering and tokenizing the prompts, as the servers' does.
+One run, the three alternating at 1, 8 and 32 streams; the same tiny model, the same prompts,
+greedy, every stream forced to full length. Rates count the tokens of `usage` over the time from
+the first request sent to the last stream's end; TTFT is the median over the streams. The bare
+engine's time includes rendering and tokenizing the prompts, as the servers' does.
 """
 
 from __future__ import annotations

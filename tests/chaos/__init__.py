@@ -1,1 +1,1 @@
-"""Faults at random moments under load: every answer must be what it would have been without them."""
+"""Faults at random moments under load: every answer must be what it would be without them."""

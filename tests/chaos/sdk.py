@@ -102,9 +102,9 @@ def _sum(counted: Counter[str]) -> list[str]:
 
 
 class Targets:
-    """Who may be killed: no model for a third time in a row without an answer to a request that came
-    after the last. That would be a fault of another kind, a model that can't be served, which is
-    then refused for a while on purpose."""
+    """Who may be killed: no model for a third time in a row without an answer to a request that
+    came after the last. That would be a fault of another kind, a model that can't be served, which
+    is then refused for a while on purpose."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -29,7 +29,11 @@ SCHEMA = {
         "schema": {
             "type": "object",
             "properties": {
-                "names": {"type": "array", "items": {"type": "string", "maxLength": 12}, "maxItems": 5},
+                "names": {
+                    "type": "array",
+                    "items": {"type": "string", "maxLength": 12},
+                    "maxItems": 5,
+                },
                 "count": {"type": "integer", "minimum": 0, "maximum": 999},
             },
             "required": ["names", "count"],

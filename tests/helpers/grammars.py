@@ -8,7 +8,8 @@ from typing import Any
 from supervisor.errors import ClientError
 from tests.property import structured
 from tests.property.structured import allowed, constraint, wrapper
-from worker.grammar import AnswerConstraint, CallConstraint
+from worker.grammar.answer_constraint import AnswerConstraint
+from worker.grammar.call_constraint import CallConstraint
 
 OBJECT = {"type": "object"}
 CLOSED = {

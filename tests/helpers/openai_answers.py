@@ -39,7 +39,7 @@ def buffered(tokens: Sequence[Token], end: End, *, logprobs: bool = False) -> Ch
     choice = ChoiceBuffer(logprobs=logprobs)
     for token in tokens:
         choice.add(token)
-    choice.end = end
+    choice.reason = end.finish_reason
     return choice
 
 

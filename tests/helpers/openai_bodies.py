@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gateway.openai.chat import parse_chat
-from gateway.openai.completions import parse_completion
+from gateway.openai.completions import COMPLETION_BODY
 from gateway.openai.validation import parse_object
 from supervisor.errors import BulkheadError, ClientError
 from supervisor.wire.frames import Generate
@@ -27,7 +27,7 @@ def chats(**members: Any) -> list[Generate]:
 
 def completions(**members: Any) -> list[Generate]:
     raw = parse_object(json.dumps({"model": "m", "prompt": "hello", **members}).encode())
-    return parse_completion(raw).choices("r", 1.5, SEED)
+    return COMPLETION_BODY.parse(raw).choices("r", 1.5, SEED)
 
 
 def chat(**members: Any) -> Generate:

@@ -145,7 +145,7 @@ class Peers:
     async def start(self, until: int = 0) -> tuple[Generation, Peer, Peer]:
         """A generation that runs, its lease and its worker. With `until` it is on probation up to
         that token, and others wait for it."""
-        starting = asyncio.create_task(self.relay.start(REQUEST, "alias", 5.0))
+        starting = asyncio.create_task(self.relay.start([REQUEST], "alias", 5.0))
         lease = await self.accept(self.control)
         assert await lease.receive() == Acquire("r1", "alias", 5.0)
         await lease.send(Granted("m", "m#1", self.socket, until, until > 0))

@@ -1,7 +1,8 @@
 """Random requests to a real server: `python -m tests.property.fuzz --requests 20000 --seed 1`.
 
 Every request is a function of the seed and its number. None may end in a 5xx that a healthy server
-has no cause for, in a malformed error or in a body that the SDK's types refuse, or replace a worker.
+has no cause for, in a malformed error or in a body that the SDK's types refuse, or replace a
+worker.
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ def check_error(status: int, body: Any) -> None:
 
 
 def fuzz(server: Server, seed: int, requests: int, clients: int = 4) -> Counter[int]:
-    """Send them; how often each status was seen. Raises AssertionError with the offender's shape."""
+    """Send them; how often each status came. Raises AssertionError with the offender's shape."""
 
     def one(number: int) -> int:
         path, body = request(seed, number)

@@ -26,7 +26,10 @@ from jsonschema import Draft202012Validator
 
 from supervisor.wire.frames import Generate, Structure, Text
 from worker.engine.mlx_lm_compat import model_tokenizer
-from worker.grammar import AnswerConstraint, CallConstraint, ConstraintCompiler, fill_masks
+from worker.grammar.answer_constraint import AnswerConstraint
+from worker.grammar.call_constraint import CallConstraint
+from worker.grammar.compile import ConstraintCompiler
+from worker.grammar.vocabulary import fill_masks
 
 SCHEMAS = Path(__file__).parents[1] / "helpers" / "schemas"
 LIMIT = 600

@@ -236,7 +236,9 @@ KILLERS: dict[str, Case] = {
     "template names nothing": said("absent", 400, "messages", model="picky"),
     "template escapes": said("escape", 400, "messages", model="picky"),
     "unknown role": chat(400, "messages[0].role", messages=[{"role": "god", "content": "x"}]),
-    "picture": said([{"type": "image_url", "image_url": {"url": "x"}}], 400, "messages[0].content[0]"),
+    "picture": said(
+        [{"type": "image_url", "image_url": {"url": "x"}}], 400, "messages[0].content[0]"
+    ),
     "part of nothing": said([{}], 400, "messages[0].content[0].type"),
     "no parts": said([]),
     "content of a number": said(1, 400, "messages[0].content"),
@@ -257,7 +259,11 @@ KILLERS: dict[str, Case] = {
     "$ref to nothing": schema(400, {"$ref": "#/$defs/none"}),
     "$ref to itself": schema(400, {"$ref": "#"}),
     "$ref in a circle": schema(
-        400, {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}
+        400,
+        {
+            "$ref": "#/$defs/a",
+            "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+        },
     ),
     "$ref elsewhere": schema(400, {"$ref": "http://127.0.0.1:1/schema.json"}),
     "$ref to a file": schema(400, {"$ref": "file:///etc/passwd"}),

@@ -24,8 +24,8 @@ import msgspec
 import pytest
 
 from gateway.openai import embeddings
-from gateway.openai.chat import NEUTRAL_CHAT, ChatRequest
-from gateway.openai.completions import NEUTRAL_TEXT, CompletionRequest
+from gateway.openai.chat import CHAT_BODY, ChatRequest
+from gateway.openai.completions import COMPLETION_BODY, CompletionRequest
 from gateway.openai.parameters import HARMLESS
 from supervisor import errors
 from supervisor.config.settings import (
@@ -59,6 +59,14 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
     "models.*": ModelSettings,
 }
 FLAG = re.compile(r'"(--[a-z-]+)"')
+SPOKEN = (
+    "supervisor/wire/frames.py",
+    "supervisor/scheduler/effects.py",
+    "supervisor/scheduler/death.py",
+    "supervisor/scheduler/pool.py",
+    "supervisor/scheduler/planner.py",
+)
+"""Whose names a walk may use in any step."""
 DEADLINE = 30.0
 
 
@@ -143,12 +151,58 @@ def test_make_targets_exist(page: Path) -> None:
     assert used <= targets
 
 
+def missing_tests(text: str) -> list[str]:
+    """Tests that a text names and that are not where it says: in the file behind "in", else in one
+    of those that the sentence names, else in any."""
+    every = sorted((ROOT / "tests").rglob("test_*.py"))
+    missing = []
+    for sentence in re.split(r"[.:] |\n", text):
+        files = re.findall(r"`(tests/[\w/]+\.py)`", sentence)
+        behind_in = {
+            name: [file]
+            for names, file in re.findall(
+                r"((?:`test_\w+`(?:,? and |, )?)+) in `(tests/[\w/]+\.py)`", sentence
+            )
+            for name in re.findall(r"`(test_\w+)`", names)
+        }
+        for name in re.findall(r"`(test_\w+)`", sentence):
+            homes = [ROOT / file for file in behind_in.get(name, files)] or every
+            if not any(f"def {name}(" in home.read_text() for home in homes):
+                missing.append(f"{name} in {' or '.join(behind_in.get(name, files)) or 'tests'}")
+    return missing
+
+
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_tests_that_are_named_exist(page: Path) -> None:
-    named = set(re.findall(r"`(test_\w+)`", page.read_text()))
-    if named:
-        sources = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-        assert named <= set(re.findall(r"def (test_\w+)\(", sources))
+    assert missing_tests(page.read_text()) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "`test_links` holds it",
+        "`test_links` and `test_versions_agree` in `tests/repository/test_docs.py`, and all of "
+        "`tests/repository/test_layers.py`",
+        "`tests/repository/test_docs.py` has the test. `test_it_is_one_table` is another",
+        "held by `test_links` (`tests/repository/test_docs.py`)",
+    ],
+)
+def test_a_test_is_found_where_it_is_said_to_be(text: str) -> None:
+    assert missing_tests(text) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "`test_nothing_at_all` holds it",
+        "`test_links` and `test_it_is_one_table` in `tests/repository/test_docs.py`",
+        "`test_links` in `tests/repository/test_layers.py`, and all of "
+        "`tests/repository/test_docs.py`",
+        "held by `test_links` (`tests/repository/test_layers.py`)",
+    ],
+)
+def test_a_test_that_is_elsewhere_is_noticed(text: str) -> None:
+    assert len(missing_tests(text)) == 1
 
 
 def test_every_decision_is_listed() -> None:
@@ -362,18 +416,17 @@ def test_every_state_says_what_it_means_for_requests() -> None:
     assert [s for row in requests[1:] for s in row[0].split(", ")] == [*State]
 
 
-@pytest.mark.parametrize("heading", ["## One request", "## One death"])
+@pytest.mark.parametrize("heading", ["## One request", "## One death", "## Where to change what"])
 def test_a_walk_names_what_its_modules_define(heading: str) -> None:
-    steps = re.findall(
-        r"^\d+\. (.+)$", section((DOCS / "architecture.md").read_text(), heading), re.M
-    )
-    assert len(steps) in range(10, 15)
+    """A name belongs to the modules that are named in its step, or is a frame or an effect."""
+    text = section((DOCS / "architecture.md").read_text(), heading)
+    steps = re.findall(r"^(?:\d+\.|\|) (.+)$", text, re.MULTILINE)
+    assert len(steps) in range(12, 15)
+    spoken = set().union(*(defined(ROOT / each) for each in SPOKEN))
     for step in steps:
-        code = re.findall(r"`([^`]+)`", step.partition(": ")[0])
-        modules = [ROOT / each for each in code if each.endswith(".py")]
-        known = set().union(*map(defined, modules))
-        names = [name.rpartition(".")[2] for name in code if not name.endswith((".py", "/"))]
-        assert modules, step
+        code = re.findall(r"`([^`]+)`", step)
+        known = spoken.union(*(defined(ROOT / each) for each in code if each.endswith(".py")))
+        names = [name.rpartition(".")[2] for name in code if "/" not in name]
         assert [name for name in names if name not in known] == [], step
 
 
@@ -392,10 +445,11 @@ def test_supported_parameters() -> None:
     assert {row[0]: row[1] for row in supported[1:]} == {
         f"`{name}`": _of(name in chat, name in completion) for name in {*chat, *completion}
     }
-    values: dict[str, tuple[object, ...]] = {**NEUTRAL_CHAT, **NEUTRAL_TEXT}
+    chat_neutral, text_neutral = CHAT_BODY.neutral, COMPLETION_BODY.neutral
+    values: dict[str, tuple[object, ...]] = {**chat_neutral, **text_neutral}
     assert {row[0]: row[1:] for row in neutral[1:]} == {
         f"`{name}`": [
-            _of(name in NEUTRAL_CHAT, name in NEUTRAL_TEXT),
+            _of(name in chat_neutral, name in text_neutral),
             # 0 and 0.0 are one value to a client.
             ", ".join(dict.fromkeys(f"`{json.dumps(_whole(v))}`" for v in accepted)),
         ]
@@ -413,7 +467,7 @@ def test_embedding_parameters() -> None:
     fields = embeddings.EmbeddingRequest.__struct_fields__
     assert sorted(row[0] for row in rows) == sorted(f"`{name}`" for name in fields)
     assert f"{embeddings.INPUTS_MAX:,} strings" in text
-    for name in embeddings.HARMLESS:
+    for name in embeddings.EMBEDDING_BODY.harmless:
         assert f"`{name}` is accepted" in text
 
 

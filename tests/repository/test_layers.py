@@ -77,7 +77,7 @@ def homeless(modules: Iterable[str]) -> list[str]:
 def test_module_keeps_the_import_rule(path: Path) -> None:
     module = module_name(path)
     if module in WINGS:
-        assert path.read_text() == ""
+        assert len(ast.parse(path.read_text()).body) == 1  # its docstring
     else:
         is_package = path.name == "__init__.py"
         assert trespasses(path.read_text(), module, is_package=is_package) == []
@@ -97,8 +97,7 @@ def test_module_has_one_door(path: Path) -> None:
     "path", [path for path in source_files() if path.name == "__init__.py"], ids=module_name
 )
 def test_a_room_says_what_it_is_for(path: Path) -> None:
-    if module_name(path) not in WINGS:
-        assert ast.get_docstring(ast.parse(path.read_text()))
+    assert ast.get_docstring(ast.parse(path.read_text()))
 
 
 def test_every_module_belongs_to_a_room() -> None:

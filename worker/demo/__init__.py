@@ -9,5 +9,3 @@ from typing import Final
 
 MODEL_DIR: Final[Path] = Path(__file__).resolve().parent / "model"
 """An ordinary MLX model folder: ``mlx_lm.load(str(MODEL_DIR))`` works, no remote code."""
-
-__all__ = ["MODEL_DIR"]

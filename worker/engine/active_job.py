@@ -6,17 +6,9 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from supervisor.wire.frames import (
-    End,
-    Failed,
-    FromEngine,
-    Generate,
-    Logprob,
-    Logprobs,
-    Token,
-)
+from supervisor.wire.frames import End, FromEngine, Generate, Logprob, Logprobs, Token
 from worker.engine.rows import TokenLogprobs
-from worker.engine.thread import Job
+from worker.engine.thread import Job, failed
 from worker.output.token_bytes import TokenBytes
 from worker.output.transcript import AnyTranscript, OutputDelta
 
@@ -47,7 +39,7 @@ class ActiveJob:
             called = self._text.finish_reason == "tool_calls"
             if constraint is not None and (error := constraint.incomplete_error(called=called)):
                 log.warning("request %s: %s", self.job.request.request_id, error.message)
-                return [Failed(error.code, error.message, error.param, error.retry_after)]
+                return [failed(error)]
             ended = self._end(self._text.finish_reason)
             return [_token(token, rest), ended] if any(rest) else [ended]
         self._tokens += 1

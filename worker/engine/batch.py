@@ -64,11 +64,13 @@ class BatchEngine:
 
     def warm_up(self) -> None:
         mlx_lm_compat.import_mlx_lm()
-        # A tenth of a second more, which is twice what a small model's load takes.
-        from worker import grammar  # noqa: F401
+        # A tenth of a second more, which is twice what a small model's load takes. It imports
+        # transformers, which must not come before mlx-lm.
+        import worker.grammar.compile  # noqa: F401
 
     def load(self, load: Load, progress: Callable[[int, int], None]) -> LoadResult:
-        from worker import grammar
+        from worker.grammar.compile import ConstraintCompiler
+        from worker.grammar.vocabulary import fill_masks
 
         self._model = loading.load(Path(load.path), load.context, progress)
         model, tokenizer, context = self._model.model, self._model.tokenizer, self._model.context
@@ -76,14 +78,14 @@ class BatchEngine:
         self._width = int(model(mx.array([[0]])).shape[-1])
         self._prompts = PromptBuilder(tokenizer, context, self._width)
         self._transcripts = TranscriptFactory(tokenizer)
-        self._constraints = grammar.ConstraintCompiler(tokenizer, self._width)
+        self._constraints = ConstraintCompiler(tokenizer, self._width)
         self._token_bytes = TokenBytes(tokenizer)
         self._embedder = Embedder(model, tokenizer, Path(load.path), context)
         # Ids without a logit: writing to them would be writing out of bounds.
         self._eos = tuple(sorted(id for id in tokenizer.eos_token_ids if 0 <= id < self._width))
         self._generator: Any = mlx_lm_compat.make_generator(
             model,
-            BatchDecoder(fill=grammar.fill_masks, eos=self._eos, xtc_kept=self._eos),
+            BatchDecoder(fill_masks, self._eos),
             stop_tokens=[[token] for token in self._eos],
             completion_batch_size=load.max_concurrency,
             prefill_batch_size=min(PREFILL_BATCH, load.max_concurrency),

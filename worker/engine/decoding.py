@@ -12,9 +12,9 @@ tokens mean is found out on this thread beside it.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -46,24 +46,20 @@ _async_eval: Any = mx.async_eval
 Ints = npt.NDArray[np.int32]
 
 
-class MaskFiller(Protocol):
-    """Which tokens may come next, of several constraints at once."""
-
-    def __call__(self, constraints: Sequence[Any], words: int) -> Ints:
-        """Packed masks, int32 [constraints, `words`]: bit i of word i // 32, least significant
-        first, is set when token i is allowed."""
+MaskFiller = Callable[[Sequence[Any], int], Ints]
+"""(constraints, words) → which tokens may come next, as packed masks, int32 [constraints, words]:
+bit i of word i // 32, least significant first, is set when token i is allowed."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchDecoder:
-    """What all rows of a generator share. `xtc_kept` are tokens that XTC never removes.
+    """What all rows of a generator share. `eos` are the ends of sequence, which XTC never removes.
 
     A row whose grammar allows nothing gets an end of sequence, or token 0 where there is none.
     """
 
     fill: MaskFiller | None = None
     eos: tuple[int, ...] = ()
-    xtc_kept: tuple[int, ...] = ()
 
     def __call__(self, logprobs: mx.array) -> mx.array:
         """mlx-lm's idea of a sampler; never called."""
@@ -78,7 +74,12 @@ class BatchDecoder:
         cache: Any,
         known: Sequence[Sequence[int]],
     ) -> tuple[BatchPlan, mx.array, list[TokenLogprobs | None], list[int]]:
-        """As `mlx_lm_compat.BatchStep` has it."""
+        """Queue the next token of every sequence.
+
+        `rows` are the sequences' samplers, `inputs` their last tokens [rows], `known` the tokens in
+        each one's `cache`. `plan` is what the last step returned first, None at first; then come
+        the next tokens [rows], what is told about each, and the `inputs` as a list.
+        """
         if plan is None or plan.rows != rows:
             plan = BatchPlan(rows)
         logits = model(inputs[:, None], cache=cache)[:, -1, :]
@@ -214,7 +215,7 @@ def _sample(logits: mx.array, decoder: BatchDecoder, group: RowGroup) -> mx.arra
     if wanted.xtc_probability:
         probability, threshold = group.column("xtc_probability"), group.column("xtc_threshold")
         coins = flip(group.keys(COIN))
-        logits = apply_xtc(logits, probability, threshold, coins, decoder.xtc_kept)
+        logits = apply_xtc(logits, probability, threshold, coins, decoder.eos)
     if wanted.top_k:
         logits = apply_top_k(logits, wanted.top_k)
     return draw(logits, group.column("temperature"), group.keys(TOKEN))

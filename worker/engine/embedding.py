@@ -17,10 +17,10 @@ import mlx.core as mx
 import numpy as np
 
 from supervisor.errors import InternalError, InvalidValue, UnsupportedValue
-from supervisor.wire.frames import Embed, Embedded, Failed, FromEngine, Vector
+from supervisor.wire.frames import Embed, Embedded, FromEngine, Vector
 from worker.engine import mlx_lm_compat
 from worker.engine.pooling import NoEmbeddings, pooling_of
-from worker.engine.thread import Job, Output
+from worker.engine.thread import Job, Output, failed
 from worker.prompt.encoder import PromptEncoder
 from worker.prompt.tokenizer import ModelTokenizer
 
@@ -84,16 +84,6 @@ class Embedder:
             self._encoder = PromptEncoder(tokenizer, context, vocabulary)
         except NoEmbeddings as error:
             self._reason = str(error)
-
-    @staticmethod
-    def supported(folder: Path) -> str | None:
-        """Why the model in `folder` makes no embeddings, as far as its files tell; None if it
-        does."""
-        try:
-            pooling_of(folder)
-        except NoEmbeddings as error:
-            return str(error)
-        return None
 
     def prepare(self, request: Embed) -> list[list[int]]:
         """Token ids of each input. Raises UnsupportedValue, InvalidValue or ContextLengthExceeded;
@@ -214,7 +204,7 @@ class Embedder:
                 error = InternalError(
                     f"The model's numbers overflowed at input {work.sent}: no embedding was made."
                 )
-                frames.append(Failed(error.code, error.message, None, None))
+                frames.append(failed(error))
                 break
             frames.append(Vector(values))
             work.sent += 1

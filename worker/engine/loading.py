@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -13,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 
 from worker.engine import mlx_lm_compat
+from worker.engine.pooling import read_json
 from worker.engine.sampling import Defaults
 from worker.engine.thread import Unloadable
 from worker.prompt.tokenizer import ModelTokenizer
@@ -113,10 +113,7 @@ def _context(config: dict[str, Any]) -> int:
 def _generation_config(folder: Path) -> dict[str, Any]:
     """The sampling defaults that the model's makers ship; nothing when the file is absent or bad:
     mlx-lm treats it as optional too."""
-    try:
-        content = json.loads((folder / "generation_config.json").read_text())
-    except (OSError, ValueError):
-        return {}
+    content = read_json(folder / "generation_config.json")
     return content if isinstance(content, dict) else {}
 
 

@@ -5,7 +5,7 @@ trees. `check` is called before a model is loaded and looks for every name that 
 `make_generator` looks at the objects that result, once its own classes are in their places.
 Whatever is missing raises `Unloadable`. `docs/upgrading-mlx-lm.md` says what each check guards.
 
-Importing this module is cheap; mlx-lm itself is imported by `import_mlx_lm`.
+mlx-lm is not imported with this module, but by `import_mlx_lm`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import FunctionType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+from worker.engine.decoding import BatchDecoder
 from worker.engine.thread import Unloadable
 from worker.output.tools.parser_limits import short_python
 from worker.prompt.tokenizer import ModelTokenizer
@@ -107,6 +108,7 @@ PER_PROMPT = frozenset(
         "max_tokens",
     ]
 )
+"""Attributes of a `PromptProcessingBatch` that are lists with an entry for each prompt."""
 PROMPT_BATCH = PER_PROMPT | {"model", "prefill_step_size", "fallback_sampler"}
 """All attributes that a `PromptProcessingBatch` has: a new one might hold something for each
 prompt, which `split` would have to hand over as well."""
@@ -307,23 +309,6 @@ class _RequestTime:
 # ── generation ───────────────────────────────────────────────────────────────────────────────────
 
 
-class BatchStep(Protocol):
-    """Decodes one step; takes the place of mlx-lm's sampler for all sequences of a generator."""
-
-    def __call__(self, logprobs: Any) -> Any:
-        """A sampler, as mlx-lm sees it; never called."""
-
-    def step(
-        self, plan: Any, rows: list[Any], inputs: Any, model: Any, cache: Any, known: list[Any]
-    ) -> tuple[Any, Any, list[Any], list[int]]:
-        """Queue the next token of every sequence.
-
-        `rows` are the sequences' samplers, `inputs` their last tokens [rows], `known` the tokens in
-        each one's `cache`. `plan` is what the last step returned first, None at first; then come
-        the next tokens [rows], what is told about each, and the `inputs` as a list.
-        """
-
-
 class NextToken(NamedTuple):
     """A token that a generator has computed and not returned yet, with its sequence's state."""
 
@@ -335,8 +320,8 @@ class NextToken(NamedTuple):
     stops: Any
 
 
-def make_generator(model: Any, step: BatchStep, **options: Any) -> Any:
-    """A `BatchGenerator` that decodes with `step`; `options` are its constructor's. Raises
+def make_generator(model: Any, decoder: BatchDecoder, **options: Any) -> Any:
+    """A `BatchGenerator` that decodes with `decoder`; `options` are its constructor's. Raises
     Unloadable when it would not.
 
     mlx-lm offers no way to choose the classes of its batches, but looks their names up when it
@@ -346,7 +331,7 @@ def make_generator(model: Any, step: BatchStep, **options: Any) -> Any:
     decoding = _decoding_batch(_theirs(module.GenerationBatch))
     prefill = _prefill_batch(_theirs(module.PromptProcessingBatch))
     module.GenerationBatch, module.PromptProcessingBatch = decoding, prefill
-    generator = module.BatchGenerator(model, sampler=step, **options)
+    generator = module.BatchGenerator(model, sampler=decoder, **options)
     # The constructor wires the whole recommended working set, which is wrong when several workers
     # share the machine; closing does nothing but undo that.
     generator.close()
@@ -361,7 +346,7 @@ def make_generator(model: Any, step: BatchStep, **options: Any) -> Any:
     _demand(generator._prompt_batch, PROMPT_BATCH, "PromptProcessingBatch")
     if others := sorted(vars(generator._prompt_batch).keys() - PROMPT_BATCH):
         raise unfit(f"a PromptProcessingBatch has {', '.join(others)} besides")
-    if generator._generation_batch.fallback_sampler is not step:
+    if generator._generation_batch.fallback_sampler is not decoder:
         raise unfit("a GenerationBatch does not get its generator's sampler")
     return generator
 
@@ -396,7 +381,7 @@ def _theirs(kind: Any) -> Any:
 
 def _decoding_batch(theirs: Any) -> Any:
     class DecodingBatch(theirs):  # type: ignore[misc]
-        """Sequences that decode together, by the generator's `BatchStep`."""
+        """Sequences that decode together, by the generator's `BatchDecoder`."""
 
         _plan: Any = None
         _next_tokens: Any
@@ -405,12 +390,12 @@ def _decoding_batch(theirs: Any) -> Any:
         def _step(self) -> Any:
             """Queue the next token of every sequence; return the tokens of the step before and what
             is told about them. A sequence's first step has its prompt's last token as its input."""
-            step: Callable[..., Any] | None = getattr(self.fallback_sampler, "step", None)
-            if step is None:
+            decoder = self.fallback_sampler
+            if not isinstance(decoder, BatchDecoder):
                 return super()._step()
             inputs, told = self._next_tokens, self._next_logprobs
             self._current_tokens, self._current_logprobs = inputs, told
-            self._plan, self._next_tokens, self._next_logprobs, tokens = step(
+            self._plan, self._next_tokens, self._next_logprobs, tokens = decoder.step(
                 self._plan, self.samplers, inputs, self.model, self.prompt_cache, self.tokens
             )
             # What is in the KV cache now.

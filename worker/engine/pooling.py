@@ -19,14 +19,14 @@ class NoEmbeddings(Exception):
 
 def pooling_of(folder: Path) -> Pooling:
     """How the model's makers pool. Raises NoEmbeddings."""
-    config = _read(folder / "config.json")
+    config = read_json(folder / "config.json")
     if not isinstance(config, dict):
         config = {}
     if config.get("is_causal") is False or config.get("use_bidirectional_attention"):
         # mlx-lm would run it causally all the same, and the vectors would be worthless.
         raise NoEmbeddings("its attention looks both ways, which mlx-lm does not do")
     where = "1_Pooling"
-    modules = _read(folder / "modules.json")
+    modules = read_json(folder / "modules.json")
     if isinstance(modules, list):
         poolings = []
         for module in modules:
@@ -41,7 +41,7 @@ def pooling_of(folder: Path) -> Pooling:
         if len(poolings) != 1:
             raise NoEmbeddings("its modules.json does not name one pooling")
         where = poolings[0]
-    pooling = _read(folder / where / "config.json")
+    pooling = read_json(folder / where / "config.json")
     if isinstance(pooling, dict):
         return _mode(pooling)
     if _is_bare_conversion(folder):
@@ -74,7 +74,7 @@ def _is_bare_conversion(folder: Path) -> bool:
     """
     if "embed" not in str(folder).lower():
         return False
-    tokenizer = _read(folder / "tokenizer.json")
+    tokenizer = read_json(folder / "tokenizer.json")
     post = tokenizer.get("post_processor") if isinstance(tokenizer, dict) else None
     stages = post.get("processors", [post]) if isinstance(post, dict) else []
     for stage in stages:
@@ -84,7 +84,7 @@ def _is_bare_conversion(folder: Path) -> bool:
     return False
 
 
-def _read(file: Path) -> Any:
+def read_json(file: Path) -> Any:
     """The JSON in `file`; None when there is none to read."""
     try:
         return json.loads(file.read_text())

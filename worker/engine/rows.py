@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, InitVar, dataclass, field
 from typing import Any
 
 import mlx.core as mx
@@ -24,6 +24,7 @@ MOST_LOGPROBS = 20
 """Alternatives that can be told with a token."""
 
 
+@dataclass(slots=True, eq=False)
 class BatchRow:
     """What one request wants, and how far it is. Belongs to one insertion into a generator.
 
@@ -32,34 +33,23 @@ class BatchRow:
     been told of them. `logprobs` is how many alternatives are told, None = no log probabilities.
     """
 
-    __slots__ = (
-        "_counts",
-        "constraint",
-        "logprobs",
-        "min_tokens",
-        "parameters",
-        "position",
-        "steps",
-    )
+    parameters: Parameters
+    _: KW_ONLY
+    emitted: InitVar[Sequence[int]] = ()
+    min_tokens: int = 0
+    logprobs: int | None = None
+    constraint: Constraint | None = None
+    position: int = field(init=False)
+    """Index in the whole output of the token that the next step samples."""
+    steps: int = field(init=False, default=0)
+    """Steps so far; the first one's input is the prompt's last token, not an output."""
+    _counts: Counter[int] | None = field(init=False)
 
-    def __init__(
-        self,
-        parameters: Parameters,
-        *,
-        emitted: Sequence[int] = (),
-        min_tokens: int = 0,
-        logprobs: int | None = None,
-        constraint: Constraint | None = None,
-    ) -> None:
-        self.parameters = parameters
-        self.min_tokens = min_tokens
-        self.logprobs = None if logprobs is None else min(logprobs, MOST_LOGPROBS)
-        self.constraint = constraint
+    def __post_init__(self, emitted: Sequence[int]) -> None:
+        if self.logprobs is not None:
+            self.logprobs = min(self.logprobs, MOST_LOGPROBS)
         self.position = len(emitted)
-        """Index in the whole output of the token that the next step samples."""
-        self.steps = 0
-        """Steps so far; the first one's input is the prompt's last token, not an output."""
-        self._counts = Counter(emitted) if parameters.counts else None
+        self._counts = Counter(emitted) if self.parameters.counts else None
 
     @property
     def reads(self) -> bool:
@@ -146,13 +136,11 @@ class RowGroup:
     places: mx.array = field(init=False)
     asking: list[int] = field(init=False)
     """Which of the group's rows want log probabilities."""
+    _columns: dict[str, mx.array] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self.places = mx.array(self.indices)
         self.asking = [i for i, row in enumerate(self.rows) if row.logprobs is not None]
-        self._columns = {}
-
-    _columns: dict[str, mx.array] = field(init=False)
 
     def column(self, name: str) -> mx.array:
         """The rows' values of a parameter."""

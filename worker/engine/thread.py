@@ -38,6 +38,11 @@ EXIT_ENGINE_DIED = 70
 """Exit status of a worker whose engine raised (EX_SOFTWARE)."""
 
 
+def failed(error: BulkheadError) -> Failed:
+    """The frame that ends a request with an error."""
+    return Failed(error.code, error.message, error.param, error.retry_after)
+
+
 class Unloadable(Exception):
     """These files can never be served by this installation; the message says why."""
 
@@ -197,20 +202,20 @@ class EngineThread:
         self._commands.put(lambda: self._load(load))
 
     def submit(self, job: Job) -> None:
-        self._commands.put(lambda: self._with_job(self._engine.insert, job))
+        self._commands.put(lambda: self._carry_out(self._engine.insert, job))
 
     def cancel(self, job: Job) -> None:
-        self._commands.put(lambda: self._with_job(self._cancel, job))
+        self._commands.put(lambda: self._carry_out(self._cancel, job))
 
     def pause(self, job: Job) -> None:
-        self._commands.put(lambda: self._with_job(self._pause, job))
+        self._commands.put(lambda: self._carry_out(self._pause, job))
 
     def unpause(self, job: Job) -> None:
-        self._commands.put(lambda: self._with_job(self._engine.unpause, job))
+        self._commands.put(lambda: self._carry_out(self._engine.unpause, job))
 
     def shrink(self) -> None:
         """Give back what is only kept for later, between two steps."""
-        self._commands.put(self._shrink)
+        self._commands.put(lambda: self._carry_out(self._engine.shrink))
 
     def close(self) -> None:
         """End the thread after the running step; answered by `on_closed`."""
@@ -266,15 +271,9 @@ class EngineThread:
         self._engine.remove(job)
         job.sink.close()
 
-    def _with_job(self, act: Callable[[Job], None], job: Job) -> bool:
+    def _carry_out(self, act: Callable[..., None], *job: Job) -> bool:
         self._record.begin()
-        act(job)
-        self._record.end()
-        return True
-
-    def _shrink(self) -> bool:
-        self._record.begin()
-        self._engine.shrink()
+        act(*job)
         self._record.end()
         return True
 

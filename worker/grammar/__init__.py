@@ -6,10 +6,3 @@ for one in the model's own words, with calls of strict functions in them. `fill_
 masks of many at once, outside the GIL. The constraints' states derive from the tokens pushed and
 from nothing else: pushing them again yields them again.
 """
-
-from worker.grammar.answer_constraint import AnswerConstraint
-from worker.grammar.call_constraint import CallConstraint
-from worker.grammar.compile import ConstraintCompiler
-from worker.grammar.vocabulary import fill_masks
-
-__all__ = ["AnswerConstraint", "CallConstraint", "ConstraintCompiler", "fill_masks"]

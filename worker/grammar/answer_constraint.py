@@ -6,9 +6,9 @@ import llguidance
 
 from supervisor.errors import BulkheadError
 from worker.grammar.call_constraint import CallConstraint
-from worker.grammar.matcher import GrammarMatcher, incomplete_answer
+from worker.grammar.matcher import DEAD_END, GrammarMatcher, incomplete_answer
 from worker.grammar.vocabulary import Mask, Vocabulary
-from worker.output.preamble import Preamble, Stage
+from worker.output.preamble import Preamble
 
 _BLANKS = 2
 """Tokens of white space between the end of thinking and the answer."""
@@ -21,15 +21,15 @@ class AnswerConstraint:
         self,
         vocabulary: Vocabulary,
         matcher: GrammarMatcher,
-        preamble: Preamble | None = None,
+        preamble: Preamble,
         *,
         call: int = -1,
         native: CallConstraint | None = None,
         param: str = "response_format",
     ) -> None:
-        """`preamble` follows what comes before the answer, None = nothing does. A token `call`
-        begins a call that the grammar does not describe. Of such calls `native` may be the
-        constraint, None = they have none. `param` is what asked for the grammar."""
+        """`preamble` follows what comes before the answer. A token `call` begins a call that the
+        grammar does not describe. Of such calls `native` may be the constraint, None = they have
+        none. `param` is what asked for the grammar."""
         self.vocabulary = vocabulary
         self._matcher = matcher
         self._preamble = preamble
@@ -37,6 +37,7 @@ class AnswerConstraint:
         self._native = native
         self._param = param
         self._over = False
+        """Whether nothing but the end of sequence may follow."""
         self._free = False
         """Whether the output is a call in the model's own words."""
         self._begun = False
@@ -45,21 +46,12 @@ class AnswerConstraint:
     @property
     def complete(self) -> bool:
         """Whether the output so far is a whole answer."""
-        return self._stage == "answer" and not self._free and self._matcher.accepting
-
-    @property
-    def over(self) -> bool:
-        """Whether nothing but the end of sequence may follow."""
-        return self._over
+        return self._preamble.stage == "answer" and not self._free and self._matcher.accepting
 
     @property
     def failure(self) -> str:
         """Why llguidance gave up on the output, "" = it has not."""
         return self._matcher.failure
-
-    @property
-    def _stage(self) -> Stage:
-        return "answer" if self._preamble is None else self._preamble.stage
 
     def incomplete_error(self, *, called: bool) -> BulkheadError | None:
         """Why the output is no whole answer, though the model ended it; None = it is one. `called`:
@@ -72,14 +64,12 @@ class AnswerConstraint:
             return error
         if self.complete or (called and self._free):
             return None
-        why = "no token of the model's continues it"
-        if self.failure:
-            why = f"the grammar became too complex ({self.failure})"
-        elif self._free:
+        why = DEAD_END
+        if self._free:
             why = "the model began a tool call that is none"
-        elif self._stage != "answer":
+        elif self._preamble.stage != "answer":
             why = "the model ended before it"
-        return incomplete_answer(why, self._param)
+        return incomplete_answer(self.failure, why, self._param)
 
     def push(self, token: int) -> None:
         """The output's next token. One that was not allowed, or after the end, ends the answer."""
@@ -90,8 +80,8 @@ class AnswerConstraint:
         if token in self.vocabulary.eos:
             self._over = True
             return
-        preamble, stage = self._preamble, self._stage
-        if preamble is None or stage == "answer":
+        preamble, stage = self._preamble, self._preamble.stage
+        if stage == "answer":
             self._answer(token)
             return
         now = preamble.push(token)
@@ -125,14 +115,14 @@ class AnswerConstraint:
     # ── masks, see `fill_masks` ──────────────────────────────────────────────────────────────────
 
     def active_matcher(self) -> llguidance.LLMatcher | None:
-        if self._over or self._stage == "thinking":
+        if self._over or self._preamble.stage == "thinking":
             return None
         if self._free:
             return None if self._native is None else self._native.active_matcher()
         return self._matcher.matcher if self._matcher.alive else None
 
     def finish_mask(self, mask: Mask) -> None:
-        vocabulary, stage = self.vocabulary, self._stage
+        vocabulary, stage = self.vocabulary, self._preamble.stage
         if not self._over and self._free and self._native is not None:
             self._native.finish_mask(mask)
             return
@@ -151,7 +141,7 @@ class AnswerConstraint:
                 mask |= vocabulary.blank
             may_call = self._call >= 0 and self._matcher.alive and not self._begun
             others = [self._call] if may_call else []
-            if stage == "undecided" and self._preamble is not None:
+            if stage == "undecided":
                 others.append(self._preamble.next)
             if others:
                 mask |= vocabulary.mask(others)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import llguidance
 
 from supervisor.errors import BulkheadError
-from worker.grammar.matcher import CompiledGrammar, GrammarMatcher, incomplete_answer
+from worker.grammar.matcher import DEAD_END, CompiledGrammar, GrammarMatcher, incomplete_answer
 from worker.grammar.vocabulary import Mask, Vocabulary
 from worker.output.parts import AnswerParser, AnswerParts
 from worker.output.text import TokenDecoder
@@ -22,7 +22,8 @@ class CallConstraint:
     where a call's JSON may begin. From its first brace to its last the grammar holds; all else is
     free.
 
-    A token that would lead into such a place and on is not allowed: its end would be unwatched.
+    A token that would reach such a place and go on behind it is not allowed: what it writes there
+    would not be checked.
     """
 
     def __init__(
@@ -52,13 +53,9 @@ class CallConstraint:
 
     def incomplete_error(self, *, called: bool) -> BulkheadError | None:
         """Why a call is not whole, though the model ended it; None = none is open."""
-        matcher = self._matcher
-        if not self._inside or matcher is None:
+        if not self._inside or self._matcher is None:
             return None
-        why = "no token of the model's continues it"
-        if matcher.failure:
-            why = f"the grammar became too complex ({matcher.failure})"
-        return incomplete_answer(why, "tools")
+        return incomplete_answer(self._matcher.failure, DEAD_END, "tools")
 
     def push(self, token: int) -> None:
         """The output's next token. One that was not allowed, or after the end, ends a call."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from supervisor.errors import InvalidValue
@@ -30,13 +30,7 @@ class CallableTool(NamedTuple):
 def tools(request: Generate, *, enforced: bool) -> list[CallableTool]:
     """The functions that may be called. `enforced`: of those that are not strict all of the schema
     that can be; else any object will do. Raises InvalidValue or UnsupportedValue."""
-    found = list(_tools(request, enforced))
-    if not found:
-        raise InvalidValue("There is no tool that may be called.", param="tools")
-    return found
-
-
-def _tools(request: Generate, enforced: bool) -> Iterator[CallableTool]:
+    found: list[CallableTool] = []
     shown = request.prompt.tools if isinstance(request.prompt, Chat) else []
     calling = request.calling
     assert calling is not None
@@ -63,9 +57,11 @@ def _tools(request: Generate, enforced: bool) -> Iterator[CallableTool]:
                 f"A function's parameters must be an object's schema (at {place}).", param=place
             )
         # Only strict tools promise their schema; of others all is enforced that can be.
-        yield CallableTool(
-            name, compilable({**parameters, "type": "object"}, place, lenient=not strict), place
-        )
+        schema = compilable({**parameters, "type": "object"}, place, lenient=not strict)
+        found.append(CallableTool(name, schema, place))
+    if not found:
+        raise InvalidValue("There is no tool that may be called.", param="tools")
+    return found
 
 
 def _object(types: object) -> bool:
@@ -98,19 +94,19 @@ def forced_rules(
 
 
 def call_json_rules(
-    tools: Sequence[CallableTool], gates: CallJSON
+    tools: Sequence[CallableTool], form: CallJSON
 ) -> Mapping[str, tuple[str, Sequence[CallableTool]]]:
     """The rules of JSON in calls of the model's own form, and the tools in them, by what
     `json_expected` tells: "" = a call object, a name = the function's arguments."""
     rules: dict[str, tuple[str, Sequence[CallableTool]]] = {}
-    if gates.named:
+    if form.named:
         for tool in tools:
             text = f"start: LEAD? args TAIL?\nargs: %json {tool.schema}\n{_EDGES}"
             rules[tool.name] = text, [tool]
-    if gates.arguments:
+    if form.arguments:
         calls = [
             f'call{i}: "{{" kind? {_key("name")} {literal(_json(tool.name))} "," " "? '
-            f'{_key(gates.arguments)} args{i} "}}"\nargs{i}: %json {tool.schema}\n'
+            f'{_key(form.arguments)} args{i} "}}"\nargs{i}: %json {tool.schema}\n'
             for i, tool in enumerate(tools)
         ]
         choice = " | ".join(f"call{i}" for i in range(len(tools)))

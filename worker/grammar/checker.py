@@ -314,7 +314,7 @@ class SchemaChecker:
         for target in self._targets.values():
             levels += 1 + _depth(target)
             if levels > MAX_LEVELS:
-                raise self._refuse("its `$ref`s preamble too deep", self._place)
+                raise self._refuse("its `$ref`s lead too deep", self._place)
 
 
 _UNWRITABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f\ud800-\udfff]")

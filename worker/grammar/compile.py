@@ -16,7 +16,7 @@ from worker.grammar.refusals import IMPOSSIBLE, SchemaPart, explain_refusal, ref
 from worker.grammar.schema import compilable, parsed
 from worker.grammar.vocabulary import Vocabulary
 from worker.output.parts import AnswerParts
-from worker.output.preamble import MarkerTokens, Preamble
+from worker.output.preamble import MarkerTokens
 from worker.output.text import TokenDecoder
 from worker.output.tools.answer_format import AnswerFormat
 from worker.output.tools.call_forms import ForcedForm, call_json, is_strict
@@ -61,7 +61,7 @@ class ConstraintCompiler:
         vocabulary = self._known("tools")
         rules, parts = self._calls(request, self._markers.forced)
         compiled = self._compiled(vocabulary, "start: calls\n" + rules, parts)
-        preamble = self._preamble(request, prompt)
+        preamble = self._markers.preamble(request, prompt)
         return AnswerConstraint(vocabulary, GrammarMatcher(compiled), preamble, param="tools")
 
     def _structured(self, request: Generate, prompt: Sequence[int]) -> AnswerConstraint:
@@ -86,7 +86,7 @@ class ConstraintCompiler:
         return AnswerConstraint(
             vocabulary,
             GrammarMatcher(compiled),
-            self._preamble(request, prompt),
+            self._markers.preamble(request, prompt),
             call=self._markers.call if may_call and form == "marked" else -1,
             native=self._native(request, prompt) if form != "hermes" else None,
         )
@@ -99,11 +99,10 @@ class ConstraintCompiler:
         shown = request.prompt.tools
         if not any(map(is_strict, shown)):
             return None
-        if self._vocabulary is None:
-            self._vocabulary = _vocabulary(self._tokenizer, self._size)
-        if isinstance(self._vocabulary, UnsupportedValue):
+        try:
+            vocabulary = self._known("tools")
+        except UnsupportedValue:
             return None  # as for a model whose calls are no JSON
-        vocabulary = self._vocabulary
         found = call_rules.tools(request, enforced=False)
         rules = {
             json_expected: self._compiled(
@@ -125,13 +124,13 @@ class ConstraintCompiler:
 
     def _known(self, param: str) -> Vocabulary:
         if self._vocabulary is None:
-            self._vocabulary = _vocabulary(self._tokenizer, self._size)
+            try:
+                self._vocabulary = Vocabulary(self._tokenizer, self._size)
+            except UnsupportedValue as error:
+                self._vocabulary = error
         if isinstance(self._vocabulary, UnsupportedValue):
             raise UnsupportedValue(self._vocabulary.message, param=param)
         return self._vocabulary
-
-    def _preamble(self, request: Generate, prompt: Sequence[int]) -> Preamble | None:
-        return self._markers.preamble(request, prompt) if isinstance(request.prompt, Chat) else None
 
     def _compiled(
         self, vocabulary: Vocabulary, rules: str, parts: Sequence[SchemaPart]
@@ -165,10 +164,3 @@ class ConstraintCompiler:
     def _marker(self, text: str) -> str:
         token = self._tokenizer.get_vocab().get(text)
         return call_rules.literal(text) if token is None else f"<[{token}]>"
-
-
-def _vocabulary(tokenizer: ModelTokenizer, size: int) -> Vocabulary | UnsupportedValue:
-    try:
-        return Vocabulary(tokenizer, size)
-    except UnsupportedValue as error:
-        return error

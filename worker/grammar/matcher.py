@@ -21,7 +21,9 @@ _STACK = 64 << 20
 _STATES = 50_000
 """States that a grammar's lexer may remember, about 0.6 KB each. They add up over all outputs."""
 _FAR = 50
-"""Tokens after which a grammar that broke once more is not to blame by itself."""
+"""Tokens. If llguidance fails again sooner after a restart, the grammar itself is to blame."""
+DEAD_END = "no token of the model's continues it"
+"""Why an answer is not whole, if nothing else is to blame."""
 UNFORCED = '%llguidance {"no_forcing": true}\n'
 """Where one text alone can follow, llguidance would demand the tokenizer's own tokens for it,
 special ones among them, which it then refuses: "<|im_start|>" in a constant was a dead end."""
@@ -146,8 +148,11 @@ class GrammarMatcher:
         return str(self.matcher.stop_reason())
 
 
-def incomplete_answer(why: str, param: str) -> UnsupportedValue:
-    """The model ended its output, but it is not what it had to be."""
+def incomplete_answer(failure: str, why: str, param: str) -> UnsupportedValue:
+    """The model ended its output, but it is not what it had to be. A matcher's `failure`, if there
+    is one, comes before `why`."""
+    if failure:
+        why = f"the grammar became too complex ({failure})"
     return UnsupportedValue(
         f"No valid answer came of this grammar: {why}. Simplify the schema, or try again.",
         param=param,

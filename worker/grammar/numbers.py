@@ -32,9 +32,9 @@ def digits(value: float) -> int:
 
 
 def list_multiples(schema: dict[str, Any]) -> None:
-    """Of a number with a few multiples of `multipleOf` within its bounds: these as an `enum`. Of
-    others the bounds become multiples. llguidance divides doubles (0.3 / 0.1 < 3), and takes 0.1
-    for no number above 0.05, which has more digits."""
+    """Where few multiples of `multipleOf` lie within the bounds, put them in place of both, as an
+    `enum`; elsewhere move the bounds to multiples. llguidance divides doubles (0.3 / 0.1 < 3), and
+    takes 0.1 for no number above 0.05, which has more digits."""
     low, high = _range(schema)
     step = schema.get("multipleOf")
     if step is None or (low is None and high is None):

@@ -15,7 +15,7 @@ _ONE_CONTROL = (
 _CONTROL = re.compile(_ONE_CONTROL)
 """A control character that JSON has only as \\u00XX, which no answer may write."""
 _CONTROLS = re.compile(rf"\[(?:{_ONE_CONTROL})+")
-"""Brackets, but for the closing one, with nothing but such."""
+"""Brackets with nothing but such characters in them, up to the closing one."""
 _UNWRITABLE = "no answer can have the control characters that a pattern asks for"
 
 

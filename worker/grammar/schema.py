@@ -46,23 +46,16 @@ def compilable(schema: object, path: str, *, lenient: bool = False) -> str:
             else f"A JSON Schema must be an object (at {path}).",
             param=param(path),
         )
-    schema = copied(schema, path)
-    SchemaChecker(schema, path, lenient).check()
-    # Every schema is read as draft 2020-12, and what a client sets in x-guidance could undo bounds.
-    options = _OPTIONS | {"lenient": True, "coerce_one_of": True} if lenient else _OPTIONS
-    root = {key: value for key, value in schema.items() if key not in ("$schema", "$id", OPTIONS)}
-    return json.dumps({OPTIONS: options, **root})
-
-
-def copied(schema: dict[str, Any], path: str) -> dict[str, Any]:
-    """A copy of our own, of JSON alone. Raises InvalidValue."""
     try:
         text = json.dumps(schema, allow_nan=False)
     except (ValueError, TypeError, RecursionError):
         raise _no_json(path) from None
-    copy = parsed(text, path)
-    assert isinstance(copy, dict)
-    return copy
+    copy: Any = parsed(text, path)
+    SchemaChecker(copy, path, lenient).check()
+    # Every schema is read as draft 2020-12, and what a client sets in x-guidance could undo bounds.
+    options = _OPTIONS | {"lenient": True, "coerce_one_of": True} if lenient else _OPTIONS
+    root = {key: value for key, value in copy.items() if key not in ("$schema", "$id", OPTIONS)}
+    return json.dumps({OPTIONS: options, **root})
 
 
 def parsed(text: str, path: str) -> object:

@@ -90,7 +90,9 @@ class Vocabulary:
         """The tokens with which a JSON object may begin between the objects of a list: "{" is their
         first letter but for white space, separators and the list's own bracket."""
         if self._openers is None:
-            found = frozenset(token for token, text in self._with("{") if _OPENER.match(text))
+            found = frozenset(
+                token for token, text in self._tokens_with("{") if _OPENER.match(text)
+            )
             self._openers = self.mask(found), found
         return self._openers
 
@@ -104,13 +106,13 @@ class Vocabulary:
             found = {
                 token
                 for marker in markers
-                for token, text in self._with(marker[-1])
+                for token, text in self._tokens_with(marker[-1])
                 if 0 <= (tail + text).find(marker) < len(tail + text) - len(marker)
             }
             self._past_markers[markers, tail] = self.mask(found)
         return self._past_markers[markers, tail]
 
-    def _with(self, letter: str) -> list[tuple[int, str]]:
+    def _tokens_with(self, letter: str) -> list[tuple[int, str]]:
         """The tokens that have the letter in them, and their texts."""
         if letter not in self._texts:
             code = letter.encode()

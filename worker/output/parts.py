@@ -105,7 +105,7 @@ class AnswerParts:
         return text
 
     def drop(self) -> None:
-        """Take everything, and leave it."""
+        """Discard what was collected."""
         self._text.clear()
         self._reasoning.clear()
         self.calls.take()

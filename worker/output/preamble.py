@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from supervisor.wire.frames import Generate
+from supervisor.wire.frames import Chat, Generate
 from worker.output.tools.call_forms import ANALYSIS, MixedForm, forced_form, is_harmony, mixed_form
 from worker.prompt.tokenizer import ModelTokenizer
 
@@ -50,11 +50,14 @@ class MarkerTokens:
             self.call = tokenizer.get_vocab().get(tokenizer.tool_call_start, -1)
 
     def preamble(self, request: Generate, prompt: Sequence[int]) -> Preamble:
-        """What comes before the answer to a chat, the same for its grammar and its transcript.
+        """What comes before the answer to a chat, the same for its grammar and its transcript; to a
+        plain prompt nothing does.
 
         Calls that are demanded come after thinking alone; an answer may stand behind all of
         harmony's channels, and calls in its place.
         """
+        if not isinstance(request.prompt, Chat):
+            return Preamble(self, "after")
         calling = request.calling
         demanded = calling is not None and calling.choice == "required"
         return Preamble(
@@ -105,7 +108,7 @@ class Preamble:
         self._calls = calls
         self._harmony = harmony and markers.channel >= 0
         self._seen: tuple[int, ...] = ()
-        """Of a marker, or since the channel's."""
+        """The tokens of a marker so far, or those since the channel's mark."""
         self._in_header = False
         if ending == "inside":
             self.stage = "thinking"

@@ -52,12 +52,13 @@ class StringSearch:
             default=None,
         )
 
-    def undecided(self, text: str) -> int:
-        """How many characters at the end of `text`, in which none is found, may begin a needle."""
-        return max(self.overlaps(text, [len(text)] * len(self._search)), default=0)
+    def split(self, text: str) -> tuple[str, str]:
+        """(what is decided, the end that may yet begin a needle) of a text that has none in it."""
+        keep = max(self.overlaps(text, [len(text)] * len(self._search)), default=0)
+        return text[: len(text) - keep], text[len(text) - keep :]
 
     def overlaps(self, text: str, most: Sequence[int]) -> list[int]:
-        """The same of each needle, where it is known to be so many at `most`."""
+        """How many characters at the end of `text` may begin each needle, so many at `most`."""
         if not any(first in text for first in self._firsts):
             return [0] * len(self._search)
         return [_overlap(text, *each) for each in zip(self._search, most, strict=True)]
@@ -121,26 +122,6 @@ class TokenDecoder:
             return self._detokenizer.last_segment
         except (IndexError, KeyError, TypeError, OverflowError):
             return ""
-
-
-class TextStream:
-    """The text of one choice: decoded and cut at stop strings, without any other structure."""
-
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str] = ()) -> None:
-        self._decoder = TokenDecoder(detokenizer)
-        self._stops = StopStrings(stops)
-
-    @property
-    def stopped(self) -> bool:
-        return self._stops.stopped
-
-    def push(self, token: int) -> str:
-        """The text that became final with this token; "" while a character is cut in half."""
-        return self._stops.feed(self._decoder.push(token))
-
-    def finish(self) -> str:
-        """The text that was still held back, now that no token follows."""
-        return self._stops.feed(self._decoder.finish()) + self._stops.flush()
 
 
 def _overlap(text: str, needle: str, most: int) -> int:

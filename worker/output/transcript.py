@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from supervisor.wire.frames import Call, Calling, Chat, Generate
 from worker.output.parts import AnswerParser, AnswerParts
 from worker.output.preamble import MarkerTokens, Preamble
-from worker.output.text import Detokenizer, TextStream, TokenDecoder
+from worker.output.text import Detokenizer, StopStrings, TokenDecoder
 from worker.output.tools.answer_format import AnswerFormat
 from worker.output.tools.calls import CallCollector
 from worker.prompt.tokenizer import ModelTokenizer
@@ -79,19 +79,20 @@ class PlainTranscript:
     reasoning_tokens = 0
     finish_reason: Literal["stop", "tool_calls"] = "stop"
 
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
-        self._stream = TextStream(detokenizer, stops)
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str] = ()) -> None:
+        self._decoder = TokenDecoder(detokenizer)
+        self._stops = StopStrings(stops)
 
     @property
     def stopped(self) -> bool:
-        return self._stream.stopped
+        return self._stops.stopped
 
     def push(self, token: int) -> OutputDelta:
-        text = self._stream.push(token)
+        text = self._stops.feed(self._decoder.push(token))
         return OutputDelta(text) if text else _NOTHING
 
     def finish(self, *, cut: bool = False) -> OutputDelta:
-        return OutputDelta(self._stream.finish())
+        return OutputDelta(self._stops.feed(self._decoder.finish()) + self._stops.flush())
 
 
 class StructuredTranscript(Transcript):
@@ -117,7 +118,7 @@ class StructuredTranscript(Transcript):
         self._preamble_parts = AnswerParts((), answer.calls, behind_marker=False)
         self._last_preamble_kind = ""
         self._held = ""
-        """Text that may yet be either the lead's or the answer's, or the beginning of a marker."""
+        """Text that may yet be the preamble's or the answer's, or the beginning of a marker."""
         self._opening = formats.call_start if calling is not None else ""
         self._calls = formats.call_parser(answer, calling, tools)
         self._in_call = answer.calls.demanded
@@ -167,7 +168,7 @@ class StructuredTranscript(Transcript):
         self._take_preamble()
 
     def _end_preamble(self) -> None:
-        """What was pushed so far is the lead's, to the last letter."""
+        """What was pushed so far is the preamble's, to the last letter."""
         self._held += self._decoder.finish()
         self._feed_preamble()
         self._parser.finish(self._preamble.token_in_answer)

@@ -13,7 +13,7 @@ from jinja2 import TemplateError
 from supervisor.errors import InvalidValue, UnsupportedParameter
 from supervisor.wire.frames import Chat, Generate, Text, Tokens
 from worker.prompt.encoder import PromptEncoder
-from worker.prompt.tokenizer import ModelTokenizer
+from worker.prompt.tokenizer import ModelTokenizer, template_text
 
 _RESERVED = frozenset(("messages", "add_generation_prompt", "tokenize", "tools", "chat_template"))
 """Arguments that no client sets; beside them, all that `apply_chat_template` itself takes."""
@@ -27,14 +27,10 @@ _REASON = 300
 class PromptBuilder:
     """Tokenizes for one model. One thread at a time: tokenizers are not safe for more."""
 
-    def __init__(
-        self, tokenizer: ModelTokenizer, context: int, vocabulary: int | None = None
-    ) -> None:
-        """`context` is in tokens, `vocabulary` is how many token ids the model knows; None = as
-        many as the tokenizer."""
+    def __init__(self, tokenizer: ModelTokenizer, context: int, vocabulary: int) -> None:
+        """`context` is in tokens, `vocabulary` is how many token ids the model knows."""
         self._tokenizer = tokenizer
-        known = max(tokenizer.get_vocab().values(), default=0) + 1
-        self._encoder = PromptEncoder(tokenizer, context, vocabulary or known)
+        self._encoder = PromptEncoder(tokenizer, context, vocabulary)
         self._template = _Template(tokenizer)
 
     def tokens(self, request: Generate) -> list[int]:
@@ -86,15 +82,14 @@ class _Template:
     def __init__(self, tokenizer: ModelTokenizer) -> None:
         self._exists: bool = tokenizer.has_chat_template
         self._clock_at = tokenizer.clock_at
-        written = tokenizer.chat_template
-        in_python = written is None or tokenizer.python_template is not None
+        in_python = tokenizer.chat_template is None or tokenizer.python_template is not None
         # mlx-lm's wrapper forces thinking on where a model knows it; the template's own default is
         # what the model's makers chose. Only templates written in Python need the wrapper.
         self._apply: Callable[..., Any] = (
             tokenizer.apply_chat_template if in_python else tokenizer.inner.apply_chat_template
         )
         function = tokenizer.python_template or tokenizer.inner
-        self._source = _source(function) if in_python else _joined(written)
+        self._source = _source(function) if in_python else template_text(tokenizer)
         self._reserved = _RESERVED | _parameters(tokenizer.inner.apply_chat_template)
         self._accepted = (
             _parameters(function) if in_python and inspect.isfunction(function) else None
@@ -198,13 +193,6 @@ def _call(call: Any) -> Any:
     if not isinstance(arguments, dict):
         return call
     return {**call, "function": {**function, "arguments": arguments}}
-
-
-def _joined(template: Any) -> str:
-    """The text of all of a tokenizer's templates: some have one of their own for tools."""
-    if isinstance(template, dict):
-        return "\n".join(map(str, template.values()))
-    return str(template)
 
 
 def _source(function: Any) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 
+@dataclass(frozen=True, slots=True, eq=False)
 class ModelTokenizer:
     """mlx-lm's `TokenizerWrapper` with, under names of our own, what it keeps private.
 
@@ -15,36 +17,17 @@ class ModelTokenizer:
     mlx-lm.
     """
 
-    __slots__ = (
-        "byte_letters",
-        "clock_at",
-        "inner",
-        "python_template",
-        "rewrites_text",
-        "wrapper",
-    )
-
-    def __init__(
-        self,
-        wrapper: Any,
-        *,
-        inner: Any,
-        python_template: Callable[..., str] | None,
-        byte_letters: Mapping[str, int],
-        rewrites_text: bool,
-        clock_at: Callable[[float], AbstractContextManager[None]],
-    ) -> None:
-        self.wrapper = wrapper
-        self.inner = inner
-        """The transformers tokenizer."""
-        self.python_template = python_template
-        """The chat template, if mlx-lm has one in Python for this model."""
-        self.byte_letters = byte_letters
-        """Of byte-level vocabularies, the byte that each letter stands for; empty of others."""
-        self.rewrites_text = rewrites_text
-        """Whether text is changed before or after tokenizing, so that tokens tell another one."""
-        self.clock_at = clock_at
-        """Within this context chat templates are told the given time (seconds since 1970)."""
+    wrapper: Any
+    inner: Any
+    """The transformers tokenizer."""
+    python_template: Callable[..., str] | None
+    """The chat template, if mlx-lm has one in Python for this model."""
+    byte_letters: Mapping[str, int]
+    """Of byte-level vocabularies, the byte that each letter stands for; empty of others."""
+    rewrites_text: bool
+    """Whether text is changed before or after tokenizing, so that tokens tell another one."""
+    clock_at: Callable[[float], AbstractContextManager[None]]
+    """Within this context chat templates are told the given time (seconds since 1970)."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # theirs, which is the engine's business alone
@@ -53,3 +36,9 @@ class ModelTokenizer:
 
     def __len__(self) -> int:
         return len(self.wrapper)
+
+
+def template_text(tokenizer: ModelTokenizer) -> str:
+    """The text of all of a tokenizer's Jinja templates: some have one of their own for tools."""
+    template = tokenizer.chat_template
+    return "\n".join(map(str, template.values())) if isinstance(template, dict) else str(template)

@@ -10,6 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
+from worker.demo import MODEL_DIR
+
 START: Final = "<|im_start|>"
 END: Final = "<|im_end|>"
 DOCUMENT_END: Final = "<|endoftext|>"
@@ -26,83 +28,7 @@ TOOLS_TAIL: Final = (
     '{"name": <name>, "arguments": <arguments>}\n</tool_call>'
 )
 
-TEMPLATE: Final = (
-    """\
-{%- macro text(content) -%}
-    {%- if content is string -%}
-        {{- content -}}
-    {%- elif content is sequence and content is not mapping -%}
-        {%- for part in content -%}
-            {%- if part is string -%}
-                {{- part -}}
-            {%- elif part is mapping and part.text is string -%}
-                {{- part.text -}}
-            {%- endif -%}
-        {%- endfor -%}
-    {%- endif -%}
-{%- endmacro -%}
-{%- set first = messages[0] if messages else {} -%}
-{%- set opening = first.role in ('system', 'developer') -%}
-{%- if tools -%}
-    {{- '<|im_start|>system\\n' -}}
-    {%- if opening and text(first.content) -%}
-        {{- text(first.content) + '\\n\\n' -}}
-    {%- endif -%}
-    {{- """
-    + json.dumps(TOOLS_HEAD)
-    + """ -}}
-    {%- for tool in tools -%}
-        {{- '\\n' + (tool | tojson) -}}
-    {%- endfor -%}
-    {{- """
-    + json.dumps(TOOLS_TAIL)
-    + """ + '<|im_end|>\\n' -}}
-{%- endif -%}
-{%- for message in messages -%}
-    {%- set content = text(message.content) -%}
-    {%- if message.role in ('system', 'developer') -%}
-        {%- if not (tools and loop.first) -%}
-            {{- '<|im_start|>system\\n' + content + '<|im_end|>\\n' -}}
-        {%- endif -%}
-    {%- elif message.role == 'assistant' -%}
-        {%- set reasoning = message.reasoning_content or message.reasoning or '' -%}
-        {%- if '</think>' in content -%}
-            {%- set reasoning = content.split('</think>')[0].split('<think>')[-1] -%}
-            {%- set content = content.split('</think>')[-1].lstrip('\\n') -%}
-        {%- endif -%}
-        {{- '<|im_start|>assistant\\n<think>\\n' -}}
-        {%- if reasoning is string and reasoning.strip() -%}
-            {{- reasoning.strip('\\n') + '\\n</think>\\n\\n' -}}
-        {%- else -%}
-            {{- '\\n</think>\\n\\n' -}}
-        {%- endif -%}
-        {{- content -}}
-        {%- for call in message.tool_calls or [] -%}
-            {%- set tool_call = call.function if call.function else call -%}
-            {%- if content or not loop.first -%}{{- '\\n' -}}{%- endif -%}
-            {{- '<tool_call>\\n{"name": "' + tool_call.name + '", "arguments": ' -}}
-            {%- if tool_call.arguments is string -%}
-                {{- tool_call.arguments or '{}' -}}
-            {%- else -%}
-                {{- (tool_call.arguments or {}) | tojson -}}
-            {%- endif -%}
-            {{- '}\\n</tool_call>' -}}
-        {%- endfor -%}
-        {{- '<|im_end|>\\n' -}}
-    {%- elif message.role in ('tool', 'function') -%}
-        {{- '<|im_start|>tool\\n' + content + '<|im_end|>\\n' -}}
-    {%- else -%}
-        {{- '<|im_start|>' + (message.role or 'user') + '\\n' + content + '<|im_end|>\\n' -}}
-    {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}
-    {{- '<|im_start|>assistant\\n' -}}
-    {%- if not (enable_thinking is defined and enable_thinking) -%}
-        {{- '<think>\\n\\n</think>\\n\\n' -}}
-    {%- endif -%}
-{%- endif -%}
-"""
-)
+TEMPLATE: Final = (MODEL_DIR / "chat_template.jinja").read_text(encoding="utf-8")
 
 
 class Conversation(NamedTuple):

@@ -1,12 +1,11 @@
 """The training text: a seeded stream of conversations, and the plain text of what users say."""
 
 import random
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from worker.demo.trainer.chat import Conversation
-from worker.demo.trainer.facts import FACTS, SMALL_TALK
+from worker.demo.trainer.data import FACTS, RULES, SMALL_TALK, SYSTEM, THOUGHTS
 from worker.demo.trainer.phrases import ask
 from worker.demo.trainer.tasks import (
     Turn,
@@ -27,53 +26,10 @@ SEED: Final = 11435
 SIZE: Final = 60_000
 """Conversations in the training text."""
 
-_SYSTEM: Final = (
-    "You are a helpful assistant.",
-    "You are a helpful assistant.",
-    "You are Demo, a friendly model.",
-    "You are a friendly and brief assistant.",
-    "Answer briefly.",
-    "Be polite.",
-    "You are the assistant of Bulkhead.",
-    "You are an assistant that answers questions about Bulkhead.",
-    "You are an AI assistant. Answer the user's question.",
-    "Be concise and correct.",
-)
-_RULES: Final = (
-    "Answer in one or two sentences.",
-    "Never invent facts.",
-    "If you do not know, say so.",
-    "Use simple words.",
-    "Be kind to the user.",
-    "Do not use emojis.",
-    "Keep the answer short.",
-    "The user works with a terminal.",
-    "You run on the user's own machine.",
-    "Use tools when they help.",
-    "Do not repeat the question.",
-    "The answer is shown in a chat window.",
-    "Think before you answer.",
-    "Write plain text without markup.",
-    "The user may make typing mistakes.",
-    "Stay calm.",
-    "The conversation is private.",
-    "Your knowledge is limited.",
-    "Follow these rules carefully.",
-    "Today is a good day.",
-    "The working directory is /home/user/project.",
-    "Prefer short commands.",
-)
-_THOUGHTS: Final = (
-    "The user asks about {t}. I know this.",
-    "This is about {t}. I can answer at once.",
-    "They want to know about {t}. I keep it short.",
-    "The topic is {t}. I learned that.",
-)
-
 
 def _fact_turn(rng: random.Random) -> Turn:
     fact = rng.choice(FACTS if rng.random() < 0.58 else SMALL_TALK)
-    return Turn(ask(rng, fact), fact.answer, rng.choice(_THOUGHTS).format(t=fact.topic))
+    return Turn(ask(rng, fact), fact.answer, rng.choice(THOUGHTS).format(t=fact.topic))
 
 
 def _task_turn(rng: random.Random) -> Turn:
@@ -87,10 +43,10 @@ def _system(rng: random.Random) -> str:
     draw = rng.random()
     if draw < 0.6:
         return ""
-    text = rng.choice(_SYSTEM)
+    text = rng.choice(SYSTEM)
     if draw < 0.8:
         return text
-    rules = rng.sample(_RULES, rng.randint(1, 4 if draw < 0.95 else 16))
+    rules = rng.sample(RULES, rng.randint(1, 4 if draw < 0.95 else 16))
     if draw > 0.97:
         rules.append(" ".join(invented(rng) for _ in range(rng.randint(1, 20))))
     return " ".join([text, *rules]) if rng.random() < 0.7 else "\n- ".join([text, *rules])
@@ -142,8 +98,3 @@ def conversations(size: int = SIZE, seed: int = SEED) -> Iterator[Conversation]:
     rng = random.Random(seed)
     for _ in range(size):
         yield conversation(rng)
-
-
-def normalised(text: str) -> str:
-    """``text`` without case, punctuation and extra spaces, to compare questions."""
-    return " ".join(re.sub(r"[^a-z0-9]+", " ", text.lower()).split())

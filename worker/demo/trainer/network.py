@@ -2,7 +2,7 @@
 
 Why not mlx: its Linux wheel multiplies matrices with the reference BLAS, 4.5 GFLOP/s a process
 where numpy's OpenBLAS gives 75 a core (both measured on the machine that trained the model), and
-twenty minutes have to be enough. tests/unit/worker/demo/test_trainer.py holds the logits and every
+twenty minutes have to be enough. tests/unit/worker/demo/test_trainer.py holds the loss and every
 gradient against the mlx model, so this is the same network.
 
 It is mlx-lm's ``smollm3``: a Llama whose layers may go without rotary embeddings. Shapes below:
@@ -207,12 +207,6 @@ def hidden(
         x = x + mlp.out
         tape.append((before, attention, after, mlp))
     return _Norm(x, w["model.norm.weight"]), tape
-
-
-def logits(w: Weights, tokens: Ints, shape: Shape) -> Floats:
-    """(B, T, V) for (B, T) tokens."""
-    last, _ = hidden(w, tokens, np.zeros_like(tokens), shape)
-    return (last.out @ w["model.embed_tokens.weight"].T).reshape(*tokens.shape, -1)
 
 
 def gradients(

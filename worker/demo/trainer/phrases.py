@@ -6,35 +6,16 @@ alternative per bracket; an empty alternative makes its bracket optional. Bracke
 
 import random
 import re
-from typing import Final, NamedTuple
+from typing import Final
+
+from worker.demo.trainer.data import CLOSERS, OPENERS, Fact
 
 _INNERMOST: Final = re.compile(r"\[([^\[\]]*)\]")
-
-OPENERS: Final = (
-    "please tell me", "can you tell me", "could you tell me", "i would like to know",
-    "quick question:", "hey,", "hi,", "hello,", "i was wondering,", "do you know", "so", "ok,",
-    "tell me", "one more thing:", "sorry to ask, but", "help me:", "and", "also,", "question:",
-    "i want to know", "just curious,", "out of interest,", "remind me,", "and now,", "well,",
-)  # fmt: skip
-CLOSERS: Final = (
-    "please", "thanks", "thank you", "in short", "by the way", "exactly", "in one sentence",
-    "again", "for me", "if you know", "i forgot", "here", "then", "normally", "by default",
-)  # fmt: skip
-
 
 ABOUT: Final = (
     "[tell me [about|more about|something about]|explain|what about|i have a question about|"
     "what do you know about|i need help with|a question on|do you know|] {t}"
 )
-
-
-class Fact(NamedTuple):
-    """Something the model knows: one answer, many ways to ask for it."""
-
-    topic: str
-    answer: str
-    questions: tuple[str, ...]
-    """The canonical question, then patterns (see the module docstring)."""
 
 
 def expand(rng: random.Random, pattern: str) -> str:

@@ -2,46 +2,19 @@
 
 import json
 import random
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-from worker.demo.trainer.facts import CAPITALS, OPPOSITES, UNKNOWN, UNKNOWN_ANSWER
+from worker.demo.trainer.data import (
+    CAPITALS,
+    CITIES,
+    NAMES,
+    OPPOSITES,
+    SYLLABLES,
+    UNKNOWN,
+    UNKNOWN_ANSWER,
+    WORDS,
+)
 from worker.demo.trainer.phrases import expand, noisy, sentence
-
-NAMES: Final = (
-    "Anna", "Ben", "Clara", "David", "Emma", "Felix", "Greta", "Hugo", "Ida", "Jonas", "Karl",
-    "Lena", "Max", "Nora", "Otto", "Paula", "Rosa", "Sam", "Tom", "Uma", "Vera", "Walter",
-    "Yara", "Zoe", "Alice", "Bob", "Carol", "Daniel", "Eve", "Frank", "Grace", "Henry", "Irene",
-    "Jack", "Kate", "Leo", "Maria", "Nick", "Olga", "Peter", "Ruth", "Steve", "Tina", "Victor",
-    "Wendy", "Alex", "Maya", "Omar", "Lucy", "Igor",
-)  # fmt: skip
-WORDS: Final = (
-    "apple", "river", "stone", "window", "garden", "bread", "silver", "mountain", "paper",
-    "cloud", "tiger", "music", "orange", "bridge", "forest", "candle", "winter", "engine",
-    "pencil", "ocean", "rabbit", "letter", "summer", "basket", "coffee", "castle", "button",
-    "market", "planet", "pillow", "rocket", "shadow", "spoon", "tower", "violin", "whale",
-    "yellow", "zebra", "anchor", "harbour", "sail", "lantern", "compass", "cabin", "deck",
-    "storm", "wave", "island", "lighthouse", "captain",
-)  # fmt: skip
-CITIES: Final = (
-    "Paris", "London", "Berlin", "Rome", "Madrid", "Vienna", "Athens", "Oslo", "Lisbon",
-    "Tokyo", "Cairo", "Dublin", "Warsaw", "Budapest", "Helsinki", "Lima", "Stockholm",
-    "Beijing", "Ottawa", "Havana", "Zurich", "Munich", "Hamburg", "Milan", "Naples", "Lyon",
-    "Porto", "Sydney", "Melbourne", "Toronto", "Montreal", "Chicago", "Boston", "Seattle",
-    "Denver", "Dallas", "Miami", "Atlanta", "Phoenix", "Nairobi", "Lagos", "Accra", "Tunis",
-    "Delhi", "Mumbai", "Seoul", "Osaka", "Kyoto", "Manila", "Jakarta", "Hanoi", "Bangkok",
-    "Dubai", "Istanbul", "Ankara", "Kiev", "Prague", "Brno", "Riga", "Tallinn", "Vilnius",
-    "Bern", "Geneva", "Basel", "Ghent", "Bruges", "Leeds", "Glasgow", "Cardiff", "Belfast",
-    "Cork", "Turin", "Venice", "Seville", "Malaga", "Nice", "Lille", "Bonn", "Bremen", "Graz",
-    "Linz", "Santiago", "Bogota", "Quito", "Caracas", "Montevideo", "Boise", "Austin",
-    "Houston", "Portland", "Reno", "Tampa", "New York", "San Francisco", "Los Angeles",
-    "Buenos Aires", "Cape Town", "Hong Kong",
-)  # fmt: skip
-_SYLLABLES: Final = (
-    "ba", "be", "bo", "da", "de", "do", "fa", "fi", "ga", "go", "ha", "ka", "ke", "ki", "ko",
-    "la", "le", "li", "lo", "lu", "ma", "me", "mi", "mo", "na", "ne", "ni", "no", "pa", "po",
-    "ra", "re", "ri", "ro", "sa", "se", "si", "so", "ta", "te", "ti", "to", "tu", "va", "vi",
-    "wa", "za", "zo", "an", "en", "in", "on", "ar", "er", "or", "al", "el", "il",
-)  # fmt: skip
 
 
 class Turn(NamedTuple):
@@ -54,7 +27,7 @@ class Turn(NamedTuple):
 
 def invented(rng: random.Random) -> str:
     """A word that nobody knows, so that only copying helps."""
-    return "".join(rng.choice(_SYLLABLES) for _ in range(rng.randint(2, 4)))
+    return "".join(rng.choice(SYLLABLES) for _ in range(rng.randint(2, 4)))
 
 
 def proper_name(rng: random.Random) -> str:
@@ -79,14 +52,10 @@ def addition(rng: random.Random) -> Turn:
 
 def subtraction(rng: random.Random) -> Turn:
     a, b = sorted((rng.randint(0, 10), rng.randint(0, 10)), reverse=True)
-    pattern = rng.choice(
-        (
-            "what is {a} [minus|-] {b}",
-            "{a} [minus|-] {b}",
-            "how much is {a} [minus|-] {b}",
-            "take {b} from {a}",
-        )
-    )
+    pattern = rng.choice((
+        "what is {a} [minus|-] {b}", "{a} [minus|-] {b}", "how much is {a} [minus|-] {b}",
+        "take {b} from {a}",
+    ))  # fmt: skip
     question = noisy(rng, expand(rng, pattern.format(a=a, b=b)), lossy=False)
     return Turn(question, f"{a} minus {b} is {a - b}.", f"I take {b} from {a}: {a - b}.")
 
@@ -179,10 +148,8 @@ def json_answer(rng: random.Random) -> Turn:
     words = [rng.choice(WORDS) for _ in range(rng.randint(2, 4))]
     ask = expand(
         rng,
-        (
-            "[answer in json|answer with json|reply in json|give me json|respond "
-            "with a json object|as json|json please|write json|return a json object]"
-        ),
+        "[answer in json|answer with json|reply in json|give me json|respond with a json object|"
+        "as json|json please|write json|return a json object]",
     )
     keyed = expand(rng, "[with the keys|with keys|using the keys|keys:]")
     made: tuple[tuple[str, Any, str], ...] = (

@@ -1,15 +1,16 @@
 """Conversations with tools: many names and schemas for few ideas, so that copying is learned."""
 
 import random
-import tomllib
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from worker.demo.trainer.chat import Conversation
+from worker.demo.trainer.data import NAMES, SKIES, WORDS, read
 from worker.demo.trainer.phrases import expand, noisy
-from worker.demo.trainer.tasks import NAMES, WORDS, city, invented, proper_name
+from worker.demo.trainer.tasks import city, invented, proper_name
 
 Schema = dict[str, Any]
+
+_COMPANIES: Final = ("Apple", "Acme", "Globex", "Initech")
 
 
 class Parameter(NamedTuple):
@@ -31,24 +32,16 @@ class ExampleTool(NamedTuple):
     ``{0}`` is the first argument, ``{n}`` and ``{w}`` vary."""
 
 
-_SKIES: Final = ("sunny", "cloudy", "rainy", "windy", "snowy", "clear", "foggy", "hot", "cold")
-
-
-def _read() -> tuple[ExampleTool, ...]:
-    text = Path(__file__).with_name("tools.toml").read_text(encoding="utf-8")
-    return tuple(
-        ExampleTool(
-            each["names"],
-            each["description"],
-            tuple(Parameter(*parts) for parts in each["parameters"]),
-            tuple(each["asks"]),
-            tuple((output, answer) for output, answer in each["results"]),
-        )
-        for each in tomllib.loads(text)["tools"]
+TOOLS: Final = tuple(
+    ExampleTool(
+        each["names"],
+        each["description"],
+        tuple(Parameter(*parts) for parts in each["parameters"]),
+        tuple(each["asks"]),
+        tuple((output, answer) for output, answer in each["results"]),
     )
-
-
-TOOLS: Final = _read()
+    for each in read("tools.toml")["tools"]
+)
 
 
 def _value(rng: random.Random, tool: ExampleTool, index: int) -> str | int:
@@ -66,25 +59,12 @@ def _value(rng: random.Random, tool: ExampleTool, index: int) -> str | int:
         folder = rng.choice(("", "", "docs/", "src/", f"{rng.choice(WORDS)}/"))
         return f"{folder}{rng.choice((rng.choice(WORDS), invented(rng)))}{end}"
     if "command" in name:
-        return rng.choice(
-            (
-                "ls",
-                "pwd",
-                "date",
-                "ls -l",
-                "uptime",
-                f"cat {rng.choice(WORDS)}.txt",
-                f"echo {rng.choice(WORDS)}",
-                "git status",
-                f"mkdir {invented(rng)}",
-            )
-        )
+        cat, echo = f"cat {rng.choice(WORDS)}.txt", f"echo {rng.choice(WORDS)}"
+        mkdir = f"mkdir {invented(rng)}"
+        return rng.choice(("ls", "pwd", "date", "ls -l", "uptime", cat, echo, "git status", mkdir))
     if "stock" in name:
-        return (
-            invented(rng).capitalize()
-            if rng.random() < 0.6
-            else rng.choice(("Apple", "Acme", "Globex", "Initech"))
-        )
+        known = rng.random() >= 0.6
+        return rng.choice(_COMPANIES) if known else invented(rng).capitalize()
     if "email" in name and index == 0:
         return proper_name(rng)
     if "translate" in name and index == 1:
@@ -125,11 +105,8 @@ def _schema(rng: random.Random, tool: ExampleTool) -> Schema:
 
 def _synthetic(rng: random.Random) -> ExampleTool:
     """A tool that nobody has heard of: its names have to be read and copied."""
-    noun, verb, key = (
-        rng.choice(WORDS),
-        invented(rng),
-        rng.choice((invented(rng), rng.choice(WORDS))),
-    )
+    noun, verb = rng.choice(WORDS), invented(rng)
+    key = rng.choice((invented(rng), rng.choice(WORDS)))
     style = rng.random()
     name = f"{verb}_{noun}" if style < 0.6 else verb + noun.capitalize() if style < 0.8 else verb
     ask = (
@@ -189,19 +166,11 @@ def tool_conversation(rng: random.Random, thinking: bool) -> Conversation:
         messages += [{"role": "user", "content": text}, call]
         if rng.random() < 0.7:
             result, answer = rng.choice(target.results)
-            n, w = (
-                str(rng.randint(0, 40)),
-                rng.choice(
-                    (
-                        rng.choice(_SKIES),
-                        rng.choice(WORDS),
-                        rng.choice(NAMES).lower(),
-                        invented(rng),
-                    )
-                ),
-            )
+            n = str(rng.randint(0, 40))
+            sky, word, name = rng.choice(SKIES), rng.choice(WORDS), rng.choice(NAMES).lower()
+            w = rng.choice((sky, word, name, invented(rng)))
             if target is TOOLS[0]:
-                w = rng.choice(_SKIES)
+                w = rng.choice(SKIES)
             for mark, value in {**marks, "{n}": n, "{w}": w}.items():
                 result, answer = result.replace(mark, value), answer.replace(mark, value)
             reply: Schema = {"role": "assistant", "content": answer}

@@ -30,7 +30,7 @@ MakeReader = Callable[[CallCollector, Any], CallReader]
 
 
 class AnswerFormat:
-    """Makes the machines of one model's answers."""
+    """Makes the parsers of one model's answers."""
 
     def __init__(self, tokenizer: ModelTokenizer) -> None:
         self._harmony = is_harmony(tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from worker.prompt.tokenizer import ModelTokenizer
+from worker.prompt.tokenizer import ModelTokenizer, template_text
 
 PYTHON_TAG = "<|python_tag|>"
 
@@ -99,8 +99,5 @@ def is_llama(tokenizer: ModelTokenizer) -> bool:
     """Whether the model calls as Llama 3.1 to 3.3 do: a bare `{"name": …, "parameters": {…}}`."""
     if parser_name(tokenizer) is not None:
         return False
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = "".join(map(str, template.values()))
-    asks = '{"name": function name, "parameters":' in str(template)
+    asks = '{"name": function name, "parameters":' in template_text(tokenizer)
     return asks or "<|python_tag|>" in tokenizer.get_vocab()

@@ -113,9 +113,8 @@ class WholeTextReader:
         if found := self._search.find(text):
             self._text.append(text[: found.start])
             return ReaderEnd(self._read(self._end), text[found.end :])
-        keep = self._search.undecided(text)
-        self._held = text[len(text) - keep :]
-        self._text.append(text[: len(text) - keep])
+        decided, self._held = self._search.split(text)
+        self._text.append(decided)
         return None
 
     def finish(self, cut: bool) -> str:

@@ -93,9 +93,8 @@ class HarmonyParser:
     def _scan(self, text: str) -> str:
         found = _MARKS.find(text)
         if found is None:
-            keep = _MARKS.undecided(text)
-            self._held = text[len(text) - keep :]
-            self._emit(text[: len(text) - keep])
+            decided, self._held = _MARKS.split(text)
+            self._emit(decided)
             return ""
         self._held = ""
         self._emit(text[: found.start])

@@ -55,11 +55,8 @@ class MarkerParser:
     def json_expected(self) -> str | None:
         if self._reader is not None:
             return self._reader.json_expected
-        return (
-            ""
-            if self._opening and self._unmarked is not None and self._unmarked.letter == "{"
-            else None
-        )
+        may_begin = self._opening and self._unmarked is not None and self._unmarked.letter == "{"
+        return "" if may_begin else None
 
     def feed(self, text: str) -> None:
         while text and not self._answer.stopped:
@@ -100,9 +97,8 @@ class MarkerParser:
         search, edges = self._transitions.get(self._state, _NO_EDGES)
         found = search.find(text)
         if found is None:
-            keep = search.undecided(text)
-            self._held = text[len(text) - keep :]
-            self._emit(text[: len(text) - keep], verbatim=False)
+            decided, self._held = search.split(text)
+            self._emit(decided, verbatim=False)
             return ""
         self._held = ""
         self._emit(text[: found.start], verbatim=False)
@@ -169,9 +165,8 @@ class ReasoningParser:
                 return
             self._opening = False
             text = begins.removeprefix(self._start)
-        keep = self._search.undecided(text)
-        self._held = text[len(text) - keep :]
-        self._answer.reason(text[: len(text) - keep])
+        decided, self._held = self._search.split(text)
+        self._answer.reason(decided)
 
     def finish(self, cut: bool) -> None:
         held, self._held = self._held, ""

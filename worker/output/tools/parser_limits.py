@@ -105,7 +105,7 @@ def strict_parser(name: str, parse: Parser) -> Parser:
 
 
 def affordable(name: str, text: str) -> bool:
-    """Whether mlx-lm's parser `name` is through with `text` in about 50 ms."""
+    """Whether mlx-lm's parser `name` is done with `text` in about 50 ms."""
     if len(text) > LONGEST:
         return False
     openers = _OPENERS.get(name)
@@ -130,7 +130,7 @@ def affordable(name: str, text: str) -> bool:
 
 
 def short_python(text: str) -> bool:
-    """Whether Python's own parser is soon through with an expression: strings cost it nothing."""
+    """Whether Python's own parser is soon done with an expression: strings cost it nothing."""
     return len(text) <= _PYTHON or len(_STRINGS.sub("", text)) <= _PYTHON
 
 

@@ -16,8 +16,8 @@ from aiohttp import web
 from gateway.handlers import completions
 from gateway.http import exchange
 from gateway.http.exchange import BEGUN, REQUEST_ID
-from gateway.openai.completions import parse_completion
-from gateway.openai.render import Renderer
+from gateway.openai.completions import COMPLETION_BODY
+from gateway.openai.render import ChoiceBuffer, Renderer
 from gateway.openai.render_completions import TextChoice
 from supervisor.wire.frames import Call, End, Logprob, Logprobs, Token
 from tests.helpers.fakes.engine import PROMPT_TOKENS, REFUSED, Script, text_of
@@ -213,19 +213,49 @@ def test_with_a_seed_requests_have_the_same(server: Server) -> None:
     assert seeds(server, seed=5) == seeds(server, n=2, seed=5)[:1] == ["5 "]
 
 
+def test_the_log_tells_how_a_request_ended(server: Server) -> None:
+    chat = {"model": "words", "messages": [USER], "max_tokens": 2}
+    for name, path, body in (
+        ("listed", "/v1/models", None),
+        ("said", "/v1/chat/completions", chat),
+        ("streamed", "/v1/chat/completions", {**chat, "stream": True}),
+        ("refused", "/v1/models/unknown", None),
+        ("last", "/v1/models", None),  # a line follows its answer: the last one's may be missing
+    ):
+        method = "GET" if body is None else "POST"
+        server.request(method, path, body, headers={"x-request-id": name})
+    log = server.log("gateway.log")
+    assert "listed ended: 200, " in log
+    assert f"said ended: 200 length, {PROMPT_TOKENS} + 2 tokens, " in log
+    assert f"streamed ended: 200 length, {PROMPT_TOKENS} + 2 tokens, " in log
+    assert "refused ended: 404 model_not_found, " in log
+
+
 # ── a client that does not read ──────────────────────────────────────────────────────────────────
 
 
 class Answering:
-    """A generation of so many kilobytes of text."""
+    """A generation of these frames, each with its choice's number."""
 
     model, worker, asked, recoveries = "m", "m#1", "", 0
 
-    def __init__(self, kilobytes: int) -> None:
-        self._frames: list[Token | End] = [Token(1, "x" * 1000)] * kilobytes + [End("stop", 1, 1)]
+    def __init__(self, *frames: tuple[int, Token | End]) -> None:
+        self._frames = list(frames)
 
     async def receive(self) -> tuple[int, Token | End]:
-        return 0, self._frames.pop(0)
+        return self._frames.pop(0)
+
+
+def test_a_prompt_counts_once_whichever_of_its_choices_ends_first() -> None:
+    parsed = COMPLETION_BODY.parse({"prompt": ["x", "longer"], "n": 2})
+    short, long = End("stop", 1, 1), End("stop", 5, 1)
+    generation: Any = Answering((0, short), (2, long), (1, short), (3, long))
+    request: Any = {}
+    renderer = Renderer(TextChoice, id="r", created=1, model="m", choices=4)
+    answer = completions._Answer(request, parsed, generation, renderer, 4)
+    response = asyncio.run(answer.whole([ChoiceBuffer() for _ in range(4)]))
+    assert isinstance(response.body, bytes)
+    assert json.loads(response.body)["usage"]["prompt_tokens"] == 6
 
 
 @pytest.mark.parametrize("kilobytes", [85, 1000])
@@ -235,7 +265,7 @@ def test_who_does_not_read_is_waited_for_no_longer_than_so(
     """In the middle of a stream, and at its very end: aiohttp looks at its buffers every 64 KB, so
     that the end may be the first to wait."""
     monkeypatch.setattr(exchange, "_WRITE_SECONDS", 0.05)
-    parsed = parse_completion({"prompt": "x", "stream": True})
+    parsed = COMPLETION_BODY.parse({"prompt": "x", "stream": True})
 
     async def run() -> None:
         over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -243,7 +273,8 @@ def test_who_does_not_read_is_waited_for_no_longer_than_so(
         async def handler(request: web.Request) -> web.StreamResponse:
             request[BEGUN], request[REQUEST_ID] = time.monotonic(), "r"
             renderer = Renderer(TextChoice, id="r", created=1, model="m")
-            generation: Any = Answering(kilobytes)
+            text = [(0, Token(1, "x" * 1000))] * kilobytes
+            generation: Any = Answering(*text, (0, End("stop", 1, 1)))
             answer = completions._Answer(request, parsed, generation, renderer, 1)
             try:
                 return await answer.streamed(time.monotonic() + DEADLINE)

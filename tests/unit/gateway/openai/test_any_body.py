@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.openai.chat import ChatRequest, parse_chat
-from gateway.openai.completions import CompletionRequest, parse_completion
+from gateway.openai.completions import COMPLETION_BODY, CompletionRequest
 from gateway.openai.messages import MESSAGES_MAX
 from gateway.openai.validation import parse_object
 from supervisor.errors import ClientError
@@ -85,7 +85,7 @@ bodies = st.fixed_dictionaries(
 ) | st.dictionaries(words, trees, max_size=4)
 
 
-@pytest.mark.parametrize("parse", [parse_chat, parse_completion])
+@pytest.mark.parametrize("parse", [parse_chat, COMPLETION_BODY.parse])
 @patient
 @given(tree=bodies | trees)
 def test_any_json_is_a_sendable_request_or_a_400(parse: Any, tree: Any) -> None:

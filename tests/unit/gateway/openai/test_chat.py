@@ -85,6 +85,7 @@ BAD_CHAT: list[tuple[dict[str, Any], type[BulkheadError], str]] = [
         InvalidType,
         "chat_template_kwargs.enable_thinking",
     ),
+    ({"messages": [USER] * (MESSAGES_MAX + 1)}, InvalidValue, "messages"),
     ({"echo": False}, UnsupportedParameter, "echo"),
     ({"best_of": 1}, UnsupportedParameter, "best_of"),
 ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.openai.embeddings import INPUTS_MAX, parse_embedding
+from gateway.openai.embeddings import EMBEDDING_BODY, INPUTS_MAX
 from supervisor.errors import BulkheadError
 from supervisor.wire.frames import Embed
 
@@ -25,7 +25,7 @@ from supervisor.wire.frames import Embed
     ],
 )
 def test_forms_of_input(input: Any, inputs: tuple[Any, ...]) -> None:
-    parsed = parse_embedding({"model": "m", "input": input, "user": "u"})
+    parsed = EMBEDDING_BODY.parse({"model": "m", "input": input, "user": "u"})
     assert parsed.embed("r") == Embed("r", inputs)
     assert parsed.encoding_format == "float"
 
@@ -56,5 +56,5 @@ def test_forms_of_input(input: Any, inputs: tuple[Any, ...]) -> None:
 )
 def test_requests_that_are_refused(body: dict[str, Any], code: str, param: str) -> None:
     with pytest.raises(BulkheadError) as caught:
-        parse_embedding(body).embed("r")
+        EMBEDDING_BODY.parse(body).embed("r")
     assert (caught.value.code, caught.value.param) == (code, param)

@@ -112,9 +112,9 @@ def test_reasoning_of_the_past_is_passed_on(thoughts: dict[str, Any]) -> None:
 def test_an_answer_can_be_sent_back_as_the_sdk_dumps_it() -> None:
     said = ChoiceBuffer()
     said.add(Token(1, "hi", reasoning="hm", calls=(Call(0, "f", '{"a": 1}'),)))
-    said.end = End("tool_calls", 1, 1)
+    said.reason = "tool_calls"
     renderer = Renderer(ChatChoice, id="c", created=1, model="m")
-    body = renderer.answer([said], usage([said.end], 1))
+    body = renderer.answer([said], usage([End("tool_calls", 1, 1)], 1))
     message = ChatCompletion.model_validate_json(body).choices[0].message
     assert message.tool_calls
     expected = {

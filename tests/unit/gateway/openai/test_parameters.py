@@ -8,8 +8,8 @@ import pytest
 from openai.types.chat.completion_create_params import CompletionCreateParamsBase as SDKChat
 from openai.types.completion_create_params import CompletionCreateParamsBase as SDKText
 
-from gateway.openai import chat as chat_module
-from gateway.openai import completions as text_module
+from gateway.openai.chat import CHAT_BODY
+from gateway.openai.completions import COMPLETION_BODY
 from gateway.openai.parameters import CHOICES_MAX, HARMLESS, derive_seed
 from supervisor.errors import (
     BulkheadError,
@@ -32,6 +32,9 @@ from tests.helpers.openai_bodies import (
     completions,
     refusal,
 )
+
+CHAT_FIELDS = set(CHAT_BODY.kind.__struct_fields__)
+TEXT_FIELDS = set(COMPLETION_BODY.kind.__struct_fields__)
 
 
 def test_a_plain_request_leaves_everything_to_the_model() -> None:
@@ -110,13 +113,10 @@ def test_a_good_value_reaches_the_sampler(
 @pytest.mark.parametrize(
     ("ask", "name"),
     [
-        *(
-            (chat, name)
-            for name in sorted([*chat_module._FIELDS, *chat_module.NEUTRAL_CHAT, *HARMLESS])
-        ),
+        *((chat, name) for name in sorted([*CHAT_FIELDS, *CHAT_BODY.neutral, *HARMLESS])),
         *(
             (completion, name)
-            for name in sorted([*text_module._FIELDS, *text_module.NEUTRAL_TEXT, *HARMLESS])
+            for name in sorted([*TEXT_FIELDS, *COMPLETION_BODY.neutral, *HARMLESS])
         ),
         (chat, "unknown"),
         (completion, "unknown"),
@@ -218,8 +218,8 @@ def test_the_harmless_are_those_that_the_facts_call_so() -> None:
 @pytest.mark.parametrize(
     ("sdk", "known"),
     [
-        (SDKChat, chat_module._FIELDS | HARMLESS | set(chat_module.NEUTRAL_CHAT)),
-        (SDKText, text_module._FIELDS | HARMLESS | set(text_module.NEUTRAL_TEXT)),
+        (SDKChat, CHAT_FIELDS | HARMLESS | set(CHAT_BODY.neutral)),
+        (SDKText, TEXT_FIELDS | HARMLESS | set(COMPLETION_BODY.neutral)),
     ],
 )
 def test_every_parameter_of_the_sdk_has_a_fate(sdk: type, known: set[str]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec import Meta
 
-from gateway.openai.validation import VALUES_MAX, check_known, convert, parse_object
+from gateway.openai.validation import VALUES_MAX, Body, convert, parse_object
 from supervisor.errors import (
     BulkheadError,
     InvalidJSON,
@@ -124,11 +124,16 @@ def test_arbitrary_bytes_are_an_object_or_a_400(body: bytes) -> None:
 
 # ── members ──────────────────────────────────────────────────────────────────────────────────────
 
-KNOWN: dict[str, Any] = {
-    "supported": {"model"},
-    "harmless": {"user"},
-    "neutral": {"n": (1,), "echo": (False,), "top_k": (0, -1), "bias": ({},)},
-}
+
+class Fields(msgspec.Struct):
+    model: Any = None
+
+
+BODY = Body(
+    Fields,
+    harmless=frozenset({"user"}),
+    neutral={"n": (1,), "echo": (False,), "top_k": (0, -1), "bias": ({},)},
+)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +147,7 @@ KNOWN: dict[str, Any] = {
     ],
 )
 def test_what_asks_for_nothing_is_dropped(raw: dict[str, Any], kept: dict[str, Any]) -> None:
-    assert check_known(raw, **KNOWN) == kept
+    assert BODY.known(raw) == kept
 
 
 @pytest.mark.parametrize(
@@ -163,7 +168,7 @@ def test_what_asks_for_nothing_is_dropped(raw: dict[str, Any], kept: dict[str, A
 )
 def test_what_asks_for_something_unsupported_is_refused(name: str, value: object) -> None:
     with pytest.raises(UnsupportedParameter) as caught:
-        check_known({name: value}, **KNOWN)
+        BODY.known({name: value})
     assert caught.value.param == name
     assert f"`{name}`" in caught.value.message
     assert SECRET not in caught.value.message
@@ -171,7 +176,7 @@ def test_what_asks_for_something_unsupported_is_refused(name: str, value: object
 
 def test_a_long_name_is_shown_in_part() -> None:
     with pytest.raises(UnsupportedParameter) as caught:
-        check_known({"x" * 10_000: 1}, **KNOWN)
+        BODY.known({"x" * 10_000: 1})
     assert len(caught.value.message) < 200
     assert len(caught.value.param or "") < 100
 

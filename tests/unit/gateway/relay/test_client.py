@@ -36,7 +36,7 @@ def test_a_refusal_is_raised_and_closes_the_lease(
     run_scenario: Callable[[Scenario], None], frame: Refused | Died, kind: type[BulkheadError]
 ) -> None:
     async def scenario(peers: Peers) -> None:
-        starting = asyncio.create_task(peers.relay.start(REQUEST, "m", 5.0))
+        starting = asyncio.create_task(peers.relay.start([REQUEST], "m", 5.0))
         lease = await peers.accept(peers.control)
         await lease.receive()
         await lease.send(frame)
@@ -50,7 +50,7 @@ def test_a_refusal_is_raised_and_closes_the_lease(
 
 def test_cancelling_the_wait_gives_the_place_back(run_scenario: Callable[[Scenario], None]) -> None:
     async def scenario(peers: Peers) -> None:
-        starting = asyncio.create_task(peers.relay.start(REQUEST, "m", 5.0))
+        starting = asyncio.create_task(peers.relay.start([REQUEST], "m", 5.0))
         lease = await peers.accept(peers.control)
         assert isinstance(await lease.receive(), Acquire)
         starting.cancel()
@@ -67,7 +67,7 @@ def test_a_supervisor_that_does_not_answer_is_gone(
     relay_timeouts(answer=0.0)
 
     async def scenario(peers: Peers) -> None:
-        error = await failure_of(peers.relay.start(REQUEST, "m", 0.0))
+        error = await failure_of(peers.relay.start([REQUEST], "m", 0.0))
         assert type(error) is ShuttingDown
         lease = await peers.accept(peers.control)
         assert await lease.receive() in (Acquire("r1", "m", 0.0), None)
@@ -83,7 +83,7 @@ def test_an_answer_that_makes_no_sense_is_a_bug_of_ours(
     run_scenario: Callable[[Scenario], None], data: bytes
 ) -> None:
     async def scenario(peers: Peers) -> None:
-        starting = asyncio.create_task(peers.relay.start(REQUEST, "m", 5.0))
+        starting = asyncio.create_task(peers.relay.start([REQUEST], "m", 5.0))
         lease = await peers.accept(peers.control)
         await lease.receive()
         await lease.send_bytes(data)
@@ -98,7 +98,7 @@ def test_without_a_supervisor_requests_are_told_to_come_back(
 ) -> None:
     async def scenario(peers: Peers) -> None:
         relay = Relay(peers.control + ".gone")
-        for waiting in (relay.start(REQUEST, "m", 5.0), relay.report()):
+        for waiting in (relay.start([REQUEST], "m", 5.0), relay.report()):
             error = await failure_of(waiting)
             assert type(error) is ShuttingDown
             assert error.retry_after is not None
@@ -110,7 +110,7 @@ def test_a_supervisor_that_closes_instead_of_answering_is_gone(
     run_scenario: Callable[[Scenario], None],
 ) -> None:
     async def scenario(peers: Peers) -> None:
-        starting = asyncio.create_task(peers.relay.start(REQUEST, "m", 5.0))
+        starting = asyncio.create_task(peers.relay.start([REQUEST], "m", 5.0))
         lease = await peers.accept(peers.control)
         await lease.receive()
         lease.close()
@@ -125,7 +125,7 @@ def test_a_request_that_cannot_be_sent_leaks_no_lease(
     unsendable = Generate("r1", Text("\ud800"), 1.5)
 
     async def scenario(peers: Peers) -> None:
-        starting = asyncio.create_task(peers.relay.start(unsendable, "m", 5.0))
+        starting = asyncio.create_task(peers.relay.start([unsendable], "m", 5.0))
         lease = await peers.accept(peers.control)
         await lease.receive()
         await lease.send(Granted("m", "m#1", peers.socket))

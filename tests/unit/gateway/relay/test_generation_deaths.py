@@ -198,7 +198,7 @@ def test_a_worker_that_died_before_it_was_reached_is_explained_by_the_lease(
     relay_timeouts(cause=0.0)
 
     async def scenario(peers: Peers) -> None:
-        starting = asyncio.create_task(peers.relay.start(REQUEST, "m", 5.0))
+        starting = asyncio.create_task(peers.relay.start([REQUEST], "m", 5.0))
         lease = await peers.accept(peers.control)
         await lease.receive()
         await lease.send(Granted("m", "m#1", peers.socket + ".gone"))
@@ -216,7 +216,7 @@ def test_a_death_told_while_the_worker_does_not_accept_needs_no_fault(
     relay_timeouts()
 
     async def scenario(peers: Peers) -> None:
-        starting = asyncio.create_task(peers.relay.start(REQUEST, "m", 5.0))
+        starting = asyncio.create_task(peers.relay.start([REQUEST], "m", 5.0))
         lease = await peers.accept(peers.control)
         await lease.receive()
         await lease.send(Granted("m", "m#1", peers.socket + ".gone"))
@@ -239,7 +239,7 @@ def test_a_worker_that_cannot_be_reached_and_is_not_explained(
     relay_timeouts(cause=0.0)
 
     async def scenario(peers: Peers) -> None:
-        starting = asyncio.create_task(peers.relay.start(REQUEST, "m", 5.0))
+        starting = asyncio.create_task(peers.relay.start([REQUEST], "m", 5.0))
         lease = await peers.accept(peers.control)
         await lease.receive()
         await lease.send(Granted("m", "m#1", peers.socket + ".gone"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.config.settings import parse_size
+from supervisor.config.rules import parse_size
 from tests.helpers.config_files import refusal
 
 

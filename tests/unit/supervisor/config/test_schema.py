@@ -67,8 +67,8 @@ def test_sizes_are_available_in_bytes() -> None:
     config = parse(text + 'kv_budget = "3GB"\nprompt_cache = "0MB"\n[models.b]\nsource = "x"')
     a, b = config.models["a"], config.models["b"]
     assert config.server.max_body_bytes == 2**20
-    assert (a.memory_bytes, a.kv_budget_bytes, a.prompt_cache_bytes) == (2 * 10**9, 3 * 10**9, 0)
-    assert (b.memory_bytes, b.kv_budget_bytes, b.prompt_cache_bytes) == (None, None, None)
+    assert (a.memory_bytes, b.memory_bytes) == (2 * 10**9, None)
+    assert (a.kv_budget, a.prompt_cache) == ("3GB", "0MB")
 
 
 @pytest.mark.parametrize(

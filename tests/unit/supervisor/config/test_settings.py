@@ -23,7 +23,6 @@ from supervisor.config.settings import (
     RecoverySettings,
     ServerSettings,
     from_tree,
-    validate_names,
     with_discovered,
 )
 from tests.helpers.config_files import SECTIONS, SUPPORTED, TWO, documented, parse, refusal
@@ -144,14 +143,13 @@ def test_an_unknown_default_model_is_refused() -> None:
 
 def test_the_default_model_of_discovered_ones_is_checked_when_they_are_known() -> None:
     config = parse('[server]\ndefault_model = "demo"')
-    validate_names(config, ["demo"])
     assert with_discovered(config, {"demo": "demo"}).models == {
         "demo": ModelSettings(source="demo")
     }
     with pytest.raises(ConfigError, match=r"^server\.default_model: "):
         with_discovered(config, {"other": "x"})
     with pytest.raises(ConfigError, match=r"^server\.default_model: "):
-        validate_names(config, [])
+        with_discovered(config, {})
 
 
 def test_configured_models_leave_nothing_to_discover() -> None:

@@ -1,6 +1,7 @@
 """The demo model: what it weighs, what it knows, how it calls tools, thinks and continues."""
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from mlx_lm.generate import BatchGenerator, generate_step
 
 from tests.helpers.demo_questions import PROBES, Probe
 from worker.demo import MODEL_DIR
-from worker.demo.trainer.corpus import conversations, normalised
+from worker.demo.trainer.corpus import conversations
 
 PARIS = "What is the weather in Paris?"
 FILES = {
@@ -72,6 +73,11 @@ class Demo:
 @pytest.fixture(scope="module")
 def demo() -> Demo:
     return Demo(MODEL_DIR)
+
+
+def normalised(text: str) -> str:
+    """`text` without case, punctuation and extra spaces, to compare questions."""
+    return " ".join(re.sub(r"[^a-z0-9]+", " ", text.lower()).split())
 
 
 @pytest.fixture(scope="module")

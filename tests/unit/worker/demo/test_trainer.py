@@ -16,7 +16,7 @@ from mlx_lm.models import smollm3
 from worker.demo import MODEL_DIR
 from worker.demo.trainer.chat import Conversation, render
 from worker.demo.trainer.corpus import conversation, conversations
-from worker.demo.trainer.network import Shape, Weights, gradients, initial, logits
+from worker.demo.trainer.network import Shape, Weights, gradients, initial
 
 
 def test_the_trainer_renders_what_the_template_renders() -> None:
@@ -52,7 +52,6 @@ def test_the_numpy_network_is_the_mlx_model() -> None:
     tokens = rng.integers(0, shape.vocab, (3, 18)).astype(np.int32)
     share = rng.random((3, 17)).astype(np.float32)
     share[share < 0.3] = 0
-    np.testing.assert_allclose(model(mx.array(tokens)), logits(weights, tokens, shape), atol=1e-4)
 
     def loss(module: Any) -> Any:
         each = losses.cross_entropy(module(mx.array(tokens[:, :-1])), mx.array(tokens[:, 1:]))

@@ -11,7 +11,8 @@ from supervisor.wire.frames import Chat, Generate, Structure, Text
 from tests.helpers.grammars import CLOSED, OBJECT, accepts, encode, ends, follow, push
 from tests.property import structured
 from tests.property.structured import Chooser, allowed, constraint, fault, sample, text_of, wrapper
-from worker.grammar import AnswerConstraint, ConstraintCompiler
+from worker.grammar.answer_constraint import AnswerConstraint
+from worker.grammar.compile import ConstraintCompiler
 from worker.output.preamble import MarkerTokens, Preamble
 
 
@@ -129,7 +130,6 @@ def test_tokens_that_were_not_allowed_end_the_answer(late: int) -> None:
     grammar.push(late)
     grammar.push(late)
     assert allowed(grammar) == ends()
-    assert grammar.over
     assert not grammar.complete
     assert not grammar.failure
     assert grammar.incomplete_error(called=False)

@@ -28,7 +28,9 @@ from tests.helpers.dialects import (
 )
 from tests.helpers.grammars import CLOSED, encode, follow
 from tests.property.structured import Chooser, allowed, fault
-from worker.grammar import AnswerConstraint, CallConstraint, ConstraintCompiler
+from worker.grammar.answer_constraint import AnswerConstraint
+from worker.grammar.call_constraint import CallConstraint
+from worker.grammar.compile import ConstraintCompiler
 
 AUTO = Calling("auto", ("f", "g"))
 F: dict[str, Any] = {"name": "f", "parameters": CLOSED, "strict": True}

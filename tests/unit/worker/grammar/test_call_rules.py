@@ -13,7 +13,8 @@ from supervisor.wire.frames import Calling, Chat, Generate, Structure, Text
 from tests.helpers.grammars import CLOSED, encode, ends, follow
 from tests.property import structured
 from tests.property.structured import Chooser, allowed, constraint, fault, sample, text_of, wrapper
-from worker.grammar import AnswerConstraint, ConstraintCompiler
+from worker.grammar.answer_constraint import AnswerConstraint
+from worker.grammar.compile import ConstraintCompiler
 from worker.grammar.schema import compilable
 
 TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": CLOSED}}

@@ -10,7 +10,8 @@ import pytest
 from tests.helpers.grammars import encode, ends
 from tests.property import structured
 from tests.property.structured import Chooser, allowed, constraint, wrapper
-from worker.grammar import AnswerConstraint, ConstraintCompiler
+from worker.grammar.answer_constraint import AnswerConstraint
+from worker.grammar.compile import ConstraintCompiler
 
 
 def test_an_error_is_told_and_not_taken_for_an_end(

@@ -13,7 +13,7 @@ from supervisor.wire.frames import Generate, Structure, Text
 from tests.helpers.grammars import OBJECT, members, outcome
 from tests.property import structured
 from tests.property.structured import Chooser, allowed, constraint, wrapper
-from worker.grammar import AnswerConstraint
+from worker.grammar.answer_constraint import AnswerConstraint
 from worker.grammar.compile import SCHEMA
 from worker.grammar.schema import MAX_TEXT
 

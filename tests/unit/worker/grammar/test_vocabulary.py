@@ -10,7 +10,8 @@ from tests.helpers.grammars import OBJECT, ends, push
 from tests.property import structured
 from tests.property.structured import allowed, constraint, wrapper
 from worker.engine.mlx_lm_compat import model_tokenizer
-from worker.grammar import ConstraintCompiler, fill_masks
+from worker.grammar.compile import ConstraintCompiler
+from worker.grammar.vocabulary import fill_masks
 
 
 def test_masks_are_packed_and_end_with_the_vocabulary() -> None:

@@ -33,7 +33,8 @@ from tests.helpers.dialects import (
 )
 from tests.property import structured_served
 from tests.property.structured import allowed
-from worker.grammar import AnswerConstraint, ConstraintCompiler
+from worker.grammar.answer_constraint import AnswerConstraint
+from worker.grammar.compile import ConstraintCompiler
 from worker.output.preamble import MarkerTokens
 from worker.output.transcript import AnyTranscript, TranscriptFactory
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tests.helpers.dialects import Pieces
 from tests.helpers.tiny_llama import make_llama
-from worker.output.text import Detokenizer, StopStrings, TextStream
+from worker.output.text import Detokenizer, StopStrings
+from worker.output.transcript import PlainTranscript
 
 patient = settings(deadline=None, max_examples=400)
 
@@ -52,17 +53,17 @@ stop_lists = st.lists(st.text(alphabet="ab \né😀", max_size=4), max_size=4)
 def test_what_is_shown_is_the_text_up_to_the_first_stop(
     pieces: list[str], tail: str, stops: list[str]
 ) -> None:
-    stream = TextStream(Pieces(pieces, tail), stops)
+    stream = PlainTranscript(Pieces(pieces, tail), stops)
     text = shown = ""
     for token, piece in enumerate(pieces):
         text += piece
-        shown += stream.push(token)
+        shown += stream.push(token).text
         expected, stopped = cut_at_stop(text, stops)
         assert stream.stopped == stopped
         if not stopped:  # as much as is sure, and no less
             expected = text[: len(text) - undecided(text, stops)]
         assert shown == expected
-    shown += stream.finish()
+    shown += stream.finish().text
     assert (shown, stream.stopped) == cut_at_stop(text + tail, stops)
 
 
@@ -71,22 +72,22 @@ def test_what_is_shown_is_the_text_up_to_the_first_stop(
 def test_replaying_the_tokens_gives_the_same_state(
     pieces: list[str], stops: list[str], cut: int
 ) -> None:
-    undisturbed = TextStream(Pieces(pieces), stops)
-    expected = [undisturbed.push(token) for token in range(len(pieces))]
-    died, resumed = (TextStream(Pieces(pieces), stops) for _ in range(2))
-    before = [died.push(token) for token in range(len(pieces))[:cut]]
-    replayed = [resumed.push(token) for token in range(len(pieces))[:cut]]
-    after = [resumed.push(token) for token in range(len(pieces))[cut:]]
+    undisturbed = PlainTranscript(Pieces(pieces), stops)
+    expected = [undisturbed.push(token).text for token in range(len(pieces))]
+    died, resumed = (PlainTranscript(Pieces(pieces), stops) for _ in range(2))
+    before = [died.push(token).text for token in range(len(pieces))[:cut]]
+    replayed = [resumed.push(token).text for token in range(len(pieces))[:cut]]
+    after = [resumed.push(token).text for token in range(len(pieces))[cut:]]
     assert replayed == before
     assert before + after == expected
-    assert resumed.finish() == undisturbed.finish()
+    assert resumed.finish().text == undisturbed.finish().text
     assert resumed.stopped == undisturbed.stopped
 
 
 def test_after_a_stop_nothing_is_shown() -> None:
-    stream = TextStream(Pieces(["one", "STOPtwo", "three"], "four"), ["STOP"])
-    assert [stream.push(token) for token in range(3)] == ["one", "", ""]
-    assert stream.finish() == ""
+    stream = PlainTranscript(Pieces(["one", "STOPtwo", "three"], "four"), ["STOP"])
+    assert [stream.push(token).text for token in range(3)] == ["one", "", ""]
+    assert stream.finish().text == ""
     assert stream.stopped
 
 
@@ -108,8 +109,8 @@ def test_a_token_is_not_compared_with_all_of_a_stop_that_another_one_keeps_waiti
 
 
 def test_held_text_comes_out_when_it_turns_out_to_be_none() -> None:
-    stream = TextStream(Pieces(["a<", "/s", "tep"]), ["</stop>"])
-    assert [stream.push(token) for token in range(3)] == ["a", "", "</step"]
+    stream = PlainTranscript(Pieces(["a<", "/s", "tep"]), ["</stop>"])
+    assert [stream.push(token).text for token in range(3)] == ["a", "", "</step"]
     assert not stream.stopped
 
 
@@ -127,10 +128,10 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def shown_by(tokenizer: Any, text: str, stops: Sequence[str] = ()) -> tuple[list[str], str]:
     detokenizer: Detokenizer = tokenizer.detokenizer
-    stream = TextStream(detokenizer, stops)
+    stream = PlainTranscript(detokenizer, stops)
     tokens = tokenizer.encode(text, add_special_tokens=False)
     assert len(tokens) == len(text.encode())  # in this tokenizer every byte is a token
-    return [stream.push(token) for token in tokens], stream.finish()
+    return [stream.push(token).text for token in tokens], stream.finish().text
 
 
 @pytest.mark.parametrize("text", ["hello world", "naïve 模型", "😀😀", "a\n\n  b ", "e\u0301"])
@@ -160,18 +161,18 @@ def test_a_stop_string_is_found_across_cut_characters(
 
 
 def test_a_request_never_sees_anothers_half_character(tokenizer: Any) -> None:
-    first, second = TextStream(tokenizer.detokenizer), TextStream(tokenizer.detokenizer)
+    first, second = PlainTranscript(tokenizer.detokenizer), PlainTranscript(tokenizer.detokenizer)
     cut = tokenizer.encode("😀", add_special_tokens=False)[:2]
     (letter,) = tokenizer.encode("x", add_special_tokens=False)
-    assert [first.push(token) for token in cut] == ["", ""]
-    assert second.push(letter) + second.finish() == "x"
+    assert [first.push(token).text for token in cut] == ["", ""]
+    assert second.push(letter).text + second.finish().text == "x"
 
 
 def test_a_character_that_stays_cut_is_told_as_such(tokenizer: Any) -> None:
-    stream = TextStream(tokenizer.detokenizer)
+    stream = PlainTranscript(tokenizer.detokenizer)
     cut = tokenizer.encode("a😀", add_special_tokens=False)[:-1]
-    assert [stream.push(token) for token in cut] == ["a", "", "", ""]
-    assert set(stream.finish()) == {"\ufffd"}
+    assert [stream.push(token).text for token in cut] == ["a", "", "", ""]
+    assert set(stream.finish().text) == {"\ufffd"}
 
 
 @pytest.mark.parametrize("error", [IndexError, KeyError, TypeError])
@@ -185,6 +186,6 @@ def test_a_token_that_the_detokenizer_does_not_know_has_no_text(error: type[Exce
         def finalize(self) -> None:
             raise error
 
-    stream = TextStream(Holes(["a", "never", "b"]))
-    assert [stream.push(token) for token in range(3)] == ["a", "", "b"]
-    assert stream.finish() == ""
+    stream = PlainTranscript(Holes(["a", "never", "b"]))
+    assert [stream.push(token).text for token in range(3)] == ["a", "", "b"]
+    assert stream.finish().text == ""

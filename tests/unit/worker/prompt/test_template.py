@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -53,26 +54,29 @@ def user(content: str) -> dict[str, str]:
     return {"role": "user", "content": content}
 
 
+def builder(tokenizer: Any, context: int = 4096) -> PromptBuilder:
+    """One for a model that knows as many tokens as its tokenizer."""
+    return PromptBuilder(tokenizer, context, max(tokenizer.get_vocab().values()) + 1)
+
+
 def test_messages_are_rendered_by_the_template_and_ask_for_an_answer(
     tokenizer: Callable[..., Any],
 ) -> None:
     wrapper = tokenizer()
-    tokens = PromptBuilder(wrapper, 4096).tokens(
-        chat({"role": "system", "content": "be kind"}, user("héllo"))
-    )
+    tokens = builder(wrapper).tokens(chat({"role": "system", "content": "be kind"}, user("héllo")))
     assert wrapper.decode(tokens) == "<|system|>be kind\n<|user|>héllo\n<|assistant|>"
     assert all(type(token) is int for token in tokens)
 
 
 def test_a_text_is_tokenized_as_it_is(tokenizer: Callable[..., Any]) -> None:
     wrapper = tokenizer()
-    tokens = PromptBuilder(wrapper, 4096).tokens(Generate("r", Text("<|user|> x"), NOON))
+    tokens = builder(wrapper).tokens(Generate("r", Text("<|user|> x"), NOON))
     assert wrapper.decode(tokens) == "<|user|> x"
 
 
 def test_a_template_sees_the_requests_time(tokenizer: Callable[..., Any]) -> None:
     wrapper = tokenizer("{{ strftime_now('%d %b %Y %H') }}")
-    assert wrapper.decode(PromptBuilder(wrapper, 4096).tokens(chat(user("x")))) == "03 Feb 2020 12"
+    assert wrapper.decode(builder(wrapper).tokens(chat(user("x")))) == "03 Feb 2020 12"
 
 
 # ── length ───────────────────────────────────────────────────────────────────────────────────────
@@ -80,7 +84,7 @@ def test_a_template_sees_the_requests_time(tokenizer: Callable[..., Any]) -> Non
 
 @pytest.mark.parametrize("param", ["messages", "prompt"])
 def test_a_prompt_must_leave_room_for_a_token(tokenizer: Callable[..., Any], param: str) -> None:
-    prompts = PromptBuilder(tokenizer("{{ messages[0].content }}"), 10)
+    prompts = builder(tokenizer("{{ messages[0].content }}"), context=10)
 
     def of(size: int) -> Generate:
         text = "x" * size
@@ -99,7 +103,7 @@ def test_a_prompt_must_leave_room_for_a_token(tokenizer: Callable[..., Any], par
 
 @pytest.mark.parametrize("param", ["messages", "prompt"])
 def test_an_empty_prompt_is_refused(tokenizer: Callable[..., Any], param: str) -> None:
-    prompts = PromptBuilder(tokenizer("{{ '' }}"), 10)
+    prompts = builder(tokenizer("{{ '' }}"), context=10)
     request = chat(user("x")) if param == "messages" else Generate("r", Text(""), NOON)
     with pytest.raises(InvalidValue, match="empty") as caught:
         prompts.tokens(request)
@@ -110,7 +114,7 @@ def test_an_empty_prompt_is_refused(tokenizer: Callable[..., Any], param: str) -
 
 
 def test_without_a_template_only_plain_prompts_go(tokenizer: Callable[..., Any]) -> None:
-    prompts = PromptBuilder(tokenizer(None), 4096)
+    prompts = builder(tokenizer(None))
     with pytest.raises(InvalidValue, match="/v1/completions") as caught:
         prompts.tokens(chat(user(SECRET)))
     assert caught.value.param == "messages"
@@ -132,7 +136,7 @@ def test_without_a_template_only_plain_prompts_go(tokenizer: Callable[..., Any])
 def test_what_a_template_rejects_is_the_requests_fault(
     tokenizer: Callable[..., Any], template: str, told: str
 ) -> None:
-    prompts = PromptBuilder(tokenizer(template), 4096)
+    prompts = builder(tokenizer(template))
     with pytest.raises(InvalidValue) as caught:
         prompts.tokens(chat(user(SECRET)))
     assert caught.value.message.startswith("The model's chat template rejected the messages")
@@ -143,7 +147,7 @@ def test_what_a_template_rejects_is_the_requests_fault(
 
 def test_a_rejected_request_spoils_nothing(tokenizer: Callable[..., Any]) -> None:
     wrapper = tokenizer("{{ 1 / (messages | length - 1) }}")
-    prompts = PromptBuilder(wrapper, 4096)
+    prompts = builder(wrapper)
     with pytest.raises(InvalidValue):
         prompts.tokens(chat(user("x")))
     assert wrapper.decode(prompts.tokens(chat(user("x"), user("y")))) == "1.0"
@@ -154,7 +158,7 @@ def test_jinjas_words_and_what_a_template_quotes_are_not_passed_on(
 ) -> None:
     template = "{{ raise_exception('Unknown: ' + messages[0].content) }}"
     with pytest.raises(InvalidValue) as caught:
-        PromptBuilder(tokenizer(template), 4096).tokens(chat(user(SECRET)))
+        builder(tokenizer(template)).tokens(chat(user(SECRET)))
     assert caught.value.message == "The model's chat template rejected the messages."
 
 
@@ -164,7 +168,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
 
 
 def rendered(wrapper: Any, prompt: Chat) -> str:
-    tokens = PromptBuilder(wrapper, 4096).tokens(Generate("r", prompt, NOON))
+    tokens = builder(wrapper).tokens(Generate("r", prompt, NOON))
     return str(wrapper.decode(tokens))
 
 
@@ -285,8 +289,8 @@ def test_reasoning_effort_is_told_in_the_templates_terms(
 
 
 def test_a_template_in_python_gets_only_what_it_names(tokenizer: Callable[..., Any]) -> None:
-    wrapper = tokenizer()
-    wrapper.python_template = wrapper.wrapper._chat_template = in_python
+    wrapper = replace(tokenizer(), python_template=in_python)
+    wrapper.wrapper._chat_template = in_python
     options = {"enable_thinking": False, "elsewhere": 1, "reasoning_effort": "high"}
     assert rendered(wrapper, Chat([user("x")], [], options)) == "x False True"
 
@@ -303,7 +307,7 @@ def in_python(
 @pytest.mark.parametrize("prompt", [Chat([user("a\ud800b")]), Text("a\ud800b")])
 def test_lone_surrogates_are_refused(tokenizer: Callable[..., Any], prompt: Chat | Text) -> None:
     with pytest.raises(InvalidValue, match="rejected the") as caught:
-        PromptBuilder(tokenizer(), 4096).tokens(Generate("r", prompt, NOON))
+        builder(tokenizer()).tokens(Generate("r", prompt, NOON))
     assert caught.value.param == ("messages" if isinstance(prompt, Chat) else "prompt")
 
 
@@ -319,7 +323,7 @@ def test_deep_arguments_are_refused(tokenizer: Callable[..., Any]) -> None:
 def test_ids_outside_of_the_vocabulary_are_refused(
     tokenizer: Callable[..., Any], ids: tuple[int, ...]
 ) -> None:
-    prompts = PromptBuilder(tokenizer(), 4096)
+    prompts = builder(tokenizer())
     with pytest.raises(InvalidValue, match="from 0 to 256") as caught:
         prompts.tokens(Generate("r", Tokens(ids), NOON))
     assert caught.value.param == "prompt"
@@ -327,7 +331,7 @@ def test_ids_outside_of_the_vocabulary_are_refused(
 
 def test_the_models_own_vocabulary_counts(tokenizer: Callable[..., Any]) -> None:
     wrapper = tokenizer()
-    assert PromptBuilder(wrapper, 4096).tokens(Generate("r", Tokens((0, 256)), NOON)) == [0, 256]
+    assert builder(wrapper).tokens(Generate("r", Tokens((0, 256)), NOON)) == [0, 256]
     assert PromptBuilder(wrapper, 4096, 300).tokens(Generate("r", Tokens((299,)), NOON)) == [299]
     with pytest.raises(InvalidValue):
         PromptBuilder(wrapper, 4096, 300).tokens(Generate("r", Tokens((300,)), NOON))
@@ -361,7 +365,7 @@ def test_a_special_token_without_weights_is_refused(tokenizer: Callable[..., Any
 
 
 def test_an_echo_is_bounded(tokenizer: Callable[..., Any]) -> None:
-    prompts = PromptBuilder(tokenizer(), 4096)
+    prompts = builder(tokenizer())
     said = Generate("r", Text("x" * ECHO_MAX), NOON)
     assert prompts.text_of(said, []) == "x" * ECHO_MAX
     with pytest.raises(InvalidValue) as caught:

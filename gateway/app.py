@@ -33,7 +33,8 @@ from gateway.http.exchange import (
 )
 from gateway.relay.attempt import choices_at_once
 from gateway.relay.client import Relay
-from supervisor.config.settings import ServerSettings, read_api_keys
+from supervisor.config.files import read_api_keys
+from supervisor.config.schema import ServerSettings
 from supervisor.errors import BulkheadError, InternalError, MethodNotAllowed, NotFound
 from supervisor.wire.codec import REQUEST_LIMIT
 

@@ -16,7 +16,7 @@ import uvloop
 
 from gateway.app import build
 from gateway.http.server import listening
-from supervisor.config.settings import ServerSettings
+from supervisor.config.schema import ServerSettings
 from supervisor.wire.frames import Serving, ToGateway
 from supervisor.wire.progress import ProgressRecord
 from supervisor.wire.stream import BACKLOG, FrameStream, connect

@@ -19,7 +19,7 @@ from supervisor import build
 from supervisor.api import health
 from supervisor.api.control import Control
 from supervisor.api.events import EventFeed
-from supervisor.config.settings import Config
+from supervisor.config.schema import Config
 from supervisor.crashes.collector import CrashCollector, secret_values
 from supervisor.crashes.os_evidence import SystemEvidence
 from supervisor.dispatcher import Dispatcher, guarded

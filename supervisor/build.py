@@ -8,7 +8,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from supervisor.config.settings import Config, ConfigError, MemorySettings
+from supervisor.config.rules import ConfigError
+from supervisor.config.schema import Config, MemorySettings
 from supervisor.machine.readers import MachineMemory
 from supervisor.models.catalog import Catalog
 from supervisor.models.sizing import Sizing

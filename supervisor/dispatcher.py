@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, assert_never
 
 from supervisor.api.control import Control
 from supervisor.api.events import EventFeed
@@ -128,6 +128,8 @@ class Dispatcher:
             case LogLine(text, level):
                 log.log(level, "%s", text)
                 self._feed.tell("decision", text=text)
+            case _:
+                assert_never(effect)
 
     def _make_up_for(self, effect: Effect) -> None:
         """The effect has raised, and what the pool expects of it must come about all the same. What
@@ -177,7 +179,7 @@ class Dispatcher:
         size = max(ready.memory_bytes, seen or 0)
         self.handle(self._pool.ready, model, generation, size, ready.context, now)
         if worker.loaded_at == now:
-            self._sizing.save_load(model, size, now - worker.load_started)
+            guarded(self._sizing.save_load, model, size, now - worker.load_started)
 
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
         self.handle(self._pool.load_failed, model, generation, reason, time.monotonic())

@@ -20,7 +20,8 @@ import msgspec
 
 from supervisor import build
 from supervisor.app import WORKER_MODULE, Supervisor
-from supervisor.config.settings import Config, ConfigError
+from supervisor.config.rules import ConfigError
+from supervisor.config.schema import Config
 from supervisor.machine import readers
 from supervisor.models import catalog
 from supervisor.models.size_cache import SizeCache

@@ -13,7 +13,7 @@ import msgspec
 from aiohttp import web
 
 from gateway.http.auth import AccessRules
-from supervisor.config.settings import ServerSettings
+from supervisor.config.schema import ServerSettings
 from supervisor.errors import BulkheadError, InvalidJSON, RequestTooLarge, UnsupportedMediaType
 
 _BODY_SECONDS = 120.0

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 from urllib.parse import quote, urlsplit
 
-from supervisor.config.settings import ConfigError, read_api_keys
+from supervisor.config.files import read_api_keys
+from supervisor.config.rules import ConfigError
 from supervisor.state.address import find
 
 _SECONDS = 15.0

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from supervisor.cli.client import Client, Refusal, Unreachable, fail
-from supervisor.config import settings
+from supervisor.config.files import resolve_state_dir
 from supervisor.crashes import view
 from supervisor.crashes.store import Store, Unreadable
 from supervisor.state.paths import StateDir
@@ -134,7 +134,7 @@ def crashes(
         client = _client(url, None)
         told = json.dumps(_ask(lambda: client.crashes(crash_id))).encode()
     else:
-        root = settings.resolve_state_dir(state_dir, os.environ)
+        root = resolve_state_dir(state_dir, os.environ)
         told = _ask(lambda: _crashes_in(root, crash_id))
     if as_json:
         print(msgspec.json.format(told, indent=2).decode())
@@ -176,7 +176,7 @@ def _client(url: str | None, state_dir: Path | None) -> Client:
     def found() -> Client:
         if url is not None:
             return Client.of_url(url, os.environ)
-        root = settings.resolve_state_dir(state_dir, os.environ)
+        root = resolve_state_dir(state_dir, os.environ)
         return Client.of_state(root, os.environ)
 
     return _ask(found)

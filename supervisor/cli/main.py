@@ -15,16 +15,11 @@ import typer
 from supervisor.cli import commands
 from supervisor.cli.client import fail
 from supervisor.cli.selftest.command import selftest
-from supervisor.config.settings import (
-    Config,
-    ConfigError,
-    Overrides,
-    load,
-    parse_model_flag,
-    read_api_keys,
-    resolve_config_path,
-    resolve_state_dir,
-)
+from supervisor.config.files import read_api_keys, resolve_config_path, resolve_state_dir
+from supervisor.config.flags import Overrides, parse_model_flag
+from supervisor.config.rules import ConfigError
+from supervisor.config.schema import Config
+from supervisor.config.settings import load
 
 _LATER = {
     "pull": "download a model",

@@ -16,8 +16,8 @@ from typing import Any
 
 import msgspec
 
-from supervisor.config.files import read_api_keys, read_toml, resolve_config_path, resolve_state_dir
-from supervisor.config.flags import Overrides, merge, parse_model_flag
+from supervisor.config.files import read_toml
+from supervisor.config.flags import Overrides, merge
 from supervisor.config.rules import (
     ConfigError,
     TableReader,
@@ -34,24 +34,6 @@ from supervisor.config.schema import (
     RecoverySettings,
     ServerSettings,
 )
-
-__all__ = [
-    "NOT_YET",
-    "Config",
-    "ConfigError",
-    "MemorySettings",
-    "ModelSettings",
-    "Overrides",
-    "RecoverySettings",
-    "ServerSettings",
-    "from_tree",
-    "load",
-    "parse_model_flag",
-    "read_api_keys",
-    "resolve_config_path",
-    "resolve_state_dir",
-    "with_discovered",
-]
 
 
 def load(path: Path | None, *, environ: Mapping[str, str], overrides: Overrides) -> Config:

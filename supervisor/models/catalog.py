@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from supervisor.config.settings import Config, ModelSettings, with_discovered
+from supervisor.config.schema import Config, ModelSettings
+from supervisor.config.settings import with_discovered
 from supervisor.models.sources import SourceError, discover, hub_dir, resolve
 
 DEFAULT_CONCURRENCY = 32

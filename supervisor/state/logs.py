@@ -40,7 +40,7 @@ def set_up(path: Path) -> None:
 
 
 def stamped(prefix: str) -> str:
-    """How the names of a process's files begin: with `prefix` and the time. See `remove_old`."""
+    """How the names of a new process's files begin: `prefix` and the time; see `remove_old`."""
     return f"{prefix}.{datetime.now():%Y%m%dT%H%M%S}"
 
 

@@ -8,16 +8,16 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.config.settings import (
+from supervisor.config.flags import Overrides
+from supervisor.config.rules import ConfigError
+from supervisor.config.schema import (
     Config,
-    ConfigError,
     MemorySettings,
     ModelSettings,
-    Overrides,
     RecoverySettings,
     ServerSettings,
-    from_tree,
 )
+from supervisor.config.settings import from_tree
 
 # The documented schema, every key with its default.
 SCHEMA = """

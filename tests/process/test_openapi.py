@@ -30,7 +30,7 @@ from schemathesis.specs.openapi.checks import (
 from gateway import app
 from gateway.openai import schemas
 from gateway.openai.document import ROUTES, document
-from supervisor.config.settings import ServerSettings
+from supervisor.config.schema import ServerSettings
 from tests.helpers.serving import DEADLINE, Server, serving
 
 POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]

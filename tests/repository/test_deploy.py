@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.config.settings import MemorySettings
+from supervisor.config.schema import MemorySettings
 from supervisor.scheduler.model import Limits
 from supervisor.serve import FILES
 from supervisor.wire.stream import BACKLOG

@@ -28,16 +28,16 @@ from gateway.openai.chat import CHAT_BODY, ChatRequest
 from gateway.openai.completions import COMPLETION_BODY, CompletionRequest
 from gateway.openai.parameters import HARMLESS
 from supervisor import errors
-from supervisor.config.settings import (
+from supervisor.config.flags import Overrides
+from supervisor.config.rules import ConfigError
+from supervisor.config.schema import (
     NOT_YET,
-    ConfigError,
     MemorySettings,
     ModelSettings,
-    Overrides,
     RecoverySettings,
     ServerSettings,
-    from_tree,
 )
+from supervisor.config.settings import from_tree
 from supervisor.crashes.diagnosis import MEANINGS, Cause
 from supervisor.models.catalog import DEMO, DEMO_DIR
 from supervisor.scheduler.lifecycle import State

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -98,6 +99,41 @@ def test_module_has_one_door(path: Path) -> None:
 )
 def test_a_room_says_what_it_is_for(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text()))
+
+
+def borrowed(source: str) -> list[str]:
+    """Names that the source imports from a module which has only imported them itself."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            file = ROOT.joinpath(*node.module.split(".")).with_suffix(".py")
+            if node.module.partition(".")[0] in WINGS and file.is_file():
+                own = definitions(file)
+                found += [f"{node.module}.{a.name}" for a in node.names if a.name not in own]
+    return found
+
+
+@functools.cache
+def definitions(file: Path) -> frozenset[str]:
+    """What a module defines at its top, without what it imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+    return frozenset(names)
+
+
+@pytest.mark.parametrize("path", source_files(), ids=module_name)
+def test_a_name_is_imported_from_where_it_is_defined(path: Path) -> None:
+    """Effects from `effects`, values from their rooms: nothing is passed on."""
+    assert borrowed(path.read_text()) == []
+
+
+def test_a_borrowed_name_is_noticed() -> None:
+    source = "from supervisor.scheduler.pool import Grant, Pool"
+    assert borrowed(source) == ["supervisor.scheduler.pool.Grant"]
 
 
 def test_every_module_belongs_to_a_room() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from supervisor import serve
-from supervisor.config.settings import Overrides, load
+from supervisor.config.flags import Overrides
+from supervisor.config.settings import load
 from supervisor.machine.readers import MachineMemory, MemoryReader, for_platform
 
 MEMORY = "FAKE_MEMORY"

@@ -16,7 +16,8 @@ from typing import Any, cast
 import pytest
 
 from supervisor import app, build
-from supervisor.config.settings import Overrides, from_tree
+from supervisor.config.flags import Overrides
+from supervisor.config.settings import from_tree
 from supervisor.machine.readers import MachineMemory
 from supervisor.models.catalog import Catalog
 from supervisor.models.size_cache import SizeCache

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from supervisor import build
-from supervisor.config.settings import Config, ConfigError, Overrides, from_tree
+from supervisor.config.flags import Overrides
+from supervisor.config.rules import ConfigError
+from supervisor.config.schema import Config
+from supervisor.config.settings import from_tree
 from supervisor.machine.readers import MachineMemory
 from supervisor.models.catalog import DEFAULT_CONCURRENCY, Catalog
 from supervisor.models.size_cache import SizeCache

@@ -16,7 +16,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 from gateway import app as gateway_app
 from gateway.handlers.common import RELAY
-from supervisor.config.settings import ServerSettings
+from supervisor.config.schema import ServerSettings
 from supervisor.errors import WorkerCrashed
 from supervisor.wire.frames import Embed, Embedded, Vector
 from tests.helpers.embedder import POOLINGS, TEXTS, embed, make_embeddings, start

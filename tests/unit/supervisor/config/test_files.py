@@ -6,15 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.config.settings import (
-    Config,
-    ConfigError,
-    Overrides,
-    load,
-    read_api_keys,
-    resolve_config_path,
-    resolve_state_dir,
-)
+from supervisor.config.files import read_api_keys, resolve_config_path, resolve_state_dir
+from supervisor.config.flags import Overrides
+from supervisor.config.rules import ConfigError
+from supervisor.config.schema import Config
+from supervisor.config.settings import load
 from tests.helpers.config_files import TWO, parse
 
 

@@ -7,15 +7,10 @@ from typing import Any
 
 import pytest
 
-from supervisor.config.settings import (
-    ConfigError,
-    MemorySettings,
-    ModelSettings,
-    Overrides,
-    ServerSettings,
-    from_tree,
-    parse_model_flag,
-)
+from supervisor.config.flags import Overrides, parse_model_flag
+from supervisor.config.rules import ConfigError
+from supervisor.config.schema import MemorySettings, ModelSettings, ServerSettings
+from supervisor.config.settings import from_tree
 from tests.helpers.config_files import TWO, parse, refusal
 
 

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from supervisor.config import settings as config_module
-from supervisor.config.settings import NOT_YET, Config, ModelSettings
+from supervisor.config.schema import NOT_YET, Config, ModelSettings
 from tests.helpers.config_files import SCHEMA, SECTIONS, SUPPORTED, TWO, documented, parse
 
 

@@ -13,18 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from supervisor.config import settings as config_module
-from supervisor.config.settings import (
+from supervisor.config.flags import Overrides
+from supervisor.config.rules import ConfigError
+from supervisor.config.schema import (
     NOT_YET,
     Config,
-    ConfigError,
     MemorySettings,
     ModelSettings,
-    Overrides,
     RecoverySettings,
     ServerSettings,
-    from_tree,
-    with_discovered,
 )
+from supervisor.config.settings import from_tree, with_discovered
 from tests.helpers.config_files import SECTIONS, SUPPORTED, TWO, documented, parse, refusal
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from supervisor.config.settings import ConfigError, Overrides, from_tree
+from supervisor.config.flags import Overrides
+from supervisor.config.rules import ConfigError
+from supervisor.config.settings import from_tree
 from supervisor.models import catalog
 from supervisor.models.catalog import DEFAULT_CONCURRENCY, DEMO_DIR, Catalog
 from supervisor.models.sources import SourceError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.config.settings import ModelSettings
+from supervisor.config.schema import ModelSettings
 from supervisor.models.catalog import Catalog
 from supervisor.models.estimate import estimate
 from supervisor.models.size_cache import SizeCache

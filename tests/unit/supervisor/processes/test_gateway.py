@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from supervisor.config.settings import ServerSettings
+from supervisor.config.schema import ServerSettings
 from supervisor.processes.gateway import _START_SECONDS, GatewayProcess
 from supervisor.processes.launcher import Child, Launcher
 from supervisor.state.paths import StateDir

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.crashes.diagnosis import Cause, Crash, Diagnosis
+from supervisor.crashes.diagnosis import Cause, Diagnosis
 from supervisor.scheduler.effects import EndLease, Grant, Interrupt, Refuse, Spawn, Stop
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Rules, Spec
@@ -50,9 +50,7 @@ def test_those_in_a_stalled_worker_learn_it_before_its_end() -> None:
 def test_a_stall_that_is_understood_says_where_its_report_is() -> None:
     pool = ready_pool()
     acquire(pool, 2.0)
-    effects = pool.stalled(
-        "m", 1, "it hangs", 3.0, Crash("some-id", Diagnosis(Cause.STALLED)).death
-    )
+    effects = pool.stalled("m", 1, "it hangs", 3.0, Diagnosis(Cause.STALLED).death("some-id"))
     assert error_of(effects).message.endswith(" `bulkhead crashes some-id` has the report.")
 
 

@@ -166,7 +166,7 @@ def test_a_random_walk_finds_nothing() -> None:
     assert scheduling.walk(seed=4, steps=20_000) == (20_000, None)
 
 
-@pytest.mark.parametrize("storm", [False, True], ids=["many models", "storm"])
+@pytest.mark.parametrize("storm", [False, True], ids=["many models", "few models"])
 @pytest.mark.parametrize("calm", [False, True], ids=["any death", "poison alone"])
 @pytest.mark.parametrize("gate", ["shared", "exclusive"])
 @pytest.mark.parametrize("recovery", ["off", "replay", "resume"])

@@ -22,7 +22,7 @@ from supervisor.scheduler.effects import Effect, Refuse
 from supervisor.scheduler.eviction import Candidate
 from supervisor.scheduler.lifecycle import Event, State
 from supervisor.scheduler.model import DrainCause, Lease, Model, Rules
-from supervisor.scheduler.plan import Demand, Plan, Room, Tenant
+from supervisor.scheduler.plan import Capacity, Demand, Plan, Tenant
 from supervisor.scheduler.planner import HeldLoad, Planner
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.recovery import Recovery
@@ -102,8 +102,8 @@ def load_at_once(
     return [each for name in names for each in self._workers.spawn(self._state.models[name], now)]
 
 
-@bug("nothing raises", Room, "fits_now", 0, r"OverBudget: .*")
-def fits_always(self: Room, size: int) -> bool:
+@bug("nothing raises", Capacity, "fits_now", 0, r"OverBudget: .*")
+def fits_always(self: Capacity, size: int) -> bool:
     return True
 
 

@@ -147,13 +147,13 @@ class _Answer:
                     await _write(request, response, renderer.token(choice, frame))
                 else:
                     self._note_end(choice, frame)
-                    closing = renderer.finish(choice, frame)
+                    last = renderer.finish(choice, frame)
                     if not self._running:
                         totals = self._usage() if self._parsed.include_usage else None
-                        closing += recoveries_comment(self._generation.recoveries)
-                        await _write(request, response, closing + renderer.done(totals))
+                        last += recoveries_comment(self._generation.recoveries)
+                        await _write(request, response, last + renderer.done(totals))
                         break
-                    await _write(request, response, closing)
+                    await _write(request, response, last)
                 event = await self._next() or await self._next_within(_PING_SECONDS)
         except BulkheadError as error:
             await _send_error(request, response, error)

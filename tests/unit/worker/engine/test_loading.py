@@ -92,7 +92,7 @@ def test_what_may_go_well_next_time_is_not_permanent(
 ) -> None:
     from mlx_lm import utils
 
-    def fail(*arguments: object, **options: object) -> None:
+    def fail(path: str, lazy: bool, return_config: bool) -> None:
         raise error
 
     monkeypatch.setattr(utils, "load", fail)

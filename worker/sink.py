@@ -39,7 +39,7 @@ class SocketSink:
             data = b"".join(map(_bounded, frames))
             self.ended = isinstance(frames[-1], FINAL_FRAMES)
         except codec.ProtocolError as error:
-            # To the gateway such a frame is a fault of the worker, for which it is put down.
+            # To the gateway such a frame is a fault of the worker, for which it is killed.
             failure = InternalError(f"The answer can't be passed on: {error}.")
             data = codec.encode(failed(failure))
             self._refused = True

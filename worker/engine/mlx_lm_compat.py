@@ -75,8 +75,10 @@ def import_mlx_lm() -> bool:
     resource.setrlimit = keep
     try:
         _leave_out_the_index()
-        for module in NAMES:
-            importlib.import_module(module)
+        import mlx_lm.generate
+        import mlx_lm.models.cache
+        import mlx_lm.tokenizer_utils
+        import mlx_lm.utils  # noqa: F401
     except Exception as raised:
         # mlx-lm, transformers and what they import are programs of others: they raise anything.
         log.warning("mlx-lm can't be imported", exc_info=True)

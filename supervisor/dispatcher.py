@@ -165,9 +165,8 @@ class Dispatcher:
     def worker_loading(self, model: str, generation: int, done: int, total: int) -> None:
         self.handle(self._pool.loading, model, generation, time.monotonic())
         if total:
-            self._feed.tell(
-                "loading", model=model, generation=generation, done_bytes=done, total_bytes=total
-            )
+            details = {"generation": generation, "done_bytes": done, "total_bytes": total}
+            guarded(self._feed.tell, "loading", model=model, **details)
 
     def worker_ready(self, model: str, generation: int, ready: frames.Ready) -> None:
         living, now = self._pool.state.living(model, generation), time.monotonic()
@@ -175,7 +174,7 @@ class Dispatcher:
             return
         worker = living.current
         # What MLX holds leaves out the interpreter and its libraries.
-        seen = None if worker.pid is None else self._reader.footprint(worker.pid)
+        seen = None if worker.pid is None else guarded(self._reader.footprint, worker.pid)
         size = max(ready.memory_bytes, seen or 0)
         self.handle(self._pool.ready, model, generation, size, ready.context, now)
         if worker.loaded_at == now:
@@ -192,23 +191,23 @@ class Dispatcher:
         self.handle(self._pool.progress, model, generation)
 
     def worker_stalled(self, model: str, generation: int, how: str) -> None:
-        self._log_death(model, generation, f"has stalled and is killed ({how})")
+        guarded(self._log_death, model, generation, f"has stalled and is killed ({how})")
         death = self._diagnose(model, generation, "SIGKILL", kill_reason=f"it stalled: {how}")
         self.handle(self._pool.stalled, model, generation, how, time.monotonic(), death)
 
     def worker_dying(self, model: str, generation: int, how: str) -> None:
         death = self._diagnose(model, generation, how)
-        self._log_death(model, generation, f"died ({how})")
+        guarded(self._log_death, model, generation, f"died ({how})")
         self.handle(self._pool.dying, model, generation, how, time.monotonic(), death)
 
     def worker_exited(self, model: str, generation: int, how: str) -> None:
         death = self._diagnose(model, generation, how)
-        self._log_death(model, generation, f"died ({how})")
+        guarded(self._log_death, model, generation, f"died ({how})")
         self.handle(self._pool.exited, model, generation, how, time.monotonic(), death)
         guarded(self._collector.report, model, generation, how)
         if death is not None:
             details = {"id": death.report, "cause": death.cause}
-            self._feed.tell("crash", model=model, generation=generation, **details)
+            guarded(self._feed.tell, "crash", model=model, generation=generation, **details)
 
     def _diagnose(
         self, model: str, generation: int, how: str, *, kill_reason: str = ""
@@ -234,7 +233,7 @@ class Dispatcher:
     def memory_pressure(self, machine: MachineMemory, level: Level, figures: str) -> None:
         guarded(self._collector.sample_memory, machine)
         if level >= Level.HIGH:
-            self._fleet.spare.drop("memory is short")
+            guarded(self._fleet.spare.drop, "memory is short")
         self.handle(self._pool.pressure, level, figures, time.monotonic())
 
     def memory_footprint(self, model: str, generation: int, size: int) -> None:

@@ -227,11 +227,19 @@ class Fleet:
 
     def _exited(self, key: tuple[str, int], how: str) -> None:
         worker = self._workers.pop(key)
-        self._read(worker)  # the output just before its death
-        self._state.worker_socket(*key).unlink(missing_ok=True)
         log.info("worker %s, pid %d, ended: %s", worker.name, worker.child.pid, how)
-        self._listener.worker_exited(*key, how)
-        self._on_change()
+        try:
+            self._read(worker)  # the output just before its death
+            self._remove_socket(*key)
+        finally:  # whatever else fails, its end is told
+            self._listener.worker_exited(*key, how)
+            self._on_change()
+
+    def _remove_socket(self, model: str, generation: int) -> None:
+        try:
+            self._state.worker_socket(model, generation).unlink(missing_ok=True)
+        except OSError as error:
+            log.error("the socket of worker %s#%d cannot be removed: %s", model, generation, error)
 
     async def _listen(self, worker: _Running, load: frames.Load) -> None:
         """Follow one worker's channel until it closes, then wait for the process to end."""

@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import ParamSpec, TypeVar, assert_never
 
 from supervisor.api.control import Control
@@ -49,7 +52,7 @@ T = TypeVar("T")
 class Dispatcher:
     """Listens to the workers, to the monitor and to the control socket, for the pool.
 
-    `connect` comes before the first event. `failed` is set when the pool has raised, see `handle`;
+    `connect` comes before the first event. `failed` is set after a bug, see `handle` and `fail`;
     `stopped` when it shuts down and the last worker is gone.
     """
 
@@ -73,6 +76,9 @@ class Dispatcher:
         self._fleet: Fleet
         self._control: Control
         self._timer: asyncio.TimerHandle | None = None
+        self._events: deque[tuple[str, Callable[[], Iterable[Effect] | None]]] = deque()
+        """Names, for the log, and events that are still to be handled."""
+        self._is_handling = False
 
     def connect(self, fleet: Fleet, control: Control) -> None:
         """Who carries out what the pool decides about workers and about leases."""
@@ -84,30 +90,52 @@ class Dispatcher:
         self, event: Callable[P, Iterable[Effect] | None], *args: P.args, **more: P.kwargs
     ) -> None:
         """One event of the pool: have it decide, carry out the effects in order, and set the timer
-        for its next deadline. The one place where exceptions of both end.
+        for its next deadline. The one place where exceptions of both end. An event that comes while
+        the effects of another are carried out is handled after them.
 
         After an exception of the pool's own its state may be half-changed, and nothing that follows
         could be trusted: the supervisor exits, and is started again. One of an effect is made up
         for, and the others are carried out all the same.
         """
-        if self.failed.is_set():
+        self._events.append((_name(event), partial(event, *args, **more)))
+        if self._is_handling:
             return
+        self._is_handling = True
         try:
-            for effect in event(*args, **more) or ():
+            while self._events and not self.failed.is_set():
+                self._handle_one(*self._events.popleft())
+        finally:
+            self._is_handling = False
+
+    def _handle_one(self, name: str, event: Callable[[], Iterable[Effect] | None]) -> None:
+        try:
+            for effect in event() or ():
+                if self.failed.is_set():
+                    return
                 try:
                     self._carry_out(effect)
                 except Exception:
-                    log.exception("%s: not carried out: %s", _name(event), effect)
+                    log.exception("%s: not carried out: %s", name, effect)
                     self._make_up_for(effect)
             guarded(self._feed.tell_states, self._pool.models.values())
             self._set_timer()
         except Exception:
-            log.critical("%s: a bug; the supervisor exits", _name(event), exc_info=True)
-            self.failed.set()
-            # Whatever hangs on the way out: without us the children end, and we are started again.
-            asyncio.get_running_loop().call_later(_EXIT_SECONDS, os._exit, 1)
+            log.critical("%s: a bug; the supervisor exits", name, exc_info=True)
+            self.fail()
         if self._pool.state.shutting_down and self._pool.state.stopped:
             self.stopped.set()
+
+    def fail(self) -> None:
+        """There was a bug, which the caller has logged: the supervisor exits, and is started again.
+        No further event or effect is handled. Does nothing where it has failed already."""
+        if self.failed.is_set():
+            return
+        self.failed.set()
+        # Whatever hangs on the way out, the event loop included: without us the children end, and
+        # we are started again.
+        timer = threading.Timer(_EXIT_SECONDS, os._exit, [1])
+        timer.daemon = True
+        guarded(timer.start)
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
@@ -122,7 +150,7 @@ class Dispatcher:
                 self._control.tell(effect)
             case QuarantineRequest(model, request_id):
                 log.error("%s alone kills the worker of %s: refused", request_id, model)
-                self._quarantine.save(self._pool.recovery.blame.quarantined(time.monotonic()))
+                self._quarantine.save(self._pool.quarantined(time.monotonic()))
             case RememberLimit(model, limit):
                 self._sizing.save_limit(model, limit, time.time() - time.monotonic())
             case LogLine(text, level):
@@ -132,8 +160,7 @@ class Dispatcher:
                 assert_never(effect)
 
     def _make_up_for(self, effect: Effect) -> None:
-        """The effect has raised, and what the pool expects of it must come about all the same. What
-        was only to be written down needs nothing."""
+        """The effect has raised, and what the pool expects of it must come about all the same."""
         match effect:
             case Spawn(model, generation):
                 # Half started, it is killed, and its exit is told as always.
@@ -144,6 +171,10 @@ class Dispatcher:
                 self._fleet.stop(model, generation, kill=True, stacks=False)
             case LeaseEffect(lease):
                 self._control.drop(lease)
+            case Shrink() | QuarantineRequest() | RememberLimit() | LogLine():
+                pass  # costs memory for a while, or a line
+            case _:
+                assert_never(effect)
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -219,9 +250,8 @@ class Dispatcher:
 
     def _log_death(self, model: str, generation: int, fate: str) -> None:
         """Name those who were in a worker that ends unasked."""
-        dead = self._pool.models[model]
-        unasked = dead.state in (State.LOADING, State.READY, State.DRAINING)
-        if unasked and dead.generation == generation:
+        dead = self._pool.state.crashing(model, generation)
+        if dead is not None and dead.state is not State.STOPPING:  # it was named already
             inside = dead.waiting if dead.state is State.LOADING else dead.granted
             lost = [lease.request_id for lease in inside.values()]
             named = f": {', '.join(lost)}" if lost else ""
@@ -264,7 +294,8 @@ class Dispatcher:
 
 
 def guarded(record: Callable[P, T], *args: P.args, **more: P.kwargs) -> T | None:
-    """For what is recorded or told to people: an exception is logged, and changes nothing."""
+    """For what is recorded, told to people, or looked at again in a moment: an exception is logged,
+    and changes nothing."""
     try:
         return record(*args, **more)
     except Exception:

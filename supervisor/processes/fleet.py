@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from supervisor import background
 from supervisor.config.schema import ModelSettings
 from supervisor.models.catalog import Catalog
 from supervisor.models.sources import SourceError
@@ -154,7 +155,7 @@ class Fleet:
             max_concurrency=self._catalog.concurrency(model),
             context=self._catalog.models[model].context,
         )
-        worker.listening = loop.create_task(self._listen(worker, load))
+        worker.listening = background.start(self._listen(worker, load))
         self._on_change()
         logs.remove_old(self._state.logs, prefix)
 

@@ -114,8 +114,6 @@ class Control:
                 match frame:
                     case frames.Acquire() if lease is None:
                         lease = self._acquire(frame, connection)
-                        if lease is None:
-                            return
                     case frames.Manage() if lease is None:
                         lease = self._manage(frame, connection)
                     case frames.WatchEvents():
@@ -148,7 +146,7 @@ class Control:
                 del self._leases[lease]
 
     def _acquire(self, frame: frames.Acquire, connection: Connection) -> int | None:
-        """The new lease; None if the pool has failed."""
+        """The new lease; None if the pool has failed, see `_open_lease`."""
         with contextlib.suppress(BulkheadError):  # the pool refuses it in a moment
             self._shell.before_load(self._pool.state.resolve(frame.model).name)
         digest, now = self._keyed(frame.digest), time.monotonic()
@@ -164,7 +162,8 @@ class Control:
         *args: P.args,
         **more: P.kwargs,
     ) -> int | None:
-        """The lease of that event, which this connection holds; None if the pool has failed."""
+        """The lease of that event, which this connection holds. If the pool has failed, there is
+        none, and the connection is closed."""
         lease: int | None = None
 
         @functools.wraps(event)  # the log names the event
@@ -175,6 +174,8 @@ class Control:
             return effects
 
         self._shell.handle(open_lease, *args, **more)
+        if lease is None:
+            connection.close()
         return lease
 
     def _manage(self, frame: frames.Manage, connection: Connection) -> int | None:

@@ -76,3 +76,16 @@ def test_a_warning_of_the_event_loop_is_none(run: Run) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert run(story) == 0
+
+
+def test_a_child_that_cannot_be_checked_hides_no_other(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(running: Supervised) -> None:
+        maintained = asyncio.Event()
+        monkeypatch.setattr(running.gateway, "check", lambda _: [][0])
+        monkeypatch.setattr(running.fleet.spare, "maintain", lambda *_, **__: maintained.set())
+        await maintained.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(story) == 0

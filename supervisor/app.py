@@ -12,10 +12,11 @@ import secrets
 import signal
 import socket
 import time
+from typing import Any
 
 import msgspec
 
-from supervisor import build
+from supervisor import background, build
 from supervisor.api import health
 from supervisor.api.control import Control
 from supervisor.api.events import EventFeed
@@ -76,10 +77,10 @@ class Supervisor:
         self._sizing = sizing
         self._pool = pool
         quarantine = Quarantine.load(state.quarantine)
-        pool.recovery.blame.restore(quarantine.quarantined())
+        pool.restore_quarantine(quarantine.quarantined())
         self._feed = EventFeed()
         self._collector = CrashCollector(
-            pool.models,
+            pool.state,
             state.crashes,
             reader,
             SystemEvidence(),
@@ -140,11 +141,12 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
                 loop.add_signal_handler(number, self._asked_to_stop)
+        loop.set_exception_handler(self._loop_failed)
         listening = await listen(str(self._state.control), frames.ToSupervisor, self._control.serve)
-        upkeep = loop.create_task(self._upkeep())
+        upkeep = background.start(self._upkeep())
         await self._collector.reports.load_last()
-        monitor = loop.create_task(self._monitor.run())
-        check = loop.create_task(self._check_children())
+        monitor = background.start(self._monitor.run())
+        check = background.start(self._check_children())
         gateway = self._gateway
         try:
             gateway.start()
@@ -152,7 +154,8 @@ class Supervisor:
             if gateway.serving.is_set() and not self._stop.is_set():
                 self._start_serving(announce)
             await _first(self._stop, gateway.gave_up, self._dispatcher.failed)
-            if gateway.gave_up.is_set():
+            gave_up = gateway.gave_up.is_set()  # after that, in the drain, it does not matter
+            if gave_up:
                 log.error("the gateway cannot start; its stderr is in %s", self._state.logs)
         finally:
             await self._end_workers()
@@ -170,7 +173,18 @@ class Supervisor:
             os.close(self._held)
             os.close(self._lifeline)
             log.info("stopped")
-        return 1 if gateway.gave_up.is_set() or self._dispatcher.failed.is_set() else 0
+        return 1 if gave_up or self._dispatcher.failed.is_set() else 0
+
+    def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """An exception that nobody has caught, in a callback or a task, is a bug. What comes
+        without one, or with the socket that could not accept for want of descriptors, is a
+        warning: the loop goes on."""
+        error = context.get("exception")
+        if error is None or "socket" in context:
+            loop.default_exception_handler(context)
+        else:
+            log.critical("%s: a bug; the supervisor exits", context["message"], exc_info=error)
+            self._dispatcher.fail()
 
     def _start_serving(self, announce: str) -> None:
         print(announce, flush=True)
@@ -183,7 +197,7 @@ class Supervisor:
 
     async def _end_workers(self) -> None:
         """Return when all workers are drained and gone. If the pool has failed they are killed."""
-        if not self._pool.state.shutting_down and not self._dispatcher.failed.is_set():
+        if not self._pool.state.shutting_down:
             self._asked_to_stop()
         await _first(self._dispatcher.stopped, self._dispatcher.failed)
         if self._dispatcher.failed.is_set():
@@ -192,6 +206,8 @@ class Supervisor:
             await self._fleet.kill_all()
 
     def _asked_to_stop(self) -> None:
+        if self._dispatcher.failed.is_set():
+            return  # it ends already, in another way
         if self._pool.state.shutting_down:
             log.info("asked to stop again: what still runs is cut")
         else:
@@ -233,18 +249,15 @@ class Supervisor:
         """See that every child moves that serves, and that there is a spare. A load has a deadline
         of its own."""
         while True:
-            try:
-                now = time.monotonic()
-                self._gateway.check(now)
-                for name, model in self._pool.models.items():
-                    if model.state in (State.READY, State.DRAINING):
-                        awaited = bool(model.granted)
-                        self._fleet.check(name, model.generation, now, awaited=awaited)
-                calm = is_calm(self._pool.models.values(), self._pool.state.level)
-                self._fleet.spare.maintain(now, calm=calm)
-            except Exception:
-                # A bug of ours in one look must not leave them unwatched for good.
-                log.exception("the children could not be looked at")
+            # A bug of ours in one look leaves neither it nor the others unwatched.
+            now = time.monotonic()
+            guarded(self._gateway.check, now)
+            for name, model in self._pool.models.items():
+                if model.state in (State.READY, State.DRAINING):
+                    awaited = bool(model.granted)
+                    guarded(self._fleet.check, name, model.generation, now, awaited=awaited)
+            calm = is_calm(self._pool.models.values(), self._pool.state.level)
+            guarded(self._fleet.spare.maintain, now, calm=calm)
             await asyncio.sleep(CHECK_SECONDS)
 
     def _record_use_counts(self) -> None:

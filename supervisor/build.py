@@ -78,7 +78,7 @@ def _reserve_spare(pool: Pool, groups: Sequence[Sequence[str]]) -> None:
             names = ", ".join(group)
             log.warning("no spare worker: %s leaves no room for it in the budget", names)
             return
-    pool.state.ledger.reserve(SPARE_BYTES)
+    pool.reserve(SPARE_BYTES)
 
 
 def check_together(pool: Pool, what: str, names: Sequence[str]) -> None:

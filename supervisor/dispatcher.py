@@ -9,8 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import ParamSpec, TypeVar, assert_never
 
 from supervisor.api.control import Control
@@ -49,7 +52,7 @@ T = TypeVar("T")
 class Dispatcher:
     """Listens to the workers, to the monitor and to the control socket, for the pool.
 
-    `connect` comes before the first event. `failed` is set when the pool has raised, see `handle`;
+    `connect` comes before the first event. `failed` is set after a bug, see `handle` and `fail`;
     `stopped` when it shuts down and the last worker is gone.
     """
 
@@ -73,6 +76,9 @@ class Dispatcher:
         self._fleet: Fleet
         self._control: Control
         self._timer: asyncio.TimerHandle | None = None
+        self._events: deque[tuple[str, Callable[[], Iterable[Effect] | None]]] = deque()
+        """Names, for the log, and events that are still to be handled."""
+        self._is_handling = False
 
     def connect(self, fleet: Fleet, control: Control) -> None:
         """Who carries out what the pool decides about workers and about leases."""
@@ -84,30 +90,52 @@ class Dispatcher:
         self, event: Callable[P, Iterable[Effect] | None], *args: P.args, **more: P.kwargs
     ) -> None:
         """One event of the pool: have it decide, carry out the effects in order, and set the timer
-        for its next deadline. The one place where exceptions of both end.
+        for its next deadline. The one place where exceptions of both end. An event that comes while
+        the effects of another are carried out is handled after them.
 
         After an exception of the pool's own its state may be half-changed, and nothing that follows
         could be trusted: the supervisor exits, and is started again. One of an effect is made up
         for, and the others are carried out all the same.
         """
-        if self.failed.is_set():
+        self._events.append((_name(event), partial(event, *args, **more)))
+        if self._is_handling:
             return
+        self._is_handling = True
         try:
-            for effect in event(*args, **more) or ():
+            while self._events and not self.failed.is_set():
+                self._handle_one(*self._events.popleft())
+        finally:
+            self._is_handling = False
+
+    def _handle_one(self, name: str, event: Callable[[], Iterable[Effect] | None]) -> None:
+        try:
+            for effect in event() or ():
+                if self.failed.is_set():
+                    return
                 try:
                     self._carry_out(effect)
                 except Exception:
-                    log.exception("%s: not carried out: %s", _name(event), effect)
+                    log.exception("%s: not carried out: %s", name, effect)
                     self._make_up_for(effect)
             guarded(self._feed.tell_states, self._pool.models.values())
             self._set_timer()
         except Exception:
-            log.critical("%s: a bug; the supervisor exits", _name(event), exc_info=True)
-            self.failed.set()
-            # Whatever hangs on the way out: without us the children end, and we are started again.
-            asyncio.get_running_loop().call_later(_EXIT_SECONDS, os._exit, 1)
+            log.critical("%s: a bug; the supervisor exits", name, exc_info=True)
+            self.fail()
         if self._pool.state.shutting_down and self._pool.state.stopped:
             self.stopped.set()
+
+    def fail(self) -> None:
+        """There was a bug, which the caller has logged: the supervisor exits, and is started again.
+        No further event or effect is handled. Does nothing where it has failed already."""
+        if self.failed.is_set():
+            return
+        self.failed.set()
+        # Whatever hangs on the way out, the event loop included: without us the children end, and
+        # we are started again.
+        timer = threading.Timer(_EXIT_SECONDS, os._exit, [1])
+        timer.daemon = True
+        guarded(timer.start)
 
     def _carry_out(self, effect: Effect) -> None:
         match effect:
@@ -122,7 +150,7 @@ class Dispatcher:
                 self._control.tell(effect)
             case QuarantineRequest(model, request_id):
                 log.error("%s alone kills the worker of %s: refused", request_id, model)
-                self._quarantine.save(self._pool.recovery.blame.quarantined(time.monotonic()))
+                self._quarantine.save(self._pool.quarantined(time.monotonic()))
             case RememberLimit(model, limit):
                 self._sizing.save_limit(model, limit, time.time() - time.monotonic())
             case LogLine(text, level):
@@ -132,8 +160,7 @@ class Dispatcher:
                 assert_never(effect)
 
     def _make_up_for(self, effect: Effect) -> None:
-        """The effect has raised, and what the pool expects of it must come about all the same. What
-        was only to be written down needs nothing."""
+        """The effect has raised, and what the pool expects of it must come about all the same."""
         match effect:
             case Spawn(model, generation):
                 # Half started, it is killed, and its exit is told as always.
@@ -144,6 +171,10 @@ class Dispatcher:
                 self._fleet.stop(model, generation, kill=True, stacks=False)
             case LeaseEffect(lease):
                 self._control.drop(lease)
+            case Shrink() | QuarantineRequest() | RememberLimit() | LogLine():
+                pass  # costs memory for a while, or a line
+            case _:
+                assert_never(effect)
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -165,9 +196,8 @@ class Dispatcher:
     def worker_loading(self, model: str, generation: int, done: int, total: int) -> None:
         self.handle(self._pool.loading, model, generation, time.monotonic())
         if total:
-            self._feed.tell(
-                "loading", model=model, generation=generation, done_bytes=done, total_bytes=total
-            )
+            details = {"generation": generation, "done_bytes": done, "total_bytes": total}
+            guarded(self._feed.tell, "loading", model=model, **details)
 
     def worker_ready(self, model: str, generation: int, ready: frames.Ready) -> None:
         living, now = self._pool.state.living(model, generation), time.monotonic()
@@ -175,7 +205,7 @@ class Dispatcher:
             return
         worker = living.current
         # What MLX holds leaves out the interpreter and its libraries.
-        seen = None if worker.pid is None else self._reader.footprint(worker.pid)
+        seen = None if worker.pid is None else guarded(self._reader.footprint, worker.pid)
         size = max(ready.memory_bytes, seen or 0)
         self.handle(self._pool.ready, model, generation, size, ready.context, now)
         if worker.loaded_at == now:
@@ -192,23 +222,23 @@ class Dispatcher:
         self.handle(self._pool.progress, model, generation)
 
     def worker_stalled(self, model: str, generation: int, how: str) -> None:
-        self._log_death(model, generation, f"has stalled and is killed ({how})")
+        guarded(self._log_death, model, generation, f"has stalled and is killed ({how})")
         death = self._diagnose(model, generation, "SIGKILL", kill_reason=f"it stalled: {how}")
         self.handle(self._pool.stalled, model, generation, how, time.monotonic(), death)
 
     def worker_dying(self, model: str, generation: int, how: str) -> None:
         death = self._diagnose(model, generation, how)
-        self._log_death(model, generation, f"died ({how})")
+        guarded(self._log_death, model, generation, f"died ({how})")
         self.handle(self._pool.dying, model, generation, how, time.monotonic(), death)
 
     def worker_exited(self, model: str, generation: int, how: str) -> None:
         death = self._diagnose(model, generation, how)
-        self._log_death(model, generation, f"died ({how})")
+        guarded(self._log_death, model, generation, f"died ({how})")
         self.handle(self._pool.exited, model, generation, how, time.monotonic(), death)
         guarded(self._collector.report, model, generation, how)
         if death is not None:
             details = {"id": death.report, "cause": death.cause}
-            self._feed.tell("crash", model=model, generation=generation, **details)
+            guarded(self._feed.tell, "crash", model=model, generation=generation, **details)
 
     def _diagnose(
         self, model: str, generation: int, how: str, *, kill_reason: str = ""
@@ -220,9 +250,8 @@ class Dispatcher:
 
     def _log_death(self, model: str, generation: int, fate: str) -> None:
         """Name those who were in a worker that ends unasked."""
-        dead = self._pool.models[model]
-        unasked = dead.state in (State.LOADING, State.READY, State.DRAINING)
-        if unasked and dead.generation == generation:
+        dead = self._pool.state.crashing(model, generation)
+        if dead is not None and dead.state is not State.STOPPING:  # it was named already
             inside = dead.waiting if dead.state is State.LOADING else dead.granted
             lost = [lease.request_id for lease in inside.values()]
             named = f": {', '.join(lost)}" if lost else ""
@@ -234,7 +263,7 @@ class Dispatcher:
     def memory_pressure(self, machine: MachineMemory, level: Level, figures: str) -> None:
         guarded(self._collector.sample_memory, machine)
         if level >= Level.HIGH:
-            self._fleet.spare.drop("memory is short")
+            guarded(self._fleet.spare.drop, "memory is short")
         self.handle(self._pool.pressure, level, figures, time.monotonic())
 
     def memory_footprint(self, model: str, generation: int, size: int) -> None:
@@ -265,7 +294,8 @@ class Dispatcher:
 
 
 def guarded(record: Callable[P, T], *args: P.args, **more: P.kwargs) -> T | None:
-    """For what is recorded or told to people: an exception is logged, and changes nothing."""
+    """For what is recorded, told to people, or looked at again in a moment: an exception is logged,
+    and changes nothing."""
     try:
         return record(*args, **more)
     except Exception:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from functools import partial
 from typing import ParamSpec, Protocol
 
 from supervisor.api.events import EventFeed
@@ -114,8 +114,6 @@ class Control:
                 match frame:
                     case frames.Acquire() if lease is None:
                         lease = self._acquire(frame, connection)
-                        if lease is None:
-                            return
                     case frames.Manage() if lease is None:
                         lease = self._manage(frame, connection)
                     case frames.WatchEvents():
@@ -148,30 +146,36 @@ class Control:
                 del self._leases[lease]
 
     def _acquire(self, frame: frames.Acquire, connection: Connection) -> int | None:
-        """The new lease; None if the pool has failed."""
+        """The new lease; None if the pool has failed, see `_open_lease`."""
         with contextlib.suppress(BulkheadError):  # the pool refuses it in a moment
             self._shell.before_load(self._pool.state.resolve(frame.model).name)
         digest, now = self._keyed(frame.digest), time.monotonic()
+        hold, acquire = frame.hold_seconds, self._pool.acquire
         return self._open_lease(
-            connection,
-            partial(
-                self._pool.acquire, frame.request_id, frame.model, frame.hold_seconds, now, digest
-            ),
+            connection, acquire, frame.request_id, frame.model, hold, now, digest
         )
 
     def _open_lease(
-        self, connection: Connection, event: Callable[[], tuple[int, list[Effect]]]
+        self,
+        connection: Connection,
+        event: Callable[P, tuple[int, list[Effect]]],
+        *args: P.args,
+        **more: P.kwargs,
     ) -> int | None:
-        """The lease of that event, which this connection holds; None if the pool has failed."""
+        """The lease of that event, which this connection holds. If the pool has failed, there is
+        none, and the connection is closed."""
         lease: int | None = None
 
-        def open_lease() -> list[Effect]:
+        @functools.wraps(event)  # the log names the event
+        def open_lease(*args: P.args, **more: P.kwargs) -> list[Effect]:
             nonlocal lease
-            lease, effects = event()
+            lease, effects = event(*args, **more)
             self._leases[lease] = connection  # before the effects: they are told over it
             return effects
 
-        self._shell.handle(open_lease)
+        self._shell.handle(open_lease, *args, **more)
+        if lease is None:
+            connection.close()
         return lease
 
     def _manage(self, frame: frames.Manage, connection: Connection) -> int | None:
@@ -185,9 +189,7 @@ class Control:
         if frame.action == "load":
             self._shell.before_load(name)
             hold, now = frame.hold_seconds, time.monotonic()
-            return self._open_lease(
-                connection, partial(self._pool.load, frame.request_id, name, hold, now)
-            )
+            return self._open_lease(connection, self._pool.load, frame.request_id, name, hold, now)
         pool = self._pool
         asked = {"unload": pool.unload, "pin": pool.pin, "unpin": pool.unpin}
         self._shell.handle(asked[frame.action], name, time.monotonic())

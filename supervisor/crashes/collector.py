@@ -32,6 +32,7 @@ from supervisor.scheduler.death import Death
 from supervisor.scheduler.effects import Effect, EndLease, Grant, Refuse
 from supervisor.scheduler.lifecycle import HAS_PROCESS, State
 from supervisor.scheduler.model import Lease, Model
+from supervisor.scheduler.state import PoolState
 from supervisor.wire.crash import LoadedModel, MachineSample, Sample
 
 SAMPLES = 60
@@ -65,7 +66,7 @@ class _MachineReading:
 
 
 class CrashCollector:
-    """To be used on the event loop. `models` are the pool's, and only looked at.
+    """To be used on the event loop. `pool` is only looked at.
 
     `folder` is where reports go, `secrets` must not be in them, `version` is Bulkhead's. `clock` in
     monotonic seconds, `epoch` in epoch seconds.
@@ -73,7 +74,7 @@ class CrashCollector:
 
     def __init__(
         self,
-        models: Mapping[str, Model],
+        pool: PoolState,
         folder: Path,
         reader: MemoryReader,
         evidence: Evidence,
@@ -83,7 +84,7 @@ class CrashCollector:
         clock: Callable[[], float] = time.monotonic,
         epoch: Callable[[], float] = time.time,
     ) -> None:
-        self._models = models
+        self._pool = pool
         self._reader = reader
         self._evidence = evidence
         self._redactor = Redactor(secrets)
@@ -120,8 +121,9 @@ class CrashCollector:
         May come twice for one death, first with its signal and then with its exit: the id stays,
         and the diagnosis is by all that was on stderr by then.
         """
-        process, model = self._processes.get((name, generation)), self._models[name]
-        if process is None or not _is_crash(model, generation):
+        process = self._processes.get((name, generation))
+        model = self._pool.crashing(name, generation)
+        if process is None or model is None:
             return None
         if process.snapshot is None:
             leases = list(_leases_in(model))
@@ -212,7 +214,7 @@ class CrashCollector:
                     in_flight=len(model.granted),
                     queued=len(model.waiting),
                 )
-                for model in self._models.values()
+                for model in self._pool.models.values()
                 if model.state in HAS_PROCESS
             ),
             machine=tuple(
@@ -255,10 +257,3 @@ def _leases_in(model: Model) -> Iterator[Lease]:
         for lease in (*model.returning.values(), *model.waiting.values())
         if lease.death_undecided
     )
-
-
-def _is_crash(model: Model, generation: int) -> bool:
-    """Whether the pool counts the end of this incarnation as a death."""
-    if model.generation != generation or model.state not in HAS_PROCESS:
-        return False
-    return model.current.exit_is_crash

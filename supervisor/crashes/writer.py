@@ -192,9 +192,17 @@ class ReportWriter:
             crash.is_writing = False
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(_guarded(work))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+async def _guarded(work: Coroutine[None, None, None]) -> None:
+    """A report that a bug spoils ends nothing else."""
+    try:
+        await work
+    except Exception:
+        log.exception("a crash report is incomplete")

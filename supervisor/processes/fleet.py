@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+from supervisor import background
 from supervisor.config.schema import ModelSettings
 from supervisor.models.catalog import Catalog
 from supervisor.models.sources import SourceError
@@ -154,7 +155,7 @@ class Fleet:
             max_concurrency=self._catalog.concurrency(model),
             context=self._catalog.models[model].context,
         )
-        worker.listening = loop.create_task(self._listen(worker, load))
+        worker.listening = background.start(self._listen(worker, load))
         self._on_change()
         logs.remove_old(self._state.logs, prefix)
 
@@ -227,11 +228,19 @@ class Fleet:
 
     def _exited(self, key: tuple[str, int], how: str) -> None:
         worker = self._workers.pop(key)
-        self._read(worker)  # the output just before its death
-        self._state.worker_socket(*key).unlink(missing_ok=True)
         log.info("worker %s, pid %d, ended: %s", worker.name, worker.child.pid, how)
-        self._listener.worker_exited(*key, how)
-        self._on_change()
+        try:
+            self._read(worker)  # the output just before its death
+            self._remove_socket(*key)
+        finally:  # whatever else fails, its end is told
+            self._listener.worker_exited(*key, how)
+            self._on_change()
+
+    def _remove_socket(self, model: str, generation: int) -> None:
+        try:
+            self._state.worker_socket(model, generation).unlink(missing_ok=True)
+        except OSError as error:
+            log.error("the socket of worker %s#%d cannot be removed: %s", model, generation, error)
 
     async def _listen(self, worker: _Running, load: frames.Load) -> None:
         """Follow one worker's channel until it closes, then wait for the process to end."""

@@ -144,10 +144,10 @@ class GatewayProcess:
     def _exited(self, returncode: int) -> None:
         child, self.child = self.child, None
         self._watchdog = None
-        if child is not None and child.progress is not None:
-            os.close(child.progress)
         self.serving.clear()
         self._gone.set()
+        if child is not None and child.progress is not None:
+            os.close(child.progress)
         self._on_change()
         if self._stopping:
             return

@@ -8,6 +8,7 @@ what can only be set up inside the new process.
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -141,12 +142,20 @@ class Launcher:
                 process_group=0,
                 env={**self.environ, **(environ or {}), INSTANCE_VARIABLE: self.instance},
             )
-            ours.pop_all()  # it runs: our ends stay open
-        started, files = _start_time(popen.pid), (stdout, stderr)
-        child = Child(role, popen.pid, started, popen, files, our_end, faults_in, record)
-        threading.Thread(
-            target=_report_exit, args=(popen, loop, on_exit), name=f"wait-{popen.pid}", daemon=True
-        ).start()
+            try:
+                started, files = _start_time(popen.pid), (stdout, stderr)
+                child = Child(role, popen.pid, started, popen, files, our_end, faults_in, record)
+                threading.Thread(
+                    target=_report_exit,
+                    args=(popen, loop, on_exit),
+                    name=f"wait-{popen.pid}",
+                    daemon=True,
+                ).start()
+            except Exception as error:  # such as RuntimeError: can't start new thread
+                popen.kill()
+                popen.wait()
+                raise OSError(errno.EAGAIN, f"nothing can wait for it: {error}") from error
+            ours.pop_all()  # it runs, and its end will be told: our ends stay open
         return child
 
 

@@ -13,6 +13,7 @@ import logging
 import signal
 from collections.abc import Callable, Iterable
 
+from supervisor import background
 from supervisor.processes.watchdog import Watchdog
 from supervisor.processes.worker import ExitCallbacks, WorkerProcess
 from supervisor.scheduler.lifecycle import State
@@ -136,7 +137,7 @@ class Spare:
             self._failed(f"it could not be started: {error.strerror}")
             return
         self.state, self._due = SpareState.IMPORTING, now + _IMPORT_SECONDS
-        self.startup = asyncio.get_running_loop().create_task(self._await_hello(self.process))
+        self.startup = background.start(self._await_hello(self.process))
         self._on_change()
 
     async def _await_hello(self, process: WorkerProcess) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -67,9 +69,23 @@ class WorkerProcess:
         assert self.child.fault_pipe is not None
         assert self.child.progress is not None
         self._record = self.child.progress
-        self._faults = FatalSignalReader(
-            self.child.fault_pipe, stderr, lambda how: self.callbacks.on_fatal_signal(how)
-        )
+        self._faults: FatalSignalReader | None = None
+        try:
+            self._faults = FatalSignalReader(
+                self.child.fault_pipe, stderr, lambda how: self.callbacks.on_fatal_signal(how)
+            )
+        except Exception as error:
+            self._abandon()
+            raise OSError(errno.EIO, f"its fault pipe cannot be read: {error}") from error
+
+    def _abandon(self) -> None:
+        """Kill it; nobody is told, since its caller has never had it."""
+        self.callbacks = ExitCallbacks(lambda _: None, lambda _: None)
+        self.child.signal(signal.SIGKILL)
+        assert self.child.fault_pipe is not None
+        os.close(self.child.fault_pipe)
+        if self.child.channel is not None:
+            self.child.channel.close()
 
     async def connect(self) -> Channel:
         """The channel, always the same one. It has one reader at a time."""
@@ -97,15 +113,19 @@ class WorkerProcess:
             log.error("the spare's log files keep their names: %s", error.strerror)
             files = self.child.files
         self.child = replace(self.child, role=role, files=files)
-        self._faults.stderr = files[1]
+        if self._faults is not None:
+            self._faults.stderr = files[1]
 
     def _exited(self, returncode: int) -> None:
-        self._faults.close()
         try:
-            self.callbacks.on_exit(describe_exit(returncode))
+            if self._faults is not None:
+                self._faults.close()
         finally:
-            os.close(self._record)
-            self.gone.set()
+            try:
+                self.callbacks.on_exit(describe_exit(returncode))
+            finally:
+                self.gone.set()
+                os.close(self._record)
 
 
 def _files(base: Path) -> tuple[Path, Path]:

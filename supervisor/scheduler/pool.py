@@ -207,14 +207,7 @@ class Pool:
     def changed(self, name: str) -> None:
         """The files of a model that can't be loaded, or keeps dying, are not what they were, or a
         person asks for it: it may be tried again."""
-        model = self.models[name]
-        if model.state is State.FAILED:
-            self.workers.forget_failure(model)
-        elif model.state is State.CRASHED:
-            self.workers.end_backoff(model)
-        if model.worker is not None:
-            model.worker.backoff = None
-        model.breaker.progressed()
+        self.workers.forget_crashes(self.models[name])
 
     def estimated(
         self, name: str, estimate_bytes: int, headroom_bytes: int, now: float
@@ -243,6 +236,14 @@ class Pool:
         model.use_count, model.load_seconds = use_count, load_seconds
         if memory_bytes is not None:
             self.workers.learn_size(model, memory_bytes)
+
+    def restore_quarantine(self, quarantined: Iterable[tuple[bytes, float]]) -> None:
+        """Refuse what an earlier run refused: digests and when that expires."""
+        self.recovery.blame.restore(quarantined)
+
+    def quarantined(self, now: float) -> list[tuple[bytes, float]]:
+        """What is refused: digests and when that expires."""
+        return self.recovery.blame.quarantined(now)
 
     # ── workers ──────────────────────────────────────────────────────────────────────────────────
 
@@ -367,6 +368,10 @@ class Pool:
         return effects
 
     # ── memory ───────────────────────────────────────────────────────────────────────────────────
+
+    def reserve(self, size: int) -> None:
+        """Keep `size` bytes of the budget for what is no model, before anything is charged."""
+        self.state.ledger.reserve(size)
 
     def footprint(self, name: str, generation: int, size: int) -> None:
         """The living worker was seen to hold `size` bytes; needed where `release` is WHEN_SEEN."""

@@ -73,6 +73,11 @@ class PoolState:
         lives = model.generation == generation and model.state in HAS_PROCESS
         return model if lives else None
 
+    def crashing(self, name: str, generation: int) -> Model | None:
+        """The model, if an end of this incarnation's process now is one that nobody asked for."""
+        model = self.living(name, generation)
+        return model if model is not None and model.current.exit_is_crash else None
+
     @property
     def stopped(self) -> bool:
         """Whether no worker process is left."""

@@ -162,7 +162,13 @@ class Workers:
         model.move(Event.BACKOFF_OVER)
         model.crashed_until = None
 
-    def forget_failure(self, model: Model) -> None:
-        """FAILED: it may be tried again."""
-        model.move(Event.CHANGED)
-        model.failure = ""
+    def forget_crashes(self, model: Model) -> None:
+        """Its deaths so far count no longer; FAILED or CRASHED: it may be tried again."""
+        if model.state is State.FAILED:
+            model.move(Event.CHANGED)
+            model.failure = ""
+        elif model.state is State.CRASHED:
+            self.end_backoff(model)
+        if model.worker is not None:
+            model.worker.backoff = None
+        model.breaker.progressed()

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from supervisor.machine.readers import for_platform
 from tests.helpers.fakes.engine import Script, text_of
 from tests.helpers.fakes.serve import BUGS
-from tests.helpers.serving import DEADLINE, Server, serving
+from tests.helpers.serving import DEADLINE, Deadline, Server, serving
 
 
 @contextlib.contextmanager
@@ -25,16 +30,18 @@ def with_bugs(folder: Path, *bugs: str, script: Script | None = None) -> Iterato
 
 
 @pytest.mark.parametrize(
-    "bug",
+    ("bug", "event"),
     [
-        "scheduler.pool:Pool.acquire*2",  # the control socket
-        "scheduler.pool:Pool.started",  # the fleet
-        "scheduler.planner:Planner.settle*6",
-        "scheduler.pool:Pool.next_deadline*4",  # the timer
-        "scheduler.pool:Pool.pressure*3",  # the monitor
+        ("scheduler.pool:Pool.acquire*2", "Pool.acquire"),  # the control socket
+        ("scheduler.pool:Pool.started", "Pool.started"),  # the fleet
+        ("scheduler.planner:Planner.settle*6", ""),
+        ("scheduler.pool:Pool.next_deadline*4", ""),  # the timer
+        ("scheduler.pool:Pool.pressure*3", "Pool.pressure"),  # the monitor
     ],
 )
-def test_a_bug_in_a_decision_ends_the_supervisor_and_its_children(tmp_path: Path, bug: str) -> None:
+def test_a_bug_in_a_decision_ends_the_supervisor_and_its_children(
+    tmp_path: Path, bug: str, event: str
+) -> None:
     with with_bugs(tmp_path, bug) as server:
         with contextlib.suppress(OSError, http.client.HTTPException):
             for _ in range(3):
@@ -43,8 +50,58 @@ def test_a_bug_in_a_decision_ends_the_supervisor_and_its_children(tmp_path: Path
         assert server.process.wait(DEADLINE) == 1
         name = bug.partition(":")[2].partition("*")[0]
         assert f"planted in {name}" in server.log()
-        assert "a bug; the supervisor exits" in server.log()
+        assert f"{event}: a bug; the supervisor exits" in server.log()
         assert not (server.state / "children").exists()
+
+
+def test_a_bug_in_a_load_by_hand_is_logged_with_its_event(tmp_path: Path) -> None:
+    with with_bugs(tmp_path, "scheduler.pool:Pool.load") as server:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            server.request("POST", "/admin/models/m/load")
+        assert server.process.wait(DEADLINE) == 1
+        assert "Pool.load: a bug; the supervisor exits" in server.log()
+
+
+@pytest.mark.parametrize(
+    ("bug", "where"),
+    [
+        ("processes.fleet:Fleet._follow", "Fleet._listen has ended"),  # a task
+        ("processes.fatal_signal:FatalSignalReader.close", "WorkerProcess._exited"),  # a callback
+    ],
+)
+def test_a_bug_outside_of_events_ends_the_supervisor_and_its_children(
+    tmp_path: Path, bug: str, where: str
+) -> None:
+    with with_bugs(tmp_path, bug, script=Script(deeds={"decode": "abort"})) as server:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            server.chat("m", max_tokens=5)
+        assert server.process.wait(DEADLINE) == 1
+        critical = [line for line in server.log().splitlines() if "a bug; the supervisor" in line]
+        assert len(critical) == 1
+        assert where in critical[0]
+        if where != "Fleet._listen has ended":
+            # The pool has learned of the death first, and those who were in the worker.
+            assert "worker m#1 died (SIGABRT) with 1 requests in it" in server.log()
+
+
+def test_a_bug_at_the_gateways_restart_ends_the_supervisor(tmp_path: Path) -> None:
+    with with_bugs(tmp_path, "processes.gateway:GatewayProcess.start*2") as server:
+        children = json.loads((server.state / "children.json").read_text())["children"]
+        gateway = next(child["pid"] for child in children if child["role"] == "gateway")
+        os.kill(gateway, signal.SIGKILL)
+        assert server.process.wait(DEADLINE) == 1
+        assert "a bug; the supervisor exits" in server.log()
+
+
+def test_a_worker_that_cannot_be_listened_to_is_no_orphan(tmp_path: Path) -> None:
+    with with_bugs(tmp_path, "processes.fatal_signal:FatalSignalReader.__init__") as server:
+        assert server.chat("m", max_tokens=3).text == text_of(3)
+        worker = server.wait_for("m", state="ready")
+        assert (worker["generation"], worker["deaths"]) == (2, 1)
+        assert "worker m#1 cannot be started: [Errno 5] its fault pipe" in server.log()
+        deadline = Deadline()
+        while len(psutil.Process(server.process.pid).children()) > 2:
+            deadline.check("the first worker to be gone")
 
 
 def test_a_bug_during_the_drain_ends_it(tmp_path: Path) -> None:
@@ -97,8 +154,11 @@ def test_a_request_that_cannot_be_told_ends_and_gives_back_its_place(tmp_path: P
 
 
 def test_what_is_only_recorded_changes_nothing(tmp_path: Path) -> None:
+    reader = type(for_platform())
     bugs = [
         "api.events:EventFeed.tell_states*2",
+        "dispatcher:Dispatcher._log_death",
+        f"{reader.__module__.removeprefix('supervisor.')}:{reader.__name__}.footprint",
         "crashes.collector:CrashCollector.diagnose",
         "crashes.collector:CrashCollector.record_effect",
         "models.sizing:Sizing.save_limit",
@@ -107,5 +167,5 @@ def test_what_is_only_recorded_changes_nothing(tmp_path: Path) -> None:
     with with_bugs(tmp_path, *bugs, script=script) as server:
         assert server.chat("m", max_tokens=5).text == text_of(5)
         assert server.loaded("m")["deaths"] == 1
-        for bug in bugs[:3]:
+        for bug in bugs[:-1]:
             assert f"planted in {bug.partition(':')[2].partition('*')[0]}" in server.log()

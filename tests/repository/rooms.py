@@ -41,6 +41,7 @@ ROOMS: Mapping[str, Room] = {
     # What everybody may know.
     "supervisor.errors": Room(without=_NO_WORLD),
     "supervisor.units": Room(without=_NO_WORLD),
+    "supervisor.background": Room(),
     "supervisor.config": Room((), ("msgspec",)),
     "supervisor.wire": Room((), ("msgspec",)),
     "supervisor.state": Room((), ("msgspec",)),
@@ -55,6 +56,7 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.processes": Room(
         (
             *_scheduler("lifecycle", "model", "pressure"),
+            "supervisor.background",
             "supervisor.config",
             "supervisor.models",
             "supervisor.state",
@@ -64,7 +66,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     "supervisor.crashes": Room(
         (
-            *_scheduler("death", "effects", "lifecycle", "model"),
+            *_scheduler("death", "effects", "lifecycle", "model", "state"),
             "supervisor.errors",
             "supervisor.machine",
             "supervisor.processes",
@@ -120,6 +122,7 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.app": Room(
         (
             "supervisor.api",
+            "supervisor.background",
             "supervisor.build",
             "supervisor.config",
             "supervisor.crashes",

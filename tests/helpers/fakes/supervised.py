@@ -69,6 +69,8 @@ class PlayedFleet:
 
     def shrink(self, model: str, generation: int) -> None: ...
 
+    async def kill_all(self) -> None: ...
+
     # ── what the test calls ──────────────────────────────────────────────────────────────────────
 
     async def next_spawn(self) -> tuple[str, int]:
@@ -132,8 +134,18 @@ class NoReader:
 class Supervised:
     """The running supervisor's fleet, and connections to its control socket."""
 
-    def __init__(self, fleet: PlayedFleet, control: Path, stack: AsyncExitStack) -> None:
+    def __init__(
+        self,
+        fleet: PlayedFleet,
+        gateway: PlayedGateway,
+        control: Path,
+        stack: AsyncExitStack,
+        running: asyncio.Task[int],
+    ) -> None:
         self.fleet = fleet
+        self.gateway = gateway
+        self.running = running
+        """`Supervisor.run`; a test that ends it must do so before it returns."""
         self._control = control
         self._stack = stack
 
@@ -193,9 +205,10 @@ async def supervised(
     try:
         async with AsyncExitStack() as stack:
             await gateway.serving.wait()
-            yield Supervised(fleets[0], state.control, stack)
+            yield Supervised(fleets[0], gateway, state.control, stack, running)
     finally:
         fleets[0].finish()
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
+        if not running.done():
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running

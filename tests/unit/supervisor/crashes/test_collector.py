@@ -30,7 +30,7 @@ class World:
         self.evidence = PlannedEvidence()
         self.sizes: dict[int, int] = {7: 70, 8: 80}
         self.collector = CrashCollector(
-            self.pool.models,
+            self.pool.state,
             folder / "crashes",
             cast(Any, SimpleNamespace(glance=self.sizes.get)),
             self.evidence,

@@ -343,3 +343,29 @@ def test_a_child_whose_parent_is_already_dead_does_not_start() -> None:
     with open(lifeline, "rb"), open(held, "wb"):
         done = subprocess.run([*command, "exit", "7"], pass_fds=[lifeline], cwd=ROOT, check=False)
     assert done.returncode == 1
+
+
+def test_child_that_nothing_can_wait_for_is_killed(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It leaves neither a process nor a descriptor behind."""
+    started: list[subprocess.Popen[bytes]] = []
+    popen = subprocess.Popen
+
+    def recorded(*args: Any, **more: Any) -> subprocess.Popen[bytes]:
+        started.append(popen(*args, **more))
+        return started[-1]
+
+    def no_thread(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario() -> None:
+        before = os.listdir("/dev/fd")
+        with pytest.raises(OSError, match="can't start new thread"):
+            nursery.start("exit", "0", channel=True, fault_pipe=True, progress=True)
+        assert os.listdir("/dev/fd") == before
+
+    monkeypatch.setattr(subprocess, "Popen", recorded)
+    monkeypatch.setattr(threading.Thread, "start", no_thread)
+    asyncio.run(scenario())
+    assert [each.returncode for each in started] == [-signal.SIGKILL]

@@ -1,4 +1,4 @@
-"""supervisor.scheduler.state: which model a name means."""
+"""supervisor.scheduler.state: which model a name means, and which end is a crash."""
 
 from __future__ import annotations
 
@@ -68,3 +68,19 @@ def test_a_default_may_be_an_alias_and_a_model_may_be_called_default_model() -> 
     pool = make_pool(Spec("a"), Spec("b", aliases=("default_model",)), default_model="a")
     assert pool.state.resolve("default_model").spec.name == "b"
     assert pool.state.resolve("").spec.name == "a"
+
+
+def test_an_end_is_a_crash_unless_it_was_asked_for() -> None:
+    pool = make_pool(Spec("m"))
+    assert pool.state.crashing("m", 0) is None  # nothing runs
+    pool.acquire("r", "m", HOLD, 0.0)
+    assert pool.state.crashing("m", 1) is pool.models["m"]
+    assert pool.state.crashing("m", 2) is None
+    pool.broken("m", 1, "it is at fault", 1.0)
+    assert pool.state.crashing("m", 1) is pool.models["m"]
+    pool.exited("m", 1, "SIGKILL", 2.0)
+    assert pool.state.crashing("m", 1) is None
+    pool.acquire("r", "m", HOLD, 3.0)
+    assert pool.state.crashing("m", 2) is pool.models["m"]
+    pool.shutdown(4.0)
+    assert pool.state.crashing("m", 2) is None

@@ -155,7 +155,7 @@ def test_nothing_is_left_of_an_incarnation_but_its_number(how: str) -> None:
     assert one.model.reason == (reason if end is State.FAILED else "")
     assert one.model.deadline == (15.0 if end is State.CRASHED else None)
     if end is State.FAILED:
-        one.workers.forget_failure(one.model)
+        one.workers.forget_crashes(one.model)
     elif end is State.CRASHED:
         one.workers.end_backoff(one.model)
     assert (one.model.reason, one.model.deadline) == ("", None)

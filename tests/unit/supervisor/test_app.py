@@ -1,0 +1,91 @@
+"""supervisor.app: what ends the supervisor, and with which exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from supervisor import dispatcher
+from tests.helpers.fakes.supervised import Supervised, supervised
+from tests.helpers.serving import DEADLINE
+
+Run = Callable[[Callable[[Supervised], Awaitable[None]]], int]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a story that ends the supervisor; its exit status."""
+    monkeypatch.setattr(dispatcher, "_EXIT_SECONDS", 1e6)  # it is this process that would end
+
+    def run(story: Callable[[Supervised], Awaitable[None]]) -> int:
+        async def limited() -> int:
+            async with asyncio.timeout(DEADLINE):
+                async with supervised(tmp_path, monkeypatch, "m") as running:
+                    await story(running)
+                    return await running.running
+
+        return asyncio.run(limited())
+
+    return run
+
+
+def test_a_gateway_that_gives_up_during_the_drain_makes_no_failure(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(running: Supervised) -> None:
+        async def stop() -> None:
+            running.gateway.gave_up.set()
+
+        monkeypatch.setattr(running.gateway, "stop", stop)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(story) == 0
+
+
+def test_a_gateway_that_gives_up_is_a_failure(run: Run) -> None:
+    async def story(running: Supervised) -> None:
+        running.gateway.gave_up.set()
+
+    assert run(story) == 1
+
+
+def test_an_exception_that_nobody_has_caught_is_a_failure(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def story(running: Supervised) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_soon(lambda: [][0])
+
+    assert run(story) == 1
+    assert "a bug; the supervisor exits" in caplog.text
+    assert "IndexError" in caplog.text
+
+
+def test_a_warning_of_the_event_loop_is_none(run: Run) -> None:
+    async def story(running: Supervised) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_exception_handler({"message": "a warning"})
+        full = {"message": "out of descriptors", "exception": OSError(), "socket": None}
+        loop.call_exception_handler(full)
+        await running.answered()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(story) == 0
+
+
+def test_a_child_that_cannot_be_checked_hides_no_other(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(running: Supervised) -> None:
+        maintained = asyncio.Event()
+        monkeypatch.setattr(running.gateway, "check", lambda _: [][0])
+        monkeypatch.setattr(running.fleet.spare, "maintain", lambda *_, **__: maintained.set())
+        await maintained.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(story) == 0

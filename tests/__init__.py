@@ -1,0 +1,1 @@
+"""Bulkhead's tests; docs/contributing.md says which are where."""

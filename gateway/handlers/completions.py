@@ -34,8 +34,8 @@ from gateway.openai.render import (
     recoveries_comment,
     usage,
 )
-from gateway.openai.render_chat import ChatChoice
-from gateway.openai.render_completions import TextChoice
+from gateway.openai.render_chat import ChatShape
+from gateway.openai.render_completions import TextShape
 from gateway.openai.validation import invalid_value
 from gateway.relay.generation import Generation, OutputPaused
 from supervisor.errors import BulkheadError, InternalError
@@ -52,12 +52,12 @@ OpenAIRequest = ChatRequest | CompletionRequest
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions"""
-    return await _generate(request, parse_chat(await read_object(request)), ChatChoice)
+    return await _generate(request, parse_chat(await read_object(request)), ChatShape)
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions"""
-    return await _generate(request, COMPLETION_BODY.parse(await read_object(request)), TextChoice)
+    return await _generate(request, COMPLETION_BODY.parse(await read_object(request)), TextShape)
 
 
 async def _generate(
@@ -147,13 +147,13 @@ class _Answer:
                     await _write(request, response, renderer.token(choice, frame))
                 else:
                     self._note_end(choice, frame)
-                    closing = renderer.finish(choice, frame)
+                    last = renderer.finish(choice, frame)
                     if not self._running:
                         totals = self._usage() if self._parsed.include_usage else None
-                        closing += recoveries_comment(self._generation.recoveries)
-                        await _write(request, response, closing + renderer.done(totals))
+                        last += recoveries_comment(self._generation.recoveries)
+                        await _write(request, response, last + renderer.done(totals))
                         break
-                    await _write(request, response, closing)
+                    await _write(request, response, last)
                 event = await self._next() or await self._next_within(_PING_SECONDS)
         except BulkheadError as error:
             await _send_error(request, response, error)

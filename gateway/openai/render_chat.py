@@ -10,7 +10,7 @@ from gateway.openai.render import ChoiceBuffer, finite
 from supervisor.wire.frames import Call, Logprob, Logprobs, Token
 
 
-class ChatChoice:
+class ChatShape:
     """The `ChoiceShape` of chats."""
 
     id_prefix = "chatcmpl-"

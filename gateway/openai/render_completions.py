@@ -10,7 +10,7 @@ from gateway.openai.render import ChoiceBuffer, finite
 from supervisor.wire.frames import Logprob, Logprobs, Token
 
 
-class TextChoice:
+class TextShape:
     """The `ChoiceShape` of legacy completions."""
 
     id_prefix = "cmpl-"

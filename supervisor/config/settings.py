@@ -6,7 +6,6 @@ types and ranges in the order of the file, then the rules between keys, then the
 this version does not support yet.
 
 Relative paths, of a model or a key file, start at the working directory; `~` is the home folder.
-Other rooms import this module alone.
 """
 
 import ipaddress

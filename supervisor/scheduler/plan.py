@@ -64,7 +64,7 @@ class Tenant:
 
 
 @dataclass(slots=True)
-class Room:
+class Capacity:
     """Bytes and places: what is free, what will be once those who leave have gone, and what could
     be if everything went that is neither pinned nor stranded. Infinite where nothing is limited."""
 
@@ -112,29 +112,33 @@ class Plan:
 
 
 def make_plan(
-    demands: Iterable[Demand], tenants: Sequence[Tenant], room: Room, rules: Rules, now: float
+    demands: Iterable[Demand],
+    tenants: Sequence[Tenant],
+    capacity: Capacity,
+    rules: Rules,
+    now: float,
 ) -> Plan:
-    """Decide. `room` is used up in the process."""
+    """Decide. `capacity` is used up in the process."""
     decided = Plan()
     left, wakes = list(tenants), list[float]()
     for demand in sorted(demands, key=lambda demand: demand.since):
         if demand.means is Means.WAIT:
-            if room.fits_later(demand.bytes):
-                room.keep(demand.bytes)
-        elif room.fits_now(demand.bytes):  # (1)
-            room.take(demand.bytes)
+            if capacity.fits_later(demand.bytes):
+                capacity.keep(demand.bytes)
+        elif capacity.fits_now(demand.bytes):  # (1)
+            capacity.take(demand.bytes)
             decided.start.append(demand.model)
-        elif room.fits_later(demand.bytes):  # (2)
-            room.keep(demand.bytes)
-        elif demand.means is Means.EVICTION and room.fits_ever(demand.bytes):
-            victims = _victims(demand, left, room, rules, now)  # (3), (4)
+        elif capacity.fits_later(demand.bytes):  # (2)
+            capacity.keep(demand.bytes)
+        elif demand.means is Means.EVICTION and capacity.fits_ever(demand.bytes):
+            victims = _victims(demand, left, capacity, rules, now)  # (3), (4)
             for victim in victims:
                 left.remove(victim)
-                room.coming += victim.candidate.bytes
-                room.coming_slots += 1
+                capacity.coming += victim.candidate.bytes
+                capacity.coming_slots += 1
                 decided.unload.append(Unload(victim.candidate.model, demand.model))
             if victims:
-                room.keep(demand.bytes)
+                capacity.keep(demand.bytes)
                 continue
             wakes += [at for tenant in left if (at := _open_at(demand, tenant, rules)) > now]
             if now >= _impatient_at(demand, left, rules):  # (5)
@@ -145,16 +149,16 @@ def make_plan(
 
 
 def _victims(
-    demand: Demand, tenants: Sequence[Tenant], room: Room, rules: Rules, now: float
+    demand: Demand, tenants: Sequence[Tenant], capacity: Capacity, rules: Rules, now: float
 ) -> list[Tenant]:
     """Who goes for this demand, idle ones before busy ones; empty when that is not enough."""
-    if demand.bytes > room.coming + sum(tenant.candidate.bytes for tenant in tenants):
+    if demand.bytes > capacity.coming + sum(tenant.candidate.bytes for tenant in tenants):
         return []
     open_to = [tenant for tenant in tenants if _open_at(demand, tenant, rules) <= now]
     idle = [tenant.candidate for tenant in open_to if not tenant.busy]
     busy = [tenant.candidate for tenant in open_to if tenant.busy]
-    need = demand.bytes - room.coming
-    slots = int(max(0, 1 - room.coming_slots))
+    need = demand.bytes - capacity.coming
+    slots = int(max(0, 1 - capacity.coming_slots))
     chosen = make_room(idle, rules.policy, need, slots)  # (3)
     if not chosen and busy:  # (4)
         both = [*order(idle, rules.policy), *order(busy, rules.policy)]

@@ -15,7 +15,7 @@ from supervisor.scheduler.effects import Effect, LogLine, warning
 from supervisor.scheduler.eviction import Candidate
 from supervisor.scheduler.lifecycle import HAS_PROCESS, State
 from supervisor.scheduler.model import DrainCause, Model
-from supervisor.scheduler.plan import Demand, Means, Plan, Room, Tenant, make_plan
+from supervisor.scheduler.plan import Capacity, Demand, Means, Plan, Tenant, make_plan
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.recovery import Recovery
 from supervisor.scheduler.requests import Requests
@@ -169,7 +169,7 @@ class Planner:
         demands = self._demands()
         if not demands:
             return Plan()
-        return make_plan(demands, self._tenants(), self._room(), self._state.rules, now)
+        return make_plan(demands, self._tenants(), self._capacity(), self._state.rules, now)
 
     def _start_alone(self, names: list[str], held: HeldLoad | None, now: float) -> list[Effect]:
         """Start the first of them, one load at a time, once no other model generates."""
@@ -220,7 +220,7 @@ class Planner:
             if model.state is State.READY and not model.pinned
         ]
 
-    def _room(self) -> Room:
+    def _capacity(self) -> Capacity:
         ledger, slots = self._state.ledger, self._state.rules.max_loaded or float("inf")
         leaving = [model for model in self._models if model.state in _LEAVING]
         fixed = [
@@ -230,7 +230,7 @@ class Planner:
         ]
         most = float("inf") if ledger.budget is None else ledger.budget - ledger.stranded
         free_slots = slots - self._occupied()
-        return Room(
+        return Capacity(
             free=ledger.free,
             coming=ledger.free + sum(map(self._charge, leaving)),
             most=most - sum(map(self._charge, fixed)),
@@ -247,7 +247,7 @@ class Planner:
         held = gigabytes(self._charge(victim))
         how = f"is drained ({len(victim.granted)} running)" if victim.in_use else "is unloaded"
         needs = f"{gigabytes(model.size)} for {model.name}, {gigabytes(state.ledger.free)} free"
-        if model.size <= state.ledger.free and self._room().free_slots < 1:
+        if model.size <= state.ledger.free and self._capacity().free_slots < 1:
             needs = f"for {model.name}, memory.max_loaded is {state.rules.max_loaded}"
         said = LogLine(f"{victim.current.name} ({held}) {how} to make room: {needs}")
         return [said, *self._workers.drain(victim, DrainCause.EVICTION, now)]

@@ -28,7 +28,8 @@ class _QuarantineFile(msgspec.Struct, frozen=True):
     version: int
     key: bytes
     quarantined: list[tuple[bytes, float]] = msgspec.field(name="guilty")
-    """Keyed digests and when they expire, epoch seconds."""
+    """Keyed digests and when they expire, epoch seconds. "guilty" is what the files of all versions
+    call them: by another name an upgrade would forget them."""
 
 
 class Quarantine:

@@ -97,7 +97,7 @@ class CrashReport(CrashBrief, frozen=True, kw_only=True):
     blame: str
     """"outside", "suspects" or "request"."""
     put_down: str | None
-    """Why Bulkhead killed it, if it did."""
+    """Why Bulkhead killed it, if it did. The name is part of the report's public form."""
     line: str | None
     """The line of stderr that gave the cause."""
     exception: str | None

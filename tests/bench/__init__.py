@@ -1,0 +1,1 @@
+"""Benchmarks, and short forms of them that check that they run."""

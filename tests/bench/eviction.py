@@ -7,8 +7,8 @@ each load, who makes room (dynamic programming over all sets of models that fit;
 like everyone else, and pays for loads alone).
 
 Three traces: an agent that goes round three models with room for two; a bursty mix of eight with
-seed 002's sizes and load times; and a scan that touches every model once, again and
-again, between uses of the two that matter.
+sizes and load times that users have reported; and a scan that touches every model once, again
+and again, between uses of the two that matter.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ class Simulation:
         return self._pool.exited(model, generation, "exit status 0", self._now)
 
 
-class Crowd(Simulation):
+class ConcurrentSimulation(Simulation):
     """Many clients at once, each of which sends its next request when the last is answered."""
 
     def run(

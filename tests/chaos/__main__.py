@@ -12,9 +12,9 @@ import threading
 from pathlib import Path
 
 from tests.chaos.faults import FAULTS
-from tests.chaos.foe import TRIAL
+from tests.chaos.injector import PROBATION
 from tests.chaos.storm import storm
-from tests.chaos.tally import Tally, table, told, verdict
+from tests.chaos.tally import Tally, misses, table, told
 from tests.helpers.fakes.signs import PHASES
 
 
@@ -38,7 +38,7 @@ def main() -> None:
     tally = storm(folder, arguments.faults, arguments.seed, over=over, seconds=seconds, tell=_tell)
     tally.stopped = f"stopped by {signals[0]}" if signals else tally.stopped
     _tell(tally)
-    found = verdict(tally)
+    found = misses(tally)
     if found:
         print(f"The server's files are in {folder}. Misses:")
     else:
@@ -52,8 +52,8 @@ def main() -> None:
 
 
 def _tell(tally: Tally) -> None:
-    print(f"\n{told(tally)}\n{table(tally, FAULTS, (*PHASES, TRIAL))}", flush=True)
-    for miss in [*tally.wrong, *tally.lost, *tally.unhealthy, *tally.immortal][:3]:
+    print(f"\n{told(tally)}\n{table(tally, FAULTS, (*PHASES, PROBATION))}", flush=True)
+    for miss in [*tally.wrong, *tally.lost, *tally.unhealthy, *tally.ineffective][:3]:
         print(f"  {miss[:500]}", flush=True)
 
 

@@ -27,18 +27,19 @@ SIGNALS = {
 }
 ORDERS = {"exit0": EXIT, "torn": TEAR, "hog": HOG}
 FAULTS = (*SIGNALS, *ORDERS)
-YOUNG, READY, CROWDED, FILLING, IDLING = "young", "ready", "crowded", "filling", "idling"
-AIMS = {YOUNG: 9, READY: 6, CROWDED: 3, FILLING: 2, IDLING: 1}
-"""What a fault waits for, and how often: a new process; a model that is served, first by trials of
-the suspects; one that runs several at once; one that has just got a request; one without any."""
-DELAYS = {YOUNG: 1.8, READY: 0.8, CROWDED: 0.5, FILLING: 0.0, IDLING: 0.2}
+YOUNG, READY, BATCHING, FILLING, IDLING = "young", "ready", "batching", "filling", "idling"
+AIMS = {YOUNG: 9, READY: 6, BATCHING: 3, FILLING: 2, IDLING: 1}
+"""What a fault waits for, and how often: a new process; one that serves, with suspects on
+probation or without; one that runs several requests at once; one that has just got one; one
+without any."""
+DELAYS = {YOUNG: 1.8, READY: 0.8, BATCHING: 0.5, FILLING: 0.0, IDLING: 0.2}
 """Seconds that it waits at most after that."""
 BARREN_MAX = 3
 """Deaths without a token between them after which the next process is left until it makes one: what
 never makes any is rightly not loaded again for a while."""
-CROWD = 3
-"""Requests that run at once when no trial is under way. At the turn from one suspect to the next a
-worker may have two for a moment."""
+BATCH_MIN = 3
+"""Requests that run at once only when no suspect is on probation. At the turn from one suspect to
+the next a worker may have two for a moment."""
 
 
 @dataclass(slots=True)
@@ -47,23 +48,23 @@ class Past:
 
     barren: int = 0
     """Deaths since its last token."""
-    accused: bool = False
-    """Whether a request was struck that ran alone, and has not run beside others since. To strike
-    it alone again would be a fault of another kind: one that a request brings with it."""
+    died_alone: bool = False
+    """Whether a worker died with a request that ran alone and has not run beside others since. A
+    second fault there would be of another kind: one that a request brings with it."""
 
     def died(self, sign: Sign | None) -> None:
         """A process has ended; `sign` is its last."""
         self.barren = 1 if sign is not None and sign.made else self.barren + 1
         if sign is not None and sign.serves:
-            self.accused = 0 < sign.running < CROWD or (self.accused and not sign.running)
+            self.died_alone = 0 < sign.running < BATCH_MIN or (self.died_alone and not sign.running)
 
     def allows(self, sign: Sign | None) -> bool:
-        """Whether a process may be struck where it is now."""
+        """Whether a fault may hit a process where it is now."""
         made = sign is not None and sign.made
         if self.barren >= BARREN_MAX and not made:
             return False
-        alone = sign is not None and sign.serves and sign.running < CROWD
-        return not (self.accused and alone)
+        alone = sign is not None and sign.serves and sign.running < BATCH_MIN
+        return not (self.died_alone and alone)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +82,8 @@ def plan(dice: random.Random, past: Past) -> Plan:
     aim = dice.choices(tuple(AIMS), tuple(AIMS.values()))[0]
     if aim == YOUNG and past.barren >= BARREN_MAX:
         aim = READY
-    if past.accused:
-        aim = YOUNG if aim == YOUNG and past.barren < BARREN_MAX else CROWDED
+    if past.died_alone:
+        aim = YOUNG if aim == YOUNG and past.barren < BARREN_MAX else BATCHING
         if fault == "torn" and aim == YOUNG:
             fault = "kill"  # half a frame comes with the next frame, and that may be later
     return Plan(fault, aim, dice.uniform(0, DELAYS[aim]))
@@ -96,13 +97,13 @@ def reached(aim: str, sign: Sign | None) -> bool:
         return False
     return {
         READY: True,
-        CROWDED: sign.running >= CROWD and sign.made,
+        BATCHING: sign.running >= BATCH_MIN and sign.made,
         FILLING: sign.phase == PREFILL,
         IDLING: not sign.running and not sign.paused,
     }[aim]
 
 
-def strike(fault: str, pid: int, orders: Path) -> bool:
+def inject(fault: str, pid: int, orders: Path) -> bool:
     """Make it happen; False when the process is gone, or too young to take an order."""
     if fault in SIGNALS:
         with contextlib.suppress(ProcessLookupError):

@@ -1,7 +1,7 @@
 """An application's view: the OpenAI SDK as it comes, while a worker is killed every two seconds.
 
 `python -m tests.chaos.sdk --seconds 300 --clients 16 --every 2`. Exits with 1 when a call raises or
-its answer is not what it is without kills, or when an innocent request is convicted.
+its answer is not what it is without kills, or when a harmless request is quarantined.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import openai
 
 from supervisor.state.quarantine import Quarantine
 from tests.bench.harness import quantile, table
-from tests.chaos.faults import strike
+from tests.chaos.faults import inject
 from tests.chaos.storm import KINDS, MODELS
 from tests.chaos.traffic import CHAT, choices_of, make
 from tests.helpers.serving import Server, serving
@@ -67,14 +67,14 @@ class Tally:
     errors: list[str] = field(default_factory=list)
     """Calls that raised."""
     wrong: list[str] = field(default_factory=list)
-    convicted: int = 0
+    quarantined: int = 0
 
-    def verdict(self) -> list[str]:
+    def misses(self) -> list[str]:
         """What must not be."""
         found = [f"error: {error}" for error in self.errors]
         found += [f"wrong: {answer}" for answer in self.wrong]
-        if self.convicted:
-            found.append(f"{self.convicted} innocent requests were convicted")
+        if self.quarantined:
+            found.append(f"{self.quarantined} harmless requests were quarantined")
         if not self.kills:
             found.append("nothing was killed")
         return found
@@ -91,7 +91,7 @@ class Tally:
             ["refusals hidden by the SDK", *_sum(self.refused)],
             ["errors seen by the application", str(len(self.errors)), ""],
             ["other answers than without kills", str(len(self.wrong)), ""],
-            ["innocents convicted", str(self.convicted), ""],
+            ["harmless requests quarantined", str(self.quarantined), ""],
         ]
         return table(["", "", ""], rows)
 
@@ -206,8 +206,8 @@ def run(folder: Path, seconds: float, clients: int, every: float, seed: int) -> 
                 over.set()
             for each in working:
                 each.result(_PATIENCE)
-        tally.convicted = server.log().count("alone kills the worker")
-        tally.convicted += len(Quarantine.load(server.state / "quarantine.json").quarantined())
+        tally.quarantined = server.log().count("alone kills the worker")
+        tally.quarantined += len(Quarantine.load(server.state / "quarantine.json").quarantined())
     return tally
 
 
@@ -261,11 +261,11 @@ def _kill(
     begun = time.monotonic()
     for number in range(1, int(seconds / every) + 1):
         time.sleep(max(0.0, begun + number * every - time.monotonic()))
-        while not _strike(server, targets, dice, tally) and time.monotonic() < begun + seconds:
+        while not _kill_one(server, targets, dice, tally) and time.monotonic() < begun + seconds:
             time.sleep(_LOOK_SECONDS)
 
 
-def _strike(server: Server, targets: Targets, dice: random.Random, tally: Tally) -> bool:
+def _kill_one(server: Server, targets: Targets, dice: random.Random, tally: Tally) -> bool:
     living = [
         model
         for model in server.health()["cached_models"]
@@ -275,7 +275,7 @@ def _strike(server: Server, targets: Targets, dice: random.Random, tally: Tally)
         return False
     model, fault = dice.choice(living), dice.choice(SIGNALS)
     targets.killed(model["name"])
-    if strike(fault, model["pid"], server.state):
+    if inject(fault, model["pid"], server.state):
         tally.kills[f"{fault} {model['state'].lower()}"] += 1
     return True
 
@@ -294,9 +294,9 @@ def main() -> None:
             Path(folder), arguments.seconds, arguments.clients, arguments.every, arguments.seed
         )
         print(tally.told())
-        for fault in tally.verdict()[:20]:
+        for fault in tally.misses()[:20]:
             print(f"  {fault[:3000]}")
-        sys.exit(1 if tally.verdict() else 0)
+        sys.exit(1 if tally.misses() else 0)
 
 
 if __name__ == "__main__":

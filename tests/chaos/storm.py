@@ -13,15 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.foe import Foe, Target
-from tests.chaos.tally import Tally, told, verdict
+from tests.chaos.injector import FaultInjector, Target
+from tests.chaos.tally import Tally, misses, told
 from tests.chaos.traffic import letters, make, said
 from tests.helpers.fakes import orders
 from tests.helpers.fakes.worker import TABLE
 from tests.helpers.serving import Answer, Server, serving
 from tests.helpers.tiny_llama import make_llama
 
-__all__ = ["KINDS", "STREAMS", "Request", "Tally", "storm", "told", "verdict"]
+__all__ = ["KINDS", "STREAMS", "Request", "Tally", "misses", "storm", "told"]
 
 STREAMS = 32
 STALL_SECONDS = 2
@@ -109,7 +109,7 @@ def storm(
         weather.run(dice, faults, seconds, tell)
         tally.seconds = time.monotonic() - begun
         tally.gateways += server.gateway.pid != gateway
-        tally.convicted = server.log().count("alone kills the worker")
+        tally.quarantined = server.log().count("alone kills the worker")
     return tally
 
 
@@ -171,17 +171,18 @@ class _Weather:
         self._left = faults
         begun = told_at = time.monotonic()
         with ThreadPoolExecutor(STREAMS + len(KINDS) + 1) as pool:
-            doctor = pool.submit(self._doctor)
+            watch = pool.submit(self._watch_health)
             names = tuple(KINDS)
             clients = [
                 pool.submit(self._client, names[i % len(names)], random.Random(dice.random()))
                 for i in range(STREAMS)
             ]
-            foes = [
-                pool.submit(self._foe(model, random.Random(dice.random())).run) for model in KINDS
+            injectors = [
+                pool.submit(self._injector(model, random.Random(dice.random())).run)
+                for model in KINDS
             ]
             try:
-                while not all(foe.done() for foe in foes):
+                while not all(injector.done() for injector in injectors):
                     now = time.monotonic()
                     self._tally.seconds = now - begun
                     if now - told_at >= _TELL_SECONDS:
@@ -194,14 +195,14 @@ class _Weather:
             finally:
                 self._over.set()
                 self._calm.set()
-            for task in (*foes, *clients, doctor):
+            for task in (*injectors, *clients, watch):
                 task.result(_ANSWER_SECONDS)
 
     # ── faults ───────────────────────────────────────────────────────────────────────────────────
 
-    def _foe(self, model: str, dice: random.Random) -> Foe:
+    def _injector(self, model: str, dice: random.Random) -> FaultInjector:
         target = Target(lambda: self._view.get(model, {}), self._folder)
-        return Foe(
+        return FaultInjector(
             model, dice, target, self._folder, self._tally, self._take, self._hush, self._over
         )
 
@@ -259,8 +260,8 @@ class _Weather:
 
     # ── health ───────────────────────────────────────────────────────────────────────────────────
 
-    def _doctor(self) -> None:
-        """Look all the time, which shows the foes where the models are."""
+    def _watch_health(self) -> None:
+        """Look all the time, which shows the injectors where the models are."""
         while not self._calm.wait(_HEALTH_SECONDS):
             try:
                 answer = self._server.request("GET", "/health")

@@ -10,22 +10,22 @@ from typing import Any
 
 import pytest
 
-from tests.chaos.faults import AIMS, BARREN_MAX, CROWD, FAULTS, YOUNG, Past, plan, reached
+from tests.chaos.faults import AIMS, BARREN_MAX, BATCH_MIN, FAULTS, YOUNG, Past, plan, reached
 from tests.chaos.sdk import Targets
-from tests.chaos.storm import Tally, storm, told, verdict
+from tests.chaos.storm import Tally, misses, storm, told
 from tests.helpers.fakes.signs import DECODE, IDLE, IMPORT, PREFILL, Sign
 
 
 def test_a_small_storm_changes_no_answer(tmp_path: Path) -> None:
     tally = storm(tmp_path, faults=3, seed=5, each=1, tokens=20)
-    assert verdict(tally) == [], told(tally)
+    assert misses(tally) == [], told(tally)
     assert tally.answers >= 32
     assert tally.faults == 3
 
 
-def test_all_faults_come_in_all_phases_but_no_request_is_made_to_look_guilty() -> None:
+def test_all_faults_come_in_all_phases_but_no_request_is_alone_in_two_deaths() -> None:
     dice, past, seen = random.Random(1), Past(), Counter[tuple[str, str]]()
-    accused, barren = False, 0
+    died_alone, barren = False, 0
     for _ in range(20_000):
         wanted = plan(dice, past)
         phase = dice.choice((None, IMPORT, IDLE, PREFILL, DECODE))
@@ -33,9 +33,9 @@ def test_all_faults_come_in_all_phases_but_no_request_is_made_to_look_guilty() -
         sign = None if phase is None else Sign(phase, running, 0, phase == DECODE)
         if not reached(wanted.aim, sign) or not past.allows(sign):
             continue
-        alone = 0 < running < CROWD
-        assert not (accused and alone)
-        accused = alone or (accused and running == 0)
+        alone = 0 < running < BATCH_MIN
+        assert not (died_alone and alone)
+        died_alone = alone or (died_alone and running == 0)
         barren = 1 if phase == DECODE else barren + 1
         assert barren <= BARREN_MAX + 1
         past.died(sign)
@@ -44,7 +44,7 @@ def test_all_faults_come_in_all_phases_but_no_request_is_made_to_look_guilty() -
 
 
 def test_half_a_frame_is_not_ordered_where_it_could_come_too_late() -> None:
-    past = Past(accused=True)
+    past = Past(died_alone=True)
     plans = [plan(random.Random(seed), past) for seed in range(200)]
     assert ("torn", YOUNG) not in {(each.fault, each.aim) for each in plans}
 
@@ -55,11 +55,11 @@ def test_half_a_frame_is_not_ordered_where_it_could_come_too_late() -> None:
         ({"wrong": ["x"]}, "wrong: x"),
         ({"lost": ["x"], "asked": Counter(plain=2)}, "lost: x"),
         ({"unhealthy": ["500"]}, "/health: 500"),
-        ({"immortal": ["x"]}, "x"),
+        ({"ineffective": ["x"]}, "x"),
         ({"asked": Counter(plain=2)}, "2 requests, 1 answers"),
         ({"gateways": 2}, "the gateway was started again"),
         ({"refused": Counter(queue_full=1)}, "refused: {'queue_full': 1}"),
-        ({"convicted": 1}, "1 innocent requests were convicted"),
+        ({"quarantined": 1}, "1 harmless requests were quarantined"),
         ({"recovered": Counter()}, "no answer was ever recovered: the storm missed them all"),
     ],
 )
@@ -69,8 +69,8 @@ def test_a_miss_is_told(miss: dict[str, Any], said: str) -> None:
         "answered": Counter(plain=1),
         "recovered": Counter(plain=1),
     }
-    assert verdict(Tally(**good)) == []
-    assert verdict(Tally(**{**good, **miss})) == [said]
+    assert misses(Tally(**good)) == []
+    assert misses(Tally(**{**good, **miss})) == [said]
 
 
 def test_applications_see_no_model_killed_three_times_before_it_has_answered() -> None:

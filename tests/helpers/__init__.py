@@ -1,0 +1,1 @@
+"""What several tests use: servers, pools, models, requests and their expected answers."""

@@ -71,11 +71,11 @@ class DrivenPool:
         """The worker dies and the next is ready; all who were in it return, by default from where
         they stood. The effects of the last step."""
         inside = list(self.entry.granted)
-        standing = {lease: each.position for lease, each in self.entry.granted.items()}
+        positions_before = {lease: each.position for lease, each in self.entry.granted.items()}
         told = interrupted(self.exits(fault))
         assert sorted(told) == sorted(inside)
         for lease in inside:
-            self.returned(lease, positions.get(f"r{lease}", standing[lease]))
+            self.returned(lease, positions.get(f"r{lease}", positions_before[lease]))
         return self.ready() if self.entry.state is State.LOADING else []
 
     def returned(self, lease: int, position: int = 0) -> list[Effect]:

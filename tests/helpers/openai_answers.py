@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 
 from gateway.openai.render import ChoiceBuffer, Renderer
-from gateway.openai.render_chat import ChatChoice
-from gateway.openai.render_completions import TextChoice
+from gateway.openai.render_chat import ChatShape
+from gateway.openai.render_completions import TextShape
 from supervisor.wire.frames import End, Logprob, Logprobs, Token
 
 END = End("length", 3, 2)
@@ -31,7 +31,7 @@ def events(data: bytes) -> list[str]:
 
 
 def renderer(*, chat: bool, model: str = "m", choices: int = 1) -> Renderer:
-    shape = ChatChoice if chat else TextChoice
+    shape = ChatShape if chat else TextShape
     return Renderer(shape, id="id-1", created=1700000000, model=model, choices=choices)
 
 

@@ -88,7 +88,7 @@ def start_load(server: Server, n: int) -> list[Streaming]:
     return [server.stream("victim", max_tokens=8) for _ in range(n)]
 
 
-class Ward:
+class VictimServer:
     """One server for many cases: each has a victim of its own, and all have the neighbour, which
     nobody unloads."""
 
@@ -132,9 +132,9 @@ class Ward:
 
 
 @pytest.fixture(scope="module")
-def ward(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ward]:
+def victims(tmp_path_factory: pytest.TempPathFactory) -> Iterator[VictimServer]:
     """Of every signal, deed and broken frame, in every phase."""
-    made = Ward(tmp_path_factory.mktemp("ward"))
+    made = VictimServer(tmp_path_factory.mktemp("victims"))
     for phase in PHASES:
         for name in SIGNALS:
             made.add(f"{name}-{phase}", phase)
@@ -156,9 +156,11 @@ def reach(phase: str, stop: Gate, hit: Streaming) -> None:
 
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("name", SIGNALS)
-def test_signal_in_every_phase(name: str, phase: str, ward: Ward, pool: ThreadPoolExecutor) -> None:
-    server, victim = ward.server, f"{name}-{phase}"
-    with gate(ward.gate(victim)) as stop:
+def test_signal_in_every_phase(
+    name: str, phase: str, victims: VictimServer, pool: ThreadPoolExecutor
+) -> None:
+    server, victim = victims.server, f"{name}-{phase}"
+    with gate(victims.gate(victim)) as stop:
         hit = server.stream(victim, max_tokens=8)
         reach(phase, stop, hit)
         pid = server.loaded(victim)["pid"]
@@ -176,30 +178,30 @@ def test_signal_in_every_phase(name: str, phase: str, ward: Ward, pool: ThreadPo
             stop.arrived()
             stop.open()
             assert again.result(DEADLINE).text == text_of(5)
-        ward.assert_recovered(victim)
+        victims.assert_recovered(victim)
 
 
 @pytest.mark.parametrize("phase", KEYS)
 @pytest.mark.parametrize("deed", DEEDS)
-def test_own_end_in_every_phase(deed: str, phase: str, ward: Ward) -> None:
+def test_own_end_in_every_phase(deed: str, phase: str, victims: VictimServer) -> None:
     victim = f"{deed}-{phase}"
-    with gate(ward.gate(victim)) as stop:
-        hit = ward.server.stream(victim, max_tokens=8)
+    with gate(victims.gate(victim)) as stop:
+        hit = victims.server.stream(victim, max_tokens=8)
         reach(phase, stop, hit)
         stop.open()
         assert_crash(hit.answer(), phase, DEEDS[deed])
-        ward.assert_recovered(victim)
+        victims.assert_recovered(victim)
 
 
 @pytest.mark.parametrize("deed", BREAKS)
-def test_broken_frame(deed: str, ward: Ward) -> None:
-    """A worker that breaks the protocol is put down, whether it dies of it by itself or not."""
-    with gate(ward.gate(deed)) as stop:
-        hit = ward.server.stream(deed, max_tokens=8)
+def test_broken_frame(deed: str, victims: VictimServer) -> None:
+    """A worker that breaks the protocol is killed, whether it dies of it by itself or not."""
+    with gate(victims.gate(deed)) as stop:
+        hit = victims.server.stream(deed, max_tokens=8)
         reach("decoding", stop, hit)
         stop.open()
         assert_crash(hit.answer(), "decoding", BREAKS[deed])
-        ward.assert_recovered(deed)
+        victims.assert_recovered(deed)
 
 
 def test_everyone_in_the_worker_is_told_once(tmp_path: Path, pool: ThreadPoolExecutor) -> None:

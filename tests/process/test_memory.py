@@ -346,7 +346,7 @@ def test_the_three_variables(tmp_path: Path) -> None:
         assert all(len(alive) <= 1 for alive in living(server.log()))
 
 
-# ── seed 002's jq lines, on the real thing ───────────────────────────────────────────────────────
+# ── users' jq lines, on a real server ────────────────────────────────────────────────────────────
 
 LINES = {
     "curl http://localhost:11435/ | jq '.cached_models'": "abc",

@@ -349,7 +349,7 @@ def test_modes_of_what_is_on_disk(tmp_path: Path) -> None:
 
 
 def test_logs_tell_what_was_going_on(tmp_path: Path) -> None:
-    """Seed 000: the moments before a crash can be read; the prompt can't."""
+    """The moments before a crash can be read; the prompt can't."""
     with gate(tmp_path / "gate") as stop:
         model = Script(gates={"decode": str(stop.path)}).write(tmp_path / "m")
         config = config_for(model, extra='[recovery]\nmode = "off"')

@@ -66,7 +66,7 @@ def test_nobody_notices_four_deaths(
     model: Path, tmp_path: Path, threads: ThreadPoolExecutor
 ) -> None:
     """Requests of every kind, streamed and not, in a worker that dies in their midst, is stopped
-    while they stand trial, dies while it loads, and holds the interpreter's lock for ever."""
+    while they are on probation, dies while it loads, and holds the interpreter's lock for ever."""
     asked = [
         {
             **kind,
@@ -114,16 +114,16 @@ def test_the_request_that_kills_is_found_and_the_others_complete(
     with serving(tmp_path / "s", scripted=True, config=env) as server:
         got = list(threads.map(lambda body: complete(server, "stormy", **body), bodies))
         assert deaths(server) == 3
-        guilty = got.pop(6)
-        assert guilty.status == 422, guilty.body
-        assert guilty.json["error"]["code"] == "request_crashed_worker"
-        assert guilty.headers["x-should-retry"] == "false"
+        killer = got.pop(6)
+        assert killer.status == 422, killer.body
+        assert killer.json["error"]["code"] == "request_crashed_worker"
+        assert killer.headers["x-should-retry"] == "false"
         texts = [said(answer)[0][0]["text"] for answer in got]
         assert texts == [text_of(60)] * 15
         again = complete(server, "stormy", **poison)
         assert again.status == 422
         assert deaths(server) == 3
-    # The verdict outlives the server.
+    # The quarantine outlives the server.
     with serving(tmp_path / "s", scripted=True, config=env) as server:
         assert complete(server, "stormy", **poison).status == 422
         assert complete(server, "stormy", **bodies[0]).status == 200
@@ -188,7 +188,7 @@ source = "{second}"
 def test_a_fallback_serves_what_is_unavailable_and_says_so(
     words: Path, tmp_path: Path, deaths: str, deed: str
 ) -> None:
-    """Seed 001: a silent one let its user believe for days that the large model answered."""
+    """A silent fallback once let its user believe for days that the large model answered."""
     first = Script(deeds={"load": deed} if deed else {}).write(tmp_path / "first")
     config = FALLBACK.format(first=first, second=words, deaths=deaths)
     with serving(tmp_path / "s", scripted=True, config=config) as server:

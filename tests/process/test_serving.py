@@ -197,7 +197,7 @@ def test_the_coldest_sampling_is_greedy(client: openai.OpenAI, cold: dict[str, A
     assert whole(client, PROMPTS[3], extra_body=cold) == whole(client, PROMPTS[3])
 
 
-def test_a_hopeless_prompt_is_refused_before_it_is_tokenized(server: Server) -> None:
+def test_a_prompt_that_can_not_fit_is_refused_before_it_is_tokenized(server: Server) -> None:
     answer = server.chat("narrow", "x" * 900_000)
     assert (answer.status, answer.json["error"]["code"]) == (400, "context_length_exceeded")
     assert "characters" in answer.json["error"]["message"]

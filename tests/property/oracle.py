@@ -383,8 +383,8 @@ class Books:
             if granted:
                 check(state in HAS_PROCESS and state is not State.LOADING, f"{name} serves {state}")
             if waiting:
-                hopeless = state in (State.FAILED, State.CRASHED) or self.shutdowns
-                check(not hopeless, f"{name}: waits for nothing")
+                unserved = state in (State.FAILED, State.CRASHED) or self.shutdowns
+                check(not unserved, f"{name}: waits for nothing")
             if state in (State.LOADING, State.DRAINING, State.RELEASING):
                 check(entry.deadline is not None, f"{name} is {state} without end")
             if state is State.DRAINING:

@@ -271,12 +271,12 @@ class DeathAccounts:
 
     def gives_up(self, request: Request) -> bool:
         if self.calm and not request.poison and self._rules.max_recoveries:
-            hopeless = request.interruptions > _INTERRUPTIONS_MAX
+            exhausted = request.interruptions > _INTERRUPTIONS_MAX
         else:
             useless = request.unproductive > self._rules.max_recoveries
-            hopeless = useless or request.interruptions > _INTERRUPTIONS_MAX
+            exhausted = useless or request.interruptions > _INTERRUPTIONS_MAX
         replayed = self._rules.recovery == "replay" and request.position > 0
-        return hopeless or (replayed and request.status == "waiting")
+        return exhausted or (replayed and request.status == "waiting")
 
     # ── what must hold after every step ──────────────────────────────────────────────────────────
 
@@ -288,10 +288,10 @@ class DeathAccounts:
         paused = [lease for lease, request in granted if request.paused]
         for lease, request in self.of(model, "waiting"):
             check(request.digest not in self.quarantined, f"{lease} is quarantined and waits")
-            hopeless = (
+            exhausted = (
                 request.interrupted and not request.death_undecided and self.gives_up(request)
             )
-            check(not hopeless, f"{lease} never gives up")
+            check(not exhausted, f"{lease} never gives up")
         if self.probation(model):
             check(len(running) == 1, f"{running} run beside a probation")
         elif state in ("ready", "draining"):

@@ -18,9 +18,9 @@ DIFF = """\
 
 
 def test_a_mutant_is_known_by_its_function_and_its_line_wherever_that_is() -> None:
-    name = "plan.Room.fits_now: if size <= free: → if size < free:"
-    assert identify("plan", "Room.fits_now", DIFF) == name
-    assert identify("plan", "Room.fits_now", DIFF.replace("-7,3", "-9,3")) == name
+    name = "plan.Capacity.fits_now: if size <= free: → if size < free:"
+    assert identify("plan", "Capacity.fits_now", DIFF) == name
+    assert identify("plan", "Capacity.fits_now", DIFF.replace("-7,3", "-9,3")) == name
 
 
 def test_a_line_that_is_gone_and_lines_that_were_several_are_one_name() -> None:

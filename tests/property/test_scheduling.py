@@ -15,7 +15,7 @@ from supervisor.scheduler.death import Fault
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Rules, Spec
 from supervisor.scheduler.pressure import Level
-from tests.bench.eviction import Crowd, Machine
+from tests.bench.eviction import ConcurrentSimulation, Machine
 from tests.property import scheduling
 from tests.property.oracle import GB, Violation
 from tests.property.scheduling import LIMITS, NAMES, make_world
@@ -166,7 +166,7 @@ def test_a_random_walk_finds_nothing() -> None:
     assert scheduling.walk(seed=4, steps=20_000) == (20_000, None)
 
 
-@pytest.mark.parametrize("storm", [False, True], ids=["many models", "storm"])
+@pytest.mark.parametrize("storm", [False, True], ids=["many models", "few models"])
 @pytest.mark.parametrize("calm", [False, True], ids=["any death", "poison alone"])
 @pytest.mark.parametrize("gate", ["shared", "exclusive"])
 @pytest.mark.parametrize("recovery", ["off", "replay", "resume"])
@@ -240,8 +240,8 @@ def test_four_hundred_requests_of_forty_clients_wait_no_longer_than_documented(
     """Five models, room for two: each in its turn waits for at most all the others' turns."""
     machine = Machine({name: (5 * GB, 2.0) for name in "abcde"}, 10 * GB)
     rules = Rules(load_gate=gate)
-    crowd = Crowd(machine, rules, concurrency=concurrency)
-    waits = crowd.run(random.Random(5), clients=40, requests=400, service=1.0)
+    simulation = ConcurrentSimulation(machine, rules, concurrency=concurrency)
+    waits = simulation.run(random.Random(5), clients=40, requests=400, service=1.0)
     assert len(waits) == 400
     turn = rules.patience(2.0, 2.0) + rules.residency(2.0) + 2.0 + 1.0  # + its load and its drain
     assert max(waits) <= 5 * turn

@@ -1,0 +1,1 @@
+"""Tests of the repository: its layers, documents, diagrams and service files."""

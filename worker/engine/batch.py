@@ -63,16 +63,17 @@ class BatchEngine:
         their first."""
 
     def warm_up(self) -> None:
-        mlx_lm_compat.import_mlx_lm()
-        # A tenth of a second more, which is twice what a small model's load takes. It imports
-        # transformers, which must not come before mlx-lm.
-        import worker.grammar.compile  # noqa: F401
+        if mlx_lm_compat.import_mlx_lm():
+            # A tenth of a second more, which is twice what a small model's load takes. It imports
+            # transformers, which must not come before mlx-lm.
+            import worker.grammar.compile  # noqa: F401
 
     def load(self, load: Load, progress: Callable[[int, int], None]) -> LoadResult:
+        self._model = loading.load(Path(load.path), load.context, progress)
+        # Not before: they import transformers, and that it can be imported is checked there.
         from worker.grammar.compile import ConstraintCompiler
         from worker.grammar.vocabulary import fill_masks
 
-        self._model = loading.load(Path(load.path), load.context, progress)
         model, tokenizer, context = self._model.model, self._model.tokenizer, self._model.context
         # Of a lazy array the shape is known without computing it.
         self._width = int(model(mx.array([[0]])).shape[-1])

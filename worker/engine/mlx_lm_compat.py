@@ -1,9 +1,10 @@
 """All that the worker takes from mlx-lm, and all that it changes in it.
 
 No other module of the worker imports mlx-lm or uses its private names; a test walks their syntax
-trees. `check` is called before a model is loaded and looks for every name that is used here;
+trees. `check` is called before a model is loaded and looks for all that `mlx_lm_expected` lists;
 `make_generator` looks at the objects that result, once its own classes are in their places.
-Whatever is missing raises `Unloadable`. `docs/upgrading-mlx-lm.md` says what each check guards.
+Whatever is missing raises `Unloadable`. `docs/upgrading-mlx-lm.md` says what each check guards, and
+what none can.
 
 mlx-lm is not imported with this module, but by `import_mlx_lm`.
 """
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import logging
 import os
 import resource
@@ -25,7 +28,20 @@ from datetime import datetime
 from types import FunctionType
 from typing import Any, NamedTuple
 
+import mlx.core as mx
+
 from worker.engine.decoding import BatchDecoder
+from worker.engine.mlx_lm_expected import (
+    CALLERS,
+    CALLS,
+    FIELDS,
+    GENERATION_BATCH,
+    NAMES,
+    OVERRIDDEN,
+    PER_PROMPT,
+    PROMPT_BATCH,
+    WRAPPER,
+)
 from worker.engine.thread import Unloadable
 from worker.output.tools.parser_limits import short_python
 from worker.prompt.tokenizer import ModelTokenizer
@@ -35,94 +51,21 @@ log = logging.getLogger("bulkhead.worker")
 TESTED = "0.32"
 """The minor version of mlx-lm that pyproject.toml asks for and the tests run with."""
 
-NAMES = {
-    "mlx_lm.generate": (
-        "BatchGenerator.close",
-        "BatchGenerator.insert",
-        "BatchGenerator.next",
-        "BatchGenerator.remove",
-        "GenerationBatch._step",
-        "GenerationBatch.empty",
-        "GenerationBatch.next",
-        "PromptProcessingBatch.empty",
-        "PromptProcessingBatch.generate",
-        "PromptProcessingBatch.split",
-        "StopSequences",
-    ),
-    "mlx_lm.models.cache": ("make_prompt_cache",),
-    "mlx_lm.tokenizer_utils": (
-        "BPEStreamingDetokenizer",
-        "NewlineTokenizer",
-        "TokenizerWrapper.detokenizer",
-        "TokenizerWrapper.eos_token_ids",
-        "TokenizerWrapper.has_thinking",
-        "TokenizerWrapper.response_initial_state",
-        "TokenizerWrapper.response_transitions",
-        "TokenizerWrapper.structural_markers",
-        "TokenizerWrapper.think_end",
-        "TokenizerWrapper.think_end_tokens",
-        "TokenizerWrapper.think_start",
-        "TokenizerWrapper.think_start_tokens",
-        "TokenizerWrapper.tool_call_end",
-        "TokenizerWrapper.tool_call_start",
-        "TokenizerWrapper.tool_parser",
-        "_byte_decoder",
-    ),
-    "mlx_lm.utils": ("load",),
-}
-"""By module, what must be there."""
-CALLERS = {
-    "GenerationBatch.next": "_step",
-    "PromptProcessingBatch.generate": "GenerationBatch",
-    "BatchGenerator._next": "split",
-    "BatchGenerator._make_batch": "PromptProcessingBatch",
-}
-"""In `mlx_lm.generate`, functions and a name that each must use: else what is put in its place here
-would never be called."""
-GENERATION_BATCH = frozenset(
-    [
-        "model",
-        "uids",
-        "prompt_cache",
-        "tokens",
-        "samplers",
-        "fallback_sampler",
-        "stop_sequences",
-        "max_tokens",
-        "_current_tokens",
-        "_current_logprobs",
-        "_next_tokens",
-        "_next_logprobs",
-        "_num_tokens",
-    ]
-)
-"""Attributes of a `GenerationBatch` that are used here."""
-PER_PROMPT = frozenset(
-    [
-        "uids",
-        "prompt_cache",
-        "tokens",
-        "samplers",
-        "logits_processors",
-        "stop_sequences",
-        "max_tokens",
-    ]
-)
-"""Attributes of a `PromptProcessingBatch` that are lists with an entry for each prompt."""
-PROMPT_BATCH = PER_PROMPT | {"model", "prefill_step_size", "fallback_sampler"}
-"""All attributes that a `PromptProcessingBatch` has: a new one might hold something for each
-prompt, which `split` would have to hand over as well."""
-WRAPPER = frozenset(("_tokenizer", "_chat_template"))
-"""Attributes of a `TokenizerWrapper`."""
+_import_failures: list[str] = []
+"""What `import_mlx_lm` met, for `check`; empty = all is imported."""
 
 
-def import_mlx_lm() -> None:
+def import_mlx_lm() -> bool:
     """Import mlx-lm, which takes more than a second, without its side effect on this process.
+
+    Whether it could be imported. If not, the log has the traceback and `check` refuses every model:
+    a worker that ended here would only be started again.
 
     mlx_lm.utils lowers RLIMIT_NOFILE to (2048, 4096), for good where we aren't root, and fails to
     import where the hard limit is below that.
     """
-    _leave_out_the_index()
+    _import_failures.clear()
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     original = resource.setrlimit
 
     def keep(kind: int, limits: tuple[int, int]) -> None:
@@ -131,13 +74,23 @@ def import_mlx_lm() -> None:
 
     resource.setrlimit = keep
     try:
-        with contextlib.suppress(ModuleNotFoundError):  # `check` says what is missing
-            import mlx_lm.generate
-            import mlx_lm.models.cache
-            import mlx_lm.tokenizer_utils
-            import mlx_lm.utils  # noqa: F401
+        _leave_out_the_index()
+        for module in NAMES:
+            importlib.import_module(module)
+    except Exception as raised:
+        # mlx-lm, transformers and what they import are programs of others: they raise anything.
+        log.warning("mlx-lm can't be imported", exc_info=True)
+        error: BaseException = raised
+        # transformers puts an error of its own around what failed.
+        while error.__cause__ is not None:
+            error = error.__cause__
+        _import_failures.append(f"{type(error).__name__}: {error}")
     finally:
         resource.setrlimit = original
+    if (now := resource.getrlimit(resource.RLIMIT_NOFILE)) != limits:
+        # Not refused: a worker needs few files.
+        log.warning("mlx-lm changed the limit on open files from %s to %s", limits, now)
+    return not _import_failures
 
 
 def _leave_out_the_index() -> None:
@@ -168,14 +121,23 @@ def _found_in_transformers(name: str) -> Any:
 
 
 def check() -> None:
-    """Raises Unloadable if the installed mlx-lm lacks a name that is used here."""
+    """Raises Unloadable if mlx-lm could not be imported, or lacks a name, a parameter or a field
+    that is used here."""
+    if _import_failures:
+        raise unfit(f"its import failed with {_import_failures[0]}")
     for module, names in NAMES.items():
         for name in names:
             _find(module, name)
+    if not hasattr(sys.modules.get("transformers.models"), "AutoTokenizer"):
+        raise unfit("transformers.models does not find the names of transformers")
+    _check_calls()
     for caller, name in CALLERS.items():
         code = getattr(_find("mlx_lm.generate", caller), "__code__", None)
         if code is None or name not in code.co_names:
             raise unfit(f"mlx_lm.generate.{caller} does not use {name}")
+    for kind, fields in FIELDS.items():
+        if missing := sorted(set(fields) - _fields(_find("mlx_lm.generate", kind))):
+            raise unfit(f"a {kind} has no {', '.join(missing)}")
     if _template_module() is None:
         # Not refused: only templates that print the time differ, when they are rendered again.
         log.warning(
@@ -185,10 +147,39 @@ def check() -> None:
 
 def unfit(what: str) -> Unloadable:
     """The refusal, which names the version that is installed."""
+    try:
+        installed = importlib.metadata.version("mlx-lm")
+    except importlib.metadata.PackageNotFoundError:
+        installed = "(no version is installed)"
     return Unloadable(
-        f"mlx-lm {importlib.metadata.version('mlx-lm')} can't be used by this version of Bulkhead, "
+        f"mlx-lm {installed} can't be used by this version of Bulkhead, "
         f"which was tested with {TESTED}: {what}. Install mlx-lm {TESTED}, or a newer Bulkhead."
     )
+
+
+def _check_calls() -> None:
+    for (module, name), (positional, keywords) in CALLS.items():
+        try:
+            bound = inspect.signature(_find(module, name)).bind(
+                *[None] * positional, **dict.fromkeys(keywords)
+            )
+        except TypeError as error:
+            raise unfit(f"{module}.{name} is called in another way: {error}") from None
+        # What `**kwargs` takes may be passed on to nobody.
+        if missing := sorted(set(keywords) - bound.arguments.keys()):
+            raise unfit(f"{module}.{name} has no parameter {', '.join(missing)}")
+    for name, parameters in OVERRIDDEN.items():
+        kind, method = name.split(".")
+        theirs = getattr(_theirs(_find("mlx_lm.generate", kind)), method)
+        if (now := tuple(inspect.signature(theirs).parameters)) != parameters:
+            raise unfit(f"mlx_lm.generate.{name} has the parameters ({', '.join(now)})")
+
+
+def _fields(kind: Any) -> set[str]:
+    """The names of a dataclass's or a named tuple's fields; of anything else, none."""
+    if dataclasses.is_dataclass(kind):
+        return {field.name for field in dataclasses.fields(kind)}
+    return set(getattr(kind, "_fields", ()))
 
 
 def _find(module: str, name: str) -> Any:
@@ -331,10 +322,15 @@ def make_generator(model: Any, decoder: BatchDecoder, **options: Any) -> Any:
     decoding = _decoding_batch(_theirs(module.GenerationBatch))
     prefill = _prefill_batch(_theirs(module.PromptProcessingBatch))
     module.GenerationBatch, module.PromptProcessingBatch = decoding, prefill
+    wired = mx.set_wired_limit(0)  # the only way to read it
+    mx.set_wired_limit(wired)
     generator = module.BatchGenerator(model, sampler=decoder, **options)
     # The constructor wires the whole recommended working set, which is wrong when several workers
-    # share the machine; closing does nothing but undo that.
+    # share the machine; closing does nothing but undo that. That a closed generator still generates
+    # can't be seen before it has a prompt: the tests of this module and `make greedy` show it.
     generator.close()
+    if mx.set_wired_limit(wired) != wired:
+        raise unfit("a closed BatchGenerator leaves memory wired")
     _demand(generator, frozenset(("_generation_batch", "_prompt_batch")), "BatchGenerator")
     for batch, kind in (
         (generator._generation_batch, decoding),

@@ -33,7 +33,7 @@ def limits() -> llguidance.LLParserLimits:
     # What can't be enforced has to be refused before the first token. So the limits on rows, which
     # are met later, are out of reach: a grammar of at most 65,525 symbols (llguidance counts in 16
     # bits) has no longer rows, and `choices` refuses those that would take time. The lexer's fuel
-    # is 0.2 s at most; merged patterns alone were seen to use it up. verbose_errors would put the
+    # bounds what a step takes, 0.5 s; merged patterns alone were seen to use it up. verbose_errors would put the
     # output into error messages. Large lexemes computed in advance let a small pattern take
     # seconds.
     return llguidance.LLParserLimits(

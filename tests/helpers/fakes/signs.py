@@ -28,7 +28,7 @@ class Sign:
     running: int
     """Requests that run, each with all its choices."""
     paused: int
-    """Those that have stood their trial and wait for the others'."""
+    """Those that have passed their probation and wait for that of the others."""
     made: bool
     """Whether it has made a token."""
 

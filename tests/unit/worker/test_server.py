@@ -128,7 +128,7 @@ async def tokens(stream: FrameStream[FromEngine]) -> list[int]:
 def test_a_request_pauses_though_it_was_told_before_it_was_prepared(
     tmp_path: Path, words: list[Frame], told: list[str]
 ) -> None:
-    async def scene() -> None:
+    async def run() -> None:
         desk = Desk(tmp_path)
         async with asyncio.timeout(SECONDS), desk.serving():
             stream = await desk.ask(LONG, *words)
@@ -142,13 +142,13 @@ def test_a_request_pauses_though_it_was_told_before_it_was_prepared(
                 stream.send(Continue())
             assert await tokens(stream) == [*range(500)]
 
-    asyncio.run(scene())
+    asyncio.run(run())
 
 
 def test_who_leaves_before_the_prompt_is_prepared_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def scene() -> None:
+    async def run() -> None:
         desk, left = Desk(tmp_path), asyncio.Event()
 
         def note(message: str, *_: object) -> None:
@@ -164,4 +164,4 @@ def test_who_leaves_before_the_prompt_is_prepared_is_forgotten(
             assert await tokens(await desk.ask(SHORT)) == [*range(5)]
             assert desk.engine.told == []
 
-    asyncio.run(scene())
+    asyncio.run(run())

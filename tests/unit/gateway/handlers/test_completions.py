@@ -18,7 +18,7 @@ from gateway.http import exchange
 from gateway.http.exchange import BEGUN, REQUEST_ID
 from gateway.openai.completions import COMPLETION_BODY
 from gateway.openai.render import ChoiceBuffer, Renderer
-from gateway.openai.render_completions import TextChoice
+from gateway.openai.render_completions import TextShape
 from supervisor.wire.frames import Call, End, Logprob, Logprobs, Token
 from tests.helpers.fakes.engine import PROMPT_TOKENS, REFUSED, Script, text_of
 from tests.helpers.serving import DEADLINE, Server, serving
@@ -251,7 +251,7 @@ def test_a_prompt_counts_once_whichever_of_its_choices_ends_first() -> None:
     short, long = End("stop", 1, 1), End("stop", 5, 1)
     generation: Any = Answering((0, short), (2, long), (1, short), (3, long))
     request: Any = {}
-    renderer = Renderer(TextChoice, id="r", created=1, model="m", choices=4)
+    renderer = Renderer(TextShape, id="r", created=1, model="m", choices=4)
     answer = completions._Answer(request, parsed, generation, renderer, 4)
     response = asyncio.run(answer.whole([ChoiceBuffer() for _ in range(4)]))
     assert isinstance(response.body, bytes)
@@ -272,7 +272,7 @@ def test_who_does_not_read_is_waited_for_no_longer_than_so(
 
         async def handler(request: web.Request) -> web.StreamResponse:
             request[BEGUN], request[REQUEST_ID] = time.monotonic(), "r"
-            renderer = Renderer(TextChoice, id="r", created=1, model="m")
+            renderer = Renderer(TextShape, id="r", created=1, model="m")
             text = [(0, Token(1, "x" * 1000))] * kilobytes
             generation: Any = Answering(*text, (0, End("stop", 1, 1)))
             answer = completions._Answer(request, parsed, generation, renderer, 1)

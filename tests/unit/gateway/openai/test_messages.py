@@ -8,7 +8,7 @@ import pytest
 from openai.types.chat import ChatCompletion
 
 from gateway.openai.render import ChoiceBuffer, Renderer, usage
-from gateway.openai.render_chat import ChatChoice
+from gateway.openai.render_chat import ChatShape
 from supervisor.errors import (
     BulkheadError,
     InvalidType,
@@ -113,7 +113,7 @@ def test_an_answer_can_be_sent_back_as_the_sdk_dumps_it() -> None:
     said = ChoiceBuffer()
     said.add(Token(1, "hi", reasoning="hm", calls=(Call(0, "f", '{"a": 1}'),)))
     said.reason = "tool_calls"
-    renderer = Renderer(ChatChoice, id="c", created=1, model="m")
+    renderer = Renderer(ChatShape, id="c", created=1, model="m")
     body = renderer.answer([said], usage([End("tool_calls", 1, 1)], 1))
     message = ChatCompletion.model_validate_json(body).choices[0].message
     assert message.tool_calls

@@ -1,1 +1,0 @@
-"""Tests of `supervisor.api`, one file a module."""

@@ -1,1 +1,0 @@
-"""Tests of `supervisor.cli`, one file a module."""

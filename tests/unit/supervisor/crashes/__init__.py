@@ -1,1 +1,0 @@
-"""Tests of `supervisor.crashes`, one file a module."""

@@ -13,7 +13,7 @@ from supervisor.scheduler.death import Fault
 METAL = "[METAL] Command buffer execution failed: "
 ABORT = f"libc++abi: terminating due to uncaught exception of type std::runtime_error: {METAL}"
 CODE = "kIOGPUCommandBufferCallbackError"
-SEED_001 = (
+METAL_ASSERTION = (
     "-[_MTLCommandBuffer addCompletedHandler:]:1011: failed assertion "
     "`Completed handler provided after commit call'"
 )
@@ -55,7 +55,7 @@ RECORDED = [
     ("MemoryError", Cause.OUT_OF_MEMORY),
     ("RuntimeError: There is no Stream(gpu, 3) in current thread.", Cause.WRONG_THREAD),
     ("RuntimeError: There is no Stream(cpu, 0) in current thread.", Cause.WRONG_THREAD),
-    (SEED_001, Cause.METAL_ASSERTION),
+    (METAL_ASSERTION, Cause.METAL_ASSERTION),
     (
         "/AppleInternal/Library/MTLDebugCommandBuffer.mm:120: failed assertion "
         "`commit an already committed command buffer'",
@@ -163,7 +163,7 @@ def test_an_end_without_a_line(how: str, cause: Cause) -> None:
         ("it closed its channel without exiting", Cause.PROTOCOL),
     ],
 )
-def test_what_we_put_down_ourselves(reason: str, cause: Cause) -> None:
+def test_what_we_killed_ourselves(reason: str, cause: Cause) -> None:
     """A wedge has no line ever; its end by SIGKILL is our own."""
     found = diagnose("SIGKILL", INFO, kill_reason=reason)
     assert (found.cause, found.line, found.meaning.memory) == (cause, reason, False)

@@ -1,1 +1,0 @@
-"""Tests of `supervisor.machine`, one file a module."""

@@ -1,1 +1,0 @@
-"""Tests of `supervisor.models`, one file a module."""

@@ -1,1 +1,0 @@
-"""Tests of `supervisor.processes`, one file a module."""

@@ -37,7 +37,7 @@ def config_for(*folders: Path, extra: str = "") -> str:
     return f"[server]\nport = 0\n{SPARE}{tables}{extra}"
 
 
-def standing(server: Server, wanted: str) -> None:
+def wait_for_spare(server: Server, wanted: str) -> None:
     """Return once the spare is that."""
     deadline = Deadline()
     while (now := server.health()["memory"]["spare"]) != wanted:
@@ -52,7 +52,7 @@ def recorded(server: Server) -> dict[str, int]:
 
 def ready_spare(server: Server) -> int:
     """The pid of the spare, once it is ready."""
-    standing(server, "ready")
+    wait_for_spare(server, "ready")
     server.see_children()
     return recorded(server)["spare"]
 
@@ -109,7 +109,7 @@ def test_death_of_a_spare_is_no_models_and_another_one_comes(tmp_path: Path) -> 
     with serving(tmp_path / "s", scripted=True, config=config_for(model)) as server:
         first = ready_spare(server)
         os.kill(first, signal.SIGSEGV)
-        standing(server, "waiting")
+        wait_for_spare(server, "waiting")
         assert server.chat("m", max_tokens=1).text == text_of(1)
         assert ready_spare(server) not in (first, server.loaded("m")["pid"])
         assert server.loaded("m")["deaths"] == 0
@@ -135,7 +135,7 @@ def test_spare_goes_first_when_memory_is_short(tmp_path: Path) -> None:
         spare = ready_spare(server)
         assert server.health()["memory"]["charged_bytes"] == 150 * 10**6
         machine.use(96)
-        standing(server, "waiting")
+        wait_for_spare(server, "waiting")
         deadline = Deadline()
         while alive(spare):
             deadline.check("the spare to end")
@@ -392,7 +392,7 @@ def test_nobody_is_hindered_by_an_import() -> None:
     for lease in leases:
         pool.returned(lease, 5, 3.1)
     pool.ready("m", 2, 0, 4096, 4.0)
-    assert not calm()  # one of them stands trial
+    assert not calm()  # one of them is on probation
     pool.passed(leases[0], 5.0)
     pool.passed(leases[1], 6.0)
     assert calm()

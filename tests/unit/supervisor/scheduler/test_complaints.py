@@ -279,9 +279,9 @@ def test_an_emergency_with_everything_busy_ends_and_tells_why() -> None:
     (refusal,) = [e for e in pool.tick(16.0) if isinstance(e, Refuse)]
     assert (refusal.lease, refusal.error.code) == (waiter, "memory_pressure")
     pool.exited("b", 1, "exit status 0", 16.5)
-    buried, stop = pool.tick(20.0)
-    assert isinstance(buried, EndLease)
-    assert (buried.lease, buried.error.code) == (running, "memory_pressure")
+    ended, stop = pool.tick(20.0)
+    assert isinstance(ended, EndLease)
+    assert (ended.lease, ended.error.code) == (running, "memory_pressure")
     assert stop == Stop("a", 1, kill=False)
     pool.exited("a", 1, "exit status 0", 21.0)
     assert set(states(pool).values()) == {State.COLD}

@@ -20,11 +20,11 @@ from supervisor.scheduler.eviction import (
 
 GB = 10**9
 
-# Seed 002, "Scenario 1": three models and what was used how often.
+# From a user's account: three models, and how often each was used.
 CODER = Candidate("qwen2.5-coder-32b", 20 * GB, 50, 300.0, 3.0, 25.3)
 PHI = Candidate("phi3.5-mini-4k", 3 * GB, 5, 200.0, 1.0, 8.2)
 DEEPSEEK = Candidate("deepseek-r1-70b", 42 * GB, 2, 400.0, 1.0, 90.0)
-SEED = [CODER, PHI, DEEPSEEK]
+USED = [CODER, PHI, DEEPSEEK]
 
 
 def names(candidates: list[Candidate]) -> list[str]:
@@ -41,7 +41,7 @@ def names(candidates: list[Candidate]) -> list[str]:
     ],
 )
 def test_each_policy_has_its_order(policy: str, first_to_last: list[str]) -> None:
-    assert names(order(SEED, policy)) == first_to_last
+    assert names(order(USED, policy)) == first_to_last
 
 
 def test_equal_use_counts_go_by_the_last_use() -> None:
@@ -72,7 +72,7 @@ def test_yesterdays_favourite_ages() -> None:
 def test_the_order_does_not_depend_on_how_they_come(policy: str) -> None:
     same = [Candidate(name, GB) for name in "cab"]
     assert names(order(same, policy)) == ["a", "b", "c"]
-    assert order(SEED, policy) == order(SEED[::-1], policy)
+    assert order(USED, policy) == order(USED[::-1], policy)
 
 
 def sized(*sizes: int) -> list[Candidate]:

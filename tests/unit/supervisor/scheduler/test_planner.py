@@ -190,17 +190,17 @@ def test_an_emergency_unloads_all_in_whatever_state_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("standing", "gone"),
+    ("state", "gone"),
     [("idle", ["b"]), ("busy", []), ("cold", [])],
 )
 def test_a_pinned_model_that_is_idle_is_one_of_those_that_a_cleanup_keeps(
-    standing: str, gone: list[str]
+    state: str, gone: list[str]
 ) -> None:
     rules = Rules(keep=1, min_residency=0.0)
     pool = small_machine(Spec("a", estimate_bytes=GB, pin=True), "b", rules=rules)
-    if standing != "cold":
+    if state != "cold":
         lease = serve(pool, "a", 0.0, size=GB)
-        if standing == "idle":
+        if state == "idle":
             pool.release(lease, 2.0)
     loaded(pool, "b", now=3.0)
     stops = done(pool.pressure(Level.WARN, "", 10.0))

@@ -399,8 +399,8 @@ def test_the_drain_deadline_or_a_second_shutdown_cuts_what_still_runs(again: boo
     lease = acquire(pool, 2.0)
     pool.shutdown(3.0)
     assert pool.tick(22.9) == []
-    *buried, stop = pool.shutdown(22.9) if again else pool.tick(23.0)
-    assert told(buried) == [Told(EndLease, lease, "shutting_down")]
+    *cut, stop = pool.shutdown(22.9) if again else pool.tick(23.0)
+    assert told(cut) == [Told(EndLease, lease, "shutting_down")]
     assert stop == Stop("m", 1, kill=False)
     assert pool.release(lease, 24.0) == []
     assert pool.next_deadline() == (25.9 if again else 26.0)

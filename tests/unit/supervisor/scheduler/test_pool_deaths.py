@@ -76,16 +76,16 @@ def test_a_death_that_is_understood_says_why_and_what_to_do(
 
 
 @pytest.mark.parametrize(
-    ("cause", "standing"),
+    ("cause", "suspicion"),
     [(Cause.GPU_VICTIM, Suspicion.CLEAR), (Cause.GPU_HANG, Suspicion.SUSPECT)],
 )
-def test_nobody_is_suspected_of_what_came_from_outside(cause: Cause, standing: Suspicion) -> None:
+def test_nobody_is_suspected_of_what_came_from_outside(cause: Cause, suspicion: Suspicion) -> None:
     pool = Pool([Spec("m")], rules=Rules(recovery="resume"))
     lease = acquire(pool)
     pool.ready("m", 1, 0, 1, 7.5)
     pool.exited("m", 1, "SIGABRT", 10.0, Diagnosis(cause).death("some-id"))
     pool.returned(lease, 0, 10.0)
-    assert pool.models["m"].waiting[lease].suspicion is standing
+    assert pool.models["m"].waiting[lease].suspicion is suspicion
 
 
 def test_what_we_killed_says_why_in_our_words() -> None:

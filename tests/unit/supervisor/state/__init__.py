@@ -1,1 +1,0 @@
-"""Tests of `supervisor.state`, one file a module."""

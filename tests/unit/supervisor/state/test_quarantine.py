@@ -1,4 +1,4 @@
-"""supervisor.state.quarantine: verdicts that outlive the supervisor."""
+"""supervisor.state.quarantine: what is quarantined outlives the supervisor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from supervisor.state.quarantine import Quarantine
 
 
-def test_verdicts_survive_a_restart_with_their_time(tmp_path: Path) -> None:
+def test_quarantined_requests_survive_a_restart_with_their_time(tmp_path: Path) -> None:
     path = tmp_path / "quarantine.json"
     first = Quarantine.load(path)
     digest = first.keyed(b"a request")

@@ -1,1 +1,0 @@
-"""Tests of `supervisor.wire`, one file a module."""

@@ -87,12 +87,12 @@ def test_files_that_can_never_be_served_are_told_with_the_reason(folder: Path, w
     "error",
     [MemoryError("planned"), PermissionError("planned"), OSError(5, "planned"), RuntimeError("x")],
 )
-def test_what_may_go_well_next_time_is_no_verdict(
+def test_what_may_go_well_next_time_is_not_permanent(
     folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     from mlx_lm import utils
 
-    def fail(*arguments: object, **options: object) -> None:
+    def fail(path: str, lazy: bool, return_config: bool) -> None:
         raise error
 
     monkeypatch.setattr(utils, "load", fail)

@@ -4,8 +4,11 @@ expected."""
 from __future__ import annotations
 
 import ast
+import collections
+import dataclasses
 import importlib
 import importlib.metadata
+import inspect
 import subprocess
 import sys
 import types
@@ -13,12 +16,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from tests.helpers.children import ROOT
 from tests.helpers.dialects import GLM, wrapper
 from tests.helpers.tiny_llama import make_model
 from worker.engine import mlx_lm_compat as compat
+from worker.engine import mlx_lm_expected as expected
 from worker.engine.decoding import BatchDecoder
 from worker.engine.loading import load
 from worker.engine.rows import BatchRow
@@ -27,7 +32,7 @@ from worker.engine.thread import Unloadable
 
 PROMPT = list(b"The quick brown fox")
 VERSION = importlib.metadata.version("mlx-lm")
-NAMES = [(module, name) for module, names in compat.NAMES.items() for name in names]
+NAMES = [(module, name) for module, names in expected.NAMES.items() for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -91,19 +96,159 @@ def test_a_name_that_is_gone_is_told(
     assert f"{module}.{name} is missing" in refused(lambda: load(folder, 0, lambda *_: None))
 
 
-@pytest.mark.parametrize("module", compat.NAMES)
+@pytest.mark.parametrize("module", expected.NAMES)
 def test_a_module_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     monkeypatch.delitem(sys.modules, module)
     assert module in refused(compat.check)
 
 
-@pytest.mark.parametrize("caller", compat.CALLERS)
+@pytest.mark.parametrize("caller", expected.CALLERS)
 def test_a_seam_that_is_passed_by_is_told(
     generate: Any, monkeypatch: pytest.MonkeyPatch, caller: str
 ) -> None:
     kind, name = caller.split(".")
     monkeypatch.setattr(getattr(generate, kind), name, lambda self: None)
-    assert f"{caller} does not use {compat.CALLERS[caller]}" in refused(compat.check)
+    assert f"{caller} does not use {expected.CALLERS[caller]}" in refused(compat.check)
+
+
+def without(function: Callable[..., Any], parameter: str) -> Callable[..., Any]:
+    """`function`, whose signature has another name in the place of `parameter`."""
+
+    def other(*arguments: Any, **options: Any) -> Any:
+        return function(*arguments, **options)
+
+    signature = inspect.signature(function)
+    vars(other)["__signature__"] = signature.replace(
+        parameters=[
+            each.replace(name="renamed") if each.name == parameter else each
+            for each in signature.parameters.values()
+        ]
+    )
+    return other
+
+
+def _replace(
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    name: str,
+    change: Callable[[Callable[..., Any]], Callable[..., Any]],
+) -> None:
+    """Change the function `name`, of a class its constructor."""
+    owner: Any = importlib.import_module(module)
+    *parts, last = name.split(".")
+    for part in parts:
+        owner = getattr(owner, part)
+    if isinstance(getattr(owner, last), type):
+        owner, last = getattr(owner, last), "__init__"
+    monkeypatch.setattr(owner, last, change(getattr(owner, last)))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "parameter"),
+    [(*called, each) for called, (_, keywords) in expected.CALLS.items() for each in keywords],
+)
+def test_a_parameter_that_is_gone_is_told(
+    generate: Any, monkeypatch: pytest.MonkeyPatch, module: str, name: str, parameter: str
+) -> None:
+    _replace(monkeypatch, module, name, lambda function: without(function, parameter))
+    told = refused(compat.check)
+    assert f"{module}.{name} is called in another way" in told
+    assert parameter in told
+
+
+def test_a_parameter_that_only_a_catch_all_takes_is_told(
+    generate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(path: str, lazy: bool = False, **options: Any) -> None: ...
+
+    monkeypatch.setattr(importlib.import_module("mlx_lm.utils"), "load", load)
+    assert "mlx_lm.utils.load has no parameter return_config" in refused(compat.check)
+
+
+@pytest.mark.parametrize(("module", "name"), expected.CALLS)
+def test_a_parameter_that_must_be_given_besides_is_told(
+    generate: Any, monkeypatch: pytest.MonkeyPatch, module: str, name: str
+) -> None:
+    def demanding(function: Callable[..., Any]) -> Callable[..., Any]:
+        def other(*arguments: Any, adapter: Any, **options: Any) -> Any: ...
+
+        return other
+
+    _replace(monkeypatch, module, name, demanding)
+    told = refused(compat.check)
+    assert f"{module}.{name} is called in another way" in told
+    assert "adapter" in told
+
+
+@pytest.mark.parametrize("name", expected.OVERRIDDEN)
+def test_a_method_that_is_replaced_and_takes_more_is_told(
+    generate: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def other(self: Any, indices: Any = None, drafts: Any = None) -> None: ...
+
+    kind, method = name.split(".")
+    monkeypatch.setattr(getattr(generate, kind), method, other)
+    assert f"{name} has the parameters (self, indices, drafts)" in refused(compat.check)
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["dataclass", "named tuple"])
+@pytest.mark.parametrize(
+    ("kind", "field"), [(kind, each) for kind, fields in expected.FIELDS.items() for each in fields]
+)
+def test_a_field_that_is_gone_is_told(
+    generate: Any, monkeypatch: pytest.MonkeyPatch, kind: str, field: str, named: bool
+) -> None:
+    owner, _, last = kind.partition(".")
+    rest = [each for each in expected.FIELDS[kind] if each != field]
+    make: Any = collections.namedtuple if named else dataclasses.make_dataclass
+    monkeypatch.setattr(getattr(generate, owner), last, make("Response", rest))
+    assert refused(compat.check).count(f"a {kind} has no {field}.") == 1
+
+
+def test_the_engine_calls_nothing_in_a_way_that_is_not_checked() -> None:
+    """Every call of the generator in batch.py, with its keywords, is among `CALLS`."""
+    calls = {
+        name.rpartition(".")[2]: set(keywords)
+        for (_, name), (_, keywords) in expected.CALLS.items()
+    }
+    calls["make_generator"] = calls["BatchGenerator"] - {"sampler"}
+    used: dict[str, set[str]] = {}
+    for node in ast.walk(ast.parse((WING / "engine" / "batch.py").read_text())):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            of = ast.unparse(node.func.value)
+            if of == "self._generator" or node.func.attr == "make_generator":
+                used.setdefault(node.func.attr, set()).update(
+                    str(each.arg) for each in node.keywords
+                )
+    assert used == {name: calls[name] for name in ("insert", "make_generator", "next", "remove")}
+
+
+def test_memory_that_stays_wired_is_told(
+    generate: Any, monkeypatch: pytest.MonkeyPatch, model: Any
+) -> None:
+    limit = 5
+
+    def set_wired_limit(new: int) -> int:
+        nonlocal limit
+        old, limit = limit, new
+        return old
+
+    monkeypatch.setattr(mx, "set_wired_limit", set_wired_limit)
+    monkeypatch.setattr(
+        generate, "maybe_set_recommended_wired_limit", lambda: mx.set_wired_limit(1000)
+    )
+    compat.make_generator(model, BatchDecoder())
+    assert limit == 5
+    monkeypatch.setattr(generate.BatchGenerator, "close", lambda self: None)
+    assert "leaves memory wired" in refused(lambda: compat.make_generator(model, BatchDecoder()))
+    assert limit == 5
+
+
+def test_transformers_that_keeps_its_names_elsewhere_is_told(
+    generate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers.models", types.ModuleType("other"))
+    assert "transformers.models" in refused(compat.check)
 
 
 def _spoil_instances(
@@ -121,8 +266,8 @@ def _spoil_instances(
 @pytest.mark.parametrize(
     ("kind", "attribute"),
     [
-        *(("GenerationBatch", name) for name in sorted(compat.GENERATION_BATCH)),
-        *(("PromptProcessingBatch", name) for name in sorted(compat.PROMPT_BATCH)),
+        *(("GenerationBatch", name) for name in sorted(expected.GENERATION_BATCH)),
+        *(("PromptProcessingBatch", name) for name in sorted(expected.PROMPT_BATCH)),
         *(("BatchGenerator", name) for name in ("_generation_batch", "_prompt_batch")),
     ],
 )
@@ -166,14 +311,14 @@ def test_a_sampler_that_does_not_arrive_is_told(
     assert "sampler" in refused(lambda: compat.make_generator(model, BatchDecoder()))
 
 
-@pytest.mark.parametrize("attribute", sorted(compat.WRAPPER))
+@pytest.mark.parametrize("attribute", sorted(expected.WRAPPER))
 def test_a_tokenizer_that_keeps_its_parts_elsewhere_is_told(attribute: str) -> None:
     class Other:
         tool_parser = None
         detokenizer = None
 
     other = Other()
-    vars(other).update(dict.fromkeys(compat.WRAPPER - {attribute}))
+    vars(other).update(dict.fromkeys(expected.WRAPPER - {attribute}))
     assert attribute in refused(lambda: compat.model_tokenizer(other))
 
 
@@ -293,15 +438,70 @@ def test_importing_mlx_lm_leaves_the_file_limit_alone(limits: tuple[int, int]) -
     assert done.stdout == "True\n", done.stderr
 
 
+FAILED_IMPORT = """
+import importlib.abc, logging, sys
+
+class Fails(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            raise {error}
+
+sys.meta_path.insert(0, Fails())
+from worker.engine.batch import BatchEngine
+from worker.engine.thread import Unloadable
+from supervisor.wire.frames import Load
+engine = BatchEngine()
+engine.warm_up()
+try:
+    engine.load(Load("m", 1, "/nowhere", "/nowhere", 1, 0), lambda *_: None)
+except Unloadable as refusal:
+    print(refusal)
+"""
+
+
+@pytest.mark.parametrize(
+    ("module", "error"),
+    [
+        ("mlx_lm.models.cache", "AttributeError('no such kernel')"),
+        ("mlx_lm.generate", "ModuleNotFoundError(\"No module named 'elsewhere'\")"),
+        ("transformers", "ImportError('tokenizers is too old')"),
+        ("transformers.models.auto", "RuntimeError('as a whole')"),
+    ],
+)
+def test_an_import_that_fails_refuses_models_and_ends_no_worker(module: str, error: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FAILED_IMPORT.format(error=error), module],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    kind, _, words = error.partition("(")
+    assert done.stdout.startswith(f"mlx-lm {VERSION} can't be used"), done.stderr
+    assert f"its import failed with {kind}" in done.stdout
+    assert words.strip("()'\"") in done.stdout
+    assert "there is no module" not in done.stdout
+    assert "Traceback" in done.stderr  # in the log, where it tells what failed
+
+
+def test_a_limit_on_open_files_that_is_changed_nevertheless_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    limits = iter([(5000, 6000), (2048, 4096)])
+    monkeypatch.setattr("resource.getrlimit", lambda kind: next(limits))
+    assert compat.import_mlx_lm()
+    assert "limit on open files from (5000, 6000) to (2048, 4096)" in caplog.text
+
+
 # ── one place ────────────────────────────────────────────────────────────────────────────────────
 
 WING = ROOT / "worker"
-HERE = WING / "engine" / "mlx_lm_compat.py"
-THEIRS = compat.WRAPPER | {
+HERE = [WING / "engine" / f"mlx_lm_{name}.py" for name in ("compat", "expected")]
+THEIRS = expected.WRAPPER | {
     name
     for name in (
-        *compat.GENERATION_BATCH,
-        *(part for names in compat.NAMES.values() for each in names for part in each.split(".")),
+        *expected.GENERATION_BATCH,
+        *(part for names in expected.NAMES.values() for each in names for part in each.split(".")),
         *("_generation_batch", "_prompt_batch", "_matchers", "_token_context"),
     )
     if name.startswith("_")
@@ -342,7 +542,7 @@ def trespasses(source: str) -> Iterator[str]:
 
 @pytest.mark.parametrize(
     "path",
-    [path for path in sorted(WING.rglob("*.py")) if path != HERE],
+    [path for path in sorted(WING.rglob("*.py")) if path not in HERE],
     ids=lambda path: str(path.relative_to(WING)),
 )
 def test_no_other_module_takes_anything_from_mlx_lm_by_itself(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every lever that the seeds' users have, as the scheduler and `/health` show it."""
+"""Every lever that users have, as the scheduler and `/health` show it."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ LOADS = {CODER: 25.3, PHI: 8.2, DEEPSEEK: 90.0}
 SIZES = {CODER: 20 * GB, PHI: 3 * GB, DEEPSEEK: 42 * GB}
 
 
-def seed_002(policy: str = "use_count", keep: int = 1) -> Pool:
-    """The table of seed 002's first scenario: three models loaded, used 50, 5 and 2 times."""
+def used_pool(policy: str = "use_count", keep: int = 1) -> Pool:
+    """Three models from a user's account: loaded, and used 50, 5 and 2 times."""
     rules = Rules(policy=policy, keep=keep)  # type: ignore[arg-type]
     specs = [Spec(name, estimate_bytes=size) for name, size in SIZES.items()]
     pool = Pool(specs, rules=rules, budget=128 * GB)
@@ -47,12 +47,12 @@ def health(pool: Pool) -> dict[str, Any]:
     return parsed
 
 
-# ── seed 002 ──────────────────────────────────────────────────────────────────────────────────────
+# ── eviction and cleanup ──────────────────────────────────────────────────────────────────────────
 
 
 def test_jq_cached_models() -> None:
     """curl … | jq '.cached_models', of `/` and of `/health`: the same object."""
-    cached = {model["name"]: model for model in health(seed_002())["cached_models"]}
+    cached = {model["name"]: model for model in health(used_pool())["cached_models"]}
     assert set(cached) == set(USES)
     for name, model in cached.items():
         assert model["use_count"] == USES[name]
@@ -62,14 +62,14 @@ def test_jq_cached_models() -> None:
 
 def test_jq_cached_models_sorted_by_use_count_reversed() -> None:
     """curl … | jq '.cached_models | sort_by(.use_count) | reverse'"""
-    cached = health(seed_002())["cached_models"]
+    cached = health(used_pool())["cached_models"]
     ordered = sorted(cached, key=lambda model: model["use_count"])[::-1]
     assert [model["name"] for model in ordered] == [CODER, PHI, DEEPSEEK]
 
 
 @pytest.mark.parametrize("policy", ["use_count", "gdsf"])
 def test_scenario_1_a_normal_cleanup_keeps_the_most_used(policy: str) -> None:
-    pool = seed_002(policy)
+    pool = used_pool(policy)
     effects = pool.pressure(Level.WARN, "111.0 of 128.0 GB RAM in use (86.7%)", 1000.0)
     assert {effect.model for effect in effects if isinstance(effect, Stop)} == {PHI, DEEPSEEK}
     assert states(pool)[CODER] is State.READY
@@ -79,7 +79,7 @@ def test_scenario_1_a_normal_cleanup_keeps_the_most_used(policy: str) -> None:
 
 
 def test_scenario_2_an_emergency_unloads_all() -> None:
-    pool = seed_002()
+    pool = used_pool()
     effects = pool.pressure(Level.CRITICAL, "126.0 of 128.0 GB RAM in use (98.4%)", 1000.0)
     assert {effect.model for effect in effects if isinstance(effect, Stop)} == set(USES)
     for name in USES:
@@ -90,12 +90,12 @@ def test_scenario_2_an_emergency_unloads_all() -> None:
 
 @pytest.mark.parametrize(("keep", "gone"), [(0, 3), (2, 1), (3, 0)])
 def test_keep_is_what_a_cleanup_leaves(keep: int, gone: int) -> None:
-    effects = seed_002(keep=keep).pressure(Level.WARN, "", 1000.0)
+    effects = used_pool(keep=keep).pressure(Level.WARN, "", 1000.0)
     assert sum(isinstance(effect, Stop) for effect in effects) == gone
 
 
 def test_a_load_in_the_background_disturbs_nobody() -> None:
-    """Seed 002, "Asynchronous load": another model generates meanwhile."""
+    """Another model generates meanwhile."""
     pool = small_machine("a", "b", budget=20 * GB)
     running = serve(pool, "a", 0.0)
     assert pool.acquire("r", "b", 60.0, 5.0)[1] == [Spawn("b", 1)]
@@ -135,7 +135,7 @@ def test_a_preload_above_the_budget_is_a_warning() -> None:
     assert states(pool)["a"] is State.COLD
 
 
-# ── seed 004 ──────────────────────────────────────────────────────────────────────────────────────
+# ── limits, pins and times to live ───────────────────────────────────────────────────────────────
 
 
 def test_max_loaded_unloads_the_least_recently_used_before_the_load() -> None:
@@ -189,7 +189,7 @@ def test_idle_models_go_after_their_ttl_to_the_second() -> None:
     assert done(pool.tick(91.0)) == [Stop("a", 1, kill=False)]
 
 
-# ── seed 001: the load gate ───────────────────────────────────────────────────────────────────────
+# ── the load gate ─────────────────────────────────────────────────────────────────────────────────
 
 
 def gated() -> tuple[Pool, int, int, list[Effect]]:

@@ -8,21 +8,21 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.chaos.faults import IDLING, Past, Plan, is_gone, plan, reached, strike, wait_until
+from tests.chaos.faults import IDLING, Past, Plan, inject, is_gone, plan, reached, wait_until
 from tests.chaos.tally import Tally
 from tests.helpers.fakes.orders import fifo_of
 from tests.helpers.fakes.signs import DECODE, PREFILL, SPAWN, Sign, forget, sign_of
 
-TRIAL = "trial"
-"""The phase of a worker that has suspects before it, one at a time."""
+PROBATION = "probation"
+"""The phase of a worker that runs suspects one at a time."""
 _MOMENT_SECONDS = 60.0
 """After which a fault that waits for its moment is given up for another one."""
 _END_SECONDS = 60.0
 
 
 class Target:
-    """A model as its foe finds it: where its process is and who waits. All from `look`, the model's
-    entry in /health."""
+    """A model that gets faults: its process, and whether requests wait. Both are read from `look`,
+    the model's entry in /health."""
 
     def __init__(self, look: Callable[[], dict[str, object]], folder: Path) -> None:
         self._look = look
@@ -41,8 +41,8 @@ class Target:
         return sign_of(self._folder, pid)
 
 
-class Foe:
-    """Strikes one model until no fault is left or the storm is over.
+class FaultInjector:
+    """Injects faults into one model's workers until none is left or the storm is over.
 
     `take` gives leave for one fault more, `hush` keeps new requests from the model or ends that.
     """
@@ -74,9 +74,9 @@ class Foe:
 
     def run(self) -> None:
         while not self._over.is_set() and self._take():
-            struck = False
-            while not struck and not self._over.is_set():
-                struck = self._try(plan(self._dice, self._past))
+            injected = False
+            while not injected and not self._over.is_set():
+                injected = self._try(plan(self._dice, self._past))
 
     def _try(self, wanted: Plan) -> bool:
         """Whether the fault came about."""
@@ -86,22 +86,24 @@ class Foe:
         try:
             pid = self._moment(wanted)
             waiting = self._target.waiting
-            if pid is None or not strike(wanted.fault, pid, self._folder):
+            if pid is None or not inject(wanted.fault, pid, self._folder):
                 return False
         finally:
             if hushed:
                 self._hush(self._model, False)
         gone = wait_until(lambda: is_gone(pid), _END_SECONDS)
-        sign = self._buried(pid)
+        sign = self._forget_process(pid)
         with self._tally.lock:
-            self._tally.struck[wanted.fault, _phase(sign, waiting)] += 1
+            self._tally.injected[wanted.fault, _phase(sign, waiting)] += 1
             if not gone:
-                self._tally.immortal.append(f"{wanted} did not end process {pid} of {self._model}")
+                self._tally.ineffective.append(
+                    f"{wanted} did not end process {pid} of {self._model}"
+                )
         return True
 
     def _moment(self, wanted: Plan) -> int | None:
-        """Wait for what the fault waits for, so long as it says, and until the model may be struck.
-        None when that does not come, or the process ends by itself."""
+        """Wait for what the fault waits for, so long as it says, and until a fault may hit the
+        model. None when that does not come, or the process ends by itself."""
         pids: list[int] = []
 
         def is_there() -> bool:
@@ -126,13 +128,13 @@ class Foe:
         return pid if wait_until(may_be, _MOMENT_SECONDS, 0.005) and not is_gone(pid) else None
 
     def _meet(self, pid: int) -> None:
-        """If this is a new process, the one before it has ended by itself, if it was not struck."""
+        """If this is a new process, the one before it has ended, if by no fault then by itself."""
         if self._last is not None and self._last != pid:
-            self._buried(self._last)
+            self._forget_process(self._last)
         self._last = pid
 
-    def _buried(self, pid: int) -> Sign | None:
-        """The process is gone. Where it was."""
+    def _forget_process(self, pid: int) -> Sign | None:
+        """The process is gone: remove its files, and return where it was."""
         sign = self._target.sign(pid)
         self._past.died(sign)
         forget(self._folder, pid)
@@ -145,5 +147,5 @@ def _phase(sign: Sign | None, waiting: bool) -> str:
     if sign is None:
         return SPAWN
     if sign.phase in (PREFILL, DECODE) and sign.running < 2 and (waiting or sign.paused):
-        return TRIAL
+        return PROBATION
     return sign.phase

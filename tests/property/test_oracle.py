@@ -1,0 +1,335 @@
+"""The random walk and its oracle can fail: a wrong function breaks each promise, and is found.
+
+Every bug replaces one named function or method of the scheduler; without it the same walk finds
+nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple, TypeVar
+
+import pytest
+
+from supervisor.errors import BulkheadError
+from supervisor.scheduler import plan
+from supervisor.scheduler.blame import BlameRecords
+from supervisor.scheduler.breaker import Breaker
+from supervisor.scheduler.death import Fault
+from supervisor.scheduler.effects import Effect, Refuse
+from supervisor.scheduler.eviction import Candidate
+from supervisor.scheduler.lifecycle import Event, State
+from supervisor.scheduler.model import DrainCause, Lease, Model, Rules
+from supervisor.scheduler.plan import Capacity, Demand, Plan, Tenant
+from supervisor.scheduler.planner import HeldLoad, Planner
+from supervisor.scheduler.pressure import Level
+from supervisor.scheduler.recovery import Recovery
+from supervisor.scheduler.requests import Requests
+from supervisor.scheduler.workers import Workers
+from tests.property.scheduling import walk
+
+STEPS = 2_500
+Wrong = TypeVar("Wrong", bound=Callable[..., object])
+
+decide_death = Recovery._decide_death
+drain = Workers.drain
+enqueue = Requests.enqueue
+grant_all = Planner._grant_all
+interrupt = Recovery.interrupt
+open_at = plan._open_at
+plan_loads = Planner._plan_loads
+stop = Workers.stop
+take_back = Recovery.take_back
+try_suspects = Recovery.try_suspects
+
+
+class Bug(NamedTuple):
+    promise: str
+    owner: type | ModuleType
+    name: str
+    """What is replaced in `owner`."""
+    wrong: Any
+    seed: int
+    violation: str
+    """A regular expression for all that the oracle says."""
+
+
+BUGS: list[Bug] = []
+
+
+def bug(
+    promise: str, owner: type | ModuleType, name: str, seed: int, violation: str
+) -> Callable[[Wrong], Wrong]:
+    """The function replaces `name` of `owner`. The seed is the first that finds it by this
+    violation."""
+
+    def add(wrong: Wrong) -> Wrong:
+        BUGS.append(Bug(promise, owner, name, wrong, seed, violation))
+        return wrong
+
+    return add
+
+
+# ── what is spawned ──────────────────────────────────────────────────────────────────────────────
+
+
+@bug("no spawn beyond the budget", Workers, "reap", 0, r"\w is spawned: \d+ of \d+ charged")
+def release_unseen_memory(self: Workers, model: Model, now: float) -> bool:
+    model.move(Event.EXITED)
+    self._state.ledger.release(model.current.key)
+    return True
+
+
+@bug("no spawn beyond max_loaded", Planner, "_occupied", 0, r"\d loaded, more than max_loaded")
+def count_no_loaded_model(self: Planner) -> int:
+    return 0
+
+
+@bug("no spawn under pressure", Planner, "_plan_loads", 1, "a spawn at pressure HIGH")
+def load_at_any_level(self: Planner, now: float) -> list[Effect]:
+    level, self._state.level = self._state.level, Level.NORMAL
+    effects = plan_loads(self, now)
+    self._state.level = level
+    return effects
+
+
+@bug("no spawn at a closed gate", Planner, "_start_alone", 2, r"\w loads through a gate with .*")
+def load_at_once(
+    self: Planner, names: list[str], held: HeldLoad | None, now: float
+) -> list[Effect]:
+    return [each for name in names for each in self._workers.spawn(self._state.models[name], now)]
+
+
+@bug("nothing raises", Capacity, "fits_now", 0, r"OverBudget: .*")
+def fits_always(self: Capacity, size: int) -> bool:
+    return True
+
+
+# ── who waits, and how long ──────────────────────────────────────────────────────────────────────
+
+
+@bug("nobody waits past the hold", Requests, "enqueue", 0, "a hold that nobody watches")
+def hold_for_ever(self: Requests, model: Model, lease: Lease) -> None:
+    lease.deadline += 1e9
+    enqueue(self, model, lease)
+
+
+@bug("what is free is loaded", Planner, "_make_plan", 0, r"\w fits and is not loaded")
+def plan_nothing(self: Planner, now: float) -> Plan:
+    return Plan()
+
+
+@bug("idle models make room", plan, "make_room", 0, r"\w waits .* while idle models are kept: .*")
+def unload_no_idle_model(
+    candidates: list[Candidate], policy: str, need: float, slots: int = 0
+) -> list[Candidate]:
+    return []
+
+
+@bug(
+    "models that are busy for too long make room",
+    plan,
+    "_open_at",
+    0,
+    r"\w waits .* while busy ones are kept for ever: .*",
+)
+def never_take_a_busy_model(demand: Demand, tenant: Tenant, rules: Rules) -> float:
+    return float("inf") if tenant.busy else open_at(demand, tenant, rules)
+
+
+@bug("no more wait than may", Requests, "make_place", 0, r"\w: \d+ run, wait or return")
+def admit_beyond_capacity(self: Requests, model: Model, now: float) -> list[Effect]:
+    return []
+
+
+# ── who is stopped, taken, or granted ────────────────────────────────────────────────────────────
+
+
+@bug(
+    "no busy worker is stopped",
+    Workers,
+    "stop_if_drained",
+    0,
+    r"\w is stopped with \[.+\] running",
+)
+def stop_a_busy_worker(self: Workers, model: Model, now: float) -> list[Effect]:
+    if model.state is not State.DRAINING:
+        return []
+    model.move(Event.DRAINED)
+    model.current.after_exit = Event.RELEASED
+    return self.stop(model, now)
+
+
+@bug("a drain has its time", Workers, "drain", 0, r"a request on \w is cut too early: .*")
+def drain_in_no_time(
+    self: Workers, model: Model, cause: DrainCause, now: float, *, seconds: float | None = None
+) -> list[Effect]:
+    return drain(self, model, cause, now, seconds=0.1)
+
+
+@bug("a worker is killed for its own fault alone", Workers, "stop", 0, r"\w is killed without .*")
+def kill_at_once(
+    self: Workers, model: Model, now: float, *, kill: bool = False, stacks: bool = False
+) -> list[Effect]:
+    return stop(self, model, now, kill=True, stacks=stacks)
+
+
+def tenants(self: Planner, *, pinned: bool, busy: bool) -> list[Tenant]:
+    return [
+        Tenant(self._candidate(model), busy and model.in_use, self._safe_until(model))
+        for model in self._models
+        if model.state is State.READY and (pinned or not model.pinned)
+    ]
+
+
+@bug(
+    "no busy worker is taken before its time",
+    Planner,
+    "_tenants",
+    0,
+    r"busy \w is drained before anybody waited long enough",
+)
+def evict_busy_as_idle(self: Planner) -> list[Tenant]:
+    return tenants(self, pinned=False, busy=False)
+
+
+@bug("no pinned worker is taken", Planner, "_tenants", 16, r"pinned \w is evicted by .*")
+def evict_pinned(self: Planner) -> list[Tenant]:
+    return tenants(self, pinned=True, busy=True)
+
+
+@bug("a load has its residency", Planner, "_safe_until", 0, r"\w goes within its residency")
+def evict_just_loaded(self: Planner, model: Model) -> float:
+    return 0.0
+
+
+@bug("no draining worker is granted", Planner, "_grant_all", 0, r"\w is granted while it drains")
+def grant_while_draining(self: Planner, now: float) -> list[Effect]:
+    effects = grant_all(self, now)
+    for model in self._models:
+        if model.state is State.DRAINING:
+            effects += self._requests.grant_waiting(model)
+    return effects
+
+
+# ── leases ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@bug("a lease that has ended is gone", Requests, "refuse", 0, r"\w: \[.+\] wait")
+def refuse_and_keep(self: Requests, model: Model, lease: Lease, error: BulkheadError) -> Effect:
+    return Refuse(lease.id, error)
+
+
+@bug("no lease is lost", Recovery, "interrupt", 1, r"\w: \[.*\] granted")
+def lose_one_of_the_interrupted(
+    self: Recovery, model: Model, error: BulkheadError, now: float, *, parked: bool = False
+) -> list[Effect]:
+    if len(model.granted) > 1:
+        lease, _ = model.granted.popitem()
+        del self._state.leases[lease]
+    return interrupt(self, model, error, now, parked=parked)
+
+
+@bug("a learned limit holds", Model, "concurrency", 0, "more than may run")
+def forget_the_learned_limit(self: Model) -> int:
+    return self.spec.concurrency
+
+
+# ── after a death ────────────────────────────────────────────────────────────────────────────────
+
+
+@bug("suspects run alone", Recovery, "try_suspects", 1, r"\d+ is granted beside a probation")
+def grant_another_beside_a_suspect(
+    self: Recovery, model: Model, now: float, *, gate_closed: bool
+) -> list[Effect]:
+    effects = try_suspects(self, model, now, gate_closed=gate_closed)
+    return [*effects, *self._requests.grant_waiting(model)] if model.on_probation else effects
+
+
+@bug(
+    "a death from outside puts nobody on probation",
+    Recovery,
+    "_decide_death",
+    1,
+    r"\d+ is asked to tell of token \d+",
+)
+def suspect_after_any_death(
+    self: Recovery, model: Model, lease: Lease, fault: Fault, now: float
+) -> list[Effect]:
+    return decide_death(self, model, lease, Fault.REQUEST, now)
+
+
+@bug(
+    "a probation that is passed is over",
+    Recovery,
+    "pass_probation",
+    6,
+    r"\w is ready and \[.+\] wait",
+)
+def nobody_passes(self: Recovery, lease: Lease) -> None:
+    pass
+
+
+@bug("nobody stays paused", Recovery, "unpause", 1, r"\[.+\] are paused for nobody")
+def pause_for_ever(self: Recovery, model: Model) -> list[Effect]:
+    return []
+
+
+@bug(
+    "who died alone twice is quarantined",
+    BlameRecords,
+    "add_death_alone",
+    17,
+    r"\{.+\} are quarantined and nobody says so",
+)
+def count_no_death_alone(self: BlameRecords, digest: bytes, now: float) -> int:
+    return 0
+
+
+@bug(
+    "who is quarantined is refused",
+    BlameRecords,
+    "is_quarantined",
+    21,
+    r"\d+ is quarantined and admitted",
+)
+def admit_quarantined(self: BlameRecords, digest: bytes, now: float) -> bool:
+    return False
+
+
+@bug("so many deaths are forgiven and no more", Recovery, "_decide_death", 3, r"\d+ never .* up")
+def forgive_every_death(
+    self: Recovery, model: Model, lease: Lease, fault: Fault, now: float
+) -> list[Effect]:
+    lease.unproductive = -1
+    return decide_death(self, model, lease, fault, now)
+
+
+@bug("what has a token is not replayed", Recovery, "take_back", 0, r"\d+ never gives up")
+def forget_what_was_sent(
+    self: Recovery, model: Model, lease: Lease, position: int, now: float
+) -> list[Effect]:
+    return take_back(self, model, lease, 0, now)
+
+
+@bug(
+    "a model that keeps dying is left alone",
+    Breaker,
+    "died",
+    2,
+    r"\w keeps dying and is not left alone",
+)
+def never_open(self: Breaker, now: float) -> float | None:
+    return None
+
+
+@pytest.mark.parametrize("planted", BUGS, ids=[each.promise for each in BUGS])
+def test_a_broken_promise_is_found(planted: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert walk(planted.seed, STEPS) == (STEPS, None)
+    replaced = vars(planted.owner)[planted.name]
+    wrong = property(planted.wrong) if isinstance(replaced, property) else planted.wrong
+    monkeypatch.setattr(planted.owner, planted.name, wrong)
+    _, violation = walk(planted.seed, STEPS)
+    assert re.fullmatch(planted.violation, str(violation))

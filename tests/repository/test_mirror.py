@@ -1,0 +1,131 @@
+"""`tests/unit/` mirrors the product: whoever changes a module finds its tests at once.
+
+A module has a test file of its own, or is listed here with the tests that hold it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.repository.rooms import ROOT, source_files
+
+UNIT = ROOT / "tests" / "unit"
+WITNESSES: dict[str, tuple[str, ...]] = {
+    # Shells around what is tested by itself: real processes show that they work.
+    "gateway/main.py": ("process/test_processes.py",),
+    "gateway/app.py": ("process/test_refusals.py", "process/test_serving.py"),
+    "gateway/http/exchange.py": ("process/test_refusals.py",),
+    "gateway/http/server.py": ("process/test_refusals.py", "process/test_leaving.py"),
+    "gateway/handlers/admin.py": ("process/test_admin.py",),
+    "gateway/handlers/common.py": ("unit/gateway/handlers/test_completions.py",),
+    "gateway/handlers/models.py": ("process/test_serving.py",),
+    "gateway/handlers/openapi.py": ("process/test_openapi.py",),
+    "supervisor/app.py": ("process/test_processes.py", "process/test_bugs.py"),
+    "supervisor/dispatcher.py": ("process/test_bugs.py",),
+    "supervisor/serve.py": ("process/test_processes.py",),
+    "supervisor/api/control.py": ("process/test_admin.py", "process/test_bugs.py"),
+    "supervisor/cli/main.py": ("process/test_cli.py",),
+    "supervisor/cli/commands.py": ("process/test_commands.py",),
+    "supervisor/cli/selftest": ("process/test_selftest.py",),
+    "supervisor/processes/child.py": ("unit/supervisor/processes/test_launcher.py",),
+    "supervisor/processes/fleet.py": ("process/test_crashing.py", "process/test_stalling.py"),
+    "supervisor/processes/worker.py": ("unit/supervisor/processes/test_spare.py",),
+    "worker/main.py": ("process/test_serving.py",),
+    # Values, which decide nothing.
+    "gateway/openai/schemas.py": ("process/test_openapi.py",),
+    "supervisor/units.py": ("unit/supervisor/test_build.py",),
+    "supervisor/scheduler/death.py": ("unit/supervisor/crashes/test_diagnosis.py",),
+    "supervisor/scheduler/effects.py": ("unit/supervisor/scheduler/test_pool.py",),
+    "supervisor/wire/crash.py": ("unit/supervisor/crashes/test_store.py",),
+    # Parts of one thing, which is tested as a whole.
+    "gateway/openai/document.py": ("process/test_openapi.py",),
+    "gateway/relay/control.py": ("unit/gateway/relay/test_client.py",),
+    "supervisor/crashes/view.py": ("unit/supervisor/crashes/test_store.py",),
+    "supervisor/machine/readers": ("unit/supervisor/machine/test_readers.py",),
+    "supervisor/models/estimate": ("unit/supervisor/models/test_estimate.py",),
+    "supervisor/models/jsonfiles.py": ("unit/supervisor/models/test_sources.py",),
+    "supervisor/state/address.py": ("unit/supervisor/cli/test_client.py",),
+    "worker/engine/rows.py": ("unit/worker/engine/test_decoding.py",),
+    "worker/grammar/checker.py": ("unit/worker/grammar/test_schema.py",),
+    "worker/grammar/compile.py": (
+        "unit/worker/grammar/test_answer_constraint.py",
+        "unit/worker/grammar/test_call_constraint.py",
+    ),
+    "worker/grammar/keywords.py": ("unit/worker/grammar/test_schema.py",),
+    "worker/grammar/refusals.py": ("unit/worker/grammar/test_schema.py",),
+    "worker/grammar/subschemas.py": ("unit/worker/grammar/test_schema.py",),
+    "worker/output/parts.py": ("unit/worker/output/test_transcript.py",),
+    "worker/output/token_bytes.py": ("unit/worker/engine/test_active_job.py",),
+    "worker/output/tools": ("unit/worker/output/tools/test_answer_format.py",),
+    "worker/prompt/encoder.py": ("unit/worker/prompt/test_template.py",),
+    "worker/prompt/tokenizer.py": ("unit/worker/prompt/test_template.py",),
+    "worker/demo": ("unit/worker/demo/test_demo.py", "unit/worker/demo/test_trainer.py"),
+}
+"""Modules and packages without a file of their own, and the tests that hold them."""
+SUBJECTS = {
+    "gateway/openai/test_any_body.py": "any JSON is a request that can be sent, or a 400",
+    "supervisor/crashes/test_deaths.py": "the way of a death through all of the room",
+    "supervisor/scheduler/test_complaints.py": "what users of other servers complained about",
+    "supervisor/scheduler/test_user_settings.py": "every lever that users have",
+    "worker/demo/test_wheel.py": "what is shipped of the demo",
+    "worker/engine/test_pausing.py": "sequences that are set aside and go on",
+    "worker/engine/test_resume.py": "requests that are cut anywhere and resumed elsewhere",
+}
+"""Unit tests whose subject is more than one module."""
+
+
+def mirror(module: Path) -> Path:
+    """Where a module's unit tests stand."""
+    inside = module.relative_to(ROOT)
+    return UNIT / inside.parent / f"test_{inside.name}"
+
+
+def has_tests(module: Path) -> bool:
+    place = module.relative_to(ROOT).as_posix()
+    listed = any(place == each or place.startswith(f"{each}/") for each in WITNESSES)
+    return mirror(module).is_file() or listed
+
+
+def has_module(test: Path) -> bool:
+    """Whether a test file is named for a module, or for a module and one side of it."""
+    inside = test.relative_to(UNIT)
+    words = inside.stem.removeprefix("test_").split("_")
+    names = ("_".join(words[:count]) for count in range(len(words), 0, -1))
+    return any((ROOT / inside.parent / f"{name}.py").is_file() for name in names)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [path for path in source_files() if path.name != "__init__.py"],
+    ids=lambda path: path.relative_to(ROOT).as_posix(),
+)
+def test_a_module_has_its_tests(module: Path) -> None:
+    assert has_tests(module)
+
+
+@pytest.mark.parametrize(
+    "test", sorted(UNIT.rglob("test_*.py")), ids=lambda path: path.relative_to(UNIT).as_posix()
+)
+def test_a_unit_test_is_where_its_module_is(test: Path) -> None:
+    place = test.relative_to(UNIT).as_posix()
+    witness = any(f"unit/{place}" in tests for tests in WITNESSES.values())
+    assert has_module(test) or witness or place in SUBJECTS
+
+
+@pytest.mark.parametrize("place", WITNESSES)
+def test_a_witness_is_needed_and_there(place: str) -> None:
+    assert (ROOT / place).exists()
+    assert not (place.endswith(".py") and mirror(ROOT / place).exists())
+    assert all((ROOT / "tests" / test).is_file() for test in WITNESSES[place])
+
+
+@pytest.mark.parametrize("place", SUBJECTS)
+def test_a_subject_is_there(place: str) -> None:
+    assert (UNIT / place).is_file()
+
+
+def test_a_module_without_tests_is_noticed() -> None:
+    assert not has_tests(ROOT / "supervisor" / "attic.py")
+    assert not has_module(UNIT / "supervisor" / "test_attic.py")

@@ -1,0 +1,122 @@
+"""What the worker expects of mlx-lm: `mlx_lm_compat` looks for all of it before it is used."""
+
+from __future__ import annotations
+
+NAMES = {
+    "mlx_lm.generate": (
+        "BatchGenerator.close",
+        "BatchGenerator.insert",
+        "BatchGenerator.next",
+        "BatchGenerator.remove",
+        "GenerationBatch._step",
+        "GenerationBatch.empty",
+        "GenerationBatch.next",
+        "PromptProcessingBatch.empty",
+        "PromptProcessingBatch.generate",
+        "PromptProcessingBatch.split",
+        "StopSequences",
+    ),
+    "mlx_lm.models.cache": ("make_prompt_cache",),
+    "mlx_lm.tokenizer_utils": (
+        "BPEStreamingDetokenizer",
+        "NewlineTokenizer",
+        "TokenizerWrapper.detokenizer",
+        "TokenizerWrapper.eos_token_ids",
+        "TokenizerWrapper.has_thinking",
+        "TokenizerWrapper.response_initial_state",
+        "TokenizerWrapper.response_transitions",
+        "TokenizerWrapper.structural_markers",
+        "TokenizerWrapper.think_end",
+        "TokenizerWrapper.think_end_tokens",
+        "TokenizerWrapper.think_start",
+        "TokenizerWrapper.think_start_tokens",
+        "TokenizerWrapper.tool_call_end",
+        "TokenizerWrapper.tool_call_start",
+        "TokenizerWrapper.tool_parser",
+        "_byte_decoder",
+    ),
+    "mlx_lm.utils": ("load",),
+}
+"""By module, what must be there."""
+CALLERS = {
+    "GenerationBatch.__init__": "_step",
+    "GenerationBatch.next": "_step",
+    "PromptProcessingBatch.generate": "GenerationBatch",
+    "BatchGenerator.close": "set_wired_limit",
+    "BatchGenerator.next": "_next",
+    "BatchGenerator._next": "split",
+    "BatchGenerator._make_batch": "PromptProcessingBatch",
+}
+"""In `mlx_lm.generate`, functions and a name that each must use: else what `mlx_lm_compat` puts in
+its place would never be called, or memory would stay wired."""
+CALLS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
+    ("mlx_lm.generate", "BatchGenerator"): (
+        1,
+        (
+            "sampler",
+            "stop_tokens",
+            "completion_batch_size",
+            "prefill_batch_size",
+            "prefill_step_size",
+        ),
+    ),
+    ("mlx_lm.generate", "BatchGenerator.close"): (1, ()),
+    ("mlx_lm.generate", "BatchGenerator.insert"): (
+        2,
+        ("max_tokens", "caches", "all_tokens", "samplers", "stop_sequences"),
+    ),
+    ("mlx_lm.generate", "BatchGenerator.next"): (1, ()),
+    ("mlx_lm.generate", "BatchGenerator.remove"): (2, ("return_prompt_caches",)),
+    ("mlx_lm.generate", "StopSequences"): (0, ()),
+    ("mlx_lm.models.cache", "make_prompt_cache"): (1, ()),
+    ("mlx_lm.tokenizer_utils", "_byte_decoder"): (0, ()),
+    ("mlx_lm.utils", "load"): (1, ("lazy", "return_config")),
+}
+"""How the worker calls mlx-lm: the number of positional arguments, `self` among them, and the
+keywords."""
+OVERRIDDEN = {
+    "GenerationBatch._step": ("self",),
+    "PromptProcessingBatch.split": ("self", "indices"),
+}
+"""In `mlx_lm.generate`, methods that `mlx_lm_compat` replaces in a subclass, and their
+parameters."""
+FIELDS = {
+    "GenerationBatch.Response": ("uid", "token", "logprobs", "finish_reason"),
+    "PromptProcessingBatch.Response": ("uid", "progress", "end_of_prompt"),
+}
+"""In `mlx_lm.generate`, dataclasses or named tuples, and the fields that are read."""
+GENERATION_BATCH = frozenset(
+    [
+        "model",
+        "uids",
+        "prompt_cache",
+        "tokens",
+        "samplers",
+        "fallback_sampler",
+        "stop_sequences",
+        "max_tokens",
+        "_current_tokens",
+        "_current_logprobs",
+        "_next_tokens",
+        "_next_logprobs",
+        "_num_tokens",
+    ]
+)
+"""Attributes of a `GenerationBatch` that are used."""
+PER_PROMPT = frozenset(
+    [
+        "uids",
+        "prompt_cache",
+        "tokens",
+        "samplers",
+        "logits_processors",
+        "stop_sequences",
+        "max_tokens",
+    ]
+)
+"""Attributes of a `PromptProcessingBatch` that are lists with an entry for each prompt."""
+PROMPT_BATCH = PER_PROMPT | {"model", "prefill_step_size", "fallback_sampler"}
+"""All attributes that a `PromptProcessingBatch` has: a new one might hold something for each
+prompt, which `split` would have to hand over as well."""
+WRAPPER = frozenset(("_tokenizer", "_chat_template"))
+"""Attributes of a `TokenizerWrapper`."""

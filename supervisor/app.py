@@ -183,7 +183,8 @@ class Supervisor:
         if error is None or "socket" in context:
             loop.default_exception_handler(context)
         else:
-            log.critical("%s: a bug; the supervisor exits", context["message"], exc_info=error)
+            where = context.get("message")
+            log.critical("%s: a bug; the supervisor exits", where, exc_info=error)
             self._dispatcher.fail()
 
     def _start_serving(self, announce: str) -> None:

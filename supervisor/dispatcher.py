@@ -97,6 +97,8 @@ class Dispatcher:
         could be trusted: the supervisor exits, and is started again. One of an effect is made up
         for, and the others are carried out all the same.
         """
+        if self.failed.is_set():
+            return
         self._events.append((_name(event), partial(event, *args, **more)))
         if self._is_handling:
             return

@@ -51,6 +51,8 @@ class BatchEngine:
     """An `Engine` over one mlx-lm model."""
 
     def __init__(self) -> None:
+        self._import_failure = ""
+        """What made mlx-lm's import fail, as `warm_up` met it."""
         self._queue: deque[Job] = deque()
         """Accepted, not yet given to the generator; see `_admit`."""
         self._active: dict[int, ActiveJob] = {}
@@ -63,12 +65,15 @@ class BatchEngine:
         their first."""
 
     def warm_up(self) -> None:
-        if mlx_lm_compat.import_mlx_lm():
+        self._import_failure = mlx_lm_compat.import_mlx_lm()
+        if not self._import_failure:
             # A tenth of a second more, which is twice what a small model's load takes. It imports
             # transformers, which must not come before mlx-lm.
             import worker.grammar.compile  # noqa: F401
 
     def load(self, load: Load, progress: Callable[[int, int], None]) -> LoadResult:
+        if self._import_failure:
+            raise mlx_lm_compat.unfit(f"its import failed with {self._import_failure}")
         self._model = loading.load(Path(load.path), load.context, progress)
         # Not before: they import transformers, and that it can be imported is checked there.
         from worker.grammar.compile import ConstraintCompiler

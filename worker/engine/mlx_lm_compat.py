@@ -51,20 +51,17 @@ log = logging.getLogger("bulkhead.worker")
 TESTED = "0.32"
 """The minor version of mlx-lm that pyproject.toml asks for and the tests run with."""
 
-_import_failures: list[str] = []
-"""What `import_mlx_lm` met, for `check`; empty = all is imported."""
 
-
-def import_mlx_lm() -> bool:
+def import_mlx_lm() -> str:
     """Import mlx-lm, which takes more than a second, without its side effect on this process.
 
-    Whether it could be imported. If not, the log has the traceback and `check` refuses every model:
-    a worker that ended here would only be started again.
+    Returns what made it fail, "" if nothing did. The log then has the traceback, and whoever loads
+    a model has to refuse it: a worker that ended here would only be started again.
 
     mlx_lm.utils lowers RLIMIT_NOFILE to (2048, 4096), for good where we aren't root, and fails to
     import where the hard limit is below that.
     """
-    _import_failures.clear()
+    failure = ""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     original = resource.setrlimit
 
@@ -86,13 +83,13 @@ def import_mlx_lm() -> bool:
         # transformers puts an error of its own around what failed.
         while error.__cause__ is not None:
             error = error.__cause__
-        _import_failures.append(f"{type(error).__name__}: {error}")
+        failure = f"{type(error).__name__}: {error}"
     finally:
         resource.setrlimit = original
     if (now := resource.getrlimit(resource.RLIMIT_NOFILE)) != limits:
         # Not refused: a worker needs few files.
         log.warning("mlx-lm changed the limit on open files from %s to %s", limits, now)
-    return not _import_failures
+    return failure
 
 
 def _leave_out_the_index() -> None:
@@ -123,10 +120,7 @@ def _found_in_transformers(name: str) -> Any:
 
 
 def check() -> None:
-    """Raises Unloadable if mlx-lm could not be imported, or lacks a name, a parameter or a field
-    that is used here."""
-    if _import_failures:
-        raise unfit(f"its import failed with {_import_failures[0]}")
+    """Raises Unloadable if mlx-lm lacks a name, a parameter or a field that is used here."""
     for module, names in NAMES.items():
         for name in names:
             _find(module, name)

@@ -34,7 +34,9 @@ def main() -> None:
     # Terminal signals are the supervisor's business; it tells its children what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.set_inheritable(faults, faults <= _STDERR)
-    faulthandler.enable(faults)
+    # The failing thread alone: to walk the frames of threads that run on can crash the walk itself,
+    # and then a SIGABRT ends as a SIGSEGV.
+    faulthandler.enable(faults, all_threads=False)
     faulthandler.register(STACKS_SIGNAL, _STDERR)
     sys.argv = [module, *sys.argv[5:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -118,7 +118,8 @@ class CrashReport(CrashBrief, frozen=True, kw_only=True):
     stderr: str
     """Its last 64 KB, without keys and without what may quote a request."""
     stacks: str
-    """What Python's faulthandler wrote: where each thread stood."""
+    """What Python's faulthandler wrote: where the thread stood that failed, or each thread of a
+    process that hung."""
     versions: dict[str, str]
 
 

@@ -13,11 +13,12 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 
-from gateway.http.exchange import new_request_id, render_error
+from gateway.http.exchange import TIMING, new_request_id, render_error
+from gateway.http.timing import Timing
 from supervisor.errors import BulkheadError, InternalError, InvalidJSON, InvalidValue
 
 log = logging.getLogger("bulkhead.gateway")
@@ -31,7 +32,8 @@ async def listening(
     application = web.AppRunner(app)
     await application.setup()
     assert application.server is not None
-    runner = web.ServerRunner(_Server(application.server), shutdown_timeout=shutdown_seconds)
+    server = _Server(application.server, app[TIMING])
+    runner = web.ServerRunner(server, shutdown_timeout=shutdown_seconds)
     await runner.setup()
     # aiohttp listens anew on the inherited socket, with a backlog of 128 unless told.
     await web.SockSite(runner, listener, backlog=backlog).start()
@@ -45,8 +47,9 @@ async def listening(
 class _Server(web.Server):
     """The application's server with connections of our own."""
 
-    def __init__(self, application: web.Server) -> None:
+    def __init__(self, application: web.Server, timing: Timing) -> None:
         self._handle = application.request_handler
+        self._timing = timing
         super().__init__(
             self._answer,
             request_factory=application.request_factory,
@@ -55,13 +58,12 @@ class _Server(web.Server):
         )
 
     def __call__(self) -> web.RequestHandler:
-        # No access log: ours has lines of its own.
-        return _Connection(self, loop=asyncio.get_running_loop(), access_log=None)
+        return _Connection(self, self._timing)
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
         assert isinstance(connection, _Connection)
-        connection.answering = request
+        connection.begin(request)
         try:
             return await self._handle(request)
         except web.HTTPExpectationFailed:  # before any middleware
@@ -73,13 +75,80 @@ class _Server(web.Server):
 
 
 class _Connection(web.RequestHandler):
-    """One client's connection."""
+    """One client's connection.
 
-    __slots__ = ("answering",)
+    It ends when the headers of a request take too long, when nothing is asked for too long, and
+    when the client reads nothing for too long of what there is for it.
+    """
 
-    def __init__(self, server: web.Server, **options: Any) -> None:
-        super().__init__(server, **options)
+    __slots__ = (
+        "_client",
+        "_head_timer",
+        "_later",
+        "_reading_timer",
+        "_requests",
+        "_taken",
+        "_timing",
+        "answering",
+    )
+
+    def __init__(self, server: web.Server, timing: Timing) -> None:
+        options: dict[str, Any] = {"access_log": None}  # ours has lines of its own
+        loop = asyncio.get_running_loop()
+        super().__init__(server, loop=loop, keepalive_timeout=timing.keep_alive, **options)
         self.answering: web.BaseRequest | None = None
+        self._timing = timing
+        self._later = loop.call_later
+        self._requests = 0
+        self._client: asyncio.Transport
+        """The transport until it is lost; aiohttp forgets it as soon as it is to be closed."""
+        self._head_timer: asyncio.TimerHandle | None = None
+        """Set while a request's headers are awaited, of which something has come."""
+        self._reading_timer: asyncio.TimerHandle
+        self._taken: tuple[int, int] | None = None
+        """What the client had taken at the last look, if there was more for it."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._client = cast(asyncio.Transport, transport)
+        self._await_head()
+        self._reading_timer = self._later(self._timing.reading, self._look_at_reading)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._end_head()
+        self._reading_timer.cancel()
+
+    def begin(self, request: web.BaseRequest) -> None:
+        """The headers of a request are complete."""
+        self.answering = request
+        self._requests += 1
+        self._end_head()
+
+    def _await_head(self) -> None:
+        self._head_timer = self._later(self._timing.request_head, self._head_is_late)
+
+    def _end_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self.answering is None and not getattr(self, "_messages", None):
+            self.force_close()
+
+    def _look_at_reading(self) -> None:
+        """End the connection if the client has taken nothing since the last look. Its bytes would
+        wait for ever, also those of a connection that is being closed."""
+        waiting = self._client.get_write_buffer_size()
+        written = 0 if self.answering is None else self.answering.writer.output_size
+        taken = (self._requests, written - waiting) if waiting else None
+        if waiting and taken == self._taken:
+            self._client.abort()
+            return
+        self._taken = taken
+        self._reading_timer = self._later(self._timing.reading, self._look_at_reading)
 
     def data_received(self, data: bytes) -> None:
         """As in aiohttp, except that whoever reads a body learns at once that it is broken.
@@ -89,7 +158,11 @@ class _Connection(web.RequestHandler):
         """
         super().data_received(data)
         request = self.answering
-        if request is None or request.content.is_eof() or request.content.exception() is not None:
+        if request is None:
+            if data and self._head_timer is None:
+                self._await_head()
+            return
+        if request.content.is_eof() or request.content.exception() is not None:
             return
         if getattr(self, "_messages", None):  # no public name tells
             request.content.set_exception(web.RequestPayloadError("malformed"))

@@ -120,8 +120,8 @@ class Generation:
             self._pumps = [asyncio.create_task(self._pump(choice)) for choice in numbers]
 
     async def receive(self) -> tuple[int, Event]:
-        """The next frame of any choice, with the choice's number; an `Accepted` only if it has a
-        text. Raises BulkheadError when the request can't go on, which ends all choices.
+        """The next frame of any choice, with the choice's number. Raises BulkheadError when the
+        request can't go on, which ends all choices.
 
         Safe to cancel and call again. Nothing may be asked for after the End of every choice, or
         after an error.
@@ -173,9 +173,7 @@ class Generation:
     async def _receive(self, choice: int) -> Event:
         while True:
             frame = await self._frame(choice)
-            if isinstance(frame, (Token, Progress, End, OutputPaused)):
-                return frame
-            if isinstance(frame, Accepted) and frame.text:
+            if isinstance(frame, (Token, Accepted, Progress, End, OutputPaused)):
                 return frame
 
     async def _frame(self, number: int) -> FromEngine | OutputPaused:

@@ -41,6 +41,7 @@ def test_a_request_that_goes_well(run_scenario: Callable[[Scenario], None]) -> N
         generation, lease, worker = await peers.start()
         assert (generation.model, generation.worker) == ("m", "m#1")
         await worker.send(Accepted(3), Progress(1, 3), Token(5, "a"))
+        assert await received(generation) == Accepted(3)
         assert await received(generation) == Progress(1, 3)
         assert await received(generation) == Token(5, "a")
         await worker.send(Token(6, ""), Token(7, "b"), End("length", 3, 3))
@@ -62,6 +63,7 @@ def test_closing_early_gives_the_place_back_and_tells_the_worker(
     async def scenario(peers: Peers) -> None:
         generation, lease, worker = await peers.start()
         await worker.send(Accepted(3), Token(5, "a"))
+        assert await received(generation) == Accepted(3)
         assert await received(generation) == Token(5, "a")
         generation.close()
         assert await worker.receive() is None
@@ -118,11 +120,12 @@ def test_choices_are_merged_and_each_keeps_its_order(
             tokens = [Token(number * 10 + place, "x") for place in range(5)]
             await worker.send(Accepted(3), *tokens, End("stop", 3, 5))
         frames: dict[int, list[Event]] = {0: [], 1: [], 2: []}
-        for _ in range(18):
+        for _ in range(21):
             choice, frame = await generation.receive()
             frames[choice].append(frame)
         for number in frames:
-            *arrived, end = frames[number]
+            accepted, *arrived, end = frames[number]
+            assert accepted == Accepted(3)
             assert arrived == [Token(number * 10 + place, "x") for place in range(5)]
             assert end == End("stop", 3, 5)
         generation.close()
@@ -267,13 +270,15 @@ def test_no_choice_begins_in_a_pause(run_scenario: Callable[[Scenario], None], d
 
 
 @pytest.mark.parametrize("choices", [1, 2])
-def test_a_prompts_text_is_passed_on_and_other_acceptances_are_not(
+def test_acceptances_are_passed_on_and_a_prompts_text_once(
     run_scenario: Callable[[Scenario], None], choices: int
 ) -> None:
     async def scenario(peers: Peers) -> None:
         generation, _, workers = await peers.start_several(choices)
-        await workers[0].send(Accepted(3), Accepted(3, "the prompt"), End("stop", 3, 0))
-        assert await generation.receive() == (0, Accepted(3, "the prompt"))
+        told = Accepted(3, "the prompt")
+        await workers[0].send(Accepted(3), told, told, End("stop", 3, 0))
+        assert await generation.receive() == (0, Accepted(3))
+        assert await generation.receive() == (0, told)
         assert await generation.receive() == (0, End("stop", 3, 0))
         generation.close()
 

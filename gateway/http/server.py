@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import resource
 import socket
 from collections.abc import AsyncIterator
 from typing import Any, cast
@@ -23,6 +25,9 @@ from supervisor.errors import BulkheadError, InternalError, InvalidJSON, Invalid
 
 log = logging.getLogger("bulkhead.gateway")
 
+_DESCRIPTORS = 4
+"""Of this process, for each connection: its own, its lease's, its worker's and one to spare."""
+
 
 @contextlib.asynccontextmanager
 async def listening(
@@ -32,7 +37,8 @@ async def listening(
     application = web.AppRunner(app)
     await application.setup()
     assert application.server is not None
-    server = _Server(application.server, app[TIMING])
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    server = _Server(application.server, app[TIMING], connections_at_most(files))
     runner = web.ServerRunner(server, shutdown_timeout=shutdown_seconds)
     await runner.setup()
     # aiohttp listens anew on the inherited socket, with a backlog of 128 unless told.
@@ -44,12 +50,19 @@ async def listening(
         await application.cleanup()
 
 
+def connections_at_most(files: int) -> float:
+    """From how many connections on those that only stall make room for others, in a process that
+    may open so many `files`."""
+    return math.inf if files == resource.RLIM_INFINITY else files // _DESCRIPTORS
+
+
 class _Server(web.Server):
     """The application's server with connections of our own."""
 
-    def __init__(self, application: web.Server, timing: Timing) -> None:
+    def __init__(self, application: web.Server, timing: Timing, at_most: float) -> None:
         self._handle = application.request_handler
         self._timing = timing
+        self._at_most = at_most
         super().__init__(
             self._answer,
             request_factory=application.request_factory,
@@ -59,6 +72,16 @@ class _Server(web.Server):
 
     def __call__(self) -> web.RequestHandler:
         return _Connection(self, self._timing)
+
+    def make_room(self, newest: _Connection) -> None:
+        """If there are too many connections, end the one that has stalled for longest. Those whose
+        requests have arrived stay, however many they are."""
+        others = [each for each in self.connections if isinstance(each, _Connection)]
+        if len(others) <= self._at_most:
+            return
+        stalled = [each for each in others if each.has_stalled and each is not newest]
+        if stalled:
+            min(stalled, key=lambda each: each.since).abort()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
@@ -71,7 +94,7 @@ class _Server(web.Server):
                 InvalidValue("An `Expect` header other than `100-continue` can't be met.")
             )
         finally:
-            connection.answering = None  # an idle connection must not keep a body
+            connection.end()
 
 
 class _Connection(web.RequestHandler):
@@ -87,16 +110,21 @@ class _Connection(web.RequestHandler):
         "_later",
         "_reading_timer",
         "_requests",
+        "_server",
         "_taken",
         "_timing",
         "answering",
+        "since",
     )
 
-    def __init__(self, server: web.Server, timing: Timing) -> None:
+    def __init__(self, server: _Server, timing: Timing) -> None:
         options: dict[str, Any] = {"access_log": None}  # ours has lines of its own
         loop = asyncio.get_running_loop()
         super().__init__(server, loop=loop, keepalive_timeout=timing.keep_alive, **options)
         self.answering: web.BaseRequest | None = None
+        self.since = loop.time()
+        """When the last request began or ended; the loop's time."""
+        self._server = server
         self._timing = timing
         self._later = loop.call_later
         self._requests = 0
@@ -113,6 +141,7 @@ class _Connection(web.RequestHandler):
         self._client = cast(asyncio.Transport, transport)
         self._await_head()
         self._reading_timer = self._later(self._timing.reading, self._look_at_reading)
+        self._server.make_room(self)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         super().connection_lost(exc)
@@ -122,8 +151,25 @@ class _Connection(web.RequestHandler):
     def begin(self, request: web.BaseRequest) -> None:
         """The headers of a request are complete."""
         self.answering = request
+        self.since = asyncio.get_running_loop().time()
         self._requests += 1
         self._end_head()
+
+    def end(self) -> None:
+        """The handler is done with the request."""
+        self.answering = None  # an idle connection must not keep a body
+        self.since = asyncio.get_running_loop().time()
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether no request has arrived whole, and no answer is on its way."""
+        if self.answering is not None:
+            return not self.answering.content.is_eof()
+        return not self._client.get_write_buffer_size()
+
+    def abort(self) -> None:
+        """End it at once; what is unsent is dropped."""
+        self._client.abort()
 
     def _await_head(self) -> None:
         self._head_timer = self._later(self._timing.request_head, self._head_is_late)
@@ -145,7 +191,7 @@ class _Connection(web.RequestHandler):
         written = 0 if self.answering is None else self.answering.writer.output_size
         taken = (self._requests, written - waiting) if waiting else None
         if waiting and taken == self._taken:
-            self._client.abort()
+            self.abort()
             return
         self._taken = taken
         self._reading_timer = self._later(self._timing.reading, self._look_at_reading)

@@ -19,6 +19,7 @@ from gateway.http.exchange import (
     BEGUN,
     OUTCOME,
     REQUEST_ID,
+    SETTINGS,
     TIMING,
     hold_seconds,
     json_response,
@@ -125,6 +126,8 @@ class _Answer:
         event = await self._first()
         with closing(EventStream(request, silence)) as stream:
             await stream.begin(worker_headers(self._generation))
+            # Its pings keep the client from giving up.
+            self._generation.wait_longer(request.app[SETTINGS].hold_seconds)
             try:
                 if event is None:
                     await stream.send(PING)

@@ -35,6 +35,8 @@ class PlayedGeneration:
 
     def __init__(self) -> None:
         self.recoveries = 0
+        self.holds: list[float] = []
+        """What it was told to wait for a place after a death."""
         self.closed = asyncio.Event()
         self._events: asyncio.Queue[tuple[int, Event] | Exception] = asyncio.Queue()
 
@@ -42,6 +44,9 @@ class PlayedGeneration:
         """These come next."""
         for event in events:
             self._events.put_nowait(event if isinstance(event, Exception) else (choice, event))
+
+    def wait_longer(self, hold: float) -> None:
+        self.holds.append(hold)
 
     async def receive(self) -> tuple[int, Event]:
         event = await self._events.get()

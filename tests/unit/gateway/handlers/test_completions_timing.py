@@ -151,7 +151,9 @@ def test_an_announced_timeout_brings_headers_and_pings_sooner(header: str) -> No
             generation = await gateway.relay.next()
             assert gateway.relay.holds == [pytest.approx(0.16)]
             generation.play(Accepted(3))
+            assert generation.holds == []
             assert status(await client.until(PING, times=3)) == 200
+            assert generation.holds == [240]  # who is pinged does not give up meanwhile
 
     play(scenario)
 

@@ -100,6 +100,20 @@ def test_that_time_is_not_the_answers() -> None:
     play(scenario)
 
 
+def test_an_idle_connection_has_more_time_than_headers() -> None:
+    async def scenario() -> None:
+        async with playing(replace(PATIENT, request_head=SOON)) as gateway:
+            client = await gateway.connect()
+            client.send(MODELS + b"\r\n")
+            await client.until(TEXT)
+            later = await gateway.connect()
+            assert await later.rest() == b""
+            client.send(MODELS + b"\r\n")
+            await client.until(TEXT, times=2)
+
+    play(scenario)
+
+
 def test_an_idle_connection_is_kept_for_a_while() -> None:
     async def scenario() -> None:
         async with playing(replace(PATIENT, keep_alive=SOON)) as gateway:
@@ -289,6 +303,17 @@ def test_the_longest_stalled_make_room_where_descriptors_are_few(
             await working.until(b"[DONE]")
             await streamed(gateway, served[0], "1.1")
             await served[0].until(b"[DONE]", times=2)
+
+    play(scenario)
+
+
+def test_who_comes_makes_room_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr(server, "connections_at_most", lambda _: 0)
+        async with playing(PATIENT) as gateway:
+            client = await gateway.connect()
+            client.send(MODELS + b"\r\n")
+            await client.until(TEXT)
 
     play(scenario)
 

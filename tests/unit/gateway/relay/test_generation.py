@@ -234,6 +234,30 @@ def test_the_next_worker_goes_on_with_a_few_choices_too(
     run_scenario(scenario)
 
 
+def test_whose_client_waits_longer_tells_so_when_it_returns(
+    run_scenario: Callable[[Scenario], None], relay_timeouts: Callable[..., None]
+) -> None:
+    relay_timeouts()
+
+    async def scenario(peers: Peers) -> None:
+        generation, lease, worker = await peers.start()
+        await worker.send(Token(1, "a"))
+        assert await received(generation) == Token(1, "a")
+        generation.wait_longer(77.0)
+        for count in (2, 3):
+            await lease.send(replace(DIED, may_return=True))
+            assert isinstance(await received(generation), OutputPaused)
+            assert await lease.receive() == Return(1, hold_seconds=77.0)
+            await lease.send(Granted("m", f"m#{count}", peers.socket))
+            worker = await peers.accept(peers.socket)
+            assert await worker.receive()
+        await worker.send(End("stop", 3, 1))
+        assert await received(generation) == End("stop", 3, 1)
+        generation.close()
+
+    run_scenario(scenario)
+
+
 @pytest.mark.parametrize("dies", [False, True])
 def test_no_choice_begins_in_a_pause(run_scenario: Callable[[Scenario], None], dies: bool) -> None:
     async def scenario(peers: Peers) -> None:

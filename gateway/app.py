@@ -74,7 +74,7 @@ def build(settings: ServerSettings, control: str, timing: Timing | None = None) 
         app.router.add_get(f"{prefix}/models/{{id:(?s:.+)}}", models.one)
     for action in admin.ACTIONS:
         app.router.add_post(f"/admin/models/{{id:(?s:.+)}}/{action}", admin.manage(action))
-    app.router.add_get("/admin/events", admin.events)
+    app.router.add_get("/admin/events", admin.events, allow_head=False)  # it would not end
     app.router.add_get("/admin/crashes", admin.crashes)
     app.router.add_get("/admin/crashes/{id}", admin.crashes)
     app.router.add_get("/health", models.health)

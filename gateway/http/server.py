@@ -80,8 +80,9 @@ class _Server(web.Server):
         if len(others) <= self._at_most:
             return
         stalled = [each for each in others if each.has_stalled and each is not newest]
-        if stalled:
-            min(stalled, key=lambda each: each.since).abort()
+        longest = min(stalled, key=lambda each: each.since, default=None)
+        if longest is not None and newest.since - longest.since >= self._timing.stalling:
+            longest.abort()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol

@@ -36,6 +36,9 @@ class Timing:
     reading: float = 60.0
     """A client that has read nothing for so long, though there is something, is let go; it may
     take twice as long until that is seen."""
+    stalling: float = 1.0
+    """Whose request is not here whole after so long may have to make room for others; of many who
+    come at once nobody's can be."""
 
     def hold(self, configured: float, announced: float | None) -> float:
         """How long a request may wait before it is refused: less than its client waits, so that

@@ -151,6 +151,7 @@ async def playing(timing: Timing, send_buffer: int = 0) -> AsyncIterator[Gateway
             finally:
                 for client in gateway.clients:
                     client.writer.transport.abort()
+                await turns()  # closed transports say goodbye on the loop
 
 
 def play(scenario: Callable[[], Awaitable[None]]) -> None:

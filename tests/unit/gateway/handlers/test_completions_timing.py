@@ -236,7 +236,8 @@ def test_the_echo_of_a_prompt_comes_once_with_its_first_token() -> None:
     play(scenario)
 
 
-def test_a_client_that_leaves_a_silent_stream_is_noticed() -> None:
+@pytest.mark.parametrize("half", [False, True])
+def test_a_client_that_leaves_a_silent_stream_is_noticed(half: bool) -> None:
     async def scenario() -> None:
         async with playing(replace(RESTLESS, headers=0.0)) as gateway:
             client = await gateway.connect()
@@ -244,7 +245,10 @@ def test_a_client_that_leaves_a_silent_stream_is_noticed() -> None:
             generation = await gateway.relay.next()
             generation.play(Accepted(3))
             await client.until(PING)
-            client.writer.close()
+            if half:
+                client.writer.write_eof()
+            else:
+                client.writer.close()
             await generation.closed.wait()
 
     play(scenario)

@@ -282,7 +282,7 @@ def test_the_longest_stalled_make_room_where_descriptors_are_few(
 ) -> None:
     async def scenario() -> None:
         monkeypatch.setattr(server, "connections_at_most", lambda _: 4)
-        async with playing(PATIENT) as gateway:
+        async with playing(replace(PATIENT, stalling=0.0)) as gateway:
             working = await gateway.connect()
             working.post(STREAM)
             generation = await gateway.relay.next()
@@ -310,10 +310,23 @@ def test_the_longest_stalled_make_room_where_descriptors_are_few(
 def test_who_comes_makes_room_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         monkeypatch.setattr(server, "connections_at_most", lambda _: 0)
-        async with playing(PATIENT) as gateway:
+        async with playing(replace(PATIENT, stalling=0.0)) as gateway:
             client = await gateway.connect()
             client.send(MODELS + b"\r\n")
             await client.until(TEXT)
+
+    play(scenario)
+
+
+def test_many_who_come_at_once_make_no_room_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr(server, "connections_at_most", lambda _: 4)
+        async with playing(PATIENT) as gateway:
+            clients = [await gateway.connect() for _ in range(20)]
+            for client in clients:
+                client.send(MODELS + b"\r\n")
+            for client in clients:
+                await client.until(TEXT)
 
     play(scenario)
 
@@ -407,5 +420,16 @@ def test_head_has_no_body() -> None:
             assert answer.startswith(b"HTTP/1.1 200 ")
             assert answer.endswith(b"\r\n\r\n")
             assert TEXT not in answer
+
+    play(scenario)
+
+
+def test_head_of_what_does_not_end_is_refused() -> None:
+    async def scenario() -> None:
+        async with playing(PATIENT) as gateway:
+            client = await gateway.connect()
+            head = b"HEAD /admin/events HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+            client.send(head)
+            assert (await client.rest()).startswith(b"HTTP/1.1 405 ")
 
     play(scenario)

@@ -57,7 +57,7 @@ async def events(request: web.Request) -> web.StreamResponse:
         closing(await request.app[RELAY].watch()) as feed,
         closing(EventStream(request, silence)) as stream,
     ):
-        await stream.begin({})
+        await stream.begin({"Content-Type": "text/event-stream"})
         await stream.send(b": watching\n\n")
         request[OUTCOME] = "200, the events ended"
         while (data := await _next(feed)) is not None:

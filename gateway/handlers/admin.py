@@ -11,7 +11,7 @@ from aiohttp.typedefs import Handler
 
 from gateway.handlers.common import RELAY
 from gateway.http.exchange import (
-    OUTCOME,
+    RECORD,
     REQUEST_ID,
     hold_seconds,
     json_response,
@@ -33,8 +33,9 @@ def manage(action: Action) -> Handler:
     """
 
     async def handler(request: web.Request) -> web.Response:
+        request[RECORD].model = name = request.match_info["id"]
         managed = await request.app[RELAY].manage(
-            request[REQUEST_ID], action, request.match_info["id"], hold_seconds(request)
+            request[REQUEST_ID], action, name, hold_seconds(request)
         )
         body = {"id": managed.model, "state": managed.state, "pinned": managed.pinned}
         return json_response(msgspec.json.encode(body))
@@ -60,7 +61,6 @@ async def events(request: web.Request) -> web.StreamResponse:
         set_common_headers(request, response)
         await response.prepare(request)
         await wait_until_sent(response.write(b": watching\n\n"))
-        request[OUTCOME] = "200, the events ended"
         while (data := await _next(feed)) is not None:
             await wait_until_sent(response.write(data))
     return response

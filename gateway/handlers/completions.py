@@ -14,9 +14,10 @@ from typing import Any
 from aiohttp import web
 
 from gateway.handlers.common import read_object, start, worker_headers
+from gateway.http.access_log import AccessRecord
 from gateway.http.exchange import (
     BEGUN,
-    OUTCOME,
+    RECORD,
     REQUEST_ID,
     hold_seconds,
     json_response,
@@ -63,6 +64,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
 async def _generate(
     request: web.Request, parsed: OpenAIRequest, shape: type[ChoiceShape]
 ) -> web.StreamResponse:
+    request[RECORD].model, request[RECORD].stream = parsed.model, parsed.stream
     await _check_size(request, parsed.n)
     now = time.time()
     choices = parsed.choices(request[REQUEST_ID], now, secrets.randbits(63))
@@ -74,11 +76,14 @@ async def _generate(
             model=generation.model,
             choices=len(choices),
         )
-        answer = _Answer(request, parsed, generation, renderer, len(choices))
-        if parsed.stream:
-            return await answer.streamed(request[BEGUN] + hold_seconds(request))
-        logprobs = choices[0].logprobs is not None
-        return await answer.whole([ChoiceBuffer(logprobs=logprobs) for _ in choices])
+        answer = _Answer(request, request[RECORD], parsed, generation, renderer, len(choices))
+        try:
+            if parsed.stream:
+                return await answer.streamed(request[BEGUN] + hold_seconds(request))
+            logprobs = choices[0].logprobs is not None
+            return await answer.whole([ChoiceBuffer(logprobs=logprobs) for _ in choices])
+        finally:
+            answer.note_outcome()
 
 
 async def _check_size(request: web.Request, n: int) -> None:
@@ -98,6 +103,7 @@ class _Answer:
     """The answer to one request, whole or as a stream."""
 
     _request: web.Request
+    _record: AccessRecord
     _parsed: OpenAIRequest
     _generation: Generation
     _renderer: Renderer
@@ -112,6 +118,7 @@ class _Answer:
             choice, frame = await self._generation.receive()
             match frame:
                 case Token():
+                    self._note_first()
                     buffers[choice].add(frame)
                 case Accepted(text=text):
                     buffers[choice].echo = text
@@ -168,11 +175,20 @@ class _Answer:
         await wait_until_sent(response.write_eof())
         return response
 
+    def note_outcome(self) -> None:
+        """For the log: who answered in the end, and how far one came that has no end."""
+        record, generation = self._record, self._generation
+        record.worker, record.recoveries = generation.worker, generation.recoveries
+        if self._running:
+            record.prompt_tokens = generation.prompt_tokens
+            record.completion_tokens = generation.position
+
     async def _next(self) -> tuple[int, Token | End] | None:
         """The next token or end; None when there is a pause before it."""
         while True:
             choice, frame = await self._generation.receive()
             if isinstance(frame, (Token, End)):
+                self._note_first()
                 return choice, frame
             if isinstance(frame, OutputPaused):
                 return None
@@ -189,15 +205,20 @@ class _Answer:
         except TimeoutError:
             return None
 
+    def _note_first(self) -> None:
+        if self._record.first_at is None:
+            self._record.first_at = time.monotonic()
+
     def _note_end(self, choice: int, end: End) -> None:
-        """Note a choice's end and, with the last one, the outcome for the log."""
+        """Note a choice's end and, with the last one, what the log will tell."""
         self._ends[choice] = end
         self._running -= 1
         if not self._running:
-            totals = self._usage()
-            reasons = ", ".join(sorted({each.finish_reason for each in self._ends.values()}))
-            tokens = f"{totals['prompt_tokens']} + {totals['completion_tokens']} tokens"
-            self._request[OUTCOME] = f"200 {reasons}, {tokens}"
+            totals, record = self._usage(), self._record
+            record.finish = ",".join(sorted({each.finish_reason for each in self._ends.values()}))
+            record.prompt_tokens = totals["prompt_tokens"]
+            record.cached_tokens = totals["prompt_tokens_details"]["cached_tokens"]
+            record.completion_tokens = totals["completion_tokens"]
 
     def _usage(self) -> dict[str, Any]:
         return usage([end for _, end in sorted(self._ends.items())], self._parsed.n)
@@ -206,7 +227,7 @@ class _Answer:
 async def _send_error(
     request: web.Request, response: web.StreamResponse, error: BulkheadError
 ) -> None:
-    request[OUTCOME] = f"{error.code} inside the stream"
+    request[RECORD].code = error.code
     await _write(request, response, error_event(error.body()))
 
 

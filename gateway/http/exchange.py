@@ -7,12 +7,13 @@ import hashlib
 import secrets
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass
 
 import msgspec
 from aiohttp import web
 
+from gateway.http.access_log import AccessRecord
 from gateway.http.auth import AccessRules
+from gateway.http.keys import APIKeys
 from supervisor.config.schema import ServerSettings
 from supervisor.errors import BulkheadError, InvalidJSON, RequestTooLarge, UnsupportedMediaType
 
@@ -26,24 +27,17 @@ _WRITE_SECONDS = 60.0
 _JSON_CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
-@dataclass(slots=True)
-class ActiveRequests:
-    """How many requests are being answered; the log tells it, for whoever looks into a crash."""
-
-    count: int = 0
-
-
 SETTINGS = web.AppKey("settings", ServerSettings)
 ACCESS = web.AppKey("access", AccessRules)
-ACTIVE = web.AppKey("active", ActiveRequests)
+KEYS = web.AppKey("keys", APIKeys)
 STARTED = web.AppKey("started", int)
 """Epoch seconds; what `/v1/models` gives as `created`."""
 
 REQUEST_ID = web.RequestKey("request_id", str)
 BEGUN = web.RequestKey("begun", float)
 """Monotonic seconds."""
-OUTCOME = web.RequestKey("outcome", str)
-"""How the request ended, for the log; its status where no handler has more to tell."""
+RECORD = web.RequestKey("record", AccessRecord)
+"""What the access log will tell of the request."""
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -107,6 +101,7 @@ def hold_seconds(request: web.Request) -> float:
 
 def set_common_headers(request: web.Request, response: web.StreamResponse) -> None:
     """The headers that every answer has; call it before the response is prepared."""
+    request[RECORD].status = response.status
     elapsed = (time.monotonic() - request[BEGUN]) * 1000
     response.headers["x-request-id"] = request[REQUEST_ID]
     response.headers["openai-processing-ms"] = str(round(elapsed))

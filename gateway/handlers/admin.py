@@ -11,7 +11,7 @@ from aiohttp.typedefs import Handler
 from gateway.handlers.common import RELAY
 from gateway.http.event_stream import EventStream
 from gateway.http.exchange import (
-    OUTCOME,
+    RECORD,
     REQUEST_ID,
     TIMING,
     hold_seconds,
@@ -32,8 +32,9 @@ def manage(action: Action) -> Handler:
     """
 
     async def handler(request: web.Request) -> web.Response:
+        request[RECORD].model = name = request.match_info["id"]
         managed = await request.app[RELAY].manage(
-            request[REQUEST_ID], action, request.match_info["id"], hold_seconds(request)
+            request[REQUEST_ID], action, name, hold_seconds(request)
         )
         body = {"id": managed.model, "state": managed.state, "pinned": managed.pinned}
         return json_response(msgspec.json.encode(body))
@@ -59,7 +60,6 @@ async def events(request: web.Request) -> web.StreamResponse:
     ):
         await stream.begin({"Content-Type": "text/event-stream"})
         await stream.send(b": watching\n\n")
-        request[OUTCOME] = "200, the events ended"
         while (data := await _next(feed)) is not None:
             await stream.send(data)
         return await stream.end()

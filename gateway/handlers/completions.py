@@ -14,10 +14,11 @@ from typing import Any
 from aiohttp import web
 
 from gateway.handlers.common import read_object, start, worker_headers
+from gateway.http.access_log import AccessRecord
 from gateway.http.event_stream import PING, EventStream
 from gateway.http.exchange import (
     BEGUN,
-    OUTCOME,
+    RECORD,
     REQUEST_ID,
     SETTINGS,
     TIMING,
@@ -60,6 +61,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
 async def _generate(
     request: web.Request, parsed: OpenAIRequest, shape: type[ChoiceShape]
 ) -> web.StreamResponse:
+    request[RECORD].model, request[RECORD].stream = parsed.model, parsed.stream
     await _check_size(request, parsed.n)
     now = time.time()
     choices = parsed.choices(request[REQUEST_ID], now, secrets.randbits(63))
@@ -71,11 +73,14 @@ async def _generate(
             model=generation.model,
             choices=len(choices),
         )
-        answer = _Answer(request, parsed, generation, renderer, len(choices))
-        if parsed.stream:
-            return await answer.streamed()
-        logprobs = choices[0].logprobs is not None
-        return await answer.whole([ChoiceBuffer(logprobs=logprobs) for _ in choices])
+        answer = _Answer(request, request[RECORD], parsed, generation, renderer, len(choices))
+        try:
+            if parsed.stream:
+                return await answer.streamed()
+            logprobs = choices[0].logprobs is not None
+            return await answer.whole([ChoiceBuffer(logprobs=logprobs) for _ in choices])
+        finally:
+            answer.note_outcome()
 
 
 async def _check_size(request: web.Request, n: int) -> None:
@@ -95,6 +100,7 @@ class _Answer:
     """The answer to one request, whole or as a stream."""
 
     _request: web.Request
+    _record: AccessRecord
     _parsed: OpenAIRequest
     _generation: Generation
     _renderer: Renderer
@@ -109,6 +115,7 @@ class _Answer:
             choice, frame = await self._generation.receive()
             match frame:
                 case Token():
+                    self._note_first()
                     buffers[choice].add(frame)
                 case Accepted(text=text) if text:
                     buffers[choice].echo = text
@@ -178,11 +185,20 @@ class _Answer:
         except TimeoutError:
             return None
 
+    def note_outcome(self) -> None:
+        """For the log: who answered in the end, and how far one came that has no end."""
+        record, generation = self._record, self._generation
+        record.worker, record.recoveries = generation.worker, generation.recoveries
+        if self._running:
+            record.prompt_tokens = generation.prompt_tokens
+            record.completion_tokens = generation.position
+
     async def _next(self) -> tuple[int, Token | End]:
         """The next token or end, across pauses."""
         while True:
             choice, frame = await self._generation.receive()
             if isinstance(frame, (Token, End)):
+                self._note_first()
                 return choice, frame
             self._note_echo(choice, frame)
 
@@ -202,19 +218,24 @@ class _Answer:
         comment = recoveries_comment(self._generation.recoveries)
         return last + comment + self._renderer.done(totals)
 
+    def _note_first(self) -> None:
+        if self._record.first_at is None:
+            self._record.first_at = time.monotonic()
+
     def _note_end(self, choice: int, end: End) -> None:
-        """Note a choice's end and, with the last one, the outcome for the log."""
+        """Note a choice's end and, with the last one, what the log will tell."""
         self._ends[choice] = end
         self._running -= 1
         if not self._running:
-            totals = self._usage()
-            reasons = ", ".join(sorted({each.finish_reason for each in self._ends.values()}))
-            tokens = f"{totals['prompt_tokens']} + {totals['completion_tokens']} tokens"
-            self._request[OUTCOME] = f"200 {reasons}, {tokens}"
+            totals, record = self._usage(), self._record
+            record.finish = ",".join(sorted({each.finish_reason for each in self._ends.values()}))
+            record.prompt_tokens = totals["prompt_tokens"]
+            record.cached_tokens = totals["prompt_tokens_details"]["cached_tokens"]
+            record.completion_tokens = totals["completion_tokens"]
 
     def _usage(self) -> dict[str, Any]:
         return usage([end for _, end in sorted(self._ends.items())], self._parsed.n)
 
     async def _send_error(self, stream: EventStream, error: BulkheadError) -> None:
-        self._request[OUTCOME] = f"{error.code} inside the stream"
+        self._record.code = error.code
         await stream.send(error_event(error.body()))

@@ -6,12 +6,13 @@ import asyncio
 import hashlib
 import secrets
 import time
-from dataclasses import dataclass
 
 import msgspec
 from aiohttp import StreamReader, web
 
+from gateway.http.access_log import AccessRecord
 from gateway.http.auth import AccessRules
+from gateway.http.keys import APIKeys
 from gateway.http.timing import Timing, announced_timeout
 from supervisor.config.schema import ServerSettings
 from supervisor.errors import (
@@ -30,25 +31,18 @@ _EXPOSED = (
 _JSON_CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
-@dataclass(slots=True)
-class ActiveRequests:
-    """How many requests are being answered; the log tells it, for whoever looks into a crash."""
-
-    count: int = 0
-
-
 SETTINGS = web.AppKey("settings", ServerSettings)
 TIMING = web.AppKey("timing", Timing)
 ACCESS = web.AppKey("access", AccessRules)
-ACTIVE = web.AppKey("active", ActiveRequests)
+KEYS = web.AppKey("keys", APIKeys)
 STARTED = web.AppKey("started", int)
 """Epoch seconds; what `/v1/models` gives as `created`."""
 
 REQUEST_ID = web.RequestKey("request_id", str)
 BEGUN = web.RequestKey("begun", float)
 """Monotonic seconds."""
-OUTCOME = web.RequestKey("outcome", str)
-"""How the request ended, for the log; its status where no handler has more to tell."""
+RECORD = web.RequestKey("record", AccessRecord)
+"""What the access log will tell of the request."""
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -124,6 +118,7 @@ def hold_seconds(request: web.Request) -> float:
 
 def set_common_headers(request: web.Request, response: web.StreamResponse) -> None:
     """The headers that every answer has; call it before the response is prepared."""
+    request[RECORD].status = response.status
     elapsed = (time.monotonic() - request[BEGUN]) * 1000
     response.headers["x-request-id"] = request[REQUEST_ID]
     response.headers["openai-processing-ms"] = str(round(elapsed))

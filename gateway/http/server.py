@@ -14,16 +14,19 @@ import logging
 import math
 import resource
 import socket
+import time
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
 from aiohttp import web
 
+from gateway.http.access_log import AccessRecord
 from gateway.http.exchange import TIMING, new_request_id, render_error
 from gateway.http.timing import Timing
 from supervisor.errors import BulkheadError, InternalError, InvalidJSON, InvalidValue
 
 log = logging.getLogger("bulkhead.gateway")
+access_log = logging.getLogger("bulkhead.access")
 
 _DESCRIPTORS = 4
 """Of this process, for each connection: its own, its lease's, its worker's and one to spare."""
@@ -92,7 +95,8 @@ class _Server(web.Server):
             return await self._handle(request)
         except web.HTTPExpectationFailed:  # before any middleware
             return _refusal(
-                InvalidValue("An `Expect` header other than `100-continue` can't be met.")
+                request,
+                InvalidValue("An `Expect` header other than `100-continue` can't be met."),
             )
         finally:
             connection.end()
@@ -225,7 +229,7 @@ class _Connection(web.RequestHandler):
         aiohttp, ConnectionError is raised when an answer has begun."""
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun")
-        return _refusal(_contract_error(status, type(exc).__name__))
+        return _refusal(request, _contract_error(status, type(exc).__name__))
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """As in aiohttp, but not for an unreadable body: the client has been told, and aiohttp only
@@ -250,10 +254,14 @@ def _contract_error(status: int, kind: str) -> BulkheadError:
             return InvalidValue(f"The request is no valid HTTP/1.1 ({kind}).")
 
 
-def _refusal(error: BulkheadError) -> web.Response:
-    request_id = new_request_id()
-    level = logging.ERROR if error.status >= 500 else logging.INFO
-    log.log(level, "%s refused: %d %s: %s", request_id, error.status, error.code, error.message)
+def _refusal(request: web.BaseRequest, error: BulkheadError) -> web.Response:
+    """Its method and path are not told: they may be any bytes that a client sent."""
+    request_id, now = new_request_id(), time.monotonic()
+    if error.status >= 500:
+        log.error("%s: %s", request_id, error.message)
+    record = AccessRecord(now, "-", "-", request.remote or "-")
+    record.status, record.code = error.status, error.code
+    access_log.info("%s", record.line(request_id, now))
     response = render_error(error)
     response.headers["x-request-id"] = request_id
     response.headers["openai-processing-ms"] = "0"

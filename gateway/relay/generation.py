@@ -103,11 +103,12 @@ class Generation:
         self._longer_hold = 0.0
         """Seconds that it waits from its next death on; 0 = as before."""
         self._connect = connect
-        self._position = 0
+        self.position = 0
         """Tokens of all choices."""
         self._known_position = 0
         """The position as far as the supervisor knows; with several choices it may be less."""
-        self._prompt_tokens = 0
+        self.prompt_tokens = 0
+        """Of one choice."""
         self._pausing = False
         """Whether the output pauses although its worker lives."""
         self._attempt: Attempt
@@ -223,9 +224,9 @@ class Generation:
         """As `ChoiceState.note`; and when all choices have passed, tell the supervisor, and pause
         the worker if it asks for that."""
         if isinstance(frame, Token):
-            self._position += 1
+            self.position += 1
         elif isinstance(frame, Accepted):
-            self._prompt_tokens = frame.prompt_tokens
+            self.prompt_tokens = frame.prompt_tokens
         is_new = choice.note(frame)
         attempt = self._attempt
         if attempt.awaited and attempt.passed and not isinstance(frame, Failed):
@@ -272,7 +273,7 @@ class Generation:
 
     def _return(self) -> None:
         """Ask for another place."""
-        self._lease.send(Return(self._known_position, self._prompt_tokens, self._longer_hold))
+        self._lease.send(Return(self._known_position, self.prompt_tokens, self._longer_hold))
 
     async def _connect_granted(self, granted: Granted) -> WorkerStream:
         """Connect before the attempt begins. Raises WorkerDied, or BulkheadError."""
@@ -331,8 +332,8 @@ class Generation:
                 "%s was in worker %s when it died, with %d prompt tokens, at token %d",
                 self._id,
                 attempt.granted.worker,
-                self._prompt_tokens,
-                self._position,
+                self.prompt_tokens,
+                self.position,
             )
             # Its last tokens may still lie in the sockets, and none of them can come again.
             for _ in range(2):
@@ -376,4 +377,4 @@ class Generation:
         self._return()
         await self._start_attempt()
         self.recoveries += 1
-        log.info("%s goes on in worker %s at token %d", self._id, self.worker, self._position)
+        log.info("%s goes on in worker %s at token %d", self._id, self.worker, self.position)

@@ -51,7 +51,7 @@ def test_leaving_frees_the_place(phase: str, stream: bool, tmp_path: Path) -> No
                 wait_for_line(server, "m", " prompt tokens, cancelled, ")
             assert server.chat("m", max_tokens=3).text == text_of(3)
             assert server.loaded("m")["generation"] == 1
-            assert "ended: the client left" in server.log("gateway.log")
+            assert "code=client_left model=m " in server.log("gateway.log")
             quiet(server)
 
 

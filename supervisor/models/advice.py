@@ -1,4 +1,4 @@
-"""What a folder or a file is that mlx-lm can't load, and what to do about it. Blocks on the disk."""
+"""What a folder or a file is that mlx-lm can't load, and what to do about it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def of_file(path: Path) -> str:
 
 def of_folder(folder: Path, names: Sequence[str]) -> str | None:
     """What a folder without weights for mlx-lm is, with what to do; None when nothing tells.
-    `names` are those of all that is in it."""
+    `names` are those of all that is in it. Blocks on the disk; never raises."""
     visible = [name for name in names if not name.startswith(".")]
     if not visible:
         return f"the folder {folder} is empty: {GET_MLX}"

@@ -11,7 +11,7 @@ from supervisor.config.schema import Config, ModelSettings
 from supervisor.config.settings import with_discovered
 from supervisor.models.discovery import PassedOver, discover
 from supervisor.models.hub import hub_dir
-from supervisor.models.sources import Place, SourceError, find, state
+from supervisor.models.sources import Place, find, state
 
 DEFAULT_CONCURRENCY = 32
 """Sequences that may decode at once where `max_concurrency` does not say."""

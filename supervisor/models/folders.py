@@ -51,7 +51,7 @@ def problem(folder: Path) -> Fault | None:
     except (OSError, ValueError) as error:
         return _unreadable(folder, error)
     weights = fnmatch.filter(names, WEIGHTS)
-    if "config.json" not in names or not weights:
+    if not weights:
         found = advice.of_folder(folder, names)
         if found is not None:
             return Fault(found, is_incomplete=False)
@@ -182,6 +182,11 @@ def _tensor_names(folder: Path, files: Iterable[str]) -> set[str]:
 
 
 def _has_all_layers(folder: Path, names: Iterable[str]) -> bool:
-    layers = Facts(read_object(folder / "config.json")).merged("text_config").layers()
+    """As far as the configuration tells how many there are. Raises OSError, Malformed."""
+    try:
+        layers = Facts(read_object(folder / "config.json")).merged("text_config").layers()
+    except EstimateError:
+        return False
+    names = list(names)
     found = {int(match[1]) for match in map(_LAYER.search, names) if match}
     return found >= set(range(layers)) and any(_EMBEDDING.search(name) for name in names)

@@ -92,7 +92,7 @@ def state_of(repo: Path) -> list[str]:
     blobs = [path for path in (repo / "blobs").glob("*.incomplete")]
     paths = [path for path in (ref, *_snapshots(repo), *blobs) if path.exists()]
     told = [f"{path.name} {path.stat().st_mtime_ns}" for path in sorted(paths)]
-    return [ref.read_text("utf-8") if ref.is_file() else "", *told]
+    return [ref.read_text("ascii", "replace") if ref.is_file() else "", *told]
 
 
 def _judged(snapshot: Path) -> Choice:
@@ -108,7 +108,7 @@ def _snapshot(repo: Path, revision: str | None) -> Path | None:
         return None
     ref = repo / "refs" / wanted
     if ref.is_file():
-        commit = ref.read_text("utf-8").strip()
+        commit = ref.read_text("ascii", "replace").strip()
         if re.fullmatch(r"\w[\w.-]*", commit, re.ASCII):
             return repo / "snapshots" / commit
     if revision is not None:

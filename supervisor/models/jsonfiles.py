@@ -51,14 +51,12 @@ def read_header(path: Path) -> tuple[dict[str, object], int]:
 
 def _open(path: Path) -> BinaryIO:
     """The file, which is a regular one: opening a pipe would wait for whoever writes to it."""
-    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
-    mode = os.fstat(file.fileno()).st_mode
-    if stat.S_ISREG(mode):
-        return file
-    file.close()
+    mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    raise Malformed("is not a regular file")
+    if not stat.S_ISREG(mode):
+        raise Malformed("is not a regular file")
+    return open(path, "rb")
 
 
 def _object(data: bytes) -> dict[str, object]:

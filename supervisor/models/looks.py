@@ -88,8 +88,8 @@ async def _on_thread(work: Callable[[str], T], name: str) -> T:
     def run() -> None:
         try:
             result = work(name)
-        except Exception as error:
-            failure = error
+        except Exception as error:  # noqa: BLE001
+            failure = error  # whose it is decides who waits for it
             post(lambda: done.set_exception(failure))
         else:
             post(lambda: done.set_result(result))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from supervisor.models.catalog import Catalog
 from supervisor.models.estimate import estimate
 from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Need, Sizing
+from supervisor.models.sources import SourceError
 from tests.helpers.architectures import config_of
 from tests.helpers.published import write_safetensors
 from tests.unit.supervisor.models.test_estimate import write_tensors
@@ -88,13 +90,46 @@ def test_a_broken_config_is_unknown(folder: Path) -> None:
 
 def test_files_are_read_anew_when_they_change(folder: Path) -> None:
     asked = sizing(folder)
-    assert asked.has_changed("m")
     before = asked.need("m")
-    assert not asked.has_changed("m")
+    assert asked.look("m") is None
     grow(folder)
-    assert asked.has_changed("m")
-    assert asked.need("m").estimate - before.estimate == 400 - 64
-    assert not asked.has_changed("m")
+    look = asked.look("m")
+    assert look is not None
+    assert asked.take("m", look).estimate - before.estimate == 400 - 64
+    assert asked.look("m") is None
+
+
+def test_a_look_that_finds_nothing_new_reads_no_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "config.json").write_text("{")
+    asked = sizing(folder)
+    asked.need("m")
+    monkeypatch.setattr(os, "open", None)
+    monkeypatch.setattr("builtins.open", None)
+    assert asked.look("m") is None
+
+
+def test_the_folder_is_that_of_the_last_look(folder: Path) -> None:
+    asked = sizing(folder)
+    assert asked.folder("m") == folder
+    (folder / "config.json").unlink()
+    assert asked.folder("m") == folder
+    asked.need("m")
+    with pytest.raises(SourceError, match=r"config.json is missing"):
+        asked.folder("m")
+
+
+def test_a_load_that_lacks_weights_is_told_with_the_file(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    asked = sizing(folder)
+    asked.need("m")
+    told = asked.explained("m", "ValueError: Missing 9 parameters")
+    assert told.startswith(f"model-00002-of-00002.safetensors is missing in {folder}")
+    assert "Missing 9 parameters" in told
+    assert (
+        asked.explained("m", "config.json: permission denied") == "config.json: permission denied"
+    )
 
 
 def test_a_load_is_remembered_by_the_next_run(folder: Path) -> None:
@@ -109,6 +144,7 @@ def test_other_files_or_another_context_are_another_model(folder: Path) -> None:
     asked.save_load("m", 300 * MB, 12.5)
     assert sizing(folder, context=512).measured_load("m") is None
     grow(folder)
+    asked.need("m")
     assert asked.measured_load("m") is None
 
 

@@ -12,14 +12,14 @@ import fnmatch
 import glob
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from supervisor.models import advice
 from supervisor.models.estimate.facts import EstimateError, Facts
 from supervisor.models.estimate.weights import DROPPED, tensors
-from supervisor.models.jsonfiles import Malformed, read_header, read_object
+from supervisor.models.jsonfiles import Malformed, open_regular, read_header, read_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,27 +62,15 @@ def problem(folder: Path) -> Fault | None:
     )
 
 
-def missing_weights(folder: Path) -> str | None:
-    """The file that holds what a model without `problem` lacks, by its index or by the numbers in
-    its files' names; None when nothing is known to be missing. mlx-lm alone can say whether it
-    needs that. Never raises."""
+def doubt(folder: Path) -> str | None:
+    """What seems wrong with the weights of a model without `problem`: a file that is broken, or one
+    that is missing by the index or by the numbers in their names. mlx-lm alone can say whether it
+    minds. None when nothing does. Never raises."""
     try:
         present = set(fnmatch.filter(os.listdir(folder), WEIGHTS))
-        promised = _promised(folder)
-        if promised is None:
-            lost = _lost_numbers(present)
-            if lost and not _has_all_layers(folder, _tensor_names(folder, present)):
-                return f"{min(lost)} is missing in {folder}"
-            return None
-        absent = {file for file in promised.values() if file not in present}
-        if not absent:
-            return None
-        there = _tensor_names(folder, present)
-        needed = (name for name in promised if DROPPED.isdisjoint(name.split(".")))
-        lost = {promised[name] for name in needed if name not in there} & absent
-        return f"{min(lost)} is missing in {folder}" if lost else None
-    except (OSError, ValueError, EstimateError):
-        return None
+        return _broken(folder, present) or _missing(folder, present)
+    except (OSError, ValueError) as error:
+        return f"{folder} cannot be read: {reason(error)}"
 
 
 def reason(error: Exception) -> str:
@@ -111,14 +99,11 @@ def _config_problem(folder: Path) -> Fault | None:
     return None
 
 
-def _weights_problem(folder: Path, names: Iterable[str]) -> Fault | None:
+def _weights_problem(folder: Path, names: Sequence[str]) -> Fault | None:
     """Of the first file that stops mlx-lm, for it loads all that match its pattern."""
-    path = None
     for path in (folder / name for name in names):
         try:
-            read_header(path)
-            for _ in tensors(path):
-                pass
+            open_regular(path).close()
         except FileNotFoundError:
             return _dangling(path) or Fault(f"{path} is missing")
         except IsADirectoryError:
@@ -127,9 +112,7 @@ def _weights_problem(folder: Path, names: Iterable[str]) -> Fault | None:
             return _unreadable(path, error)
         except Malformed as error:
             return Fault(f"{path} {error}")
-        except EstimateError as error:
-            return Fault(str(error))
-    return None if path is not None else Fault(f"there are no {WEIGHTS} files in {folder}")
+    return None if names else Fault(f"there are no {WEIGHTS} files in {folder}")
 
 
 def _path_problem(folder: Path, weights: Iterable[str]) -> Fault | None:
@@ -148,6 +131,35 @@ def _path_problem(folder: Path, weights: Iterable[str]) -> Fault | None:
 
 def _dangling(path: Path) -> Fault | None:
     return Fault(f"{path} is a link to a file that is missing") if path.is_symlink() else None
+
+
+def _broken(folder: Path, files: Iterable[str]) -> str | None:
+    """Raises OSError."""
+    for path in (folder / name for name in sorted(files)):
+        try:
+            read_header(path)
+            for _ in tensors(path):
+                pass
+        except Malformed as error:
+            return f"{path} {error}"
+        except EstimateError as error:
+            return str(error)
+    return None
+
+
+def _missing(folder: Path, present: set[str]) -> str | None:
+    """Raises OSError, Malformed."""
+    promised = _promised(folder)
+    if promised is None:
+        lost = _lost_numbers(present)
+        if lost and _has_all_layers(folder, _tensor_names(folder, present)):
+            return None
+    else:
+        absent = {file for file in promised.values() if file not in present}
+        there = _tensor_names(folder, present) if absent else set()
+        needed = (name for name in promised if DROPPED.isdisjoint(name.split(".")))
+        lost = {promised[name] for name in needed if name not in there} & absent
+    return f"{min(lost)} is missing in {folder}" if lost else None
 
 
 def _promised(folder: Path) -> dict[str, str] | None:

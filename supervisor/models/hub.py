@@ -13,7 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from supervisor.models.folders import Fault, missing_weights, problem
+from supervisor.models import folders
+from supervisor.models.folders import Fault, problem
 
 REPO = re.compile(
     r"(?P<repo>(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_][\w.-]*)(?:@(?P<revision>[\w./-]+))?", re.ASCII
@@ -97,7 +98,7 @@ def state_of(repo: Path) -> list[str]:
 
 def _judged(snapshot: Path) -> Choice:
     found = problem(snapshot)
-    doubt = missing_weights(snapshot) or "" if found is None else ""
+    doubt = folders.doubt(snapshot) or "" if found is None else ""
     return Choice(snapshot, found, doubt, _unfinished_download(snapshot) or "")
 
 

@@ -24,7 +24,7 @@ class Malformed(ValueError):
 def read_object(path: Path) -> dict[str, object]:
     """The object that a JSON file holds, as mlx-lm would read it: UTF-8 without a mark. Blocks on
     one read. Raises OSError or Malformed."""
-    with _open(path) as file:
+    with open_regular(path) as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise Malformed("is too large")
@@ -34,7 +34,7 @@ def read_object(path: Path) -> dict[str, object]:
 def read_header(path: Path) -> tuple[dict[str, object], int]:
     """The header of a safetensors file, and the bytes of data behind it. Blocks on one read.
     Raises OSError or Malformed."""
-    with _open(path) as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size == 0:
             raise Malformed("is empty")
@@ -49,8 +49,9 @@ def read_header(path: Path) -> tuple[dict[str, object], int]:
         return _object(file.read(length)), size - 8 - length
 
 
-def _open(path: Path) -> BinaryIO:
-    """The file, which is a regular one: opening a pipe would wait for whoever writes to it."""
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file: opening a pipe would wait for whoever writes to it. Raises OSError or
+    Malformed."""
     mode = os.stat(path).st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

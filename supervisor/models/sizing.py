@@ -24,8 +24,8 @@ _LONG_TOKENS = 32768
 _BUDGET_SHARE = 0.9
 """What room for requests may fill the budget to. The rest is for a load that turns out larger than
 its files say: without it such a model could never be loaded again."""
-_LACKS = re.compile(r"[Mm]issing|KeyError")
-"""mlx-lm's words for weights that it has not found."""
+_OF_WEIGHTS = re.compile(r"[Mm]issing|KeyError|\[load|\[read|safetensors")
+"""mlx-lm's and MLX's words for weights that are not there or broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,9 @@ class Sizing:
         """Why a load failed, by the worker, with what the files seem to lack."""
         known = self._known.get(name)
         doubt = known.place.doubt if known is not None and known.place is not None else ""
-        return f"{doubt} (mlx-lm: {reason})" if doubt and _LACKS.search(reason) else reason
+        if doubt and doubt not in reason and _OF_WEIGHTS.search(reason):
+            return f"{doubt} (mlx-lm: {reason})"
+        return reason
 
     def measured_load(self, name: str) -> MeasuredLoad | None:
         """The last load of these very files, of this run or an earlier one."""

@@ -10,8 +10,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from supervisor.models import advice
-from supervisor.models.folders import Fault, missing_weights, problem, reason
+from supervisor.models import advice, folders
+from supervisor.models.folders import Fault, problem, reason
 from supervisor.models.hub import REPO, choose, expand, repo_dir, state_of
 
 __all__ = ["Place", "SourceError", "find", "resolve", "state"]
@@ -90,7 +90,7 @@ def _local(folder: Path, source: str) -> Place:
     found = problem(folder)
     if found is not None:
         raise _refusal(source, found, f"complete the folder {folder}")
-    lacks = missing_weights(folder)
+    lacks = folders.doubt(folder)
     return Place(folder.absolute(), f"{lacks}; complete the folder {folder}" if lacks else "")
 
 

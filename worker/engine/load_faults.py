@@ -118,8 +118,9 @@ def _fault(path: Path) -> str | None:
         if start == _LFS:
             return "is a Git LFS pointer without the data; run `git lfs pull`"
         if path.suffix == ".safetensors":
-            short = 8 + int.from_bytes(start[:8], "little") > os.fstat(file.fileno()).st_size
-            return "is cut short or not a safetensors file" if short else None
+            size = os.fstat(file.fileno()).st_size
+            if 8 + int.from_bytes(start[:8], "little") > size:
+                return "is cut short or not a safetensors file" if size else "is empty"
         if path.name in _SETTINGS:
             return _json_fault(path.name, start + file.read(_JSON_MAX))
         if path.name in _TEXTS and not _is_text(start + file.read(_JSON_MAX)):

@@ -1,5 +1,5 @@
-"""supervisor.models.folders and worker.engine.loading, together, agree with mlx-lm: a folder that it
-loads is served, any other is refused with the file and the reason."""
+"""supervisor.models.folders and worker.engine.loading, together, agree with mlx-lm: a folder that
+it loads is served, any other is refused with the file and the reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from supervisor.config.schema import ModelSettings
 from supervisor.models.catalog import Catalog
-from supervisor.models.folders import missing_weights, problem
+from supervisor.models.folders import doubt, problem
 from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Sizing
 from supervisor.models.sources import SourceError
@@ -310,7 +310,7 @@ def test_what_mlx_lm_throws_away_may_be_missing(good: Path, tmp_path: Path) -> N
     index = json.loads((folder / INDEX).read_text())
     index["weight_map"]["vision_tower.a.weight"] = "model-00003-of-00003.safetensors"
     (folder / INDEX).write_text(json.dumps(index))
-    assert missing_weights(folder) is None
+    assert doubt(folder) is None
 
 
 @pytest.mark.parametrize("denied", ["config.json", WEIGHTS, ""])

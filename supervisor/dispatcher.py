@@ -40,6 +40,7 @@ from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
 from supervisor.state.quarantine import Quarantine
 from supervisor.wire import frames
+from supervisor.wire.text import printable
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -219,7 +220,7 @@ class Dispatcher:
             guarded(self._sizing.save_load, model, size, now - worker.load_started)
 
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
-        told = self._sizing.explained(model, reason)
+        told = printable(guarded(self._sizing.explained, model, reason) or reason)
         self.handle(self._pool.load_failed, model, generation, told, time.monotonic())
 
     def worker_broken(self, model: str, generation: int, reason: str) -> None:

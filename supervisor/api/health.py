@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Any
 
-import msgspec
-
 from supervisor.machine.readers import MachineMemory
 from supervisor.scheduler import refusals
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Model
 from supervisor.scheduler.state import PoolState
 from supervisor.wire.crash import CrashBrief
+from supervisor.wire.text import to_json
 
 _LOADED = frozenset({State.LOADING, State.READY, State.DRAINING})
 
@@ -88,7 +87,7 @@ def render_health(
         }
 
     ledger, models = state.ledger, list(state.models.values())
-    return msgspec.json.encode(
+    return to_json(
         {
             "status": "shutting_down" if state.shutting_down else "ok",
             "version": version,

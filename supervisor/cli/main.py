@@ -113,8 +113,12 @@ def serve(
 def _become_server(settings: Config, root: Path) -> NoReturn:
     """Replace this process by the serving one. Settings may hold secrets, so they go through a file
     without a name instead of the command line."""
+    try:
+        encoded = msgspec.json.encode(settings)
+    except UnicodeEncodeError:
+        fail("a flag or a variable is not text in UTF-8", 2)
     with tempfile.TemporaryFile() as file:
-        file.write(msgspec.json.encode(settings))
+        file.write(encoded)
         file.flush()
         os.set_inheritable(file.fileno(), True)
         command = [sys.executable, "-P", "-m", "supervisor.serve", str(file.fileno()), str(root)]

@@ -58,6 +58,11 @@ def merge(
         put("memory", "budget", overrides.ram_budget, "--ram-budget")
     flagged: set[str] = set()
     for name, source in overrides.models:
+        for text in (name, source):
+            if not _is_utf8(text):
+                raise ConfigError(
+                    f"--model: {text!a} is not UTF-8, and MLX opens no other; rename it"
+                )
         if name in flagged:
             raise ConfigError(f"--model: {quote(name)} is given twice")
         flagged.add(name)
@@ -67,6 +72,14 @@ def merge(
             put("models", name, {**model, "source": source}, "--model")
             origins[f"{dotted('models', name)}.source"] = "--model"
     return merged, origins
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _number(text: str) -> int | float | str:

@@ -58,11 +58,9 @@ def merge(
         put("memory", "budget", overrides.ram_budget, "--ram-budget")
     flagged: set[str] = set()
     for name, source in overrides.models:
-        for text in (name, source):
-            if not _is_utf8(text):
-                raise ConfigError(
-                    f"--model: {text!a} is not UTF-8, and MLX opens no other; rename it"
-                )
+        if not _is_utf8(source):
+            why = "is not UTF-8, and MLX opens no other; rename it"
+            raise ConfigError(f"--model: {source!a} {why}")
         if name in flagged:
             raise ConfigError(f"--model: {quote(name)} is given twice")
         flagged.add(name)

@@ -24,6 +24,8 @@ _LONG_TOKENS = 32768
 _BUDGET_SHARE = 0.9
 """What room for requests may fill the budget to. The rest is for a load that turns out larger than
 its files say: without it such a model could never be loaded again."""
+_WORDS = 120
+"""Characters of mlx-lm's own words beside ours: a list of parameters may be long."""
 _OF_WEIGHTS = re.compile(r"[Mm]issing|KeyError|\[load|\[read|safetensors")
 """mlx-lm's and MLX's words for weights that are not there or broken."""
 
@@ -104,7 +106,7 @@ class Sizing:
         known = self._known.get(name)
         doubt = known.place.doubt if known is not None and known.place is not None else ""
         if doubt and doubt not in reason and _OF_WEIGHTS.search(reason):
-            return f"{doubt} (mlx-lm: {reason})"
+            return f"{doubt} (mlx-lm: {reason[:_WORDS]})"
         return reason
 
     def measured_load(self, name: str) -> MeasuredLoad | None:

@@ -63,7 +63,8 @@ def open_state(root: Path) -> StateDir:
     """Create what is missing. Raises StateError.
 
     Sockets live in STATE/run, since a temporary directory is swept while we run; only when that
-    path is too long for a socket, or not UTF-8, do they live in a directory of this user's under /tmp.
+    path is too long for a socket, or not UTF-8, do they live in a directory of this user's under
+    /tmp.
     """
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -36,7 +36,8 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def shards(folder: Path, *, index: bool = True) -> None:
     """Two of them, in place of one file."""
     whole: Any = mx.load(str(folder / WEIGHTS))
-    names, weight_map = sorted(whole), {}
+    names = sorted(whole)
+    weight_map: dict[str, str] = {}
     for number in (1, 2):
         file = f"model-{number:05}-of-00002.safetensors"
         part = {name: whole[name] for name in names[number - 1 :: 2]}

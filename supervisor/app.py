@@ -232,6 +232,7 @@ class Supervisor:
             time.time() - time.monotonic(),
             self._version,
             self._collector.reports.last,
+            self._sizing.passed_over(),
         )
 
     # ── upkeep ───────────────────────────────────────────────────────────────────────────────────

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -35,11 +35,13 @@ def render_health(
     clock_offset: float,
     version: str,
     last_crash: Callable[[str], CrashBrief | None] = lambda model: None,
+    passed_over: Sequence[Mapping[str, Any]] = (),
 ) -> bytes:
     """The object as JSON, in the shape that docs/api.md describes.
 
     `sources` are the models' by name; `spare` is the spare worker's state; `clock_offset` turns the
-    pool's monotonic times into epoch seconds; `last_crash` gives a model's, None = it has had none.
+    pool's monotonic times into epoch seconds; `last_crash` gives a model's, None = it has had none;
+    `passed_over` is what the Hugging Face cache has besides.
     """
 
     def iso(at: float | None) -> str | None:
@@ -103,5 +105,6 @@ def render_health(
             },
             "cached_models": [cached(model) for model in models if model.state in _LOADED],
             "models": [configured(model) for model in models],
+            "passed_over": passed_over,
         }
     )

@@ -14,6 +14,7 @@ import typer
 
 from supervisor.cli import commands
 from supervisor.cli.client import fail
+from supervisor.cli.doctor import doctor
 from supervisor.cli.selftest.command import selftest
 from supervisor.config.files import read_api_keys, resolve_config_path, resolve_state_dir
 from supervisor.config.flags import Overrides, parse_model_flag
@@ -24,7 +25,6 @@ from supervisor.config.settings import load
 _LATER = {
     "pull": "download a model",
     "logs": "log tails",
-    "doctor": "check the machine",
     "bench": "load test of a running endpoint",
     "install": "install the service",
     "uninstall": "remove the service",
@@ -132,6 +132,7 @@ def _refuse(name: str) -> None:
 
 
 commands.add_to(app)
+app.command("doctor", help="Check models, files and settings; say what to do.")(doctor)
 app.command(
     "selftest",
     help="Kill, wedge and starve a private instance under load; print what became of it.",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from supervisor.models.folders import WEIGHTS, reason
 from supervisor.models.hub import REPO, choose
 from supervisor.models.jsonfiles import read_header, read_object
 
+log = logging.getLogger("bulkhead.supervisor")
+
+_NAMES = 10
+"""That one line of the log has."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
 
 
@@ -59,6 +64,16 @@ def discover(hub: Path) -> Discovery:
         if told is not None:
             passed.append(told)
     return Discovery(found, tuple(passed))
+
+
+def log_passed_over(passed: Sequence[PassedOver]) -> None:
+    """Each model that its owner may miss; the names of the others in one line."""
+    for each in passed:
+        if each.is_mlx:
+            log.warning("passed over %s: %s", each.source, each.reason)
+    if others := [each.source for each in passed if not each.is_mlx]:
+        shown = ", ".join(others[:_NAMES]) + (", …" if len(others) > _NAMES else "")
+        log.info("%d other repos of the cache are no MLX language models: %s", len(others), shown)
 
 
 def _look(name: str, repo: Path) -> tuple[Path | None, PassedOver | None]:

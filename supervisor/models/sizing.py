@@ -109,6 +109,20 @@ class Sizing:
             return f"{doubt} (mlx-lm: {reason[:_WORDS]})"
         return reason
 
+    def passed_over(self) -> list[dict[str, object]]:
+        """What the Hugging Face cache has and is not served, or not in its newest form: `source`,
+        `reason`, and `mlx`, whether one would expect it to be served."""
+        told: list[dict[str, object]] = [
+            {"source": each.source, "reason": each.reason, "mlx": each.is_mlx}
+            for each in self._catalog.passed_over
+        ]
+        named = {str(each["source"]).partition("@")[0] for each in told}
+        for name, look in self._known.items():
+            source = self._catalog.models[name].source
+            if look.place is not None and look.place.note and source not in named:
+                told.append({"source": source, "reason": look.place.note, "mlx": True})
+        return told
+
     def measured_load(self, name: str) -> MeasuredLoad | None:
         """The last load of these very files, of this run or an earlier one."""
         return self.cache.get(self._key(name))

@@ -28,6 +28,8 @@ class Place:
     folder: Path
     doubt: str = ""
     """What its files seem to lack, with what to do; should mlx-lm refuse them, this is why."""
+    is_whole: bool = True
+    """Whether nothing is known to be missing; a doubt is then that of a running download."""
     note: str = ""
     """That another snapshot of the repo serves than `main`, and why."""
 
@@ -91,7 +93,8 @@ def _local(folder: Path, source: str) -> Place:
     if found is not None:
         raise _refusal(source, found, f"complete the folder {folder}")
     lacks = folders.doubt(folder)
-    return Place(folder.absolute(), f"{lacks}; complete the folder {folder}" if lacks else "")
+    cure = f"{lacks}; complete the folder {folder}" if lacks else ""
+    return Place(folder.absolute(), cure, is_whole=not lacks)
 
 
 def _from_hub(name: str, revision: str | None, hub: Path) -> Place | None:
@@ -111,7 +114,7 @@ def _from_hub(name: str, revision: str | None, hub: Path) -> Place | None:
             f"{found.passed.name}, is not complete: {found.passed_why}; {download}"
         )
     doubt = f"{found.doubt}; {download}{unfinished}" if found.doubt else found.download
-    return Place(found.folder.absolute(), doubt, note)
+    return Place(found.folder.absolute(), doubt, not found.doubt, note)
 
 
 def _refusal(source: str, found: Fault, cure: str) -> SourceError:

@@ -161,8 +161,10 @@ class _Template:
             # Its words are about the template's text, never about a request.
             words = " ".join(str(error.message or "").split())[:_REASON]
             return _does_not_compile(f"line {error.lineno}: {words}")
-        own = isinstance(error, TemplateError)
-        detail = self._own_words(error) if own else type(error).__name__
+        if isinstance(error, TemplateError):
+            detail = self._own_words(error)
+        else:
+            detail = type(error).__name__
         if type(error) is not TemplateError and not self._renders_anything():
             detail += " (it fails on the simplest chat as well: see the model's files)"
         return _rejected(detail.strip())

@@ -85,7 +85,6 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.state",
             "supervisor.wire",
         ),
-        ("msgspec",),
     ),
     "supervisor.cli": Room(
         (

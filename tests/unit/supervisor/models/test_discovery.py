@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
 
-from supervisor.models.discovery import Discovery, PassedOver
+from supervisor.models.discovery import Discovery, PassedOver, log_passed_over
 from supervisor.models.discovery import discover as discovery
 from supervisor.models.sources import resolve
 from tests.helpers.hub_cache import QUANTIZED, add_repo, plain_files, safetensors
@@ -187,3 +188,16 @@ def test_what_huggingface_hub_leaves_of_a_refused_download_is_nothing(hub: Path)
 def test_a_cache_that_is_no_folder_offers_nothing(tmp_path: Path) -> None:
     assert discovery(tmp_path / "missing") == Discovery({})
     assert PassedOver("a", "b").is_mlx
+
+
+def test_the_log_has_what_its_owner_may_miss_and_the_others_in_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    others = [PassedOver(f"org/o{number}", "no", is_mlx=False) for number in range(12)]
+    with caplog.at_level(logging.INFO):
+        log_passed_over([PassedOver("org/half", "it lacks x"), *others])
+    first, second = caplog.records
+    assert (first.levelname, first.message) == ("WARNING", "passed over org/half: it lacks x")
+    assert second.levelname == "INFO"
+    assert second.message.startswith("12 other repos of the cache")
+    assert "org/o9, …" in second.message

@@ -10,11 +10,13 @@ import pytest
 
 from supervisor.config.schema import ModelSettings
 from supervisor.models.catalog import Catalog
+from supervisor.models.discovery import PassedOver
 from supervisor.models.estimate import estimate
 from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Need, Sizing
 from supervisor.models.sources import SourceError
 from tests.helpers.architectures import config_of
+from tests.helpers.hub_cache import add_repo
 from tests.helpers.published import write_safetensors
 from tests.unit.supervisor.models.test_estimate import write_tensors
 
@@ -154,3 +156,28 @@ def test_uses_belong_to_the_name_whatever_its_files_are(folder: Path) -> None:
     asked.cache.save_use_counts({"m": 5})
     grow(folder)
     assert (asked.cache.use_count("m"), sizing(folder, context=512).cache.use_count("m")) == (5, 5)
+
+
+def test_a_snapshot_that_is_passed_over_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_repo(tmp_path, "org/m", commit="aaa", mtime=1000)
+    add_repo(tmp_path, "org/m", {"config.json": b"{}"}, commit="bbb", mtime=2000)
+    models = {"m": ModelSettings(source="org/m")}
+    asked = Sizing(Catalog(models, tmp_path), SizeCache(tmp_path / "sizes.json"), None)
+    asked.need("m")
+    asked.need("m")
+    (told,) = asked.passed_over()
+    assert (told["source"], told["mlx"]) == ("org/m", True)
+    assert "aaa of org/m is served" in str(told["reason"])
+    notes = [each for each in caplog.records if "aaa of org/m is served" in each.message]
+    assert len(notes) == 1
+
+
+def test_what_was_discovered_besides_is_told_as_it_was(tmp_path: Path) -> None:
+    passed = (PassedOver("org/half", "it lacks x"), PassedOver("org/sd", "images", is_mlx=False))
+    asked = Sizing(Catalog({}, tmp_path, passed), SizeCache(tmp_path / "sizes.json"), None)
+    assert asked.passed_over() == [
+        {"source": "org/half", "reason": "it lacks x", "mlx": True},
+        {"source": "org/sd", "reason": "images", "mlx": False},
+    ]

@@ -179,7 +179,7 @@ def _names_another(words: str, fault: str) -> bool:
 def _advised(error: BaseException, words: str, folder: Path) -> str:
     if match := re.search(r"Model type (\S+) not supported", str(error)):
         missing = getattr(error.__cause__, "name", None)
-        if missing and missing != f"mlx_lm.models.{match[1]}":
+        if missing and missing.rpartition(".")[2] != match[1]:
             return f"its model type {match[1]!r} needs the Python package {missing!r} ({words})"
         return (
             f"Model type {match[1]} not supported: mlx-lm {_version('mlx-lm')} does not know it. "

@@ -238,7 +238,7 @@ def test_what_the_cache_has_besides_is_told() -> None:
 
 def test_a_reason_that_is_no_text_refuses_no_report() -> None:
     pool = make_pool()
-    lease, _ = pool.acquire("r", "m", 60.0, 0.0)
+    pool.acquire("r", "m", 60.0, 0.0)
     name = os.fsdecode(b"model-\xff.safetensors")
     pool.load_failed("m", 1, name, 1.0)
     pool.exited("m", 1, "exit status 0", 2.0)

@@ -29,6 +29,9 @@ from supervisor.config.settings import load
 from supervisor.models import catalog
 from supervisor.models.advice import GET_MLX
 from supervisor.models.catalog import Catalog
+from supervisor.models.estimate.facts import EstimateError
+from supervisor.models.estimate.weights import tensors
+from supervisor.models.folders import WEIGHTS
 from supervisor.models.jsonfiles import read_object
 from supervisor.models.sources import SourceError
 from supervisor.wire.text import printable
@@ -132,12 +135,25 @@ def models(subject: Subject) -> Iterator[Finding]:
         if place.doubt:
             level: Level = "warning" if place.is_whole else "error"
             yield Finding(f"model {name}", level, *_split(place.doubt))
+        elif broken := _broken_weights(place.folder):
+            yield Finding(f"model {name}", "error", broken, "get the file again")
         elif (kind := _unknown_type(place.folder)) is not None:
             yield Finding(f"model {name}", "error", kind, "upgrade mlx-lm, and restart Bulkhead")
         elif place.note and not served.passed_over:
             yield Finding(f"model {name}", "warning", *_split(place.note))
         else:
             yield Finding(f"model {name}", "ok", f"{place.folder}")
+
+
+def _broken_weights(folder: Path) -> str:
+    """What the headers of the weights say; "" where they are fine."""
+    try:
+        for path in sorted(folder.glob(WEIGHTS)):
+            for _ in tensors(path):
+                pass
+    except EstimateError as error:
+        return str(error)
+    return ""
 
 
 def _unknown_type(folder: Path) -> str | None:

@@ -35,18 +35,31 @@ def read_header(path: Path) -> tuple[dict[str, object], int]:
     """The header of a safetensors file, and the bytes of data behind it. Blocks on one read.
     Raises OSError or Malformed."""
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size == 0:
-            raise Malformed("is empty")
-        first = file.read(8)
-        length = int.from_bytes(first, "little")
-        if _LFS.startswith(first):
-            raise Malformed("is a Git LFS pointer without the data; run `git lfs pull`")
-        if size < 8 or not 2 <= length <= MAX_BYTES:
-            raise Malformed("is not a safetensors file")
-        if length > size - 8:
-            raise Malformed("is cut short or not a safetensors file")
-        return _object(file.read(length)), size - 8 - length
+        length, behind = _lengths(file)
+        return _object(file.read(length)), behind
+
+
+def check_header(path: Path) -> None:
+    """See that there is room in a safetensors file for its header, which is not read: that takes
+    seconds for large models. Raises OSError or Malformed."""
+    with open_regular(path) as file:
+        _lengths(file)
+
+
+def _lengths(file: BinaryIO) -> tuple[int, int]:
+    """Bytes of the header, and behind it. Raises OSError, Malformed."""
+    size = os.fstat(file.fileno()).st_size
+    if size == 0:
+        raise Malformed("is empty")
+    first = file.read(8)
+    length = int.from_bytes(first, "little")
+    if _LFS.startswith(first):
+        raise Malformed("is a Git LFS pointer without the data; run `git lfs pull`")
+    if size < 8 or not 2 <= length <= MAX_BYTES:
+        raise Malformed("is not a safetensors file")
+    if length > size - 8:
+        raise Malformed("is cut short or not a safetensors file")
+    return length, size - 8 - length
 
 
 def open_regular(path: Path) -> BinaryIO:

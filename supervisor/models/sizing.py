@@ -84,6 +84,9 @@ class Sizing:
         if look.problem and (before is None or before.problem != look.problem):
             log.warning("the size of model %s is unknown: %s", name, look.problem)
         note = look.place.note if look.place is not None else ""
+        source = f"{self._catalog.models[name].source}@"
+        if any(each.source.startswith(source) for each in self._catalog.passed_over):
+            note = ""  # which was said at start
         if note and (before is None or before.place is None or before.place.note != note):
             log.warning("model %s: %s", name, note)
         return look.need
@@ -104,7 +107,7 @@ class Sizing:
     def explained(self, name: str, reason: str) -> str:
         """Why a load failed, by the worker, with what the files seem to lack."""
         known = self._known.get(name)
-        doubt = known.place.doubt if known is not None and known.place is not None else ""
+        doubt = known.place.doubt or known.problem if known is not None and known.place else ""
         if doubt and doubt not in reason and _OF_WEIGHTS.search(reason):
             return f"{doubt} (mlx-lm: {reason[:_WORDS]})"
         return reason

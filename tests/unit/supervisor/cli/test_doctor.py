@@ -60,11 +60,21 @@ def test_models_that_can_not_be_served_are_errors_with_advice(place: Path) -> No
     odd = write_folder(place / "odd", plain_files(config=b'{"model_type": "gpt99"}'))
     good = write_folder(place / "good", plain_files())
     remapped = write_folder(place / "remapped", plain_files(config=b'{"model_type": "mistral"}'))
-    named = {"gguf": gguf, "shard": shard, "odd": odd, "good": good, "remapped": remapped}
+    header = {"w": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}
+    cut = write_folder(place / "cut", plain_files(model=safetensors(header)))
+    named = {
+        "cut": cut,
+        "gguf": gguf,
+        "shard": shard,
+        "odd": odd,
+        "good": good,
+        "remapped": remapped,
+    }
     config = "".join(model(folder, name) for name, folder in named.items())
     found = findings(config + model("org/none", "none"))
     levels = {name: found[f"model {name}"].level for name in (*named, "none")}
     assert levels == {
+        "cut": "error",
         "gguf": "error",
         "shard": "error",
         "odd": "error",
@@ -72,6 +82,7 @@ def test_models_that_can_not_be_served_are_errors_with_advice(place: Path) -> No
         "remapped": "ok",
         "none": "error",
     }
+    assert "model.safetensors is cut short" in found["model cut"].message
     assert "this is GGUF" in found["model gguf"].message
     assert found["model gguf"].advice.startswith("get an MLX build")
     assert "model-00002-of-00002.safetensors is missing" in found["model shard"].message

@@ -40,6 +40,7 @@ WITNESSES: dict[str, tuple[str, ...]] = {
     "gateway/relay/control.py": ("unit/gateway/relay/test_client.py",),
     "supervisor/crashes/view.py": ("unit/supervisor/crashes/test_store.py",),
     "supervisor/machine/readers": ("unit/supervisor/machine/test_readers.py",),
+    "supervisor/models/advice.py": ("unit/supervisor/models/test_sources.py",),
     "supervisor/models/estimate": ("unit/supervisor/models/test_estimate.py",),
     "supervisor/models/jsonfiles.py": ("unit/supervisor/models/test_sources.py",),
     "supervisor/state/address.py": ("unit/supervisor/cli/test_client.py",),

@@ -12,23 +12,21 @@ from typing import Any, NamedTuple
 
 from supervisor.wire.frames import Calling, Chat, Generate
 from worker.engine.mlx_lm_compat import model_tokenizer
-from worker.output.text import TokenDecoder
 from worker.output.transcript import Transcript, TranscriptFactory
 
 
 class Pieces:
-    """A detokenizer whose token i is the i-th piece; the last one may come with `finalize`."""
+    """A `TokenDecoder` whose token i is the i-th piece; the last one may come at the end."""
 
     def __init__(self, pieces: Sequence[str], held: str = "") -> None:
         self._pieces = pieces
         self._held = held
-        self.last_segment = ""
 
-    def add_token(self, token: int) -> None:
-        self.last_segment = self._pieces[token]
+    def push(self, token: int) -> str:
+        return self._pieces[token]
 
-    def finalize(self) -> None:
-        self.last_segment = self._held
+    def finish(self) -> str:
+        return self._held
 
 
 AUTO = Calling("auto", ())
@@ -140,7 +138,7 @@ def read(
 ) -> Seen:
     pieces = list(pieces)
     transcript = make(model, calling, stop=stop, prompt=prompt)
-    transcript._decoder = TokenDecoder(Pieces(pieces))
+    transcript._decoder = Pieces(pieces)
     text = reasoning = ""
     calls: list[tuple[str, str]] = []
     for token in range(len(pieces) + 1):

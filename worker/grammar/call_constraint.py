@@ -10,8 +10,8 @@ import llguidance
 from supervisor.errors import BulkheadError
 from worker.grammar.matcher import DEAD_END, CompiledGrammar, GrammarMatcher, incomplete_answer
 from worker.grammar.vocabulary import Mask, Vocabulary
+from worker.output.decoders import TokenDecoder
 from worker.output.parts import AnswerParser, AnswerParts
-from worker.output.text import TokenDecoder
 
 _TAIL = 64
 """Characters of text, more than any marker has."""

@@ -34,7 +34,6 @@ from tests.helpers.dialects import (
     wrapper,
 )
 from worker.engine.mlx_lm_compat import model_tokenizer
-from worker.output.text import TokenDecoder
 from worker.output.transcript import AnyTranscript, OutputDelta, PlainTranscript, TranscriptFactory
 
 DEMO = Path(__file__).parents[4] / "worker" / "demo" / "model"
@@ -74,6 +73,9 @@ def test_behind_the_prompts_own_empty_block_white_space_is_dropped() -> None:
     seen = everywhere(THINKING, "\n\nHello.", None, prompt="<think>\n\n</think>")
     assert seen.text == "Hello."
     assert everywhere(THINKING, "\n\nHello.", None).text == "\n\nHello."
+    # All that templates write there is there: what follows is the answer, to the letter.
+    for text in (" world", "    return 1", "\n\nHello."):
+        assert everywhere(THINKING, text, None, prompt="<think>\n\n</think>\n\n").text == text
 
 
 def test_reasoning_that_never_ends_stays_reasoning() -> None:
@@ -95,7 +97,19 @@ def test_what_is_no_call_in_reasoning_stays_reasoning() -> None:
 
 def test_white_space_at_a_marker_belongs_to_neither_side() -> None:
     seen = everywhere(THINKING, f"One. \n<think> a </think>\n two\n\n{CALL}\n\n{CALL}\n three \n")
-    assert seen == Seen("One. \ntwo\n\nthree \n", [F, F], "tool_calls", "a")
+    assert seen == Seen("One. \n two\n\n three \n", [F, F], "tool_calls", "a")
+    for end in ("", " ", "\n\n", " \n\t"):
+        assert everywhere(THINKING, f"<think>a</think>{end}{CALL}{end}").text == ""
+
+
+def test_the_indentation_of_what_follows_a_marker_is_the_texts() -> None:
+    code = "    return 1\n"
+    for space in ("", "\n", "\n\n", " \r\n \n"):
+        assert everywhere(THINKING, f"<think>a</think>{space}{code}", None).text == code
+        seen = everywhere(THINKING, f"{CALL}{space}{code}", AUTO)
+        assert (seen.text, seen.calls) == (code, [F])
+    channel = "<|channel|>final<|message|>"
+    assert everywhere(GPT_OSS, f"{channel}{code}<|return|>").text == code
 
 
 def test_blocks_of_reasoning_are_apart() -> None:
@@ -154,7 +168,7 @@ def test_a_parser_with_headers() -> None:
 
 def everything(transcript: AnyTranscript, pieces: Sequence[str]) -> OutputDelta:
     assert not isinstance(transcript, PlainTranscript)
-    transcript._decoder = TokenDecoder(Pieces(pieces))
+    transcript._decoder = Pieces(pieces)
     deltas = [transcript.push(token) for token in range(len(pieces))] + [transcript.finish()]
     return joined(deltas)
 
@@ -188,13 +202,13 @@ def test_a_text_that_only_began_a_stop_string_comes_before_the_call() -> None:
     seen = everywhere(HERMES, f"A EN{CALL}", stop=["END"])
     assert seen == Seen("A EN", [F], "tool_calls")
     transcript = make(HERMES, AUTO, stop=["END"])
-    transcript._decoder = TokenDecoder(Pieces(["A EN<tool_call>", '{"name": "f"}']))
+    transcript._decoder = Pieces(["A EN<tool_call>", '{"name": "f"}'])
     assert transcript.push(0) == OutputDelta("A EN")
 
 
 def test_after_the_stop_nothing_changes() -> None:
     transcript = make(THINKING, AUTO, stop=["b"])
-    transcript._decoder = TokenDecoder(Pieces(["abc", CALL, "x"]))
+    transcript._decoder = Pieces(["abc", CALL, "x"])
     assert transcript.push(0) == OutputDelta("a")
     assert transcript.stopped
     assert transcript.push(1) == transcript.push(2) == transcript.finish() == OutputDelta()

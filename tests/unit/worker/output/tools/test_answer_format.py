@@ -41,7 +41,6 @@ from tests.helpers.dialects import (
     transcripts,
     wrapper,
 )
-from worker.output.text import TokenDecoder
 from worker.output.tools.call_forms import forced_form
 from worker.output.transcript import Transcript
 
@@ -77,7 +76,7 @@ def test_without_tools_it_is_text(form: str) -> None:
     made = transcripts(model).make(request, [])
     pieces = Pieces([text])
     if isinstance(made, Transcript):
-        made._decoder = TokenDecoder(pieces)
+        made._decoder = pieces
         assert made.push(0).text + made.finish().text == text
         assert made.finish_reason == "stop"
     else:  # the model has no parts at all
@@ -172,7 +171,7 @@ def test_the_end_of_an_answer_may_stand_for_the_end_of_a_call() -> None:
 
 def test_what_is_too_long_for_a_name_does_not_wait() -> None:
     transcript = make(MISTRAL, AUTO)
-    transcript._decoder = TokenDecoder(Pieces(["[TOOL_CALLS]", 300 * "f"]))
+    transcript._decoder = Pieces(["[TOOL_CALLS]", 300 * "f"])
     transcript.push(0)
     assert transcript.push(1).text == "[TOOL_CALLS]" + 300 * "f"
 
@@ -222,7 +221,7 @@ def test_arguments_are_one_json_object(written: str, told: str) -> None:
 def test_arguments_are_told_as_they_grow() -> None:
     text = '<tool_call>{"name": "f", "arguments": {"a": 1, "b": "x"}}</tool_call>'
     transcript = make(HERMES, AUTO)
-    transcript._decoder = TokenDecoder(Pieces(list(text)))
+    transcript._decoder = Pieces(list(text))
     told = [transcript.push(token).calls for token in range(len(text))]
     begins = text.index('{"a"')
     assert not any(told[:begins])

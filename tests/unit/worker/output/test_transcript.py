@@ -109,7 +109,7 @@ def test_the_indentation_of_what_follows_a_marker_is_the_texts() -> None:
         seen = everywhere(THINKING, f"{CALL}{space}{code}", AUTO)
         assert (seen.text, seen.calls) == (code, [F])
     channel = "<|channel|>final<|message|>"
-    assert everywhere(GPT_OSS, f"{channel}{code}<|return|>").text == code
+    assert everywhere(GPT_OSS, f"{channel}{code}").text == code
 
 
 def test_blocks_of_reasoning_are_apart() -> None:
@@ -189,7 +189,7 @@ def test_stop_strings_are_looked_for_in_the_text_alone() -> None:
     assert everywhere(THINKING, text, stop=["\n\n"]) == Seen("An answer.", [], "stop", "END of it")
     call = CALL.replace('"x"', '"END"')
     seen = everywhere(THINKING, f"{call} A b END c", stop=["END"])
-    assert (seen.text, seen.reason) == ("A b ", "tool_calls")
+    assert (seen.text, seen.reason) == (" A b ", "tool_calls")
     assert seen.calls == [("f", '{"a": 1, "b": "END"}')]
 
 

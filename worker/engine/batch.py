@@ -111,7 +111,7 @@ class BatchEngine:
         prompt = self._prompts.tokens(request)
         echo = self._prompts.text_of(request, prompt) if request.echo else ""
         constraint = self._constraints.compile(request, prompt)
-        text = self._transcripts.make(request, prompt)
+        text = self._transcripts.make(request, prompt, constrained=constraint is not None)
         end = None
         if request.emitted:
             endless = request.ignore_eos and constraint is None

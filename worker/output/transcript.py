@@ -218,8 +218,11 @@ class TranscriptFactory:
         self._formats = AnswerFormat(tokenizer)
         self._markers = MarkerTokens(tokenizer)
 
-    def make(self, request: Generate, prompt: Sequence[int]) -> AnyTranscript:
-        """The state before the first token. `prompt` is the request's, tokenized.
+    def make(
+        self, request: Generate, prompt: Sequence[int], *, constrained: bool = False
+    ) -> AnyTranscript:
+        """The state before the first token. `prompt` is the request's, tokenized. `constrained`: a
+        grammar holds to calls that are JSON, so that they can be told while they grow.
 
         Only chats have parts; what a plain prompt is continued with is text.
         """
@@ -233,7 +236,11 @@ class TranscriptFactory:
         demanded = calling is not None and calling.choice == "required"
         answer = AnswerParts(
             request.stop,
-            CallCollector(parallel=calling is None or calling.parallel, demanded=demanded),
+            CallCollector(
+                parallel=calling is None or calling.parallel,
+                demanded=demanded,
+                growing=constrained or demanded,
+            ),
             behind_marker=ending == "after" and not self._markers.ends_line(prompt),
         )
         if demanded or request.structure is not None:

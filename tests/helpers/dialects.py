@@ -118,11 +118,16 @@ class Seen(NamedTuple):
 
 
 def make(
-    model: Model, calling: Calling | None, *, stop: Sequence[str] = (), prompt: str = ""
+    model: Model,
+    calling: Calling | None,
+    *,
+    stop: Sequence[str] = (),
+    prompt: str = "",
+    constrained: bool = False,
 ) -> Transcript:
     request = Generate("r", Chat([], TOOLS), 0.0, stop=tuple(stop), calling=calling)
     tokens = wrapper(model).encode(prompt, add_special_tokens=False) if prompt else []
-    made = transcripts(model).make(request, tokens)
+    made = transcripts(model).make(request, tokens, constrained=constrained)
     assert isinstance(made, Transcript)
     return made
 
@@ -135,9 +140,10 @@ def read(
     cut: bool = False,
     stop: Sequence[str] = (),
     prompt: str = "",
+    constrained: bool = False,
 ) -> Seen:
     pieces = list(pieces)
-    transcript = make(model, calling, stop=stop, prompt=prompt)
+    transcript = make(model, calling, stop=stop, prompt=prompt, constrained=constrained)
     transcript._decoder = Pieces(pieces)
     text = reasoning = ""
     calls: list[tuple[str, str]] = []
@@ -172,10 +178,12 @@ def everywhere(
     cut: bool = False,
     stop: Sequence[str] = (),
     prompt: str = "",
+    constrained: bool = False,
 ) -> Seen:
     """What is seen, which may not depend on the cut."""
     first, *others = (
-        read(model, pieces, calling, cut=cut, stop=stop, prompt=prompt) for pieces in cuts(text)
+        read(model, pieces, calling, cut=cut, stop=stop, prompt=prompt, constrained=constrained)
+        for pieces in cuts(text)
     )
     for other in others:
         assert other == first

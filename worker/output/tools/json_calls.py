@@ -273,20 +273,25 @@ class RepairedReader:
         if self._ending:
             text, self._ending = self._ending + text, ""
             return self._end(text)
-        for at, letter in enumerate(text):
-            if not self._json.begun and letter.isspace():
-                self._raw.append(letter)
-                continue
-            try:
-                self._json.push(letter)
-                complete, _ = self._reader.feed(self._json.take())
-            except NotJSON:
-                return self._end(text[at:])
-            except BrokenCall:
-                raise BrokenCall(text[at:], opened=False) from None
-            self._raw.append(letter)
-            if complete:
-                return True, text[at + 1 :]
+        at = 0
+        while at < len(text):
+            size = 1
+            if self._json.begun or not text[at].isspace():
+                try:
+                    size = self._json.push_plain(text, at)
+                    if not size:
+                        self._json.push(text[at])
+                        size = 1
+                    complete, _ = self._reader.feed(self._json.take())
+                except NotJSON:
+                    return self._end(text[at:])
+                except BrokenCall:
+                    raise BrokenCall(text[at:], opened=False) from None
+                if complete:
+                    self._raw.append(text[at])
+                    return True, text[at + 1 :]
+            self._raw.append(text[at : at + size])
+            at += size
         return False, ""
 
     def finish(self, cut: bool) -> bool:

@@ -9,10 +9,13 @@ end above all: where it was to end is anybody's guess.
 
 from __future__ import annotations
 
+import re
+
 from worker.output.tools.json_scanner import JSONScanner, NotJSON, sendable
 
 _PYTHON = {"True": "true", "False": "false", "None": "null"}
 _ESCAPES = '"\\/bfnrt'
+_PLAIN = re.compile(r'[^"\\\x00-\x1f]+')
 _HEX = frozenset("0123456789abcdefABCDEF")
 _SPACE = " \t\n\r"
 _BEGINS = {"{": '"', "[": '"{[-0123456789tfnTFN'}
@@ -48,6 +51,16 @@ class RepairingScanner:
         text = "".join(self._out)
         self._out.clear()
         return text
+
+    def push_plain(self, text: str, at: int) -> int:
+        """Read the letters from `at` on that a string has as they are; how many there are."""
+        if self._json.state != "string":
+            return 0
+        plain = _PLAIN.match(text, at)
+        if plain is None:
+            return 0
+        self._out.append(plain[0])
+        return len(plain[0])
 
     def push(self, letter: str) -> None:
         """The next letter. Raises NotJSON."""

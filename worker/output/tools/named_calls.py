@@ -116,9 +116,13 @@ class NamedCallsReader:
         if self._instead is not None:
             return self._instead.finish(cut)
         if self._arguments is not None:
-            if self._arguments.finish(cut):
+            told, raw = self._arguments.finish(cut), self._arguments.raw
+            self._arguments = None
+            if told:
                 return ReaderEnd(self._text, "")
-            return ReaderEnd(self._lost() + self._arguments.raw, "")
+            if not self._form.end:
+                return ReaderEnd(self._lost() + raw, "")
+            return self.feed(self._break(raw)) or self.finish(cut)
         # Markers between calls are no text.
         is_text = self._first or self._broken or self._header.strip()
         return ReaderEnd(self._lost() + self._header if is_text else self._text, "")
@@ -138,18 +142,22 @@ class NamedCallsReader:
             raw = reading.raw
             if not self._form.end:
                 return ReaderEnd(self._lost() + raw, broken.rest), ""
-            self._text, self._raw, self._broken = self._lost(), "", True
-            # A string without an end may have taken the call's end and others for its own.
-            self._left -= len(raw)
-            if self._left < 0:
-                self._text += raw
-                raw = ""
-            return None, raw + broken.rest
+            return None, self._break(raw) + broken.rest
         if complete:
             self._arguments, self._raw, self._first = None, "", False
             if self._calls.full:
                 return ReaderEnd(self._text, rest), ""
         return None, rest
+
+    def _break(self, raw: str) -> str:
+        """The arguments `raw` are none. Returns what has to be read again: a string without an end
+        may have taken the call's end and other calls for its own."""
+        self._text, self._raw, self._broken = self._lost(), "", True
+        self._left -= len(raw)
+        if self._left >= 0:
+            return raw
+        self._text += raw
+        return ""
 
     def _skip(self, text: str) -> tuple[ReaderEnd | None, str]:
         """The rest of a call that is none."""
@@ -191,7 +199,8 @@ class NamedCallsReader:
             return ReaderEnd(
                 self._lost() + header + marker if self._first else self._text, rest
             ), ""
-        self._raw += header + marker
+        ends_call = marker == self._form.call_end and not self._first
+        self._raw = "" if ends_call else self._raw + header + marker
         return None, rest
 
     def _give_up(self, text: str) -> tuple[ReaderEnd | None, str]:

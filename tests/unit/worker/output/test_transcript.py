@@ -269,7 +269,7 @@ def test_the_demo_models_answers(demo: Any) -> None:
     text = f"<think>\nThe weather.\n</think>\n\n{CALL}\n{CALL}<|im_end|>"
     chat = Chat([{"role": "user", "content": "x"}], TOOLS, {"enable_thinking": True})
     request = Generate("r", chat, 0.0, calling=AUTO)
-    transcript = made.make(request, demo.encode("<|im_start|>assistant\n"))
+    transcript = made.make(request, demo.encode("<|im_start|>assistant\n"), constrained=True)
     tokens = demo.encode(text, add_special_tokens=False)[:-1]
     deltas = [transcript.push(token) for token in tokens] + [transcript.finish()]
     total = joined(deltas)
@@ -293,6 +293,7 @@ def test_the_demo_models_answers(demo: Any) -> None:
     st.sampled_from([(), ("a",), ("\n", "ex")]),
     st.sampled_from(["", "<think>\n", "<think>\n\n</think>\n\n"]),
     st.sampled_from([None, Structure("{}")]),
+    st.booleans(),
 )  # fmt: skip
 def test_replaying_tokens_gives_the_same_state(
     demo: Any,
@@ -303,12 +304,13 @@ def test_replaying_tokens_gives_the_same_state(
     stop: tuple[str, ...],
     prompt: str,
     structure: Structure | None,
+    constrained: bool,
 ) -> None:
     tokens = [*demo.encode("".join(words), add_special_tokens=False), *noise]
     made = TranscriptFactory(demo)
     request = Generate("r", Chat([], TOOLS), 0.0, stop=stop, calling=calling, structure=structure)
     opened = demo.encode(prompt, add_special_tokens=False) if prompt else []
-    first, again = made.make(request, opened), made.make(request, opened)
+    first, again = (made.make(request, opened, constrained=constrained) for _ in range(2))
     before = [first.push(token) for token in tokens]
     replayed = [again.push(token) for token in tokens[:cut]]
     assert replayed == before[:cut]
@@ -319,7 +321,11 @@ def test_replaying_tokens_gives_the_same_state(
 
 
 def test_length_may_end_an_answer_anywhere() -> None:
-    seen = read(HERMES, [CALL[:-20]], cut=True)
+    seen = read(HERMES, [CALL[:-20]], cut=True, constrained=True)
     assert (seen.text, seen.reason) == ("", "stop")
     assert [name for name, _ in seen.calls] == ["f"]
     assert F[1].startswith(seen.calls[0][1])
+    for length in range(1, len(CALL)):
+        seen = read(HERMES, [CALL[:length]], cut=True)
+        whole = length >= CALL.index("\n</tool_call>")
+        assert seen == (Seen("", [F], "tool_calls") if whole else Seen(CALL[:length], [], "stop"))

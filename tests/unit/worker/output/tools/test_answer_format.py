@@ -49,7 +49,9 @@ from worker.output.transcript import Transcript
 def test_a_form_is_read_however_it_is_cut(form: str) -> None:
     """omlx#882: calls were dropped while streaming."""
     model, text, calls = FORMS[form]
-    assert everywhere(model, text) == Seen("", calls, "tool_calls")
+    for constrained in (False, True):
+        seen = everywhere(model, text, constrained=constrained)
+        assert seen == Seen("", calls, "tool_calls")
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if "llama" not in form])
@@ -91,17 +93,21 @@ def test_the_first_call_ends_the_answer_when_one_is_asked_for(form: str) -> None
 
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_is_lost_where_the_answer_breaks_off(form: str) -> None:
-    """At every place: what was told of calls is the beginning of them; the rest is text."""
+    """At every place: what was told are whole calls; the rest is text. Under a grammar what was
+    told of the last call is its beginning."""
     model, text, calls = FORMS[form]
     for size in range(len(text)):
         seen = everywhere(model, text[:size], cut=True) if size % 7 == 0 else read(
             model, [text[:size]], cut=True
         )  # fmt: skip
+        assert seen.calls == calls[: len(seen.calls)]
+        assert (seen.reason == "tool_calls") == bool(seen.calls)
+        if not seen.calls and model is not GPT_OSS:
+            assert seen.text.strip() == text[:size].strip()
+        seen = read(model, [text[:size]], cut=True, constrained=True)
         for (name, arguments), (whole_name, whole) in zip(seen.calls, calls, strict=False):
             assert name == whole_name
             assert whole.startswith(arguments)
-        if not seen.calls and model is not GPT_OSS:
-            assert seen.text.strip() == text[:size].strip()
 
 
 # ── what is no call, or not a whole one ──────────────────────────────────────────────────────────
@@ -176,13 +182,6 @@ def test_what_is_too_long_for_a_name_does_not_wait() -> None:
     assert transcript.push(1).text == "[TOOL_CALLS]" + 300 * "f"
 
 
-def test_a_call_that_breaks_in_its_arguments_stays_as_far_as_it_was_told() -> None:
-    text = '<tool_call>{"name": "f", "arguments": {"a": nothing}}</tool_call> Sorry.'
-    seen = everywhere(HERMES, text)
-    assert seen.calls == [("f", '{"a": n')]
-    assert (seen.text, seen.reason) == ("othing}}</tool_call> Sorry.", "stop")
-
-
 def test_a_whole_call_counts_though_another_is_broken() -> None:
     good = '<tool_call>{"name": "f", "arguments": {}}</tool_call>'
     seen = everywhere(HERMES, f"{good}\n<tool_call>oops</tool_call>")
@@ -218,9 +217,9 @@ def test_arguments_are_one_json_object(written: str, told: str) -> None:
         assert isinstance(json.loads(told), dict)
 
 
-def test_arguments_are_told_as_they_grow() -> None:
+def test_arguments_that_a_grammar_holds_to_are_told_as_they_grow() -> None:
     text = '<tool_call>{"name": "f", "arguments": {"a": 1, "b": "x"}}</tool_call>'
-    transcript = make(HERMES, AUTO)
+    transcript = make(HERMES, AUTO, constrained=True)
     transcript._decoder = Pieces(list(text))
     told = [transcript.push(token).calls for token in range(len(text))]
     begins = text.index('{"a"')
@@ -294,22 +293,33 @@ MODELS = [HERMES, THINKING, LLAMA, MISTRAL, KIMI_K2, KIMI_K3, GPT_OSS, GLM, QWEN
     st.sampled_from([AUTO, ONE, FORCED, None]),
     st.booleans(),
     st.sampled_from([(), ("f",), ("\n", '"}'), ("<tool_call>",)]),
+    st.booleans(),
     st.randoms(use_true_random=False),
 )
 def test_however_a_text_is_cut_it_means_the_same(
-    model: Model, text: str, calling: Calling | None, cut: bool, stop: tuple[str, ...], random: Any
+    model: Model,
+    text: str,
+    calling: Calling | None,
+    cut: bool,
+    stop: tuple[str, ...],
+    constrained: bool,
+    random: Any,
 ) -> None:
     if calling is None and model in (HERMES, LLAMA, MISTRAL, KIMI_K2, GLM, QWEN_CODER):
         return  # no parts
     places = sorted(random.sample(range(len(text) + 1), min(3, len(text))))
     pieces = [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
     whole, letters, cuts = (
-        read(model, each, calling, cut=cut, stop=stop) for each in ([text], list(text), pieces)
+        read(model, each, calling, cut=cut, stop=stop, constrained=constrained)
+        for each in ([text], list(text), pieces)
     )
     assert whole == letters == cuts
     assert whole.reason == "tool_calls" or not any(_is_object(text) for _, text in whole.calls)
+    growing = constrained or calling is FORCED
     for name, arguments in whole.calls:
         assert name
+        if not growing:
+            assert _is_object(arguments)
         assert arguments.startswith("{") or (cut and calling is FORCED and not arguments)
 
 

@@ -78,6 +78,8 @@ class RepairingScanner:
     def close(self) -> bool:
         """The text ends here. Close what is open, if nothing but closing brackets is missing."""
         if self._word:
+            if self._word not in _PYTHON:
+                return False
             self._end_word()
         state = self._json.state
         if self._comma or not (

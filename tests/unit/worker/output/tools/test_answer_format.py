@@ -282,6 +282,7 @@ PARTS = [
     "<|tool_call_begin|>", "functions.f:0", "<|tool_calls_section_end|>", "<|python_tag|>",
     "<|tool_call>", "call:f{a:1}", "<tool_call|>", "<function=f>", "</function>", "<arg_key>",
     "<|open|>tools<|sep|>", "<|open|>call tool=\"f\"<|sep|>", "<|close|>call<|sep|>", "é😀",
+    '{"name": "f", "arguments": {"a": "', "cabin 5}}", "\\d", "\\u12", "NaN", "True", ",\n}", "}}",
 ]  # fmt: skip
 MODELS = [HERMES, THINKING, LLAMA, MISTRAL, KIMI_K2, KIMI_K3, GPT_OSS, GLM, QWEN_CODER, GEMMA4]
 

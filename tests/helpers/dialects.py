@@ -127,7 +127,7 @@ def make(
 ) -> Transcript:
     request = Generate("r", Chat([], TOOLS), 0.0, stop=tuple(stop), calling=calling)
     tokens = wrapper(model).encode(prompt, add_special_tokens=False) if prompt else []
-    made = transcripts(model).make(request, tokens, constrained=constrained)
+    made = transcripts(model).make(request, tokens, calls_held=lambda: constrained)
     assert isinstance(made, Transcript)
     return made
 

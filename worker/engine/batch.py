@@ -111,7 +111,11 @@ class BatchEngine:
         prompt = self._prompts.tokens(request)
         echo = self._prompts.text_of(request, prompt) if request.echo else ""
         constraint = self._constraints.compile(request, prompt)
-        text = self._transcripts.make(request, prompt, constrained=constraint is not None)
+        text = self._transcripts.make(
+            request,
+            prompt,
+            calls_held=lambda: constraint is not None and constraint.holds_calls,
+        )
         end = None
         if request.emitted:
             endless = request.ignore_eos and constraint is None

@@ -26,6 +26,8 @@ class CallConstraint:
     would not be checked.
     """
 
+    holds_calls = True
+
     def __init__(
         self,
         vocabulary: Vocabulary,

@@ -7,7 +7,7 @@ is continued after its worker died.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from supervisor.wire.frames import Call, Calling, Chat, Generate
@@ -219,10 +219,15 @@ class TranscriptFactory:
         self._markers = MarkerTokens(tokenizer)
 
     def make(
-        self, request: Generate, prompt: Sequence[int], *, constrained: bool = False
+        self,
+        request: Generate,
+        prompt: Sequence[int],
+        *,
+        calls_held: Callable[[], bool] = lambda: False,
     ) -> AnyTranscript:
-        """The state before the first token. `prompt` is the request's, tokenized. `constrained`: a
-        grammar holds to calls that are JSON, so that they can be told while they grow.
+        """The state before the first token. `prompt` is the request's, tokenized. `calls_held`:
+        whether a grammar holds to calls that are JSON, so that they can be told while they grow; it
+        is asked when one begins.
 
         Only chats have parts; what a plain prompt is continued with is text.
         """
@@ -239,7 +244,7 @@ class TranscriptFactory:
             CallCollector(
                 parallel=calling is None or calling.parallel,
                 demanded=demanded,
-                growing=constrained or demanded,
+                held=calls_held,
             ),
             behind_marker=ending == "after" and not self._markers.ends_line(prompt),
         )

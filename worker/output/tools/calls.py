@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 from supervisor.wire.frames import Call
@@ -21,20 +22,27 @@ class CallCollector:
     """Collects the pieces of the answer's calls, in order, numbered from 0.
 
     `demanded`: the answer is nothing but calls, so that what is cut is one as soon as it has a
-    name. `growing`: calls that are JSON are told as they grow, for a grammar sees to it that they
-    become calls; others are told when they are whole.
+    name. `held`: whether a grammar holds to calls that are JSON; asked when the first one begins.
     """
 
-    def __init__(self, *, parallel: bool, demanded: bool = False, growing: bool = True) -> None:
+    def __init__(
+        self, *, parallel: bool, demanded: bool = False, held: Callable[[], bool] = lambda: True
+    ) -> None:
         self._parallel = parallel
         self.demanded = demanded
-        self.growing = growing
+        self._held = held
         self._pieces: list[Call] = []
         self._next = 0
         self._name: str | None = None
         """The name of the open call until its first piece tells it."""
         self.complete = 0
         """Calls whose arguments are one whole JSON object."""
+
+    @cached_property
+    def growing(self) -> bool:
+        """Whether calls are told as they grow, because they will become calls; others are told when
+        they are whole."""
+        return self.demanded or self._held()
 
     @property
     def full(self) -> bool:

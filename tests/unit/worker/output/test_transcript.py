@@ -34,7 +34,13 @@ from tests.helpers.dialects import (
     wrapper,
 )
 from worker.engine.mlx_lm_compat import model_tokenizer
-from worker.output.transcript import AnyTranscript, OutputDelta, PlainTranscript, TranscriptFactory
+from worker.output.transcript import (
+    AnyTranscript,
+    OutputDelta,
+    PlainTranscript,
+    Transcript,
+    TranscriptFactory,
+)
 
 DEMO = Path(__file__).parents[4] / "worker" / "demo" / "model"
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1, "b": "x"}}\n</tool_call>'
@@ -269,7 +275,7 @@ def test_the_demo_models_answers(demo: Any) -> None:
     text = f"<think>\nThe weather.\n</think>\n\n{CALL}\n{CALL}<|im_end|>"
     chat = Chat([{"role": "user", "content": "x"}], TOOLS, {"enable_thinking": True})
     request = Generate("r", chat, 0.0, calling=AUTO)
-    transcript = made.make(request, demo.encode("<|im_start|>assistant\n"), constrained=True)
+    transcript = made.make(request, demo.encode("<|im_start|>assistant\n"), calls_held=lambda: True)
     tokens = demo.encode(text, add_special_tokens=False)[:-1]
     deltas = [transcript.push(token) for token in tokens] + [transcript.finish()]
     total = joined(deltas)
@@ -310,7 +316,7 @@ def test_replaying_tokens_gives_the_same_state(
     made = TranscriptFactory(demo)
     request = Generate("r", Chat([], TOOLS), 0.0, stop=stop, calling=calling, structure=structure)
     opened = demo.encode(prompt, add_special_tokens=False) if prompt else []
-    first, again = (made.make(request, opened, constrained=constrained) for _ in range(2))
+    first, again = (made.make(request, opened, calls_held=lambda: constrained) for _ in range(2))
     before = [first.push(token) for token in tokens]
     replayed = [again.push(token) for token in tokens[:cut]]
     assert replayed == before[:cut]
@@ -329,3 +335,21 @@ def test_length_may_end_an_answer_anywhere() -> None:
         seen = read(HERMES, [CALL[:length]], cut=True)
         whole = length >= CALL.index("\n</tool_call>")
         assert seen == (Seen("", [F], "tool_calls") if whole else Seen(CALL[:length], [], "stop"))
+
+
+def test_whether_calls_are_held_is_asked_when_one_begins() -> None:
+    asked = []
+
+    def held() -> bool:
+        asked.append(True)
+        return True
+
+    request = Generate("r", Chat([], TOOLS), 0.0, calling=AUTO)
+    transcript = transcripts(HERMES).make(request, [], calls_held=held)
+    assert isinstance(transcript, Transcript)
+    transcript._decoder = Pieces(["Text. <tool_call", ">", CALL.removeprefix("<tool_call>"), CALL])
+    transcript.push(0)
+    assert not asked
+    for token in (1, 2, 3):
+        transcript.push(token)
+    assert asked == [True]

@@ -16,6 +16,7 @@ from worker.output.tools.json_repair import RepairingScanner
 from worker.output.tools.json_scanner import JSONScanner, NotJSON, sendable
 
 _ARGUMENTS = ("arguments", "parameters")
+_CLOSERS = "}] \n\r\t"
 _UNMARKED_KEYS = frozenset(("name", "type", "id", *_ARGUMENTS))
 
 
@@ -342,7 +343,7 @@ class JSONCallsReader:
         self._between = ""
         """What came since the start or the last complete call, but for the object being read."""
         self._closing = ""
-        """The beginning of the end marker."""
+        """The beginning of the end marker, and brackets before it."""
 
     def feed(self, text: str) -> ReaderEnd | None:
         while text:
@@ -406,11 +407,13 @@ class JSONCallsReader:
         return None, rest
 
     def _close(self, text: str) -> tuple[ReaderEnd | None, str]:
-        """After the last call: the end marker, or the answer goes on without one."""
+        """After the last call: the end marker, perhaps behind brackets that are one too many, or
+        the answer goes on without one."""
         text, self._closing = self._closing + text, ""
-        if self._end and text.startswith(self._end):
-            return ReaderEnd("", text[len(self._end) :]), ""
-        if self._end.startswith(text):
+        end = text.lstrip(_CLOSERS)
+        if self._end and end.startswith(self._end):
+            return ReaderEnd("", end[len(self._end) :]), ""
+        if self._end and self._end.startswith(end):
             self._closing = text
             return None, ""
         return ReaderEnd("", text), ""

@@ -237,6 +237,14 @@ def test_what_else_is_missing_is_nobodys_guess(form: str, written: str) -> None:
         assert seen.text == shown(form, before + written)
 
 
+def test_brackets_that_are_one_too_many_are_dropped_before_the_end_marker() -> None:
+    call = '<tool_call>\n{"name": "g", "arguments": {"x": "y"}}'
+    for more in ("}", "}\n}", "]", " } "):
+        assert everywhere(HERMES, f"{call}{more}\n</tool_call>") == Seen("", [G], "tool_calls")
+    seen = everywhere(HERMES, f"{call}}} Done.")
+    assert seen == Seen("} Done.", [G], "tool_calls")
+
+
 def test_arguments_as_text_are_repaired_as_well() -> None:
     for written, told in ((r'{"a": "\d"}', r'{"a": "\\d"}'), ('{"a": 1,}', '{"a": 1}')):
         for form in ("hermes", "hermes-list", "hermes-late", "llama", "mistral-list"):

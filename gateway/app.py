@@ -25,12 +25,14 @@ from gateway.http.exchange import (
     REQUEST_ID,
     SETTINGS,
     STARTED,
+    TIMING,
     ActiveRequests,
     body_too_large,
     new_request_id,
     render_error,
     set_common_headers,
 )
+from gateway.http.timing import Timing
 from gateway.relay.attempt import choices_at_once
 from gateway.relay.client import Relay
 from supervisor.config.files import read_api_keys
@@ -47,12 +49,13 @@ _NOT_YET = ("/responses/", "/messages/", "/metrics/", "/admin/logs/")
 """Of the contract, but not in this version: refused as such rather than as unknown."""
 
 
-def build(settings: ServerSettings, control: str) -> web.Application:
+def build(settings: ServerSettings, control: str, timing: Timing | None = None) -> web.Application:
     """The application. Raises ConfigError when the key file can't be used."""
     # A worker's frame limit must be above any body that passes here.
     limit = min(settings.max_body_bytes, REQUEST_LIMIT - 2**20)
     app = web.Application(middlewares=[_middleware], client_max_size=limit)
     app[SETTINGS] = settings
+    app[TIMING] = timing or Timing()
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     app[RELAY] = Relay(control, choices_at_once(files))
     app[ACCESS] = AccessRules(
@@ -71,7 +74,7 @@ def build(settings: ServerSettings, control: str) -> web.Application:
         app.router.add_get(f"{prefix}/models/{{id:(?s:.+)}}", models.one)
     for action in admin.ACTIONS:
         app.router.add_post(f"/admin/models/{{id:(?s:.+)}}/{action}", admin.manage(action))
-    app.router.add_get("/admin/events", admin.events)
+    app.router.add_get("/admin/events", admin.events, allow_head=False)  # it would not end
     app.router.add_get("/admin/crashes", admin.crashes)
     app.router.add_get("/admin/crashes/{id}", admin.crashes)
     app.router.add_get("/health", models.health)

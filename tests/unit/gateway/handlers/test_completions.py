@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import time
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
-from aiohttp import web
 
 from gateway.handlers import completions
-from gateway.http import exchange
-from gateway.http.exchange import BEGUN, REQUEST_ID
 from gateway.openai.completions import COMPLETION_BODY
 from gateway.openai.render import ChoiceBuffer, Renderer
 from gateway.openai.render_completions import TextShape
@@ -231,9 +226,6 @@ def test_the_log_tells_how_a_request_ended(server: Server) -> None:
     assert "refused ended: 404 model_not_found, " in log
 
 
-# ── a client that does not read ──────────────────────────────────────────────────────────────────
-
-
 class Answering:
     """A generation of these frames, each with its choice's number."""
 
@@ -256,44 +248,3 @@ def test_a_prompt_counts_once_whichever_of_its_choices_ends_first() -> None:
     response = asyncio.run(answer.whole([ChoiceBuffer() for _ in range(4)]))
     assert isinstance(response.body, bytes)
     assert json.loads(response.body)["usage"]["prompt_tokens"] == 6
-
-
-@pytest.mark.parametrize("kilobytes", [85, 1000])
-def test_who_does_not_read_is_waited_for_no_longer_than_so(
-    kilobytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the middle of a stream, and at its very end: aiohttp looks at its buffers every 64 KB, so
-    that the end may be the first to wait."""
-    monkeypatch.setattr(exchange, "_WRITE_SECONDS", 0.05)
-    parsed = COMPLETION_BODY.parse({"prompt": "x", "stream": True})
-
-    async def run() -> None:
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        async def handler(request: web.Request) -> web.StreamResponse:
-            request[BEGUN], request[REQUEST_ID] = time.monotonic(), "r"
-            renderer = Renderer(TextShape, id="r", created=1, model="m")
-            text = [(0, Token(1, "x" * 1000))] * kilobytes
-            generation: Any = Answering(*text, (0, End("stop", 1, 1)))
-            answer = completions._Answer(request, parsed, generation, renderer, 1)
-            try:
-                return await answer.streamed(time.monotonic() + DEADLINE)
-            except ConnectionResetError:
-                over.set_result(None)
-                raise
-
-        app = web.Application()
-        app.router.add_get("/", handler)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            await web.SockSite(runner, listener).start()
-            client.connect(listener.getsockname())
-            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            async with asyncio.timeout(DEADLINE):
-                await over
-            await runner.cleanup()
-
-    asyncio.run(run())

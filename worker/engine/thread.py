@@ -76,6 +76,10 @@ class OutputConstraint(Constraint, Protocol):
     """A `Constraint` that knows whether the output is a whole answer; `worker.grammar` makes
     them."""
 
+    @property
+    def holds_calls(self) -> bool:
+        """Whether a call that begins can only become one whose arguments are JSON."""
+
     def incomplete_error(self, *, called: bool) -> BulkheadError | None:
         """Why the output is no whole answer, though the model ended it; None = it is one. `called`:
         the transcript found calls in it."""

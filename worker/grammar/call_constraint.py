@@ -10,8 +10,8 @@ import llguidance
 from supervisor.errors import BulkheadError
 from worker.grammar.matcher import DEAD_END, CompiledGrammar, GrammarMatcher, incomplete_answer
 from worker.grammar.vocabulary import Mask, Vocabulary
+from worker.output.decoders import TokenDecoder
 from worker.output.parts import AnswerParser, AnswerParts
-from worker.output.text import TokenDecoder
 
 _TAIL = 64
 """Characters of text, more than any marker has."""
@@ -25,6 +25,8 @@ class CallConstraint:
     A token that would reach such a place and go on behind it is not allowed: what it writes there
     would not be checked.
     """
+
+    holds_calls = True
 
     def __init__(
         self,

@@ -15,9 +15,9 @@ from worker.grammar.matcher import CompiledGrammar, GrammarMatcher
 from worker.grammar.refusals import IMPOSSIBLE, SchemaPart, explain_refusal, refusal_at
 from worker.grammar.schema import compilable, parsed
 from worker.grammar.vocabulary import Vocabulary
+from worker.output.decoders import TokenDecoders
 from worker.output.parts import AnswerParts
 from worker.output.preamble import MarkerTokens
-from worker.output.text import TokenDecoder
 from worker.output.tools.answer_format import AnswerFormat
 from worker.output.tools.call_forms import ForcedForm, call_json, is_strict
 from worker.output.tools.calls import CallCollector
@@ -34,6 +34,7 @@ class ConstraintCompiler:
     def __init__(self, tokenizer: ModelTokenizer, vocab_size: int) -> None:
         """`vocab_size` is the width of the logits."""
         self._tokenizer = tokenizer
+        self._decoders = TokenDecoders(tokenizer)
         self._size = vocab_size
         self._vocabulary: Vocabulary | UnsupportedValue | None = None
         self._markers = MarkerTokens(tokenizer)
@@ -119,7 +120,7 @@ class ConstraintCompiler:
             tools=shown,
             reasoning=self._markers.prompt_ending(prompt) == "inside",
         )
-        decoder = TokenDecoder(self._tokenizer.detokenizer)
+        decoder = self._decoders.behind(prompt)
         return CallConstraint(vocabulary, decoder, parser, answer, rules, call_json.markers)
 
     def _known(self, param: str) -> Vocabulary:

@@ -1,4 +1,4 @@
-"""The process behind `bulkhead serve`: `python -m supervisor.serve DESCRIPTOR STATE`.
+"""The process behind `bulkhead serve`, under `supervisor.bootstrap`: DESCRIPTOR STATE.
 
 DESCRIPTOR is that of an open file with the settings as JSON, STATE is the state directory. The
 command replaces itself with this process, which has imported neither the command line's libraries

@@ -12,6 +12,7 @@ from typing import Annotated, NoReturn
 import msgspec
 import typer
 
+from supervisor import bootstrap
 from supervisor.cli import commands
 from supervisor.cli.client import fail
 from supervisor.cli.selftest.command import selftest
@@ -117,8 +118,8 @@ def _become_server(settings: Config, root: Path) -> NoReturn:
         file.write(msgspec.json.encode(settings))
         file.flush()
         os.set_inheritable(file.fileno(), True)
-        command = [sys.executable, "-P", "-m", "supervisor.serve", str(file.fileno()), str(root)]
-        os.execv(sys.executable, command)
+        arguments = ["supervisor.serve", str(file.fileno()), str(root)]
+        os.execv(sys.executable, [sys.executable, "-P", bootstrap.__file__, *arguments])
 
 
 def _refuse(name: str) -> None:

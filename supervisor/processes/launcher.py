@@ -23,6 +23,7 @@ from typing import IO
 
 import psutil
 
+from supervisor import bootstrap
 from supervisor.processes.child import STACKS_SIGNAL
 from supervisor.wire import progress as progress_record
 
@@ -63,6 +64,11 @@ class Child:
         loop.call_later(_STACKS_SECONDS, self.signal, signal.SIGKILL)
 
 
+def installed() -> Path:
+    """The folder with our packages."""
+    return Path(bootstrap.__file__).parents[1]
+
+
 @dataclass(frozen=True, slots=True)
 class Launcher:
     """What all children of one supervisor share."""
@@ -71,6 +77,8 @@ class Launcher:
     lifeline: int
     """Read end of a pipe whose write end only the supervisor holds: EOF = the supervisor died."""
     environ: Mapping[str, str]
+    home: Callable[[], Path] = installed
+    """The folder with the packages that a child runs. May block on files and raise OSError."""
 
     def start(
         self,
@@ -87,7 +95,7 @@ class Launcher:
         progress: bool = False,
         inherit: Sequence[int] = (),
     ) -> Child:
-        """Run `python -m MODULE ARGUMENTS…` in a process group of its own.
+        """Run MODULE with ARGUMENTS in a Python process, in a process group of its own.
 
         With `channel` the child finds one end of a socketpair as file descriptor `--channel`; with
         `fault_pipe` its faulthandler writes to a pipe instead of stderr; with `progress` it finds
@@ -126,8 +134,8 @@ class Launcher:
             popen = subprocess.Popen(
                 [
                     sys.executable,
-                    "-P",  # or a `worker.py` in the working directory would be run instead of ours
-                    "-m",
+                    "-P",  # what lies in the working directory is none of its modules
+                    str(self.home() / "supervisor" / "bootstrap.py"),
                     "supervisor.processes.child",
                     str(self.lifeline),
                     str(os.getpid()),

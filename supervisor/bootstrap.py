@@ -14,6 +14,7 @@ import os
 import runpy
 import sys
 
+DAMAGED = "this installation of Bulkhead is damaged"
 PACKAGES = ("gateway", "supervisor", "worker")
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -23,9 +24,10 @@ def command() -> None:
     claim(_ROOT)
     try:
         from supervisor.cli.main import app
+
+        app()
     except (ImportError, SyntaxError) as error:
         sys.exit(f"bulkhead: {damage(error, _ROOT)}")
-    app()
 
 
 def claim(root: str) -> None:
@@ -51,9 +53,6 @@ def damage(error: ImportError | SyntaxError, root: str) -> str:
     elif isinstance(error, ModuleNotFoundError) and error.name:
         what = f"the module {error.name} is missing"
     return f"{DAMAGED}: {what}. {cure(root)}"
-
-
-DAMAGED = "this installation of Bulkhead is damaged"
 
 
 def cure(root: str) -> str:

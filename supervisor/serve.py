@@ -8,82 +8,110 @@ nor anything else that a supervisor does not need while it runs for weeks: a qua
 from __future__ import annotations
 
 import asyncio
+import errno
+import importlib.util
+import logging
 import os
+import platform
 import resource
 import socket
 import sys
+import time
 import typing
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 
-from supervisor import build
+from supervisor import bootstrap, build, startup
 from supervisor.app import WORKER_MODULE, Supervisor
 from supervisor.config.rules import ConfigError
 from supervisor.config.schema import Config
+from supervisor.crashes.no_shutdown import report_run
 from supervisor.machine import readers
+from supervisor.machine.boot import boot_id
+from supervisor.machine.listeners import who_listens
 from supervisor.models import catalog
 from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Sizing
-from supervisor.processes import orphans
-from supervisor.state import address, logs
-from supervisor.state.paths import InstanceLock, StateError, open_state
+from supervisor.processes import orphans, own_code
+from supervisor.processes.launcher import installed
+from supervisor.processes.own_code import OwnCode
+from supervisor.state import address, last_run, logs
+from supervisor.state.last_run import Run
+from supervisor.state.paths import InstanceLock, StateDir, StateError, open_state
 from supervisor.wire.stream import BACKLOG
+
+log = logging.getLogger("bulkhead.supervisor")
 
 FILES = 16384
 """Open files to allow ourselves: three for each stream in the gateway, shells start with 256."""
 
 
 def main() -> None:
-    with open(int(sys.argv[1]), "rb") as file:
+    descriptor, root, *config = sys.argv[1:]
+    with open(int(descriptor), "rb") as file:
         file.seek(0)
         settings = msgspec.json.decode(file.read(), type=Config)
-    sys.exit(run(settings, Path(sys.argv[2])))
+    sys.exit(run(settings, Path(root), config=Path(config[0]) if config else None))
 
 
 def run(
     settings: Config,
     root: Path,
     *,
+    config: Path | None = None,
     worker_module: str = WORKER_MODULE,
     reader: readers.MemoryReader | None = None,
 ) -> int:
     """Serve in this process until told to stop. Returns the exit status, or ends the process with
-    one line on stderr when it cannot serve. The last two are for tests: what workers run, and what
-    reads the machine's memory."""
+    one line on stderr when it cannot serve. `config` is the file that settings came from. The last
+    two are for tests: what workers run, and what reads the machine's memory."""
     try:
-        settings, served = catalog.build(settings, os.environ)
-        state = open_state(root)
-        lock = InstanceLock(state)
-        lock.acquire()
+        _check_python()
+        return _run(settings, root, config, worker_module, reader or readers.for_platform())
     except ConfigError as error:
         _give_up(str(error), 2)
     except StateError as error:
         _give_up(str(error), 1)
+    except OSError as error:
+        _give_up(startup.cannot_use(error, root), 1)
+
+
+def _run(
+    settings: Config,
+    root: Path,
+    config: Path | None,
+    worker_module: str,
+    reader: readers.MemoryReader,
+) -> int:
+    settings, served = catalog.build(settings, os.environ)
+    if (problem := startup.not_utf8(root)) is not None:
+        raise StateError(problem)
+    state = open_state(root)
+    lock = InstanceLock(state)
+    lock.acquire()
+    left = last_run.find(state)
     logs.set_up(state.logs / "supervisor.log")
-    reader = reader or readers.for_platform()
+    files = own_code.read(installed())
+    _check_installation(files)
     # A child that imports MLX: seconds, for a figure that "auto" alone asks for.
     working_set = readers.working_set() if settings.memory.budget == "auto" else None
-    budget = build.budget(settings.memory, reader.machine(), working_set)
+    physical = reader.machine()
+    budget = build.budget(settings.memory, physical, working_set)
     sizing = Sizing(served, SizeCache.load(state.sizes), budget)
-    try:
-        pool = build.pool(settings, served, sizing)
-    except ConfigError as error:
-        _give_up(str(error), 2)
+    pool = build.pool(settings, served, sizing)
     _raise_file_limit()
     orphans.clean(state)  # before the port is asked for: a leftover gateway may hold it
     server = settings.server
-    try:
-        listener = _listen(server.host, server.port)
-    except OSError as error:
-        _give_up(
-            f"cannot listen on {server.host}:{server.port}: {error.strerror or error}. "
-            "Choose another with --host and --port.",
-            1,
-        )
+    listener = _listen(server.host, server.port)
     port = listener.getsockname()[1]
     shown = f"[{server.host}]" if ":" in server.host else server.host
+    url = f"http://{shown}:{port}"
+    boot = boot_id()
+    if left is not None:
+        report_run(left, state, boot)
+    own_code.discard_copies(state.run)
     supervisor = Supervisor(
         settings,
         served,
@@ -92,18 +120,61 @@ def run(
         pool=pool,
         sizing=sizing,
         reader=reader,
-        version=version("mlx-bulkhead"),
+        version=version(own_code.DISTRIBUTION),
         worker_module=worker_module,
+        home=OwnCode(files, state.run).home,
     )
-    url = f"http://{shown}:{port}"
+    names = list(served.models)
+    lines = startup.greeting(
+        names,
+        url=_reachable(url),
+        budget=budget,
+        physical=physical.physical,
+        config=config,
+        logs=state.logs,
+        first=server.default_model or next(iter(names), "demo"),
+        keys=bool(server.api_keys_file),
+    )
+    run = Run(os.getpid(), time.time(), version(own_code.DISTRIBUTION), boot)
     try:
+        last_run.begin(state, run)
         address.announce(state.root, address.Address(_reachable(url), server.api_keys_file))
-        return asyncio.run(supervisor.run(f"Bulkhead ready on {url}"))
-    except OSError as error:
-        _give_up(f"cannot write to {state.root}: {error.strerror}", 1)
+        status = asyncio.run(supervisor.run(f"Bulkhead ready on {url}", lines))
+    except OSError:
+        last_run.end(state)  # it is told now: nothing for the next start
+        raise
     finally:
-        address.withdraw(state.root)
+        _withdraw(state)
+        own_code.discard_copies(state.run)
         lock.release()
+    last_run.end(state)
+    return status
+
+
+def _withdraw(state: StateDir) -> None:
+    try:
+        address.withdraw(state.root)
+    except OSError as error:
+        log.warning("cannot remove the address in %s: %s", state.root, error.strerror)
+
+
+def _check_python() -> None:
+    """Raises StateError where no model can run."""
+    missing = [name for name in ("mlx", "mlx_lm") if importlib.util.find_spec(name) is None]
+    cure = bootstrap.cure(str(installed()))
+    problem = startup.unsuitable(missing, cure, machine=platform.machine())
+    if problem is not None:
+        raise StateError(problem)
+
+
+def _check_installation(files: own_code.Files) -> None:
+    """Raises StateError where the installation is not what was installed."""
+    if damaged := own_code.damaged(files):
+        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
+        raise StateError(
+            f"{bootstrap.DAMAGED}: {files.root / damaged[0]}{more} is missing, or is not the file "
+            f"that was installed. {bootstrap.cure(str(files.root))}"
+        )
 
 
 def _reachable(url: str) -> str:
@@ -112,7 +183,17 @@ def _reachable(url: str) -> str:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """The one listening socket. It outlives every gateway, so no connection is ever refused."""
+    """The one listening socket. It outlives every gateway, so no connection is ever refused.
+    Raises StateError."""
+    try:
+        return _bound(host, port)
+    except (OSError, UnicodeError) as error:
+        in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+        holder = who_listens(port) if in_use else None
+        raise StateError(startup.cannot_listen(error, host, port, holder)) from None
+
+
+def _bound(host: str, port: int) -> socket.socket:
     if host == "localhost":
         host = "127.0.0.1"  # the name may stand for ::1 alone, where few clients look
     family, kind, protocol, _, endpoint = socket.getaddrinfo(

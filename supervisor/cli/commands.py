@@ -18,6 +18,7 @@ from rich.table import Table
 
 from supervisor.cli.client import Client, Refusal, Unreachable, fail
 from supervisor.config.files import resolve_state_dir
+from supervisor.config.rules import ConfigError
 from supervisor.crashes import view
 from supervisor.crashes.store import Store, Unreadable
 from supervisor.state.paths import StateDir
@@ -134,7 +135,7 @@ def crashes(
         client = _client(url, None)
         told = json.dumps(_ask(lambda: client.crashes(crash_id))).encode()
     else:
-        root = resolve_state_dir(state_dir, os.environ)
+        root = _ask(lambda: resolve_state_dir(state_dir, os.environ))
         told = _ask(lambda: _crashes_in(root, crash_id))
     if as_json:
         print(msgspec.json.format(told, indent=2).decode())
@@ -202,7 +203,7 @@ def _ask(question: Callable[[], T]) -> T:
     """The answer; where there is none, the reason on stderr and exit status 1."""
     try:
         return question()
-    except (Unreachable, Refusal) as error:
+    except (Unreachable, Refusal, ConfigError) as error:
         fail(str(error))
 
 

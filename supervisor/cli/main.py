@@ -108,18 +108,26 @@ def serve(
             read_api_keys(settings.server.api_keys_file)
     except ConfigError as error:
         fail(str(error), 2)
-    _become_server(settings, root)
+    _become_server(settings, root, path)
 
 
-def _become_server(settings: Config, root: Path) -> NoReturn:
+def _become_server(settings: Config, root: Path, config: Path | None) -> NoReturn:
     """Replace this process by the serving one. Settings may hold secrets, so they go through a file
     without a name instead of the command line."""
-    with tempfile.TemporaryFile() as file:
-        file.write(msgspec.json.encode(settings))
-        file.flush()
-        os.set_inheritable(file.fileno(), True)
-        arguments = ["supervisor.serve", str(file.fileno()), str(root)]
-        os.execv(sys.executable, [sys.executable, "-P", bootstrap.__file__, *arguments])
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(msgspec.json.encode(settings))
+            file.flush()
+            os.set_inheritable(file.fileno(), True)
+            arguments = ["supervisor.serve", str(file.fileno()), str(root)]
+            if config is not None:
+                arguments.append(str(config.absolute()))
+            os.execv(sys.executable, [sys.executable, "-P", bootstrap.__file__, *arguments])
+    except OSError as error:
+        fail(
+            f"cannot start: {error.strerror or error}. See that there is a temporary directory "
+            "with some space (TMPDIR chooses another), and that this Python is still installed."
+        )
 
 
 def _refuse(name: str) -> None:

@@ -46,6 +46,8 @@ log = logging.getLogger("bulkhead.supervisor")
 
 FILES = 16384
 """Open files to allow ourselves: three for each stream in the gateway, shells start with 256."""
+_FILES_NEEDED = 64
+_FILES_ENOUGH = 1024
 
 
 def main() -> None:
@@ -73,7 +75,9 @@ def run(
     except ConfigError as error:
         _give_up(str(error), 2)
     except StateError as error:
-        _give_up(str(error), 1)
+        cause = error.__cause__
+        told = startup.cannot_use(cause, root) if isinstance(cause, OSError) else str(error)
+        _give_up(told, 1)
     except OSError as error:
         _give_up(startup.cannot_use(error, root), 1)
 
@@ -136,9 +140,9 @@ def _run(
         keys=bool(server.api_keys_file),
     )
     run = Run(os.getpid(), time.time(), version(own_code.DISTRIBUTION), boot)
+    address.announce(state.root, address.Address(_reachable(url), server.api_keys_file))
     try:
         last_run.begin(state, run)
-        address.announce(state.root, address.Address(_reachable(url), server.api_keys_file))
         status = asyncio.run(supervisor.run(f"Bulkhead ready on {url}", lines))
     except OSError:
         last_run.end(state)  # it is told now: nothing for the next start
@@ -212,16 +216,29 @@ def _bound(host: str, port: int) -> socket.socket:
 
 
 def _raise_file_limit() -> None:
-    """Before any spawn, so that every child inherits it. As far as the system allows."""
+    """Before any spawn, so that every child inherits it. As far as the system allows. Raises
+    StateError where that is too little to serve anything."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     for wanted in ((FILES, max(FILES, hard)), (min(FILES, hard), hard)):
         if soft >= FILES:
             return
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, wanted)
-            return
         except (ValueError, OSError):
             continue  # only root may raise the hard limit
+        soft = wanted[0]
+    if soft < _FILES_NEEDED:
+        raise StateError(
+            f"only {soft} open files are allowed, and Bulkhead needs {_FILES_NEEDED} at least. "
+            "Allow more with `ulimit -n 4096`, or in the service's settings."
+        )
+    if soft < _FILES_ENOUGH:
+        log.warning(
+            "only %d open files are allowed: enough for some %d streams at once. `ulimit -n 4096`, "
+            "or the service's settings, allow more",
+            soft,
+            soft // 3,
+        )
 
 
 def _give_up(message: str, status: int) -> typing.NoReturn:

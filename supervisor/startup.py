@@ -10,6 +10,8 @@ from pathlib import Path
 from supervisor.units import gigabytes
 
 _NAMES_SHOWN = 8
+_PATH_SHOWN = 160
+"""Characters."""
 _OTHER_PORT = "choose another with --port"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -34,10 +36,12 @@ def cannot_listen(error: Exception, host: str, port: int, holder: str | None) ->
 def cannot_use(error: OSError, state: Path) -> str:
     """Why the files in the state directory can't be used."""
     place = error.filename if isinstance(error.filename, str) else str(state)
+    if len(place) > _PATH_SHOWN:
+        place = f"{place[: _PATH_SHOWN // 2]}…{place[-_PATH_SHOWN // 2 :]}"
     what_to_do = "make it writable for this user, or choose another --state-dir"
     if error.errno in _FULL:
         what_to_do = "free some space, or choose another --state-dir"
-    elif error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR):
+    elif error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY):
         what_to_do = "move that file or folder away, or choose another --state-dir"
     elif error.errno in (errno.EMFILE, errno.ENFILE):
         what_to_do = "allow more open files, such as with `ulimit -n 4096`"

@@ -63,7 +63,7 @@ def bulkhead(
 def serve(
     config_file: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE", help="Configuration file (TOML)."),
+        typer.Option("--config", metavar="FILE", readable=False, help="Configuration file (TOML)."),
     ] = None,
     model: Annotated[
         list[str] | None,
@@ -81,7 +81,10 @@ def serve(
         int | None, typer.Option(metavar="P", help="Port to listen on, 0 = any free one [11435].")
     ] = None,
     state_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where logs and state live [~/.bulkhead].")
+        Path | None,
+        typer.Option(
+            metavar="DIR", readable=False, help="Where logs and state live [~/.bulkhead]."
+        ),
     ] = None,
     ram_budget: Annotated[
         str | None,

@@ -28,7 +28,7 @@ from supervisor.wire.crash import CrashList, CrashReport
 _URL = typer.Option(
     metavar="URL", help="The server; else the one that runs with the state directory."
 )
-_STATE = typer.Option(metavar="DIR", help="Its state directory [~/.bulkhead].")
+_STATE = typer.Option(metavar="DIR", readable=False, help="Its state directory [~/.bulkhead].")
 Url = Annotated[str | None, _URL]
 StateDirectory = Annotated[Path | None, _STATE]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what the server says as JSON.")]

@@ -269,7 +269,7 @@ KNOWN_LINES = (
         Cause.LOAD_FAILED,
         loading=True,
     ),
-    _line("installation of Bulkhead is damaged", Cause.DAMAGED),
+    _line("this installation of Bulkhead is damaged", Cause.DAMAGED),
     _line(
         "LocalEntryNotFoundError|RepositoryNotFound|GatedRepo", Cause.NOT_AVAILABLE, loading=True
     ),

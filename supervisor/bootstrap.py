@@ -19,17 +19,6 @@ PACKAGES = ("gateway", "supervisor", "worker")
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def command() -> None:
-    """The `bulkhead` command."""
-    claim(_ROOT)
-    try:
-        from supervisor.cli.main import app
-
-        app()
-    except (ImportError, SyntaxError) as error:
-        sys.exit(f"bulkhead: {damage(error, _ROOT)}")
-
-
 def claim(root: str) -> None:
     """From now on our packages are the folders in `root`.
 

@@ -1,8 +1,8 @@
 """Where the `bulkhead` command begins: installations have it as the module `mlx_bulkhead`.
 
 Nobody else's package has that name, as `supervisor` does, so that this is found whatever is on the
-path. It stands there in a copy, also beside a checkout, and therefore does nothing but find
-`supervisor/bootstrap.py`. Any Python 3 can read it, to be told that it is too old.
+path. It stands there in a copy, also where the rest is in a checkout, and therefore does nothing
+but let `supervisor/bootstrap.py` begin. Any Python 3 can read it, to be told that it is too old.
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ def main() -> None:
             "and no checkout that it belongs to. Install it anew, in an environment of its own: "
             "`uv tool install --reinstall mlx-bulkhead`, or `make clean install` in the checkout."
         )
-    runpy.run_path(os.path.join(root, _FIRST))["command"]()
+    bootstrap = runpy.run_path(os.path.join(root, _FIRST))
+    bootstrap["claim"](root)
+    try:
+        from supervisor.cli.main import app
+
+        app()
+    except (ImportError, SyntaxError) as error:
+        sys.exit(f"bulkhead: {bootstrap['damage'](error, root)}")
 
 
 def find_root(here: str) -> str | None:

@@ -77,13 +77,6 @@ def test_an_overwritten_package_module_is_not_run(copy: Path) -> None:
     assert become(copy, "worker.ours").returncode == 0
 
 
-def test_ours_hold_nothing_but_a_docstring() -> None:
-    for name in bootstrap.PACKAGES:
-        lines = (ROOT / name / "__init__.py").read_text().strip()
-        assert lines.startswith('"""')
-        assert lines.index('"""', 3) == len(lines) - 3
-
-
 @pytest.mark.parametrize(
     ("source", "said"),
     [

@@ -63,6 +63,16 @@ def test_packages_that_are_gone_are_one_sentence(tmp_path: Path) -> None:
     assert "uv tool install --reinstall mlx-bulkhead" in line
 
 
+def test_a_module_that_is_missing_is_one_sentence(tmp_path: Path) -> None:
+    site = installed(tmp_path / "site")
+    (site / "supervisor" / "cli").mkdir(parents=True)
+    shutil.copy(ROOT / "supervisor" / "bootstrap.py", site / "supervisor")
+    done = begin(site, "--version")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "is damaged: the module supervisor.cli.main is missing" in line
+
+
 def test_too_old_a_python_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "version_info", (3, 9, 1))
     with pytest.raises(SystemExit, match=r"^bulkhead: Bulkhead needs Python 3\.11 or newer; this"):

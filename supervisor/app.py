@@ -12,8 +12,7 @@ import secrets
 import signal
 import socket
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -33,7 +32,7 @@ from supervisor.models.sizing import Sizing
 from supervisor.processes import orphans
 from supervisor.processes.fleet import Fleet
 from supervisor.processes.gateway import GatewayProcess
-from supervisor.processes.launcher import Child, Launcher, installed
+from supervisor.processes.launcher import Child, Code, InstalledCode, Launcher
 from supervisor.processes.spare import is_calm
 from supervisor.processes.watchdog import CHECK_SECONDS
 from supervisor.scheduler.lifecycle import State
@@ -57,8 +56,8 @@ class Supervisor:
 
     `pool` has every model and none loaded, with the sizes that `sizing` knows; `reader` reads the
     machine's memory. `worker_module` is what worker processes run: the seam at which tests put the
-    real worker server around an engine that follows a script. `home` says from which folder a
-    child is started.
+    real worker server around an engine that follows a script. `code` is what children run,
+    None = what is installed.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class Supervisor:
         reader: MemoryReader,
         version: str,
         worker_module: str = WORKER_MODULE,
-        home: Callable[[], Path] = installed,
+        code: Code | None = None,
     ) -> None:
         self._catalog = catalog
         self._state = state
@@ -102,7 +101,7 @@ class Supervisor:
         )
         self._instance = secrets.token_hex(8)
         self._lifeline, self._held = os.pipe()  # both CLOEXEC: children get the read end by name
-        launcher = Launcher(self._instance, self._lifeline, os.environ, home)
+        launcher = Launcher(self._instance, self._lifeline, os.environ, code or InstalledCode())
         self._fleet = Fleet(
             launcher,
             state,

@@ -126,7 +126,7 @@ def _run(
         reader=reader,
         version=version(own_code.DISTRIBUTION),
         worker_module=worker_module,
-        home=OwnCode(files, state.run).home,
+        code=OwnCode(files, state.run),
     )
     names = list(served.models)
     lines = startup.greeting(

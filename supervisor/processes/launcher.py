@@ -17,9 +17,9 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import psutil
 
@@ -51,6 +51,8 @@ class Child:
     """Our end of the pipe that the child's faulthandler writes to."""
     progress: int | None
     """The child's progress record."""
+    home: Path
+    """Where the packages are that it runs."""
 
     def signal(self, number: signal.Signals) -> None:
         """Signal the child; nothing once it has been reaped (Popen then knows its status)."""
@@ -69,6 +71,27 @@ def installed() -> Path:
     return Path(bootstrap.__file__).parents[1]
 
 
+class Code(Protocol):
+    """What a child runs."""
+
+    def home(self) -> Path:
+        """The folder with the packages to start it from. May block on files and raise OSError."""
+
+    def is_same(self, home: Path) -> bool:
+        """Whether a child that was started from there, and has imported its modules by now, runs
+        the code that we do. May block on files."""
+
+
+class InstalledCode:
+    """The installation, which does not change."""
+
+    def home(self) -> Path:
+        return installed()
+
+    def is_same(self, home: Path) -> bool:
+        return True
+
+
 @dataclass(frozen=True, slots=True)
 class Launcher:
     """What all children of one supervisor share."""
@@ -77,8 +100,7 @@ class Launcher:
     lifeline: int
     """Read end of a pipe whose write end only the supervisor holds: EOF = the supervisor died."""
     environ: Mapping[str, str]
-    home: Callable[[], Path] = installed
-    """The folder with the packages that a child runs. May block on files and raise OSError."""
+    code: Code = field(default_factory=InstalledCode)
 
     def start(
         self,
@@ -131,11 +153,12 @@ class Launcher:
                 ours.callback(os.close, record)
                 fds.append(record)
                 arguments = (*arguments, "--progress", str(record))
+            home = self.code.home()
             popen = subprocess.Popen(
                 [
                     sys.executable,
                     "-P",  # what lies in the working directory is none of its modules
-                    str(self.home() / "supervisor" / "bootstrap.py"),
+                    str(home / "supervisor" / "bootstrap.py"),
                     "supervisor.processes.child",
                     str(self.lifeline),
                     str(os.getpid()),
@@ -152,7 +175,9 @@ class Launcher:
             )
             try:
                 started, files = _start_time(popen.pid), (stdout, stderr)
-                child = Child(role, popen.pid, started, popen, files, our_end, faults_in, record)
+                child = Child(
+                    role, popen.pid, started, popen, files, our_end, faults_in, record, home
+                )
                 threading.Thread(
                     target=_report_exit,
                     args=(popen, loop, on_exit),

@@ -88,11 +88,6 @@ class OwnCode:
         self._copied: Mapping[str, _Stamp] = {}
         self._told = False
 
-    @property
-    def digest(self) -> str:
-        """Says the same as another's if both run the same code."""
-        return self._files.digest.hex()[:12]
-
     def home(self) -> Path:
         """The folder to start a child from. Blocks: 2 ms where nothing has changed, else on reading
         or writing 200 files. Raises OSError when neither place has the old code."""
@@ -109,6 +104,11 @@ class OwnCode:
         if not self._copied or not _unchanged(self._copy, self._copied):
             self._unpack()
         return self._copy
+
+    def is_same(self, home: Path) -> bool:
+        """Whether a child that was started from there, and has imported its modules by now, runs
+        the old code whole: files may have changed while it did. Blocks as `home`."""
+        return home != self._files.root or self._is_installed()
 
     def _is_installed(self) -> bool:
         root = self._files.root

@@ -90,6 +90,17 @@ def test_an_installation_that_is_as_before_again_is_used_again(root: Path, tmp_p
     assert code.home() == root
 
 
+def test_a_child_that_started_amid_a_change_is_told_from_the_others(
+    root: Path, tmp_path: Path
+) -> None:
+    code = OwnCode(own_code.read(root), tmp_path / "run")
+    home = code.home()
+    assert code.is_same(home)
+    write(root)
+    assert not code.is_same(home)
+    assert code.is_same(code.home())
+
+
 def test_without_a_place_for_the_copy_it_says_what_to_do(root: Path, tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     code = OwnCode(own_code.read(root), tmp_path / "run")

@@ -192,7 +192,10 @@ class Supervisor:
             self._dispatcher.fail()
 
     def _start_serving(self, announce: str, greeting: Sequence[str]) -> None:
-        print(announce, flush=True)
+        try:
+            print(announce, flush=True)
+        except OSError as error:  # whoever read it has gone, or its disk is full
+            log.warning("stdout cannot be written to: %s", error.strerror)
         for line in (announce, *greeting):
             log.info("%s", line)
         for name, model in self._catalog.models.items():

@@ -97,8 +97,7 @@ def _run(
     lock.acquire()
     left = last_run.find(state)
     logs.set_up(state.logs / "supervisor.log")
-    files = own_code.read(installed())
-    _check_installation(files)
+    files = _own_files()
     # A child that imports MLX: seconds, for a figure that "auto" alone asks for.
     working_set = readers.working_set() if settings.memory.budget == "auto" else None
     physical = reader.machine()
@@ -147,6 +146,9 @@ def _run(
     except OSError:
         last_run.end(state)  # it is told now: nothing for the next start
         raise
+    except Exception:
+        log.critical("a bug ends the supervisor", exc_info=True)
+        raise
     finally:
         _withdraw(state)
         own_code.discard_copies(state.run)
@@ -171,14 +173,20 @@ def _check_python() -> None:
         raise StateError(problem)
 
 
-def _check_installation(files: own_code.Files) -> None:
-    """Raises StateError where the installation is not what was installed."""
-    if damaged := own_code.damaged(files):
+def _own_files() -> own_code.Files:
+    """The installation. Raises StateError where it is not what was installed."""
+    root = installed()
+    try:
+        files = own_code.read(root)
+    except OSError as error:
+        problem = f"{error.filename or root} cannot be read ({error.strerror})"
+    else:
+        damaged = own_code.damaged(files)
+        if not damaged:
+            return files
         more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        raise StateError(
-            f"{bootstrap.DAMAGED}: {files.root / damaged[0]}{more} is missing, or is not the file "
-            f"that was installed. {bootstrap.cure(str(files.root))}"
-        )
+        problem = f"{root / damaged[0]}{more} is missing, or is not the file that was installed"
+    raise StateError(f"{bootstrap.DAMAGED}: {problem}. {bootstrap.cure(str(root))}")
 
 
 def _reachable(url: str) -> str:

@@ -13,6 +13,7 @@ import csv
 import hashlib
 import io
 import logging
+import re
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,10 @@ log = logging.getLogger("bulkhead.supervisor")
 
 DISTRIBUTION = "mlx-bulkhead"
 _PREFIX = "code-"
+
+_IMPORT = re.compile(
+    rf"^[ \t]*(?:from|import) ((?:{'|'.join(PACKAGES)})(?:\.\w+)*)".encode(), re.MULTILINE
+)
 
 _Stamp = tuple[int, int, int, int]
 """Of one file: inode, size, and when it and its entry changed. Whoever writes to a file changes the
@@ -44,12 +49,15 @@ class Files:
     """All of it, a zip archive."""
     hashes: Mapping[str, str]
     """SHA-256 of each as an installation's RECORD writes it."""
+    missing: frozenset[str]
+    """What of it they import, and is not there."""
 
 
 def read(root: Path) -> Files:
     """What is in `root` now. Blocks on some 200 files: 30 ms. Raises OSError."""
     stamps: dict[str, _Stamp] = {}
     hashes: dict[str, str] = {}
+    imported = set[str]()
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         for name in _modules(root):
@@ -57,23 +65,27 @@ def read(root: Path) -> Files:
             stamps[name] = _stamp(path)  # before its content: a change in between is seen later
             data = path.read_bytes()
             hashes[name] = _record_hash(data)
+            imported.update(found.decode() for found in _IMPORT.findall(data))
             archive.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED)
-    return Files(root, stamps, _digest(hashes), packed.getvalue(), hashes)
+    files = {name.replace(".", "/") for name in imported}
+    missing = {f"{name}.py" for name in files if not (root / name).is_dir()} - hashes.keys()
+    return Files(root, stamps, _digest(hashes), packed.getvalue(), hashes, frozenset(missing))
 
 
 def damaged(files: Files) -> list[str]:
-    """Modules that are missing or are not those that were installed, by the installation's own
-    record; none where there is no record, as in a checkout.
+    """Modules that are missing, by what the others import, or are not those that were installed,
+    by the installation's own record; a checkout has no such record.
 
     The three `__init__` modules are never run, so another distribution may have its own there.
     """
     never_run = {f"{package}/__init__.py" for package in PACKAGES}
     expected = _recorded(files.root)
-    return sorted(
+    others = {
         name
         for name, digest in expected.items()
         if name not in never_run and files.hashes.get(name) != digest
-    )
+    }
+    return sorted(files.missing | others)
 
 
 class OwnCode:

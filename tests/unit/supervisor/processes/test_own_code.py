@@ -11,6 +11,7 @@ import pytest
 
 from supervisor.processes import own_code
 from supervisor.processes.own_code import OwnCode
+from tests.helpers.serving import ROOT
 
 
 @pytest.fixture
@@ -137,6 +138,14 @@ def test_what_is_missing_or_another_is_named(root: Path) -> None:
     assert own_code.damaged(own_code.read(root)) == ["gateway/main.py", "worker/a/b.py"]
 
 
-def test_a_checkout_has_no_record(root: Path) -> None:
-    write(root)
+def test_a_checkout_has_no_record_but_imports(root: Path) -> None:
+    write(root, "import worker.a.b\nfrom supervisor import bootstrap\nfrom gateway.main import x\n")
     assert own_code.damaged(own_code.read(root)) == []
+    write(root, "def f():\n    from supervisor.gone.far import x\nimport worker.lost as y, os\n")
+    assert own_code.damaged(own_code.read(root)) == ["supervisor/gone/far.py", "worker/lost.py"]
+
+
+def test_this_code_is_whole() -> None:
+    files = own_code.read(ROOT)
+    assert not files.missing
+    assert "supervisor/processes/own_code.py" in files.hashes

@@ -34,20 +34,20 @@ def cannot_listen(error: Exception, host: str, port: int, holder: str | None) ->
 
 
 def cannot_use(error: OSError, state: Path) -> str:
-    """Why the files in the state directory can't be used."""
-    place = error.filename if isinstance(error.filename, str) else str(state)
-    if len(place) > _PATH_SHOWN:
-        place = f"{place[: _PATH_SHOWN // 2]}…{place[-_PATH_SHOWN // 2 :]}"
+    """Why a server can't run with this state directory, or at all."""
+    why = error.strerror or str(error)
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        return f"cannot start: {why}. Allow more open files, such as with `ulimit -n 4096`."
     what_to_do = "make it writable for this user, or choose another --state-dir"
     if error.errno in _FULL:
         what_to_do = "free some space, or choose another --state-dir"
     elif error.errno in (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY):
         what_to_do = "move that file or folder away, or choose another --state-dir"
-    elif error.errno in (errno.EMFILE, errno.ENFILE):
-        what_to_do = "allow more open files, such as with `ulimit -n 4096`"
     elif error.errno == errno.ENAMETOOLONG:
         what_to_do = "choose a shorter --state-dir"
-    return f"cannot use {place}: {error.strerror or error}. {_sentence(what_to_do)}"
+    if isinstance(error.filename, str) and error.filename != str(state):
+        why = f"{_shown(error.filename)}: {why}"
+    return f"cannot use the state directory {_shown(str(state))}: {why}. {_sentence(what_to_do)}"
 
 
 def not_utf8(state: Path) -> str | None:
@@ -107,6 +107,12 @@ def greeting(
         f"try: curl {url}/v1/chat/completions -H 'Content-Type: application/json'{key} "
         f"-d '{_quoted(body)}'",
     ]
+
+
+def _shown(path: str) -> str:
+    if len(path) <= _PATH_SHOWN:
+        return path
+    return f"{path[: _PATH_SHOWN // 2]}…{path[-_PATH_SHOWN // 2 :]}"
 
 
 def _quoted(text: str) -> str:

@@ -69,7 +69,7 @@ def test_a_state_directory_that_cannot_be_used(
     state = tmp_path / "s"
     prepare(state)
     line = refused(state)
-    assert line.startswith(f"bulkhead: cannot use {state}")
+    assert line.startswith(f"bulkhead: cannot use the state directory {state}: ")
     assert said in line
     assert line.endswith("or choose another --state-dir.")
     assert not list(state.glob("run/*")) if state.is_dir() else True

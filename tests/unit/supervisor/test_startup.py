@@ -75,19 +75,27 @@ def test_an_address_that_cannot_be_had(
         (errno.EROFS, "Make it writable for this user, or choose another --state-dir."),
         (errno.EISDIR, "Move that file or folder away, or choose another --state-dir."),
         (errno.EEXIST, "Move that file or folder away, or choose another --state-dir."),
-        (errno.EMFILE, "Allow more open files, such as with `ulimit -n 4096`."),
         (errno.ENAMETOOLONG, "Choose a shorter --state-dir."),
     ],
 )
 def test_a_place_that_cannot_be_used(number: int, what_to_do: str) -> None:
     told = startup.cannot_use(error(number, f"{STATE}/lock"), STATE)
-    assert told == f"cannot use {STATE}/lock: {os.strerror(number)}. {what_to_do}"
-    assert startup.cannot_use(error(number), STATE).startswith(f"cannot use {STATE}: ")
+    said = f"{os.strerror(number)}. {what_to_do}"
+    assert told == f"cannot use the state directory {STATE}: {STATE}/lock: {said}"
+    for itself in (error(number), error(number, str(STATE))):
+        assert (
+            startup.cannot_use(itself, STATE) == f"cannot use the state directory {STATE}: {said}"
+        )
+
+
+def test_too_few_files_are_not_the_directorys_fault() -> None:
+    told = startup.cannot_use(error(errno.EMFILE), STATE)
+    assert told.startswith("cannot start: Too many open files. Allow more open files")
 
 
 def test_a_long_path_is_shortened() -> None:
     told = startup.cannot_use(error(errno.ENAMETOOLONG, "/x" * 3000), STATE)
-    assert len(told) < 300
+    assert len(told) < 400
     assert told.endswith("Choose a shorter --state-dir.")
 
 

@@ -181,11 +181,11 @@ def _own_files() -> own_code.Files:
     except OSError as error:
         problem = f"{error.filename or root} cannot be read ({error.strerror})"
     else:
-        damaged = own_code.damaged(files)
-        if not damaged:
+        if not files.damaged:
             return files
-        more = f" and {len(damaged) - 1} more" if len(damaged) > 1 else ""
-        problem = f"{root / damaged[0]}{more} is missing, or is not the file that was installed"
+        first, *others = files.damaged
+        more = f" ({len(others)} more like it)" if others else ""
+        problem = f"{root / first} is missing, or is not the file that was installed{more}"
     raise StateError(f"{bootstrap.DAMAGED}: {problem}. {bootstrap.cure(str(root))}")
 
 

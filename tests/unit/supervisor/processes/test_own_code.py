@@ -122,30 +122,30 @@ def installed(root: Path) -> None:
 def test_what_was_installed_is_sound(root: Path) -> None:
     (root / "supervisor" / "__init__.py").write_text('"""Ours."""')
     installed(root)
-    assert own_code.damaged(own_code.read(root)) == []
+    assert own_code.read(root).damaged == ()
     # Never run, so another distribution may have its own there, or take it away with itself.
     (root / "supervisor" / "__init__.py").write_text("# this is a package")
-    (root / "supervisor" / "events.py").write_text("# another's")
-    assert own_code.damaged(own_code.read(root)) == []
+    (root / "supervisor" / "events.py").write_text("import supervisor.medusa.gone")
+    assert own_code.read(root).damaged == ()
     (root / "supervisor" / "__init__.py").unlink()
-    assert own_code.damaged(own_code.read(root)) == []
+    assert own_code.read(root).damaged == ()
 
 
 def test_what_is_missing_or_another_is_named(root: Path) -> None:
     installed(root)
     write(root)
     (root / "gateway" / "main.py").unlink()
-    assert own_code.damaged(own_code.read(root)) == ["gateway/main.py", "worker/a/b.py"]
+    assert own_code.read(root).damaged == ("gateway/main.py", "worker/a/b.py")
 
 
 def test_a_checkout_has_no_record_but_imports(root: Path) -> None:
     write(root, "import worker.a.b\nfrom supervisor import bootstrap\nfrom gateway.main import x\n")
-    assert own_code.damaged(own_code.read(root)) == []
+    assert own_code.read(root).damaged == ()
     write(root, "def f():\n    from supervisor.gone.far import x\nimport worker.lost as y, os\n")
-    assert own_code.damaged(own_code.read(root)) == ["supervisor/gone/far.py", "worker/lost.py"]
+    assert own_code.read(root).damaged == ("supervisor/gone/far.py", "worker/lost.py")
 
 
 def test_this_code_is_whole() -> None:
     files = own_code.read(ROOT)
-    assert not files.missing
+    assert files.damaged == ()
     assert "supervisor/processes/own_code.py" in files.hashes

@@ -1,4 +1,4 @@
-"""First code of each child: `python -m supervisor.processes.child LIFELINE PARENT FAULTS MODULE …`.
+"""First code of each child, under `supervisor.bootstrap`: LIFELINE PARENT FAULTS MODULE ….
 
 It makes sure that the child cannot outlive its supervisor, writes no core dump, and has
 faulthandler report fatal signals to the descriptor FAULTS; then it becomes MODULE with the

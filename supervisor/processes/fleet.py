@@ -34,6 +34,7 @@ log = logging.getLogger("bulkhead.supervisor")
 _REAP_SECONDS = 5.0
 """Between a worker's closed channel and its exit status; a longer gap is a zombie."""
 _LOG_PROGRESS_SECONDS = 5.0
+_CHANGED = "Bulkhead's files changed while it started"
 
 
 class WorkerListener(Protocol):
@@ -267,6 +268,8 @@ class Fleet:
         logged_at = time.monotonic()
         while (frame := await channel.receive()) is not None:
             match frame:
+                case frames.Hello() if not worker.process.runs_our_code():
+                    self._listener.worker_broken(*incarnation, _CHANGED)
                 case frames.Hello():
                     self._listener.worker_loading(*incarnation, 0, 0)
                 case frames.Loading(done, total):

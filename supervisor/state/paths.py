@@ -77,7 +77,7 @@ def open_state(root: Path) -> StateDir:
             run /= f"bulkhead-{os.getuid()}-{digest}"
         _private_dir(run)
     except OSError as error:
-        raise StateError(f"cannot use the state directory {root}: {error.strerror}") from None
+        raise StateError(f"cannot use the state directory {root}: {error.strerror}") from error
     return StateDir(root, run)
 
 
@@ -113,7 +113,7 @@ class InstanceLock:
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StateError(f"cannot open {self._path}: {error.strerror}") from None
+            raise StateError(f"cannot open {self._path}: {error.strerror}") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -125,7 +125,7 @@ class InstanceLock:
             ) from None
         except OSError as error:
             os.close(fd)
-            raise StateError(f"cannot lock {self._path}: {error.strerror}") from None
+            raise StateError(f"cannot lock {self._path}: {error.strerror}") from error
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         self._fd = fd

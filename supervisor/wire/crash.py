@@ -68,12 +68,12 @@ class CrashBrief(CrashStruct, frozen=True, kw_only=True):
 
     id: Annotated[str, Meta(pattern=f"^{ID}$")]
     time: Time
-    process: Literal["worker", "gateway"]
+    process: Literal["worker", "gateway", "supervisor"]
     model: str | None
-    """None = the gateway."""
+    """None = not a worker."""
     generation: Count | None
     how: str
-    """A signal's name, or "exit status N"."""
+    """A signal's name, "exit status N" or, of a supervisor, "unknown"."""
     cause: str
     """One of docs/operations.md's table."""
     summary: str

@@ -42,6 +42,7 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.errors": Room(without=_NO_WORLD),
     "supervisor.units": Room(without=_NO_WORLD),
     "supervisor.background": Room(),
+    "supervisor.bootstrap": Room(),
     "supervisor.config": Room((), ("msgspec",)),
     "supervisor.wire": Room((), ("msgspec",)),
     "supervisor.state": Room((), ("msgspec",)),
@@ -58,6 +59,7 @@ ROOMS: Mapping[str, Room] = {
         (
             *_scheduler("lifecycle", "model", "pressure"),
             "supervisor.background",
+            "supervisor.bootstrap",
             "supervisor.config",
             "supervisor.models",
             "supervisor.state",
@@ -88,6 +90,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     "supervisor.cli": Room(
         (
+            "supervisor.bootstrap",
             "supervisor.config",
             "supervisor.crashes.store",
             "supervisor.crashes.view",
@@ -137,14 +140,20 @@ ROOMS: Mapping[str, Room] = {
         ),
         ("msgspec",),
     ),
+    "supervisor.startup": Room(
+        ("supervisor.units",), without=("asyncio", "os", "socket", "subprocess", "time")
+    ),
     "supervisor.serve": Room(
         (
             "supervisor.app",
+            "supervisor.bootstrap",
             "supervisor.build",
             "supervisor.config",
+            "supervisor.crashes.no_shutdown",
             "supervisor.machine",
             "supervisor.models",
             "supervisor.processes",
+            "supervisor.startup",
             "supervisor.state",
             "supervisor.wire",
         ),

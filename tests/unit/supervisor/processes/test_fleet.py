@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NoReturn, cast
 import pytest
 
 from supervisor.processes.fleet import Fleet
+from supervisor.wire.frames import Hello
 
 
 def bug() -> NoReturn:
@@ -40,3 +42,36 @@ def test_an_exit_is_told_whatever_else_fails(
     assert told == [("m", 1, "SIGKILL")]
     assert len(changes) == 1
     assert ("the socket of worker m#1 cannot be removed" in caplog.text) is (reading is not bug)
+
+
+def test_files_that_change_while_a_worker_starts_are_told(tmp_path: Path) -> None:
+    """It may have half of each version, and the next one will not."""
+    told: list[tuple[object, ...]] = []
+    listener = SimpleNamespace(
+        worker_broken=lambda *args: told.append(("broken", *args)),
+        worker_loading=lambda *args: told.append(("loading", *args)),
+    )
+    fleet = Fleet(
+        cast(Any, None),
+        cast(Any, None),
+        cast(Any, None),
+        cast(Any, listener),
+        module="",
+        on_change=lambda: None,
+        stall_seconds=1.0,
+    )
+
+    async def follow(*, same: bool) -> None:
+        frames_to_come = [Hello(7), None]
+
+        async def receive() -> object:
+            return frames_to_come.pop(0)
+
+        process = SimpleNamespace(runs_our_code=lambda: same)
+        worker = SimpleNamespace(name="m#1", model="m", generation=1, process=process)
+        await fleet._follow(cast(Any, worker), cast(Any, SimpleNamespace(receive=receive)))
+
+    asyncio.run(follow(same=True))
+    assert told == [("loading", "m", 1, 0, 0)]
+    asyncio.run(follow(same=False))
+    assert told[1:] == [("broken", "m", 1, "Bulkhead's files changed while it started")]

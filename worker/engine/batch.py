@@ -114,7 +114,7 @@ class BatchEngine:
         text = self._transcripts.make(request, prompt)
         end = None
         if request.emitted:
-            endless = request.ignore_eos and constraint is None
+            endless = request.ignore_eos and (constraint is None or constraint.endless)
             most = self._most(request, prompt)
             end = replay_emitted(request, text, () if endless else self._eos, most, len(prompt))
         if constraint is not None and end is None:
@@ -166,7 +166,7 @@ class BatchEngine:
             constraint=constraint,
         )
         # Of what a grammar has completed, the end is all that can follow.
-        endless = request.ignore_eos and constraint is None
+        endless = request.ignore_eos and (constraint is None or constraint.endless)
         (uid,) = self._generator.insert(
             [[*job.prompt, *emitted]],
             max_tokens=[self._most(request, job.prompt) - len(emitted)],

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 
 from supervisor.errors import UnsupportedValue
 from supervisor.wire.frames import Chat, Generate
 from worker.grammar import call_rules
 from worker.grammar.answer_constraint import AnswerConstraint
-from worker.grammar.call_constraint import CallConstraint
+from worker.grammar.call_constraint import CallConstraint, CallGrammars
 from worker.grammar.matcher import CompiledGrammar, GrammarMatcher
 from worker.grammar.refusals import IMPOSSIBLE, SchemaPart, explain_refusal, refusal_at
 from worker.grammar.schema import compilable, parsed
+from worker.grammar.token_texts import TokenTexts
 from worker.grammar.vocabulary import Vocabulary
 from worker.output.parts import AnswerParts
 from worker.output.preamble import MarkerTokens
 from worker.output.text import TokenDecoder
 from worker.output.tools.answer_format import AnswerFormat
-from worker.output.tools.call_forms import ForcedForm, call_json, is_strict
+from worker.output.tools.call_forms import ForcedForm, call_form, is_strict
 from worker.output.tools.calls import CallCollector
 from worker.prompt.tokenizer import ModelTokenizer
 
@@ -29,16 +32,23 @@ _CACHED = 64
 
 
 class ConstraintCompiler:
-    """Compiles the grammars of one model. One thread at a time."""
+    """Compiles the grammars of one model: on one thread at a time, but for those of calls, which may
+    be compiled on another when the call begins."""
 
     def __init__(self, tokenizer: ModelTokenizer, vocab_size: int) -> None:
         """`vocab_size` is the width of the logits."""
         self._tokenizer = tokenizer
         self._size = vocab_size
+        self._making = threading.Lock()
         self._vocabulary: Vocabulary | UnsupportedValue | None = None
+        self._ahead: threading.Thread | None = None
+        """Makes the vocabulary before somebody waits for it."""
+        self._texts = TokenTexts(tokenizer)
+        self._eos = frozenset(int(t) for t in tokenizer.eos_token_ids if 0 <= t < vocab_size)
         self._markers = MarkerTokens(tokenizer)
-        self._call_json = call_json(tokenizer)
+        self._call_form = call_form(tokenizer)
         self._formats: AnswerFormat | None = None
+        self._caching = threading.Lock()
         self._cache: OrderedDict[bytes, CompiledGrammar] = OrderedDict()
 
     def compile(
@@ -92,24 +102,31 @@ class ConstraintCompiler:
         )
 
     def _native(self, request: Generate, prompt: Sequence[int]) -> CallConstraint | None:
-        """An answer in the model's own words, if there are strict tools to be called in it."""
-        calling, call_json = request.calling, self._call_json
-        if calling is None or call_json is None or not isinstance(request.prompt, Chat):
+        """An answer in the model's own words, if there are tools to be called in it.
+
+        What is wrong with a strict function's schema has to be told before the answer begins. For
+        others nothing is compiled until a call begins, and nobody waits for the vocabulary but a
+        call that begins before it is made.
+        """
+        calling, form = request.calling, self._call_form
+        if calling is None or form is None or not isinstance(request.prompt, Chat):
             return None
         shown = request.prompt.tools
-        if not any(map(is_strict, shown)):
-            return None
-        try:
-            vocabulary = self._known("tools")
-        except UnsupportedValue:
-            return None  # as for a model whose calls are no JSON
         found = call_rules.tools(request, enforced=False)
-        rules = {
-            json_expected: self._compiled(
-                vocabulary, text, [SchemaPart(t.schema, t.place) for t in tools]
-            )
-            for json_expected, (text, tools) in call_rules.call_json_rules(found, call_json).items()
-        }
+        parts = [SchemaPart(tool.schema, tool.place) for tool in found if tool.schema]
+        grammars = CallGrammars(
+            partial(self._known, "tools"),
+            lambda rules: self._compiled(self._known("tools"), rules, parts),
+            call_rules.native_rules(found, form, self._marker),
+        )
+        if form.kind != "named" and any(map(is_strict, shown)):
+            try:
+                self._known("tools")
+            except UnsupportedValue:
+                return None  # as for a model whose calls are no JSON
+            grammars.compile_all()
+        else:
+            self._make_ahead()
         if self._formats is None:
             self._formats = AnswerFormat(self._tokenizer)
         answer = AnswerParts((), CallCollector(parallel=True), behind_marker=False)
@@ -119,18 +136,40 @@ class ConstraintCompiler:
             tools=shown,
             reasoning=self._markers.prompt_ending(prompt) == "inside",
         )
-        decoder = TokenDecoder(self._tokenizer.detokenizer)
-        return CallConstraint(vocabulary, decoder, parser, answer, rules, call_json.markers)
+        return CallConstraint(
+            TokenDecoder(self._tokenizer.detokenizer),
+            parser,
+            answer,
+            form,
+            grammars,
+            self._texts,
+            self._eos,
+            endless=request.ignore_eos,
+        )
+
+    def _make_ahead(self) -> None:
+        """Have the vocabulary made on a thread of its own, mostly outside the GIL."""
+        if self._ahead is None:
+            self._ahead = threading.Thread(
+                target=self._try_vocabulary, name="vocabulary", daemon=True
+            )
+            self._ahead.start()
 
     def _known(self, param: str) -> Vocabulary:
-        if self._vocabulary is None:
-            try:
-                self._vocabulary = Vocabulary(self._tokenizer, self._size)
-            except UnsupportedValue as error:
-                self._vocabulary = error
-        if isinstance(self._vocabulary, UnsupportedValue):
-            raise UnsupportedValue(self._vocabulary.message, param=param)
-        return self._vocabulary
+        """The model's vocabulary. The first call takes seconds. Raises UnsupportedValue."""
+        found = self._try_vocabulary()
+        if isinstance(found, UnsupportedValue):
+            raise UnsupportedValue(found.message, param=param)
+        return found
+
+    def _try_vocabulary(self) -> Vocabulary | UnsupportedValue:
+        with self._making:
+            if self._vocabulary is None:
+                try:
+                    self._vocabulary = Vocabulary(self._tokenizer, self._size)
+                except UnsupportedValue as error:
+                    self._vocabulary = error
+            return self._vocabulary
 
     def _compiled(
         self, vocabulary: Vocabulary, rules: str, parts: Sequence[SchemaPart]
@@ -138,18 +177,22 @@ class ConstraintCompiler:
         """A grammar of the cache. `parts` are the schemas in it. Raises InvalidValue or
         UnsupportedValue."""
         key = hashlib.sha256(rules.encode()).digest()
-        found = self._cache.get(key)
-        if found is None:
-            found = CompiledGrammar(vocabulary, rules)
-            if found.error:
-                raise explain_refusal(found.error, parts)
-            if found.is_empty:
-                raise refusal_at(IMPOSSIBLE, parts[0].place)
+        with self._caching:
+            found = self._cache.get(key)
+            if found is not None:
+                self._cache.move_to_end(key)
+                return found
+        found = CompiledGrammar(vocabulary, rules)
+        if found.error and parts:
+            raise explain_refusal(found.error, parts)
+        if found.error:
+            raise UnsupportedValue("These tools can't be enforced.", param="tools")
+        if found.is_empty:
+            raise refusal_at(IMPOSSIBLE, parts[0].place)
+        with self._caching:
             self._cache[key] = found
             if len(self._cache) > _CACHED:
                 self._cache.popitem(last=False)
-        else:
-            self._cache.move_to_end(key)
         return found
 
     def _calls(self, request: Generate, form: ForcedForm) -> tuple[str, list[SchemaPart]]:

@@ -33,7 +33,6 @@ class ArgumentsReader:
 
     def __init__(self, calls: CallCollector, name: str) -> None:
         self._calls = calls
-        self._name = name
         self._json = JSONScanner()
         self._started = False
         calls.open(name)
@@ -60,11 +59,6 @@ class ArgumentsReader:
                 return True, text[at + 1 :]
         self._calls.arguments("".join(out))
         return False, ""
-
-    @property
-    def json_expected(self) -> str | None:
-        """The function's name, as long as its arguments have not begun."""
-        return None if self._started else self._name
 
     def cut(self) -> bool:
         """The answer is over. Whether a piece of the call has been told."""
@@ -223,8 +217,8 @@ class JSONCallsReader:
         return None
 
     @property
-    def json_expected(self) -> str | None:
-        return None if self._object or self._closing or self._list == "closed" else ""
+    def object_expected(self) -> bool:
+        return not (self._object or self._closing or self._list == "closed")
 
     def finish(self, cut: bool) -> str:
         if self._object is not None:

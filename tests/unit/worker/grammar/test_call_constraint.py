@@ -160,11 +160,7 @@ def test_all_else_is_free(model: Model) -> None:
     for text in ('Well {"name": "f", "arguments": 5} [x] <b> é', "<think>{", "</tool_call> {}"):
         follow(grammar, written(model, text))
         assert set(allowed(grammar)) == everything
-    if model in (HERMES, THINKING):
-        follow(grammar, written(model, "<tool_call>"))
-        assert everything - set(allowed(grammar)) == set()
-        follow(grammar, written(model, "</tool_call> is how I call. {"))
-        assert set(allowed(grammar)) == everything
+        assert not grammar.binds or model is SPELLED
 
 
 def test_a_token_may_not_lead_into_a_call_and_on() -> None:
@@ -177,9 +173,9 @@ def test_a_token_may_not_lead_into_a_call_and_on() -> None:
     assert set(range(len(tokenizer))) - set(allowed(grammar)) == beyond
     follow(grammar, written(SPELLED, "s"))
     assert longer <= set(allowed(grammar))
-    # Where a call may begin what begins it is the grammar's, and what leads there stops there.
+    # Where a call begins it is the grammar's.
     follow(grammar, written(SPELLED, "<tool_call>"))
-    assert longer - set(allowed(grammar)) == set(tokenizer.convert_tokens_to_ids(['{"x', '[{"']))
+    assert longer & set(allowed(grammar)) == set(tokenizer.convert_tokens_to_ids(['\n{"n', '[{"']))
 
 
 def test_a_model_that_thinks_in_llamas_form_may_call_behind_it() -> None:
@@ -239,11 +235,8 @@ def test_what_kimis_other_reader_would_find_is_no_call() -> None:
     assert calls(KIMI, text, [F]) == []
 
 
-@pytest.mark.parametrize("model", [HERMES, GLM, PLAIN, LLAMA])
-def test_where_nothing_is_promised_nothing_is_watched(model: Model) -> None:
-    assert begin(model, [G])[0] is None
-    watched = begin(model)[0] is not None
-    assert watched == (model in (HERMES, LLAMA))  # the others' calls are no JSON
+def test_where_nothing_tells_a_call_nothing_is_watched() -> None:
+    assert begin(PLAIN, [G])[0] is None
 
 
 def test_what_a_strict_function_can_t_promise_is_refused() -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
-from supervisor.errors import InvalidValue
+from supervisor.errors import InvalidValue, UnsupportedValue
 from supervisor.wire.frames import Chat, Generate
 from worker.grammar.schema import compilable
 from worker.output.parts import CallPlace
@@ -69,11 +70,12 @@ def tools(request: Generate, *, enforced: bool) -> list[CallableTool]:
         names.remove(name)
         number = calling.places[index] if index < len(calling.places) else index
         place = f"tools[{number}].function.parameters"
-        strict = function.get("strict") is True
-        if strict or enforced:
-            schema = _schema(function.get("parameters"), place, strict=strict)
-        else:
-            schema = ""
+        schema = ""
+        if function.get("strict") is True:
+            schema = _schema(function.get("parameters"), place, strict=True)
+        elif enforced:
+            with suppress(UnsupportedValue):
+                schema = _schema(function.get("parameters"), place, strict=False)
         found.append(CallableTool(name, schema, place))
     if not found:
         raise InvalidValue("There is no tool that may be called.", param="tools")
@@ -120,8 +122,9 @@ def forced_rules(
             f'calls: "[" object (", " object){{0,{more}}} "]"' if more else 'calls: "[" object "]"'
         ]
     rules.append(f"object: {call}")
-    rules += [f"args{i}: %json {tool.schema}" for i, tool in enumerate(tools)]
-    return "\n".join(rules) + "\n"
+    rules += [f"args{i}: {_arguments(tool.schema)}" for i, tool in enumerate(tools)]
+    loose = "" if all(tool.schema for tool in tools) else ANY_OBJECT + _SPACE
+    return "\n".join(rules) + "\n" + loose
 
 
 def native_rules(
@@ -134,8 +137,7 @@ def native_rules(
         groups.setdefault(tool.schema, []).append(tool.name)
     names = list(groups.values())
     arguments = "".join(
-        f"args{i}: {f'%json {schema}' if schema else 'any_object'}\n"
-        for i, schema in enumerate(groups)
+        f"args{i}: {_arguments(schema)}\n" for i, schema in enumerate(groups)
     )
     shared = f"{arguments}{ANY_OBJECT}{_SPACE}"
     listed = 'WS? (object | "[" WS? object (WS? "," WS? object)* WS? "]")'
@@ -187,6 +189,10 @@ def _harmony(names: Sequence[Sequence[str]], marker: Callable[[str], str]) -> st
         f'{marker("<|message|>")}\n'
         f'kind: " "? {constrain} " "? ("json" | "code") | " " ("json" | "code")\n'
     )
+
+
+def _arguments(schema: str) -> str:
+    return f"%json {schema}" if schema else "any_object"
 
 
 def _named(names: Sequence[Sequence[str]], between: str, marks: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from worker.grammar.answer_constraint import AnswerConstraint
 from worker.grammar.call_constraint import CallConstraint, CallGrammars
 from worker.grammar.matcher import CompiledGrammar, GrammarMatcher
 from worker.grammar.refusals import IMPOSSIBLE, SchemaPart, explain_refusal, refusal_at
-from worker.grammar.schema import compilable, parsed
+from worker.grammar.schema import compilable, loosest, parsed
 from worker.grammar.token_texts import TokenTexts
 from worker.grammar.vocabulary import Vocabulary
 from worker.output.parts import AnswerParts
@@ -69,37 +69,70 @@ class ConstraintCompiler:
     def _forced(self, request: Generate, prompt: Sequence[int]) -> AnswerConstraint:
         """Calls alone."""
         vocabulary = self._known("tools")
-        rules, parts = self._calls(request, self._markers.forced)
-        compiled = self._compiled(vocabulary, "start: calls\n" + rules, parts)
+        compiled = self._with_calls(vocabulary, request, self._markers.forced, "start: calls\n")
         preamble = self._markers.preamble(request, prompt)
         return AnswerConstraint(vocabulary, GrammarMatcher(compiled), preamble, param="tools")
 
     def _structured(self, request: Generate, prompt: Sequence[int]) -> AnswerConstraint:
         """An answer under a schema, or calls."""
-        assert request.structure is not None
-        may_call, form = request.calling is not None, self._markers.form
-        if may_call and form is None:
+        structure, may_call, form = request.structure, request.calling, self._markers.form
+        assert structure is not None
+        if may_call is not None and form is None:
             raise UnsupportedValue(
                 "`response_format` can't be combined with `tools` for this model: its tool calls "
                 "can't be told from an answer. Leave one of them out, or set `tool_choice`.",
                 param="response_format",
             )
-        schema = compilable(parsed(request.structure.schema, SCHEMA), SCHEMA)
-        vocabulary = self._known("response_format")
-        rules, part = f"start: json\njson: %json {schema}\n", SchemaPart(schema, SCHEMA)
-        compiled = self._compiled(vocabulary, rules, [part])
-        if may_call and form == "hermes":
-            # The schema was compiled alone, too: what is wrong with it is not the tools' fault.
-            rules = rules.replace("start: json", "start: json | calls")
-            more, parts = self._calls(request, "hermes")
-            compiled = self._compiled(vocabulary, rules + more, [*parts, part])
+        wanted = parsed(structure.schema, SCHEMA)
+        try:
+            compiled = self._answer(request, compilable(wanted, SCHEMA, lenient=not structure.strict))
+        except UnsupportedValue as error:
+            if structure.strict or error.param != "response_format":
+                raise
+            # What is not promised is no reason to refuse: of the schema, the type alone is left.
+            compiled = self._answer(request, loosest(wanted))
         return AnswerConstraint(
-            vocabulary,
+            self._known("response_format"),
             GrammarMatcher(compiled),
             self._markers.preamble(request, prompt),
             call=self._markers.call if may_call and form == "marked" else -1,
             native=self._native(request, prompt) if form != "hermes" else None,
         )
+
+    def _answer(self, request: Generate, schema: str) -> CompiledGrammar:
+        """The grammar of an answer under a schema, or of calls if they are JSON like it."""
+        vocabulary = self._known("response_format")
+        rules, part = f"start: json\njson: %json {schema}\n", SchemaPart(schema, SCHEMA)
+        compiled = self._compiled(vocabulary, rules, [part])
+        if request.calling is not None and self._markers.form == "hermes":
+            # The schema was compiled alone, too: what is wrong with it is not the tools' fault.
+            rules = rules.replace("start: json", "start: json | calls")
+            return self._with_calls(vocabulary, request, "hermes", rules, part)
+        return compiled
+
+    def _with_calls(
+        self,
+        vocabulary: Vocabulary,
+        request: Generate,
+        form: ForcedForm,
+        rules: str,
+        *parts: SchemaPart,
+    ) -> CompiledGrammar:
+        """A grammar with calls in it: of functions that are not strict as much of the schemas as can
+        be enforced together, or else any objects."""
+        assert request.calling is not None
+        several = request.calling.parallel
+        tools = call_rules.tools(request, enforced=True)
+        for last in (False, True):
+            more = call_rules.forced_rules(tools, self._marker, form=form, several=several)
+            found = [SchemaPart(tool.schema, tool.place) for tool in tools if tool.schema]
+            try:
+                return self._compiled(vocabulary, rules + more, [*found, *parts])
+            except UnsupportedValue:
+                if last:
+                    raise
+                tools = call_rules.tools(request, enforced=False)
+        raise AssertionError
 
     def _native(self, request: Generate, prompt: Sequence[int]) -> CallConstraint | None:
         """An answer in the model's own words, if there are tools to be called in it.
@@ -194,15 +227,6 @@ class ConstraintCompiler:
             if len(self._cache) > _CACHED:
                 self._cache.popitem(last=False)
         return found
-
-    def _calls(self, request: Generate, form: ForcedForm) -> tuple[str, list[SchemaPart]]:
-        """The rule `calls`, and the schemas in it."""
-        assert request.calling is not None
-        tools = call_rules.tools(request, enforced=True)
-        rules = call_rules.forced_rules(
-            tools, self._marker, form=form, several=request.calling.parallel
-        )
-        return rules, [SchemaPart(tool.schema, tool.place) for tool in tools]
 
     def _marker(self, text: str) -> str:
         token = self._tokenizer.get_vocab().get(text)

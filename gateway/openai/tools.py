@@ -78,8 +78,8 @@ class JSONFormat(StrictStruct, frozen=True, tag_field="type", tag="json_object")
 
 
 class NamedSchema(StrictStruct, frozen=True):
-    """With `strict` a schema that can't be enforced whole is refused; without it all is enforced that
-    can be."""
+    """With `strict` a schema that can't be enforced whole is refused; without it all of it is
+    enforced that can be."""
 
     schema: Schema
     name: str | None = None

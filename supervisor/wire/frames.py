@@ -292,8 +292,8 @@ class Calling(Frame, frozen=True, tag="calling"):
 
 
 class Structure(Frame, frozen=True, tag="structure"):
-    """The answer is one JSON value that is valid under `schema` (JSON Schema, as JSON text); without
-    `strict` as far as can be enforced."""
+    """The answer is one JSON value that is valid under `schema` (JSON Schema, as JSON text);
+    without `strict` as far as that can be enforced."""
 
     schema: str
     strict: bool = True

@@ -164,7 +164,7 @@ def _edit(
     return logits
 
 
-def _mask(logits: mx.array, allowed: mx.array, rows: Sequence[int]) -> mx.array:
+def _mask(logits: mx.array, allowed: mx.array, rows: list[int]) -> mx.array:
     if len(rows) == logits.shape[0]:
         return mx.where(allowed, logits, -math.inf)
     places = mx.array(rows)

@@ -183,7 +183,7 @@ class BatchPlan:
         )
 
     def bound(self) -> list[int]:
-        """The rows whose constraint needs a mask now; the others' answers are free at this place."""
+        """The rows whose constraint needs a mask now; others' answers are free at this place."""
         constraints = [(i, self.rows[i].constraint) for i in self.constrained]
         return [i for i, each in constraints if each is not None and each.binds]
 

@@ -16,16 +16,19 @@ from worker.output.tools.harmony import harmony_rules
 
 MAX_CALLS = 16
 """Tool calls in one forced answer: a model that can't stop calling would never end."""
-ANY_OBJECT = r"""
-any_object: "{" WS? (member (WS? "," WS? member)* WS?)? "}"
+_LETTER = r'[^"\\\x00-\x1f]|\\["\\\/bfnrt]'
+_ESCAPE = (
+    r"\\u([0-9abcefABCEF][0-9a-fA-F]|[dD][0-7])[0-9a-fA-F]{2}"
+    r"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+ANY_OBJECT = rf"""
+any_object: "{{" WS? (member (WS? "," WS? member)* WS?)? "}}"
 member: STRING WS? ":" WS? value
 array: "[" WS? (value (WS? "," WS? value)* WS?)? "]"
 value: any_object | array | STRING | NUMBER | "true" | "false" | "null"
-NUMBER: /-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,3})?/
-STRING: /"([^"\\\x00-\x1f]|\\["\\\/bfnrt]|\\u([0-9abcefABCEF][0-9a-fA-F]|[dD][0-7])[0-9a-fA-F]{2}""" + (
-    r"""|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2})*"/"""
-    "\n"
-)
+NUMBER: /-?(0|[1-9][0-9]{{0,30}})(\.[0-9]{{1,30}})?([eE][+-]?[0-9]{{1,3}})?/
+STRING: /"({_LETTER}|{_ESCAPE})*"/
+"""
 """A JSON object of any kind, as models write it. Runs of digits are bounded: a model that falls
 into one would spend its tokens there. Half a surrogate pair is not Unicode text."""
 _SPACE = "WS: /[ \\n\\r\\t]{1,40}/\n"
@@ -136,9 +139,7 @@ def native_rules(
     for tool in tools:
         groups.setdefault(tool.schema, []).append(tool.name)
     names = list(groups.values())
-    arguments = "".join(
-        f"args{i}: {_arguments(schema)}\n" for i, schema in enumerate(groups)
-    )
+    arguments = "".join(f"args{i}: {_arguments(schema)}\n" for i, schema in enumerate(groups))
     shared = f"{arguments}{ANY_OBJECT}{_SPACE}"
     listed = 'WS? (object | "[" WS? object (WS? "," WS? object)* WS? "]")'
     start, end = (marker(text) if text else "" for text in (form.start, form.end))
@@ -146,19 +147,20 @@ def native_rules(
         case "hermes":
             objects = f"{_object_rules(names)}{shared}"
             # Some models end the answer where the end marker should be.
-            section = f'start: {listed} (WS? {end})?\n{objects}'
-            return {"section": section, "thought": f"start: LEAD? object WS?\n{objects}{_LEAD}"} | (
-                {"object": f"start: LEAD? object WS?\n{objects}{_LEAD}"}
-            )
+            section = f"start: {listed} (WS? {end})?\n{objects}"
+            inner = f"start: LEAD? object WS?\n{objects}{_LEAD}"
+            return {"section": section, "thought": inner, "object": inner}
         case "llama":
             objects = f"{_object_rules(names)}{shared}"
-            bare = f'start: LEAD? (object WS? | "{{" WS? no_call)\n{objects}{_LEAD}{_NO_CALL}{_REST}'
+            bare = (
+                f'start: LEAD? (object WS? | "{{" WS? no_call)\n{objects}{_LEAD}{_NO_CALL}{_REST}'
+            )
             return {"section": f"start: WS? object WS?\n{objects}", "object": bare}
         case "mistral":
-            calls = _named(names, 'id? {opening} WS?', {"opening": marker("[ARGS]")})
+            calls = _named(names, "id? {opening} WS?", {"opening": marker("[ARGS]")})
             section = (
                 f"start: WS? named (WS? {start}? WS? named)* WS? | {listed} WS?\n{calls}"
-                f'id: {marker("[CALL_ID]")} /[a-zA-Z0-9_-]{{1,64}}/\n'
+                f"id: {marker('[CALL_ID]')} /[a-zA-Z0-9_-]{{1,64}}/\n"
                 f"{_object_rules(names)}{shared}"
             )
             return {"section": section}
@@ -186,7 +188,7 @@ def _harmony(names: Sequence[Sequence[str]], marker: Callable[[str], str]) -> st
     return (
         f'start: "functions." named WS?\n{calls}'
         f'rest: (" "? {channel} " "? ("commentary" | "analysis"))? kind? " "? '
-        f'{marker("<|message|>")}\n'
+        f"{marker('<|message|>')}\n"
         f'kind: " "? {constrain} " "? ("json" | "code") | " " ("json" | "code")\n'
     )
 

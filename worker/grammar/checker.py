@@ -76,6 +76,8 @@ class SchemaChecker:
         self._patterns = 0
         self._multiples: set[int] = set()
         self._merging = ""
+        self._moved = False
+        """Whether `$ref`s may lead elsewhere than they meant, for want of an `$id`."""
         self._pattern_properties: SchemaPlace | None = None
         self._targets: dict[str, object] = {}
         self._read: list[tuple[dict[str, Any], SchemaPlace]] = []
@@ -130,7 +132,8 @@ class SchemaChecker:
         finite = FiniteInstances(self._root, self._targets.__getitem__)
         if finite.path is not None:
             place = SchemaPlace(f"{self._place.path}{finite.path}"[:_LONGEST_PATH])
-            raise self._invalid("no finite JSON value is valid under it", place)
+            fault = self._refuse if self._moved else self._invalid
+            raise fault("no finite JSON value is valid under it", place)
         finite.drop_impossible()
 
     def _choices(self) -> None:
@@ -172,6 +175,7 @@ class SchemaChecker:
         if "$id" in schema and place.depth:
             self._unless_lenient("`$id` inside of a schema moves its `$ref`s", place)
             del schema["$id"]
+            self._moved = True
         self._strings(schema, place)
         self._numbers(schema, place)
         self._objects(schema, place)

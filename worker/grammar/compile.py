@@ -32,8 +32,8 @@ _CACHED = 64
 
 
 class ConstraintCompiler:
-    """Compiles the grammars of one model: on one thread at a time, but for those of calls, which may
-    be compiled on another when the call begins."""
+    """Compiles the grammars of one model: on one thread at a time, but for those of calls, which
+    may be compiled on another when the call begins."""
 
     def __init__(self, tokenizer: ModelTokenizer, vocab_size: int) -> None:
         """`vocab_size` is the width of the logits."""
@@ -85,7 +85,9 @@ class ConstraintCompiler:
             )
         wanted = parsed(structure.schema, SCHEMA)
         try:
-            compiled = self._answer(request, compilable(wanted, SCHEMA, lenient=not structure.strict))
+            compiled = self._answer(
+                request, compilable(wanted, SCHEMA, lenient=not structure.strict)
+            )
         except UnsupportedValue as error:
             if structure.strict or error.param != "response_format":
                 raise
@@ -118,8 +120,8 @@ class ConstraintCompiler:
         rules: str,
         *parts: SchemaPart,
     ) -> CompiledGrammar:
-        """A grammar with calls in it: of functions that are not strict as much of the schemas as can
-        be enforced together, or else any objects."""
+        """A grammar with calls in it: of functions that are not strict as much of the schemas as
+        can be enforced together, or else any objects."""
         assert request.calling is not None
         several = request.calling.parallel
         tools = call_rules.tools(request, enforced=True)

@@ -32,9 +32,8 @@ def _tuples(schema: dict[str, Any]) -> None:
 def _exclusive_limits(schema: dict[str, Any]) -> None:
     """Draft 4 and OpenAPI 3.0: `exclusiveMinimum` says of `minimum` that it is one."""
     for exclusive, limit in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
-        if isinstance(schema.get(exclusive), bool):
-            if schema.pop(exclusive) and limit in schema:
-                schema[exclusive] = schema.pop(limit)
+        if isinstance(schema.get(exclusive), bool) and schema.pop(exclusive) and limit in schema:
+            schema[exclusive] = schema.pop(limit)
 
 
 def _names(schema: dict[str, Any], root: dict[str, Any]) -> None:

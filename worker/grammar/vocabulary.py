@@ -91,7 +91,8 @@ class Vocabulary:
 class MaskSource(Protocol):
     """What `fill_masks` asks of a constraint."""
 
-    vocabulary: Vocabulary
+    @property
+    def vocabulary(self) -> Vocabulary: ...
 
     def active_matcher(self) -> llguidance.LLMatcher | None:
         """The matcher whose mask counts now, if any does."""

@@ -8,7 +8,6 @@ from typing import Literal, Protocol
 from worker.output.text import StopStrings
 from worker.output.tools.calls import CallCollector
 
-
 CallPlace = Literal["", "section", "thought", "object", "header", "recipient"]
 """Where a call may begin with the next letter. "section": the marker of calls is complete, and
 nothing has come behind it; "thought": the same within reasoning; "object": a call object may begin

@@ -89,10 +89,6 @@ class CallConstraint:
         self._place: CallPlace = ""
         self._inside = False
         """Whether a call has begun, so that all that follows must be in its grammar."""
-        if form.kind == "llama":
-            self._openers, self._telling = texts.bare_openers()
-        else:
-            self._openers, self._telling = texts.openers(), True
         self._seek_call()
 
     @property
@@ -167,13 +163,19 @@ class CallConstraint:
         return self._matchers[self._place]
 
     @property
+    def _openers(self) -> frozenset[int]:
+        bare = self._form.kind == "llama"
+        return self._texts.bare_openers()[0] if bare else self._texts.openers()
+
+    @property
     def _is_soft(self) -> bool:
         return not self._inside and self._place in _SOFT and self._place in self._grammars
 
     @property
     def _looks(self) -> bool:
         """Whether a call may begin here, with a token that has to be looked at."""
-        return self._telling and self._is_soft
+        telling = self._form.kind != "llama" or self._texts.bare_openers()[1]
+        return telling and self._is_soft
 
     def _past(self) -> frozenset[int]:
         """The tokens that would go on behind a place where a call begins."""

@@ -44,6 +44,7 @@ class ConstraintCompiler:
         self._ahead: threading.Thread | None = None
         """Makes the vocabulary before somebody waits for it."""
         self._texts = TokenTexts(tokenizer)
+        self._terminals: dict[str, str] = {}
         self._eos = frozenset(int(t) for t in tokenizer.eos_token_ids if 0 <= t < vocab_size)
         self._markers = MarkerTokens(tokenizer)
         self._call_form = call_form(tokenizer)
@@ -164,6 +165,7 @@ class ConstraintCompiler:
             self._make_ahead()
         if self._formats is None:
             self._formats = AnswerFormat(self._tokenizer)
+            self._texts.openers()  # on this thread, not on the engine's
         answer = AnswerParts((), CallCollector(parallel=True), behind_marker=False)
         parser = self._formats.parser(
             answer,
@@ -231,5 +233,8 @@ class ConstraintCompiler:
         return found
 
     def _marker(self, text: str) -> str:
-        token = self._tokenizer.get_vocab().get(text)
-        return call_rules.literal(text) if token is None else f"<[{token}]>"
+        if text not in self._terminals:
+            token = self._tokenizer.get_vocab().get(text)
+            terminal = call_rules.literal(text) if token is None else f"<[{token}]>"
+            self._terminals[text] = terminal
+        return self._terminals[text]

@@ -84,7 +84,7 @@ class BatchEngine:
         self._width = int(model(mx.array([[0]])).shape[-1])
         self._prompts = PromptBuilder(tokenizer, context, self._width)
         self._transcripts = TranscriptFactory(tokenizer)
-        self._constraints = ConstraintCompiler(tokenizer, self._width)
+        self._constraints = ConstraintCompiler(tokenizer, self._width, self._transcripts.formats)
         self._token_bytes = TokenBytes(tokenizer)
         self._embedder = Embedder(model, tokenizer, Path(load.path), context)
         # Ids without a logit: writing to them would be writing out of bounds.

@@ -13,6 +13,7 @@ from supervisor.wire.frames import Chat, Generate
 from worker.grammar import call_rules
 from worker.grammar.answer_constraint import AnswerConstraint
 from worker.grammar.call_constraint import CallConstraint, CallGrammars
+from worker.grammar.call_rules import CallableTool
 from worker.grammar.matcher import CompiledGrammar, GrammarMatcher
 from worker.grammar.refusals import IMPOSSIBLE, SchemaPart, explain_refusal, refusal_at
 from worker.grammar.schema import compilable, loosest, parsed
@@ -22,7 +23,7 @@ from worker.output.parts import AnswerParts
 from worker.output.preamble import MarkerTokens
 from worker.output.text import TokenDecoder
 from worker.output.tools.answer_format import AnswerFormat
-from worker.output.tools.call_forms import ForcedForm, call_form, is_strict
+from worker.output.tools.call_forms import ForcedForm, call_form
 from worker.output.tools.calls import CallCollector
 from worker.prompt.tokenizer import ModelTokenizer
 
@@ -35,8 +36,11 @@ class ConstraintCompiler:
     """Compiles the grammars of one model: on one thread at a time, but for those of calls, which
     may be compiled on another when the call begins."""
 
-    def __init__(self, tokenizer: ModelTokenizer, vocab_size: int) -> None:
-        """`vocab_size` is the width of the logits."""
+    def __init__(
+        self, tokenizer: ModelTokenizer, vocab_size: int, formats: AnswerFormat | None = None
+    ) -> None:
+        """`vocab_size` is the width of the logits. `formats` are the tokenizer's, None = they are
+        to be found out."""
         self._tokenizer = tokenizer
         self._size = vocab_size
         self._making = threading.Lock()
@@ -44,11 +48,10 @@ class ConstraintCompiler:
         self._ahead: threading.Thread | None = None
         """Makes the vocabulary before somebody waits for it."""
         self._texts = TokenTexts(tokenizer)
-        self._terminals: dict[str, str] = {}
         self._eos = frozenset(int(t) for t in tokenizer.eos_token_ids if 0 <= t < vocab_size)
         self._markers = MarkerTokens(tokenizer)
         self._call_form = call_form(tokenizer)
-        self._formats: AnswerFormat | None = None
+        self._formats = formats or AnswerFormat(tokenizer)
         self._caching = threading.Lock()
         self._cache: OrderedDict[bytes, CompiledGrammar] = OrderedDict()
 
@@ -148,24 +151,16 @@ class ConstraintCompiler:
         if calling is None or form is None or not isinstance(request.prompt, Chat):
             return None
         shown = request.prompt.tools
-        found = call_rules.tools(request, enforced=False)
+        if form.kind == "named":
+            found = [CallableTool(name, "", "tools") for name in calling.names]
+        else:
+            found = call_rules.tools(request, enforced=False)
         parts = [SchemaPart(tool.schema, tool.place) for tool in found if tool.schema]
         grammars = CallGrammars(
             partial(self._known, "tools"),
             lambda rules: self._compiled(self._known("tools"), rules, parts),
             call_rules.native_rules(found, form, self._marker),
         )
-        if form.kind != "named" and any(map(is_strict, shown)):
-            try:
-                self._known("tools")
-            except UnsupportedValue:
-                return None  # as for a model whose calls are no JSON
-            grammars.compile_all()
-        else:
-            self._make_ahead()
-        if self._formats is None:
-            self._formats = AnswerFormat(self._tokenizer)
-            self._texts.openers()  # on this thread, not on the engine's
         answer = AnswerParts((), CallCollector(parallel=True), behind_marker=False)
         parser = self._formats.parser(
             answer,
@@ -173,7 +168,7 @@ class ConstraintCompiler:
             tools=shown,
             reasoning=self._markers.prompt_ending(prompt) == "inside",
         )
-        return CallConstraint(
+        constraint = CallConstraint(
             TokenDecoder(self._tokenizer.detokenizer),
             parser,
             answer,
@@ -183,6 +178,15 @@ class ConstraintCompiler:
             self._eos,
             endless=request.ignore_eos,
         )
+        if not parts:
+            self._make_ahead()
+            return constraint
+        try:
+            self._known("tools")
+        except UnsupportedValue:
+            return None  # as for a model whose calls can't be watched
+        grammars.compile_all()
+        return constraint
 
     def _make_ahead(self) -> None:
         """Have the vocabulary made on a thread of its own, mostly outside the GIL."""
@@ -233,8 +237,5 @@ class ConstraintCompiler:
         return found
 
     def _marker(self, text: str) -> str:
-        if text not in self._terminals:
-            token = self._tokenizer.get_vocab().get(text)
-            terminal = call_rules.literal(text) if token is None else f"<[{token}]>"
-            self._terminals[text] = terminal
-        return self._terminals[text]
+        token = self._texts.token(text)
+        return call_rules.literal(text) if token is None else f"<[{token}]>"

@@ -13,7 +13,8 @@ _OPENER = re.compile(r"[\s;,\[]*\{")
 _BARE_OPENER = re.compile(r"[\s;]*\{")
 _UNDECIDED = re.compile(r"[\s;]{0,4}\{\s{0,4}(\"?\Z|[^\s\"])")
 """What a bare call and what is none may begin with, or what nothing but text does."""
-_LETTERS = "{>]="
+_MARKS = ("<", "[")
+_LETTERS = "{>]=<["
 """What markers and objects are told by."""
 
 
@@ -24,9 +25,15 @@ class TokenTexts:
     def __init__(self, tokenizer: ModelTokenizer) -> None:
         self._tokenizer = tokenizer
         self._texts: dict[str, list[tuple[int, str]]] = {}
+        self._marks: dict[str, int] = {}
         self._openers: frozenset[int] | None = None
         self._bare: tuple[frozenset[int], bool] | None = None
         self._past: dict[tuple[str, str], frozenset[int]] = {}
+
+    def token(self, mark: str) -> int | None:
+        """The token that a mark is, if it is one: a text that begins with "<" or "["."""
+        self._with(mark[0])
+        return self._marks.get(mark)
 
     def openers(self) -> frozenset[int]:
         """The tokens with which a JSON object may begin between the objects of a list: "{" is their
@@ -69,6 +76,8 @@ class TokenTexts:
         found: dict[str, list[tuple[int, str]]] = {each: [] for each in {letter, *_LETTERS}}
         byte = {f"<0x{ord(each):02X}>": each for each in found}
         for piece, token in self._tokenizer.get_vocab().items():
+            if piece[:1] in _MARKS:
+                self._marks[piece] = token
             letters = [each for each in found if each in piece or byte.get(piece) == each]
             if letters:
                 text = self._tokenizer.decode([token], clean_up_tokenization_spaces=False)

@@ -37,7 +37,9 @@ def test_openers() -> None:
     brace = byte_level(Model(HERMES.template, TOKENS)).get_vocab()["{"]
     bare = {brace, ids[" {"], ids['{"'], ids['; {"name']}
     assert known.openers() == bare | {ids["[{"]}
-    assert known.bare_openers() == (bare, True)  # one tells the key
+    found, telling = known.bare_openers()
+    assert found == bare
+    assert telling  # one has the key's beginning
     assert texts(('{"', "{}", "{ x"))[0].bare_openers()[1] is False
 
 
@@ -49,3 +51,10 @@ def test_bytes_and_spaces_are_read_in_every_spelling(kind: str) -> None:
     assert vocabulary["Ġ{" if kind == "bytes" else "▁{"] in found
     if kind == "spm":
         assert vocabulary["<0x7B>"] in found
+
+
+def test_marks_are_told_from_what_only_looks_like_them() -> None:
+    tokenizer = byte_level(HERMES)
+    known = TokenTexts(tokenizer)
+    assert known.token("<tool_call>") == tokenizer.get_vocab()["<tool_call>"]
+    assert known.token("[ARGS]") is None

@@ -18,6 +18,7 @@ from gateway.http.exchange import (
     set_common_headers,
     wait_until_sent,
 )
+from gateway.openai.sse import data_event
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.frames import Action, Happened, ToGateway
 from supervisor.wire.stream import FrameStream
@@ -74,4 +75,4 @@ async def _next(feed: FrameStream[ToGateway]) -> bytes | None:
         return b": ping\n\n"
     except ProtocolError:
         return None
-    return b"data: " + frame.body + b"\n\n" if isinstance(frame, Happened) else None
+    return data_event(frame.body) if isinstance(frame, Happened) else None

@@ -90,6 +90,10 @@ def _generate(
     prepared = time.perf_counter()
     uids = generator.insert(tokens, max_tokens=[max_tokens] * len(tokens))
     detokenizers = {uid: tokenizer.detokenizer for uid in uids}
+    for uid, prompt in zip(uids, tokens, strict=True):
+        # Else the first token would be the text's beginning, whose space is dropped.
+        detokenizers[uid].add_token(prompt[-1])
+        _ = detokenizers[uid].last_segment
     texts: dict[int, list[str]] = {uid: [] for uid in uids}
     first: dict[int, float] = {}
     counts = dict.fromkeys(uids, 0)

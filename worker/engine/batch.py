@@ -83,9 +83,9 @@ class BatchEngine:
         # Of a lazy array the shape is known without computing it.
         self._width = int(model(mx.array([[0]])).shape[-1])
         self._prompts = PromptBuilder(tokenizer, context, self._width)
+        self._token_bytes = TokenBytes(tokenizer)
         self._transcripts = TranscriptFactory(tokenizer)
         self._constraints = ConstraintCompiler(tokenizer, self._width, self._transcripts.formats)
-        self._token_bytes = TokenBytes(tokenizer)
         self._embedder = Embedder(model, tokenizer, Path(load.path), context)
         # Ids without a logit: writing to them would be writing out of bounds.
         self._eos = tuple(sorted(id for id in tokenizer.eos_token_ids if 0 <= id < self._width))
@@ -111,7 +111,11 @@ class BatchEngine:
         prompt = self._prompts.tokens(request)
         echo = self._prompts.text_of(request, prompt) if request.echo else ""
         constraint = self._constraints.compile(request, prompt)
-        text = self._transcripts.make(request, prompt)
+        text = self._transcripts.make(
+            request,
+            prompt,
+            calls_held=lambda: constraint is not None and constraint.holds_calls,
+        )
         end = None
         if request.emitted:
             endless = request.ignore_eos and (constraint is None or constraint.endless)

@@ -84,6 +84,10 @@ class OutputConstraint(Constraint, Protocol):
     def endless(self) -> bool:
         """Whether the output may go on behind an end of sequence, if the request wants that."""
 
+    @property
+    def holds_calls(self) -> bool:
+        """Whether a call that begins can only become one whose arguments are JSON."""
+
     def incomplete_error(self, *, called: bool) -> BulkheadError | None:
         """Why the output is no whole answer, though the model ended it; None = it is one. `called`:
         the transcript found calls in it."""

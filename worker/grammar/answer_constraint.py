@@ -52,6 +52,11 @@ class AnswerConstraint:
         return self._preamble.stage == "answer" and not self._free and self._matcher.accepting
 
     @property
+    def holds_calls(self) -> bool:
+        """Whether a call that begins can only become one whose arguments are JSON."""
+        return self._call < 0 or (self._native is not None and self._native.holds_calls)
+
+    @property
     def failure(self) -> str:
         """Why llguidance gave up on the output, "" = it has not."""
         return self._matcher.failure

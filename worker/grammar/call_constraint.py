@@ -11,8 +11,8 @@ from supervisor.errors import BulkheadError, UnsupportedValue
 from worker.grammar.matcher import DEAD_END, CompiledGrammar, GrammarMatcher, incomplete_answer
 from worker.grammar.token_texts import TokenTexts
 from worker.grammar.vocabulary import Mask, Vocabulary
+from worker.output.decoders import TokenDecoder
 from worker.output.parts import AnswerParser, AnswerParts, CallPlace
-from worker.output.text import TokenDecoder
 from worker.output.tools.call_forms import CallForm
 
 _TAIL = 64
@@ -100,6 +100,11 @@ class CallConstraint:
         """Whether the next token may not be any. Waits for the vocabulary where it may not."""
         needed = self._over or self._inside or self._looks or bool(self._past())
         return needed and self._is_watched()
+
+    @property
+    def holds_calls(self) -> bool:
+        """Whether a call that begins can only become one whose arguments are JSON."""
+        return self._form.kind != "named" and self._is_watched()
 
     def incomplete_error(self, *, called: bool) -> BulkheadError | None:
         """Why a call is not whole, though the model ended it; None = none is open."""

@@ -19,9 +19,9 @@ from worker.grammar.refusals import IMPOSSIBLE, SchemaPart, explain_refusal, ref
 from worker.grammar.schema import compilable, loosest, parsed
 from worker.grammar.token_texts import TokenTexts
 from worker.grammar.vocabulary import Vocabulary
+from worker.output.decoders import TokenDecoders
 from worker.output.parts import AnswerParts
 from worker.output.preamble import MarkerTokens
-from worker.output.text import TokenDecoder
 from worker.output.tools.answer_format import AnswerFormat
 from worker.output.tools.call_forms import ForcedForm, call_form
 from worker.output.tools.calls import CallCollector
@@ -42,6 +42,7 @@ class ConstraintCompiler:
         """`vocab_size` is the width of the logits. `formats` are the tokenizer's, None = they are
         to be found out."""
         self._tokenizer = tokenizer
+        self._decoders = TokenDecoders(tokenizer)
         self._size = vocab_size
         self._making = threading.Lock()
         self._vocabulary: Vocabulary | UnsupportedValue | None = None
@@ -169,7 +170,7 @@ class ConstraintCompiler:
             reasoning=self._markers.prompt_ending(prompt) == "inside",
         )
         constraint = CallConstraint(
-            TokenDecoder(self._tokenizer.detokenizer),
+            self._decoders.behind(prompt),
             parser,
             answer,
             form,

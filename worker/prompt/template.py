@@ -66,7 +66,7 @@ class PromptBuilder:
         if isinstance(request.prompt, Text):
             text = request.prompt.text
         else:
-            text = str(self._tokenizer.decode(list(tokens)))
+            text = self._tokenizer.text(tokens)
         if len(text) > ECHO_MAX:
             raise InvalidValue(
                 f"Invalid value for `echo`: the prompt has {len(text)} characters, of which at "

@@ -16,7 +16,13 @@ from typing import Literal
 
 from worker.output.parts import AnswerParts, CallPlace
 from worker.output.text import StringSearch
-from worker.output.tools.json_calls import ArgumentsReader, BrokenCall
+from worker.output.tools.calls import Rereading
+from worker.output.tools.json_calls import (
+    ArgumentsReader,
+    BrokenCall,
+    JSONReader,
+    call_json_reader,
+)
 from worker.output.tools.json_scanner import NotJSON, sendable
 
 MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
@@ -40,7 +46,8 @@ class HarmonyParser:
         self._held = ""
         self._header = ""
         self._recipient = ""
-        self._arguments: ArgumentsReader | None = None
+        self._arguments: JSONReader | None = None
+        self._rereading = Rereading(MARKS)
 
     @property
     def reasoning(self) -> bool:
@@ -77,7 +84,11 @@ class HarmonyParser:
             self._no_call(held) if cut or held.strip() else self._empty_call()
         elif self._part == "arguments":
             assert self._arguments is not None
-            self._arguments.cut()
+            told = self._arguments.finish(cut)
+            if not told:
+                rest = self._lose_arguments(self._arguments.raw)
+                self.feed(rest)
+                self.finish(cut)
         elif self._part in ("start", "header"):
             header = self._header + held
             if "<|channel|>" not in header and not _RECIPIENT.search(header):
@@ -145,7 +156,8 @@ class HarmonyParser:
                 name = ""
             if name:
                 self._answer.pause()
-                self._arguments = ArgumentsReader(self._answer.calls, name)
+                calls = self._answer.calls
+                self._arguments = call_json_reader(calls, ArgumentsReader(calls, name), MARKS)
                 self._part = "arguments"
                 return stripped
         for mark in MARKS:
@@ -172,11 +184,19 @@ class HarmonyParser:
         self._part = "text"
         self._answer.text(f"to={self._recipient} {text}", verbatim=True)
 
+    def _lose_arguments(self, raw: str) -> str:
+        """They are none. Returns what has to be read again."""
+        lost, again = self._rereading.split(raw)
+        self._no_call(lost)
+        return again
+
     def _read_arguments(self, text: str) -> str:
         assert self._arguments is not None
         try:
             complete, rest = self._arguments.feed(text)
         except BrokenCall as broken:
+            if not broken.opened:
+                return self._lose_arguments(self._arguments.raw) + broken.rest
             complete, rest = True, broken.rest
         if complete:
             self._part = "text"

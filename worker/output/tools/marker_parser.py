@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from worker.output.parts import AnswerParts, CallPlace
 from worker.output.text import StringSearch
-from worker.output.tools.calls import CallReader, ReaderEnd
+from worker.output.tools.calls import CallReader, ReaderEnd, Rereading
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class MarkerParser:
         """Whether the marker that the reader was made for is the last that came."""
         self._held = ""
         self._markup = ""
+        self._rereading = Rereading(
+            sorted({m for _, edges in transitions.values() for m, to in edges if to == "tool"})
+        )
 
     @property
     def reasoning(self) -> bool:
@@ -78,8 +81,8 @@ class MarkerParser:
     def finish(self, cut: bool) -> None:
         if self._answer.stopped:
             return
-        if self._reader is not None:
-            self._leave_call(ReaderEnd(self._reader.finish(cut), ""))
+        while self._reader is not None and not self._answer.stopped:
+            self.feed(self._leave_call(self._reader.finish(cut)))
         self._emit(self._held, verbatim=False)
         self._held = ""
         if self._markup.strip():
@@ -127,12 +130,13 @@ class MarkerParser:
     def _leave_call(self, ended: ReaderEnd) -> str:
         self._reader = None
         space, self._markup = self._markup, ""
-        if ended.lost:
-            self._emit(space + ended.lost, verbatim=True)
+        lost, again = self._rereading.split(ended.lost)
+        if lost:
+            self._emit(space + lost, verbatim=True)
         else:
             self._state = "normal"
             self._answer.marker()
-        return ended.rest
+        return again + ended.rest
 
     def _emit(self, text: str, *, verbatim: bool) -> None:
         if self._state == "normal" or (verbatim and self._state != "reasoning"):

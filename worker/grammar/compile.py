@@ -52,7 +52,7 @@ class ConstraintCompiler:
         self._eos = frozenset(int(t) for t in tokenizer.eos_token_ids if 0 <= t < vocab_size)
         self._markers = MarkerTokens(tokenizer)
         self._call_form = call_form(tokenizer)
-        self._formats = formats or AnswerFormat(tokenizer)
+        self._formats = formats
         self._caching = threading.Lock()
         self._cache: OrderedDict[bytes, CompiledGrammar] = OrderedDict()
 
@@ -163,6 +163,8 @@ class ConstraintCompiler:
             call_rules.native_rules(found, form, self._marker),
         )
         answer = AnswerParts((), CallCollector(parallel=True), behind_marker=False)
+        if self._formats is None:
+            self._formats = AnswerFormat(self._tokenizer)
         parser = self._formats.parser(
             answer,
             calling=calling,
@@ -190,7 +192,7 @@ class ConstraintCompiler:
         return constraint
 
     def _make_ahead(self) -> None:
-        """Have the vocabulary made on a thread of its own, mostly outside the GIL."""
+        """Have the vocabulary made on a thread of its own, beside the prefill."""
         if self._ahead is None:
             self._ahead = threading.Thread(
                 target=self._try_vocabulary, name="vocabulary", daemon=True

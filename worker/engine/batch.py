@@ -93,7 +93,7 @@ class BatchEngine:
         self._prompts = PromptBuilder(tokenizer, context, self._width)
         self._token_bytes = TokenBytes(tokenizer)
         self._transcripts = TranscriptFactory(tokenizer)
-        self._constraints = ConstraintCompiler(tokenizer, self._width)
+        self._constraints = ConstraintCompiler(tokenizer, self._width, self._transcripts.formats)
         self._embedder = Embedder(model, tokenizer, Path(load.path), context)
         # Ids without a logit: writing to them would be writing out of bounds.
         self._eos = tuple(sorted(id for id in tokenizer.eos_token_ids if 0 <= id < self._width))
@@ -125,7 +125,7 @@ class BatchEngine:
         )
         end = None
         if request.emitted:
-            endless = request.ignore_eos and constraint is None
+            endless = request.ignore_eos and (constraint is None or constraint.endless)
             most = self._most(request, prompt)
             end = replay_emitted(request, text, () if endless else self._eos, most, len(prompt))
         if constraint is not None and end is None:
@@ -177,7 +177,7 @@ class BatchEngine:
             constraint=constraint,
         )
         # Of what a grammar has completed, the end is all that can follow.
-        endless = request.ignore_eos and constraint is None
+        endless = request.ignore_eos and (constraint is None or constraint.endless)
         (uid,) = self._generator.insert(
             [[*job.prompt, *emitted]],
             max_tokens=[self._most(request, job.prompt) - len(emitted)],

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from worker.output.text import StopStrings
 from worker.output.tools.calls import CallCollector
+
+CallPlace = Literal["", "section", "thought", "object", "header", "recipient"]
+"""Where a call may begin with the next letter. "section": the marker of calls is complete, and
+nothing has come behind it; "thought": the same within reasoning; "object": a call object may begin
+that no marker announces. "header": a header of harmony's, where `to=` may come; "recipient": behind
+that. "" = nowhere."""
 
 
 class AnswerParser(Protocol):
@@ -15,9 +21,8 @@ class AnswerParser(Protocol):
     @property
     def reasoning(self) -> bool: ...
     @property
-    def json_expected(self) -> str | None:
-        """Whether a call's JSON may begin with the next letter that is no white space: "" = a call
-        object, a name = the arguments of that function, None = no."""
+    def call_place(self) -> CallPlace:
+        """Where the text so far has led, as a call is concerned."""
 
     def feed(self, text: str) -> None: ...
     def finish(self, cut: bool) -> None: ...

@@ -215,7 +215,7 @@ class TranscriptFactory:
 
     def __init__(self, tokenizer: ModelTokenizer) -> None:
         self._decoders = TokenDecoders(tokenizer)
-        self._formats = AnswerFormat(tokenizer)
+        self.formats = AnswerFormat(tokenizer)
         self._markers = MarkerTokens(tokenizer)
 
     def make(
@@ -235,7 +235,7 @@ class TranscriptFactory:
         if not isinstance(request.prompt, Chat):
             return PlainTranscript(decoder, request.stop)
         calling = request.calling
-        if calling is None and not self._formats.has_parts:
+        if calling is None and not self.formats.has_parts:
             return PlainTranscript(decoder, request.stop)
         ending, tools = self._markers.prompt_ending(prompt), request.prompt.tools
         demanded = calling is not None and calling.choice == "required"
@@ -250,8 +250,8 @@ class TranscriptFactory:
         )
         if demanded or request.structure is not None:
             preamble = self._markers.preamble(request, prompt)
-            return StructuredTranscript(decoder, answer, preamble, self._formats, calling, tools)
-        parser = self._formats.parser(
+            return StructuredTranscript(decoder, answer, preamble, self.formats, calling, tools)
+        parser = self.formats.parser(
             answer, calling=calling, tools=tools, reasoning=ending == "inside"
         )
         return Transcript(decoder, answer, parser)

@@ -117,8 +117,8 @@ class CallReader(Protocol):
         """The answer is over (`cut`: by its length)."""
 
     @property
-    def json_expected(self) -> str | None:
-        """As an `AnswerParser`'s: a call object ("") or a function's arguments may begin here."""
+    def object_expected(self) -> bool:
+        """Whether one more call object may begin with the next letter that is no white space."""
 
 
 class WholeTextReader:
@@ -127,7 +127,7 @@ class WholeTextReader:
     With `end` "" the answer's end is the end.
     """
 
-    json_expected = None
+    object_expected = False
 
     def __init__(
         self, calls: CallCollector, start: str, end: str, parse: Parser, tools: Any

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from worker.output.parts import AnswerParts
+from worker.output.parts import AnswerParts, CallPlace
 from worker.output.text import StringSearch
 from worker.output.tools.calls import Rereading
 from worker.output.tools.json_calls import (
@@ -29,6 +29,7 @@ MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|re
 _MARKS = StringSearch(MARKS)
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
+_ADDRESSED = re.compile(r"\bto=\Z")
 _LONGEST_HEADER = 512
 """Characters. A header is a role, a channel, a recipient and a type; more than that is text."""
 
@@ -53,8 +54,13 @@ class HarmonyParser:
         return self._part == "reasoning"
 
     @property
-    def json_expected(self) -> str | None:
-        return self._recipient.removeprefix("functions.") if self._part == "call" else None
+    def call_place(self) -> CallPlace:
+        if not self._calling or self._part not in ("start", "header"):
+            return ""
+        header = (self._header + self._held).rpartition("<|start|>")[2]
+        if _RECIPIENT.search(header):
+            return ""
+        return "recipient" if _ADDRESSED.search(header) else "header"
 
     def feed(self, text: str) -> None:
         while text and not self._answer.stopped:

@@ -49,10 +49,6 @@ class JSONReader(Protocol):
     def may_end(self) -> bool:
         """Whether it is a call as soon as its brackets are closed."""
 
-    @property
-    def json_expected(self) -> str | None:
-        """As an `AnswerParser`'s."""
-
 
 class ArgumentsReader:
     """A `JSONReader` of a call's arguments alone, whose name is known: one JSON object."""
@@ -106,11 +102,6 @@ class ArgumentsReader:
     def raw(self) -> str:
         return self._space + "".join(self._held)
 
-    @property
-    def json_expected(self) -> str | None:
-        """The function's name, as long as its arguments have not begun."""
-        return None if self.may_end else self._name
-
     def finish(self, cut: bool) -> bool:
         told = self.may_end and self._calls.growing
         if told:
@@ -140,8 +131,6 @@ class CallObjectReader:
         self._passing = False
         """Whether the value that is being read is passed on as it comes."""
         self.opened = False
-
-    json_expected = None
 
     @property
     def raw(self) -> str:
@@ -266,10 +255,6 @@ class RepairedReader:
     def may_end(self) -> bool:
         return self._reader.may_end
 
-    @property
-    def json_expected(self) -> str | None:
-        return self._reader.json_expected
-
     def feed(self, text: str) -> tuple[bool, str]:
         if self._ending:
             text, self._ending = self._ending + text, ""
@@ -353,8 +338,8 @@ class JSONCallsReader:
         return None
 
     @property
-    def json_expected(self) -> str | None:
-        return None if self._object or self._closing or self._list == "closed" else ""
+    def object_expected(self) -> bool:
+        return not (self._object or self._closing or self._list == "closed")
 
     def finish(self, cut: bool) -> ReaderEnd:
         if self._object is None:

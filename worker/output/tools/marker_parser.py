@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from worker.output.parts import AnswerParts
+from worker.output.parts import AnswerParts, CallPlace
 from worker.output.text import StringSearch
 from worker.output.tools.calls import CallReader, ReaderEnd, Rereading
 
@@ -44,6 +44,8 @@ class MarkerParser:
         self._opening = unmarked is not None
         """Whether the next letter that is no space may begin unmarked calls."""
         self._reader: CallReader | None = None
+        self._at_marker = False
+        """Whether the marker that the reader was made for is the last that came."""
         self._held = ""
         self._markup = ""
         self._rereading = Rereading(
@@ -55,15 +57,18 @@ class MarkerParser:
         return self._state == "reasoning" and self._reader is None
 
     @property
-    def json_expected(self) -> str | None:
+    def call_place(self) -> CallPlace:
         if self._reader is not None:
-            return self._reader.json_expected
+            if self._at_marker:
+                return "thought" if self._state == "reasoning" else "section"
+            return "object" if self._reader.object_expected else ""
         may_begin = self._opening and self._unmarked is not None and self._unmarked.letter == "{"
-        return "" if may_begin else None
+        return "object" if may_begin else ""
 
     def feed(self, text: str) -> None:
         while text and not self._answer.stopped:
             if self._reader is not None:
+                self._at_marker = False
                 ended = self._reader.feed(text)
                 if ended is None:
                     return
@@ -115,7 +120,7 @@ class MarkerParser:
         elif target == "tool":
             assert self._make_reader is not None
             self._answer.pause()
-            self._reader = self._make_reader()
+            self._reader, self._at_marker = self._make_reader(), True
         else:
             self._answer.marker()
             self._opening = self._unmarked is not None and target == "normal" != self._state
@@ -150,7 +155,7 @@ class ReasoningParser:
     """
 
     reasoning = True
-    json_expected = None
+    call_place: CallPlace = ""
 
     def __init__(self, answer: AnswerParts, start: str, end: str) -> None:
         self._answer = answer

@@ -103,14 +103,8 @@ class NamedCallsReader:
         return None
 
     @property
-    def json_expected(self) -> str | None:
-        if self._instead is not None:
-            return self._instead.json_expected
-        if self._arguments is not None:
-            return self._arguments.json_expected
-        # The other form may begin where the header would, with a list.
-        may_be_other = self._other is not None and self._header.strip() in ("", "[")
-        return "" if self._first and may_be_other else None
+    def object_expected(self) -> bool:
+        return self._instead is not None and self._instead.object_expected
 
     def finish(self, cut: bool) -> ReaderEnd:
         if self._instead is not None:

@@ -176,8 +176,9 @@ ROOMS: Mapping[str, Room] = {
         ),
         ("aiohttp",),
     ),
+    "gateway.logs": Room(),
     "gateway.main": Room(
-        ("gateway.app", "gateway.http", "supervisor.config", "supervisor.wire"),
+        ("gateway.app", "gateway.http", "gateway.logs", "supervisor.config", "supervisor.wire"),
         ("msgspec", "uvloop"),
     ),
     # The worker.

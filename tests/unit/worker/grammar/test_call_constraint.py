@@ -422,7 +422,16 @@ def test_what_a_call_may_be_written_like() -> None:
         follow(grammar, written(HERMES, text))
         assert not grammar.binds
         assert calls(HERMES, text, [G]) == [("g", arguments)]
-    for wrong in ('{"pattern": "\\d', '{"a": 1,}', '{"a": NaN', '{"a": "\\ud800"', '"{', "{'a"):
+    for wrong in (
+        '{"pattern": "\\d',
+        '{"a": 1,}',
+        '{"a": NaN',
+        '{"a": "\\ud800"',
+        '"{',
+        "{'a",
+        '{"a": 07',
+        '{"a": 1.}',
+    ):
         grammar, _ = begin(HERMES, [G])
         *tokens, last = written(HERMES, f'<tool_call>{{"name": "g", "arguments": {wrong}')
         refused = False

@@ -15,6 +15,7 @@ from gateway.openai.parameters import (
     Count,
     GenerationParameters,
     TokenId,
+    token_limit,
 )
 from gateway.openai.validation import Body, invalid_value
 from supervisor.errors import InvalidType, UnsupportedValue
@@ -49,7 +50,7 @@ class CompletionRequest(GenerationParameters, frozen=True, kw_only=True):
             request_id,
             now,
             seed,
-            max_tokens=self.max_tokens,
+            max_tokens=token_limit(self.max_tokens, "max_tokens"),
             logprobs=self.logprobs,
             echo=self.echo,
         )

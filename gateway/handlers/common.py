@@ -7,8 +7,8 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.http.exchange import body_digest, hold_seconds, read_body
-from gateway.openai.validation import parse_object
+from gateway.http.exchange import IGNORED, body_digest, hold_seconds, read_body
+from gateway.openai.validation import Body, parse_object
 from gateway.relay.client import Relay
 from gateway.relay.generation import Generation
 from supervisor.wire.frames import Embed, Generate
@@ -16,9 +16,12 @@ from supervisor.wire.frames import Embed, Generate
 RELAY = web.AppKey("relay", Relay)
 
 
-async def read_object(request: web.Request) -> dict[str, Any]:
-    """The JSON object that was posted, nulls dropped. Raises the contract's 400, 413 or 415."""
-    return parse_object(await read_body(request))
+async def read_object(request: web.Request, body: Body[Any]) -> dict[str, Any]:
+    """The JSON object that was posted, nulls dropped; what of it changes nothing goes into the
+    answer's headers. Raises the contract's 400, 413 or 415."""
+    posted = parse_object(await read_body(request))
+    request[IGNORED] = body.ignored(posted)
+    return posted
 
 
 async def start(

@@ -23,7 +23,7 @@ from gateway.http.exchange import (
     set_common_headers,
     wait_until_sent,
 )
-from gateway.openai.chat import ChatRequest, parse_chat
+from gateway.openai.chat import CHAT_BODY, ChatRequest, parse_chat
 from gateway.openai.completions import COMPLETION_BODY, CompletionRequest
 from gateway.openai.render import (
     PING,
@@ -52,12 +52,13 @@ OpenAIRequest = ChatRequest | CompletionRequest
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions"""
-    return await _generate(request, parse_chat(await read_object(request)), ChatShape)
+    return await _generate(request, parse_chat(await read_object(request, CHAT_BODY)), ChatShape)
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions"""
-    return await _generate(request, COMPLETION_BODY.parse(await read_object(request)), TextShape)
+    posted = await read_object(request, COMPLETION_BODY)
+    return await _generate(request, COMPLETION_BODY.parse(posted), TextShape)
 
 
 async def _generate(

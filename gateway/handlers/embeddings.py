@@ -20,7 +20,7 @@ _TURN = 16
 
 async def embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings. The answer is buffered whole: any failure is a status."""
-    parsed = EMBEDDING_BODY.parse(await read_object(request))
+    parsed = EMBEDDING_BODY.parse(await read_object(request, EMBEDDING_BODY))
     embed = parsed.embed(request[REQUEST_ID])
     with closing(await start(request, [embed], parsed.model)) as generation:
         body = await _collect(generation, len(embed.inputs), parsed.encoding_format)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from gateway.openai.local_servers import CHAT_FATES
 from gateway.openai.messages import MESSAGES_MAX, Message, explain_part_error, for_templates
 from gateway.openai.parameters import HARMLESS, GenerationParameters, MaxTokens, token_limit
 from gateway.openai.tools import (
@@ -99,6 +100,7 @@ CHAT_BODY = Body(
         "moderation": (),
         "web_search_options": (),
     },
+    fates=CHAT_FATES,
 )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from gateway.openai.local_servers import TEXT_FATES
 from gateway.openai.parameters import (
     CHOICES_MAX,
     HARMLESS,
@@ -78,4 +79,4 @@ def _tokens(ids: Any, param: str) -> Tokens:
     return Tokens(tuple(ids))
 
 
-COMPLETION_BODY = Body(CompletionRequest, HARMLESS, neutral={"suffix": ("",)})
+COMPLETION_BODY = Body(CompletionRequest, HARMLESS, neutral={"suffix": ("",)}, fates=TEXT_FATES)

@@ -80,7 +80,8 @@ SYSTEM_FIRST = (
     "{% if message['role'] == 'system' and not loop.first %}"
     "{{ raise_exception('System message must be at the beginning.') }}{% endif %}"
     "{{ message['role'] + ': ' + message['content'] }}"
-    "{% for call in message.tool_calls or [] %}{{ call | tojson }}{% endfor %}{{ '\n' }}{% endfor %}"
+    "{% for call in message.tool_calls or [] %}{{ call | tojson }}{% endfor %}"
+    "{{ '\n' }}{% endfor %}"
 )
 """As Qwen 3.5's, which takes anything else."""
 

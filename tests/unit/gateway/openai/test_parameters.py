@@ -46,11 +46,13 @@ def test_a_plain_request_leaves_everything_to_the_model() -> None:
 GOOD: list[tuple[str, Any, str, Any]] = [
     ("max_tokens", 1, "max_tokens", 1),
     ("max_tokens", 2**53, "max_tokens", 2**53),
+    ("max_tokens", -1, "max_tokens", None),
     ("min_tokens", 0, "min_tokens", 0),
     ("min_tokens", 2**53, "min_tokens", 2**53),
     ("stop", "x", "stop", ("x",)),
     ("stop", [], "stop", ()),
     ("stop", ["a", "b", "c", "d"], "stop", ("a", "b", "c", "d")),
+    ("stop", ["x"] * 64, "stop", ("x",) * 64),
     ("stop", "x" * 1024, "stop", ("x" * 1024,)),
     ("ignore_eos", True, "ignore_eos", True),
     ("ignore_eos", False, "ignore_eos", False),
@@ -138,7 +140,7 @@ NUMBERS = (
     *("presence_penalty", "frequency_penalty", "repetition_penalty"),
 )
 TOO_MUCH = (
-    *[("max_tokens", v) for v in (0, -1, 2**53 + 1, 2**64, 2**70)],
+    *[("max_tokens", v) for v in (0, -2, 2**53 + 1, 2**64, 2**70)],
     *[("min_tokens", v) for v in (-1, 2**53 + 1, 2**70)],
     *[("n", v) for v in (0, -1, CHOICES_MAX + 1, 2**70)],
     *[("temperature", v) for v in (-0.1, 2.1, 1e308, 2**70, 10**400)],
@@ -170,7 +172,7 @@ BAD: list[tuple[dict[str, Any], type[BulkheadError], str]] = [
     ({"stop": ["a", None]}, InvalidType, "stop[1]"),
     ({"stop": ""}, InvalidValue, "stop"),
     ({"stop": ["a", ""]}, InvalidValue, "stop[1]"),
-    ({"stop": ["a"] * 5}, InvalidValue, "stop"),
+    ({"stop": ["a"] * 65}, InvalidValue, "stop"),
     ({"stop": "x" * 1025}, InvalidValue, "stop"),
     ({"logit_bias": [SECRET]}, InvalidType, "logit_bias"),
     ({"logit_bias": {SECRET: 1}}, InvalidValue, "logit_bias"),

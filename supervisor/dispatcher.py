@@ -284,7 +284,8 @@ class Dispatcher:
             log.info("the files of model %s have changed; it may be loaded again", model)
             self.handle(self._pool.changed, model)
         need, now = self._sizing.need(model), time.monotonic()
-        self.handle(self._pool.estimated, model, need.estimate, need.headroom, now)
+        estimated = self._pool.estimated
+        self.handle(estimated, model, need.estimate, need.headroom, now, need.context)
 
     def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
         guarded(self._collector.returned, lease, position, prompt_tokens)

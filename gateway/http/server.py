@@ -12,12 +12,14 @@ import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 
 from gateway.http.exchange import new_request_id, render_error
+from gateway.http.paths import meant_path
 from supervisor.errors import BulkheadError, InternalError, InvalidJSON, InvalidValue
 
 log = logging.getLogger("bulkhead.gateway")
@@ -49,7 +51,7 @@ class _Server(web.Server):
         self._handle = application.request_handler
         super().__init__(
             self._answer,
-            request_factory=application.request_factory,
+            request_factory=_addressed(application.request_factory),
             # Without it a client that leaves is noticed only when something is written to it.
             handler_cancellation=True,
         )
@@ -70,6 +72,21 @@ class _Server(web.Server):
             )
         finally:
             connection.answering = None  # an idle connection must not keep a body
+
+
+def _addressed(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
+    """`make` for messages whose URL has the path that the client means. Their `raw_path` stays what
+    was sent."""
+
+    def addressed(message: RawRequestMessage, *args: Any, **more: Any) -> web.BaseRequest:
+        path = message.url.raw_path
+        if (meant := meant_path(path)) != path:
+            message = message._replace(
+                url=message.url.with_path(meant, encoded=True, keep_query=True)
+            )
+        return make(message, *args, **more)
+
+    return addressed
 
 
 class _Connection(web.RequestHandler):

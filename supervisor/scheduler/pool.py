@@ -210,15 +210,18 @@ class Pool:
         self.workers.forget_crashes(self.models[name])
 
     def estimated(
-        self, name: str, estimate_bytes: int, headroom_bytes: int, now: float
+        self, name: str, estimate_bytes: int, headroom_bytes: int, now: float, context: int = 0
     ) -> list[Effect]:
         """The model's files need so much from its next load on; of it, a load leaves so much
-        untouched. What was learned of other files counts no longer."""
+        untouched. What was learned of other files counts no longer. `context` is in tokens."""
         model = self.models[name]
         if estimate_bytes != model.spec.estimate_bytes:
             model.learned_bytes = None
         model.spec = replace(
-            model.spec, estimate_bytes=estimate_bytes, headroom_bytes=headroom_bytes
+            model.spec,
+            estimate_bytes=estimate_bytes,
+            headroom_bytes=headroom_bytes,
+            context=context,
         )
         return self.planner.settle(now)
 

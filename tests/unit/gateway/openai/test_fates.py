@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.openai.fates import Fate, Ignored, Mapped, Nested, Neutral, Refused, translate
-from supervisor.errors import InvalidType, InvalidValue, UnsupportedParameter
+from supervisor.errors import BulkheadError, InvalidType, InvalidValue, UnsupportedParameter
 
 OWN = frozenset({"stop", "heat", "chat_template_kwargs"})
 
@@ -75,7 +75,9 @@ def test_what_becomes_of_it(raw: Any, members: Any, ignored: list[str]) -> None:
         ({"options": {"temp": "secret"}}, InvalidType, "options.temp"),
     ],
 )
-def test_what_is_refused_is_named_and_not_quoted(raw: Any, kind: type, param: str) -> None:
+def test_what_is_refused_is_named_and_not_quoted(
+    raw: Any, kind: type[BulkheadError], param: str
+) -> None:
     with pytest.raises(kind) as caught:
         translate(raw, OWN, FATES)
     assert caught.value.param == param

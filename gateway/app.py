@@ -17,6 +17,7 @@ from gateway.handlers.completions import chat_completions, completions
 from gateway.handlers.embeddings import embeddings
 from gateway.handlers.openapi import openapi
 from gateway.http.auth import AccessRules
+from gateway.http.endpoints import lacking
 from gateway.http.exchange import (
     ACCESS,
     ACTIVE,
@@ -31,7 +32,6 @@ from gateway.http.exchange import (
     render_error,
     set_common_headers,
 )
-from gateway.openai.endpoints import lacking
 from gateway.relay.attempt import choices_at_once
 from gateway.relay.client import Relay
 from supervisor.config.files import read_api_keys

@@ -1,4 +1,4 @@
-"""gateway.openai.endpoints: what other APIs have and this version lacks."""
+"""gateway.http.endpoints: what other APIs have and this version lacks."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.http.endpoints import ANTHROPIC, BULKHEAD, LOCAL, OPENAI, lacking
 from gateway.openai.document import ROUTES
-from gateway.openai.endpoints import ANTHROPIC, BULKHEAD, LOCAL, OPENAI, lacking
 
 API = Path(__file__).parents[4] / "docs" / "api.md"
 

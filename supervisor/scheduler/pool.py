@@ -212,8 +212,8 @@ class Pool:
     def estimated(
         self, name: str, estimate_bytes: int, headroom_bytes: int, now: float, context: int = 0
     ) -> list[Effect]:
-        """The model's files need so much from its next load on; of it, a load leaves so much
-        untouched. What was learned of other files counts no longer. `context` is in tokens."""
+        """The model's next load needs so much, and leaves so much of it untouched; what was learned
+        of other files counts no longer. `context` is in tokens."""
         model = self.models[name]
         if estimate_bytes != model.spec.estimate_bytes:
             model.learned_bytes = None

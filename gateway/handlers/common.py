@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -11,9 +12,14 @@ from gateway.http.exchange import IGNORED, body_digest, hold_seconds, read_body
 from gateway.openai.validation import Body, parse_object
 from gateway.relay.client import Relay
 from gateway.relay.generation import Generation
+from supervisor.errors import ClientError, TransientError
 from supervisor.wire.frames import Embed, Generate
 
+T = TypeVar("T")
+
 RELAY = web.AppKey("relay", Relay)
+DEFAULT_MODEL = "default_model"
+"""The name that stands for none."""
 
 
 async def read_object(request: web.Request, body: Body[Any]) -> dict[str, Any]:
@@ -22,6 +28,17 @@ async def read_object(request: web.Request, body: Body[Any]) -> dict[str, Any]:
     posted = parse_object(await read_body(request))
     request[IGNORED] = body.ignored(posted)
     return posted
+
+
+async def checked(request: web.Request, model: str, make: Callable[[], T]) -> T:
+    """What `make` makes of the body. That there is no such model is told before what else is wrong:
+    whether a value fits may depend on the model. Raises BulkheadError."""
+    try:
+        return make()
+    except ClientError:
+        with contextlib.suppress(TransientError):
+            await request.app[RELAY].report(model or DEFAULT_MODEL)
+        raise
 
 
 async def start(

@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.handlers.common import read_object, start, worker_headers
+from gateway.handlers.common import checked, read_object, start, worker_headers
 from gateway.http.exchange import (
     BEGUN,
     OUTCOME,
@@ -65,8 +65,10 @@ async def _generate(
     request: web.Request, parsed: OpenAIRequest, shape: type[ChoiceShape]
 ) -> web.StreamResponse:
     await _check_size(request, parsed.n)
-    now = time.time()
-    choices = parsed.choices(request[REQUEST_ID], now, secrets.randbits(63))
+    now, seed = time.time(), secrets.randbits(63)
+    choices = await checked(
+        request, parsed.model, lambda: parsed.choices(request[REQUEST_ID], now, seed)
+    )
     with closing(await start(request, choices, parsed.model)) as generation:
         renderer = Renderer(
             shape,

@@ -20,7 +20,7 @@ from supervisor.wire.frames import Calling, Structure
 
 TOOLS_MAX = 128
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
-Name = Annotated[str, Meta(pattern=f"^{_NAME.pattern}$")]
+Name = Annotated[str, Meta(pattern=rf"^{_NAME.pattern}(?![\s\S])")]  # `$` lets a newline pass
 Schema = Annotated[dict[str, Any], Meta(description="A JSON Schema.")]
 
 

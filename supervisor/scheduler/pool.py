@@ -205,8 +205,7 @@ class Pool:
         return self.planner.settle(now)
 
     def changed(self, name: str) -> None:
-        """The files of a model that can't be loaded, or keeps dying, are not what they were, or a
-        person asks for it: it may be tried again."""
+        """The files of a model that has failed are others, or a person asks: it may be tried."""
         self.workers.forget_crashes(self.models[name])
 
     def estimated(

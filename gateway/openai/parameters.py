@@ -89,6 +89,7 @@ class GenerationParameters(msgspec.Struct, frozen=True, kw_only=True):
             dict[TokenKey, Annotated[float, Meta(ge=-100, le=100)] | None],
             Meta(max_length=_BIAS_MAX),
         ]
+        | Annotated[list[None], Meta(max_length=0, description="None, as some clients write it.")]
         | None
     ) = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
@@ -107,7 +108,8 @@ class GenerationParameters(msgspec.Struct, frozen=True, kw_only=True):
 
     def _sampling(self, seed: int) -> Sampling:
         """`repetition_penalty` 0 is none, as in mlx_lm.server."""
-        bias = {int(key): value for key, value in (self.logit_bias or {}).items()}
+        given = self.logit_bias if isinstance(self.logit_bias, dict) else {}
+        bias = {int(key): value for key, value in given.items()}
         return Sampling(
             seed=seed,
             temperature=self.temperature,

@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 BENCHMARKS := throughput mixed crashes neighbour recovery footprint connections demo eviction decisions memory
 
 # Long forms of tests, which `make test` runs in short; `make structured ARGS="--seed 2"`.
-LONG := greedy structured fuzz scheduling mutants chaos
+LONG := greedy structured fuzz openapi scheduling mutants chaos
 
 .PHONY: install serve test check suite bench bench-all $(BENCHMARKS:%=bench-%) $(LONG) chaos-sdk clean
 

@@ -142,7 +142,8 @@ CHANGES_NOTHING = (
     *("max_context_length", "num_keep", "n_keep", "n_discard", "context_overflow_policy"),
     *("shift", "num_batch", "n_batch", "num_gpu", "main_gpu", "num_gqa", "num_thread"),
     *("low_vram", "f16_kv", "use_mmap", "use_mlock", "numa", "vocab_only", "logits_all"),
-    *("rope_frequency_base", "rope_frequency_scale"),
+    *("rope_frequency_base", "rope_frequency_scale", "n_ctx", "ctx_len", "ngl", "n_gpu_layers"),
+    *("n_threads", "n_parallel", "cont_batching", "flash_attn", "cache_type_k", "cache_type_v"),
     # Caches and slots: what is reused never changes the answer.
     *("cache_prompt", "id_slot", "slot_id", "n_cache_reuse", "cache_salt"),
     *("kv_transfer_params",),

@@ -1,6 +1,6 @@
 """Chat templates that raise over what many clients send, as those of published models do.
 
-Written after the templates of Mistral 7B v0.3, Gemma 2 and 3, Llama 2 and Phi; each raises over
+Written after the templates of Mistral 7B v0.3, Gemma 2 and 3, Llama 2 and 3.1; each raises over
 the same lists of messages as its model's own.
 """
 
@@ -75,6 +75,23 @@ LLAMA_2 = (
     "{% elif message['role'] == 'assistant' %} {{ content }} </s>{% endif %}{% endfor %}"
 )
 
+LLAMA_3 = (
+    "{%- if messages[0]['role'] == 'system' %}{%- set system = messages[0]['content'] | trim %}"
+    "{%- set messages = messages[1:] %}{%- else %}{%- set system = '' %}{%- endif %}"
+    "<|system|>{{ system }}<|eot|>"
+    "{%- if tools is not none %}{%- if messages | length != 0 %}"
+    "{%- set first = messages[0]['content'] | trim %}{%- set messages = messages[1:] %}"
+    "{%- else %}{{- raise_exception(\"Cannot put tools in the first user message when there's no"
+    ' first user message!") }}{%- endif %}<|user|>{{ tools | tojson }}{{ first }}<|eot|>'
+    "{%- endif %}{%- for message in messages %}"
+    "{%- if not (message.role == 'ipython' or message.role == 'tool' or 'tool_calls' in message) %}"
+    "<|{{ message['role'] }}|>{{ message['content'] | trim }}<|eot|>"
+    "{%- elif 'tool_calls' in message %}{%- if not message.tool_calls | length == 1 %}"
+    "{{- raise_exception('This model only supports single tool-calls at once!') }}{%- endif %}"
+    "<|assistant|>{{ message.content }}{{ message.tool_calls[0].function | tojson }}<|eot|>"
+    "{%- else %}<|ipython|>{{ message.content }}<|eot|>{%- endif %}{%- endfor %}"
+)
+
 SYSTEM_FIRST = (
     "{% for message in messages %}"
     "{% if message['role'] == 'system' and not loop.first %}"
@@ -90,5 +107,6 @@ STRICT = {
     "gemma-2": GEMMA_2,
     "gemma-3": GEMMA_3,
     "llama-2": LLAMA_2,
+    "llama-3": LLAMA_3,
     "system-first": SYSTEM_FIRST,
 }

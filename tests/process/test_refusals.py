@@ -94,6 +94,16 @@ def test_model_whose_files_are_missing(server: Server) -> None:
     assert answer.headers["x-should-retry"] == "false"
 
 
+def test_an_unknown_model_is_told_before_what_else_is_wrong(server: Server) -> None:
+    for model in ("nope", None):
+        answer = server.request("POST", CHAT, chat_body(model=model, top_logprobs=2))
+        assert_error(answer, 404, "model_not_found", "model")
+    answer = server.request("POST", CHAT, chat_body(top_logprobs=2))
+    assert_error(answer, 400, "invalid_value", "top_logprobs")
+    answer = server.request("POST", "/v1/embeddings", {"model": "nope", "input": [[1], 1]})
+    assert_error(answer, 404, "model_not_found", "model")
+
+
 def test_an_unknown_path_is_told(server: Server) -> None:
     for path in ("/v1/nothing", "/v1//nothing/", "/", "/v1"):
         answer = server.request("GET", f"{path}/a%20b?key=secret")

@@ -123,6 +123,48 @@ def _short(name: str) -> str:
     return digest.hexdigest()[:_CALL_ID_LENGTH]
 
 
+def _one_call_each(messages: Messages) -> Messages:
+    """For templates that take one call at a time: each in a message of its own, before its result,
+    which is the one with its id or else the next."""
+    changed: Messages = []
+    place = 0
+    while place < len(messages):
+        message = messages[place]
+        place += 1
+        calls = message.get("tool_calls") or []
+        if len(calls) < 2:
+            changed.append(message)
+            continue
+        results: Messages = []
+        while place < len(messages) and messages[place].get("role") == "tool":
+            results.append(messages[place])
+            place += 1
+        for number, call in enumerate(calls):
+            said = {"content": ""} if number else {}
+            changed.append({**_without_thoughts(message, number), **said, "tool_calls": [call]})
+            changed += _taken(results, call)
+        changed += results
+    return changed
+
+
+def _without_thoughts(message: Message, number: int) -> Message:
+    """They stand before the first call alone."""
+    if not number:
+        return message
+    return {name: value for name, value in message.items() if name != "reasoning_content"}
+
+
+def _taken(results: Messages, call: Any) -> Messages:
+    """The result of that call, taken out of `results`; none if there is none."""
+    wanted = call.get("id") if isinstance(call, dict) else None
+    known = [each for each in results if wanted and each.get("tool_call_id") == wanted]
+    nameless = [each for each in results if not each.get("tool_call_id")]
+    found = (known or nameless)[:1]
+    for each in found:
+        results.remove(each)
+    return found
+
+
 def _alternate(messages: Messages) -> Messages:
     """The user begins, and an answer stands between a result and what the user says next: empty
     messages where there are none."""
@@ -178,6 +220,7 @@ _ALTERNATE: _Step = ("empty messages put between", _alternate)
 _STEPS: tuple[_Step, ...] = (
     ("messages merged", _merge),
     ("ids of calls shortened", _shorten_ids),
+    ("one call at a time", _one_call_each),
     _ALTERNATE,
     ("the system message joined to the user's", _fold_system),
     _TELL_CALLS,

@@ -11,7 +11,7 @@ import pytest
 from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from tests.helpers.strict_templates import GEMMA_2, MISTRAL, STRICT, SYSTEM_FIRST
+from tests.helpers.strict_templates import GEMMA_2, LLAMA_3, MISTRAL, STRICT, SYSTEM_FIRST
 from worker.prompt.reshape import Message, gentler
 
 
@@ -119,6 +119,18 @@ def test_calls_keep_their_form_where_the_template_has_one() -> None:
     assert what == "ids of calls shortened, empty messages put between"
 
 
+def test_a_template_that_takes_one_call_gets_one_at_a_time() -> None:
+    both = called("a", "first")
+    both["tool_calls"] += called("", "second")["tool_calls"]
+    messages = [message("user", "q"), both, result("two", "second"), result("one", "first")]
+    what, text = gentle(LLAMA_3, messages)
+    call = '{"arguments": {"where": "CALLED"}, "name": "look"}<|eot|>'
+    assert text.endswith(
+        f"<|assistant|>a{call}<|ipython|>one<|eot|><|assistant|>{call}<|ipython|>two<|eot|>"
+    )
+    assert what == "ids of calls shortened, one call at a time"
+
+
 def test_calls_are_told_where_the_template_has_no_form_for_them() -> None:
     messages = [message("user", "a"), called("b"), result("c"), message("user", "d")]
     _, text = gentle(GEMMA_2, messages)
@@ -163,6 +175,7 @@ def test_any_list_is_taken_and_nothing_is_lost(name: str) -> None:
             text = f"<{number}>"
             if role == "call":
                 messages.append(called(text))
+                messages[-1]["tool_calls"] *= dice.choice([1, 1, 2])
             else:
                 messages.append(result(text) if role == "tool" else message(role, text))
         done, prompt = gentle(STRICT[name], messages)

@@ -50,7 +50,7 @@ class StrictStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """The JSON object in `body`, without the members that are null, or objects of nulls alone: both
-    mean absent, at every depth but inside of messages and schemas.
+    mean absent, at every depth but inside of a message's content and of schemas.
 
     Raises InvalidJSON, InvalidType or RequestTooLarge.
     """
@@ -66,7 +66,16 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise InvalidType("The body must be a JSON object.")
     present = _present(value)
     assert isinstance(present, dict)
+    if isinstance(messages := present.get("messages"), list):
+        present["messages"] = [_without_absent(each) for each in messages]
     return present
+
+
+def _without_absent(message: object) -> object:
+    """A message as it came, but for its absent members: of its content nothing is changed."""
+    if not isinstance(message, dict):
+        return message
+    return {name: each for name, each in message.items() if not _is_absent(name, each, 1)}
 
 
 def _is_absent(name: str, value: object, depth: int) -> bool:

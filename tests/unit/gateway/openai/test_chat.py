@@ -31,6 +31,8 @@ from tests.helpers.openai_bodies import SECRET, USER, chat, refusal
         {"options": {"temperature": None}},
         {"stream_options": {"include_usage": None, "chunk_size": None}},
         {"unheard_of": {"a": {"b": None}}},
+        {"messages": [{**USER, "function_call": {"name": None, "arguments": None}}]},
+        {"messages": [{**USER, "audio": {"id": None}, "tool_calls": None}]},
         {
             "messages": [
                 {**USER, "name": None, "tool_calls": None, "audio": None, "function_call": None}

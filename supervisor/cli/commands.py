@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from supervisor.cli.client import Client, Refusal, Unreachable, fail
+from supervisor.cli.doctor import passed_over_lines
 from supervisor.config.files import resolve_state_dir
 from supervisor.crashes import view
 from supervisor.crashes.store import Store, Unreadable
@@ -100,6 +101,7 @@ def models(url: Url = None, state_dir: StateDirectory = None, as_json: AsJson = 
             entry["reason"] or _limit(entry),
         )
     _console().print(table)
+    print("".join(f"{line}\n" for line in passed_over_lines(health)), end="")
 
 
 def load(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:

@@ -51,7 +51,8 @@ ROOMS: Mapping[str, Room] = {
     ),
     "supervisor.machine": Room(_scheduler("lifecycle", "model", "pressure"), ("psutil",)),
     "supervisor.models": Room(
-        (*_scheduler("model"), "supervisor.config", "supervisor.state"), ("msgspec",)
+        (*_scheduler("model"), "supervisor.background", "supervisor.config", "supervisor.state"),
+        ("msgspec",),
     ),
     "supervisor.processes": Room(
         (
@@ -84,13 +85,13 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.state",
             "supervisor.wire",
         ),
-        ("msgspec",),
     ),
     "supervisor.cli": Room(
         (
             "supervisor.config",
             "supervisor.crashes.store",
             "supervisor.crashes.view",
+            "supervisor.models",
             "supervisor.state",
             "supervisor.units",
             "supervisor.wire",
@@ -176,8 +177,9 @@ ROOMS: Mapping[str, Room] = {
         ),
         ("aiohttp",),
     ),
+    "gateway.logs": Room(),
     "gateway.main": Room(
-        ("gateway.app", "gateway.http", "supervisor.config", "supervisor.wire"),
+        ("gateway.app", "gateway.http", "gateway.logs", "supervisor.config", "supervisor.wire"),
         ("msgspec", "uvloop"),
     ),
     # The worker.

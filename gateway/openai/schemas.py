@@ -228,10 +228,17 @@ class EmbeddingList(AnswerStruct):
 
 
 class Model(AnswerStruct):
+    """OpenAI's members, and what clients of local servers look for. The context is in tokens, under
+    the two names that clients know; null where it is not known before the model's first load."""
+
     id: str
     object: Literal["model"]
     created: Seconds
     owned_by: Literal["bulkhead"]
+    aliases: list[str]
+    state: str
+    context_length: Count | None
+    max_model_len: Count | None
 
 
 class ModelList(AnswerStruct):
@@ -289,6 +296,10 @@ class ConfiguredModel(AnswerStruct):
     aliases: list[str]
     source: str
     state: str
+    context: Annotated[
+        Count | None,
+        Meta(description="Tokens. Null if not even the model's files say it."),
+    ]
     estimate: Count | None
     measured: Count | None
     max_concurrency: Count | None

@@ -79,6 +79,7 @@ def render_health(
             "aliases": model.spec.aliases,
             "source": sources[model.name],
             "state": model.state,
+            "context": (model.worker and model.worker.context) or model.spec.context or None,
             "estimate": model.spec.memory_bytes or model.spec.estimate_bytes or None,
             "measured": model.learned_bytes,
             "max_concurrency": model.concurrency or None,

@@ -46,6 +46,8 @@ class Spec:
     """Seconds idle before it is unloaded, 0 = never."""
     fallback: str = ""
     """Name or alias of the model that serves its requests while it is unavailable."""
+    context: int = 0
+    """Tokens, before a worker has told them; 0 = unknown. For people and clients."""
 
 
 @dataclass(frozen=True, slots=True)

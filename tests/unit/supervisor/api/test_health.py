@@ -67,6 +67,7 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
             "aliases": ["alias"],
             "source": "org/repo",
             "state": "cold",
+            "context": None,
             "estimate": None,
             "measured": None,
             "max_concurrency": None,
@@ -80,6 +81,7 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
             "aliases": [],
             "source": "demo",
             "state": "cold",
+            "context": None,
             "estimate": None,
             "measured": None,
             "max_concurrency": None,
@@ -121,6 +123,18 @@ def test_what_was_learned_and_what_is_stranded_is_told() -> None:
     ]
     assert body["memory"]["stranded_bytes"] == 8 * GB
     assert body["memory"]["advice"].startswith("reboot needed")
+
+
+def test_the_context_is_the_files_until_a_worker_tells_it() -> None:
+    pool = Pool([Spec("m", context=4096)])
+    assert shown(pool)["models"][0]["context"] == 4096
+    pool.preload("m", 0.0)
+    assert shown(pool)["models"][0]["context"] == 4096
+    pool.ready("m", 1, GB, 2048, 1.0)
+    assert shown(pool)["models"][0]["context"] == 2048
+    pool.estimated("m", GB, 0, 2.0, 1024)
+    pool.exited("m", 1, "SIGKILL", 3.0)
+    assert shown(pool)["models"][0]["context"] == 1024
 
 
 def test_a_model_that_loads_is_shown_with_its_queue() -> None:

@@ -231,6 +231,10 @@ class Supervisor:
             time.time() - time.monotonic(),
             self._version,
             self._collector.reports.last,
+            now=time.monotonic(),
+            footprint=self._collector.footprint,
+            activity=self._fleet.activity,
+            context=self._sizing.context,
         )
 
     # ── upkeep ───────────────────────────────────────────────────────────────────────────────────

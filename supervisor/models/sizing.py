@@ -25,10 +25,12 @@ its files say: without it such a model could never be loaded again."""
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes. `headroom` is the part of `estimate` that a load does not touch yet."""
+    """Bytes. `headroom` is the part of `estimate` that a load does not touch yet. `context` is in
+    tokens, 0 = the files do not say."""
 
     estimate: int = 0
     headroom: int = 0
+    context: int = 0
 
 
 class Sizing:
@@ -54,6 +56,11 @@ class Sizing:
         if seen is None or seen[0] != fingerprint:
             seen = self._seen[name] = (fingerprint, self._read(name))
         return seen[1]
+
+    def context(self, name: str) -> int:
+        """Tokens that the model takes, by what `need` last read; 0 = not known."""
+        seen = self._seen.get(name)
+        return 0 if seen is None else seen[1].context
 
     def has_changed(self, name: str) -> bool:
         """Whether the files are others than when `need` last looked."""
@@ -90,7 +97,8 @@ class Sizing:
         except (SourceError, EstimateError) as error:
             log.warning("the size of model %s is unknown: %s", name, error)
             return Need()
-        context = self._catalog.models[name].context or found.context or _LONG_TOKENS
+        known = self._catalog.models[name].context or found.context
+        context = known or _LONG_TOKENS
         typical = min(context, _TYPICAL_TOKENS)
         total = max(
             found.total(typical, self._catalog.concurrency(name)),
@@ -99,4 +107,4 @@ class Sizing:
         if self.budget is not None:
             least = found.total(typical, 1)
             total = max(least, min(total, int(self.budget * _BUDGET_SHARE)))
-        return Need(total, total - found.loaded)
+        return Need(total, total - found.loaded, known)

@@ -81,6 +81,7 @@ ROOMS: Mapping[str, Room] = {
             *_scheduler("effects", "lifecycle", "model", "pool", "refusals", "state"),
             "supervisor.errors",
             "supervisor.machine",
+            "supervisor.processes.activity",
             "supervisor.state",
             "supervisor.wire",
         ),

@@ -175,7 +175,7 @@ class BatchEngine:
         )
         self._active[uid] = ActiveJob(job, self._token_bytes, len(emitted))
         self._uids[job] = uid
-        self._prefilling[uid] = len(job.prompt) + len(emitted)
+        self._prefilling[uid] = _prompt_size(job)
 
     def remove(self, job: Job) -> None:
         if isinstance(job.request, Embed):
@@ -307,6 +307,15 @@ class BatchEngine:
         embedder = getattr(self, "_embedder", None)
         return self._decodes or (embedder is not None and embedder.busy)
 
+    @property
+    def prefill(self) -> tuple[int, int]:
+        if not self._prefilling and not self._queue:
+            return (0, 0)
+        jobs = [self._active[uid].job for uid in self._prefilling]
+        total = sum(_prompt_size(job) for job in (*jobs, *self._waiting()))
+        left = sum(self._prefilling.values()) + sum(_prompt_size(job) for job in self._waiting())
+        return (max(0, total - left), total)
+
     def shrink(self) -> None:
         mx.clear_cache()
 
@@ -328,3 +337,9 @@ class BatchEngine:
                 delattr(self, held)
         gc.collect()
         mx.clear_cache()
+
+
+def _prompt_size(job: Job) -> int:
+    """Tokens that are prefilled for it: its prompt, and what another worker has emitted."""
+    assert isinstance(job.request, Generate)
+    return len(job.prompt) + len(job.request.emitted)

@@ -41,6 +41,7 @@ ROOMS: Mapping[str, Room] = {
     # What everybody may know.
     "supervisor.errors": Room(without=_NO_WORLD),
     "supervisor.units": Room(without=_NO_WORLD),
+    "supervisor.layout": Room((), ("rich",), without=_NO_WORLD),
     "supervisor.background": Room(),
     "supervisor.config": Room((), ("msgspec",)),
     "supervisor.wire": Room((), ("msgspec",)),
@@ -68,6 +69,7 @@ ROOMS: Mapping[str, Room] = {
         (
             *_scheduler("death", "effects", "lifecycle", "model", "state"),
             "supervisor.errors",
+            "supervisor.layout",
             "supervisor.machine",
             "supervisor.processes",
             "supervisor.state",
@@ -92,6 +94,7 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.config",
             "supervisor.crashes.store",
             "supervisor.crashes.view",
+            "supervisor.layout",
             "supervisor.state",
             "supervisor.units",
             "supervisor.wire",

@@ -19,9 +19,10 @@ _STALL_MIN = 1.0
 _PATIENCE = 10
 """A step may take this many times the longest recent step; the preparation of a request, which is
 one piece however long the prompt, this many times what a step may take."""
-_SHOWN_SECONDS = 5.0
-"""What has stood still for so long, and for three times the longest recent step, is shown as
-stalled, long before it is killed for it."""
+_SHOWN_LOOP, _SHOWN_STEP = 5.0, 15.0
+"""A loop or a step that has stood still for so long, and for three times the longest recent step,
+is shown as stalled, long before the process is killed for it. The first chunk of a large model's
+prefill may take ten seconds, and its event loop turns meanwhile."""
 _SHOWN_STEPS = 3
 _STEP_MAX = 300.0
 """Seconds of a recent step that are believed."""
@@ -68,13 +69,17 @@ class Watchdog:
         loop = self._loop.age(reading.beats, now, restart=late)
         prompt = self._prompt.age((reading.preparing, reading.prepared), now, restart=late)
         limit = max(self._stall, _PATIENCE * min(reading.longest, _STEP_MAX))
-        shown = min(limit, max(_SHOWN_SECONDS, _SHOWN_STEPS * min(reading.longest, _STEP_MAX)))
-        still = max(
-            step if reading.begun != reading.ended else 0.0,
-            loop if awaited else 0.0,
-            prompt if reading.preparing != reading.prepared else 0.0,
-        )
-        self.standstill = still if still >= shown else None
+        usual = _SHOWN_STEPS * min(reading.longest, _STEP_MAX)
+        stands = [
+            age
+            for moves, age, long in (
+                (reading.begun == reading.ended, step, _SHOWN_STEP),
+                (not awaited, loop, _SHOWN_LOOP),
+                (reading.preparing == reading.prepared, prompt, _SHOWN_STEP),
+            )
+            if not moves and age >= min(limit, max(long, usual))
+        ]
+        self.standstill = max(stands, default=None)
         if reading.begun != reading.ended and step > limit:
             return f"its generation thread has been in one step for {step:.1f} s"
         if awaited and loop > limit:

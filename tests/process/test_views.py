@@ -133,12 +133,15 @@ def test_a_prefill_and_a_standstill_are_seen(tmp_path: Path) -> None:
             stop.arrived()
             server.wait_for("m", prefill={"done_tokens": 0, "total_tokens": 12_000})
             assert "m#1: prefilling 0 of 12k tokens" in status(server)
+            pid = server.loaded("m")["pid"]
+            os.kill(pid, signal.SIGSTOP)
             deadline = Deadline()
             while server.loaded("m")["stalled_seconds"] is None:
                 deadline.check("the standstill to be told")
             told = status(server)
             assert any(line.startswith("m#1\tstalled\t") for line in told)
             assert any(line.startswith("m#1: stalled for ") for line in told)
+            os.kill(pid, signal.SIGCONT)
             stop.open()
             assert answer.answer().status == 200
             server.wait_for("m", prefill=None, stalled_seconds=None)

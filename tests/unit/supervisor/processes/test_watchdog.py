@@ -158,12 +158,15 @@ def shown(life: Life, until: float, *, stall: float = 60.0, awaited: bool = True
 
 
 def test_what_stands_still_is_shown_long_before_it_is_killed() -> None:
-    assert shown(beating(IN_STEP), 4.75) is None
-    assert shown(beating(IN_STEP), 12.0) == 12.0
+    # A stopped process: its loop does not turn either.
+    assert shown(lambda now: busy(min(now, 20.0)), 24.5) is None
     assert shown(lambda now: busy(min(now, 20.0)), 30.0) == pytest.approx(10.0, abs=0.5)
-    assert shown(beating(Reading(preparing=1)), 8.0) == 8.0
-    assert shown(beating(replace(IN_STEP, longest=4.0)), 11.0) is None
-    assert shown(beating(replace(IN_STEP, longest=4.0)), 12.0) == 12.0
+    # One step, or one prompt, of a process that lives.
+    for still in (IN_STEP, Reading(preparing=1)):
+        assert shown(beating(still), 14.0) is None
+        assert shown(beating(still), 16.0) == 16.0
+    assert shown(beating(replace(IN_STEP, longest=10.0)), 29.0) is None
+    assert shown(beating(replace(IN_STEP, longest=10.0)), 30.0) == 30.0
 
 
 def test_what_moves_or_has_nothing_to_do_is_not_shown_as_stalled() -> None:

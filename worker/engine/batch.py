@@ -55,6 +55,8 @@ class BatchEngine:
         """What made mlx-lm's import fail, as `warm_up` met it."""
         self._queue: deque[Job] = deque()
         """Accepted, not yet given to the generator; see `_admit`."""
+        self._queued_tokens = 0
+        """Of their prompts."""
         self._active: dict[int, ActiveJob] = {}
         self._uids: dict[Job, int] = {}
         self._prefilling: dict[int, int] = {}
@@ -132,6 +134,7 @@ class BatchEngine:
             self._embedder.insert(job)
         else:
             self._queue.append(job)
+            self._queued_tokens += _prompt_size(job)
 
     def _admit(self) -> None:
         """Give queued jobs to the generator, a whole group at a time.
@@ -147,8 +150,12 @@ class BatchEngine:
             return
         room = min(PREFILL_BATCH - len(left), self._concurrency - len(self._active))
         for job in list(islice(self._waiting(), max(room, 0))):
-            self._queue.remove(job)
+            self._dequeue(job)
             self._start(job)
+
+    def _dequeue(self, job: Job) -> None:
+        self._queue.remove(job)
+        self._queued_tokens -= _prompt_size(job)
 
     def _waiting(self) -> Iterator[Job]:
         """Queued jobs that are not to pause, in order."""
@@ -188,7 +195,7 @@ class BatchEngine:
             self._prefilling.pop(uid, None)
             self._generator.remove([uid])
         elif job in self._queue:
-            self._queue.remove(job)
+            self._dequeue(job)
         else:
             self._paused.pop(job, None)
 
@@ -309,18 +316,17 @@ class BatchEngine:
 
     @property
     def prefill(self) -> tuple[int, int]:
-        if not self._prefilling and not self._queue:
-            return (0, 0)
-        jobs = [self._active[uid].job for uid in self._prefilling]
-        total = sum(_prompt_size(job) for job in (*jobs, *self._waiting()))
-        left = sum(self._prefilling.values()) + sum(_prompt_size(job) for job in self._waiting())
-        return (max(0, total - left), total)
+        if not self._prefilling:
+            return (0, self._queued_tokens)
+        begun = sum(_prompt_size(self._active[uid].job) for uid in self._prefilling)
+        return (begun - sum(self._prefilling.values()), begun + self._queued_tokens)
 
     def shrink(self) -> None:
         mx.clear_cache()
 
     def close(self) -> None:
         self._queue.clear()
+        self._queued_tokens = 0
         self._paused.clear()
         self._pausing.clear()
         self._active.clear()

@@ -263,10 +263,13 @@ class EngineThread:
         """Whether the job's output begins with these `frames`."""
         begins = not job.begun and not isinstance(frames[-1], Progress)
         job.begun = job.begun or begins
-        self._record.made(
-            sum(not isinstance(frame, (Progress, Failed)) for frame in frames),
-            sum(isinstance(frame, Token) for frame in frames),
-        )
+        tokens = others = 0
+        for frame in frames:  # for every token of every request
+            if isinstance(frame, Token):
+                tokens += 1
+            elif not isinstance(frame, (Progress, Failed)):
+                others += 1
+        self._record.made(tokens + others, tokens)
         job.sink.send(frames)
         if isinstance(frames[-1], FINAL_FRAMES):
             job.sink.close()

@@ -40,7 +40,7 @@ CrashId = Annotated[str, typer.Argument(metavar="ID", help="A report's id; witho
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name or alias.")]
 Watch = Annotated[bool, typer.Option("--watch", help="Show it anew until Ctrl-C.")]
 Seconds = Annotated[
-    float | None, typer.Argument(metavar="[SECONDS]", help="With --watch: between two looks [2].")
+    float | None, typer.Argument(metavar="SECONDS", help="With --watch: between two looks [2].")
 ]
 _WATCH_SECONDS, _WATCH_MIN, _WATCH_MAX = 2.0, 0.1, 86_400.0
 _LOOK_SECONDS = 5.0

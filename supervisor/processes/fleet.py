@@ -287,7 +287,7 @@ class Fleet:
                         )
                 case frames.Ready():
                     log.info(
-                        "worker %s ready: %d MB, context %d tokens",
+                        "worker %s ready: MLX holds %d MB, context %d tokens",
                         worker.name,
                         frame.memory_bytes // 10**6,
                         frame.context,

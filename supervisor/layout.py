@@ -60,7 +60,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A cell for each column, the first is its name; and sentences that belong to it."""
+    """A cell for each column, and sentences that belong to it."""
 
     cells: Sequence[str]
     notes: Sequence[str] = ()
@@ -68,21 +68,24 @@ class Row:
     """Of the name."""
 
 
-def table(columns: Sequence[Column], rows: Sequence[Row], width: int | None) -> list[Text]:
-    """Lines without trailing blanks. Cells and notes may hold anything."""
+def table(
+    columns: Sequence[Column], rows: Sequence[Row], width: int | None, *, name: int = 0
+) -> list[Text]:
+    """Lines without trailing blanks. Cells and notes may hold anything. The column `name` is what
+    rows are called by: it may be long, and has a line of its own then."""
     shown = [
         Row(tuple(map(visible, row.cells)), tuple(map(one_line, row.notes)), row.style)
         for row in rows
     ]
     if width is None:
-        return list(_piped(columns, shown))
+        return list(_piped(columns, shown, name))
     wide = _fitting(columns, shown, width)
     below = [
         index
         for index, column in enumerate(columns)
         if index not in wide and column.room is Room.ELSE_BELOW
     ]
-    return list(_Grid(columns, shown, wide, below, width).lines())
+    return list(_Grid(columns, shown, wide, below, name, width).lines())
 
 
 def fold(text: str, width: int | None, first: str = "", rest: str | None = None) -> list[str]:
@@ -109,12 +112,12 @@ def _joined(items: Iterable[str], width: int) -> Iterator[str]:
         yield from fold(line.lstrip(), width, " " * _GAP, " " * 2 * _GAP)
 
 
-def _piped(columns: Sequence[Column], rows: Iterable[Row]) -> Iterator[Text]:
+def _piped(columns: Sequence[Column], rows: Iterable[Row], name: int) -> Iterator[Text]:
     yield Text("\t".join(column.title for column in columns))
     for row in rows:
         yield Text("\t".join(cell or "-" for cell in row.cells))
         for note in row.notes:
-            yield Text(f"{row.cells[0]}: {note}")
+            yield Text(f"{row.cells[name]}: {note}")
 
 
 def _fitting(columns: Sequence[Column], rows: Sequence[Row], width: int) -> list[int]:
@@ -144,22 +147,23 @@ class _Grid:
         rows: Sequence[Row],
         wide: Sequence[int],
         below: Sequence[int],
+        name: int,
         width: int,
     ) -> None:
         self._columns, self._rows, self._below, self._width = columns, rows, below, width
-        self._others = wide[1:]
+        self._wide, self._name = wide, name
+        self._others = [index for index in wide if index != name]
         self._widths = {index: _natural(columns, rows, index) for index in wide}
         room = width - sum(self._widths[index] + _GAP for index in self._others)
-        title = cell_len(columns[0].title)
-        names = [cell_len(row.cells[0]) for row in rows]
+        title = cell_len(columns[name].title)
+        names = [cell_len(row.cells[name]) for row in rows]
         self._stacked = bool(self._others) and room < min(_NAME_MIN, max([title, *names]))
         # Names that are longer than there is room have a line of their own.
-        self._widths[0] = max([title, *(name for name in names if name <= room)])
+        self._widths[name] = max([title, *(each for each in names if each <= room)])
 
     def lines(self) -> Iterator[Text]:
         if not self._stacked:
-            titles = [self._columns[index].title for index in range(len(self._columns))]
-            yield Text(self._row(titles[0], titles), HEAD)
+            yield Text(self._row([column.title for column in self._columns]), HEAD)
         for row in self._rows:
             yield from self._name_and_cells(row)
             for index in self._below:
@@ -169,10 +173,11 @@ class _Grid:
                 yield from self._note(note)
 
     def _name_and_cells(self, row: Row) -> Iterator[Text]:
-        name = row.cells[0]
-        if not self._stacked and cell_len(name) <= self._widths[0]:
-            line = Text(self._row(name, row.cells))
-            line.stylize(row.style, 0, len(name))
+        name = row.cells[self._name]
+        if not self._stacked and cell_len(name) <= self._widths[self._name]:
+            line = Text(self._row(row.cells))
+            if self._name == self._wide[0]:
+                line.stylize(row.style, 0, len(name))
             yield line
             return
         yield from (Text(line, row.style) for line in fold(name, self._width, rest="  "))
@@ -184,11 +189,13 @@ class _Grid:
             ]
             yield from map(Text, _joined(told, self._width))
         elif self._others:
-            yield Text(self._row("", row.cells))
+            cells = [*row.cells]
+            cells[self._name] = ""
+            yield Text(self._row(cells))
 
-    def _row(self, name: str, cells: Sequence[str]) -> str:
-        padded = [name + " " * (self._widths[0] - cell_len(name))]
-        for index in self._others:
+    def _row(self, cells: Sequence[str]) -> str:
+        padded = []
+        for index in self._wide:
             blanks = " " * (self._widths[index] - cell_len(cells[index]))
             number = self._columns[index].number
             padded.append(blanks + cells[index] if number else cells[index] + blanks)

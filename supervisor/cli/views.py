@@ -27,12 +27,12 @@ _STATUS = (
 )
 _MODELS = (
     Column("model"),
+    Column("aliases", room=Room.ELSE_BELOW),
     Column("state"),
     Column("charge", number=True),
     Column("basis"),
     Column("measured", number=True),
     Column("context", number=True),
-    Column("aliases", room=Room.ELSE_BELOW),
     Column("source", room=Room.ELSE_BELOW),
 )
 _PASSED_OVER = (Column("passed over"),)
@@ -203,12 +203,12 @@ def _configured(model: Configured) -> Row:
     loaded = model.state in _WITH_PROCESS and model.charge_bytes
     cells = (
         model.name,
+        ", ".join(model.aliases),
         model.state,
         size(model.charge_bytes if loaded else model.next_charge_bytes),
         model.next_charge_source or "",
         size(model.measured),
         _count(model.context),
-        ", ".join(model.aliases),
         "" if model.source == model.name else model.source,
     )
     notes = [*_reasons(model)]

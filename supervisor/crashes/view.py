@@ -12,8 +12,8 @@ from supervisor.units import gigabytes
 from supervisor.wire.crash import CrashBrief, CrashReport, InFlight, Sample
 
 _COLUMNS = (
-    Column("what"),
     Column("time"),
+    Column("what"),
     Column("id"),
     Column("cause", room=Room.ELSE_BELOW),
     Column("what to do", room=Room.ELSE_BELOW),
@@ -30,8 +30,8 @@ def crash_table(crashes: Iterable[CrashBrief], width: int | None) -> list[Text]:
     rows = [
         Row(
             (
-                _name(crash),
                 _time(crash.time),
+                _name(crash),
                 crash.id,
                 f"{crash.how}, {crash.cause}",
                 one_line(crash.advice),
@@ -39,7 +39,7 @@ def crash_table(crashes: Iterable[CrashBrief], width: int | None) -> list[Text]:
         )
         for crash in crashes
     ]
-    return table(_COLUMNS, rows, width)
+    return table(_COLUMNS, rows, width, name=1)
 
 
 def crash_lines(report: CrashReport, width: int | None) -> list[Text]:

@@ -1,6 +1,6 @@
 """A server's `/health` as docs/cli.md shows it.
 
-`python -m tests.helpers.status_example` prints what `status`, `models` and a piped `status` make of it.
+`python -m tests.helpers.status_example` prints what the commands make of it.
 """
 
 from __future__ import annotations

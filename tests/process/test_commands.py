@@ -75,11 +75,10 @@ def test_a_model_is_loaded_shown_pinned_and_unloaded(server: Server) -> None:
 
 def test_what_can_be_served_is_listed_with_what_it_needs(server: Server) -> None:
     head, *models = rows(ask(server, "models"))
-    assert head[:4] == ["model", "state", "charge", "basis"]
+    assert head[:4] == ["model", "aliases", "state", "charge"]
     (mine,) = [row for row in models if row[0] == "m"]
     # As it is written: no markup, no emoji, and not cut to the 80 columns of no terminal.
-    assert mine[1:4] == ["cold", "3.0 GB", "configured"]
-    assert mine[-2] == "mine, [b]:cat:"
+    assert mine[1:5] == ["mine, [b]:cat:", "cold", "3.0 GB", "configured"]
     assert mine[-1].endswith("/m")
     assert {row[0] for row in models if len(row) > 1} == {"m", "n", "w"}
     assert [row[0] for row in models if row[0].startswith("w: needs 5.0 GB")] != []

@@ -176,9 +176,9 @@ def test_what_can_be_served_and_what_it_is_charged() -> None:
     )
     told = listed(*models, width=None)
     cells = rows(told)
-    assert cells["m"] == ["m", "cold", "8.0 GB", "estimated", "4.0 GB", "32768", "a, b", "org/repo"]
-    assert cells["n"][2:4] == ["7.0 GB", "measured"]
-    assert cells["u"] == ["u", "cold", "-", "-", "-", "-", "-", "-"]
+    assert cells["m"] == ["m", "a, b", "cold", "8.0 GB", "estimated", "4.0 GB", "32768", "org/repo"]
+    assert cells["n"][3:5] == ["7.0 GB", "measured"]
+    assert cells["u"] == ["u", "-", "cold", "-", "-", "-", "-", "-"]
     assert "l: at most 3 at once: it ran out of memory" in told
     told = listed(configured("m", aliases=["a" * 30, "b"], source="s" * 70))
     assert told[2:] == [f"  aliases: {'a' * 30}, b", f"  source: {'s' * 70}"]

@@ -107,6 +107,7 @@ class Supervisor:
             module=worker_module,
             on_change=self._record_children,
             stall_seconds=config.recovery.stall_seconds,
+            locate=sizing.folder,
         )
         self._gateway = GatewayProcess(
             launcher,
@@ -231,6 +232,7 @@ class Supervisor:
             time.time() - time.monotonic(),
             self._version,
             self._collector.reports.last,
+            self._sizing.passed_over(),
             now=time.monotonic(),
             footprint=self._collector.footprint,
             activity=self._fleet.activity,

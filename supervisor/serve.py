@@ -23,7 +23,7 @@ from supervisor.app import WORKER_MODULE, Supervisor
 from supervisor.config.rules import ConfigError
 from supervisor.config.schema import Config
 from supervisor.machine import readers
-from supervisor.models import catalog
+from supervisor.models import catalog, discovery
 from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Sizing
 from supervisor.processes import orphans
@@ -62,6 +62,7 @@ def run(
     except StateError as error:
         _give_up(str(error), 1)
     logs.set_up(state.logs / "supervisor.log")
+    discovery.log_passed_over(served.passed_over)
     reader = reader or readers.for_platform()
     # A child that imports MLX: seconds, for a figure that "auto" alone asks for.
     working_set = readers.working_set() if settings.memory.budget == "auto" else None

@@ -8,6 +8,7 @@ contract.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Sequence
 from contextlib import closing
@@ -24,7 +25,7 @@ from gateway.relay.control import (
 )
 from gateway.relay.generation import Generation, WaitForEnd
 from gateway.relay.preconnect import Preconnect
-from supervisor.errors import QueueFull
+from supervisor.errors import BulkheadError, QueueFull
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.frames import (
     Acquire,
@@ -140,7 +141,9 @@ class Relay:
             return open_already
         try:
             return await connect(self._control, ToGateway)
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.EMFILE, errno.ENFILE):
+                raise _too_many_connections() from None
             raise supervisor_gone() from None
 
     async def _connect_worker(self, granted: Granted, wait_for_end: WaitForEnd) -> WorkerStream:
@@ -159,9 +162,11 @@ class Relay:
                 symptom = f"it does not accept connections: {error.strerror}"
             except OSError as error:
                 log.error("cannot connect to worker %s: %s", granted.worker, error.strerror)
-                raise QueueFull(
-                    "The server has too many connections open at the moment. Try again shortly."
-                ) from None
+                raise _too_many_connections() from None
             if asyncio.get_running_loop().time() > deadline:
                 raise WorkerUnreachable(symptom)
             await wait_for_end(_RETRY_SECONDS)
+
+
+def _too_many_connections() -> BulkheadError:
+    return QueueFull("The server has too many connections open at the moment. Try again shortly.")

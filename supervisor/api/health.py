@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
-
-import msgspec
 
 from supervisor.machine.readers import MachineMemory
 from supervisor.processes.activity import Activity
@@ -15,6 +13,7 @@ from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Model
 from supervisor.scheduler.state import PoolState
 from supervisor.wire.crash import CrashBrief
+from supervisor.wire.text import to_json
 
 _LOADED = frozenset({State.LOADING, State.READY, State.DRAINING})
 
@@ -37,6 +36,7 @@ def render_health(
     clock_offset: float,
     version: str,
     last_crash: Callable[[str], CrashBrief | None] = lambda model: None,
+    passed_over: Sequence[Mapping[str, Any]] = (),
     *,
     now: float = 0.0,
     footprint: Callable[[str, int], int | None] = lambda model, generation: None,
@@ -46,9 +46,10 @@ def render_health(
     """The object as JSON, in the shape that docs/api.md describes.
 
     `sources` are the models' by name; `spare` is the spare worker's state; `clock_offset` turns the
-    pool's monotonic times into epoch seconds; `last_crash` gives a model's, None = it has had none.
-    `now` is the pool's time. Of an incarnation `footprint` gives the bytes that it was last seen to
-    hold, and `activity` what it does; `context` the tokens that a model takes, 0 = not known.
+    pool's monotonic times into epoch seconds; `last_crash` gives a model's, None = it has had none;
+    `passed_over` is what the Hugging Face cache has besides. `now` is the pool's time. Of an
+    incarnation `footprint` gives the bytes that it was last seen to hold, and `activity` what it
+    does; `context` the tokens that a model takes, 0 = not known.
     """
 
     def iso(at: float | None) -> str | None:
@@ -119,7 +120,7 @@ def render_health(
         }
 
     ledger, models = state.ledger, list(state.models.values())
-    return msgspec.json.encode(
+    return to_json(
         {
             "status": "shutting_down" if state.shutting_down else "ok",
             "version": version,
@@ -135,5 +136,6 @@ def render_health(
             },
             "cached_models": [cached(model) for model in models if model.state in _LOADED],
             "models": [configured(model) for model in models],
+            "passed_over": passed_over,
         }
     )

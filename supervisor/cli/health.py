@@ -68,6 +68,8 @@ class PassedOver(msgspec.Struct, frozen=True):
 
     source: str
     reason: str
+    mlx: bool = True
+    """Whether one would expect it to be served."""
 
 
 class Memory(msgspec.Struct, frozen=True):

@@ -14,6 +14,7 @@ import typer
 
 from supervisor.cli import commands
 from supervisor.cli.client import fail
+from supervisor.cli.doctor import doctor
 from supervisor.cli.selftest.command import selftest
 from supervisor.config.files import read_api_keys, resolve_config_path, resolve_state_dir
 from supervisor.config.flags import Overrides, parse_model_flag
@@ -24,7 +25,6 @@ from supervisor.config.settings import load
 _LATER = {
     "pull": "download a model",
     "logs": "log tails",
-    "doctor": "check the machine",
     "bench": "load test of a running endpoint",
     "install": "install the service",
     "uninstall": "remove the service",
@@ -113,8 +113,12 @@ def serve(
 def _become_server(settings: Config, root: Path) -> NoReturn:
     """Replace this process by the serving one. Settings may hold secrets, so they go through a file
     without a name instead of the command line."""
+    try:
+        encoded = msgspec.json.encode(settings)
+    except UnicodeEncodeError:
+        fail("a flag or a variable is not text in UTF-8", 2)
     with tempfile.TemporaryFile() as file:
-        file.write(msgspec.json.encode(settings))
+        file.write(encoded)
         file.flush()
         os.set_inheritable(file.fileno(), True)
         command = [sys.executable, "-P", "-m", "supervisor.serve", str(file.fileno()), str(root)]
@@ -128,6 +132,7 @@ def _refuse(name: str) -> None:
 
 
 commands.add_to(app)
+app.command("doctor", help="Check models, files and settings; say what to do.")(doctor)
 app.command(
     "selftest",
     help="Kill, wedge and starve a private instance under load; print what became of it.",

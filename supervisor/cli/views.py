@@ -46,6 +46,8 @@ _STYLES = {
 _UNDER_WAY = "yellow"
 """Of every other state."""
 _WITH_PROCESS = frozenset({"loading", "ready", "draining", "stopping", "releasing"})
+_OTHERS = 5
+"""Repos of other programs that are named."""
 _TOKENS_EXACT = 10_000
 """Prompts below are told to the token."""
 
@@ -80,11 +82,15 @@ def models_lines(health: Health, width: int | None) -> list[Text]:
     else:
         reason = f": {health.reason}" if health.reason else ""
         lines += map(Text, fold(one_line(f"no model can be served{reason}"), width))
-    if health.passed_over:
-        if width is not None:
-            lines.append(Text())
-        rows = [Row((each.source,), (each.reason,)) for each in health.passed_over]
+    if health.passed_over and width is not None:
+        lines.append(Text())
+    rows = [Row((each.source,), (each.reason,)) for each in health.passed_over if each.mlx]
+    if rows:
         lines += table(_PASSED_OVER, rows, width)
+    if others := [each.source for each in health.passed_over if not each.mlx]:
+        shown = ", ".join(others[:_OTHERS]) + (", …" if len(others) > _OTHERS else "")
+        told = f"not MLX language models, and not offered: {shown}"
+        lines += map(Text, fold(one_line(told), width))
     return lines
 
 

@@ -91,6 +91,8 @@ class Fleet:
     """All worker processes of this supervisor, `spare` included, which is off until enabled.
 
     `module` is what a worker runs; `on_change` is called when there is a process more or less.
+    `locate` tells a model's folder without touching the disk, or raises SourceError; without it the
+    catalog looks.
     """
 
     def __init__(
@@ -103,7 +105,9 @@ class Fleet:
         module: str,
         on_change: Callable[[], None],
         stall_seconds: float,
+        locate: Callable[[str], Path] | None = None,
     ) -> None:
+        self._locate = locate
         self._state = state
         self._catalog = catalog
         self._listener = listener
@@ -124,7 +128,7 @@ class Fleet:
         loop's next turn."""
         loop = asyncio.get_running_loop()
         try:
-            folder = self._catalog.locate(model)
+            folder = (self._locate or self._catalog.locate)(model)
         except SourceError as error:
             loop.call_soon(self._unlocatable, model, generation, str(error))
             return

@@ -30,7 +30,11 @@ def set_up(path: Path) -> None:
     there.
     """
     handler = logging.handlers.RotatingFileHandler(
-        path, maxBytes=ROTATE_BYTES, backupCount=ROTATE_KEEP, encoding="utf-8"
+        path,
+        maxBytes=ROTATE_BYTES,
+        backupCount=ROTATE_KEEP,
+        encoding="utf-8",
+        errors="backslashreplace",
     )
     console = logging.StreamHandler()
     console.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)

@@ -63,14 +63,15 @@ def open_state(root: Path) -> StateDir:
     """Create what is missing. Raises StateError.
 
     Sockets live in STATE/run, since a temporary directory is swept while we run; only when that
-    path is too long for a socket do they live in a directory of this user's under /tmp.
+    path is too long for a socket, or not UTF-8, do they live in a directory of this user's under
+    /tmp.
     """
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         root = root.resolve()
         (root / "logs").mkdir(mode=0o700, exist_ok=True)
         run = root / "run"
-        if len(os.fsencode(run)) + _LONGEST_SOCKET > SUN_PATH:
+        if len(os.fsencode(run)) + _LONGEST_SOCKET > SUN_PATH or not _is_utf8(run):
             digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
             run = Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())
             run /= f"bulkhead-{os.getuid()}-{digest}"
@@ -78,6 +79,15 @@ def open_state(root: Path) -> StateDir:
     except OSError as error:
         raise StateError(f"cannot use the state directory {root}: {error.strerror}") from None
     return StateDir(root, run)
+
+
+def _is_utf8(path: Path) -> bool:
+    """Messages carry the paths of sockets, and no text in another encoding."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _private_dir(path: Path) -> None:

@@ -52,7 +52,8 @@ ROOMS: Mapping[str, Room] = {
     ),
     "supervisor.machine": Room(_scheduler("lifecycle", "model", "pressure"), ("psutil",)),
     "supervisor.models": Room(
-        (*_scheduler("model"), "supervisor.config", "supervisor.state"), ("msgspec",)
+        (*_scheduler("model"), "supervisor.background", "supervisor.config", "supervisor.state"),
+        ("msgspec",),
     ),
     "supervisor.processes": Room(
         (
@@ -87,7 +88,6 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.state",
             "supervisor.wire",
         ),
-        ("msgspec",),
     ),
     "supervisor.cli": Room(
         (
@@ -95,6 +95,7 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.crashes.store",
             "supervisor.crashes.view",
             "supervisor.layout",
+            "supervisor.models",
             "supervisor.state",
             "supervisor.units",
             "supervisor.wire",
@@ -180,8 +181,9 @@ ROOMS: Mapping[str, Room] = {
         ),
         ("aiohttp",),
     ),
+    "gateway.logs": Room(),
     "gateway.main": Room(
-        ("gateway.app", "gateway.http", "supervisor.config", "supervisor.wire"),
+        ("gateway.app", "gateway.http", "gateway.logs", "supervisor.config", "supervisor.wire"),
         ("msgspec", "uvloop"),
     ),
     # The worker.

@@ -19,6 +19,7 @@ from worker.engine import loading, mlx_lm_compat, sampling
 from worker.engine.active_job import ActiveJob, replay_emitted
 from worker.engine.decoding import BatchDecoder
 from worker.engine.embedding import Embedder
+from worker.engine.load_faults import told_of
 from worker.engine.mlx_lm_compat import NextToken
 from worker.engine.rows import BatchRow
 from worker.engine.thread import FINAL_FRAMES, Job, LoadResult, Output, Prepared
@@ -76,7 +77,14 @@ class BatchEngine:
     def load(self, load: Load, progress: Callable[[int, int], None]) -> LoadResult:
         if self._import_failure:
             raise mlx_lm_compat.unfit(f"its import failed with {self._import_failure}")
-        self._model = loading.load(Path(load.path), load.context, progress)
+        folder = Path(load.path)
+        self._model = loading.load(folder, load.context, progress)
+        with told_of(folder):
+            self._prepare_to_serve(load)
+        return LoadResult(mx.get_active_memory(), self._model.context)
+
+    def _prepare_to_serve(self, load: Load) -> None:
+        """What is made of the loaded model, which may fail for want of something in its files."""
         # Not before: they import transformers, and that it can be imported is checked there.
         from worker.grammar.compile import ConstraintCompiler
         from worker.grammar.vocabulary import fill_masks
@@ -101,7 +109,6 @@ class BatchEngine:
         )
         self._concurrency = load.max_concurrency
         self._never_stop = mlx_lm_compat.never_stop()
-        return LoadResult(mx.get_active_memory(), context)
 
     def prepare(self, request: Generate | Embed) -> Prepared:
         if isinstance(request, Embed):

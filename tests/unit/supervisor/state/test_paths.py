@@ -216,3 +216,11 @@ def test_two_models_never_share_files() -> None:
     long = "y" * 70
     for one, other in (("a/b-c", "a-b/c"), ("a b", "a-b"), (long + "1", long + "2")):
         assert slug(one) != slug(other)
+
+
+def test_sockets_have_a_name_that_messages_can_carry(tmp_path: Path) -> None:
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    state = open_state(root)
+    assert state.root == root
+    str(state.control).encode()
+    state.run.rmdir()

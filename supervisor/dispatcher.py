@@ -202,7 +202,7 @@ class Dispatcher:
         self.handle(self._pool.started, model, generation, child.pid)
 
     def worker_loading(self, model: str, generation: int, done: int, total: int) -> None:
-        self.handle(self._pool.loading, model, generation, time.monotonic())
+        self.handle(self._pool.loading, model, generation, time.monotonic(), done, total)
         if total:
             details = {"generation": generation, "done_bytes": done, "total_bytes": total}
             guarded(self._feed.tell, "loading", model=model, **details)

@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 
 from supervisor.config.files import read_api_keys
 from supervisor.config.rules import ConfigError
+from supervisor.layout import one_line
 from supervisor.state.address import find
 
 _SECONDS = 15.0
@@ -32,7 +33,7 @@ class Refusal(Exception):
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """End the command with one line on stderr and this exit status."""
-    print(f"bulkhead: {message}", file=sys.stderr)
+    print(f"bulkhead: {one_line(message)}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -74,9 +75,9 @@ class Client:
         client = cls.of_url(address.url, environ)
         return cls(client.host, client.port, key)
 
-    def health(self) -> dict[str, Any]:
+    def health(self, seconds: float = _SECONDS) -> dict[str, Any]:
         """The state of the server. Raises Unreachable or Refusal."""
-        return self._ask("GET", "/", _SECONDS)
+        return self._ask("GET", "/", seconds)
 
     def crashes(self, name: str = "") -> dict[str, Any]:
         """The crash report with that id, or the list of all. Raises Unreachable or Refusal."""
@@ -101,7 +102,9 @@ class Client:
 
     def _ask(self, method: str, path: str, seconds: float) -> dict[str, Any]:
         with self._send(method, path, seconds) as response:
-            answer: dict[str, Any] = json.loads(response.read())
+            answer = json.loads(response.read())
+            if not isinstance(answer, dict):
+                raise ValueError("no object")
             return answer
 
     @contextmanager

@@ -215,7 +215,7 @@ class Pool:
         of other files counts no longer. `context` is in tokens."""
         model = self.models[name]
         if estimate_bytes != model.spec.estimate_bytes:
-            model.learned_bytes = None
+            model.measured_bytes = model.learned_bytes = None
         model.spec = replace(
             model.spec,
             estimate_bytes=estimate_bytes,
@@ -255,10 +255,11 @@ class Pool:
         if model is not None:
             model.current.pid = pid
 
-    def loading(self, name: str, generation: int, now: float) -> None:
-        """The load made progress: its deadline starts anew."""
+    def loading(self, name: str, generation: int, now: float, read: int = 0, of: int = 0) -> None:
+        """The load made progress, to `read` bytes `of` so many: its deadline starts anew."""
         model = self.state.living(name, generation)
         if model is not None and model.state is State.LOADING:
+            model.current.loading = (read, of)
             model.current.deadline = now + self.state.limits.load_stall
 
     def ready(

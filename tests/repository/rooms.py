@@ -41,6 +41,7 @@ ROOMS: Mapping[str, Room] = {
     # What everybody may know.
     "supervisor.errors": Room(without=_NO_WORLD),
     "supervisor.units": Room(without=_NO_WORLD),
+    "supervisor.layout": Room((), ("rich",), without=_NO_WORLD),
     "supervisor.background": Room(),
     "supervisor.bootstrap": Room(),
     "supervisor.config": Room((), ("msgspec",)),
@@ -71,6 +72,7 @@ ROOMS: Mapping[str, Room] = {
         (
             *_scheduler("death", "effects", "lifecycle", "model", "state"),
             "supervisor.errors",
+            "supervisor.layout",
             "supervisor.machine",
             "supervisor.processes",
             "supervisor.state",
@@ -84,6 +86,7 @@ ROOMS: Mapping[str, Room] = {
             *_scheduler("effects", "lifecycle", "model", "pool", "refusals", "state"),
             "supervisor.errors",
             "supervisor.machine",
+            "supervisor.processes.activity",
             "supervisor.state",
             "supervisor.wire",
         ),
@@ -94,6 +97,7 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.config",
             "supervisor.crashes.store",
             "supervisor.crashes.view",
+            "supervisor.layout",
             "supervisor.models",
             "supervisor.state",
             "supervisor.units",

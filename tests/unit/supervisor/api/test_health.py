@@ -237,7 +237,7 @@ def test_a_configured_size_is_a_charge_and_no_estimate() -> None:
 
 
 def test_what_a_worker_does_now_is_told() -> None:
-    pool = make_pool(Spec("m", context=8192), Spec("n"))
+    pool = Pool([Spec("m", context=8192), Spec("n")])
     pool.acquire("r1", "m", 60.0, 100.0)
     pool.loading("m", 1, 101.0, 300, 1200)
     body = shown(pool)

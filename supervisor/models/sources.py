@@ -13,12 +13,17 @@ from pathlib import Path
 from supervisor.models import advice, folders
 from supervisor.models.folders import Fault, problem, reason
 from supervisor.models.hub import REPO, choose, expand, repo_dir, state_of
+from supervisor.wire.text import printable
 
 __all__ = ["Place", "SourceError", "find", "resolve", "state"]
 
 
 class SourceError(Exception):
-    """A model's files are not there or not whole; the message says why and what to do."""
+    """A model's files are not there or not whole; the message says why and what to do, and can be
+    printed whatever the files are called."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,7 +53,13 @@ ROOMS: Mapping[str, Room] = {
     ),
     "supervisor.machine": Room(_scheduler("lifecycle", "model", "pressure"), ("psutil",)),
     "supervisor.models": Room(
-        (*_scheduler("model"), "supervisor.background", "supervisor.config", "supervisor.state"),
+        (
+            *_scheduler("model"),
+            "supervisor.background",
+            "supervisor.config",
+            "supervisor.state",
+            "supervisor.wire",
+        ),
         ("msgspec",),
     ),
     "supervisor.processes": Room(

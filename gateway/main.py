@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import logging.handlers
 import os
 import signal
 import socket
 import sys
+from pathlib import Path
 
 import msgspec
 import uvloop
@@ -17,12 +17,11 @@ import uvloop
 from gateway.app import build
 from gateway.http.server import listening
 from supervisor.config.schema import ServerSettings
+from supervisor.log_file import LogFile
 from supervisor.wire.frames import Serving, ToGateway
 from supervisor.wire.progress import ProgressRecord
 from supervisor.wire.stream import BACKLOG, FrameStream, connect
 
-_LOG_BYTES = 10 * 2**20
-_LOG_KEEP = 3
 _SHUTDOWN_SECONDS = 5.0
 
 
@@ -72,16 +71,9 @@ def _yield_to_engines() -> None:
 
 def _log_to(path: str) -> None:
     """Log to the file at `path` and rotate it. What libraries print goes to stderr, a file too."""
-    handler = logging.handlers.RotatingFileHandler(
-        path, maxBytes=_LOG_BYTES, backupCount=_LOG_KEEP, encoding="utf-8"
-    )
+    handler = LogFile(Path(path))
     handler.addFilter(_without_request_bytes)
-    logging.basicConfig(
-        level=logging.INFO,
-        handlers=[handler],
-        format="%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _without_request_bytes(record: logging.LogRecord) -> bool:

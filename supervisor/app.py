@@ -20,10 +20,11 @@ from supervisor import background, build
 from supervisor.api import health
 from supervisor.api.control import Control
 from supervisor.api.events import EventFeed
+from supervisor.background import guarded
 from supervisor.config.schema import Config
 from supervisor.crashes.collector import CrashCollector, secret_values
 from supervisor.crashes.os_evidence import SystemEvidence
-from supervisor.dispatcher import Dispatcher, guarded
+from supervisor.dispatcher import Dispatcher
 from supervisor.machine.monitor import Monitor
 from supervisor.machine.readers import MemoryReader
 from supervisor.models.catalog import Catalog

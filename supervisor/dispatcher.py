@@ -14,10 +14,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import ParamSpec, TypeVar, assert_never
+from typing import ParamSpec, assert_never
 
 from supervisor.api.control import Control
 from supervisor.api.events import EventFeed
+from supervisor.background import guarded, name_of
 from supervisor.crashes.collector import CrashCollector
 from supervisor.machine.readers import MachineMemory, MemoryReader
 from supervisor.models.sizing import Sizing
@@ -46,7 +47,6 @@ _EXIT_SECONDS = 30.0
 """How long an exit after a bug may take: the gateway alone may need ten."""
 
 P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Dispatcher:
@@ -99,7 +99,7 @@ class Dispatcher:
         """
         if self.failed.is_set():
             return
-        self._events.append((_name(event), partial(event, *args, **more)))
+        self._events.append((name_of(event), partial(event, *args, **more)))
         if self._is_handling:
             return
         self._is_handling = True
@@ -277,6 +277,9 @@ class Dispatcher:
     # ── the control socket ───────────────────────────────────────────────────────────────────────
 
     def before_load(self, model: str) -> None:
+        guarded(self._look_at_files, model)  # what is known of them will do
+
+    def _look_at_files(self, model: str) -> None:
         state = self._pool.models[model].state
         if state not in (State.COLD, State.FAILED) or not self._sizing.has_changed(model):
             return
@@ -293,18 +296,3 @@ class Dispatcher:
     def left(self, lease: int) -> None:
         guarded(self._collector.left, lease)
         self.handle(self._pool.release, lease, time.monotonic())
-
-
-def guarded(record: Callable[P, T], *args: P.args, **more: P.kwargs) -> T | None:
-    """For what is recorded, told to people, or looked at again in a moment: an exception is logged,
-    and changes nothing."""
-    try:
-        return record(*args, **more)
-    except Exception:
-        log.exception("%s has failed", _name(record))
-        return None
-
-
-def _name(function: Callable[..., object]) -> str:
-    """For the log."""
-    return getattr(function, "__qualname__", repr(function))

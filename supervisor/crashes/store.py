@@ -6,6 +6,7 @@ die for want of memory may be the next to go.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -60,7 +61,8 @@ class Store:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         write_atomically(self._path(report.id), encode(report), sync=True)
         for path in sorted(self._paths(), reverse=True)[KEEP:]:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the report is written all the same
+                path.unlink()
 
     def listing(self) -> list[CrashBrief]:
         """All reports, newest first. One that can't be read is left out, with a line in the log."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from supervisor import background
+from supervisor.background import guarded
 from supervisor.config.schema import ModelSettings
 from supervisor.models.catalog import Catalog
 from supervisor.models.sources import SourceError
@@ -157,7 +158,7 @@ class Fleet:
         )
         worker.listening = background.start(self._listen(worker, load))
         self._on_change()
-        logs.remove_old(self._state.logs, prefix)
+        logs.remove_old(self._state.logs, prefix, self._files())
 
     def _process(
         self, role: str, base: Path, callbacks: ExitCallbacks, model: ModelSettings
@@ -173,8 +174,12 @@ class Fleet:
     def _start_spare(self, callbacks: ExitCallbacks) -> WorkerProcess:
         base = self._state.logs / logs.stamped(ROLE)
         process = self._start(ROLE, base, callbacks, arguments=["--spare"])
-        logs.remove_old(self._state.logs, ROLE)
+        logs.remove_old(self._state.logs, ROLE, {*self._files(), *process.child.files})
         return process
+
+    def _files(self) -> set[Path]:
+        """Of those that live."""
+        return {path for child in self.children for path in child.files}
 
     def stop(self, model: str, generation: int, *, kill: bool, stacks: bool) -> bool:
         """Send SIGTERM, or with `kill` SIGKILL, which with `stacks` comes once the process could
@@ -227,14 +232,13 @@ class Fleet:
         self._listener.worker_exited(model, generation, "never started")
 
     def _exited(self, key: tuple[str, int], how: str) -> None:
-        worker = self._workers.pop(key)
-        log.info("worker %s, pid %d, ended: %s", worker.name, worker.child.pid, how)
-        try:
-            self._read(worker)  # the output just before its death
-            self._remove_socket(*key)
-        finally:  # whatever else fails, its end is told
-            self._listener.worker_exited(*key, how)
-            self._on_change()
+        worker = self._workers.pop(key, None)
+        if worker is not None:
+            log.info("worker %s, pid %d, ended: %s", worker.name, worker.child.pid, how)
+            guarded(self._read, worker)  # the output just before its death
+        guarded(self._remove_socket, *key)
+        self._listener.worker_exited(*key, how)
+        self._on_change()
 
     def _remove_socket(self, model: str, generation: int) -> None:
         try:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import msgspec
 
-from supervisor.state.files import write_atomically
+from supervisor.state.files import read_json, write_atomically
+
+log = logging.getLogger("bulkhead.supervisor")
 
 _NAME = "address.json"
 
@@ -24,13 +27,17 @@ def announce(root: Path, address: Address) -> None:
 
 
 def withdraw(root: Path) -> None:
-    """Remove the address, if there is one. Raises OSError."""
-    (root / _NAME).unlink(missing_ok=True)
+    """Remove the address, if there is one. One that can't be removed leads commands to a server
+    that does not answer, which they say."""
+    try:
+        (root / _NAME).unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("cannot remove %s: %s", root / _NAME, error.strerror)
 
 
 def find(root: Path) -> Address | None:
     """The address that was left in `root`; None when there is none that can be read."""
     try:
-        return msgspec.json.decode((root / _NAME).read_bytes(), type=Address)
-    except (OSError, msgspec.DecodeError):
+        return read_json(root / _NAME, Address)
+    except (OSError, ValueError):
         return None

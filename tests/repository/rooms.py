@@ -42,9 +42,10 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.errors": Room(without=_NO_WORLD),
     "supervisor.units": Room(without=_NO_WORLD),
     "supervisor.background": Room(),
+    "supervisor.log_file": Room(),
     "supervisor.config": Room((), ("msgspec",)),
     "supervisor.wire": Room((), ("msgspec",)),
-    "supervisor.state": Room((), ("msgspec",)),
+    "supervisor.state": Room(("supervisor.log_file",), ("msgspec",)),
     # The supervisor.
     "supervisor.scheduler": Room(
         ("supervisor.errors", "supervisor.units"), without=(*_NO_WORLD, "random")
@@ -110,6 +111,7 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.dispatcher": Room(
         (
             "supervisor.api",
+            "supervisor.background",
             "supervisor.crashes",
             "supervisor.machine",
             "supervisor.models",
@@ -177,7 +179,13 @@ ROOMS: Mapping[str, Room] = {
         ("aiohttp",),
     ),
     "gateway.main": Room(
-        ("gateway.app", "gateway.http", "supervisor.config", "supervisor.wire"),
+        (
+            "gateway.app",
+            "gateway.http",
+            "supervisor.config",
+            "supervisor.log_file",
+            "supervisor.wire",
+        ),
         ("msgspec", "uvloop"),
     ),
     # The worker.

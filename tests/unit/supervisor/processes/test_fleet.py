@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -35,8 +34,8 @@ def test_an_exit_is_told_whatever_else_fails(
     process = SimpleNamespace(reading=reading)
     worker = SimpleNamespace(name="m#1", process=process, child=SimpleNamespace(pid=7))
     fleet._workers["m", 1] = cast(Any, worker)
-    with pytest.raises(RuntimeError) if reading is bug else contextlib.nullcontext():
-        fleet._exited(("m", 1), "SIGKILL")
+    fleet._exited(("m", 1), "SIGKILL")
     assert told == [("m", 1, "SIGKILL")]
     assert len(changes) == 1
-    assert ("the socket of worker m#1 cannot be removed" in caplog.text) is (reading is not bug)
+    assert "the socket of worker m#1 cannot be removed" in caplog.text
+    assert ("planted" in caplog.text) is (reading is bug)

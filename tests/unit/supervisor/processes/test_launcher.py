@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -265,14 +265,18 @@ def test_a_child_inherits_what_it_is_given_and_nothing_else(nursery: Nursery) ->
     assert set(told["descriptors"]) == expected
 
 
-@pytest.mark.parametrize("broken", ["executable", "folder"])
+@pytest.mark.parametrize("broken", ["executable", "descriptors"])
 def test_a_start_that_fails_leaks_nothing(
     nursery: Nursery, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     if broken == "executable":
         monkeypatch.setattr(sys, "executable", str(nursery.folder / "no-python"))
     else:
-        nursery.folder /= "no-folder"
+
+        def full() -> NoReturn:
+            raise FileNotFoundError  # as good as any other
+
+        monkeypatch.setattr(os, "pipe", full)
 
     async def scenario() -> None:
         before = open_descriptors()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from supervisor import log_file
 from supervisor.state import logs
 from tests.helpers.children import ROOT
 
@@ -96,8 +97,9 @@ def test_the_tail_is_long_enough_for_last_words() -> None:
 SPEAK = """
 import logging, sys
 from pathlib import Path
+from supervisor import log_file
 from supervisor.state import logs
-logs.ROTATE_BYTES = 1000
+log_file.ROTATE_BYTES = 1000
 logs.set_up(Path(sys.argv[1]))
 for number in range(500):
     logging.getLogger("bulkhead.x").info("line %d", number)
@@ -118,7 +120,7 @@ def test_the_log_is_rotated_and_only_warnings_reach_a_stderr_without_a_terminal(
         env={**os.environ, "TZ": "UTC"},
     )
     files = sorted(tmp_path.iterdir())
-    assert len(files) == 1 + logs.ROTATE_KEEP
+    assert len(files) == 1 + log_file.ROTATE_KEEP
     assert all(file.stat().st_size <= 1000 for file in files)
     assert path.read_text().splitlines()[-1].endswith("WARNING a warning")
     assert "line 499" in path.read_text()

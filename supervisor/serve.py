@@ -72,7 +72,10 @@ def run(
     except ConfigError as error:
         _give_up(str(error), 2)
     _raise_file_limit()
-    orphans.clean(state)  # before the port is asked for: a leftover gateway may hold it
+    try:
+        orphans.clean(state)  # before the port is asked for: a leftover gateway may hold it
+    except StateError as error:
+        _give_up(str(error), 1)
     server = settings.server
     try:
         listener = _listen(server.host, server.port)
@@ -84,6 +87,8 @@ def run(
         )
     port = listener.getsockname()[1]
     shown = f"[{server.host}]" if ":" in server.host else server.host
+    url = f"http://{shown}:{port}"
+    here = address.Address(_reachable(url), server.api_keys_file)
     supervisor = Supervisor(
         settings,
         served,
@@ -94,10 +99,10 @@ def run(
         reader=reader,
         version=version("mlx-bulkhead"),
         worker_module=worker_module,
+        keepers=(lock.keep, lambda: address.keep(state.root, here)),
     )
-    url = f"http://{shown}:{port}"
     try:
-        address.announce(state.root, address.Address(_reachable(url), server.api_keys_file))
+        address.announce(state.root, here)
         return asyncio.run(supervisor.run(f"Bulkhead ready on {url}"))
     except OSError as error:
         _give_up(f"cannot write to {state.root}: {error.strerror}", 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from supervisor.state import logs
 from supervisor.state.paths import StateDir, slug
 from supervisor.wire import frames, progress
 from supervisor.wire.codec import ProtocolError
+from supervisor.wire.listener import places
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -241,10 +243,16 @@ class Fleet:
         self._on_change()
 
     def _remove_socket(self, model: str, generation: int) -> None:
-        try:
-            self._state.worker_socket(model, generation).unlink(missing_ok=True)
-        except OSError as error:
-            log.error("the socket of worker %s#%d cannot be removed: %s", model, generation, error)
+        """At whichever place it was. One that is left hurts nobody: no other has its name, and the
+        next start removes it."""
+        for place in places(str(self._state.worker_socket(model, generation))):
+            try:
+                os.unlink(place)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                why = error.strerror
+                log.warning("the socket of worker %s#%d stays: %s", model, generation, why)
 
     async def _listen(self, worker: _Running, load: frames.Load) -> None:
         """Follow one worker's channel until it closes, then wait for the process to end."""

@@ -153,7 +153,7 @@ class Launcher:
                 env={**self.environ, **(environ or {}), INSTANCE_VARIABLE: self.instance},
             )
             try:
-                started, files = _start_time(popen.pid), (stdout, stderr)
+                started, files = start_time(popen.pid), (stdout, stderr)
                 child = Child(role, popen.pid, started, popen, files, our_end, faults_in, record)
                 threading.Thread(
                     target=_report_exit,
@@ -239,7 +239,8 @@ def _open(path: Path) -> IO[bytes]:
     return open(path, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o600))
 
 
-def _start_time(pid: int) -> float:
+def start_time(pid: int) -> float:
+    """When the process began, epoch seconds; 0 = there is none."""
     try:
         return float(psutil.Process(pid).create_time())
     except (psutil.Error, OSError):

@@ -26,6 +26,12 @@ def announce(root: Path, address: Address) -> None:
     write_atomically(root / _NAME, msgspec.json.encode(address))
 
 
+def keep(root: Path, address: Address) -> None:
+    """Leave it again if somebody has removed it. Raises OSError."""
+    if not (root / _NAME).exists():
+        announce(root, address)
+
+
 def withdraw(root: Path) -> None:
     """Remove the address, if there is one. One that can't be removed leads commands to a server
     that does not answer, which they say."""

@@ -43,9 +43,10 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.units": Room(without=_NO_WORLD),
     "supervisor.background": Room(),
     "supervisor.log_file": Room(),
+    "supervisor.stopping": Room(),
     "supervisor.config": Room((), ("msgspec",)),
     "supervisor.wire": Room((), ("msgspec",)),
-    "supervisor.state": Room(("supervisor.log_file",), ("msgspec",)),
+    "supervisor.state": Room(("supervisor.log_file", "supervisor.wire"), ("msgspec",)),
     # The supervisor.
     "supervisor.scheduler": Room(
         ("supervisor.errors", "supervisor.units"), without=(*_NO_WORLD, "random")
@@ -68,6 +69,7 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.crashes": Room(
         (
             *_scheduler("death", "effects", "lifecycle", "model", "state"),
+            "supervisor.background",
             "supervisor.errors",
             "supervisor.machine",
             "supervisor.processes",
@@ -134,6 +136,7 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.processes",
             "supervisor.scheduler",
             "supervisor.state",
+            "supervisor.stopping",
             "supervisor.wire",
         ),
         ("msgspec",),

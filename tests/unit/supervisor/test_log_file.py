@@ -150,7 +150,7 @@ def test_an_error_is_told_once_and_raises_nothing(
             broken.setattr(log_file, "_private", fail)
             path.unlink()
         else:
-            broken.setattr(log_file.os, "rename", fail)
+            broken.setattr(os, "rename", fail)
             broken.setattr(LogFile, "shouldRollover", lambda *_: True)
         say("in trouble")
         say("in trouble")

@@ -92,7 +92,7 @@ def open_state(root: Path) -> StateDir:
             run = Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())
             run /= f"bulkhead-{os.getuid()}-{digest}"
         make_private(run)
-    except PermissionError as error:
+    except (PermissionError, NotADirectoryError) as error:
         if error.filename != str(run):
             raise StateError(f"cannot use the state directory {root}: {error.strerror}") from None
         raise StateError(

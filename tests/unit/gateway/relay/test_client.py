@@ -94,8 +94,10 @@ def test_an_answer_that_makes_no_sense_is_a_bug_of_ours(
 
 
 def test_without_a_supervisor_requests_are_told_to_come_back(
-    run_scenario: Callable[[Scenario], None],
+    run_scenario: Callable[[Scenario], None], relay_timeouts: Callable[..., None]
 ) -> None:
+    relay_timeouts(cause=0.0)
+
     async def scenario(peers: Peers) -> None:
         relay = Relay(peers.control + ".gone")
         for waiting in (relay.start([REQUEST], "m", 5.0), relay.report()):

@@ -52,6 +52,8 @@ log = logging.getLogger("bulkhead.supervisor")
 GATEWAY_MODULE = "gateway.main"
 WORKER_MODULE = "worker.main"
 _UPKEEP_SECONDS = 10.0
+_LOAD_REPORTS_SECONDS = 5.0
+"""How long a disk may keep us from serving because of old crash reports."""
 
 
 class Supervisor:
@@ -150,7 +152,8 @@ class Supervisor:
         asyncio.get_running_loop().set_exception_handler(self._loop_failed)
         listener = Listener(str(self._state.control), frames.ToSupervisor, self._control.serve)
         await listener.open()
-        await self._collector.reports.load_last()
+        with contextlib.suppress(TimeoutError):  # nothing is decided by them
+            await asyncio.wait_for(self._collector.reports.load_last(), _LOAD_REPORTS_SECONDS)
         tasks = [
             background.start(work)
             for work in (
@@ -226,6 +229,7 @@ class Supervisor:
             return  # it ends already, in another way
         if self._pool.state.shutting_down:
             log.info("asked to stop again: what still runs is cut")
+            self._gateway.cut()
         else:
             running = sum(len(each.granted) for each in self._pool.models.values())
             log.info(

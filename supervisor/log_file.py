@@ -6,7 +6,7 @@ import contextlib
 import logging
 import logging.handlers
 import os
-import sys
+import select
 import time
 from io import TextIOWrapper
 from pathlib import Path
@@ -15,6 +15,7 @@ FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s"
 DATE_FORMAT = "%Y-%m-%dT%H:%M:%S"
 ROTATE_BYTES = 10 * 2**20
 ROTATE_KEEP = 3
+_STDERR = 2
 _LOOK_SECONDS = 1.0
 """Between two looks at whether the file is still there, and between two attempts to open it."""
 
@@ -96,13 +97,11 @@ class LogFile(logging.handlers.RotatingFileHandler):
 
 
 def _tell(text: str) -> None:
-    """On stderr, if there is one that takes it: there is nobody else to tell."""
-    try:
-        if sys.stderr is not None:
-            sys.stderr.write(text)
-            sys.stderr.flush()
-    except (OSError, ValueError):
-        return
+    """On stderr, if there is one that takes it at once: there is nobody else to tell."""
+    with contextlib.suppress(OSError, ValueError):
+        _, takes, _ = select.select((), (_STDERR,), (), 0)
+        if takes:
+            os.write(_STDERR, text.encode(errors="backslashreplace"))
 
 
 def _private(path: str, flags: int) -> int:

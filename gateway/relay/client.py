@@ -8,6 +8,7 @@ contract.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 from collections.abc import Sequence
 from contextlib import closing
@@ -55,6 +56,8 @@ _CONNECT_SECONDS = 2.0
 _MISSING_SECONDS = 10.0
 """How long a socket may be missing. Somebody has removed it, and it is made again in a second."""
 _RETRY_SECONDS = 0.02
+_LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+"""What this process lacks, for a connection."""
 
 
 class Relay:
@@ -160,18 +163,17 @@ class Relay:
             return open_already
         begun = asyncio.get_running_loop().time()
         while True:
-            patience = _CONNECT_SECONDS
             try:
                 return await reach(granted.socket, FromEngine)
-            except (BlockingIOError, ConnectionRefusedError, FileNotFoundError) as error:
-                if isinstance(error, FileNotFoundError):
-                    patience = _MISSING_SECONDS
-                symptom = f"it does not accept connections: {error.strerror}"
             except OSError as error:
-                log.error("cannot connect to worker %s: %s", granted.worker, error.strerror)
-                raise QueueFull(
-                    "The server has too many connections open at the moment. Try again shortly."
-                ) from None
+                if error.errno in _LACKING:
+                    log.error("cannot connect to worker %s: %s", granted.worker, error.strerror)
+                    raise QueueFull(
+                        "The server has too many connections open at the moment. Try again shortly."
+                    ) from None
+                is_there = isinstance(error, (BlockingIOError, ConnectionRefusedError))
+                patience = _CONNECT_SECONDS if is_there else _MISSING_SECONDS
+                symptom = f"it does not accept connections: {error.strerror}"
             if asyncio.get_running_loop().time() > begun + patience:
                 raise WorkerUnreachable(symptom)
             await wait_for_end(_RETRY_SECONDS)

@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
-from supervisor.state.files import write_atomically
+from supervisor.state.files import not_waiting, write_atomically
 from supervisor.wire.crash import ID, CrashBrief, CrashReport
 
 log = logging.getLogger("bulkhead.supervisor")
@@ -104,7 +104,7 @@ def encode(report: CrashReport) -> bytes:
 
 def _read(path: Path, kind: type[T]) -> T | None:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=not_waiting) as file:
             data = file.read(2 * REPORT_BYTES)
         return msgspec.json.decode(data, type=kind)
     except FileNotFoundError:

@@ -28,6 +28,7 @@ _BACKOFF_DOUBLINGS = 16
 _GIVE_UP = 3
 """Deaths in a row, without ever having served, after which it is not started again."""
 _STOP_SECONDS = 10.0
+_CUT_SECONDS = 1.0
 _REAP_SECONDS = 5.0
 """Between SIGKILL and the exit status. A process that a dead disk holds has none."""
 _START_SECONDS = 60.0
@@ -74,7 +75,7 @@ class GatewayProcess:
         self._deaths = self._early_deaths = 0
         """In all, and in a row shortly after a start."""
         self._served = False
-        self._stopping = False
+        self._stopping = self._is_cut = False
         self._started_at = 0.0
         self._waited_since = self._last_check = 0.0
         """When the wait for its first answer began, and the last check; monotonic seconds."""
@@ -174,19 +175,25 @@ class GatewayProcess:
         asyncio.get_running_loop().call_later(min(delay, _BACKOFF_MAX), self.start)
 
     async def stop(self) -> None:
-        """SIGTERM, then SIGKILL after 10 s; returns when the process is gone, or cannot be seen to
-        be 5 s after that."""
+        """SIGTERM, then SIGKILL after 10 s, or after one where it is `cut`. Returns when the
+        process is gone, or 5 s after that."""
         self._stopping, self._watchdog = True, None
         if self.child is None:
             return
-        child = self.child
+        child, seconds = self.child, _CUT_SECONDS if self._is_cut else _STOP_SECONDS
         child.signal(signal.SIGTERM)
-        if await self._is_gone(_STOP_SECONDS):
+        if await self._is_gone(seconds):
             return
-        log.warning("the gateway ignored SIGTERM for %g s and is killed", _STOP_SECONDS)
+        log.warning("the gateway ignored SIGTERM for %g s and is killed", seconds)
         child.signal(signal.SIGKILL)
         if not await self._is_gone(_REAP_SECONDS):
             log.error("the gateway, pid %d, does not end", child.pid)
+
+    def cut(self) -> None:
+        """Nobody wants to wait for the answers that still run: one that stops is killed."""
+        self._is_cut = True
+        if self._stopping and self.child is not None:
+            self.child.signal(signal.SIGKILL)
 
     async def _is_gone(self, seconds: float) -> bool:
         """Whether the process is gone within so long."""

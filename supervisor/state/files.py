@@ -17,7 +17,7 @@ MAX_FILE_BYTES = 1_000_000
 def read_json(path: Path, kind: type[T]) -> T:
     """What the file holds. Blocks on one read. Raises OSError, or ValueError for anything else than
     JSON of this kind."""
-    with open(path, "rb", opener=_not_waiting) as file:
+    with open(path, "rb", opener=not_waiting) as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
         raise ValueError("too large")
@@ -57,8 +57,8 @@ def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
 
 
-def _not_waiting(path: str, flags: int) -> int:
-    # Reading a FIFO in a file's place would wait for a writer.
+def not_waiting(path: str, flags: int) -> int:
+    """An opener for reading: a FIFO in a file's place would wait for a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 

@@ -101,6 +101,8 @@ class Listener(Generic[F]):
         OSError of the first one."""
         first: OSError | None = None
         for place in places(self._path):
+            if place == self._place and self.is_in_place:
+                return
             try:
                 make_private(Path(place).parent)
                 _free(place)
@@ -111,6 +113,7 @@ class Listener(Generic[F]):
                 continue
             if self._server is not None:
                 self._server.close()
+                self._remove()
             # Held, for uvloop closes the socket of a server that nobody refers to.
             self._server, self._place = server, place
             self._identity = (status.st_dev, status.st_ino)
@@ -134,31 +137,44 @@ class Listener(Generic[F]):
         """See to it, until cancelled, that the socket is there."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if self.is_in_place:
+            if self.is_in_place and not self._may_return():
                 continue
+            before, server = self._place, self._server
             try:
                 await self.open()
             except OSError as error:
                 if not self._is_lost:
                     self._is_lost = True
-                    log.error(
-                        "the socket %s was removed and cannot be made again: %s; trying on",
-                        self._place,
-                        error.strerror or error,
-                    )
+                    why = error.strerror or error
+                    log.error("the socket %s is gone and can't be made again: %s", before, why)
             else:
                 self._is_lost = False
-                log.warning("the socket %s was removed by somebody and is made again", self._place)
+                if self._server is not server:
+                    log.warning("the socket %s was gone and is made again: %s", before, self._place)
+
+    def _may_return(self) -> bool:
+        """Whether it listens elsewhere and its own folder can be used again."""
+        if self._place == self._path:
+            return False
+        folder = Path(self._path).parent
+        try:
+            make_private(folder)
+        except OSError:
+            return False
+        return os.access(folder, os.W_OK)
 
     def close(self) -> None:
         """Listen no more, and remove the socket."""
         if self._server is None:
             return
+        self._remove()
+        self._server.close()
+        remove_spare_folder(Path(self._path).parent)
+
+    def _remove(self) -> None:
         with contextlib.suppress(OSError):  # it hurts nobody, and the next start removes it
             if self.is_in_place:
                 os.unlink(self._place)
-        self._server.close()
-        remove_spare_folder(Path(self._path).parent)
 
 
 def remove_spare_folder(run: Path) -> None:

@@ -114,6 +114,8 @@ class PlayedGateway:
 
     async def stop(self) -> None: ...
 
+    def cut(self) -> None: ...
+
 
 class NoReader:
     """A machine of which nothing can be read."""

@@ -27,8 +27,12 @@ def announce(root: Path, address: Address) -> None:
 
 
 def keep(root: Path, address: Address) -> None:
-    """Leave it again if somebody has removed it. Raises OSError."""
-    if not (root / _NAME).exists():
+    """Leave it again if somebody has removed or broken it. Raises OSError."""
+    try:
+        is_there = find(root) == address
+    except Unreadable:
+        is_there = False
+    if not is_there:
         announce(root, address)
 
 
@@ -41,9 +45,18 @@ def withdraw(root: Path) -> None:
         log.warning("cannot remove %s: %s", root / _NAME, error.strerror)
 
 
+class Unreadable(Exception):
+    """There is an address, and it cannot be read; the message says which and why."""
+
+
 def find(root: Path) -> Address | None:
-    """The address that was left in `root`; None when there is none that can be read."""
+    """The address that was left in `root`; None when there is none. Raises Unreadable."""
+    path = root / _NAME
     try:
-        return read_json(root / _NAME, Address)
-    except (OSError, ValueError):
+        return read_json(path, Address)
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except OSError as error:
+        raise Unreadable(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        raise Unreadable(f"cannot read {path}: it is no address of a Bulkhead") from None

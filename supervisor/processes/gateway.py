@@ -115,7 +115,7 @@ class GatewayProcess:
             self._exited(1)
             return
         log.info("gateway started, pid %d", self.child.pid)
-        self._on_change()
+        guarded(self._on_change)
         logs.remove_old(self._state.logs, "gateway", self.child.files)
 
     def accepts_requests(self) -> None:

@@ -46,7 +46,7 @@ def withdraw(root: Path) -> None:
 
 
 class Unreadable(Exception):
-    """There is an address, and it cannot be read; the message says which and why."""
+    """What is in the address's place cannot be read; the message says which and why."""
 
 
 def find(root: Path) -> Address | None:
@@ -54,9 +54,7 @@ def find(root: Path) -> Address | None:
     path = root / _NAME
     try:
         return read_json(path, Address)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except OSError as error:
         raise Unreadable(f"cannot read {path}: {error.strerror}") from None
-    except ValueError:
-        raise Unreadable(f"cannot read {path}: it is no address of a Bulkhead") from None

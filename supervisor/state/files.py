@@ -18,7 +18,7 @@ def read_json(path: Path, kind: type[T]) -> T:
     """What the file holds. Blocks on one read. Raises OSError, or ValueError for anything else than
     JSON of this kind."""
     with open(path, "rb", opener=not_waiting) as file:
-        data = file.read(MAX_FILE_BYTES + 1)
+        data = file.read(MAX_FILE_BYTES + 1) or b""
     if len(data) > MAX_FILE_BYTES:
         raise ValueError("too large")
     try:

@@ -110,9 +110,7 @@ class InstanceLock:
     def __init__(self, state: StateDir) -> None:
         self._path = state.root / "lock"
         self._fd: int | None = None
-        self._trouble = Trouble(
-            f"lock {self._path} again, which was removed, so that another Bulkhead might start here"
-        )
+        self._trouble = Trouble(f"lock {self._path} again, which somebody has removed")
 
     def acquire(self) -> None:
         """Raises StateError when another supervisor holds the directory."""

@@ -123,7 +123,7 @@ def test_an_address_that_cannot_be_read_is_named(tmp_path: Path, spoil: str) -> 
         case "file":  # in place of the state directory
             path.touch()
     root = path if spoil == "file" else tmp_path
-    said = "no Bulkhead runs" if spoil == "file" else "address.json.*--url"
+    said = "address.json.*--url" if spoil == "folder" else "no Bulkhead runs"
     with pytest.raises(Unreachable, match=said):
         Client.of_state(root, {})
 

@@ -131,6 +131,7 @@ def test_another_one_is_started_whatever_else_fails(caplog: pytest.LogCaptureFix
 def test_one_that_has_served_is_started_again_however_often_that_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """Its pause doubles with each death, and no float holds 2 to the power of 2000."""
     monkeypatch.setattr(gateway_module, "_BACKOFF_MAX", 0.0)
 
     async def scenario() -> None:
@@ -140,7 +141,7 @@ def test_one_that_has_served_is_started_again_however_often_that_fails(
         gateway.accepts_requests()
         launcher.fails = True
         launcher.on_exit[0](-9)
-        while gateway._deaths < 2000:  # noqa: ASYNC110; no float holds 2 to that power
+        while gateway._deaths < 2000:  # noqa: ASYNC110
             await asyncio.sleep(0)
         launcher.started.clear()
         launcher.fails = False

@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -287,20 +287,23 @@ class Supervisor:
         guarded(self._sizing.cache.save_use_counts, counts)
 
     async def _keep_state(self) -> None:
-        """Put back what somebody removes of the state directory."""
         what = f"put back what is missing of {self._state.root}"
-        troubles = [Trouble(what) for _ in self._keepers]
+        keepers = [(keep, Trouble(what)) for keep in self._keepers]
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            for keep, trouble in zip(self._keepers, troubles, strict=True):
-                try:
-                    keep()
-                except Exception as error:  # noqa: BLE001, tried again in a moment
-                    trouble.failed(error)
-                else:
-                    trouble.worked()
-            if not self._state.children.exists():
-                self._record_children()
+            self._put_back(keepers)
+
+    def _put_back(self, keepers: Iterable[tuple[Callable[[], None], Trouble]]) -> None:
+        """Put back what somebody has removed of the state directory."""
+        for keep, trouble in keepers:
+            try:
+                keep()
+            except Exception as error:  # noqa: BLE001, tried again in a moment
+                trouble.failed(error)
+            else:
+                trouble.worked()
+        if not os.path.exists(self._state.children):  # False, too, where nobody may look
+            self._record_children()
 
     async def _upkeep(self) -> None:
         while True:

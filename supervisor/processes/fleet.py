@@ -287,7 +287,12 @@ class Fleet:
 
     async def _listen(self, worker: _Running, load: frames.Load) -> None:
         """Follow one worker's channel until it closes, then wait for the process to end."""
-        channel = await worker.process.connect()
+        try:
+            channel = await worker.process.connect()
+        except OSError as error:
+            log.error("the channel of worker %s cannot be used: %s", worker.name, error)
+            worker.child.signal(signal.SIGKILL)  # its exit is told as always
+            return
         try:
             channel.send(load)
             await self._follow(worker, channel)

@@ -39,6 +39,7 @@ def main() -> None:
     with open(int(sys.argv[1]), "rb") as file:
         file.seek(0)
         settings = msgspec.json.decode(file.read(), type=Config)
+    logs.hold_standard_streams()  # after that file, which may stand in the place of one
     sys.exit(run(settings, Path(sys.argv[2])))
 
 

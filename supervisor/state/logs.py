@@ -76,6 +76,14 @@ class Console(logging.Handler):
                 self._lines.task_done()
 
 
+def hold_standard_streams() -> None:
+    """Where stdin, stdout or stderr is closed, have nothing there: else the next file or socket
+    that is opened is what everybody writes to. Raises OSError."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
 def stamped(prefix: str) -> str:
     """How the names of a new process's files begin: `prefix` and the time in UTC, which is never
     set back for the end of summer time; see `remove_old`."""

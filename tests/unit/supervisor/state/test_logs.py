@@ -207,3 +207,19 @@ def test_a_stderr_that_is_closed_costs_its_lines_alone(
     assert capfd.readouterr().err == ""
     if closed == "reader":
         os.close(writing)
+
+
+def test_a_stream_that_is_closed_becomes_no_other_file(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from supervisor.state import logs\n"
+        "logs.hold_standard_streams()\n"
+        "opened = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)\n"
+        "[os.write(stream, b'to nobody') for stream in (1, 2)]\n"
+        "os.write(opened, f'{opened > 2} {os.read(0, 1)}'.encode())\n"
+    )
+    path = tmp_path / "file"
+    shell = 'exec "$0" -c "$1" "$2" <&- >&- 2>&-'
+    command = ["sh", "-c", shell, sys.executable, code, str(path)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert path.read_text() == "True b''"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 
 import pytest
@@ -176,5 +177,36 @@ def test_a_report_that_does_not_come(
         await supervisor.send_bytes(answer)
         assert type(await failure_of(asking)) is kind
         assert await supervisor.receive() is None
+
+    run_scenario(scenario)
+
+
+@pytest.mark.parametrize("missing", ["control", "socket", "both"])
+def test_a_request_waits_for_a_socket_that_somebody_has_removed(
+    run_scenario: Callable[[Scenario], None], missing: str
+) -> None:
+    """The supervisor and the worker make theirs again."""
+
+    async def scenario(peers: Peers) -> None:
+        gone = [peers.control, peers.socket] if missing == "both" else [getattr(peers, missing)]
+        for path in gone:
+            os.rename(path, f"{path}.away")
+
+        async def back(path: str) -> None:
+            if path in gone:
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                assert not starting.done()
+                os.rename(f"{path}.away", path)
+
+        starting = asyncio.create_task(peers.relay.start([REQUEST], "m", 5.0))
+        await back(peers.control)
+        lease = await peers.accept(peers.control)
+        await lease.receive()
+        await lease.send(Granted("m", "m#1", peers.socket))
+        await back(peers.socket)
+        worker = await peers.accept(peers.socket)
+        assert await worker.receive() == REQUEST
+        (await starting).close()
 
     run_scenario(scenario)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import re
 import resource
+import socket
 import time
 
 from aiohttp import web
@@ -16,52 +17,56 @@ from gateway.handlers.common import RELAY
 from gateway.handlers.completions import chat_completions, completions
 from gateway.handlers.embeddings import embeddings
 from gateway.handlers.openapi import openapi
+from gateway.http.access_log import CLIENT_LEFT, AccessRecord
 from gateway.http.auth import AccessRules
 from gateway.http.exchange import (
     ACCESS,
-    ACTIVE,
     BEGUN,
-    OUTCOME,
+    KEYS,
+    RECORD,
     REQUEST_ID,
     SETTINGS,
     STARTED,
-    ActiveRequests,
+    TIMING,
     body_too_large,
     new_request_id,
     render_error,
     set_common_headers,
 )
+from gateway.http.keys import APIKeys
+from gateway.http.timing import Timing
 from gateway.relay.attempt import choices_at_once
 from gateway.relay.client import Relay
-from supervisor.config.files import read_api_keys
 from supervisor.config.schema import ServerSettings
-from supervisor.errors import BulkheadError, InternalError, MethodNotAllowed, NotFound
+from supervisor.errors import BulkheadError, Forbidden, InternalError, MethodNotAllowed, NotFound
 from supervisor.wire.codec import REQUEST_LIMIT
 
 log = logging.getLogger("bulkhead.gateway")
+access_log = logging.getLogger("bulkhead.access")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _OPEN_PATHS = frozenset({"/health"})
 """Answered without a key, if tersely: load balancers have none."""
+_POLLED = frozenset({"/health", "/", "/metrics"})
+"""Asked every few seconds by whoever watches the server."""
 _NOT_YET = ("/responses/", "/messages/", "/metrics/", "/admin/logs/")
 """Of the contract, but not in this version: refused as such rather than as unknown."""
 
 
-def build(settings: ServerSettings, control: str) -> web.Application:
-    """The application. Raises ConfigError when the key file can't be used."""
+def build(settings: ServerSettings, control: str, timing: Timing | None = None) -> web.Application:
+    """The application."""
     # A worker's frame limit must be above any body that passes here.
     limit = min(settings.max_body_bytes, REQUEST_LIMIT - 2**20)
     app = web.Application(middlewares=[_middleware], client_max_size=limit)
     app[SETTINGS] = settings
+    app[TIMING] = timing or Timing()
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     app[RELAY] = Relay(control, choices_at_once(files))
-    app[ACCESS] = AccessRules(
-        frozenset(host.lower() for host in settings.allowed_hosts),
-        frozenset(settings.allowed_origins),
-        read_api_keys(settings.api_keys_file) if settings.api_keys_file else frozenset(),
+    app[ACCESS] = AccessRules.of(
+        settings.allowed_hosts, settings.allowed_origins, socket.gethostname()
     )
+    app[KEYS] = APIKeys(settings.api_keys_file)
     app.on_cleanup.append(_close_relay)
-    app[ACTIVE] = ActiveRequests()
     app[STARTED] = int(time.time())
     for prefix in ("/v1", ""):
         app.router.add_post(f"{prefix}/chat/completions", chat_completions)
@@ -71,12 +76,12 @@ def build(settings: ServerSettings, control: str) -> web.Application:
         app.router.add_get(f"{prefix}/models/{{id:(?s:.+)}}", models.one)
     for action in admin.ACTIONS:
         app.router.add_post(f"/admin/models/{{id:(?s:.+)}}/{action}", admin.manage(action))
-    app.router.add_get("/admin/events", admin.events)
+    app.router.add_get("/admin/events", admin.events, allow_head=False)  # it would not end
     app.router.add_get("/admin/crashes", admin.crashes)
     app.router.add_get("/admin/crashes/{id}", admin.crashes)
     app.router.add_get("/health", models.health)
     app.router.add_get("/", models.health)
-    app.router.add_get("/openapi.json", openapi(keys=bool(app[ACCESS].keys)))
+    app.router.add_get("/openapi.json", openapi(keys=app[KEYS].required))
     return app
 
 
@@ -94,49 +99,62 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
     if not _SANE_ID.fullmatch(request_id):
         request_id = new_request_id()
     request[REQUEST_ID], request[BEGUN] = request_id, time.monotonic()
-    active = request.app[ACTIVE]
-    # A line costs a quarter of a millisecond: what the request sends goes first.
-    later = asyncio.get_running_loop().call_soon
-    active.count += 1
+    request[RECORD] = record = AccessRecord(
+        request[BEGUN],
+        request.method,
+        request.rel_url.raw_path,  # not decoded: a decoded one could break the line
+        request.remote or "-",
+    )
     try:
-        path = request.rel_url.raw_path  # not decoded: a decoded one could break the line
-        later(log.info, "%s %s %s, %d active", request_id, request.method, path, active.count)
         response = await _admit_and_handle(request, handler)
-        request.setdefault(OUTCOME, str(response.status))
+        record.status = response.status
     except BulkheadError as error:
-        request[OUTCOME] = f"{error.status} {error.code}"
+        record.status, record.code = error.status, error.code
         response = render_error(error)
     except ConnectionResetError:
         # The client left and nobody can be answered; aiohttp would log this error with a
         # traceback.
+        record.code = CLIENT_LEFT
         raise asyncio.CancelledError from None
+    except asyncio.CancelledError:
+        record.code = CLIENT_LEFT
+        raise
     except Exception:
         # The last net under our own code: the client gets a body and an id, the log the
         # traceback.
         log.exception("%s failed", request_id)
-        request[OUTCOME] = "500 internal_error"
         detail = f"Internal error. The log has the details under {request_id}."
-        response = render_error(InternalError(detail))
+        bug = InternalError(detail)
+        record.status, record.code = bug.status, bug.code
+        response = render_error(bug)
     finally:
-        active.count -= 1
-        outcome = request.get(OUTCOME, "the client left")
-        elapsed = time.monotonic() - request[BEGUN]
-        later(log.info, "%s ended: %s, %.3f s", request_id, outcome, elapsed)
+        # A line costs a quarter of a millisecond: the answer goes first.
+        asyncio.get_running_loop().call_soon(_log, request_id, record, time.monotonic())
     if not response.prepared:
         set_common_headers(request, response)
     return response
 
 
+def _log(request_id: str, record: AccessRecord, now: float) -> None:
+    """Those who poll the state every second would fill the log."""
+    polls = record.path in _POLLED and record.status == 200 and not record.code
+    access_log.log(logging.DEBUG if polls else logging.INFO, "%s", record.line(request_id, now))
+
+
 async def _admit_and_handle(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Check who asks, then what. Raises BulkheadError."""
-    access = request.app[ACCESS]
-    origin = request.headers.get("Origin")
-    access.check_host(request.headers.get("Host"))
-    access.check_origin(origin, request.headers.get("Host"))
+    access, record = request.app[ACCESS], request[RECORD]
+    host, origin = request.headers.get("Host"), request.headers.get("Origin")
+    try:
+        access.check_host(host)
+        access.check_origin(origin, host)
+    except Forbidden:
+        record.refused = {name: said for name, said in (("host", host), ("origin", origin)) if said}
+        raise
     if request.method == "OPTIONS" and origin is not None:
         return web.Response(status=204)
     if request.path not in _OPEN_PATHS:
-        access.check_key(request.headers)
+        record.key = await request.app[KEYS].check(request.headers)
     try:
         return await handler(request)
     except web.HTTPException as error:

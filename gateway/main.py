@@ -9,15 +9,14 @@ import os
 import signal
 import socket
 import sys
-from pathlib import Path
 
 import msgspec
 import uvloop
 
+from gateway import logs
 from gateway.app import build
 from gateway.http.server import listening
 from supervisor.config.schema import ServerSettings
-from supervisor.log_file import LogFile
 from supervisor.wire.frames import Serving, ToGateway
 from supervisor.wire.listener import reach
 from supervisor.wire.progress import ProgressRecord
@@ -36,9 +35,10 @@ def main() -> None:
     parser.add_argument("--log", required=True)
     parser.add_argument("--settings", required=True)
     parser.add_argument("--progress", type=int, required=True)
+    parser.add_argument("--terminal", type=int)
     arguments = parser.parse_args()
     record = ProgressRecord.inherited(arguments.progress)
-    _log_to(arguments.log)
+    logs.set_up(arguments.log, arguments.terminal)
     _yield_to_engines()
     settings = msgspec.json.decode(arguments.settings, type=ServerSettings)
     listener = socket.socket(fileno=arguments.listen)
@@ -83,22 +83,6 @@ def _yield_to_engines() -> None:
     """
     if sys.platform == "linux":
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-
-
-def _log_to(path: str) -> None:
-    """Log to the file at `path` and rotate it. What libraries print goes to stderr, a file too."""
-    handler = LogFile(Path(path))
-    handler.addFilter(_without_request_bytes)
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
-
-
-def _without_request_bytes(record: logging.LogRecord) -> bool:
-    """aiohttp quotes the bytes of a malformed request, and those can be keys and prompts."""
-    if record.name.startswith("aiohttp"):
-        error = record.exc_info[1] if record.exc_info else None
-        record.msg, record.args = f"aiohttp: {type(error).__name__ if error else 'notice'}", ()
-        record.exc_info = record.exc_text = None
-    return True
 
 
 if __name__ == "__main__":

@@ -289,9 +289,9 @@ class Dispatcher:
         need, now = self._sizing.need(model), time.monotonic()
         self.handle(self._pool.estimated, model, need.estimate, need.headroom, now)
 
-    def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
+    def returned(self, lease: int, position: int, prompt_tokens: int, hold: float) -> None:
         guarded(self._collector.returned, lease, position, prompt_tokens)
-        self.handle(self._pool.returned, lease, position, time.monotonic())
+        self.handle(self._pool.returned, lease, position, time.monotonic(), hold)
 
     def left(self, lease: int) -> None:
         guarded(self._collector.left, lease)

@@ -21,6 +21,7 @@ BulkheadError
 │   ├── RequestTooLarge            413 request_too_large
 │   ├── UnsupportedMediaType       415 unsupported_media_type
 │   └── RequestCrashedWorker       422 request_crashed_worker
+├── RequestTimeout                 408 request_timeout
 ├── ModelUnavailable               503 model_unavailable
 ├── TransientError                 the server is at fault; the same request may succeed later
 │   ├── WorkerCrashed              503 worker_crashed
@@ -187,6 +188,14 @@ class RequestCrashedWorker(ClientError):
     status = 422
     code = "request_crashed_worker"
     should_retry = False
+
+
+class RequestTimeout(BulkheadError):
+    """The request did not arrive whole; SDKs send it again, as after any 408."""
+
+    status = 408
+    type = "invalid_request_error"
+    code = "request_timeout"
 
 
 class ModelUnavailable(BulkheadError):

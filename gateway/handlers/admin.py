@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import closing
 
 import msgspec
@@ -10,20 +9,20 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway.handlers.common import RELAY
+from gateway.http.event_stream import EventStream
 from gateway.http.exchange import (
-    OUTCOME,
+    RECORD,
     REQUEST_ID,
+    TIMING,
     hold_seconds,
     json_response,
-    set_common_headers,
-    wait_until_sent,
 )
+from gateway.http.timing import announced_timeout
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.frames import Action, Happened, ToGateway
 from supervisor.wire.stream import FrameStream
 
 ACTIONS: tuple[Action, ...] = ("load", "unload", "pin", "unpin")
-_PING_SECONDS = 10.0
 
 
 def manage(action: Action) -> Handler:
@@ -33,8 +32,9 @@ def manage(action: Action) -> Handler:
     """
 
     async def handler(request: web.Request) -> web.Response:
+        request[RECORD].model = name = request.match_info["id"]
         managed = await request.app[RELAY].manage(
-            request[REQUEST_ID], action, request.match_info["id"], hold_seconds(request)
+            request[REQUEST_ID], action, name, hold_seconds(request)
         )
         body = {"id": managed.model, "state": managed.state, "pinned": managed.pinned}
         return json_response(msgspec.json.encode(body))
@@ -53,25 +53,21 @@ async def events(request: web.Request) -> web.StreamResponse:
 
     The stream ends when the server stops, and when the client reads too slowly.
     """
-    response = web.StreamResponse(
-        headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"}
-    )
-    with closing(await request.app[RELAY].watch()) as feed:
-        set_common_headers(request, response)
-        await response.prepare(request)
-        await wait_until_sent(response.write(b": watching\n\n"))
-        request[OUTCOME] = "200, the events ended"
+    silence = request.app[TIMING].longest_silence(announced_timeout(request.headers))
+    with (
+        closing(await request.app[RELAY].watch()) as feed,
+        closing(EventStream(request, silence)) as stream,
+    ):
+        await stream.begin({"Content-Type": "text/event-stream"})
+        await stream.send(b": watching\n\n")
         while (data := await _next(feed)) is not None:
-            await wait_until_sent(response.write(data))
-    return response
+            await stream.send(data)
+        return await stream.end()
 
 
 async def _next(feed: FrameStream[ToGateway]) -> bytes | None:
     try:
-        async with asyncio.timeout(_PING_SECONDS):
-            frame = await feed.receive()
-    except TimeoutError:
-        return b": ping\n\n"
+        frame = await feed.receive()
     except ProtocolError:
         return None
     return b"data: " + frame.body + b"\n\n" if isinstance(frame, Happened) else None

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
 
-from gateway.http.exchange import body_digest, hold_seconds, read_body
+from gateway.http.exchange import RECORD, body_digest, hold_seconds, read_body
 from gateway.openai.validation import parse_object
 from gateway.relay.client import Relay
 from gateway.relay.generation import Generation
@@ -26,8 +27,13 @@ async def start(
 ) -> Generation:
     """Wait for a worker and give it the request, whose body has been read. The caller closes the
     generation. Raises BulkheadError."""
+    record = request[RECORD]
+    record.model = model
     digest = await body_digest(request)
-    return await request.app[RELAY].start(choices, model, hold_seconds(request), digest)
+    generation = await request.app[RELAY].start(choices, model, hold_seconds(request), digest)
+    record.granted_at = time.monotonic()
+    record.model, record.worker = generation.model, generation.worker
+    return generation
 
 
 def worker_headers(generation: Generation) -> dict[str, str]:

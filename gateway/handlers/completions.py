@@ -14,19 +14,21 @@ from typing import Any
 from aiohttp import web
 
 from gateway.handlers.common import read_object, start, worker_headers
+from gateway.http.access_log import AccessRecord
+from gateway.http.event_stream import PING, EventStream
 from gateway.http.exchange import (
     BEGUN,
-    OUTCOME,
+    RECORD,
     REQUEST_ID,
+    SETTINGS,
+    TIMING,
     hold_seconds,
     json_response,
-    set_common_headers,
-    wait_until_sent,
 )
+from gateway.http.timing import announced_timeout
 from gateway.openai.chat import ChatRequest, parse_chat
 from gateway.openai.completions import COMPLETION_BODY, CompletionRequest
 from gateway.openai.render import (
-    PING,
     ChoiceBuffer,
     ChoiceShape,
     Renderer,
@@ -37,15 +39,11 @@ from gateway.openai.render import (
 from gateway.openai.render_chat import ChatShape
 from gateway.openai.render_completions import TextShape
 from gateway.openai.validation import invalid_value
-from gateway.relay.generation import Generation, OutputPaused
+from gateway.relay.generation import Event, Generation, OutputPaused
 from supervisor.errors import BulkheadError, InternalError
-from supervisor.wire.frames import Accepted, End, Token
+from supervisor.wire.frames import Accepted, End, Progress, Token
 
 log = logging.getLogger("bulkhead.gateway")
-
-_PING_SECONDS = 10.0
-_UNDELAYED = 16 * 1024
-"""Bytes that an empty send buffer always has room for."""
 
 OpenAIRequest = ChatRequest | CompletionRequest
 
@@ -63,6 +61,7 @@ async def completions(request: web.Request) -> web.StreamResponse:
 async def _generate(
     request: web.Request, parsed: OpenAIRequest, shape: type[ChoiceShape]
 ) -> web.StreamResponse:
+    request[RECORD].model, request[RECORD].stream = parsed.model, parsed.stream
     await _check_size(request, parsed.n)
     now = time.time()
     choices = parsed.choices(request[REQUEST_ID], now, secrets.randbits(63))
@@ -74,11 +73,14 @@ async def _generate(
             model=generation.model,
             choices=len(choices),
         )
-        answer = _Answer(request, parsed, generation, renderer, len(choices))
-        if parsed.stream:
-            return await answer.streamed(request[BEGUN] + hold_seconds(request))
-        logprobs = choices[0].logprobs is not None
-        return await answer.whole([ChoiceBuffer(logprobs=logprobs) for _ in choices])
+        answer = _Answer(request, request[RECORD], parsed, generation, renderer, len(choices))
+        try:
+            if parsed.stream:
+                return await answer.streamed()
+            logprobs = choices[0].logprobs is not None
+            return await answer.whole([ChoiceBuffer(logprobs=logprobs) for _ in choices])
+        finally:
+            answer.note_outcome()
 
 
 async def _check_size(request: web.Request, n: int) -> None:
@@ -98,6 +100,7 @@ class _Answer:
     """The answer to one request, whole or as a stream."""
 
     _request: web.Request
+    _record: AccessRecord
     _parsed: OpenAIRequest
     _generation: Generation
     _renderer: Renderer
@@ -112,8 +115,9 @@ class _Answer:
             choice, frame = await self._generation.receive()
             match frame:
                 case Token():
+                    self._note_first()
                     buffers[choice].add(frame)
-                case Accepted(text=text):
+                case Accepted(text=text) if text:
                     buffers[choice].echo = text
                 case End():
                     buffers[choice].reason = frame.finish_reason
@@ -122,99 +126,116 @@ class _Answer:
         response.headers.update(worker_headers(self._generation))
         return response
 
-    async def streamed(self, headers_due: float) -> web.StreamResponse:
+    async def streamed(self) -> web.StreamResponse:
         """One event a token. Until the headers have left, an error is still an HTTP status."""
-        request, renderer = self._request, self._renderer
-        response = web.StreamResponse(
-            headers={
-                "Content-Type": "text/event-stream; charset=utf-8",
-                "Cache-Control": "no-cache",
-                "X-Accel-Buffering": "no",  # nginx would hold tokens back
-            }
-        )
-        event = await self._next_within(headers_due - time.monotonic())
-        response.headers.update(worker_headers(self._generation))
-        set_common_headers(request, response)
-        await response.prepare(request)
-        try:
-            while True:
+        request = self._request
+        silence = request.app[TIMING].longest_silence(announced_timeout(request.headers))
+        event = await self._first()
+        with closing(EventStream(request, silence)) as stream:
+            await stream.begin(worker_headers(self._generation))
+            # Its pings keep the client from giving up.
+            self._generation.wait_longer(request.app[SETTINGS].hold_seconds)
+            try:
                 if event is None:
-                    await _write(request, response, PING)
-                    event = await self._next_within(_PING_SECONDS)
-                    continue
-                choice, frame = event
-                if isinstance(frame, Token):
-                    await _write(request, response, renderer.token(choice, frame))
-                else:
-                    self._note_end(choice, frame)
-                    last = renderer.finish(choice, frame)
-                    if not self._running:
-                        totals = self._usage() if self._parsed.include_usage else None
-                        last += recoveries_comment(self._generation.recoveries)
-                        await _write(request, response, last + renderer.done(totals))
-                        break
-                    await _write(request, response, last)
-                event = await self._next() or await self._next_within(_PING_SECONDS)
-        except BulkheadError as error:
-            await _send_error(request, response, error)
-        except ConnectionResetError:
-            raise
-        except Exception:
-            # Headers have left: the middleware can't answer any more, and an end without a word
-            # would look like success to every client.
-            log.exception("%s failed inside its stream", request[REQUEST_ID])
-            detail = f"Internal error. The log has the details under {request[REQUEST_ID]}."
-            await _send_error(request, response, InternalError(detail))
-        await wait_until_sent(response.write_eof())
-        return response
+                    await stream.send(PING)
+                    event = await self._next()
+                while self._running:
+                    await stream.send(self._render(*event))
+                    if self._running:
+                        event = await self._next()
+            except BulkheadError as error:
+                await self._send_error(stream, error)
+            except ConnectionResetError:
+                raise
+            except Exception:
+                # Headers have left: the middleware can't answer any more, and an end without a
+                # word would look like success to every client.
+                log.exception("%s failed inside its stream", request[REQUEST_ID])
+                detail = f"Internal error. The log has the details under {request[REQUEST_ID]}."
+                await self._send_error(stream, InternalError(detail))
+            return await stream.end()
 
-    async def _next(self) -> tuple[int, Token | End] | None:
-        """The next token or end; None when there is a pause before it."""
-        while True:
-            choice, frame = await self._generation.receive()
-            if isinstance(frame, (Token, End)):
-                return choice, frame
-            if isinstance(frame, OutputPaused):
-                return None
-            if isinstance(frame, Accepted):
-                self._renderer.echo(choice, frame.text)
+    async def _first(self) -> tuple[int, Token | End] | None:
+        """The first token or end; None when the headers must leave before it.
 
-    async def _next_within(self, seconds: float) -> tuple[int, Token | End] | None:
-        """The next token or end, across pauses; None when `seconds` pass without."""
+        While the request waits for a place, the first time or again after a death, they are held
+        back, so that a refusal is a status; for as long as the hold.
+        """
+        request, loop = self._request, asyncio.get_running_loop()
+        timing, announced = request.app[TIMING], announced_timeout(request.headers)
+        held = request[BEGUN] + hold_seconds(request)
+        is_worked_on = False
         try:
-            async with asyncio.timeout(max(0.0, seconds)):
-                while (event := await self._next()) is None:
-                    continue
-                return event
+            async with asyncio.timeout(max(0.0, held - time.monotonic())) as limit:
+                while True:
+                    choice, frame = await self._generation.receive()
+                    now = time.monotonic()
+                    match frame:
+                        case Token() | End():
+                            return choice, frame
+                        case OutputPaused():
+                            is_worked_on, due = False, held
+                        case Accepted() | Progress():
+                            self._note_echo(choice, frame)
+                            if is_worked_on:
+                                continue
+                            is_worked_on = True
+                            due = timing.headers_due(request[BEGUN], now, announced)
+                    limit.reschedule(loop.time() + max(0.0, due - now))
         except TimeoutError:
             return None
 
+    def note_outcome(self) -> None:
+        """For the log: who answered in the end, and how far one came that has no end."""
+        record, generation = self._record, self._generation
+        record.worker, record.recoveries = generation.worker, generation.recoveries
+        if self._running:
+            record.prompt_tokens = generation.prompt_tokens
+            record.completion_tokens = generation.position
+
+    async def _next(self) -> tuple[int, Token | End]:
+        """The next token or end, across pauses."""
+        while True:
+            choice, frame = await self._generation.receive()
+            if isinstance(frame, (Token, End)):
+                self._note_first()
+                return choice, frame
+            self._note_echo(choice, frame)
+
+    def _note_echo(self, choice: int, frame: Event) -> None:
+        if isinstance(frame, Accepted) and frame.text:
+            self._renderer.echo(choice, frame.text)
+
+    def _render(self, choice: int, frame: Token | End) -> bytes:
+        """The events of a frame; with the last one the stream's last events."""
+        if isinstance(frame, Token):
+            return self._renderer.token(choice, frame)
+        self._note_end(choice, frame)
+        last = self._renderer.finish(choice, frame)
+        if self._running:
+            return last
+        totals = self._usage() if self._parsed.include_usage else None
+        comment = recoveries_comment(self._generation.recoveries)
+        return last + comment + self._renderer.done(totals)
+
+    def _note_first(self) -> None:
+        if self._record.first_at is None:
+            self._record.first_at = time.monotonic()
+
     def _note_end(self, choice: int, end: End) -> None:
-        """Note a choice's end and, with the last one, the outcome for the log."""
+        """Note a choice's end and, with the last one, what the log will tell."""
         self._ends[choice] = end
         self._running -= 1
         if not self._running:
-            totals = self._usage()
-            reasons = ", ".join(sorted({each.finish_reason for each in self._ends.values()}))
-            tokens = f"{totals['prompt_tokens']} + {totals['completion_tokens']} tokens"
-            self._request[OUTCOME] = f"200 {reasons}, {tokens}"
+            totals, record = self._usage(), self._record
+            record.finish = ",".join(sorted({each.finish_reason for each in self._ends.values()}))
+            record.prompt_tokens = totals["prompt_tokens"]
+            record.cached_tokens = totals["prompt_tokens_details"]["cached_tokens"]
+            record.completion_tokens = totals["completion_tokens"]
 
     def _usage(self) -> dict[str, Any]:
         return usage([end for _, end in sorted(self._ends.items())], self._parsed.n)
 
-
-async def _send_error(
-    request: web.Request, response: web.StreamResponse, error: BulkheadError
-) -> None:
-    request[OUTCOME] = f"{error.code} inside the stream"
-    await _write(request, response, error_event(error.body()))
-
-
-async def _write(request: web.Request, response: web.StreamResponse, data: bytes) -> None:
-    """As `wait_until_sent`, without its deadline where nothing has to be waited for."""
-    transport = request.transport
-    if transport is not None and not transport.get_write_buffer_size() and len(data) < _UNDELAYED:
-        # This is once a token: a deadline would cost 5 % of all tokens a second.
-        await response.write(data)
-        return
-    await wait_until_sent(response.write(data))
+    async def _send_error(self, stream: EventStream, error: BulkheadError) -> None:
+        self._record.code = error.code
+        await stream.send(error_event(error.body()))

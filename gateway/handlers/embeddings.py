@@ -8,7 +8,7 @@ from contextlib import closing
 from aiohttp import web
 
 from gateway.handlers.common import read_object, start, worker_headers
-from gateway.http.exchange import OUTCOME, REQUEST_ID, json_response
+from gateway.http.exchange import RECORD, REQUEST_ID, json_response
 from gateway.openai.embeddings import EMBEDDING_BODY, Encoding, render_answer, render_vector
 from gateway.relay.generation import Generation
 from supervisor.errors import InternalError
@@ -23,13 +23,16 @@ async def embeddings(request: web.Request) -> web.Response:
     parsed = EMBEDDING_BODY.parse(await read_object(request))
     embed = parsed.embed(request[REQUEST_ID])
     with closing(await start(request, [embed], parsed.model)) as generation:
-        body = await _collect(generation, len(embed.inputs), parsed.encoding_format)
-    request[OUTCOME] = f"200 {len(embed.inputs)} embeddings"
+        body, prompt_tokens = await _collect(generation, len(embed.inputs), parsed.encoding_format)
+        record = request[RECORD]
+        record.worker, record.recoveries = generation.worker, generation.recoveries
+        record.prompt_tokens = prompt_tokens
     return json_response(body, headers=worker_headers(generation))
 
 
-async def _collect(generation: Generation, wanted: int, encoding: Encoding) -> bytes:
-    """The body, rendered as the vectors come. Raises BulkheadError."""
+async def _collect(generation: Generation, wanted: int, encoding: Encoding) -> tuple[bytes, int]:
+    """The body, rendered as the vectors come, and the tokens of all inputs. Raises
+    BulkheadError."""
     vectors: list[bytes] = []
     while not isinstance(frame := await generation.receive_vector(), Embedded):
         vectors.append(render_vector(len(vectors), frame.values, encoding))
@@ -38,4 +41,4 @@ async def _collect(generation: Generation, wanted: int, encoding: Encoding) -> b
             await asyncio.sleep(0)
     if len(vectors) != wanted:
         raise InternalError("The model's worker sent another number of embeddings than asked for.")
-    return render_answer(vectors, generation.model, frame.prompt_tokens)
+    return render_answer(vectors, generation.model, frame.prompt_tokens), frame.prompt_tokens

@@ -8,7 +8,7 @@ import msgspec
 from aiohttp import web
 
 from gateway.handlers.common import RELAY
-from gateway.http.exchange import ACCESS, STARTED, json_response
+from gateway.http.exchange import KEYS, RECORD, STARTED, json_response
 from supervisor.errors import BulkheadError, InvalidAPIKey
 
 
@@ -22,7 +22,8 @@ async def listing(request: web.Request) -> web.Response:
 
 async def one(request: web.Request) -> web.Response:
     """GET /v1/models/{id}; the id may be an alias and may hold slashes."""
-    report = await request.app[RELAY].report(request.match_info["id"])
+    request[RECORD].model = name = request.match_info["id"]
+    report = await request.app[RELAY].report(name)
     return json_response(msgspec.json.encode(_model(report.model, request.app[STARTED])))
 
 
@@ -35,7 +36,7 @@ async def health(request: web.Request) -> web.Response:
         return json_response(msgspec.json.encode(body), 503, error.headers())
     status = 200 if report.accepting else 503
     try:
-        request.app[ACCESS].check_key(request.headers)
+        await request.app[KEYS].check(request.headers)
     except InvalidAPIKey:
         # A balancer without a key learns whether to send requests here, and no more.
         terse = {"status": msgspec.json.decode(report.body)["status"]}

@@ -6,48 +6,47 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Awaitable
-from dataclasses import dataclass
 
 import msgspec
-from aiohttp import web
+from aiohttp import StreamReader, web
 
+from gateway.http.access_log import AccessRecord
 from gateway.http.auth import AccessRules
+from gateway.http.keys import APIKeys
+from gateway.http.timing import Timing, announced_timeout
 from supervisor.config.schema import ServerSettings
-from supervisor.errors import BulkheadError, InvalidJSON, RequestTooLarge, UnsupportedMediaType
+from supervisor.errors import (
+    BulkheadError,
+    InvalidJSON,
+    RequestTimeout,
+    RequestTooLarge,
+    UnsupportedMediaType,
+)
 
-_BODY_SECONDS = 120.0
 _EXPOSED = (
     "x-request-id, openai-processing-ms, x-bulkhead-model, x-bulkhead-worker, "
     "x-bulkhead-recoveries, x-bulkhead-fallback, Retry-After, x-should-retry"
 )
 """The headers that scripts of a page may read; SDKs obey the last two."""
-_WRITE_SECONDS = 60.0
 _JSON_CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
-@dataclass(slots=True)
-class ActiveRequests:
-    """How many requests are being answered; the log tells it, for whoever looks into a crash."""
-
-    count: int = 0
-
-
 SETTINGS = web.AppKey("settings", ServerSettings)
+TIMING = web.AppKey("timing", Timing)
 ACCESS = web.AppKey("access", AccessRules)
-ACTIVE = web.AppKey("active", ActiveRequests)
+KEYS = web.AppKey("keys", APIKeys)
 STARTED = web.AppKey("started", int)
 """Epoch seconds; what `/v1/models` gives as `created`."""
 
 REQUEST_ID = web.RequestKey("request_id", str)
 BEGUN = web.RequestKey("begun", float)
 """Monotonic seconds."""
-OUTCOME = web.RequestKey("outcome", str)
-"""How the request ended, for the log; its status where no handler has more to tell."""
+RECORD = web.RequestKey("record", AccessRecord)
+"""What the access log will tell of the request."""
 
 
 async def read_body(request: web.Request) -> bytes:
-    """The JSON that was posted, unparsed. Raises the contract's 400, 413 or 415.
+    """The JSON that was posted, unparsed. Raises the contract's 400, 408, 413 or 415.
 
     A body without a type is taken as JSON; a browser's form is always sent with one, so this opens
     no door to pages of other sites.
@@ -58,27 +57,46 @@ async def read_body(request: web.Request) -> bytes:
         raise UnsupportedMediaType("Send the body in UTF-8: JSON has no other `charset`.")
     if (request.content_length or 0) > request.client_max_size:
         raise body_too_large(request.client_max_size)
+    pace = _BodyPace(request.content, request.app[TIMING])
     try:
-        async with asyncio.timeout(_BODY_SECONDS):
-            return await request.read()
-    except TimeoutError:
-        raise InvalidJSON(f"The body did not arrive within {_BODY_SECONDS:g} s.") from None
+        return await request.read()
+    except _TooSlow:
+        raise RequestTimeout(
+            "The body stopped arriving, or came too slowly. Send the request again."
+        ) from None
     except web.RequestPayloadError:
         raise InvalidJSON(
             "The body could not be read: it is not what its `Content-Encoding` says, or broke off."
         ) from None
+    finally:
+        pace.stop()
 
 
-async def wait_until_sent(sending: Awaitable[None]) -> None:
-    """Wait for a slow client's buffers, but not for ever.
+class _TooSlow(web.RequestPayloadError):
+    """The body does not keep the pace. A payload's error, so that aiohttp does not log it."""
 
-    Raises ConnectionResetError when the client has left, or has read nothing for too long.
-    """
-    try:
-        async with asyncio.timeout(_WRITE_SECONDS):
-            await sending
-    except TimeoutError:
-        raise ConnectionResetError("the client does not read") from None
+
+class _BodyPace:
+    """Breaks a body off that does not keep the pace: whoever reads it gets _TooSlow."""
+
+    def __init__(self, content: StreamReader, timing: Timing) -> None:
+        self._content = content
+        self._timing = timing
+        self._seen = 0
+        self._timer = self._set()
+
+    def stop(self) -> None:
+        self._timer.cancel()
+
+    def _set(self) -> asyncio.TimerHandle:
+        return asyncio.get_running_loop().call_later(self._timing.body, self._look)
+
+    def _look(self) -> None:
+        seen, self._seen = self._seen, self._content.total_bytes
+        if self._seen - seen >= self._timing.body_share:
+            self._timer = self._set()
+        else:
+            self._content.set_exception(_TooSlow())
 
 
 def body_too_large(limit: int) -> RequestTooLarge:
@@ -92,21 +110,15 @@ def new_request_id() -> str:
 
 
 def hold_seconds(request: web.Request) -> float:
-    """How long this request may wait before it is refused.
-
-    The configured hold, but only 0.8 of what the client says it will wait, so that it gets our
-    answer and not its own timeout.
-    """
+    """How long this request may wait before it is refused: the configured hold, or less if its
+    client waits for less."""
     configured = request.app[SETTINGS].hold_seconds
-    try:
-        announced = float(request.headers["x-stainless-read-timeout"])
-    except (KeyError, ValueError):
-        return configured
-    return min(0.8 * announced, configured) if announced > 0 else configured
+    return request.app[TIMING].hold(configured, announced_timeout(request.headers))
 
 
 def set_common_headers(request: web.Request, response: web.StreamResponse) -> None:
     """The headers that every answer has; call it before the response is prepared."""
+    request[RECORD].status = response.status
     elapsed = (time.monotonic() - request[BEGUN]) * 1000
     response.headers["x-request-id"] = request[REQUEST_ID]
     response.headers["openai-processing-ms"] = str(round(elapsed))

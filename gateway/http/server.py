@@ -11,16 +11,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import resource
 import socket
+import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 
-from gateway.http.exchange import new_request_id, render_error
+from gateway.http.access_log import AccessRecord
+from gateway.http.exchange import TIMING, new_request_id, render_error
+from gateway.http.timing import Timing
 from supervisor.errors import BulkheadError, InternalError, InvalidJSON, InvalidValue
 
 log = logging.getLogger("bulkhead.gateway")
+access_log = logging.getLogger("bulkhead.access")
+
+_DESCRIPTORS = 4
+"""Of this process, for each connection: its own, its lease's, its worker's and one to spare."""
 
 
 @contextlib.asynccontextmanager
@@ -31,7 +40,9 @@ async def listening(
     application = web.AppRunner(app)
     await application.setup()
     assert application.server is not None
-    runner = web.ServerRunner(_Server(application.server), shutdown_timeout=shutdown_seconds)
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    server = _Server(application.server, app[TIMING], connections_at_most(files))
+    runner = web.ServerRunner(server, shutdown_timeout=shutdown_seconds)
     await runner.setup()
     # aiohttp listens anew on the inherited socket, with a backlog of 128 unless told.
     await web.SockSite(runner, listener, backlog=backlog).start()
@@ -42,11 +53,19 @@ async def listening(
         await application.cleanup()
 
 
+def connections_at_most(files: int) -> float:
+    """From how many connections on those that only stall make room for others, in a process that
+    may open so many `files`."""
+    return math.inf if files == resource.RLIM_INFINITY else files // _DESCRIPTORS
+
+
 class _Server(web.Server):
     """The application's server with connections of our own."""
 
-    def __init__(self, application: web.Server) -> None:
+    def __init__(self, application: web.Server, timing: Timing, at_most: float) -> None:
         self._handle = application.request_handler
+        self._timing = timing
+        self._at_most = at_most
         super().__init__(
             self._answer,
             request_factory=application.request_factory,
@@ -55,31 +74,132 @@ class _Server(web.Server):
         )
 
     def __call__(self) -> web.RequestHandler:
-        # No access log: ours has lines of its own.
-        return _Connection(self, loop=asyncio.get_running_loop(), access_log=None)
+        return _Connection(self, self._timing)
+
+    def make_room(self, newest: _Connection) -> None:
+        """If there are too many connections, end the one that has stalled for longest. Those whose
+        requests have arrived stay, however many they are."""
+        others = [each for each in self.connections if isinstance(each, _Connection)]
+        if len(others) <= self._at_most:
+            return
+        stalled = [each for each in others if each.has_stalled and each is not newest]
+        longest = min(stalled, key=lambda each: each.since, default=None)
+        if longest is not None and newest.since - longest.since >= self._timing.stalling:
+            longest.abort()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:
         connection = request.protocol
         assert isinstance(connection, _Connection)
-        connection.answering = request
+        connection.begin(request)
         try:
             return await self._handle(request)
         except web.HTTPExpectationFailed:  # before any middleware
             return _refusal(
-                InvalidValue("An `Expect` header other than `100-continue` can't be met.")
+                request,
+                InvalidValue("An `Expect` header other than `100-continue` can't be met."),
             )
         finally:
-            connection.answering = None  # an idle connection must not keep a body
+            connection.end()
 
 
 class _Connection(web.RequestHandler):
-    """One client's connection."""
+    """One client's connection.
 
-    __slots__ = ("answering",)
+    It ends when the headers of a request take too long, when nothing is asked for too long, and
+    when the client reads nothing for too long of what there is for it.
+    """
 
-    def __init__(self, server: web.Server, **options: Any) -> None:
-        super().__init__(server, **options)
+    __slots__ = (
+        "_client",
+        "_head_timer",
+        "_later",
+        "_reading_timer",
+        "_requests",
+        "_server",
+        "_taken",
+        "_timing",
+        "answering",
+        "since",
+    )
+
+    def __init__(self, server: _Server, timing: Timing) -> None:
+        options: dict[str, Any] = {"access_log": None}  # ours has lines of its own
+        loop = asyncio.get_running_loop()
+        super().__init__(server, loop=loop, keepalive_timeout=timing.keep_alive, **options)
         self.answering: web.BaseRequest | None = None
+        self.since = loop.time()
+        """When the last request began or ended; the loop's time."""
+        self._server = server
+        self._timing = timing
+        self._later = loop.call_later
+        self._requests = 0
+        self._client: asyncio.Transport
+        """The transport until it is lost; aiohttp forgets it as soon as it is to be closed."""
+        self._head_timer: asyncio.TimerHandle | None = None
+        """Set while a request's headers are awaited, of which something has come."""
+        self._reading_timer: asyncio.TimerHandle
+        self._taken: tuple[int, int] | None = None
+        """What the client had taken at the last look, if there was more for it."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._client = cast(asyncio.Transport, transport)
+        self._await_head()
+        self._reading_timer = self._later(self._timing.reading, self._look_at_reading)
+        self._server.make_room(self)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self._end_head()
+        self._reading_timer.cancel()
+
+    def begin(self, request: web.BaseRequest) -> None:
+        """The headers of a request are complete."""
+        self.answering = request
+        self.since = asyncio.get_running_loop().time()
+        self._requests += 1
+        self._end_head()
+
+    def end(self) -> None:
+        """The handler is done with the request."""
+        self.answering = None  # an idle connection must not keep a body
+        self.since = asyncio.get_running_loop().time()
+
+    @property
+    def has_stalled(self) -> bool:
+        """Whether no request has arrived whole, and no answer is on its way."""
+        if self.answering is not None:
+            return not self.answering.content.is_eof()
+        return not self._client.get_write_buffer_size()
+
+    def abort(self) -> None:
+        """End it at once; what is unsent is dropped."""
+        self._client.abort()
+
+    def _await_head(self) -> None:
+        self._head_timer = self._later(self._timing.request_head, self._head_is_late)
+
+    def _end_head(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self.answering is None and not getattr(self, "_messages", None):
+            self.force_close()
+
+    def _look_at_reading(self) -> None:
+        """End the connection if the client has taken nothing since the last look. Its bytes would
+        wait for ever, also those of a connection that is being closed."""
+        waiting = self._client.get_write_buffer_size()
+        written = 0 if self.answering is None else self.answering.writer.output_size
+        taken = (self._requests, written - waiting) if waiting else None
+        if waiting and taken == self._taken:
+            self.abort()
+            return
+        self._taken = taken
+        self._reading_timer = self._later(self._timing.reading, self._look_at_reading)
 
     def data_received(self, data: bytes) -> None:
         """As in aiohttp, except that whoever reads a body learns at once that it is broken.
@@ -89,7 +209,11 @@ class _Connection(web.RequestHandler):
         """
         super().data_received(data)
         request = self.answering
-        if request is None or request.content.is_eof() or request.content.exception() is not None:
+        if request is None:
+            if data and self._head_timer is None:
+                self._await_head()
+            return
+        if request.content.is_eof() or request.content.exception() is not None:
             return
         if getattr(self, "_messages", None):  # no public name tells
             request.content.set_exception(web.RequestPayloadError("malformed"))
@@ -105,7 +229,7 @@ class _Connection(web.RequestHandler):
         aiohttp, ConnectionError is raised when an answer has begun."""
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun")
-        return _refusal(_contract_error(status, type(exc).__name__))
+        return _refusal(request, _contract_error(status, type(exc).__name__))
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """As in aiohttp, but not for an unreadable body: the client has been told, and aiohttp only
@@ -130,10 +254,14 @@ def _contract_error(status: int, kind: str) -> BulkheadError:
             return InvalidValue(f"The request is no valid HTTP/1.1 ({kind}).")
 
 
-def _refusal(error: BulkheadError) -> web.Response:
-    request_id = new_request_id()
-    level = logging.ERROR if error.status >= 500 else logging.INFO
-    log.log(level, "%s refused: %d %s: %s", request_id, error.status, error.code, error.message)
+def _refusal(request: web.BaseRequest, error: BulkheadError) -> web.Response:
+    """Its method and path are not told: they may be any bytes that a client sent."""
+    request_id, now = new_request_id(), time.monotonic()
+    if error.status >= 500:
+        log.error("%s: %s", request_id, error.message)
+    record = AccessRecord(now, "-", "-", request.remote or "-")
+    record.status, record.code = error.status, error.code
+    access_log.info("%s", record.line(request_id, now))
     response = render_error(error)
     response.headers["x-request-id"] = request_id
     response.headers["openai-processing-ms"] = "0"

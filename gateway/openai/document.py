@@ -27,8 +27,8 @@ _JSON = "application/json"
 _EVENTS = "text/event-stream"
 _ANY_ROUTE = (403, 500)
 """A foreign Host or Origin; a bug of ours."""
-_POSTED = (400, 404, 413, 415, 503)
-"""A wrong body, an unknown model, a body that is too large or no JSON, no worker."""
+_POSTED = (400, 404, 408, 413, 415, 503)
+"""A wrong body, an unknown model, a body that stops, is too large or no JSON, no worker."""
 
 
 @dataclass(frozen=True, slots=True)

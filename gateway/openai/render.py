@@ -16,8 +16,6 @@ import msgspec
 
 from supervisor.wire.frames import End, Logprobs, Token
 
-PING = b": ping\n\n"
-"""A comment that keeps a silent stream open."""
 _IMPOSSIBLE = -9999.0
 """OpenAI's log probability of what can't happen; JSON has no infinities."""
 _MARK = "\0"

@@ -25,7 +25,7 @@ from gateway.relay.control import (
 )
 from gateway.relay.generation import Generation, WaitForEnd
 from gateway.relay.preconnect import Preconnect
-from supervisor.errors import QueueFull
+from supervisor.errors import BulkheadError, QueueFull
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.frames import (
     Acquire,
@@ -148,6 +148,8 @@ class Relay:
             try:
                 return await reach(self._control, ToGateway)
             except OSError as error:
+                if error.errno in _LACKING:
+                    raise _too_many_connections() from None
                 if asyncio.get_running_loop().time() > deadline:
                     log.error("cannot reach the supervisor: %s", error.strerror or error)
                     raise supervisor_gone() from None
@@ -168,12 +170,14 @@ class Relay:
             except OSError as error:
                 if error.errno in _LACKING:
                     log.error("cannot connect to worker %s: %s", granted.worker, error.strerror)
-                    raise QueueFull(
-                        "The server has too many connections open at the moment. Try again shortly."
-                    ) from None
+                    raise _too_many_connections() from None
                 is_there = isinstance(error, (BlockingIOError, ConnectionRefusedError))
                 patience = _CONNECT_SECONDS if is_there else _MISSING_SECONDS
                 symptom = f"it does not accept connections: {error.strerror}"
             if asyncio.get_running_loop().time() > begun + patience:
                 raise WorkerUnreachable(symptom)
             await wait_for_end(_RETRY_SECONDS)
+
+
+def _too_many_connections() -> BulkheadError:
+    return QueueFull("The server has too many connections open at the moment. Try again shortly.")

@@ -100,12 +100,15 @@ class Generation:
         """How many choices a worker has been given, the first ones; the others wait."""
         self._lease = lease
         self._hold = hold
+        self._longer_hold = 0.0
+        """Seconds that it waits from its next death on; 0 = as before."""
         self._connect = connect
-        self._position = 0
+        self.position = 0
         """Tokens of all choices."""
         self._known_position = 0
         """The position as far as the supervisor knows; with several choices it may be less."""
-        self._prompt_tokens = 0
+        self.prompt_tokens = 0
+        """Of one choice."""
         self._pausing = False
         """Whether the output pauses although its worker lives."""
         self._attempt: Attempt
@@ -119,9 +122,13 @@ class Generation:
             numbers = range(self._given)
             self._pumps = [asyncio.create_task(self._pump(choice)) for choice in numbers]
 
+    def wait_longer(self, hold: float) -> None:
+        """After each further death wait `hold` seconds for a place, if that is longer."""
+        self._longer_hold = max(self._hold, hold)
+
     async def receive(self) -> tuple[int, Event]:
-        """The next frame of any choice, with the choice's number; an `Accepted` only if it has a
-        text. Raises BulkheadError when the request can't go on, which ends all choices.
+        """The next frame of any choice, with the choice's number. Raises BulkheadError when the
+        request can't go on, which ends all choices.
 
         Safe to cancel and call again. Nothing may be asked for after the End of every choice, or
         after an error.
@@ -173,9 +180,7 @@ class Generation:
     async def _receive(self, choice: int) -> Event:
         while True:
             frame = await self._frame(choice)
-            if isinstance(frame, (Token, Progress, End, OutputPaused)):
-                return frame
-            if isinstance(frame, Accepted) and frame.text:
+            if isinstance(frame, (Token, Accepted, Progress, End, OutputPaused)):
                 return frame
 
     async def _frame(self, number: int) -> FromEngine | OutputPaused:
@@ -219,9 +224,9 @@ class Generation:
         """As `ChoiceState.note`; and when all choices have passed, tell the supervisor, and pause
         the worker if it asks for that."""
         if isinstance(frame, Token):
-            self._position += 1
+            self.position += 1
         elif isinstance(frame, Accepted):
-            self._prompt_tokens = frame.prompt_tokens
+            self.prompt_tokens = frame.prompt_tokens
         is_new = choice.note(frame)
         attempt = self._attempt
         if attempt.awaited and attempt.passed and not isinstance(frame, Failed):
@@ -242,7 +247,8 @@ class Generation:
     async def _start_attempt(self) -> None:
         """Wait for a worker and give it what is left of the choices. Raises BulkheadError."""
         while True:
-            granted = await receive_answer(self._lease, self._hold + ANSWER_SECONDS)
+            hold = max(self._hold, self._longer_hold)
+            granted = await receive_answer(self._lease, hold + ANSWER_SECONDS)
             if not isinstance(granted, Granted):
                 raise unexpected_answer()
             streams: dict[int, WorkerStream] = {}
@@ -256,7 +262,7 @@ class Generation:
                     stream.close()
                 if not isinstance(error, WorkerDied):
                     raise
-                self._lease.send(Return(self._known_position, self._prompt_tokens))
+                self._return()
                 continue
             self.model, self.worker, self.socket = granted.model, granted.worker, granted.socket
             self.asked = granted.asked
@@ -264,6 +270,10 @@ class Generation:
             attempt.end = asyncio.create_task(self._watch_lease(attempt))
             self._attempt = attempt
             return
+
+    def _return(self) -> None:
+        """Ask for another place."""
+        self._lease.send(Return(self._known_position, self.prompt_tokens, self._longer_hold))
 
     async def _connect_granted(self, granted: Granted) -> WorkerStream:
         """Connect before the attempt begins. Raises WorkerDied, or BulkheadError."""
@@ -322,8 +332,8 @@ class Generation:
                 "%s was in worker %s when it died, with %d prompt tokens, at token %d",
                 self._id,
                 attempt.granted.worker,
-                self._prompt_tokens,
-                self._position,
+                self.prompt_tokens,
+                self.position,
             )
             # Its last tokens may still lie in the sockets, and none of them can come again.
             for _ in range(2):
@@ -364,7 +374,7 @@ class Generation:
             choice.backlog.extend(frame for frame in stream.drain() if self._note(choice, frame))
         self._pausing = False
         self._known_position = attempt.position()
-        self._lease.send(Return(self._known_position, self._prompt_tokens))
+        self._return()
         await self._start_attempt()
         self.recoveries += 1
-        log.info("%s goes on in worker %s at token %d", self._id, self.worker, self._position)
+        log.info("%s goes on in worker %s at token %d", self._id, self.worker, self.position)

@@ -37,8 +37,9 @@ class Shell(Protocol):
     def before_load(self, model: str) -> None:
         """The model is about to be asked for: see whether its files have changed."""
 
-    def returned(self, lease: int, position: int, prompt_tokens: int) -> None:
-        """The gateway tells how far an interrupted request had come, which asks to go on."""
+    def returned(self, lease: int, position: int, prompt_tokens: int, hold: float) -> None:
+        """The gateway tells how far an interrupted request had come, which asks to go on, and how
+        long it waits for that from now on, if that has changed."""
 
     def left(self, lease: int) -> None:
         """The connection of a lease has closed."""
@@ -119,8 +120,8 @@ class Control:
                     case frames.WatchEvents():
                         if not self._feed.join(connection):
                             connection.send(_refused(refusals.too_many_watchers()))
-                    case frames.Return(position, prompt_tokens) if lease is not None:
-                        self._shell.returned(lease, position, prompt_tokens)
+                    case frames.Return(position, prompt_tokens, hold) if lease is not None:
+                        self._shell.returned(lease, position, prompt_tokens, hold)
                     case frames.Passed() if lease is not None:
                         self._shell.handle(self._pool.passed, lease, time.monotonic())
                     case frames.WorkerFault(reason) if lease is not None:

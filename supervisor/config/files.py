@@ -8,6 +8,8 @@ from pathlib import Path
 
 from supervisor.config.rules import ConfigError
 
+_KEY_LINE = re.compile(rb"(?P<key>[!-~]+)(?:\s+#\s*(?P<name>.*))?")
+
 
 def resolve_state_dir(flag: str | Path | None, environ: Mapping[str, str]) -> Path:
     """The absolute state dir: `--state-dir`, else $BULKHEAD_HOME, else ~/.bulkhead.
@@ -36,8 +38,11 @@ def resolve_config_path(
     return path if os.path.exists(path) else None
 
 
-def read_api_keys(path: str | Path) -> frozenset[str]:
-    """The API keys in the file at `path`: one a line; blank lines and lines with `#` are skipped.
+def read_api_keys(path: str | Path) -> dict[str, str]:
+    """The API keys in the file at `path`, with their names: one a line, `KEY` or `KEY # NAME`.
+
+    Blank lines and lines that begin with `#` are skipped; a key without a name is called after its
+    line, "line-3".
 
     Raises ConfigError, which never holds a key, when the file cannot be read, when anyone but its
     owner has access to it, when it holds no key, or a key that no HTTP header can carry.
@@ -53,17 +58,22 @@ def read_api_keys(path: str | Path) -> frozenset[str]:
             lines = file.read().removeprefix(b"\xef\xbb\xbf").splitlines()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where}: {_reason(error)}") from None
-    keys = set()
+    keys: dict[str, str] = {}
     for number, line in enumerate(lines, start=1):
-        key = line.strip()
-        if not key or key.startswith(b"#"):
+        line = line.strip()
+        if not line or line.startswith(b"#"):
             continue
-        if not re.fullmatch(rb"[!-~]+", key):
-            raise ConfigError(f"{where}: line {number}: a key is ASCII without spaces")
-        keys.add(key.decode("ascii"))
+        match = _KEY_LINE.fullmatch(line)
+        if match is None:
+            raise ConfigError(
+                f"{where}: line {number}: a key is ASCII without spaces; a name may follow as "
+                "`KEY # NAME`"
+            )
+        name = (match["name"] or b"").decode("utf-8", "backslashreplace")
+        keys.setdefault(match["key"].decode("ascii"), name or f"line-{number}")
     if not keys:
         raise ConfigError(f"{where}: holds no key; write one a line")
-    return frozenset(keys)
+    return keys
 
 
 def read_toml(path: Path) -> dict[str, object]:

@@ -54,7 +54,15 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     port: Port = 11435
     """0 = any free port."""
     api_keys_file: str = ""
-    allowed_hosts: tuple[Text, ...] = ("localhost", "127.0.0.1", "::1")
+    allowed_hosts: tuple[Text, ...] = (
+        "localhost",
+        "localhost.",
+        "127.0.0.1",
+        "::1",
+        "host.docker.internal",
+        "host.containers.internal",
+    )
+    """And this machine's own name under `.local`."""
     allowed_origins: tuple[Text, ...] = ()
     default_model: str = ""
     hold_seconds: Seconds = 240

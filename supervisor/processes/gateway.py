@@ -56,10 +56,12 @@ class GatewayProcess:
         on_death: Callable[[Child, str, float, str], None],
         *,
         stall_seconds: float,
+        terminal: int | None = None,
     ) -> None:
         """`settings` are the gateway's, JSON; `module` is what it runs. `on_change` is called when
         there is a process or none. `on_death` is called at every end that was not asked for: the
-        process, how it ended, its uptime in seconds, and why we killed it, "" = we did not."""
+        process, how it ended, its uptime in seconds, and why we killed it, "" = we did not.
+        `terminal` is the descriptor of what shows its access lines."""
         self._launcher = launcher
         self._state = state
         self._listener = listener
@@ -68,6 +70,8 @@ class GatewayProcess:
         self._on_change = on_change
         self._on_death = on_death
         self._stall_seconds = stall_seconds
+        # Numbers below 3 are replaced in a child.
+        self._terminal = None if terminal is None else os.dup(terminal)
         self._watchdog: Watchdog | None = None
         """Of a gateway that serves."""
         self._kill_reason = ""
@@ -102,11 +106,12 @@ class GatewayProcess:
                     *("--control", str(self._state.control)),
                     *("--log", str(self._state.logs / "gateway.log")),
                     *("--settings", self._settings.decode()),
+                    *(("--terminal", str(self._terminal)) if self._terminal else ()),
                 ],
                 stdout=self._state.logs / f"{files}.stdout",
                 stderr=self._state.logs / f"{files}.stderr",
                 environ=_NO_CERTIFICATES,
-                inherit=[self._listener.fileno()],
+                inherit=[self._listener.fileno(), *([self._terminal] if self._terminal else [])],
                 progress=True,
                 on_exit=self._exited,
             )

@@ -125,13 +125,13 @@ class Pool:
         stopped = self.workers.stop_if_drained(model, now)
         return [*effects, *stopped, *self.planner.settle(now)]
 
-    def returned(self, lease_id: int, position: int, now: float) -> list[Effect]:
-        """An interrupted request stands at `position`, in tokens of its output, and would go on."""
+    def returned(self, lease_id: int, position: int, now: float, hold: float = 0) -> list[Effect]:
+        """As `Recovery.take_back`, of an interrupted request that would go on."""
         model = self.state.leases.get(lease_id)
         lease = None if model is None else model.returning.pop(lease_id, None)
         if model is None or lease is None:
             return []
-        effects = self.recovery.take_back(model, lease, position, now)  # (6)
+        effects = self.recovery.take_back(model, lease, position, now, hold)  # (6)
         return [*effects, *self.planner.settle(now)]
 
     def passed(self, lease_id: int, now: float) -> list[Effect]:

@@ -93,11 +93,15 @@ class Recovery:
 
     # ── returning ────────────────────────────────────────────────────────────────────────────────
 
-    def take_back(self, model: Model, lease: Lease, position: int, now: float) -> list[Effect]:
-        """A request has returned with so many tokens: it waits, before those who came later."""
+    def take_back(
+        self, model: Model, lease: Lease, position: int, now: float, hold: float = 0
+    ) -> list[Effect]:
+        """A request has returned with so many tokens of output: it waits, before those who came
+        later; from now on at most `hold` seconds, 0 = as long as before."""
         if position > lease.position:
             lease.position, lease.unproductive = position, 0
             self.count_progress(model)
+        lease.hold = hold or lease.hold
         lease.deadline = now + lease.hold
         self._requests.enqueue(model, lease)
         effects = self.decide_deaths(model, now)

@@ -56,11 +56,13 @@ class Return(Frame, frozen=True, tag="return"):
     """After a `Died` with `may_return`: the request asks for another place.
 
     It has `position` tokens of output, all its choices together; fewer than `Granted.until` unless
-    `Passed` was sent. `prompt_tokens` are those of one choice, 0 = not known.
+    `Passed` was sent. `prompt_tokens` are those of one choice, 0 = not known. From now on it waits
+    for a place for `hold_seconds`; 0 = for as long as before.
     """
 
     position: int
     prompt_tokens: int = 0
+    hold_seconds: float = 0.0
 
 
 class Passed(Frame, frozen=True, tag="passed"):

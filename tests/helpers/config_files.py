@@ -25,7 +25,10 @@ SCHEMA = """
 host = "127.0.0.1"
 port = 11435
 api_keys_file = ""
-allowed_hosts = ["localhost", "127.0.0.1", "::1"]
+allowed_hosts = [
+    "localhost", "localhost.", "127.0.0.1", "::1",
+    "host.docker.internal", "host.containers.internal",
+]
 allowed_origins = []
 default_model = ""
 hold_seconds = 240

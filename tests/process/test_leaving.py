@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
+import openai
 import pytest
 
 from tests.helpers.fakes.engine import Script, text_of
@@ -49,7 +51,7 @@ def test_leaving_frees_the_place(phase: str, stream: bool, tmp_path: Path) -> No
                 wait_for_line(server, "m", " prompt tokens, cancelled, ")
             assert server.chat("m", max_tokens=3).text == text_of(3)
             assert server.loaded("m")["generation"] == 1
-            assert "ended: the client left" in server.log("gateway.log")
+            assert "code=client_left model=m " in server.log("gateway.log")
             quiet(server)
 
 
@@ -118,20 +120,52 @@ def test_hold_is_the_clients_patience(tmp_path: Path) -> None:
             assert server.loaded("m")["generation"] == 1
 
 
-def test_headers_and_pings_when_the_first_token_is_late(tmp_path: Path) -> None:
-    with gate(tmp_path / "gate") as stop:
-        model = Script(gates={"prefill": str(stop.path)}).write(tmp_path / "m")
-        config = f'[server]\nport = 0\nhold_seconds = 2\n[models.m]\nsource = "{model}"\n'
-        with serving(tmp_path / "s", scripted=True, config=config + "preload = true\n") as server:
-            server.wait_for("m", state="ready")  # a load may take longer than the hold
-            late = server.stream("m", max_tokens=3)
-            stop.arrived()
-            late.saw(": ping\n\n")
-            stop.open()
-            answer = late.answer()
-            assert answer.status == 200
-            assert answer.text == text_of(3)
-            assert answer.events[-1] == "[DONE]"
+def test_an_impatient_sdk_outlives_a_long_prefill_and_a_recovery(tmp_path: Path) -> None:
+    """What it announces is its own timeout, which each silence here exceeds: the long prompt, and
+    the load after a death."""
+    with (
+        gate(tmp_path / "prefill") as prefill,
+        gate(tmp_path / "decode") as decode,
+        gate(tmp_path / "load") as load,
+    ):
+        model = Script(
+            gates={"prefill": str(prefill.path), "decode": str(decode.path)},
+            deeds={"decode": "abort"},
+        ).write(tmp_path / "m")
+        config = config_for(model, extra="preload = true")
+        with serving(tmp_path / "s", scripted=True, config=config) as server:
+            server.wait_for("m", state="ready")
+            with openai.OpenAI(
+                base_url=f"{server.url}/v1", api_key="unused", max_retries=0, timeout=1.2
+            ) as client:
+                streaming = client.chat.completions.with_streaming_response.create(
+                    model="m",
+                    messages=[{"role": "user", "content": "x"}],
+                    max_tokens=6,
+                    stream=True,
+                )
+                with streaming as response:  # the headers have come, and no token
+                    prefill.arrived()
+                    lines = response.iter_lines()
+                    pings(lines, 3)
+                    # The next incarnation's load stands still until it is let go.
+                    Script(gates={"load": str(load.path)}, generations=(2,)).write(model)
+                    prefill.open()
+                    decode.arrived()
+                    decode.open()
+                    load.arrived()
+                    pings(lines, 3)
+                    load.open()
+                    said = [line for line in lines if line]
+            assert said[-2:] == [": recoveries 1", "data: [DONE]"]
+
+
+def pings(lines: Iterator[str], count: int) -> None:
+    """Read until so many pings have come in a row: more than the client's whole timeout."""
+    row = 0
+    while row < count:
+        line = next(lines)
+        row = row + 1 if line == ": ping" else row if not line else 0
 
 
 def test_load_that_stalls(tmp_path: Path) -> None:

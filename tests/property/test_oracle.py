@@ -309,9 +309,9 @@ def forgive_every_death(
 
 @bug("what has a token is not replayed", Recovery, "take_back", 0, r"\d+ never gives up")
 def forget_what_was_sent(
-    self: Recovery, model: Model, lease: Lease, position: int, now: float
+    self: Recovery, model: Model, lease: Lease, position: int, now: float, hold: float = 0
 ) -> list[Effect]:
-    return take_back(self, model, lease, 0, now)
+    return take_back(self, model, lease, 0, now, hold)
 
 
 @bug(

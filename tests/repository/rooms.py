@@ -181,14 +181,9 @@ ROOMS: Mapping[str, Room] = {
         ),
         ("aiohttp",),
     ),
+    "gateway.logs": Room(("supervisor.log_file",)),
     "gateway.main": Room(
-        (
-            "gateway.app",
-            "gateway.http",
-            "supervisor.config",
-            "supervisor.log_file",
-            "supervisor.wire",
-        ),
+        ("gateway.app", "gateway.http", "gateway.logs", "supervisor.config", "supervisor.wire"),
         ("msgspec", "uvloop"),
     ),
     # The worker.

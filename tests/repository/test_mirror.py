@@ -17,7 +17,6 @@ WITNESSES: dict[str, tuple[str, ...]] = {
     "gateway/main.py": ("process/test_processes.py",),
     "gateway/app.py": ("process/test_refusals.py", "process/test_serving.py"),
     "gateway/http/exchange.py": ("process/test_refusals.py",),
-    "gateway/http/server.py": ("process/test_refusals.py", "process/test_leaving.py"),
     "gateway/handlers/admin.py": ("process/test_admin.py",),
     "gateway/handlers/common.py": ("unit/gateway/handlers/test_completions.py",),
     "gateway/handlers/models.py": ("process/test_serving.py",),

@@ -18,6 +18,7 @@ from supervisor.errors import (
     BulkheadError,
     ClientError,
     InternalError,
+    RequestTimeout,
     TransientError,
     clamp_retry_after,
     restore,
@@ -61,13 +62,13 @@ def test_an_sdk_retries_by_itself_what_may_succeed_later_and_nothing_else(
     error = cls("Text.")
     headers = {name.lower(): value for name, value in error.headers().items()}
     retried = sdk._should_retry(SimpleNamespace(status_code=error.status, headers=headers))
-    assert retried is issubclass(cls, (TransientError, InternalError))
+    assert retried is issubclass(cls, (TransientError, InternalError, RequestTimeout))
 
 
 @pytest.mark.parametrize("cls", LEAVES)
 def test_the_type_says_whose_fault_it_is(cls: type[BulkheadError]) -> None:
     assert cls.type == ("invalid_request_error" if cls.status < 500 else "server_error")
-    assert issubclass(cls, ClientError) == (cls.status < 500)
+    assert issubclass(cls, (ClientError, RequestTimeout)) == (cls.status < 500)
 
 
 @pytest.mark.parametrize("cls", LEAVES)

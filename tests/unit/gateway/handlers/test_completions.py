@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import time
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
-from aiohttp import web
 
 from gateway.handlers import completions
-from gateway.http import exchange
-from gateway.http.exchange import BEGUN, REQUEST_ID
+from gateway.http.access_log import AccessRecord
 from gateway.openai.completions import COMPLETION_BODY
 from gateway.openai.render import ChoiceBuffer, Renderer
 from gateway.openai.render_completions import TextShape
@@ -220,18 +217,31 @@ def test_the_log_tells_how_a_request_ended(server: Server) -> None:
         ("said", "/v1/chat/completions", chat),
         ("streamed", "/v1/chat/completions", {**chat, "stream": True}),
         ("refused", "/v1/models/unknown", None),
+        ("unknown", "/v1/completions", {"model": "no such", "prompt": "x"}),
+        ("polled", "/health", None),
         ("last", "/v1/models", None),  # a line follows its answer: the last one's may be missing
     ):
         method = "GET" if body is None else "POST"
         server.request(method, path, body, headers={"x-request-id": name})
-    log = server.log("gateway.log")
-    assert "listed ended: 200, " in log
-    assert f"said ended: 200 length, {PROMPT_TOKENS} + 2 tokens, " in log
-    assert f"streamed ended: 200 length, {PROMPT_TOKENS} + 2 tokens, " in log
-    assert "refused ended: 404 model_not_found, " in log
+    lines = {
+        line.split()[2]: line
+        for line in server.log("gateway.log").splitlines()
+        if "method=" in line
+    }
+    assert "polled" not in lines
+    assert " method=GET path=/v1/models status=200 total_s=" in lines["listed"]
+    for name in ("said", "streamed"):
+        assert " client=127.0.0.1 method=POST path=/v1/chat/completions status=200 " in lines[name]
+        stream = "yes" if name == "streamed" else "no"
+        told = f" model=words worker=words#1 stream={stream} finish=length prompt={PROMPT_TOKENS} "
+        assert f"{told}cached=0 completion=2 queue_s=" in lines[name]
+        assert re.search(r" ttft_s=\d+\.\d{3} total_s=\d+\.\d{3} tokens_per_s=", lines[name])
+    assert " status=404 code=model_not_found model=unknown " in lines["refused"]
+    assert ' status=404 code=model_not_found model="no such" stream=no total' in lines["unknown"]
 
 
-# ── a client that does not read ──────────────────────────────────────────────────────────────────
+def a_record() -> AccessRecord:
+    return AccessRecord(0.0, "POST", "/v1/completions", "-")
 
 
 class Answering:
@@ -252,48 +262,7 @@ def test_a_prompt_counts_once_whichever_of_its_choices_ends_first() -> None:
     generation: Any = Answering((0, short), (2, long), (1, short), (3, long))
     request: Any = {}
     renderer = Renderer(TextShape, id="r", created=1, model="m", choices=4)
-    answer = completions._Answer(request, parsed, generation, renderer, 4)
+    answer = completions._Answer(request, a_record(), parsed, generation, renderer, 4)
     response = asyncio.run(answer.whole([ChoiceBuffer() for _ in range(4)]))
     assert isinstance(response.body, bytes)
     assert json.loads(response.body)["usage"]["prompt_tokens"] == 6
-
-
-@pytest.mark.parametrize("kilobytes", [85, 1000])
-def test_who_does_not_read_is_waited_for_no_longer_than_so(
-    kilobytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In the middle of a stream, and at its very end: aiohttp looks at its buffers every 64 KB, so
-    that the end may be the first to wait."""
-    monkeypatch.setattr(exchange, "_WRITE_SECONDS", 0.05)
-    parsed = COMPLETION_BODY.parse({"prompt": "x", "stream": True})
-
-    async def run() -> None:
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        async def handler(request: web.Request) -> web.StreamResponse:
-            request[BEGUN], request[REQUEST_ID] = time.monotonic(), "r"
-            renderer = Renderer(TextShape, id="r", created=1, model="m")
-            text = [(0, Token(1, "x" * 1000))] * kilobytes
-            generation: Any = Answering(*text, (0, End("stop", 1, 1)))
-            answer = completions._Answer(request, parsed, generation, renderer, 1)
-            try:
-                return await answer.streamed(time.monotonic() + DEADLINE)
-            except ConnectionResetError:
-                over.set_result(None)
-                raise
-
-        app = web.Application()
-        app.router.add_get("/", handler)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as client:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            await web.SockSite(runner, listener).start()
-            client.connect(listener.getsockname())
-            client.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-            async with asyncio.timeout(DEADLINE):
-                await over
-            await runner.cleanup()
-
-    asyncio.run(run())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from gateway.openai.render import PING, error_event, usage
+from gateway.openai.render import error_event, usage
 from supervisor.errors import WorkerCrashed
 from supervisor.wire.frames import End, Token
 from tests.helpers.openai_answers import END, buffered, events, renderer, tokens_of
@@ -112,9 +112,3 @@ def test_an_error_inside_a_stream_is_one_event_and_no_done() -> None:
             "code": "worker_crashed",
         }
     }
-
-
-def test_a_ping_is_a_comment() -> None:
-    assert PING.startswith(b":")
-    assert PING.endswith(b"\n\n")
-    assert PING.count(b"\n") == 2

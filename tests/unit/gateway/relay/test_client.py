@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable
 
 import pytest
 
+from gateway.relay import client
 from gateway.relay.client import Relay
 from supervisor.errors import (
     BulkheadError,
@@ -21,6 +23,27 @@ from supervisor.errors import (
 from supervisor.wire.codec import HEADER, encode
 from supervisor.wire.frames import Acquire, Died, Generate, Granted, Inquire, Refused, Report, Text
 from tests.helpers.relay_peers import DIED, REQUEST, Peers, Scenario, failure_of, same
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EMFILE, QueueFull),
+        (errno.ENFILE, QueueFull),
+        (errno.ENOENT, ShuttingDown),
+        (errno.ECONNREFUSED, ShuttingDown),
+    ],
+)
+def test_without_a_way_to_the_supervisor_a_client_is_told_what_is_lacking(
+    number: int, kind: type[BulkheadError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(path: str, frames: object) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(client, "reach", refused)
+    monkeypatch.setattr(client, "_MISSING_SECONDS", 0.0)
+    error = asyncio.run(failure_of(Relay("nowhere").start([REQUEST], "alias", 5.0)))
+    assert type(error) is kind
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def test_a_request_that_goes_well(run_scenario: Callable[[Scenario], None]) -> N
         generation, lease, worker = await peers.start()
         assert (generation.model, generation.worker) == ("m", "m#1")
         await worker.send(Accepted(3), Progress(1, 3), Token(5, "a"))
+        assert await received(generation) == Accepted(3)
         assert await received(generation) == Progress(1, 3)
         assert await received(generation) == Token(5, "a")
         await worker.send(Token(6, ""), Token(7, "b"), End("length", 3, 3))
@@ -62,6 +63,7 @@ def test_closing_early_gives_the_place_back_and_tells_the_worker(
     async def scenario(peers: Peers) -> None:
         generation, lease, worker = await peers.start()
         await worker.send(Accepted(3), Token(5, "a"))
+        assert await received(generation) == Accepted(3)
         assert await received(generation) == Token(5, "a")
         generation.close()
         assert await worker.receive() is None
@@ -118,11 +120,12 @@ def test_choices_are_merged_and_each_keeps_its_order(
             tokens = [Token(number * 10 + place, "x") for place in range(5)]
             await worker.send(Accepted(3), *tokens, End("stop", 3, 5))
         frames: dict[int, list[Event]] = {0: [], 1: [], 2: []}
-        for _ in range(18):
+        for _ in range(21):
             choice, frame = await generation.receive()
             frames[choice].append(frame)
         for number in frames:
-            *arrived, end = frames[number]
+            accepted, *arrived, end = frames[number]
+            assert accepted == Accepted(3)
             assert arrived == [Token(number * 10 + place, "x") for place in range(5)]
             assert end == End("stop", 3, 5)
         generation.close()
@@ -231,6 +234,30 @@ def test_the_next_worker_goes_on_with_a_few_choices_too(
     run_scenario(scenario)
 
 
+def test_whose_client_waits_longer_tells_so_when_it_returns(
+    run_scenario: Callable[[Scenario], None], relay_timeouts: Callable[..., None]
+) -> None:
+    relay_timeouts()
+
+    async def scenario(peers: Peers) -> None:
+        generation, lease, worker = await peers.start()
+        await worker.send(Token(1, "a"))
+        assert await received(generation) == Token(1, "a")
+        generation.wait_longer(77.0)
+        for count in (2, 3):
+            await lease.send(replace(DIED, may_return=True))
+            assert isinstance(await received(generation), OutputPaused)
+            assert await lease.receive() == Return(1, hold_seconds=77.0)
+            await lease.send(Granted("m", f"m#{count}", peers.socket))
+            worker = await peers.accept(peers.socket)
+            assert await worker.receive()
+        await worker.send(End("stop", 3, 1))
+        assert await received(generation) == End("stop", 3, 1)
+        generation.close()
+
+    run_scenario(scenario)
+
+
 @pytest.mark.parametrize("dies", [False, True])
 def test_no_choice_begins_in_a_pause(run_scenario: Callable[[Scenario], None], dies: bool) -> None:
     async def scenario(peers: Peers) -> None:
@@ -267,13 +294,15 @@ def test_no_choice_begins_in_a_pause(run_scenario: Callable[[Scenario], None], d
 
 
 @pytest.mark.parametrize("choices", [1, 2])
-def test_a_prompts_text_is_passed_on_and_other_acceptances_are_not(
+def test_acceptances_are_passed_on_and_a_prompts_text_once(
     run_scenario: Callable[[Scenario], None], choices: int
 ) -> None:
     async def scenario(peers: Peers) -> None:
         generation, _, workers = await peers.start_several(choices)
-        await workers[0].send(Accepted(3), Accepted(3, "the prompt"), End("stop", 3, 0))
-        assert await generation.receive() == (0, Accepted(3, "the prompt"))
+        told = Accepted(3, "the prompt")
+        await workers[0].send(Accepted(3), told, told, End("stop", 3, 0))
+        assert await generation.receive() == (0, Accepted(3))
+        assert await generation.receive() == (0, told)
         assert await generation.receive() == (0, End("stop", 3, 0))
         generation.close()
 

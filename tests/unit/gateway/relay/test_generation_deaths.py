@@ -51,7 +51,8 @@ def test_a_death_that_is_told_after_the_stream_ended(
         await worker.send_bytes(torn)
         worker.close()
         # What had arrived whole is delivered first.
-        assert [await received(generation) for _ in range(2)] == [Token(1, "a"), Token(2, "b")]
+        arrived = [await received(generation) for _ in range(3)]
+        assert arrived == [Accepted(1), Token(1, "a"), Token(2, "b")]
         failing = asyncio.create_task(failure_of(generation.receive()))
         await asyncio.sleep(0)
         await lease.send(DIED)

@@ -94,10 +94,12 @@ def write_keys(path: Path, data: bytes, mode: int = 0o600) -> Path:
 
 
 def test_api_keys(tmp_path: Path) -> None:
-    data = b"\xef\xbb\xbfsk-one\r\n\n  # a comment\n\tsk-two  \nsk-one\n"
+    data = b"\xef\xbb\xbfsk-one\r\n\n  # a comment\n\tsk-two  # Anna's laptop \n"
+    data += b"sk-one # again\nsk#3 #\n"
     path = write_keys(tmp_path / "keys", data)
-    assert read_api_keys(path) == {"sk-one", "sk-two"}
-    assert read_api_keys(str(path)) == {"sk-one", "sk-two"}
+    named = {"sk-one": "line-1", "sk-two": "Anna's laptop", "sk#3": "line-6"}
+    assert read_api_keys(path) == named
+    assert read_api_keys(str(path)) == named
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o601])

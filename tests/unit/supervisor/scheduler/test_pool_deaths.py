@@ -88,6 +88,16 @@ def test_nobody_is_suspected_of_what_came_from_outside(cause: Cause, suspicion: 
     assert pool.models["m"].waiting[lease].suspicion is suspicion
 
 
+@pytest.mark.parametrize("longer", [0, 2 * HOLD])
+def test_who_returns_waits_as_long_as_it_says(longer: float) -> None:
+    pool = Pool([Spec("m")], rules=Rules(recovery="resume"))
+    lease = acquire(pool)
+    pool.ready("m", 1, 0, 1, 7.5)
+    pool.exited("m", 1, "SIGABRT", 10.0)
+    pool.returned(lease, 0, 10.0, longer)
+    assert pool.models["m"].waiting[lease].deadline == 10.0 + (longer or HOLD)
+
+
 def test_what_we_killed_says_why_in_our_words() -> None:
     pool = make_pool()
     acquire(pool)

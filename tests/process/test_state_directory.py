@@ -16,6 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from supervisor.wire.listener import folders
 from tests.helpers.fakes.engine import Script, text_of
 from tests.helpers.serving import (
     DEADLINE,
@@ -169,7 +170,7 @@ def test_whatever_is_removed_requests_are_answered_and_deaths_recovered(tmp_path
         assert "cannot write the log files of processes, which start without" in said
         for bad in ("Traceback", "Logging error", "a bug"):
             assert bad not in said
-    assert not list(Path("/tmp").glob(f"bulkhead-{os.getuid()}-*/*.sock"))
+    assert not folders(state.resolve() / "run")[1].exists()
 
 
 def run_command(command: str, state: Path) -> subprocess.CompletedProcess[str]:

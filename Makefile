@@ -9,6 +9,10 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
+# A minute the first time: on a terminal pip shows how far it is, elsewhere only what fails.
+PIP_INSTALL = if test -t 1; then how=--progress-bar=on; else how=--quiet; fi; \
+	$(BIN)/python -m pip install --disable-pip-version-check $$how
+
 # What docs/benchmarks.md describes; `make bench-NAME` runs one, `make bench-all` every one.
 BENCHMARKS := throughput mixed crashes neighbour recovery footprint connections demo eviction decisions memory
 
@@ -27,13 +31,15 @@ $(VENV)/.made:
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/.made
-	$(BIN)/python -m pip install --quiet --editable .
+	@echo "Installing Bulkhead and what it needs into $(VENV)" >&2
+	@$(PIP_INSTALL) --editable .
 	@touch $@
 
 # With the tools of `make test`, in one step where neither is there yet. What the tests never import
 # need not be compiled.
 $(VENV)/.tools: pyproject.toml | $(VENV)/.made
-	$(BIN)/python -m pip install --quiet --no-compile --editable '.[dev]'
+	@echo "Installing Bulkhead, what it needs and the tools of its tests into $(VENV)" >&2
+	@$(PIP_INSTALL) --no-compile --editable '.[dev]'
 	@touch $(VENV)/.installed $@
 
 serve: install

@@ -33,7 +33,7 @@ from supervisor.models.sizing import Sizing
 from supervisor.processes import orphans
 from supervisor.processes.fleet import Fleet
 from supervisor.processes.gateway import GatewayProcess
-from supervisor.processes.launcher import Child, Launcher
+from supervisor.processes.launcher import Child, Code, InstalledCode, Launcher
 from supervisor.processes.spare import is_calm
 from supervisor.processes.watchdog import CHECK_SECONDS
 from supervisor.scheduler.lifecycle import State
@@ -61,8 +61,9 @@ class Supervisor:
 
     `pool` has every model and none loaded, with the sizes that `sizing` knows; `reader` reads the
     machine's memory. `worker_module` is what worker processes run: the seam at which tests put the
-    real worker server around an engine that follows a script. `keepers` are called every second
-    and put back what somebody has removed of the state directory.
+    real worker server around an engine that follows a script. `code` is what children run,
+    None = what is installed. `keepers` are called every second and put back what somebody has
+    removed of the state directory.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Supervisor:
         version: str,
         worker_module: str = WORKER_MODULE,
         keepers: Sequence[Callable[[], None]] = (),
+        code: Code | None = None,
     ) -> None:
         self._keepers = (state.restore, *keepers)
         self._stopping = Stopping(pool.state.limits.drain, self._asked_to_stop)
@@ -109,7 +111,7 @@ class Supervisor:
         self._instance = secrets.token_hex(8)
         self._record_trouble = Trouble(f"write {state.children}, the record of running processes")
         self._lifeline, self._held = os.pipe()  # both CLOEXEC: children get the read end by name
-        launcher = Launcher(self._instance, self._lifeline, os.environ)
+        launcher = Launcher(self._instance, self._lifeline, os.environ, code or InstalledCode())
         self._fleet = Fleet(
             launcher,
             state,
@@ -118,6 +120,7 @@ class Supervisor:
             module=worker_module,
             on_change=self._record_children,
             stall_seconds=config.recovery.stall_seconds,
+            locate=sizing.folder,
         )
         self._gateway = GatewayProcess(
             launcher,
@@ -142,8 +145,9 @@ class Supervisor:
         self._dispatcher.connect(self._fleet, self._control)
         self._stop = asyncio.Event()
 
-    async def run(self, announce: str) -> int:
-        """Serve until SIGTERM or SIGINT; print `announce` once requests are accepted.
+    async def run(self, announce: str, greeting: Sequence[str] = ()) -> int:
+        """Serve until SIGTERM or SIGINT; print `announce` once requests are accepted, and log it
+        with `greeting`.
 
         Returns the exit status: 0 after a drain, 1 when the gateway never came up, or when a bug
         leaves nothing else to do than to be started again.
@@ -169,7 +173,7 @@ class Supervisor:
             gateway.start()
             await _first(gateway.serving, gateway.gave_up, self._stop, self._dispatcher.failed)
             if gateway.serving.is_set() and not self._stop.is_set():
-                self._start_serving(announce)
+                self._start_serving(announce, greeting)
             await _first(self._stop, gateway.gave_up, self._dispatcher.failed)
             gave_up = gateway.gave_up.is_set()  # after that, in the drain, it does not matter
             if gave_up:
@@ -204,10 +208,13 @@ class Supervisor:
             log.critical("%s: a bug; the supervisor exits", where, exc_info=error)
             self._dispatcher.fail()
 
-    def _start_serving(self, announce: str) -> None:
-        with contextlib.suppress(OSError, ValueError):  # nobody reads it: `bulkhead serve | head`
+    def _start_serving(self, announce: str, greeting: Sequence[str]) -> None:
+        try:
             print(announce, flush=True)
-        log.info("%s", announce)
+        except (OSError, ValueError) as error:  # whoever read it has gone, or its disk is full
+            log.warning("stdout cannot be written to: %s", error)
+        for line in (announce, *greeting):
+            log.info("%s", line)
         for name, model in self._catalog.models.items():
             if model.preload:
                 self._dispatcher.handle(self._pool.preload, name, time.monotonic())
@@ -250,6 +257,7 @@ class Supervisor:
             time.time() - time.monotonic(),
             self._version,
             self._collector.reports.last,
+            self._sizing.passed_over(),
         )
 
     # ── upkeep ───────────────────────────────────────────────────────────────────────────────────

@@ -21,7 +21,8 @@ from supervisor.api.events import EventFeed
 from supervisor.background import guarded, name_of
 from supervisor.crashes.collector import CrashCollector
 from supervisor.machine.readers import MachineMemory, MemoryReader
-from supervisor.models.sizing import Sizing
+from supervisor.models.looks import Looks
+from supervisor.models.sizing import Look, Sizing
 from supervisor.processes.fleet import Fleet
 from supervisor.processes.launcher import Child
 from supervisor.scheduler.death import Death
@@ -40,11 +41,15 @@ from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
 from supervisor.state.quarantine import Quarantine
 from supervisor.wire import frames
+from supervisor.wire.text import printable
 
 log = logging.getLogger("bulkhead.supervisor")
 
 _EXIT_SECONDS = 30.0
 """How long an exit after a bug may take: the gateway alone may need ten."""
+
+_MAY_CHANGE = (State.COLD, State.FAILED)
+"""States in which a model's files are looked at before a request is decided about."""
 
 P = ParamSpec("P")
 
@@ -75,6 +80,7 @@ class Dispatcher:
         self._reader = reader
         self._fleet: Fleet
         self._control: Control
+        self._looks: Looks[Look] = Looks(lambda name: sizing.look(name), self._files_changed)
         self._timer: asyncio.TimerHandle | None = None
         self._events: deque[tuple[str, Callable[[], Iterable[Effect] | None]]] = deque()
         """Names, for the log, and events that are still to be handled."""
@@ -214,7 +220,8 @@ class Dispatcher:
             guarded(self._sizing.save_load, model, size, now - worker.load_started)
 
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
-        self.handle(self._pool.load_failed, model, generation, reason, time.monotonic())
+        told = printable(guarded(self._sizing.explained, model, reason) or reason)
+        self.handle(self._pool.load_failed, model, generation, told, time.monotonic())
 
     def worker_broken(self, model: str, generation: int, reason: str) -> None:
         log.error("worker %s#%d must go: %s", model, generation, reason)
@@ -276,17 +283,18 @@ class Dispatcher:
 
     # ── the control socket ───────────────────────────────────────────────────────────────────────
 
-    def before_load(self, model: str) -> None:
-        guarded(self._look_at_files, model)  # what is known of them will do
+    async def before_load(self, model: str) -> None:
+        if self._pool.models[model].state in _MAY_CHANGE:
+            await self._looks.refresh(model)
 
-    def _look_at_files(self, model: str) -> None:
+    def _files_changed(self, model: str, look: Look) -> None:
         state = self._pool.models[model].state
-        if state not in (State.COLD, State.FAILED) or not self._sizing.has_changed(model):
-            return
+        if state not in _MAY_CHANGE:
+            return  # it is loaded by now; the next look sees the change again
+        need, now = self._sizing.take(model, look), time.monotonic()
         if state is State.FAILED:
             log.info("the files of model %s have changed; it may be loaded again", model)
             self.handle(self._pool.changed, model)
-        need, now = self._sizing.need(model), time.monotonic()
         self.handle(self._pool.estimated, model, need.estimate, need.headroom, now)
 
     def returned(self, lease: int, position: int, prompt_tokens: int, hold: float) -> None:

@@ -63,7 +63,9 @@ class LogFile(logging.handlers.RotatingFileHandler):
             return self._append()
 
     def _append(self) -> TextIOWrapper:
-        return open(self.baseFilename, "a", encoding="utf-8", errors="replace", opener=_private)
+        return open(
+            self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=_private
+        )
 
     def _rotate(self) -> None:
         with contextlib.suppress(OSError):  # too long is better than lost

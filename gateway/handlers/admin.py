@@ -18,6 +18,7 @@ from gateway.http.exchange import (
     json_response,
 )
 from gateway.http.timing import announced_timeout
+from gateway.openai.sse import data_event
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.frames import Action, Happened, ToGateway
 from supervisor.wire.stream import FrameStream
@@ -70,4 +71,4 @@ async def _next(feed: FrameStream[ToGateway]) -> bytes | None:
         frame = await feed.receive()
     except ProtocolError:
         return None
-    return b"data: " + frame.body + b"\n\n" if isinstance(frame, Happened) else None
+    return data_event(frame.body) if isinstance(frame, Happened) else None

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
+from gateway.openai.sse import data_event, in_one_line
 from supervisor.wire.frames import End, Logprobs, Token
 
 _IMPOSSIBLE = -9999.0
@@ -113,9 +114,9 @@ class Renderer:
             if not token.reasoning:
                 if not token.text:
                     return ready.empty
-                return ready.before_text + _json(token.text) + ready.after_text
+                return ready.before_text + in_one_line(_json(token.text)) + ready.after_text
             if not token.text:
-                return _json(token.reasoning).join(ready.around_reasoning)
+                return in_one_line(_json(token.reasoning)).join(ready.around_reasoning)
         shape = self._choices[choice]
         content = shape.chunk(token)
         if ready is None:  # what follows is no first chunk any more
@@ -175,9 +176,7 @@ class Renderer:
 
     def _event(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         name = self._shape.chunk_object
-        return (
-            b"data: " + _json({**self._head, "object": name, "choices": choices, **more}) + b"\n\n"
-        )
+        return data_event(_json({**self._head, "object": name, "choices": choices, **more}))
 
 
 def usage(ends: Sequence[End], n: int) -> dict[str, Any]:
@@ -200,7 +199,7 @@ def finite(logprob: float) -> float:
 
 def error_event(body: Mapping[str, Any]) -> bytes:
     """An error inside a stream; after it the body ends cleanly and without `[DONE]`."""
-    return b"data: " + _json(body) + b"\n\n"
+    return data_event(_json(body))
 
 
 def recoveries_comment(count: int) -> bytes:

@@ -300,6 +300,14 @@ class ConfiguredModel(AnswerStruct):
     reason: str | None
 
 
+class PassedOver(AnswerStruct):
+    """A model in the Hugging Face cache that is not served, or not in its newest form."""
+
+    source: str
+    reason: str
+    mlx: Annotated[bool, Meta(description="Whether one would expect it to be served.")]
+
+
 class Health(AnswerStruct):
     """Without a key, where keys are configured, the status alone."""
 
@@ -308,6 +316,7 @@ class Health(AnswerStruct):
     memory: MemoryHealth | UnsetType = UNSET
     cached_models: list[CachedModel] | UnsetType = UNSET
     models: list[ConfiguredModel] | UnsetType = UNSET
+    passed_over: list[PassedOver] | UnsetType = UNSET
     reason: Annotated[str, Meta(description="Why the server is unavailable.")] | UnsetType = UNSET
 
 

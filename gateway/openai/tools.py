@@ -22,8 +22,9 @@ Schema = Annotated[dict[str, Any], Meta(description="A JSON Schema.")]
 class Function(StrictStruct, frozen=True, omit_defaults=True):
     """What a model may call.
 
-    Where a call is forced, as much of the schema is enforced as can be. With `strict` a schema that
-    can't be enforced whole is refused, and it holds as well where the model calls by itself.
+    The arguments of a call are one JSON object. Where a call is forced, as much of the schema is
+    enforced as can be. With `strict` a schema that can't be enforced whole is refused, and it holds
+    as well where the model calls by itself.
     """
 
     name: Name
@@ -77,7 +78,8 @@ class JSONFormat(StrictStruct, frozen=True, tag_field="type", tag="json_object")
 
 
 class NamedSchema(StrictStruct, frozen=True):
-    """The schema holds with `strict` and without."""
+    """With `strict` a schema that can't be enforced whole is refused; without it all of it is
+    enforced that can be."""
 
     schema: Schema
     name: str | None = None
@@ -86,7 +88,7 @@ class NamedSchema(StrictStruct, frozen=True):
 
 
 class SchemaFormat(StrictStruct, frozen=True, tag_field="type", tag="json_schema"):
-    """The answer is one JSON value that is valid under the schema."""
+    """The answer is one JSON value that is valid under the schema, as far as that is enforced."""
 
     json_schema: NamedSchema
 
@@ -101,7 +103,7 @@ def answer_structure(wanted: ResponseFormat | None) -> Structure | None:
             return Structure('{"type": "object"}')
         case SchemaFormat(json_schema=named):
             check_plain(named.schema, "response_format.json_schema.schema")
-            return Structure(msgspec.json.encode(named.schema).decode())
+            return Structure(msgspec.json.encode(named.schema).decode(), named.strict is True)
         case _:
             return None
 

@@ -34,8 +34,9 @@ class Shell(Protocol):
     ) -> None:
         """Have the pool decide about one event, and carry out what follows. Raises nothing."""
 
-    def before_load(self, model: str) -> None:
-        """The model is about to be asked for: see whether its files have changed."""
+    async def before_load(self, model: str) -> None:
+        """The model is about to be asked for: see whether its files have changed. Returns soon,
+        whatever the disk does."""
 
     def returned(self, lease: int, position: int, prompt_tokens: int, hold: float) -> None:
         """The gateway tells how far an interrupted request had come, which asks to go on, and how
@@ -114,9 +115,9 @@ class Control:
             while (frame := await connection.receive()) is not None:
                 match frame:
                     case frames.Acquire() if lease is None:
-                        lease = self._acquire(frame, connection)
+                        lease = await self._acquire(frame, connection)
                     case frames.Manage() if lease is None:
-                        lease = self._manage(frame, connection)
+                        lease = await self._manage(frame, connection)
                     case frames.WatchEvents():
                         if not self._feed.join(connection):
                             connection.send(_refused(refusals.too_many_watchers()))
@@ -146,10 +147,10 @@ class Control:
                 self._shell.left(lease)
                 del self._leases[lease]
 
-    def _acquire(self, frame: frames.Acquire, connection: Connection) -> int | None:
+    async def _acquire(self, frame: frames.Acquire, connection: Connection) -> int | None:
         """The new lease; None if the pool has failed, see `_open_lease`."""
         with contextlib.suppress(BulkheadError):  # the pool refuses it in a moment
-            self._shell.before_load(self._pool.state.resolve(frame.model).name)
+            await self._shell.before_load(self._pool.state.resolve(frame.model).name)
         digest, now = self._keyed(frame.digest), time.monotonic()
         hold, acquire = frame.hold_seconds, self._pool.acquire
         return self._open_lease(
@@ -179,7 +180,7 @@ class Control:
             connection.close()
         return lease
 
-    def _manage(self, frame: frames.Manage, connection: Connection) -> int | None:
+    async def _manage(self, frame: frames.Manage, connection: Connection) -> int | None:
         """What a person asks for. Returns the lease of a load, which waits."""
         try:
             name = self._pool.state.resolve(frame.model).name
@@ -188,7 +189,7 @@ class Control:
             return None
         log.info("asked by hand (%s): %s %s", frame.request_id, frame.action, name)
         if frame.action == "load":
-            self._shell.before_load(name)
+            await self._shell.before_load(name)
             hold, now = frame.hold_seconds, time.monotonic()
             return self._open_lease(connection, self._pool.load, frame.request_id, name, hold, now)
         pool = self._pool

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import Any
 
-import msgspec
-
 from supervisor.scheduler.model import Model
 from supervisor.wire.frames import Happened, ToSupervisor
 from supervisor.wire.stream import FrameStream
+from supervisor.wire.text import to_json
 
 WATCHERS_MAX = 32
 
@@ -72,4 +71,4 @@ class EventFeed:
 
     def _event(self, event: str, **details: Any) -> Happened:
         now = datetime.fromtimestamp(self._clock()).astimezone().isoformat("T", "milliseconds")
-        return Happened(msgspec.json.encode({"time": now, "event": event, **details}))
+        return Happened(to_json({"time": now, "event": event, **details}))

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
-
-import msgspec
 
 from supervisor.machine.readers import MachineMemory
 from supervisor.scheduler import refusals
@@ -14,6 +12,7 @@ from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Model
 from supervisor.scheduler.state import PoolState
 from supervisor.wire.crash import CrashBrief
+from supervisor.wire.text import to_json
 
 _LOADED = frozenset({State.LOADING, State.READY, State.DRAINING})
 
@@ -36,11 +35,13 @@ def render_health(
     clock_offset: float,
     version: str,
     last_crash: Callable[[str], CrashBrief | None] = lambda model: None,
+    passed_over: Sequence[Mapping[str, Any]] = (),
 ) -> bytes:
     """The object as JSON, in the shape that docs/api.md describes.
 
     `sources` are the models' by name; `spare` is the spare worker's state; `clock_offset` turns the
-    pool's monotonic times into epoch seconds; `last_crash` gives a model's, None = it has had none.
+    pool's monotonic times into epoch seconds; `last_crash` gives a model's, None = it has had none;
+    `passed_over` is what the Hugging Face cache has besides.
     """
 
     def iso(at: float | None) -> str | None:
@@ -88,7 +89,7 @@ def render_health(
         }
 
     ledger, models = state.ledger, list(state.models.values())
-    return msgspec.json.encode(
+    return to_json(
         {
             "status": "shutting_down" if state.shutting_down else "ok",
             "version": version,
@@ -104,5 +105,6 @@ def render_health(
             },
             "cached_models": [cached(model) for model in models if model.state in _LOADED],
             "models": [configured(model) for model in models],
+            "passed_over": passed_over,
         }
     )

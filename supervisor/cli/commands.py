@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from supervisor.cli.client import Client, Refusal, Unreachable, fail
+from supervisor.cli.doctor import passed_over_lines
 from supervisor.config.files import resolve_state_dir
+from supervisor.config.rules import ConfigError
 from supervisor.crashes import view
 from supervisor.crashes.store import Store, Unreadable
 from supervisor.state.paths import StateDir
@@ -27,7 +29,7 @@ from supervisor.wire.crash import CrashList, CrashReport
 _URL = typer.Option(
     metavar="URL", help="The server; else the one that runs with the state directory."
 )
-_STATE = typer.Option(metavar="DIR", help="Its state directory [~/.bulkhead].")
+_STATE = typer.Option(metavar="DIR", readable=False, help="Its state directory [~/.bulkhead].")
 Url = Annotated[str | None, _URL]
 StateDirectory = Annotated[Path | None, _STATE]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what the server says as JSON.")]
@@ -100,6 +102,7 @@ def models(url: Url = None, state_dir: StateDirectory = None, as_json: AsJson = 
             entry["reason"] or _limit(entry),
         )
     _console().print(table)
+    print("".join(f"{line}\n" for line in passed_over_lines(health)), end="")
 
 
 def load(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:
@@ -134,7 +137,7 @@ def crashes(
         client = _client(url, None)
         told = json.dumps(_ask(lambda: client.crashes(crash_id))).encode()
     else:
-        root = resolve_state_dir(state_dir, os.environ)
+        root = _ask(lambda: resolve_state_dir(state_dir, os.environ))
         told = _ask(lambda: _crashes_in(root, crash_id))
     if as_json:
         print(msgspec.json.format(told, indent=2).decode())
@@ -202,7 +205,7 @@ def _ask(question: Callable[[], T]) -> T:
     """The answer; where there is none, the reason on stderr and exit status 1."""
     try:
         return question()
-    except (Unreachable, Refusal) as error:
+    except (Unreachable, Refusal, ConfigError) as error:
         fail(str(error))
 
 

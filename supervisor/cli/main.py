@@ -12,8 +12,10 @@ from typing import Annotated, NoReturn
 import msgspec
 import typer
 
+from supervisor import bootstrap
 from supervisor.cli import commands
 from supervisor.cli.client import fail
+from supervisor.cli.doctor import doctor
 from supervisor.cli.selftest.command import selftest
 from supervisor.config.files import read_api_keys, resolve_config_path, resolve_state_dir
 from supervisor.config.flags import Overrides, parse_model_flag
@@ -24,7 +26,6 @@ from supervisor.config.settings import load
 _LATER = {
     "pull": "download a model",
     "logs": "log tails",
-    "doctor": "check the machine",
     "bench": "load test of a running endpoint",
     "install": "install the service",
     "uninstall": "remove the service",
@@ -62,7 +63,7 @@ def bulkhead(
 def serve(
     config_file: Annotated[
         Path | None,
-        typer.Option("--config", metavar="FILE", help="Configuration file (TOML)."),
+        typer.Option("--config", metavar="FILE", readable=False, help="Configuration file (TOML)."),
     ] = None,
     model: Annotated[
         list[str] | None,
@@ -80,7 +81,10 @@ def serve(
         int | None, typer.Option(metavar="P", help="Port to listen on, 0 = any free one [11435].")
     ] = None,
     state_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Where logs and state live [~/.bulkhead].")
+        Path | None,
+        typer.Option(
+            metavar="DIR", readable=False, help="Where logs and state live [~/.bulkhead]."
+        ),
     ] = None,
     ram_budget: Annotated[
         str | None,
@@ -107,18 +111,30 @@ def serve(
             read_api_keys(settings.server.api_keys_file)
     except ConfigError as error:
         fail(str(error), 2)
-    _become_server(settings, root)
+    _become_server(settings, root, path)
 
 
-def _become_server(settings: Config, root: Path) -> NoReturn:
+def _become_server(settings: Config, root: Path, config: Path | None) -> NoReturn:
     """Replace this process by the serving one. Settings may hold secrets, so they go through a file
     without a name instead of the command line."""
-    with tempfile.TemporaryFile() as file:
-        file.write(msgspec.json.encode(settings))
-        file.flush()
-        os.set_inheritable(file.fileno(), True)
-        command = [sys.executable, "-P", "-m", "supervisor.serve", str(file.fileno()), str(root)]
-        os.execv(sys.executable, command)
+    try:
+        encoded = msgspec.json.encode(settings)
+    except UnicodeEncodeError:
+        fail("a flag or a variable is not text in UTF-8", 2)
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(encoded)
+            file.flush()
+            os.set_inheritable(file.fileno(), True)
+            arguments = ["supervisor.serve", str(file.fileno()), str(root)]
+            if config is not None:
+                arguments.append(str(config.absolute()))
+            os.execv(sys.executable, [sys.executable, "-P", bootstrap.__file__, *arguments])
+    except OSError as error:
+        fail(
+            f"cannot start: {error.strerror or error}. See that there is a temporary directory "
+            "with some space (TMPDIR chooses another), and that this Python is still installed."
+        )
 
 
 def _refuse(name: str) -> None:
@@ -128,6 +144,7 @@ def _refuse(name: str) -> None:
 
 
 commands.add_to(app)
+app.command("doctor", help="Check models, files and settings; say what to do.")(doctor)
 app.command(
     "selftest",
     help="Kill, wedge and starve a private instance under load; print what became of it.",

@@ -14,10 +14,22 @@ _KEY_LINE = re.compile(rb"(?P<key>[!-~]+)(?:\s+#\s*(?P<name>.*))?")
 def resolve_state_dir(flag: str | Path | None, environ: Mapping[str, str]) -> Path:
     """The absolute state dir: `--state-dir`, else $BULKHEAD_HOME, else ~/.bulkhead.
 
-    Nothing is created or looked at.
+    Nothing is created or looked at. Raises ConfigError where the user has no home directory, or a
+    relative path no working directory.
     """
-    chosen = flag or environ.get("BULKHEAD_HOME") or "~/.bulkhead"
-    return _expand(chosen, environ).absolute()
+    chosen = _expand(flag or environ.get("BULKHEAD_HOME") or "~/.bulkhead", environ)
+    if str(chosen).startswith("~"):
+        raise ConfigError(
+            f"state directory: {chosen}: there is no such home directory; choose a place with "
+            "--state-dir or BULKHEAD_HOME"
+        )
+    try:
+        return chosen.absolute()
+    except OSError as error:
+        raise ConfigError(
+            f"state directory: {chosen}: the working directory cannot be found "
+            f"({error.strerror}); give an absolute path"
+        ) from None
 
 
 def resolve_config_path(

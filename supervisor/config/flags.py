@@ -58,6 +58,9 @@ def merge(
         put("memory", "budget", overrides.ram_budget, "--ram-budget")
     flagged: set[str] = set()
     for name, source in overrides.models:
+        if not _is_utf8(source):
+            why = "is not UTF-8, and MLX opens no other; rename it"
+            raise ConfigError(f"--model: {source!a} {why}")
         if name in flagged:
             raise ConfigError(f"--model: {quote(name)} is given twice")
         flagged.add(name)
@@ -67,6 +70,14 @@ def merge(
             put("models", name, {**model, "source": source}, "--model")
             origins[f"{dotted('models', name)}.source"] = "--model"
     return merged, origins
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _number(text: str) -> int | float | str:

@@ -44,6 +44,8 @@ class Cause(enum.StrEnum):
     ABORTED = "aborted"
     TERMINATED = "terminated"
     EXITED = "exited"
+    DAMAGED = "damaged_installation"
+    NO_SHUTDOWN = "no_shutdown"
     UNKNOWN = "unknown"
 
 
@@ -175,8 +177,38 @@ MEANINGS: Mapping[Cause, Meaning] = {
         "it exited though nobody had asked it to",
         "Use `bulkhead unload` if that was `kill`; else report it.",
     ),
+    Cause.DAMAGED: Meaning(
+        "files of Bulkhead itself are missing or are not its own",
+        "Reinstall it in an environment of its own (`uv tool install --reinstall mlx-bulkhead`), "
+        "or run `make clean install` in its checkout.",
+        permanent=True,
+        blame=Blame.OUTSIDE,
+    ),
+    Cause.NO_SHUTDOWN: Meaning(
+        "the last run ended without a shutdown",
+        "Something killed the supervisor. Unless somebody did it by hand, it was most likely the "
+        "system for want of memory: find out what takes the RAM, or lower memory.budget.",
+        blame=Blame.OUTSIDE,
+    ),
     Cause.UNKNOWN: Meaning("the cause is not known", "Report it with the crash report."),
 }
+"""Of a worker's death; of NO_SHUTDOWN, which is the supervisor's alone, without a restart of the
+machine."""
+
+_REPORT = "Report it with the crash report."
+_LOOK_FOR_RAM = "Find out what takes the RAM; a lower memory.budget leaves more of it to the rest."
+_GATEWAY_ADVICE: Mapping[Cause, str] = {
+    Cause.OUT_OF_MEMORY: _LOOK_FOR_RAM,
+    Cause.OOM_KILLED: _LOOK_FOR_RAM,
+    Cause.KILLED: f"Unless somebody did it by hand: {_LOOK_FOR_RAM[0].lower()}{_LOOK_FOR_RAM[1:]}",
+    Cause.PYTHON_ERROR: "Report it with the traceback that is in its log.",
+    Cause.STALLED: "The report's stacks say where it stood. Report it.",
+    Cause.SEGFAULT: "The report's stacks say where. Upgrade uvloop and aiohttp if it repeats.",
+    Cause.ABORTED: "The report's stacks say where. Upgrade uvloop and aiohttp if it repeats.",
+    Cause.TERMINATED: "Stop the whole server instead, with a signal to the supervisor.",
+    Cause.DAMAGED: MEANINGS[Cause.DAMAGED].advice,
+}
+"""It has no model, no MLX and no GPU, and nobody unloads it. Models stay loaded when it dies."""
 
 
 class Weight(enum.IntEnum):
@@ -237,6 +269,7 @@ KNOWN_LINES = (
         Cause.LOAD_FAILED,
         loading=True,
     ),
+    _line("this installation of Bulkhead is damaged", Cause.DAMAGED),
     _line(
         "LocalEntryNotFoundError|RepositoryNotFound|GatedRepo", Cause.NOT_AVAILABLE, loading=True
     ),
@@ -289,6 +322,12 @@ class Diagnosis:
         if self.cause in (Cause.ENGINE_DIED, Cause.PYTHON_ERROR) and self.exception:
             return f"{told}: {self.exception.partition(':')[0]}"
         return told
+
+    def advice(self, process: str) -> str:
+        """What to do about it, where it was a "worker" or the "gateway"."""
+        if process == "gateway":
+            return _GATEWAY_ADVICE.get(self.cause, _REPORT)
+        return self.meaning.advice
 
     def death(self, report: str) -> Death:
         """What the scheduler is told of it; `report` is the id of the crash report."""

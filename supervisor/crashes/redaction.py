@@ -71,6 +71,7 @@ _PANIC = re.compile(r"thread '.{0,80}' (?:\(\d+\) )?panicked at ")
 _STACK = re.compile(
     r"Fatal Python error: [A-Za-z -]{1,40}$|Timeout \(\d+:\d\d:\d\d\)!$"
     r"|(?:Current thread|Thread) 0x[0-9a-f]+.{0,80} \(most recent call first\):$"
+    r"|Stack \(most recent call first\):$"
     r"|Current thread's C stack trace \(most recent call first\):$|Extension modules: "
 )
 _OF_STACK = re.compile(r"\s*$|  (?:File|Binary file) |  \.\.\.$|  <|  Garbage-collecting")

@@ -101,7 +101,7 @@ def compose_report(
         how=how,
         cause=found.cause,
         summary=found.summary,
-        advice=meaning.advice,
+        advice=found.advice(snapshot.process),
         pid=snapshot.pid,
         phase=snapshot.phase,
         signal=how if how.startswith(("SIG", "signal ")) else None,

@@ -20,6 +20,7 @@ import msgspec
 
 from supervisor.state.files import not_waiting, write_atomically
 from supervisor.wire.crash import ID, CrashBrief, CrashReport
+from supervisor.wire.text import to_json
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -95,10 +96,10 @@ class Store:
 
 def encode(report: CrashReport) -> bytes:
     """The file's content, within `REPORT_BYTES` whatever the texts are."""
-    data = msgspec.json.encode(report)
+    data = to_json(report)
     if len(data) > REPORT_BYTES:
         shorter = {name: getattr(report, name)[-4096:] for name in ("stderr", "stacks")}
-        data = msgspec.json.encode(msgspec.structs.replace(report, **shorter))
+        data = to_json(msgspec.structs.replace(report, **shorter))
     return msgspec.json.format(data, indent=2) + b"\n"
 
 

@@ -25,6 +25,7 @@ from supervisor.crashes.redaction import Redactor
 from supervisor.crashes.snapshot import Snapshot, compose_report
 from supervisor.errors import NotFound
 from supervisor.wire.crash import CrashBrief, CrashList, CrashReport, InFlight, Outcome
+from supervisor.wire.text import to_json
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -113,14 +114,14 @@ class ReportWriter:
         """JSON: the report with that id, or the list of all for "". Raises NotFound."""
         if not crash_id:
             listing = await self._off_loop(self._store.listing)
-            return msgspec.json.encode(CrashList(crashes=listing))
+            return to_json(CrashList(crashes=listing))
         try:
             report = await self._off_loop(lambda: self._store.read(crash_id))
         except store.Unreadable as error:
             raise NotFound(f"{error}.") from None
         if report is None:
             raise NotFound("There is no such crash report. GET /admin/crashes lists them.")
-        return msgspec.json.encode(report)
+        return to_json(report)
 
     async def flush(self) -> None:
         """Return when all reports are written."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from supervisor.config.schema import Config, ModelSettings
 from supervisor.config.settings import with_discovered
-from supervisor.models.sources import SourceError, discover, hub_dir, resolve
+from supervisor.models.discovery import PassedOver, discover
+from supervisor.models.hub import hub_dir
+from supervisor.models.sources import Place, find, state
 
 DEFAULT_CONCURRENCY = 32
 """Sequences that may decode at once where `max_concurrency` does not say."""
@@ -21,29 +24,58 @@ Fingerprint = tuple[str, ...]
 @dataclass(frozen=True, slots=True)
 class Catalog:
     """Every model that may be asked for, by name. It never changes. `hub` is the Hugging Face
-    cache."""
+    cache; `passed_over` what it has besides, where nothing was configured."""
 
     models: Mapping[str, ModelSettings]
     hub: Path
+    passed_over: tuple[PassedOver, ...] = ()
 
     def concurrency(self, name: str) -> int:
         """How many of its sequences may decode at once."""
         return self.models[name].max_concurrency or DEFAULT_CONCURRENCY
 
-    def locate(self, name: str) -> Path:
-        """The folder to load from, looked up anew, since files come and go. Blocks on the disk.
-        Raises SourceError."""
-        return resolve(self.models[name].source, demo_dir=DEMO_DIR, hub=self.hub)
+    def find(self, name: str) -> Place:
+        """Where to load from, looked up anew, since files come and go. Blocks on the disk. Raises
+        SourceError."""
+        return find(self.models[name].source, demo_dir=DEMO_DIR, hub=self.hub)
 
-    def fingerprint(self, name: str) -> Fingerprint:
-        """Names, sizes and times of the model's files: it changes when they do. Blocks on the
-        disk; never raises."""
+    def locate(self, name: str) -> Path:
+        """`find`, the folder alone."""
+        return self.find(name).folder
+
+    def fingerprint(self, folder: Path) -> Fingerprint:
+        """Names, sizes and times of the files in a model's folder: what a measurement of it belongs
+        to. Blocks on the disk. Raises OSError."""
+        files = [(file.name, file.stat()) for file in sorted(folder.iterdir()) if file.exists()]
+        return tuple(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
+
+    def stamp(self, name: str, folder: Path | None) -> Fingerprint:
+        """What tells that `find` might say something else, or a load go another way: it changes
+        with the files in the `folder` where they were found last, with who may read them, and with
+        what else may be chosen. No file is read. Blocks on the disk; never raises."""
+        told: list[str] = []
+        source = self.models[name].source
         try:
-            folder = self.locate(name)
-            files = [(file.name, file.stat()) for file in sorted(folder.iterdir())]
-            return tuple(f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in files)
-        except (SourceError, OSError) as error:
-            return (str(error),)
+            told += state(source, self.hub)
+            for path in (folder, Path(os.path.expanduser(source)).absolute()):
+                if path is not None and source and os.path.lexists(path):
+                    told.append(_stamped(path, path.stat()))
+                    if path.is_dir():
+                        told += [_entry(file) for file in sorted(path.iterdir())]
+        except (OSError, ValueError) as error:
+            told.append(str(error))
+        return tuple(told)
+
+
+def _entry(path: Path) -> str:
+    try:
+        return _stamped(path, path.stat())
+    except OSError as error:  # a link to nothing
+        return str(error)
+
+
+def _stamped(path: Path, stat: os.stat_result) -> str:
+    return f"{path.name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_mode:o}"
 
 
 def build(config: Config, environ: Mapping[str, str]) -> tuple[Config, Catalog]:
@@ -53,6 +85,8 @@ def build(config: Config, environ: Mapping[str, str]) -> tuple[Config, Catalog]:
     default model names none of them.
     """
     hub = hub_dir(environ)
-    if not config.models:
-        config = with_discovered(config, {DEMO: DEMO} | {name: name for name in discover(hub)})
-    return config, Catalog(config.models, hub)
+    if config.models:
+        return config, Catalog(config.models, hub)
+    discovery = discover(hub)
+    config = with_discovered(config, {DEMO: DEMO} | {name: name for name in discovery.found})
+    return config, Catalog(config.models, hub, discovery.passed_over)

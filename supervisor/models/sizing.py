@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from supervisor.models.catalog import Catalog, Fingerprint
-from supervisor.models.estimate import EstimateError, estimate
+from supervisor.models.estimate import Estimate, EstimateError, estimate
+from supervisor.models.folders import reason
 from supervisor.models.size_cache import MeasuredLoad, SizeCache, key
-from supervisor.models.sources import SourceError
+from supervisor.models.sources import Place, SourceError
 from supervisor.scheduler.model import LearnedLimit
 
 log = logging.getLogger("bulkhead.supervisor")
@@ -21,6 +24,23 @@ _LONG_TOKENS = 32768
 _BUDGET_SHARE = 0.9
 """What room for requests may fill the budget to. The rest is for a load that turns out larger than
 its files say: without it such a model could never be loaded again."""
+_WORDS = 120
+"""Characters of mlx-lm's own words beside ours: a list of parameters may be long."""
+_OF_WEIGHTS = re.compile(r"[Mm]issing|KeyError|\[load|\[read|safetensors")
+"""mlx-lm's and MLX's words for weights that are not there or broken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the disk had of a model when it was looked at."""
+
+    stamp: Fingerprint
+    fingerprint: Fingerprint = ()
+    """Of the files that are to be loaded."""
+    place: Place | None = None
+    problem: str = ""
+    """Why there is no place, or why its size is unknown."""
+    need: Need = field(default_factory=lambda: Need())
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +52,11 @@ class Need:
 
 
 class Sizing:
-    """Reads models' files, anew when they change; keeps what loads took in `cache`, which has the
-    use counts as well. Blocks on files.
+    """What is known of models' files, which are read anew when they change; keeps what loads took
+    in `cache`, which has the use counts as well.
+
+    `look` and `need` block on the disk. The others never do, but for the first of a model that was
+    not looked at yet. One thread at a time calls `look` for a model; all else belongs to one.
 
     `budget` is that of all models, bytes, None = unlimited. A model gets room for as many requests
     as may run at once, but on a machine that is too small for that only what the budget leaves:
@@ -44,21 +67,64 @@ class Sizing:
         self.budget = budget
         self._catalog = catalog
         self.cache = cache
-        self._seen: dict[str, tuple[Fingerprint, Need]] = {}
+        self._known: dict[str, Look] = {}
+
+    def look(self, name: str) -> Look | None:
+        """What the disk has; None where it is what is known. On any thread."""
+        known = self._known.get(name)
+        folder = known.place.folder if known is not None and known.place is not None else None
+        if known is not None and known.stamp == self._catalog.stamp(name, folder):
+            return None
+        return self._read(name)
+
+    def take(self, name: str, look: Look) -> Need:
+        """From now on this is known."""
+        before = self._known.get(name)
+        self._known[name] = look
+        if look.problem and (before is None or before.problem != look.problem):
+            log.warning("the size of model %s is unknown: %s", name, look.problem)
+        note = look.place.note if look.place is not None else ""
+        source = f"{self._catalog.models[name].source}@"
+        if any(each.source.startswith(source) for each in self._catalog.passed_over):
+            note = ""  # which was said at start
+        if note and (before is None or before.place is None or before.place.note != note):
+            log.warning("model %s: %s", name, note)
+        return look.need
 
     def need(self, name: str) -> Need:
         """What the model needs; nothing is known of files that are missing or broken, which the
         load will say in its own words."""
-        fingerprint = self._catalog.fingerprint(name)
-        seen = self._seen.get(name)
-        if seen is None or seen[0] != fingerprint:
-            seen = self._seen[name] = (fingerprint, self._read(name))
-        return seen[1]
+        look = self.look(name)
+        return self._known[name].need if look is None else self.take(name, look)
 
-    def has_changed(self, name: str) -> bool:
-        """Whether the files are others than when `need` last looked."""
-        seen = self._seen.get(name)
-        return seen is None or seen[0] != self._catalog.fingerprint(name)
+    def folder(self, name: str) -> Path:
+        """Where the last look found the model. Raises SourceError with what it found instead."""
+        known = self._last(name)
+        if known.place is None:
+            raise SourceError(known.problem)
+        return known.place.folder
+
+    def explained(self, name: str, reason: str) -> str:
+        """Why a load failed, by the worker, with what the files seem to lack."""
+        known = self._known.get(name)
+        doubt = known.place.doubt or known.problem if known is not None and known.place else ""
+        if doubt and doubt not in reason and _OF_WEIGHTS.search(reason):
+            return f"{doubt} (mlx-lm: {reason[:_WORDS]})"
+        return reason
+
+    def passed_over(self) -> list[dict[str, object]]:
+        """What the Hugging Face cache has and is not served, or not in its newest form: `source`,
+        `reason`, and `mlx`, whether one would expect it to be served."""
+        told: list[dict[str, object]] = [
+            {"source": each.source, "reason": each.reason, "mlx": each.is_mlx}
+            for each in self._catalog.passed_over
+        ]
+        named = {str(each["source"]).partition("@")[0] for each in told}
+        for name, look in self._known.items():
+            source = self._catalog.models[name].source
+            if look.place is not None and look.place.note and source not in named:
+                told.append({"source": source, "reason": look.place.note, "mlx": True})
+        return told
 
     def measured_load(self, name: str) -> MeasuredLoad | None:
         """The last load of these very files, of this run or an earlier one."""
@@ -80,16 +146,32 @@ class Sizing:
         at = None if limit is None else LearnedLimit(limit.concurrency, limit.since + offset)
         self.cache.save_limit(name, at)
 
+    def _last(self, name: str) -> Look:
+        if name not in self._known:
+            self.need(name)
+        return self._known[name]
+
     def _key(self, name: str) -> str:
         model = self._catalog.models[name]
-        return key(self._catalog.fingerprint(name), {"context": model.context})
+        return key(self._last(name).fingerprint, {"context": model.context})
 
-    def _read(self, name: str) -> Need:
+    def _read(self, name: str) -> Look:
+        place: Place | None = None
+        fingerprint: Fingerprint = ()
+        need, problem = Need(), ""
         try:
-            found = estimate(self._catalog.locate(name))
+            place = self._catalog.find(name)
+            fingerprint = self._catalog.fingerprint(place.folder)
+            need = self._need(name, estimate(place.folder))
         except (SourceError, EstimateError) as error:
-            log.warning("the size of model %s is unknown: %s", name, error)
-            return Need()
+            problem = str(error)
+        except OSError as error:
+            problem = f"{place.folder if place else name} cannot be read: {reason(error)}"
+        # Last: whatever changes meanwhile is seen by the next look.
+        stamp = self._catalog.stamp(name, None if place is None else place.folder)
+        return Look(stamp, fingerprint or (problem,), place, problem, need)
+
+    def _need(self, name: str, found: Estimate) -> Need:
         context = self._catalog.models[name].context or found.context or _LONG_TOKENS
         typical = min(context, _TYPICAL_TOKENS)
         total = max(

@@ -1,4 +1,4 @@
-"""First code of each child: `python -m supervisor.processes.child LIFELINE PARENT FAULTS MODULE …`.
+"""First code of each child, under `supervisor.bootstrap`: LIFELINE PARENT FAULTS MODULE ….
 
 It makes sure that the child cannot outlive its supervisor, writes no core dump, and has
 faulthandler report fatal signals to the descriptor FAULTS; then it becomes MODULE with the
@@ -34,7 +34,9 @@ def main() -> None:
     # Terminal signals are the supervisor's business; it tells its children what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.set_inheritable(faults, faults <= _STDERR)
-    faulthandler.enable(faults)
+    # The failing thread alone: to walk the frames of threads that run on can crash the walk itself,
+    # and then a SIGABRT ends as a SIGSEGV.
+    faulthandler.enable(faults, all_threads=False)
     faulthandler.register(STACKS_SIGNAL, _STDERR)
     sys.argv = [module, *sys.argv[5:]]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

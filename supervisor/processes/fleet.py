@@ -44,6 +44,7 @@ _PASSING = frozenset(
 )
 """What a start may lack that comes back: descriptors, threads and processes, memory, disk."""
 _RETRY_SECONDS = 1.0
+_CHANGED = "Bulkhead's files changed while it started"
 
 
 class WorkerListener(Protocol):
@@ -99,6 +100,8 @@ class Fleet:
     """All worker processes of this supervisor, `spare` included, which is off until enabled.
 
     `module` is what a worker runs; `on_change` is called when there is a process more or less.
+    `locate` tells a model's folder without touching the disk, or raises SourceError; without it the
+    catalog looks.
     """
 
     def __init__(
@@ -111,7 +114,9 @@ class Fleet:
         module: str,
         on_change: Callable[[], None],
         stall_seconds: float,
+        locate: Callable[[str], Path] | None = None,
     ) -> None:
+        self._locate = locate
         self._state = state
         self._catalog = catalog
         self._listener = listener
@@ -136,7 +141,7 @@ class Fleet:
         until it works or the incarnation is stopped, which whoever waits for the load does."""
         loop = asyncio.get_running_loop()
         try:
-            folder = self._catalog.locate(model)
+            folder = (self._locate or self._catalog.locate)(model)
         except SourceError as error:
             loop.call_soon(self._unlocatable, model, generation, str(error))
             return
@@ -311,6 +316,8 @@ class Fleet:
         logged_at = time.monotonic()
         while (frame := await channel.receive()) is not None:
             match frame:
+                case frames.Hello() if not worker.process.runs_our_code():
+                    self._listener.worker_broken(*incarnation, _CHANGED)
                 case frames.Hello():
                     self._listener.worker_loading(*incarnation, 0, 0)
                 case frames.Loading(done, total):

@@ -19,10 +19,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import psutil
 
+from supervisor import bootstrap
 from supervisor.processes.child import STACKS_SIGNAL
 from supervisor.state.trouble import Trouble
 from supervisor.wire import progress as progress_record
@@ -51,6 +52,8 @@ class Child:
     """Our end of the pipe that the child's faulthandler writes to."""
     progress: int | None
     """The child's progress record."""
+    home: Path
+    """Where the packages are that it runs."""
 
     def signal(self, number: signal.Signals) -> None:
         """Signal the child; nothing once it has been reaped (Popen then knows its status)."""
@@ -64,6 +67,32 @@ class Child:
         loop.call_later(_STACKS_SECONDS, self.signal, signal.SIGKILL)
 
 
+def installed() -> Path:
+    """The folder with our packages."""
+    return Path(bootstrap.__file__).parents[1]
+
+
+class Code(Protocol):
+    """What a child runs."""
+
+    def home(self) -> Path:
+        """The folder with the packages to start it from. May block on files and raise OSError."""
+
+    def is_same(self, home: Path) -> bool:
+        """Whether a child that was started from there, and has imported its modules by now, runs
+        the code that we do. May block on files."""
+
+
+class InstalledCode:
+    """The installation, which does not change."""
+
+    def home(self) -> Path:
+        return installed()
+
+    def is_same(self, home: Path) -> bool:
+        return True
+
+
 @dataclass(frozen=True, slots=True)
 class Launcher:
     """What all children of one supervisor share."""
@@ -72,6 +101,7 @@ class Launcher:
     lifeline: int
     """Read end of a pipe whose write end only the supervisor holds: EOF = the supervisor died."""
     environ: Mapping[str, str]
+    code: Code = field(default_factory=InstalledCode)
     _output: Trouble = field(
         default_factory=lambda: Trouble("write the log files of processes, which start without")
     )
@@ -96,7 +126,7 @@ class Launcher:
         progress: bool = False,
         inherit: Sequence[int] = (),
     ) -> Child:
-        """Run `python -m MODULE ARGUMENTS…` in a process group of its own.
+        """Run MODULE with ARGUMENTS in a Python process, in a process group of its own.
 
         With `channel` the child finds one end of a socketpair as file descriptor `--channel`; with
         `fault_pipe` its faulthandler writes to a pipe instead of stderr; with `progress` it finds
@@ -133,11 +163,12 @@ class Launcher:
                 ours.callback(os.close, record)
                 fds.append(record)
                 arguments = (*arguments, "--progress", str(record))
+            home = self.code.home()
             popen = subprocess.Popen(
                 [
                     sys.executable,
-                    "-P",  # or a `worker.py` in the working directory would be run instead of ours
-                    "-m",
+                    "-P",  # what lies in the working directory is none of its modules
+                    str(home / "supervisor" / "bootstrap.py"),
                     "supervisor.processes.child",
                     str(self.lifeline),
                     str(os.getpid()),
@@ -154,7 +185,9 @@ class Launcher:
             )
             try:
                 started, files = start_time(popen.pid), (stdout, stderr)
-                child = Child(role, popen.pid, started, popen, files, our_end, faults_in, record)
+                child = Child(
+                    role, popen.pid, started, popen, files, our_end, faults_in, record, home
+                )
                 threading.Thread(
                     target=_report_exit,
                     args=(popen, loop, on_exit),

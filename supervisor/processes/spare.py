@@ -149,7 +149,10 @@ class Spare:
             log.error("the spare worker is no good: %s", error)
             process.child.signal(signal.SIGKILL)
             return
-        if isinstance(hello, frames.Hello) and self.state is SpareState.IMPORTING:
+        if isinstance(hello, frames.Hello) and not process.runs_our_code():
+            log.error("the spare worker is no good: Bulkhead's files changed while it started")
+            process.child.signal(signal.SIGKILL)
+        elif isinstance(hello, frames.Hello) and self.state is SpareState.IMPORTING:
             self.state, self._watchdog = SpareState.READY, Watchdog(_STALL_SECONDS)
             log.info("a spare worker is ready, pid %d", process.child.pid)
 

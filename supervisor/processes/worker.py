@@ -51,6 +51,7 @@ class WorkerProcess:
         """Start it, with its output in `base`.stdout and `base`.stderr. `environ` is added to the
         environment that every worker has. Raises OSError when it cannot be started."""
         self.callbacks = callbacks
+        self._code = launcher.code
         self.gone = asyncio.Event()
         """Set when it is reaped."""
         self.channel: Channel | None = None
@@ -97,6 +98,11 @@ class WorkerProcess:
             await loop.create_connection(lambda: channel, sock=self.child.channel)
             self.channel = channel
         return self.channel
+
+    def runs_our_code(self) -> bool:
+        """Whether its modules are those that we run; to be asked once it has imported them. Blocks
+        on files for 2 ms, see `OwnCode.is_same`."""
+        return self._code.is_same(self.child.home)
 
     def reading(self) -> progress.Reading | None:
         """What its progress record says; None when it can't be read."""

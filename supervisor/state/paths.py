@@ -80,14 +80,15 @@ def open_state(root: Path) -> StateDir:
     """Create what is missing. Raises StateError.
 
     Sockets live in STATE/run, since a temporary directory is swept while we run; only when that
-    path is too long for a socket do they live in a directory of this user's under /tmp.
+    path is too long for a socket, or not UTF-8, do they live in a directory of this user's under
+    /tmp.
     """
     try:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         root = root.resolve()
         (root / "logs").mkdir(mode=0o700, exist_ok=True)
         run = root / "run"
-        if len(os.fsencode(run)) + _LONGEST_SOCKET > SUN_PATH:
+        if len(os.fsencode(run)) + _LONGEST_SOCKET > SUN_PATH or not _is_utf8(run):
             digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
             run = Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())
             run /= f"bulkhead-{os.getuid()}-{digest}"
@@ -99,8 +100,17 @@ def open_state(root: Path) -> StateDir:
             f"{run} belongs to somebody else; remove it or choose another --state-dir"
         ) from None
     except OSError as error:
-        raise StateError(f"cannot use the state directory {root}: {error.strerror}") from None
+        raise StateError(f"cannot use the state directory {root}: {error.strerror}") from error
     return StateDir(root, run)
+
+
+def _is_utf8(path: Path) -> bool:
+    """Messages carry the paths of sockets, and no text in another encoding."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class InstanceLock:
@@ -117,7 +127,7 @@ class InstanceLock:
         try:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise StateError(f"cannot open {self._path}: {error.strerror}") from None
+            raise StateError(f"cannot open {self._path}: {error.strerror}") from error
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -129,7 +139,7 @@ class InstanceLock:
             ) from None
         except OSError as error:
             os.close(fd)
-            raise StateError(f"cannot lock {self._path}: {error.strerror}") from None
+            raise StateError(f"cannot lock {self._path}: {error.strerror}") from error
         with contextlib.suppress(OSError):  # a full disk: the pid is for people
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)

@@ -8,7 +8,8 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from supervisor.wire.frames import Frame
+from supervisor.wire.frames import Embed, Frame, Generate
+from supervisor.wire.text import all_printable
 
 HEADER: Final = struct.Struct(">I")
 REQUEST_LIMIT: Final = 256 * 2**20
@@ -31,16 +32,27 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def encode(frame: Frame) -> bytes:
-    """The frame as bytes. Raises ProtocolError for text that UTF-8 cannot carry."""
-    buffer = bytearray(HEADER.size)
+    """The frame as bytes. Text that UTF-8 cannot carry is made printable, but in a request, which
+    is never changed. Raises ProtocolError for such a one."""
     try:
-        _encoder.encode_into(frame, buffer, HEADER.size)
-    except (UnicodeEncodeError, OverflowError, RecursionError) as error:
-        raise ProtocolError(
-            f"cannot encode {type(frame).__name__}: {type(error).__name__}"
-        ) from None
+        return _encoded(frame)
+    except UnicodeEncodeError as error:
+        if isinstance(frame, Generate | Embed):
+            raise _unfit(frame, error) from None
+    except (OverflowError, RecursionError) as error:
+        raise _unfit(frame, error) from None
+    return _encoded(all_printable(frame))
+
+
+def _encoded(frame: Frame) -> bytes:
+    buffer = bytearray(HEADER.size)
+    _encoder.encode_into(frame, buffer, HEADER.size)
     HEADER.pack_into(buffer, 0, len(buffer) - HEADER.size)
     return bytes(buffer)
+
+
+def _unfit(frame: Frame, error: Exception) -> ProtocolError:
+    return ProtocolError(f"cannot encode {type(frame).__name__}: {type(error).__name__}")
 
 
 class FrameDecoder(Generic[F]):

@@ -68,12 +68,12 @@ class CrashBrief(CrashStruct, frozen=True, kw_only=True):
 
     id: Annotated[str, Meta(pattern=f"^{ID}$")]
     time: Time
-    process: Literal["worker", "gateway"]
+    process: Literal["worker", "gateway", "supervisor"]
     model: str | None
-    """None = the gateway."""
+    """None = not a worker."""
     generation: Count | None
     how: str
-    """A signal's name, or "exit status N"."""
+    """A signal's name, "exit status N" or, of a supervisor, "unknown"."""
     cause: str
     """One of docs/operations.md's table."""
     summary: str
@@ -118,7 +118,8 @@ class CrashReport(CrashBrief, frozen=True, kw_only=True):
     stderr: str
     """Its last 64 KB, without keys and without what may quote a request."""
     stacks: str
-    """What Python's faulthandler wrote: where each thread stood."""
+    """What Python's faulthandler wrote: where the thread stood that failed, or each thread of a
+    process that hung."""
     versions: dict[str, str]
 
 

@@ -294,9 +294,11 @@ class Calling(Frame, frozen=True, tag="calling"):
 
 
 class Structure(Frame, frozen=True, tag="structure"):
-    """The answer is one JSON value that is valid under `schema` (JSON Schema, as JSON text)."""
+    """The answer is one JSON value that is valid under `schema` (JSON Schema, as JSON text);
+    without `strict` as far as that can be enforced."""
 
     schema: str
+    strict: bool = True
 
 
 class Generate(Frame, frozen=True, tag="generate"):

@@ -90,7 +90,7 @@ def _generate(
     prepared = time.perf_counter()
     uids = generator.insert(tokens, max_tokens=[max_tokens] * len(tokens))
     detokenizers = {uid: tokenizer.detokenizer for uid in uids}
-    texts: dict[int, list[str]] = {uid: [] for uid in uids}
+    ids: dict[int, list[int]] = {uid: [] for uid in uids}
     first: dict[int, float] = {}
     counts = dict.fromkeys(uids, 0)
     left = len(uids)
@@ -102,7 +102,8 @@ def _generate(
             if response.finish_reason is not None:
                 detokenizer.finalize()
                 left -= 1
-            texts[uid].append(detokenizer.last_segment)
+            _ = detokenizer.last_segment  # which a server would send
+            ids[uid].append(response.token)
             counts[uid] += 1
             if uid not in first:
                 first[uid] = time.perf_counter() - begun
@@ -112,7 +113,8 @@ def _generate(
         "first": [first[uid] for uid in uids],
         "prompt_tokens": [len(prompt) for prompt in tokens],
         "completion_tokens": [counts[uid] for uid in uids],
-        "texts": ["".join(texts[uid]) for uid in uids],
+        # Not the detokenizers', which drop a first space and have no NUL.
+        "texts": [tokenizer.decode(ids[uid]) for uid in uids],
     }
 
 

@@ -12,23 +12,21 @@ from typing import Any, NamedTuple
 
 from supervisor.wire.frames import Calling, Chat, Generate
 from worker.engine.mlx_lm_compat import model_tokenizer
-from worker.output.text import TokenDecoder
 from worker.output.transcript import Transcript, TranscriptFactory
 
 
 class Pieces:
-    """A detokenizer whose token i is the i-th piece; the last one may come with `finalize`."""
+    """A `TokenDecoder` whose token i is the i-th piece; the last one may come at the end."""
 
     def __init__(self, pieces: Sequence[str], held: str = "") -> None:
         self._pieces = pieces
         self._held = held
-        self.last_segment = ""
 
-    def add_token(self, token: int) -> None:
-        self.last_segment = self._pieces[token]
+    def push(self, token: int) -> str:
+        return self._pieces[token]
 
-    def finalize(self) -> None:
-        self.last_segment = self._held
+    def finish(self) -> str:
+        return self._held
 
 
 AUTO = Calling("auto", ())
@@ -120,11 +118,16 @@ class Seen(NamedTuple):
 
 
 def make(
-    model: Model, calling: Calling | None, *, stop: Sequence[str] = (), prompt: str = ""
+    model: Model,
+    calling: Calling | None,
+    *,
+    stop: Sequence[str] = (),
+    prompt: str = "",
+    constrained: bool = False,
 ) -> Transcript:
     request = Generate("r", Chat([], TOOLS), 0.0, stop=tuple(stop), calling=calling)
     tokens = wrapper(model).encode(prompt, add_special_tokens=False) if prompt else []
-    made = transcripts(model).make(request, tokens)
+    made = transcripts(model).make(request, tokens, calls_held=lambda: constrained)
     assert isinstance(made, Transcript)
     return made
 
@@ -137,10 +140,11 @@ def read(
     cut: bool = False,
     stop: Sequence[str] = (),
     prompt: str = "",
+    constrained: bool = False,
 ) -> Seen:
     pieces = list(pieces)
-    transcript = make(model, calling, stop=stop, prompt=prompt)
-    transcript._decoder = TokenDecoder(Pieces(pieces))
+    transcript = make(model, calling, stop=stop, prompt=prompt, constrained=constrained)
+    transcript._decoder = Pieces(pieces)
     text = reasoning = ""
     calls: list[tuple[str, str]] = []
     for token in range(len(pieces) + 1):
@@ -174,10 +178,12 @@ def everywhere(
     cut: bool = False,
     stop: Sequence[str] = (),
     prompt: str = "",
+    constrained: bool = False,
 ) -> Seen:
     """What is seen, which may not depend on the cut."""
     first, *others = (
-        read(model, pieces, calling, cut=cut, stop=stop, prompt=prompt) for pieces in cuts(text)
+        read(model, pieces, calling, cut=cut, stop=stop, prompt=prompt, constrained=constrained)
+        for pieces in cuts(text)
     )
     for other in others:
         assert other == first

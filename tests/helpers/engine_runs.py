@@ -79,7 +79,7 @@ def start(
     return engine, engine.load(load, lambda done, total: None)
 
 
-def says_a(engine: BatchEngine) -> tuple[tuple[int, float], ...]:
-    """A bias under which every token is the text `a`."""
-    (token,) = engine.prepare(Generate("r", Text("a"), 1.0)).prompt
+def says_a(engine: BatchEngine, letter: str = "a") -> tuple[tuple[int, float], ...]:
+    """A bias under which every token is the text `letter`."""
+    (token,) = engine.prepare(Generate("r", Text(letter), 1.0)).prompt
     return ((token, 1000.0),)

@@ -11,8 +11,27 @@ from gateway.openai.render_completions import TextShape
 from supervisor.wire.frames import End, Logprob, Logprobs, Token
 
 END = End("length", 3, 2)
-NAMES = ["m", "mlx-community/Qwen3-4B-4bit", 'quo"ted', "back\\slash", "naïve 模型 😀", "\0"]
-TEXTS = ["Hel", "lo", "", 'a "quote"', "two\n\nlines", "data: [DONE]", "\u2028", "😀", "\0"]
+NAMES = [
+    "m",
+    "mlx-community/Qwen3-4B-4bit",
+    'quo"ted',
+    "back\\slash",
+    "naïve 模型 😀",
+    "\0",
+    "m\u2028",
+]
+TEXTS = [
+    "Hel",
+    "lo",
+    "",
+    'a "quote"',
+    "two\n\nlines",
+    "data: [DONE]",
+    "\u2028",
+    "a\x85\u2029b",
+    "😀",
+    "\0",
+]
 USAGE = {
     "prompt_tokens": 3,
     "completion_tokens": 2,
@@ -26,7 +45,8 @@ def events(data: bytes) -> list[str]:
     """The data of each event, by SSE's rules as far as we use them."""
     *blocks, rest = data.decode().split("\n\n")
     assert rest == ""
-    assert all(block.startswith("data: ") and "\n" not in block for block in blocks)
+    # One line to everybody: Python's idea of a line's end has all others in it.
+    assert all(block.startswith("data: ") and len(block.splitlines()) == 1 for block in blocks)
     return [block.removeprefix("data: ") for block in blocks]
 
 

@@ -34,7 +34,7 @@ class PlayedGeneration:
     model, worker, asked = "m", "m#1", ""
 
     def __init__(self) -> None:
-        self.recoveries = 0
+        self.recoveries = self.position = self.prompt_tokens = 0
         self.holds: list[float] = []
         """What it was told to wait for a place after a death."""
         self.closed = asyncio.Event()

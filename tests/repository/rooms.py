@@ -44,6 +44,7 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.background": Room(),
     "supervisor.log_file": Room(),
     "supervisor.stopping": Room(),
+    "supervisor.bootstrap": Room(),
     "supervisor.config": Room((), ("msgspec",)),
     "supervisor.wire": Room((), ("msgspec",)),
     "supervisor.state": Room(("supervisor.log_file", "supervisor.wire"), ("msgspec",)),
@@ -53,12 +54,14 @@ ROOMS: Mapping[str, Room] = {
     ),
     "supervisor.machine": Room(_scheduler("lifecycle", "model", "pressure"), ("psutil",)),
     "supervisor.models": Room(
-        (*_scheduler("model"), "supervisor.config", "supervisor.state"), ("msgspec",)
+        (*_scheduler("model"), "supervisor.background", "supervisor.config", "supervisor.state"),
+        ("msgspec",),
     ),
     "supervisor.processes": Room(
         (
             *_scheduler("lifecycle", "model", "pressure"),
             "supervisor.background",
+            "supervisor.bootstrap",
             "supervisor.config",
             "supervisor.models",
             "supervisor.state",
@@ -87,13 +90,14 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.state",
             "supervisor.wire",
         ),
-        ("msgspec",),
     ),
     "supervisor.cli": Room(
         (
+            "supervisor.bootstrap",
             "supervisor.config",
             "supervisor.crashes.store",
             "supervisor.crashes.view",
+            "supervisor.models",
             "supervisor.state",
             "supervisor.units",
             "supervisor.wire",
@@ -141,14 +145,20 @@ ROOMS: Mapping[str, Room] = {
         ),
         ("msgspec",),
     ),
+    "supervisor.startup": Room(
+        ("supervisor.units",), without=("asyncio", "os", "socket", "subprocess", "time")
+    ),
     "supervisor.serve": Room(
         (
             "supervisor.app",
+            "supervisor.bootstrap",
             "supervisor.build",
             "supervisor.config",
+            "supervisor.crashes.no_shutdown",
             "supervisor.machine",
             "supervisor.models",
             "supervisor.processes",
+            "supervisor.startup",
             "supervisor.state",
             "supervisor.wire",
         ),

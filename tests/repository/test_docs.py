@@ -279,7 +279,19 @@ def words(text: str) -> list[str]:
     return plain.replace("[default: None]", "").split()
 
 
-NAMES = ["serve", "status", "ps", "models", "load", "unload", "pin", "unpin", "crashes", "selftest"]
+NAMES = [
+    "serve",
+    "status",
+    "ps",
+    "models",
+    "load",
+    "unload",
+    "pin",
+    "unpin",
+    "crashes",
+    "doctor",
+    "selftest",
+]
 COMMANDS = {"## `bulkhead --help`": ["--help"]} | {
     f"## `bulkhead {name} --help`": [name, "--help"] for name in NAMES
 }

@@ -1,8 +1,9 @@
-"""What a person without the right Python is told."""
+"""What a person is told by `make install`."""
 
 from __future__ import annotations
 
 import os
+import pty
 import shutil
 import subprocess
 from pathlib import Path
@@ -72,3 +73,42 @@ def test_no_python_that_will_do(old: Path, tmp_path: Path) -> None:
     )
     assert done.returncode != 0
     assert done.stderr.startswith("Bulkhead needs Python 3.11 or newer; found Python 3.9.1.")
+
+
+PIP = """#!/bin/sh
+# A Python that is new enough and says what pip would be asked.
+case "$*" in
+    *"-m venv"*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+    *"-m pip"*) echo "$@" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(("terminal", "wanted"), [(True, "--progress-bar=on"), (False, "--quiet")])
+def test_an_installation_shows_progress_on_a_terminal(
+    terminal: bool, wanted: str, tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(PIP)
+    python.chmod(0o755)
+    (tmp_path / "pyproject.toml").touch()
+    shown, inside = pty.openpty() if terminal else os.pipe()
+    try:
+        done = subprocess.run(
+            ["make", "--no-print-directory", "--file", str(ROOT / "Makefile"), "install"]
+            + [f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"],
+            cwd=tmp_path,
+            stdout=inside,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=DEADLINE,
+            check=True,
+            env={k: v for k, v in os.environ.items() if not k.startswith(("MAKE", "MFLAGS"))},
+        )
+        asked = os.read(shown, 4096).decode()
+    finally:
+        os.close(shown)
+        os.close(inside)
+    assert done.stderr.startswith("Installing Bulkhead and what it needs into ")
+    assert [each for each in ("--progress-bar=on", "--quiet") if each in asked] == [wanted]
+    assert "--editable ." in asked

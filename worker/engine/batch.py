@@ -19,6 +19,7 @@ from worker.engine import loading, mlx_lm_compat, sampling
 from worker.engine.active_job import ActiveJob, replay_emitted
 from worker.engine.decoding import BatchDecoder
 from worker.engine.embedding import Embedder
+from worker.engine.load_faults import told_of
 from worker.engine.mlx_lm_compat import NextToken
 from worker.engine.rows import BatchRow
 from worker.engine.thread import FINAL_FRAMES, Job, LoadResult, Output, Prepared
@@ -74,7 +75,14 @@ class BatchEngine:
     def load(self, load: Load, progress: Callable[[int, int], None]) -> LoadResult:
         if self._import_failure:
             raise mlx_lm_compat.unfit(f"its import failed with {self._import_failure}")
-        self._model = loading.load(Path(load.path), load.context, progress)
+        folder = Path(load.path)
+        self._model = loading.load(folder, load.context, progress)
+        with told_of(folder):
+            self._prepare_to_serve(load)
+        return LoadResult(mx.get_active_memory(), self._model.context)
+
+    def _prepare_to_serve(self, load: Load) -> None:
+        """What is made of the loaded model, which may fail for want of something in its files."""
         # Not before: they import transformers, and that it can be imported is checked there.
         from worker.grammar.compile import ConstraintCompiler
         from worker.grammar.vocabulary import fill_masks
@@ -83,9 +91,9 @@ class BatchEngine:
         # Of a lazy array the shape is known without computing it.
         self._width = int(model(mx.array([[0]])).shape[-1])
         self._prompts = PromptBuilder(tokenizer, context, self._width)
-        self._transcripts = TranscriptFactory(tokenizer)
-        self._constraints = ConstraintCompiler(tokenizer, self._width)
         self._token_bytes = TokenBytes(tokenizer)
+        self._transcripts = TranscriptFactory(tokenizer)
+        self._constraints = ConstraintCompiler(tokenizer, self._width, self._transcripts.formats)
         self._embedder = Embedder(model, tokenizer, Path(load.path), context)
         # Ids without a logit: writing to them would be writing out of bounds.
         self._eos = tuple(sorted(id for id in tokenizer.eos_token_ids if 0 <= id < self._width))
@@ -99,7 +107,6 @@ class BatchEngine:
         )
         self._concurrency = load.max_concurrency
         self._never_stop = mlx_lm_compat.never_stop()
-        return LoadResult(mx.get_active_memory(), context)
 
     def prepare(self, request: Generate | Embed) -> Prepared:
         if isinstance(request, Embed):
@@ -111,10 +118,14 @@ class BatchEngine:
         prompt = self._prompts.tokens(request)
         echo = self._prompts.text_of(request, prompt) if request.echo else ""
         constraint = self._constraints.compile(request, prompt)
-        text = self._transcripts.make(request, prompt)
+        text = self._transcripts.make(
+            request,
+            prompt,
+            calls_held=lambda: constraint is not None and constraint.holds_calls,
+        )
         end = None
         if request.emitted:
-            endless = request.ignore_eos and constraint is None
+            endless = request.ignore_eos and (constraint is None or constraint.endless)
             most = self._most(request, prompt)
             end = replay_emitted(request, text, () if endless else self._eos, most, len(prompt))
         if constraint is not None and end is None:
@@ -166,7 +177,7 @@ class BatchEngine:
             constraint=constraint,
         )
         # Of what a grammar has completed, the end is all that can follow.
-        endless = request.ignore_eos and constraint is None
+        endless = request.ignore_eos and (constraint is None or constraint.endless)
         (uid,) = self._generator.insert(
             [[*job.prompt, *emitted]],
             max_tokens=[self._most(request, job.prompt) - len(emitted)],

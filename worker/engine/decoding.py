@@ -84,24 +84,25 @@ class BatchDecoder:
             plan = BatchPlan(rows)
         logits = model(inputs[:, None], cache=cache)[:, -1, :]
         tokens: list[int] = []
-        masks = None
+        bound: list[int] = []
         if plan.reads:
             _async_eval(logits)
             tokens = _read(inputs)
             for i in plan.reads:
                 plan.rows[i].push(tokens[i])
-            if plan.constrained:
-                masks = _allowed(self, plan, logits.shape[-1])
+            bound = plan.bound()
 
         told: list[TokenLogprobs | None]
         extras: list[mx.array] = []
-        if plan.is_plain:
+        if plan.is_plain and not bound:
             following = mx.argmax(logits, axis=-1)
             told = [None] * len(plan.rows)
         else:
             logits = logits.astype(mx.float32)
             logits = _edit(logits, self, plan, tokens, known)
-            following, told, extras = _choose(logits, self, plan, masks)
+            if bound:
+                logits = _mask(logits, _allowed(self, plan, bound, logits.shape[-1]), bound)
+            following, told, extras = _choose(logits, self, plan)
         _async_eval(following, extras)
         for row in plan.rows:
             row.advance()
@@ -117,10 +118,12 @@ def _read(tokens: mx.array) -> list[int]:
     return list(read)
 
 
-def _allowed(decoder: BatchDecoder, plan: BatchPlan, vocabulary: int) -> mx.array:
-    """Which tokens the constrained rows may have, bool [constrained rows, vocabulary]."""
+def _allowed(
+    decoder: BatchDecoder, plan: BatchPlan, bound: Sequence[int], vocabulary: int
+) -> mx.array:
+    """Which tokens the rows `bound` may have, bool [bound rows, vocabulary]."""
     assert decoder.fill is not None, "constrained rows need a decoder that can fill masks"
-    constraints = [plan.rows[i].constraint for i in plan.constrained]
+    constraints = [plan.rows[i].constraint for i in bound]
     packed = np.ascontiguousarray(decoder.fill(constraints, -(-vocabulary // 32)))
     bits = np.unpackbits(packed.view(np.uint8), axis=1, bitorder="little")[:, :vocabulary]
     if bits.shape[1] < vocabulary:
@@ -161,6 +164,14 @@ def _edit(
     return logits
 
 
+def _mask(logits: mx.array, allowed: mx.array, rows: list[int]) -> mx.array:
+    if len(rows) == logits.shape[0]:
+        return mx.where(allowed, logits, -math.inf)
+    places = mx.array(rows)
+    logits[places] = mx.where(allowed, logits[places], -math.inf)
+    return logits
+
+
 def _add(logits: mx.array, rows: list[int], ids: mx.array, amounts: mx.array) -> mx.array:
     places = mx.array(rows)[:, None], ids
     logits[places] = logits[places] + amounts
@@ -176,19 +187,13 @@ def _punish(logits: mx.array, rows: list[int], ids: mx.array, factors: mx.array)
 
 
 def _choose(
-    logits: mx.array, decoder: BatchDecoder, plan: BatchPlan, masks: mx.array | None
+    logits: mx.array, decoder: BatchDecoder, plan: BatchPlan
 ) -> tuple[mx.array, list[TokenLogprobs | None], list[mx.array]]:
     """The rows' next tokens, what is told about each, and the arrays that this needs."""
     told: list[TokenLogprobs | None] = [None] * len(plan.rows)
     chosen, extras = [], []
     for group in plan.groups:
         own = logits if group.is_all else logits[group.places]
-        if group.is_constrained:
-            assert masks is not None
-            own_masks = masks
-            if len(group.rows) < len(plan.constrained):
-                own_masks = masks[mx.array([plan.constrained.index(i) for i in group.indices])]
-            own = mx.where(own_masks, own, -math.inf)
         tokens = _sample(own, decoder, group)
         chosen.append(tokens)
         if group.asking:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ from typing import Any
 import mlx.core as mx
 
 from worker.engine import mlx_lm_compat
+from worker.engine.load_faults import told_of
 from worker.engine.pooling import read_json
 from worker.engine.sampling import Defaults
-from worker.engine.thread import Unloadable
 from worker.prompt.tokenizer import ModelTokenizer
 
 _CHUNK_BYTES = 256 * 2**20
@@ -22,8 +21,6 @@ _CHUNK_BYTES = 256 * 2**20
 _CACHE_BYTES = 2 * 2**30
 """Freed buffers that MLX may keep. Its default on Metal is 1.5 × the working set: never given
 back."""
-_FILE_FAULT = re.compile(r"\[load|\[read|\[json|safetensors")
-"""MLX has one exception for everything; these are its words about a bad file."""
 _FALLBACK_CONTEXT = 32768
 """Tokens, for configurations that name no limit (state-space models)."""
 _CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "max_sequence_length")
@@ -47,38 +44,25 @@ def load(folder: Path, context: int, progress: Callable[[int, int], None]) -> Lo
     """
     mlx_lm_compat.check()
     mx.set_cache_limit(_CACHE_BYTES)
-    try:
+    with told_of(folder):
         model, tokenizer, config = mlx_lm_compat.load_lazily(str(folder))
         for done, total in _materialize(model):
             progress(done, total)
-    except (MemoryError, Unloadable):
-        raise
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise Unloadable(_reason(error)) from None
-    except OSError:
-        raise
-    except RuntimeError as error:
-        if not _FILE_FAULT.search(str(error)):
-            raise
-        raise Unloadable(_reason(error)) from None
-    except Exception as error:  # noqa: BLE001
-        # Model classes and tokenizers raise whatever a broken or unknown file leads them to.
-        raise Unloadable(_reason(error)) from None
-    own = _context(config)
-    sampling = _generation_config(folder)
-    greedy = sampling.get("do_sample") is False
-    return LoadedModel(
-        model=model,
-        tokenizer=tokenizer,
-        context=min(context, own) if context else own,
-        defaults=Defaults(
-            temperature=0.0 if greedy else _number(sampling.get("temperature"), 1.0),
-            top_p=_number(sampling.get("top_p"), 1.0),
-            top_k=int(_number(sampling.get("top_k"), 0)),
-            min_p=_number(sampling.get("min_p"), 0.0),
-            repetition_penalty=_number(sampling.get("repetition_penalty"), 1.0),
-        ),
-    )
+        own = _context(config)
+        sampling = _generation_config(folder)
+        greedy = sampling.get("do_sample") is False
+        return LoadedModel(
+            model=model,
+            tokenizer=tokenizer,
+            context=min(context, own) if context else own,
+            defaults=Defaults(
+                temperature=0.0 if greedy else _number(sampling.get("temperature"), 1.0),
+                top_p=_number(sampling.get("top_p"), 1.0),
+                top_k=int(_number(sampling.get("top_k"), 0)),
+                min_p=_number(sampling.get("min_p"), 0.0),
+                repetition_penalty=_number(sampling.get("repetition_penalty"), 1.0),
+            ),
+        )
 
 
 def _materialize(model: Any) -> Iterator[tuple[int, int]]:
@@ -120,8 +104,3 @@ def _generation_config(folder: Path) -> dict[str, Any]:
 def _number(value: object, default: float) -> float:
     usable = isinstance(value, int | float) and math.isfinite(value)
     return float(value) if usable else default  # type: ignore[arg-type]
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text[:400]}"

@@ -18,6 +18,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import inspect
+import json
 import logging
 import os
 import resource
@@ -44,7 +45,7 @@ from worker.engine.mlx_lm_expected import (
 )
 from worker.engine.thread import Unloadable
 from worker.output.tools.parser_limits import short_python
-from worker.prompt.tokenizer import ModelTokenizer
+from worker.prompt.tokenizer import SPACE, ModelTokenizer, Spelling
 
 log = logging.getLogger("bulkhead.worker")
 
@@ -215,16 +216,46 @@ def model_tokenizer(wrapper: Any) -> ModelTokenizer:
     utils: Any = importlib.import_module("mlx_lm.tokenizer_utils")
     if wrapper.tool_parser is not None:
         _bind_literals(wrapper.tool_parser)
-    is_byte_level = isinstance(wrapper.detokenizer, utils.BPEStreamingDetokenizer)
+    # It turns "<n>" into line breaks, behind llguidance's back.
+    rewrites_text = isinstance(wrapper._tokenizer, utils.NewlineTokenizer)
+    spelling = "other" if rewrites_text else _spelling(wrapper._tokenizer)
     return ModelTokenizer(
         wrapper,
         inner=wrapper._tokenizer,
         python_template=wrapper._chat_template,
-        byte_letters=dict(utils._byte_decoder()) if is_byte_level else {},
-        # It turns "<n>" into line breaks, behind llguidance's back.
-        rewrites_text=isinstance(wrapper._tokenizer, utils.NewlineTokenizer),
+        spelling=spelling,
+        byte_letters=dict(utils._byte_decoder()) if spelling == "bytes" else {},
+        rewrites_text=rewrites_text,
         clock_at=clock_at,
     )
+
+
+def _spelling(inner: Any) -> Spelling:
+    """Told by what transformers decodes with. mlx-lm looks at tokenizer.json, which transformers
+    does not always take as it is, and knows fewer kinds."""
+    decoder = getattr(getattr(inner, "backend_tokenizer", None), "decoder", None)
+    if decoder is None:
+        return "other"
+    state = json.loads(decoder.__getstate__())
+    parts = state["decoders"] if state["type"] == "Sequence" else [state]
+    kinds = {part["type"] for part in parts}
+    if "ByteLevel" in kinds and kinds <= {"ByteLevel", "Fuse"}:
+        return "bytes"
+    if not kinds & {"Metaspace", "Replace"}:
+        return "other"
+    return "pieces" if all(map(_is_of_pieces, parts)) else "other"
+
+
+def _is_of_pieces(part: dict[str, Any]) -> bool:
+    match part:
+        case {"type": "Metaspace", "replacement": replacement}:
+            return bool(replacement == SPACE)
+        case {"type": "Replace", "pattern": {"String": pattern}, "content": content}:
+            return bool(pattern == SPACE and content == " ")
+        case {"type": "Strip", "content": content, "start": start, "stop": stop}:
+            # What begins a text, which no answer does.
+            return bool(content == " " and start <= 1 and not stop)
+    return part["type"] in ("ByteFallback", "Fuse")
 
 
 class _ShortLiterals:

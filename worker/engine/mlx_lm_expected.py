@@ -18,9 +18,7 @@ NAMES = {
     ),
     "mlx_lm.models.cache": ("make_prompt_cache",),
     "mlx_lm.tokenizer_utils": (
-        "BPEStreamingDetokenizer",
         "NewlineTokenizer",
-        "TokenizerWrapper.detokenizer",
         "TokenizerWrapper.eos_token_ids",
         "TokenizerWrapper.has_thinking",
         "TokenizerWrapper.response_initial_state",

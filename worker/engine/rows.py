@@ -132,7 +132,6 @@ class RowGroup:
     indices: list[int]
     rows: list[BatchRow]
     is_all: bool
-    is_constrained: bool
     places: mx.array = field(init=False)
     asking: list[int] = field(init=False)
     """Which of the group's rows want log probabilities."""
@@ -169,8 +168,8 @@ class BatchPlan:
         for i, row in enumerate(rows):
             groups.setdefault(_filter_key(row), []).append(i)
         self.groups = [
-            RowGroup(indices, [rows[i] for i in indices], len(groups) == 1, bool(filters[0]))
-            for filters, indices in groups.items()
+            RowGroup(indices, [rows[i] for i in indices], len(groups) == 1)
+            for indices in groups.values()
         ]
         order = [i for group in self.groups for i in group.indices]
         self.back = mx.array([order.index(i) for i in range(len(order))])
@@ -183,12 +182,16 @@ class BatchPlan:
             and not self.groups[0].asking
         )
 
+    def bound(self) -> list[int]:
+        """The rows whose constraint needs a mask now; others' answers are free at this place."""
+        constraints = [(i, self.rows[i].constraint) for i in self.constrained]
+        return [i for i, each in constraints if each is not None and each.binds]
+
 
 def _filter_key(row: BatchRow) -> tuple[Any, ...]:
     """What must be equal for rows to be filtered together; all false for a greedy plain row."""
     wanted = row.parameters
     return (
-        row.constraint is not None,
         wanted.temperature > 0,
         wanted.top_p < 1,
         wanted.min_p > 0,

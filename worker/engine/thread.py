@@ -68,6 +68,10 @@ class Sink(Protocol):
 class Constraint(Protocol):
     """What tokens may come next. Belongs to one job."""
 
+    @property
+    def binds(self) -> bool:
+        """Whether the next token may not be any, so that a mask is needed."""
+
     def push(self, token: int) -> None:
         """The output's next token. A token that was not allowed is tolerated: steps run ahead."""
 
@@ -75,6 +79,14 @@ class Constraint(Protocol):
 class OutputConstraint(Constraint, Protocol):
     """A `Constraint` that knows whether the output is a whole answer; `worker.grammar` makes
     them."""
+
+    @property
+    def endless(self) -> bool:
+        """Whether the output may go on behind an end of sequence, if the request wants that."""
+
+    @property
+    def holds_calls(self) -> bool:
+        """Whether a call that begins can only become one whose arguments are JSON."""
 
     def incomplete_error(self, *, called: bool) -> BulkheadError | None:
         """Why the output is no whole answer, though the model ended it; None = it is one. `called`:

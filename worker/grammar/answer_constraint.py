@@ -17,6 +17,9 @@ _BLANKS = 2
 class AnswerConstraint:
     """What follows the `preamble` is under a grammar from its first token on."""
 
+    binds = True
+    endless = False
+
     def __init__(
         self,
         vocabulary: Vocabulary,
@@ -47,6 +50,11 @@ class AnswerConstraint:
     def complete(self) -> bool:
         """Whether the output so far is a whole answer."""
         return self._preamble.stage == "answer" and not self._free and self._matcher.accepting
+
+    @property
+    def holds_calls(self) -> bool:
+        """Whether a call that begins can only become one whose arguments are JSON."""
+        return self._call < 0 or (self._native is not None and self._native.holds_calls)
 
     @property
     def failure(self) -> str:
@@ -112,19 +120,29 @@ class AnswerConstraint:
         self._matcher.push(token)
         self._over = not self._matcher.alive
 
+    def _calls_natively(self) -> bool:
+        """Whether the output is in a call of the model's own words, or in the header of one."""
+        native = self._native
+        in_header = native is not None and self._preamble.stage == "thinking" and native.binds
+        return self._free or in_header
+
     # ── masks, see `fill_masks` ──────────────────────────────────────────────────────────────────
 
     def active_matcher(self) -> llguidance.LLMatcher | None:
-        if self._over or self._preamble.stage == "thinking":
+        if self._over:
             return None
-        if self._free:
+        if self._calls_natively():
             return None if self._native is None else self._native.active_matcher()
+        if self._preamble.stage == "thinking":
+            return None
         return self._matcher.matcher if self._matcher.alive else None
 
     def finish_mask(self, mask: Mask) -> None:
         vocabulary, stage = self.vocabulary, self._preamble.stage
-        if not self._over and self._free and self._native is not None:
+        if not self._over and self._native is not None and self._calls_natively():
             self._native.finish_mask(mask)
+            if not self._free:
+                mask &= ~vocabulary.ending
             return
         if not self._over and (self._free or stage == "thinking"):
             mask[:] = vocabulary.text

@@ -1,59 +1,114 @@
-"""The constraint of an answer in the model's own words, calls included: whatever they say, the
-arguments of a call follow the function's schema."""
+"""The constraint of an answer in the model's own words, calls included: from the moment a call
+begins, it is one of a declared function, and as that function wants it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import llguidance
 
-from supervisor.errors import BulkheadError
+from supervisor.errors import BulkheadError, UnsupportedValue
 from worker.grammar.matcher import DEAD_END, CompiledGrammar, GrammarMatcher, incomplete_answer
+from worker.grammar.token_texts import TokenTexts
 from worker.grammar.vocabulary import Mask, Vocabulary
-from worker.output.parts import AnswerParser, AnswerParts
-from worker.output.text import TokenDecoder
+from worker.output.decoders import TokenDecoder
+from worker.output.parts import AnswerParser, AnswerParts, CallPlace
+from worker.output.tools.call_forms import CallForm
 
 _TAIL = 64
 """Characters of text, more than any marker has."""
+_SOFT = ("thought", "object")
+"""Places where a call begins with its first brace, and all else may follow: thoughts speak of
+markers, and an answer that nothing marks may be any text."""
+_CLOSED = ("hermes", "mistral", "kimi_k2")
+"""Forms whose sections of calls have an end that their grammar knows."""
+
+
+class CallGrammars:
+    """The grammars of one request's calls, by the place from which on they hold. They are compiled
+    when the first call begins, unless somebody needs to know of their faults before."""
+
+    def __init__(
+        self,
+        vocabulary: Callable[[], Vocabulary],
+        compiled: Callable[[str], CompiledGrammar],
+        rules: Mapping[CallPlace, str],
+    ) -> None:
+        self.vocabulary = vocabulary
+        """May take as long as a vocabulary takes to be made. Raises UnsupportedValue."""
+        self._compiled = compiled
+        self._rules = rules
+
+    def __contains__(self, place: CallPlace) -> bool:
+        return place in self._rules
+
+    def compile_all(self) -> None:
+        """Raises InvalidValue or UnsupportedValue."""
+        for rules in self._rules.values():
+            self._compiled(rules)
+
+    def matcher(self, place: CallPlace) -> GrammarMatcher:
+        """A matcher at the beginning of a place's grammar. Raises as `compile_all` does."""
+        return GrammarMatcher(self._compiled(self._rules[place]))
 
 
 class CallConstraint:
     """Follows the output as the transcript does, with an `AnswerParser` of its own, which tells
-    where a call's JSON may begin. From its first brace to its last the grammar holds; all else is
-    free.
+    where a call begins. From there to its end the grammar holds; all else is free.
 
     A token that would reach such a place and go on behind it is not allowed: what it writes there
-    would not be checked.
+    would not be checked. Nor does anything need a mask before: `binds` says where one is needed.
     """
 
     def __init__(
         self,
-        vocabulary: Vocabulary,
         decoder: TokenDecoder,
         parser: AnswerParser,
         answer: AnswerParts,
-        rules: Mapping[str, CompiledGrammar],
-        markers: tuple[str, ...],
+        form: CallForm,
+        grammars: CallGrammars,
+        texts: TokenTexts,
+        eos: frozenset[int],
+        *,
+        endless: bool = False,
     ) -> None:
-        """`parser` writes to `answer`, which nobody reads. `rules` are the grammars of JSON, by
-        what `json_expected` tells. Behind `markers` such JSON may begin."""
-        self.vocabulary = vocabulary
+        """`parser` writes to `answer`, which nobody reads. `endless`: an end of sequence is not the
+        end."""
+        self.endless = endless
         self._decoder = decoder
         self._parser = parser
         self._answer = answer
-        self._rules = rules
-        self._markers = markers
-        self._matchers: dict[str, GrammarMatcher] = {}
+        self._form = form
+        self._grammars = grammars
+        self._texts = texts
+        self._eos = eos
+        self._matchers: dict[CallPlace, GrammarMatcher] = {}
         self._tail = ""
         self._over = False
-        self._matcher: GrammarMatcher | None = None
-        """Of the JSON that may begin here, or of the call that is being written."""
+        self._watched: bool | None = None
+        self._place: CallPlace = ""
         self._inside = False
-        self._begin_json()
+        """Whether a call has begun, so that all that follows must be in its grammar."""
+        self._seek_call()
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        return self._grammars.vocabulary()
+
+    @property
+    def binds(self) -> bool:
+        """Whether the next token may not be any. Waits for the vocabulary where it may not."""
+        needed = self._over or self._inside or self._looks or bool(self._past())
+        return needed and self._is_watched()
+
+    @property
+    def holds_calls(self) -> bool:
+        """Whether a call that begins can only become one whose arguments are JSON."""
+        return self._form.kind != "named" and self._is_watched()
 
     def incomplete_error(self, *, called: bool) -> BulkheadError | None:
         """Why a call is not whole, though the model ended it; None = none is open."""
-        if not self._inside or self._matcher is None:
+        if not self._inside or self._matcher.accepting:
             return None
         return incomplete_answer(self._matcher.failure, DEAD_END, "tools")
 
@@ -61,54 +116,108 @@ class CallConstraint:
         """The output's next token. One that was not allowed, or after the end, ends a call."""
         if self._over:
             return
-        if token in self.vocabulary.eos:
+        if token in self._eos and not (self.endless and not self._inside):
             self._over = True
             return
-        matcher = self._matcher
-        if matcher is not None:
-            self._inside = self._inside or token in self.vocabulary.openers()[1]
-            if self._inside:
-                matcher.push(token)
-                self._over = not matcher.alive
+        if not self._inside and self._is_soft and token in self._openers:
+            self._begin_call()
+        if self._inside:
+            self._matcher.push(token)
+            self._over = not self._matcher.alive
         text = self._decoder.push(token)
         self._tail = (self._tail + text)[-_TAIL:]
         self._parser.feed(text)
         self._answer.drop()
-        if not self._inside or (matcher is not None and matcher.accepting):
-            self._begin_json()
+        if not self._inside or self._has_ended():
+            self._seek_call()
 
-    def _begin_json(self) -> None:
-        """Begin the grammar of the JSON that may begin after the text so far, if any may."""
-        json_expected = self._parser.json_expected
-        self._matcher, self._inside = None, False
-        if json_expected is not None and json_expected in self._rules:
-            if json_expected not in self._matchers:
-                self._matchers[json_expected] = GrammarMatcher(self._rules[json_expected])
-            self._matcher = self._matchers[json_expected]
+    def _has_ended(self) -> bool:
+        """Whether the call that is written is over, as far as its grammar tells."""
+        if self._place == "section" and self._form.kind in _CLOSED:
+            return self._matcher.over
+        return self._matcher.accepting
+
+    def _seek_call(self) -> None:
+        """Where the text so far has led."""
+        self._inside = False
+        self._place = self._parser.call_place
+        if self._place == "thought" and self._place not in self._grammars:
+            self._place = "section"
+        if self._place in self._grammars and self._place not in _SOFT:
+            self._begin_call()
+
+    def _begin_call(self) -> None:
+        self._inside = self._is_watched()
+        if self._inside:
             self._matcher.reset()
-            # Behind a function's name there is nothing but its arguments.
-            self._inside = json_expected != ""
+
+    def _is_watched(self) -> bool:
+        """Whether the model's vocabulary is one that grammars can be made for."""
+        if self._watched is None:
+            try:
+                self._watched = bool(self._grammars.vocabulary())
+            except UnsupportedValue:
+                self._watched = False  # as for a model whose calls can't be watched
+        return self._watched
+
+    @property
+    def _matcher(self) -> GrammarMatcher:
+        """Of the place where the output is."""
+        if self._place not in self._matchers:
+            self._matchers[self._place] = self._grammars.matcher(self._place)
+        return self._matchers[self._place]
+
+    @property
+    def _openers(self) -> frozenset[int]:
+        bare = self._form.kind == "llama"
+        return self._texts.bare_openers()[0] if bare else self._texts.openers()
+
+    @property
+    def _is_soft(self) -> bool:
+        return not self._inside and self._place in _SOFT and self._place in self._grammars
+
+    @property
+    def _looks(self) -> bool:
+        """Whether a call may begin here, with a token that has to be looked at."""
+        telling = self._form.kind != "llama" or self._texts.bare_openers()[1]
+        return telling and self._is_soft
+
+    def _past(self) -> frozenset[int]:
+        """The tokens that would go on behind a place where a call begins."""
+        marker = self._form.start
+        if self._place == "header":
+            marker = "to="
+        elif self._inside or not marker:
+            return frozenset()
+        return self._texts.past(marker, self._tail)
 
     # ── masks, see `fill_masks` ──────────────────────────────────────────────────────────────────
 
     def active_matcher(self) -> llguidance.LLMatcher | None:
-        return None if self._over or self._matcher is None else self._matcher.matcher
+        if self._over or not (self._inside or self._looks):
+            return None
+        if self._looks:
+            self._matcher.reset()
+        return self._matcher.matcher
 
     def finish_mask(self, mask: Mask) -> None:
         vocabulary = self.vocabulary
         if self._over:
             mask[:] = vocabulary.ending
             return
-        if self._matcher is not None:
+        if self._inside or self._looks:
             self._matcher.repair_mask(mask)
         if self._inside:
-            if not mask.any():
+            mask &= ~vocabulary.ending
+            if self._matcher.accepting:
+                mask |= vocabulary.ending
+            elif not mask.any():
                 self._over = True
                 mask |= vocabulary.ending
             return
-        free = (vocabulary.text | vocabulary.ending) & ~vocabulary.past_markers(
-            self._markers, self._tail
-        )
-        if self._matcher is not None:
-            free &= ~vocabulary.openers()[0]
+        free = vocabulary.text | vocabulary.ending
+        if past := self._past():
+            free &= ~vocabulary.kept_mask(past)
+        if self._looks:
+            free &= ~vocabulary.kept_mask(self._openers)
         mask |= free

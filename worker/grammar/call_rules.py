@@ -4,23 +4,53 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
-from supervisor.errors import InvalidValue
+from supervisor.errors import InvalidValue, UnsupportedValue
 from supervisor.wire.frames import Chat, Generate
 from worker.grammar.schema import compilable
-from worker.output.tools.call_forms import CallJSON, ForcedForm
+from worker.output.parts import CallPlace
+from worker.output.tools.call_forms import CallForm, ForcedForm
 from worker.output.tools.harmony import harmony_rules
 
 MAX_CALLS = 16
 """Tool calls in one forced answer: a model that can't stop calling would never end."""
-_EDGES = "LEAD: /[ \\n\\r\\t]{1,2}/\nTAIL: /[ \\n\\r\\t]{1,4}/\n"
-"""White space that a token may have around the JSON that begins or ends in it."""
+_LETTER = r'[^"\\\x00-\x1f]|\\["\\\/bfnrt]'
+_ESCAPE = (
+    r"\\u([0-9abcefABCEF][0-9a-fA-F]|[dD][0-7])[0-9a-fA-F]{2}"
+    r"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
+ANY_OBJECT = rf"""
+any_object: "{{" WS? (member (WS? "," WS? member)* WS?)? "}}"
+member: STRING WS? ":" WS? value
+array: "[" WS? (value (WS? "," WS? value)* WS?)? "]"
+value: any_object | array | STRING | NUMBER | "true" | "false" | "null"
+NUMBER: /-?(0|[1-9][0-9]{{0,30}})(\.[0-9]{{1,30}})?([eE][+-]?[0-9]{{1,3}})?/
+STRING: /"({_LETTER}|{_ESCAPE})*"/
+"""
+"""A JSON object of any kind, as models write it. Runs of digits are bounded: a model that falls
+into one would spend its tokens there. Half a surrogate pair is not Unicode text."""
+_SPACE = "WS: /[ \\n\\r\\t]{1,40}/\n"
+"""White space between the parts of JSON, bounded for the same reason."""
+_REST = "REST: /(.|\\n)+/\n"
+"""What a token may have behind that with which the grammar ends."""
+_LEAD = "LEAD: /[ \\n\\r\\t;,]{1,40}/\n"
+"""What a token may have before the JSON that begins in it."""
+_NO_CALL = r"""
+no_call: OTHER_KEY REST? | NO_KEY REST?
+    | "\"type\"" WS? ":" WS? OTHER_KIND WS? "," WS? OTHER_KEY REST?
+OTHER_KEY: /"[^"\\]*"/ & ~/"(name|type|id|arguments|parameters)"/
+OTHER_KIND: /"[^"\\]*"/ & ~/"function"/
+NO_KEY: /[^"\s]/
+"""
+"""How an object goes on that is none of the calls that nothing marks: as soon as it has a key that
+they don't have, it is text."""
 
 
 class CallableTool(NamedTuple):
-    """A function that may be called. `schema` is as llguidance takes it, `place` where the request
-    has the one it was made of."""
+    """A function that may be called. `schema` is as llguidance takes it, "" = any object will do;
+    `place` is where the request has the one it was made of."""
 
     name: str
     schema: str
@@ -43,25 +73,31 @@ def tools(request: Generate, *, enforced: bool) -> list[CallableTool]:
         names.remove(name)
         number = calling.places[index] if index < len(calling.places) else index
         place = f"tools[{number}].function.parameters"
-        strict = function.get("strict") is True
-        parameters = function.get("parameters")
-        if not strict and not enforced:
-            parameters = True
-        elif parameters is None:
-            # OpenAI's rule: a function without them takes none.
-            parameters = {"properties": {}, "additionalProperties": False}
-        if parameters is True:
-            parameters = {}
-        if not isinstance(parameters, dict) or not _object(parameters.get("type", "object")):
-            raise InvalidValue(
-                f"A function's parameters must be an object's schema (at {place}).", param=place
-            )
-        # Only strict tools promise their schema; of others all is enforced that can be.
-        schema = compilable({**parameters, "type": "object"}, place, lenient=not strict)
+        schema = ""
+        if function.get("strict") is True:
+            schema = _schema(function.get("parameters"), place, strict=True)
+        elif enforced:
+            with suppress(UnsupportedValue):
+                schema = _schema(function.get("parameters"), place, strict=False)
         found.append(CallableTool(name, schema, place))
     if not found:
         raise InvalidValue("There is no tool that may be called.", param="tools")
     return found
+
+
+def _schema(parameters: object, place: str, *, strict: bool) -> str:
+    """A function's parameters as llguidance takes them."""
+    if parameters is None:
+        # OpenAI's rule: a function without them takes none.
+        parameters = {"properties": {}, "additionalProperties": False}
+    if parameters is True:
+        parameters = {}
+    if not isinstance(parameters, dict) or not _object(parameters.get("type", "object")):
+        raise InvalidValue(
+            f"A function's parameters must be an object's schema (at {place}).", param=place
+        )
+    # Only strict tools promise their schema; of others all is enforced that can be.
+    return compilable({**parameters, "type": "object"}, place, lenient=not strict)
 
 
 def _object(types: object) -> bool:
@@ -89,34 +125,101 @@ def forced_rules(
             f'calls: "[" object (", " object){{0,{more}}} "]"' if more else 'calls: "[" object "]"'
         ]
     rules.append(f"object: {call}")
-    rules += [f"args{i}: %json {tool.schema}" for i, tool in enumerate(tools)]
+    rules += [f"args{i}: {_arguments(tool.schema)}" for i, tool in enumerate(tools)]
+    loose = "" if all(tool.schema for tool in tools) else ANY_OBJECT + _SPACE
+    return "\n".join(rules) + "\n" + loose
+
+
+def native_rules(
+    tools: Sequence[CallableTool], form: CallForm, marker: Callable[[str], str]
+) -> Mapping[CallPlace, str]:
+    """The grammars of calls in the model's own form, by the place from which on they hold."""
+    # Tools without a schema share a rule: there may be a hundred of them.
+    groups: dict[str, list[str]] = {}
+    for tool in tools:
+        groups.setdefault(tool.schema, []).append(tool.name)
+    names = list(groups.values())
+    arguments = "".join(f"args{i}: {_arguments(schema)}\n" for i, schema in enumerate(groups))
+    shared = f"{arguments}{ANY_OBJECT}{_SPACE}"
+    listed = 'WS? (object | "[" WS? object (WS? "," WS? object)* WS? "]")'
+    start, end = (marker(text) if text else "" for text in (form.start, form.end))
+    match form.kind:
+        case "hermes":
+            objects = f"{_object_rules(names)}{shared}"
+            # Some models end the answer where the end marker should be.
+            section = f"start: {listed} (WS? {end})?\n{objects}"
+            inner = f"start: LEAD? object WS?\n{objects}{_LEAD}"
+            return {"section": section, "thought": inner, "object": inner}
+        case "llama":
+            objects = f"{_object_rules(names)}{shared}"
+            bare = (
+                f'start: LEAD? (object WS? | "{{" WS? no_call)\n{objects}{_LEAD}{_NO_CALL}{_REST}'
+            )
+            return {"section": f"start: WS? object WS?\n{objects}", "object": bare}
+        case "mistral":
+            calls = _named(names, "id? {opening} WS?", {"opening": marker("[ARGS]")})
+            section = (
+                f"start: WS? named (WS? {start}? WS? named)* WS? | {listed} WS?\n{calls}"
+                f"id: {marker('[CALL_ID]')} /[a-zA-Z0-9_-]{{1,64}}/\n"
+                f"{_object_rules(names)}{shared}"
+            )
+            return {"section": section}
+        case "kimi_k2":
+            opening = marker("<|tool_call_argument_begin|>")
+            calls = _named(names, '":" /[0-9]{{1,4}}/ {opening} WS?', {"opening": opening})
+            begin, stop = marker("<|tool_call_begin|>"), marker("<|tool_call_end|>")
+            section = (
+                f"start: WS? call (WS? call)* WS? {end}\n"
+                f'call: {begin} WS? "functions." named WS? {stop}\n{calls}{shared}'
+            )
+            return {"section": section}
+        case "harmony":
+            return {"recipient": _harmony(names, marker) + shared}
+    before = " ".join(map(marker, form.before))
+    behind = " | ".join(each if each.startswith("/") else marker(each) for each in form.behind)
+    every = _choice([tool.name for tool in tools])
+    return {"section": f"start: WS? {before} ({every}) ({behind}) REST?\n{_SPACE}{_REST}"}
+
+
+def _harmony(names: Sequence[Sequence[str]], marker: Callable[[str], str]) -> str:
+    """What follows `to=` in a header: a function, the rest of the header, and the arguments."""
+    channel, constrain = marker("<|channel|>"), marker("<|constrain|>")
+    calls = _named(names, "rest WS?", {})
+    return (
+        f'start: "functions." named WS?\n{calls}'
+        f'rest: (" "? {channel} " "? ("commentary" | "analysis"))? kind? " "? '
+        f"{marker('<|message|>')}\n"
+        f'kind: " "? {constrain} " "? ("json" | "code") | " " ("json" | "code")\n'
+    )
+
+
+def _arguments(schema: str) -> str:
+    return f"%json {schema}" if schema else "any_object"
+
+
+def _named(names: Sequence[Sequence[str]], between: str, marks: Mapping[str, str]) -> str:
+    """The rule `named`: a name, what stands between, and the arguments."""
+    middle = between.format(**marks)
+    calls = " | ".join(f"({_choice(group)}) {middle} args{i}" for i, group in enumerate(names))
+    return f"named: {calls}\n"
+
+
+def _choice(names: Sequence[str]) -> str:
+    return " | ".join(map(literal, names))
+
+
+def _object_rules(names: Sequence[Sequence[str]]) -> str:
+    """The rule `object`: a call as JSON."""
+    bodies = " | ".join(f"body{i}" for i in range(len(names)))
+    rules = [
+        f'object: "{{" WS? kind? "\\"name\\"" WS? ":" WS? ({bodies}) id_member? WS? "}}"',
+        'kind: "\\"type\\"" WS? ":" WS? "\\"function\\"" WS? "," WS?',
+        'id_member: WS? "," WS? "\\"id\\"" WS? ":" WS? STRING',
+        'arguments: WS? "," WS? ("\\"arguments\\"" | "\\"parameters\\"") WS? ":" WS?',
+    ]
+    for i, group in enumerate(names):
+        rules.append(f"body{i}: ({_choice([_json(name) for name in group])}) arguments args{i}")
     return "\n".join(rules) + "\n"
-
-
-def call_json_rules(
-    tools: Sequence[CallableTool], form: CallJSON
-) -> Mapping[str, tuple[str, Sequence[CallableTool]]]:
-    """The rules of JSON in calls of the model's own form, and the tools in them, by what
-    `json_expected` tells: "" = a call object, a name = the function's arguments."""
-    rules: dict[str, tuple[str, Sequence[CallableTool]]] = {}
-    if form.named:
-        for tool in tools:
-            text = f"start: LEAD? args TAIL?\nargs: %json {tool.schema}\n{_EDGES}"
-            rules[tool.name] = text, [tool]
-    if form.arguments:
-        calls = [
-            f'call{i}: "{{" kind? {_key("name")} {literal(_json(tool.name))} "," " "? '
-            f'{_key(form.arguments)} args{i} "}}"\nargs{i}: %json {tool.schema}\n'
-            for i, tool in enumerate(tools)
-        ]
-        choice = " | ".join(f"call{i}" for i in range(len(tools)))
-        kind = f'kind: {_key("type")} {literal(_json("function"))} "," " "?\n'
-        rules[""] = f"start: LEAD? ({choice}) TAIL?\n{''.join(calls)}{kind}{_EDGES}", tools
-    return rules
-
-
-def _key(name: str) -> str:
-    return f'{literal(_json(name) + ":")} " "?'
 
 
 def _json(text: str) -> str:

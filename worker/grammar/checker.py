@@ -24,6 +24,7 @@ from worker.grammar.keywords import (
 )
 from worker.grammar.numbers import EXACT
 from worker.grammar.patterns import foreign, unreadable
+from worker.grammar.spelling import modernize
 from worker.grammar.subschemas import inside, items, resolve
 
 MAX_NESTING = 100
@@ -75,6 +76,8 @@ class SchemaChecker:
         self._patterns = 0
         self._multiples: set[int] = set()
         self._merging = ""
+        self._moved = False
+        """Whether `$ref`s may lead elsewhere than they meant, for want of an `$id`."""
         self._pattern_properties: SchemaPlace | None = None
         self._targets: dict[str, object] = {}
         self._read: list[tuple[dict[str, Any], SchemaPlace]] = []
@@ -96,7 +99,7 @@ class SchemaChecker:
             self._keywords(schema, place)
             self._read.append((schema, place))
             todo.extend((each, place / path) for path, each in inside(schema))
-            if "$ref" in schema:
+            if "$ref" in schema and not self._leads_away(schema, place):
                 target = self._reference(schema["$ref"], place)
                 path = f"{self._place.path}{schema['$ref'][1:]}"
                 todo.append((target, SchemaPlace(path[:_LONGEST_PATH])))
@@ -129,7 +132,8 @@ class SchemaChecker:
         finite = FiniteInstances(self._root, self._targets.__getitem__)
         if finite.path is not None:
             place = SchemaPlace(f"{self._place.path}{finite.path}"[:_LONGEST_PATH])
-            raise self._invalid("no finite JSON value is valid under it", place)
+            fault = self._refuse if self._moved else self._invalid
+            raise fault("no finite JSON value is valid under it", place)
         finite.drop_impossible()
 
     def _choices(self) -> None:
@@ -157,6 +161,7 @@ class SchemaChecker:
         return True
 
     def _keywords(self, schema: dict[str, Any], place: SchemaPlace) -> None:
+        modernize(schema, self._root)
         self._types(schema, place)
         for keyword in schema:
             if keyword in UNSUPPORTED:
@@ -170,6 +175,7 @@ class SchemaChecker:
         if "$id" in schema and place.depth:
             self._unless_lenient("`$id` inside of a schema moves its `$ref`s", place)
             del schema["$id"]
+            self._moved = True
         self._strings(schema, place)
         self._numbers(schema, place)
         self._objects(schema, place)
@@ -189,10 +195,17 @@ class SchemaChecker:
         if not all(isinstance(name, str) for name in items(schema, "required")):
             raise self._invalid("`required` must be an array of strings", place)
 
+    def _leads_away(self, schema: dict[str, Any], place: SchemaPlace) -> bool:
+        """Whether a `$ref` had to be dropped."""
+        target = schema["$ref"]
+        if target == "#" or target.startswith("#/"):
+            return False
+        self._unless_lenient("a `$ref` may only be a path in the same schema, `#/…`", place)
+        del schema["$ref"]
+        return True
+
     def _reference(self, target: str, place: SchemaPlace) -> object:
         """What a `$ref` leads to."""
-        if target != "#" and not target.startswith("#/"):
-            raise self._refuse("a `$ref` may only be a path in the same schema, `#/…`", place)
         try:
             found = resolve(self._root, target)
         except LookupError:
@@ -205,8 +218,9 @@ class SchemaChecker:
         if pattern is not None and self._pattern(pattern, place / "pattern"):
             del schema["pattern"]
         name = schema.get("format")
-        if name is not None and name not in FORMATS and _may_be(schema, "string"):
-            self._unless_lenient(f"the format {name[:50]!r} is not supported", place)
+        if name is not None and name not in FORMATS:
+            # An annotation, as JSON Schema has it: nobody has promised to obey it.
+            del schema["format"]
         if name in NARROWED:
             schema["allOf"] = [*schema.get("allOf", []), {"pattern": NARROWED[name]}]
 
@@ -256,8 +270,6 @@ class SchemaChecker:
         return False
 
     def _objects(self, schema: dict[str, Any], place: SchemaPlace) -> None:
-        if isinstance(schema.get("items"), list):
-            self._unless_lenient("`items` must be one schema; use `prefixItems` for tuples", place)
         names = schema.get("properties")
         required = schema.get("required")
         if names is not None:
@@ -322,11 +334,6 @@ _UNWRITABLE = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f\ud800-\udfff]")
 
 def _multiple(value: float) -> int:
     return numbers.digits(value) if value <= EXACT else EXACT
-
-
-def _may_be(schema: dict[str, Any], kind: str) -> bool:
-    types = schema.get("type", kind)
-    return kind in types if isinstance(types, list) else types == kind
 
 
 def _compound(value: object) -> bool:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from functools import partial
 
 from supervisor.errors import UnsupportedValue
 from supervisor.wire.frames import Chat, Generate
 from worker.grammar import call_rules
 from worker.grammar.answer_constraint import AnswerConstraint
-from worker.grammar.call_constraint import CallConstraint
+from worker.grammar.call_constraint import CallConstraint, CallGrammars
+from worker.grammar.call_rules import CallableTool
 from worker.grammar.matcher import CompiledGrammar, GrammarMatcher
 from worker.grammar.refusals import IMPOSSIBLE, SchemaPart, explain_refusal, refusal_at
-from worker.grammar.schema import compilable, parsed
+from worker.grammar.schema import compilable, loosest, parsed
+from worker.grammar.token_texts import TokenTexts
 from worker.grammar.vocabulary import Vocabulary
+from worker.output.decoders import TokenDecoders
 from worker.output.parts import AnswerParts
 from worker.output.preamble import MarkerTokens
-from worker.output.text import TokenDecoder
 from worker.output.tools.answer_format import AnswerFormat
-from worker.output.tools.call_forms import ForcedForm, call_json, is_strict
+from worker.output.tools.call_forms import ForcedForm, call_form
 from worker.output.tools.calls import CallCollector
 from worker.prompt.tokenizer import ModelTokenizer
 
@@ -29,16 +33,27 @@ _CACHED = 64
 
 
 class ConstraintCompiler:
-    """Compiles the grammars of one model. One thread at a time."""
+    """Compiles the grammars of one model: on one thread at a time, but for those of calls, which
+    may be compiled on another when the call begins."""
 
-    def __init__(self, tokenizer: ModelTokenizer, vocab_size: int) -> None:
-        """`vocab_size` is the width of the logits."""
+    def __init__(
+        self, tokenizer: ModelTokenizer, vocab_size: int, formats: AnswerFormat | None = None
+    ) -> None:
+        """`vocab_size` is the width of the logits. `formats` are the tokenizer's, None = they are
+        to be found out."""
         self._tokenizer = tokenizer
+        self._decoders = TokenDecoders(tokenizer)
         self._size = vocab_size
+        self._making = threading.Lock()
         self._vocabulary: Vocabulary | UnsupportedValue | None = None
+        self._ahead: threading.Thread | None = None
+        """Makes the vocabulary before somebody waits for it."""
+        self._texts = TokenTexts(tokenizer)
+        self._eos = frozenset(int(t) for t in tokenizer.eos_token_ids if 0 <= t < vocab_size)
         self._markers = MarkerTokens(tokenizer)
-        self._call_json = call_json(tokenizer)
-        self._formats: AnswerFormat | None = None
+        self._call_form = call_form(tokenizer)
+        self._formats = formats
+        self._caching = threading.Lock()
         self._cache: OrderedDict[bytes, CompiledGrammar] = OrderedDict()
 
     def compile(
@@ -59,78 +74,146 @@ class ConstraintCompiler:
     def _forced(self, request: Generate, prompt: Sequence[int]) -> AnswerConstraint:
         """Calls alone."""
         vocabulary = self._known("tools")
-        rules, parts = self._calls(request, self._markers.forced)
-        compiled = self._compiled(vocabulary, "start: calls\n" + rules, parts)
+        compiled = self._with_calls(vocabulary, request, self._markers.forced, "start: calls\n")
         preamble = self._markers.preamble(request, prompt)
         return AnswerConstraint(vocabulary, GrammarMatcher(compiled), preamble, param="tools")
 
     def _structured(self, request: Generate, prompt: Sequence[int]) -> AnswerConstraint:
         """An answer under a schema, or calls."""
-        assert request.structure is not None
-        may_call, form = request.calling is not None, self._markers.form
-        if may_call and form is None:
+        structure, may_call, form = request.structure, request.calling, self._markers.form
+        assert structure is not None
+        if may_call is not None and form is None:
             raise UnsupportedValue(
                 "`response_format` can't be combined with `tools` for this model: its tool calls "
                 "can't be told from an answer. Leave one of them out, or set `tool_choice`.",
                 param="response_format",
             )
-        schema = compilable(parsed(request.structure.schema, SCHEMA), SCHEMA)
-        vocabulary = self._known("response_format")
-        rules, part = f"start: json\njson: %json {schema}\n", SchemaPart(schema, SCHEMA)
-        compiled = self._compiled(vocabulary, rules, [part])
-        if may_call and form == "hermes":
-            # The schema was compiled alone, too: what is wrong with it is not the tools' fault.
-            rules = rules.replace("start: json", "start: json | calls")
-            more, parts = self._calls(request, "hermes")
-            compiled = self._compiled(vocabulary, rules + more, [*parts, part])
+        wanted = parsed(structure.schema, SCHEMA)
+        try:
+            compiled = self._answer(
+                request, compilable(wanted, SCHEMA, lenient=not structure.strict)
+            )
+        except UnsupportedValue as error:
+            if structure.strict or error.param != "response_format":
+                raise
+            # What is not promised is no reason to refuse: of the schema, the type alone is left.
+            compiled = self._answer(request, loosest(wanted))
         return AnswerConstraint(
-            vocabulary,
+            self._known("response_format"),
             GrammarMatcher(compiled),
             self._markers.preamble(request, prompt),
             call=self._markers.call if may_call and form == "marked" else -1,
             native=self._native(request, prompt) if form != "hermes" else None,
         )
 
+    def _answer(self, request: Generate, schema: str) -> CompiledGrammar:
+        """The grammar of an answer under a schema, or of calls if they are JSON like it."""
+        vocabulary = self._known("response_format")
+        rules, part = f"start: json\njson: %json {schema}\n", SchemaPart(schema, SCHEMA)
+        compiled = self._compiled(vocabulary, rules, [part])
+        if request.calling is not None and self._markers.form == "hermes":
+            # The schema was compiled alone, too: what is wrong with it is not the tools' fault.
+            rules = rules.replace("start: json", "start: json | calls")
+            return self._with_calls(vocabulary, request, "hermes", rules, part)
+        return compiled
+
+    def _with_calls(
+        self,
+        vocabulary: Vocabulary,
+        request: Generate,
+        form: ForcedForm,
+        rules: str,
+        *parts: SchemaPart,
+    ) -> CompiledGrammar:
+        """A grammar with calls in it: of functions that are not strict as much of the schemas as
+        can be enforced together, or else any objects."""
+        assert request.calling is not None
+        several = request.calling.parallel
+        tools = call_rules.tools(request, enforced=True)
+        for last in (False, True):
+            more = call_rules.forced_rules(tools, self._marker, form=form, several=several)
+            found = [SchemaPart(tool.schema, tool.place) for tool in tools if tool.schema]
+            try:
+                return self._compiled(vocabulary, rules + more, [*found, *parts])
+            except UnsupportedValue:
+                if last:
+                    raise
+                tools = call_rules.tools(request, enforced=False)
+        raise AssertionError
+
     def _native(self, request: Generate, prompt: Sequence[int]) -> CallConstraint | None:
-        """An answer in the model's own words, if there are strict tools to be called in it."""
-        calling, call_json = request.calling, self._call_json
-        if calling is None or call_json is None or not isinstance(request.prompt, Chat):
+        """An answer in the model's own words, if there are tools to be called in it.
+
+        What is wrong with a strict function's schema has to be told before the answer begins. For
+        others nothing is compiled until a call begins, and nobody waits for the vocabulary but a
+        call that begins before it is made.
+        """
+        calling, form = request.calling, self._call_form
+        if calling is None or form is None or not isinstance(request.prompt, Chat):
             return None
         shown = request.prompt.tools
-        if not any(map(is_strict, shown)):
-            return None
-        try:
-            vocabulary = self._known("tools")
-        except UnsupportedValue:
-            return None  # as for a model whose calls are no JSON
-        found = call_rules.tools(request, enforced=False)
-        rules = {
-            json_expected: self._compiled(
-                vocabulary, text, [SchemaPart(t.schema, t.place) for t in tools]
-            )
-            for json_expected, (text, tools) in call_rules.call_json_rules(found, call_json).items()
-        }
+        if form.kind == "named":
+            found = [CallableTool(name, "", "tools") for name in calling.names]
+        else:
+            found = call_rules.tools(request, enforced=False)
+        parts = [SchemaPart(tool.schema, tool.place) for tool in found if tool.schema]
+        grammars = CallGrammars(
+            partial(self._known, "tools"),
+            lambda rules: self._compiled(self._known("tools"), rules, parts),
+            call_rules.native_rules(found, form, self._marker),
+        )
+        answer = AnswerParts((), CallCollector(parallel=True), behind_marker=False)
         if self._formats is None:
             self._formats = AnswerFormat(self._tokenizer)
-        answer = AnswerParts((), CallCollector(parallel=True), behind_marker=False)
         parser = self._formats.parser(
             answer,
             calling=calling,
             tools=shown,
             reasoning=self._markers.prompt_ending(prompt) == "inside",
         )
-        decoder = TokenDecoder(self._tokenizer.detokenizer)
-        return CallConstraint(vocabulary, decoder, parser, answer, rules, call_json.markers)
+        constraint = CallConstraint(
+            self._decoders.behind(prompt),
+            parser,
+            answer,
+            form,
+            grammars,
+            self._texts,
+            self._eos,
+            endless=request.ignore_eos,
+        )
+        if not parts:
+            self._make_ahead()
+            return constraint
+        try:
+            self._known("tools")
+        except UnsupportedValue:
+            return None  # as for a model whose calls can't be watched
+        grammars.compile_all()
+        return constraint
+
+    def _make_ahead(self) -> None:
+        """Have the vocabulary made on a thread of its own, beside the prefill."""
+        if self._ahead is None:
+            self._ahead = threading.Thread(
+                target=self._try_vocabulary, name="vocabulary", daemon=True
+            )
+            self._ahead.start()
 
     def _known(self, param: str) -> Vocabulary:
-        if self._vocabulary is None:
-            try:
-                self._vocabulary = Vocabulary(self._tokenizer, self._size)
-            except UnsupportedValue as error:
-                self._vocabulary = error
-        if isinstance(self._vocabulary, UnsupportedValue):
-            raise UnsupportedValue(self._vocabulary.message, param=param)
-        return self._vocabulary
+        """The model's vocabulary. The first call takes seconds. Raises UnsupportedValue."""
+        found = self._try_vocabulary()
+        if isinstance(found, UnsupportedValue):
+            raise UnsupportedValue(found.message, param=param)
+        return found
+
+    def _try_vocabulary(self) -> Vocabulary | UnsupportedValue:
+        with self._making:
+            if self._vocabulary is None:
+                try:
+                    self._vocabulary = Vocabulary(self._tokenizer, self._size)
+                except UnsupportedValue as error:
+                    self._vocabulary = error
+            return self._vocabulary
 
     def _compiled(
         self, vocabulary: Vocabulary, rules: str, parts: Sequence[SchemaPart]
@@ -138,29 +221,24 @@ class ConstraintCompiler:
         """A grammar of the cache. `parts` are the schemas in it. Raises InvalidValue or
         UnsupportedValue."""
         key = hashlib.sha256(rules.encode()).digest()
-        found = self._cache.get(key)
-        if found is None:
-            found = CompiledGrammar(vocabulary, rules)
-            if found.error:
-                raise explain_refusal(found.error, parts)
-            if found.is_empty:
-                raise refusal_at(IMPOSSIBLE, parts[0].place)
+        with self._caching:
+            found = self._cache.get(key)
+            if found is not None:
+                self._cache.move_to_end(key)
+                return found
+        found = CompiledGrammar(vocabulary, rules)
+        if found.error and parts:
+            raise explain_refusal(found.error, parts)
+        if found.error:
+            raise UnsupportedValue("These tools can't be enforced.", param="tools")
+        if found.is_empty:
+            raise refusal_at(IMPOSSIBLE, parts[0].place)
+        with self._caching:
             self._cache[key] = found
             if len(self._cache) > _CACHED:
                 self._cache.popitem(last=False)
-        else:
-            self._cache.move_to_end(key)
         return found
 
-    def _calls(self, request: Generate, form: ForcedForm) -> tuple[str, list[SchemaPart]]:
-        """The rule `calls`, and the schemas in it."""
-        assert request.calling is not None
-        tools = call_rules.tools(request, enforced=True)
-        rules = call_rules.forced_rules(
-            tools, self._marker, form=form, several=request.calling.parallel
-        )
-        return rules, [SchemaPart(tool.schema, tool.place) for tool in tools]
-
     def _marker(self, text: str) -> str:
-        token = self._tokenizer.get_vocab().get(text)
+        token = self._texts.token(text)
         return call_rules.literal(text) if token is None else f"<[{token}]>"

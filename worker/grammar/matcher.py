@@ -22,6 +22,7 @@ _STATES = 50_000
 """States that a grammar's lexer may remember, about 0.6 KB each. They add up over all outputs."""
 _FAR = 50
 """Tokens. If llguidance fails again sooner after a restart, the grammar itself is to blame."""
+_STARTING = threading.Lock()
 DEAD_END = "no token of the model's continues it"
 """Why an answer is not whole, if nothing else is to blame."""
 UNFORCED = '%llguidance {"no_forcing": true}\n'
@@ -94,6 +95,11 @@ class GrammarMatcher:
         """Whether the tokens so far are something whole."""
         return self.alive and self.matcher.is_accepting()
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing can follow: they are something whole that nothing continues."""
+        return self.accepting and self.matcher.is_stopped()
+
     def reset(self) -> None:
         """Begin again."""
         if self._tokens:
@@ -162,11 +168,15 @@ def incomplete_answer(failure: str, why: str, param: str) -> UnsupportedValue:
 def with_deep_stack(make: Callable[[], T]) -> T:
     """Call `make` on a thread whose stack is deep."""
     made: list[T] = []
-    before = threading.stack_size(_STACK)
-    try:
-        thread = threading.Thread(target=lambda: made.append(make()), name="grammar", daemon=True)
-        thread.start()
-    finally:
-        threading.stack_size(before)
+    # Of the whole process, for a moment.
+    with _STARTING:
+        before = threading.stack_size(_STACK)
+        try:
+            thread = threading.Thread(
+                target=lambda: made.append(make()), name="grammar", daemon=True
+            )
+            thread.start()
+        finally:
+            threading.stack_size(before)
     thread.join()
     return made[0]

@@ -11,10 +11,12 @@ Messages name keywords and places, which are the client's own words about the an
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
 from supervisor.errors import InvalidValue
 from worker.grammar.checker import SchemaChecker, param
+from worker.grammar.subschemas import resolve
 
 MAX_TEXT = 256 * 1024
 """Characters of a schema. Reading and compiling cost time for which other requests wait."""
@@ -56,6 +58,18 @@ def compilable(schema: object, path: str, *, lenient: bool = False) -> str:
     options = _OPTIONS | {"lenient": True, "coerce_one_of": True} if lenient else _OPTIONS
     root = {key: value for key, value in copy.items() if key not in ("$schema", "$id", OPTIONS)}
     return json.dumps({OPTIONS: options, **root})
+
+
+def loosest(schema: object) -> str:
+    """What is left of a schema that can't be enforced: its type, if it tells one."""
+    root = schema if isinstance(schema, dict) else {}
+    target = root
+    with suppress(LookupError):
+        if isinstance(root.get("$ref"), str):
+            found = resolve(root, root["$ref"])
+            target = found if isinstance(found, dict) else {}
+    kinds = target.get("type", "object" if "properties" in target else None)
+    return compilable({} if kinds is None else {"type": kinds}, "")
 
 
 def parsed(text: str, path: str) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
@@ -19,7 +18,6 @@ Mask = NDArray[np.int32]
 """Packed: int32 [words], least significant bit first; bit i says that token i may come next."""
 
 _THREADS = 4
-_OPENER = re.compile(r"[\s;,\[]*\{")
 
 
 class Vocabulary:
@@ -44,15 +42,20 @@ class Vocabulary:
             and not self._compiled.is_special_token(token)
         )
         self.blank = self.mask(self.blanks)
-        self._texts: dict[str, list[tuple[int, str]]] = {}
-        self._openers: tuple[Mask, frozenset[int]] | None = None
-        self._past_markers: dict[tuple[tuple[str, ...], str], Mask] = {}
+        self._masks: dict[frozenset[int], Mask] = {}
 
     def mask(self, tokens: Iterable[int]) -> Mask:
         """A mask that allows `tokens`."""
         bits = np.zeros(self.words * 32, np.uint8)
         bits[list(tokens)] = 1
         return np.packbits(bits, bitorder="little").view(np.int32)
+
+    def kept_mask(self, tokens: frozenset[int]) -> Mask:
+        """A mask that is made once. For the few sets that tokens' texts make."""
+        found = self._masks.get(tokens)
+        if found is None:
+            found = self._masks[tokens] = self.mask(tokens)
+        return found
 
     def matcher(self, grammar: str, limits: llguidance.LLParserLimits) -> llguidance.LLMatcher:
         """A matcher, perhaps in an error state."""
@@ -84,51 +87,12 @@ class Vocabulary:
         """Words of a mask as llguidance writes it: its vocabulary may be larger than the logits."""
         return (self._compiled.vocab_size + 31) // 32
 
-    # ── tokens by their text ─────────────────────────────────────────────────────────────────────
-
-    def openers(self) -> tuple[Mask, frozenset[int]]:
-        """The tokens with which a JSON object may begin between the objects of a list: "{" is their
-        first letter but for white space, separators and the list's own bracket."""
-        if self._openers is None:
-            found = frozenset(
-                token for token, text in self._tokens_with("{") if _OPENER.match(text)
-            )
-            self._openers = self.mask(found), found
-        return self._openers
-
-    def past_markers(self, markers: tuple[str, ...], tail: str) -> Mask:
-        """The tokens in which one of `markers` would end before they do, after the text `tail`."""
-        longest = max(map(len, markers)) - 1
-        tail = tail[-longest:]
-        while tail and not any(marker.startswith(tail) for marker in markers):
-            tail = tail[1:]
-        if (markers, tail) not in self._past_markers:
-            found = {
-                token
-                for marker in markers
-                for token, text in self._tokens_with(marker[-1])
-                if 0 <= (tail + text).find(marker) < len(tail + text) - len(marker)
-            }
-            self._past_markers[markers, tail] = self.mask(found)
-        return self._past_markers[markers, tail]
-
-    def _tokens_with(self, letter: str) -> list[tuple[int, str]]:
-        """The tokens that have the letter in them, and their texts."""
-        if letter not in self._texts:
-            code = letter.encode()
-            pieces = ((token, self._compiled.decode_bytes([token])) for token in self._tokens)
-            self._texts[letter] = [
-                (token, piece.decode("utf-8", "replace"))
-                for token, piece in pieces
-                if code in piece
-            ]
-        return self._texts[letter]
-
 
 class MaskSource(Protocol):
     """What `fill_masks` asks of a constraint."""
 
-    vocabulary: Vocabulary
+    @property
+    def vocabulary(self) -> Vocabulary: ...
 
     def active_matcher(self) -> llguidance.LLMatcher | None:
         """The matcher whose mask counts now, if any does."""

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 from worker.output.text import StopStrings
 from worker.output.tools.calls import CallCollector
+
+CallPlace = Literal["", "section", "thought", "object", "header", "recipient"]
+"""Where a call may begin with the next letter. "section": the marker of calls is complete, and
+nothing has come behind it; "thought": the same within reasoning; "object": a call object may begin
+that no marker announces. "header": a header of harmony's, where `to=` may come; "recipient": behind
+that. "" = nowhere."""
 
 
 class AnswerParser(Protocol):
@@ -15,9 +21,8 @@ class AnswerParser(Protocol):
     @property
     def reasoning(self) -> bool: ...
     @property
-    def json_expected(self) -> str | None:
-        """Whether a call's JSON may begin with the next letter that is no white space: "" = a call
-        object, a name = the arguments of that function, None = no."""
+    def call_place(self) -> CallPlace:
+        """Where the text so far has led, as a call is concerned."""
 
     def feed(self, text: str) -> None: ...
     def finish(self, cut: bool) -> None: ...
@@ -26,9 +31,10 @@ class AnswerParser(Protocol):
 class AnswerParts:
     """Collects what may be shown.
 
-    White space next to a marker (of reasoning, of a call) belongs to neither side: it is dropped at
-    the answer's beginning and end, and where text goes on behind a marker, the space before the
-    marker stays between the two. So white space at the end of the text waits for what follows it.
+    White space before a marker (of reasoning, of a call) and blank lines behind it belong to
+    neither side: they are dropped at the answer's beginning and end, and where text goes on behind
+    a marker, the space before the marker stays between the two. So white space at the end of the
+    text waits for what follows it. What a line begins with is the text's: code is indented.
 
     Stop strings are looked for in the text alone: reasoning is no part of the answer (a stop such
     as "\\n\\n" would end most of them before the answer begins), and calls are no text.
@@ -41,6 +47,8 @@ class AnswerParts:
         self._space = ""
         self._shown = False
         self._behind_marker = behind_marker
+        self._indent = ""
+        """White space behind a marker, since the last line break."""
         self._reasoning: list[str] = []
         self._reasoning_space = ""
         self._reasoning_begins = True
@@ -52,8 +60,14 @@ class AnswerParts:
 
     def text(self, text: str, *, verbatim: bool = False) -> None:
         """More of the text. `verbatim`: no marker stands before it, it only looked like one."""
-        if self._behind_marker and not verbatim:
-            text = text.lstrip()
+        if self._behind_marker:
+            text, self._indent = self._indent + text, ""
+            body = text.lstrip()
+            if not (body or verbatim):
+                self._indent = _last_line(text)
+                return
+            if not verbatim:
+                text = _last_line(text[: len(text) - len(body)]) + body
         if not text:
             return
         self._behind_marker = False
@@ -62,7 +76,7 @@ class AnswerParts:
     def marker(self, joint: str = "") -> None:
         """A marker stands here. `joint` separates the texts before and behind it."""
         self._show(self._stops.flush())
-        self._behind_marker = True
+        self._behind_marker, self._indent = True, ""
         if not self._shown:
             self._space = ""
         elif joint:
@@ -123,3 +137,7 @@ class AnswerParts:
             self._space = text[len(body) :]
         else:
             self._space += text
+
+
+def _last_line(text: str) -> str:
+    return text[max(text.rfind("\n"), text.rfind("\r")) + 1 :]

@@ -68,6 +68,10 @@ class MarkerTokens:
             harmony=not demanded,
         )
 
+    def ends_line(self, prompt: Sequence[int]) -> bool:
+        """Whether a prompt has the line break that models put behind a marker."""
+        return self.decode(list(prompt[-1:])).endswith("\n")
+
     def prompt_ending(self, prompt: Sequence[int]) -> PromptEnding:
         """Whether a prompt leaves the model "inside" of a thinking block, "after" one, or "before".
 

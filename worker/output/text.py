@@ -1,4 +1,4 @@
-"""From tokens to text that may be shown: detokenizer and stop strings, as one replayable state.
+"""Stop strings and markers in a text that comes in pieces.
 
 Stop strings match text, not tokens: one string has many tokenizations. Nothing here depends on time
 or on how tokens were batched, so feeding the same tokens again gives the same state.
@@ -7,16 +7,7 @@ or on how tokens were batched, so feeding the same tokens again gives the same s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
-
-
-class Detokenizer(Protocol):
-    """mlx-lm's StreamingDetokenizer, as far as it is used here."""
-
-    def add_token(self, token: int) -> None: ...
-    def finalize(self) -> None: ...
-    @property
-    def last_segment(self) -> str: ...
+from typing import NamedTuple
 
 
 class Match(NamedTuple):
@@ -96,32 +87,6 @@ class StopStrings:
         """What was held back, now that nothing follows it."""
         held, self._held = self._held, ""
         return held
-
-
-class TokenDecoder:
-    """The text of tokens, for any token: a vocabulary may have holes and a model more rows than it.
-
-    mlx-lm's detokenizers raise for an id without a text; such a token has none here.
-    """
-
-    def __init__(self, detokenizer: Detokenizer) -> None:
-        self._detokenizer = detokenizer
-
-    def push(self, token: int) -> str:
-        """The text that this token completes; "" while a character is cut in half."""
-        try:
-            self._detokenizer.add_token(token)
-            return self._detokenizer.last_segment
-        except (IndexError, KeyError, TypeError, OverflowError):
-            return ""
-
-    def finish(self) -> str:
-        """The text that was waiting for a token that did not come."""
-        try:
-            self._detokenizer.finalize()
-            return self._detokenizer.last_segment
-        except (IndexError, KeyError, TypeError, OverflowError):
-            return ""
 
 
 def _overlap(text: str, needle: str, most: int) -> int:

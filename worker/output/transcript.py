@@ -7,13 +7,14 @@ is continued after its worker died.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from supervisor.wire.frames import Call, Calling, Chat, Generate
+from worker.output.decoders import TokenDecoder, TokenDecoders
 from worker.output.parts import AnswerParser, AnswerParts
 from worker.output.preamble import MarkerTokens, Preamble
-from worker.output.text import Detokenizer, StopStrings, TokenDecoder
+from worker.output.text import StopStrings
 from worker.output.tools.answer_format import AnswerFormat
 from worker.output.tools.calls import CallCollector
 from worker.prompt.tokenizer import ModelTokenizer
@@ -33,8 +34,8 @@ _NOTHING = OutputDelta()
 class Transcript:
     """The text state of one choice. Neither method raises for anything that a model can write."""
 
-    def __init__(self, detokenizer: Detokenizer, answer: AnswerParts, parser: AnswerParser) -> None:
-        self._decoder = TokenDecoder(detokenizer)
+    def __init__(self, decoder: TokenDecoder, answer: AnswerParts, parser: AnswerParser) -> None:
+        self._decoder = decoder
         self._answer = answer
         self._parser = parser
         self.reasoning_tokens = 0
@@ -79,8 +80,8 @@ class PlainTranscript:
     reasoning_tokens = 0
     finish_reason: Literal["stop", "tool_calls"] = "stop"
 
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str] = ()) -> None:
-        self._decoder = TokenDecoder(detokenizer)
+    def __init__(self, decoder: TokenDecoder, stops: Sequence[str] = ()) -> None:
+        self._decoder = decoder
         self._stops = StopStrings(stops)
 
     @property
@@ -106,7 +107,7 @@ class StructuredTranscript(Transcript):
 
     def __init__(
         self,
-        detokenizer: Detokenizer,
+        decoder: TokenDecoder,
         answer: AnswerParts,
         preamble: Preamble,
         formats: AnswerFormat,
@@ -123,7 +124,7 @@ class StructuredTranscript(Transcript):
         self._calls = formats.call_parser(answer, calling, tools)
         self._in_call = answer.calls.demanded
         super().__init__(
-            detokenizer, answer, formats.preamble_parser(answer, self._preamble_parts, calling)
+            decoder, answer, formats.preamble_parser(answer, self._preamble_parts, calling)
         )
 
     def push(self, token: int) -> OutputDelta:
@@ -213,34 +214,44 @@ class TranscriptFactory:
     """Makes the transcripts of one model's choices."""
 
     def __init__(self, tokenizer: ModelTokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._formats = AnswerFormat(tokenizer)
+        self._decoders = TokenDecoders(tokenizer)
+        self.formats = AnswerFormat(tokenizer)
         self._markers = MarkerTokens(tokenizer)
 
-    def make(self, request: Generate, prompt: Sequence[int]) -> AnyTranscript:
-        """The state before the first token. `prompt` is the request's, tokenized.
+    def make(
+        self,
+        request: Generate,
+        prompt: Sequence[int],
+        *,
+        calls_held: Callable[[], bool] = lambda: False,
+    ) -> AnyTranscript:
+        """The state before the first token. `prompt` is the request's, tokenized. `calls_held`:
+        whether a grammar holds to calls that are JSON, so that they can be told while they grow; it
+        is asked when one begins.
 
         Only chats have parts; what a plain prompt is continued with is text.
         """
-        detokenizer: Detokenizer = self._tokenizer.detokenizer
+        decoder = self._decoders.behind(prompt)
         if not isinstance(request.prompt, Chat):
-            return PlainTranscript(detokenizer, request.stop)
+            return PlainTranscript(decoder, request.stop)
         calling = request.calling
-        if calling is None and not self._formats.has_parts:
-            return PlainTranscript(detokenizer, request.stop)
+        if calling is None and not self.formats.has_parts:
+            return PlainTranscript(decoder, request.stop)
         ending, tools = self._markers.prompt_ending(prompt), request.prompt.tools
         demanded = calling is not None and calling.choice == "required"
         answer = AnswerParts(
             request.stop,
-            CallCollector(parallel=calling is None or calling.parallel, demanded=demanded),
-            behind_marker=ending == "after",
+            CallCollector(
+                parallel=calling is None or calling.parallel,
+                demanded=demanded,
+                held=calls_held,
+            ),
+            behind_marker=ending == "after" and not self._markers.ends_line(prompt),
         )
         if demanded or request.structure is not None:
             preamble = self._markers.preamble(request, prompt)
-            return StructuredTranscript(
-                detokenizer, answer, preamble, self._formats, calling, tools
-            )
-        parser = self._formats.parser(
+            return StructuredTranscript(decoder, answer, preamble, self.formats, calling, tools)
+        parser = self.formats.parser(
             answer, calling=calling, tools=tools, reasoning=ending == "inside"
         )
-        return Transcript(detokenizer, answer, parser)
+        return Transcript(decoder, answer, parser)

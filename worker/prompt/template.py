@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 
 from supervisor.errors import InvalidValue, UnsupportedParameter
 from supervisor.wire.frames import Chat, Generate, Text, Tokens
@@ -66,7 +66,7 @@ class PromptBuilder:
         if isinstance(request.prompt, Text):
             text = request.prompt.text
         else:
-            text = str(self._tokenizer.decode(list(tokens)))
+            text = self._tokenizer.text(tokens)
         if len(text) > ECHO_MAX:
             raise InvalidValue(
                 f"Invalid value for `echo`: the prompt has {len(text)} characters, of which at "
@@ -95,6 +95,8 @@ class _Template:
             _parameters(function) if in_python and inspect.isfunction(function) else None
         )
         """The only arguments that a template in Python takes; None = it takes any."""
+        self._renders: bool | None = None
+        """Whether it has rendered the simplest chat; None = not tried yet."""
 
     def mentions(self, variable: str) -> bool:
         """Whether the template names `variable`."""
@@ -125,12 +127,10 @@ class _Template:
                     # Some templates put the arguments of calls into their text as they are.
                     messages, _ = _messages(chat.messages, parse=False)
                     text = self._rendered(messages, options)
-        except TemplateError as error:
-            raise _rejected(self._own_words(error)) from None
         except Exception as error:  # noqa: BLE001
             # Templates are programs from the model's folder: they can raise anything at all, and
-            # what they choke on is the request, not the worker.
-            raise _rejected(type(error).__name__) from None
+            # what they choke on is the request, or their own fault, but not the worker's.
+            raise self._refusal(error) from None
         return text
 
     def _rendered(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
@@ -155,6 +155,29 @@ class _Template:
                 if name in self._accepted or ("kwargs" in self._accepted and self.mentions(name))
             }
         return options
+
+    def _refusal(self, error: Exception) -> InvalidValue:
+        if isinstance(error, TemplateSyntaxError):
+            # Its words are about the template's text, never about a request.
+            words = " ".join(str(error.message or "").split())[:_REASON]
+            return _does_not_compile(f"line {error.lineno}: {words}")
+        if isinstance(error, TemplateError):
+            detail = self._own_words(error)
+        else:
+            detail = type(error).__name__
+        if type(error) is not TemplateError and not self._renders_anything():
+            detail += " (it fails on the simplest chat as well: see the model's files)"
+        return _rejected(detail.strip())
+
+    def _renders_anything(self) -> bool:
+        """Whether the template takes the simplest chat, or refuses it in words of its own."""
+        if self._renders is None:
+            try:
+                self._rendered([{"role": "user", "content": "hi"}], {})
+                self._renders = True
+            except Exception as error:  # noqa: BLE001
+                self._renders = type(error) is TemplateError
+        return self._renders
 
     def _own_words(self, error: TemplateError) -> str:
         """What a template says about a request, if it says it in words of its own alone."""
@@ -212,6 +235,15 @@ def _parameters(function: Any) -> frozenset[str]:
         return frozenset()
     return frozenset(
         "kwargs" if each.kind is inspect.Parameter.VAR_KEYWORD else each.name for each in parameters
+    )
+
+
+def _does_not_compile(where: str) -> InvalidValue:
+    return InvalidValue(
+        f"The model's chat template does not compile ({where}). The fault is in the model's files, "
+        "chat_template.jinja or tokenizer_config.json, and not in the request: mend the template "
+        "or get another build of the model. /v1/completions works without it.",
+        param="messages",
     )
 
 

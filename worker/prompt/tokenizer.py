@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+SPACE = "\u2581"
+"""What SentencePiece writes for a space."""
+
+Spelling = Literal["bytes", "pieces", "other"]
+"""How a vocabulary spells text. "bytes": a letter a byte. "pieces": SentencePiece's, where U+2581
+is a space and <0xNN> a byte. In both each token has a text of its own; in "other" ones only the
+tokenizer knows it, and of several tokens together."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,8 +30,9 @@ class ModelTokenizer:
     """The transformers tokenizer."""
     python_template: Callable[..., str] | None
     """The chat template, if mlx-lm has one in Python for this model."""
+    spelling: Spelling
     byte_letters: Mapping[str, int]
-    """Of byte-level vocabularies, the byte that each letter stands for; empty of others."""
+    """Where a letter is a byte, the byte that each letter stands for; empty of others."""
     rewrites_text: bool
     """Whether text is changed before or after tokenizing, so that tokens tell another one."""
     clock_at: Callable[[float], AbstractContextManager[None]]
@@ -36,6 +45,13 @@ class ModelTokenizer:
 
     def __len__(self) -> int:
         return len(self.wrapper)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What `tokens` stand for, to the letter: without the clean-up that some tokenizers ask
+        for, which takes spaces away. Raises what the tokenizer raises."""
+        cleans = getattr(self.inner, "clean_up_tokenization_spaces", False)
+        options = {"clean_up_tokenization_spaces": False} if cleans else {}
+        return str(self.inner.decode(list(tokens), **options))
 
 
 def template_text(tokenizer: ModelTokenizer) -> str:

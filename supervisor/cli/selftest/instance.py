@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from supervisor import bootstrap
 from supervisor.cli.client import Client, Refusal, Unreachable
 
 STALL_SECONDS = 2
@@ -85,7 +86,8 @@ def private_instance() -> Iterator[Instance]:
     with tempfile.TemporaryDirectory(prefix="bulkhead-selftest-") as folder:
         config = Path(folder) / "bulkhead.toml"
         config.write_text(_CONFIG)
-        command = [sys.executable, "-m", "supervisor.cli.main", "serve", "--config", str(config)]
+        command = [sys.executable, "-P", bootstrap.__file__, "supervisor.cli.main", "serve"]
+        command += ["--config", str(config)]
         process = subprocess.Popen(
             [*command, "--state-dir", str(Path(folder) / "state")],
             stdout=subprocess.PIPE,

@@ -16,7 +16,7 @@ from supervisor.models.jsonfiles import Malformed, read_header
 MAX_FILES = 2_000
 """The largest published models have under 200 shards."""
 ITEM_BYTES = {"F64": 8, "F32": 4, "BF16": 2, "F16": 2}
-_DROPPED = frozenset(
+DROPPED = frozenset(
     {
         "vision_tower",
         "vision_model",
@@ -72,7 +72,7 @@ def read_weights(folder: Path, config: Facts) -> Weights:
     loaded = state_item = 0
     items: dict[str, int] = {}
     for tensor in (tensor for file in files for tensor in tensors(file)):
-        if _DROPPED.isdisjoint(tensor.name.split(".")):
+        if DROPPED.isdisjoint(tensor.name.split(".")):
             loaded += loaded_bytes(tensor, packed_fp8=packed_fp8)
             item = ITEM_BYTES.get(tensor.dtype, 0)
             if tensor.name.endswith("A_log"):

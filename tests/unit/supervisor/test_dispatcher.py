@@ -1,21 +1,33 @@
-"""supervisor.dispatcher: the order of events and effects, and the end after a bug."""
+"""supervisor.dispatcher: the order of events and effects, the end after a bug, models' files."""
 
 from __future__ import annotations
 
 import asyncio
+import builtins
+import errno
+import io
 import os
 import threading
+import time
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from supervisor import dispatcher
+from supervisor import build, dispatcher
+from supervisor.config.schema import ModelSettings
 from supervisor.dispatcher import Dispatcher
-from supervisor.scheduler.effects import Effect, LogLine, Spawn
+from supervisor.models import looks
+from supervisor.models.catalog import Catalog
+from supervisor.models.size_cache import SizeCache
+from supervisor.models.sizing import Sizing
+from supervisor.processes.fleet import Fleet
+from supervisor.scheduler.effects import Effect, LogLine, Refuse, Spawn
 from supervisor.scheduler.model import Spec
 from supervisor.scheduler.pool import Pool
+from tests.helpers.hub_cache import plain_files, write_folder
 from tests.helpers.serving import DEADLINE
 
 
@@ -106,3 +118,147 @@ def test_after_a_bug_the_process_ends_although_the_loop_is_blocked(
 
     run(scenario)
     assert world.exits == [1]
+
+
+# ── models' files ────────────────────────────────────────────────────────────────────────────────
+
+
+class OnDisk:
+    """A dispatcher around a real pool and real files of the model `m`; `touched` are the threads
+    that have looked at them since."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.catalog = Catalog({"m": ModelSettings(source=str(folder))}, folder.parent / "hub")
+        self.sizing = Sizing(self.catalog, SizeCache(folder.parent / "sizes.json"), None)
+        self.pool = Pool([build.spec("m", self.catalog, self.sizing)])
+        self.touched: set[threading.Thread] = set()
+        self.said: list[str] = []
+        feed = SimpleNamespace(tell=lambda *_, **__: None, tell_states=lambda _: None)
+        nothing: Any = SimpleNamespace(
+            diagnose=lambda *_, **__: None,
+            report=lambda *_: None,
+            record_effect=lambda _: None,
+            left=lambda _: None,
+            footprint=lambda _: None,
+        )
+        self.dispatcher = Dispatcher(
+            self.pool, self.sizing, nothing, nothing, cast(Any, feed), nothing
+        )
+        self.fleet = Fleet(
+            nothing,
+            cast(Any, SimpleNamespace(logs=folder.parent)),
+            self.catalog,
+            self.dispatcher,
+            module="",
+            on_change=lambda: None,
+            stall_seconds=1.0,
+            locate=self.sizing.folder,
+        )
+        self.fleet._start = cast(Any, self._no_process)
+        self._control: Any = SimpleNamespace(tell=lambda effect: self.said.append(told_of(effect)))
+        self.spawns(lambda model, generation: None)
+        for module, name in (
+            *((os, name) for name in ("stat", "lstat", "listdir", "scandir", "open", "readlink")),
+            *((builtins, name) for name in ("open",)),
+            (io, "open"),
+        ):
+            monkeypatch.setattr(module, name, self._watched(getattr(module, name)))
+
+    def spawns(self, spawn: Callable[[str, int], None]) -> None:
+        """What a spawn does, in place of a process."""
+        fleet = SimpleNamespace(spawn=spawn, stop=lambda *_, **__: True)
+        self.dispatcher.connect(cast(Any, fleet), self._control)
+
+    def _no_process(self, *_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "planned")
+
+    def _watched(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(path: Any, *args: Any, **more: Any) -> Any:
+            if not isinstance(path, int) and str(self.folder) in os.fsdecode(path):
+                self.touched.add(threading.current_thread())
+            return function(path, *args, **more)
+
+        return watched
+
+    async def request(self) -> None:
+        """As the control socket has it."""
+        await self.dispatcher.before_load("m")
+        self.dispatcher.handle(lambda: self.pool.acquire("r", "m", 60.0, time.monotonic())[1])
+        await asyncio.sleep(0)
+
+    def fail(self, reason: str) -> None:
+        generation = self.pool.models["m"].generation
+        self.dispatcher.worker_unloadable("m", generation, reason)
+        self.dispatcher.worker_exited("m", generation, "exit status 0")
+
+
+def told_of(effect: Any) -> str:
+    return str(effect.error.message) if isinstance(effect, Refuse) else type(effect).__name__
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OnDisk:
+    monkeypatch.setattr(looks, "INTERVAL", 0.0)
+    monkeypatch.setattr(looks, "_MAX_PAUSE", 0.0)
+    monkeypatch.setattr(looks, "WAIT_SECONDS", DEADLINE)
+    return OnDisk(write_folder(tmp_path / "model", plain_files()), monkeypatch)
+
+
+def test_no_request_reads_a_models_files_on_the_loop(on_disk: OnDisk) -> None:
+    async def scenario() -> None:
+        await on_disk.request()  # COLD: looks, and has it loaded
+        on_disk.fail("no such file")
+        for _ in range(3):  # FAILED: each looks
+            await on_disk.request()
+
+    asyncio.run(scenario())
+    assert len(on_disk.said) == 4
+    assert on_disk.touched
+    assert threading.current_thread() not in on_disk.touched
+
+
+def test_a_spawn_reads_no_models_files(on_disk: OnDisk) -> None:
+    async def scenario() -> None:
+        on_disk.fleet.spawn("m", 1)
+
+    asyncio.run(scenario())
+    assert on_disk.touched == set()
+
+
+def test_a_failed_model_is_tried_again_once_its_files_change(on_disk: OnDisk) -> None:
+    spawned: list[int] = []
+
+    async def scenario() -> None:
+        on_disk.spawns(lambda _, generation: spawned.append(generation))
+        await on_disk.request()
+        on_disk.fail("it is odd")
+        await on_disk.request()
+        assert spawned == [1]
+        (on_disk.folder / "config.json").chmod(0o600)
+        await on_disk.request()
+        assert spawned == [1, 2]
+
+    asyncio.run(scenario())
+    assert "it is odd" in on_disk.said[1]
+
+
+def test_a_load_that_lacks_a_file_is_refused_with_its_name(on_disk: OnDisk) -> None:
+    async def scenario() -> None:
+        whole = on_disk.folder / "model.safetensors"
+        whole.rename(on_disk.folder / "model-00001-of-00002.safetensors")
+        await on_disk.request()
+        on_disk.fail("ValueError: Missing 9 parameters")
+
+    asyncio.run(scenario())
+    assert "model-00002-of-00002.safetensors is missing" in on_disk.said[0]
+
+
+def test_a_reason_is_text_whatever_the_files_are_called(on_disk: OnDisk) -> None:
+    async def scenario() -> None:
+        await on_disk.request()
+        on_disk.fail(os.fsdecode(b"caf\xe9 is odd"))
+
+    asyncio.run(scenario())
+    assert "caf\\xe9 is odd" in on_disk.said[0]
+    assert on_disk.pool.models["m"].reason == "caf\\xe9 is odd"

@@ -15,6 +15,7 @@ from worker.demo.trainer.tasks import (
     counting,
     invented,
     json_answer,
+    opening,
     opposite,
     own_name,
     subtraction,
@@ -58,7 +59,9 @@ def _chat(rng: random.Random, thinking: bool) -> list[Mapping[str, Any]]:
     later: list[Turn] = []
     while len(turns) < wanted:
         draw = rng.random()
-        if draw < 0.60:
+        if draw < (0.12 if not turns else 0.02):
+            turns.append(opening(rng))
+        elif draw < 0.60:
             turns.append(_fact_turn(rng))
         elif draw < 0.66 and not later:  # the name comes now, the question for it at the end
             hello, *later = own_name(rng)

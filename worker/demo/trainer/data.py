@@ -14,6 +14,14 @@ class Fact(NamedTuple):
     """The canonical question, then patterns (see `phrases`)."""
 
 
+class Opening(NamedTuple):
+    """Short texts that mean the same, and their answer."""
+
+    topic: str
+    answer: str
+    texts: tuple[str, ...]
+
+
 def read(name: str) -> dict[str, Any]:
     """The table in a file of this folder."""
     return tomllib.loads(Path(__file__).with_name(name).read_text(encoding="utf-8"))
@@ -31,6 +39,10 @@ _WORDS: dict[str, list[str]] = read("words.toml")
 FACTS: Final = _facts(read("facts.toml"))
 """About Bulkhead."""
 SMALL_TALK: Final = _facts(_SMALL_TALK)
+OPENINGS: Final = tuple(
+    Opening(each["topic"], each["answer"], tuple(each["texts"])) for each in _SMALL_TALK["openings"]
+)
+"""What people type first."""
 OPPOSITES: Final = tuple((first, second) for first, second in _SMALL_TALK["opposites"])
 CAPITALS: Final = tuple((country, city) for country, city in _SMALL_TALK["capitals"])
 UNKNOWN: Final = tuple(_SMALL_TALK["unknown"])

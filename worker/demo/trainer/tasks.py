@@ -8,8 +8,10 @@ from worker.demo.trainer.data import (
     CAPITALS,
     CITIES,
     NAMES,
+    OPENINGS,
     OPPOSITES,
     SYLLABLES,
+    THOUGHTS,
     UNKNOWN,
     UNKNOWN_ANSWER,
     WORDS,
@@ -36,6 +38,15 @@ def proper_name(rng: random.Random) -> str:
 
 def city(rng: random.Random) -> str:
     return rng.choice(CITIES) if rng.random() < 0.75 else invented(rng).capitalize()
+
+
+def opening(rng: random.Random) -> Turn:
+    """A short text as people type it first, a greeting in half of the cases."""
+    said = OPENINGS[0] if rng.random() < 0.5 else rng.choice(OPENINGS[1:])
+    text = rng.choice(said.texts)
+    [form] = rng.choices((str, str.capitalize, str.upper), (12, 12, 1))
+    [mark] = rng.choices(("", "!", ".", "?", " ", "\n", "!!"), (24, 10, 3, 4, 1, 1, 1))
+    return Turn(form(text) + mark, said.answer, rng.choice(THOUGHTS).format(t=said.topic))
 
 
 def addition(rng: random.Random) -> Turn:

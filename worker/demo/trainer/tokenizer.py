@@ -55,7 +55,8 @@ def save(tokenizer: Tokenizer, out: Path, positions: int) -> None:
     }
     write_json(out / "tokenizer_config.json", config)
     ends = [tokenizer.token_to_id(END), tokenizer.token_to_id(DOCUMENT_END)]
-    write_json(out / "generation_config.json", {"eos_token_id": ends, "pad_token_id": ends[1]})
+    greedy = {"do_sample": False, "eos_token_id": ends, "pad_token_id": ends[1]}
+    write_json(out / "generation_config.json", greedy)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -43,32 +43,56 @@ def mixed_form(tokenizer: ModelTokenizer) -> MixedForm | None:
     return "marked" if name and tokenizer.tool_call_start in tokenizer.get_vocab() else None
 
 
-class CallJSON(NamedTuple):
-    """Where a grammar can take over in calls of the model's own form: where their JSON begins.
+class CallForm(NamedTuple):
+    """The form of a model's own calls, as far as a grammar can watch it.
 
-    It stands behind one of the `markers`. It is a call object that has the arguments under the key
-    `arguments` ("" = the form has no call objects), or, if `named`, the arguments alone, behind the
-    function's name.
+    A call begins with the marker `start` ("" = in a header, harmony's) and ends with `end` ("" =
+    with its JSON). Of forms that are no JSON (`kind` "named") the function's name alone is watched:
+    it stands between the texts `before` and one of `behind`, which may be regular expressions.
     """
 
-    markers: tuple[str, ...]
-    arguments: str
-    named: bool
+    kind: Literal["hermes", "llama", "mistral", "kimi_k2", "harmony", "named"]
+    start: str = ""
+    end: str = ""
+    before: tuple[str, ...] = ()
+    behind: tuple[str, ...] = ()
 
 
-def call_json(tokenizer: ModelTokenizer) -> CallJSON | None:
-    """None = the model's calls are no JSON, so that a grammar can only force another form on it."""
+_NAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "function_gemma": (("call:",), ("{",)),
+    "gemma4": (("call:",), ("{",)),
+    "glm47": ((), (r"/[ \n{]/", "<arg_key>", "</tool_call>")),
+    "kimi_k3": (("<|open|>", 'call tool="'), ('"',)),
+    "longcat": ((), (r"/[ \n{]/", "<longcat_arg_key>", "</longcat_tool_call>")),
+    "minicpm5": (('"',), ('"',)),
+    "minimax_m2": (('<invoke name="',), ('"',)),
+    "muse_spark": (('<atem:invoke name="',), ('"',)),
+    "pythonic": (("[",), ("(",)),
+    "qwen3_coder": (("<function=",), (">",)),
+}
+"""What stands before and behind the first function's name in a section of calls, by mlx-lm's
+parser."""
+
+
+def call_form(tokenizer: ModelTokenizer) -> CallForm | None:
+    """None = nothing tells where the model's calls begin."""
     if is_harmony(tokenizer):
-        return CallJSON(("<|message|>",), "", named=True)
+        return CallForm("harmony")
     if is_llama(tokenizer):
-        return CallJSON((PYTHON_TAG,), "parameters", named=False)
-    match parser_name(tokenizer):
+        return CallForm("llama", PYTHON_TAG)
+    name = parser_name(tokenizer)
+    if name is None:
+        return None
+    start, end = tokenizer.tool_call_start, tokenizer.tool_call_end or ""
+    match name:
         case "json_tools":
-            return CallJSON((tokenizer.tool_call_start,), "arguments", named=False)
+            return CallForm("hermes", start, end)
         case "mistral":
-            return CallJSON((tokenizer.tool_call_start, "[ARGS]"), "arguments", named=True)
+            return CallForm("mistral", start)
         case "kimi_k2":
-            return CallJSON(("<|tool_call_argument_begin|>",), "", named=True)
+            return CallForm("kimi_k2", start, end)
+    if name in _NAMES:
+        return CallForm("named", start, end, *_NAMES[name])
     return None
 
 

@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 from supervisor.wire.frames import Call
 from worker.output.text import StringSearch
-from worker.output.tools.json_scanner import NotJSON, dump, object_text, sendable
+from worker.output.tools.json_repair import repaired_object
+from worker.output.tools.json_scanner import NotJSON, dump, sendable
 
 Parser = Callable[[str, Any], Any]
 """mlx-lm's `parse_tool_call`: (text between the markers, tools) → {"name", "arguments"} or a list
 of them. It raises whatever a regex or a conversion leads it to."""
+REREAD = 64 * 1024
+"""Characters in one answer: 0.2 s."""
 
 
 class CallCollector:
     """Collects the pieces of the answer's calls, in order, numbered from 0.
 
     `demanded`: the answer is nothing but calls, so that what is cut is one as soon as it has a
-    name.
+    name. `held`: whether a grammar holds to calls that are JSON; asked when the first one begins.
     """
 
-    def __init__(self, *, parallel: bool, demanded: bool = False) -> None:
+    def __init__(
+        self, *, parallel: bool, demanded: bool = False, held: Callable[[], bool] = lambda: True
+    ) -> None:
         self._parallel = parallel
         self.demanded = demanded
+        self._held = held
         self._pieces: list[Call] = []
         self._next = 0
         self._name: str | None = None
         """The name of the open call until its first piece tells it."""
         self.complete = 0
         """Calls whose arguments are one whole JSON object."""
+
+    @cached_property
+    def growing(self) -> bool:
+        """Whether calls are told as they grow, because they will become calls; others are told when
+        they are whole."""
+        return self.demanded or self._held()
 
     @property
     def full(self) -> bool:
@@ -76,18 +89,36 @@ class ReaderEnd(NamedTuple):
     rest: str
 
 
+class Rereading:
+    """Calls may stand in what was taken for another one's argument, if a string in it has no end:
+    from the next marker on it is read again. So often at most that no answer takes long."""
+
+    def __init__(self, markers: Sequence[str]) -> None:
+        self._search = StringSearch(markers)
+        self._left = REREAD
+
+    def split(self, lost: str) -> tuple[str, str]:
+        """(what is text, what has to be read again)."""
+        found = self._search.find(lost[1:]) if lost else None
+        if found is None:
+            return lost, ""
+        at = found.start + 1
+        self._left -= len(lost) - at
+        return (lost, "") if self._left < 0 else (lost[:at], lost[at:])
+
+
 class CallReader(Protocol):
     """Reads calls from where they begin. Tells them to `CallCollector`; loses no letter."""
 
     def feed(self, text: str) -> ReaderEnd | None:
         """None while it goes on."""
 
-    def finish(self, cut: bool) -> str:
-        """The answer is over (`cut`: by its length); returns what is lost, as in `ReaderEnd`."""
+    def finish(self, cut: bool) -> ReaderEnd:
+        """The answer is over (`cut`: by its length)."""
 
     @property
-    def json_expected(self) -> str | None:
-        """As an `AnswerParser`'s: a call object ("") or a function's arguments may begin here."""
+    def object_expected(self) -> bool:
+        """Whether one more call object may begin with the next letter that is no white space."""
 
 
 class WholeTextReader:
@@ -96,7 +127,7 @@ class WholeTextReader:
     With `end` "" the answer's end is the end.
     """
 
-    json_expected = None
+    object_expected = False
 
     def __init__(
         self, calls: CallCollector, start: str, end: str, parse: Parser, tools: Any
@@ -117,10 +148,10 @@ class WholeTextReader:
         self._text.append(decided)
         return None
 
-    def finish(self, cut: bool) -> str:
+    def finish(self, cut: bool) -> ReaderEnd:
         self._text.append(self._held)
         # Some models end the answer where the end marker should be.
-        return self._start + "".join(self._text) if cut else self._read("")
+        return ReaderEnd(self._start + "".join(self._text) if cut else self._read(""), "")
 
     def _read(self, end: str) -> str:
         text = "".join(self._text)
@@ -165,7 +196,7 @@ def arguments_text(arguments: Any) -> str:
     if arguments is None or arguments == "":
         return "{}"
     if isinstance(arguments, str):
-        return object_text(arguments)
+        return repaired_object(arguments)
     if not isinstance(arguments, dict):
         raise NotJSON
     return dump(arguments)

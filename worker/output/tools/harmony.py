@@ -14,15 +14,22 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from worker.output.parts import AnswerParts
+from worker.output.parts import AnswerParts, CallPlace
 from worker.output.text import StringSearch
-from worker.output.tools.json_calls import ArgumentsReader, BrokenCall
+from worker.output.tools.calls import Rereading
+from worker.output.tools.json_calls import (
+    ArgumentsReader,
+    BrokenCall,
+    JSONReader,
+    call_json_reader,
+)
 from worker.output.tools.json_scanner import NotJSON, sendable
 
 MARKS = ("<|start|>", "<|channel|>", "<|message|>", "<|end|>", "<|call|>", "<|return|>")
 _MARKS = StringSearch(MARKS)
 _CHANNEL = re.compile(r"<\|channel\|>\s*(\w+)")
 _RECIPIENT = re.compile(r"\bto=([^\s<]+)")
+_ADDRESSED = re.compile(r"\bto=\Z")
 _LONGEST_HEADER = 512
 """Characters. A header is a role, a channel, a recipient and a type; more than that is text."""
 
@@ -39,15 +46,21 @@ class HarmonyParser:
         self._held = ""
         self._header = ""
         self._recipient = ""
-        self._arguments: ArgumentsReader | None = None
+        self._arguments: JSONReader | None = None
+        self._rereading = Rereading(MARKS)
 
     @property
     def reasoning(self) -> bool:
         return self._part == "reasoning"
 
     @property
-    def json_expected(self) -> str | None:
-        return self._recipient.removeprefix("functions.") if self._part == "call" else None
+    def call_place(self) -> CallPlace:
+        if not self._calling or self._part not in ("start", "header"):
+            return ""
+        header = (self._header + self._held).rpartition("<|start|>")[2]
+        if _RECIPIENT.search(header):
+            return ""
+        return "recipient" if _ADDRESSED.search(header) else "header"
 
     def feed(self, text: str) -> None:
         while text and not self._answer.stopped:
@@ -71,7 +84,11 @@ class HarmonyParser:
             self._no_call(held) if cut or held.strip() else self._empty_call()
         elif self._part == "arguments":
             assert self._arguments is not None
-            self._arguments.cut()
+            told = self._arguments.finish(cut)
+            if not told:
+                rest = self._lose_arguments(self._arguments.raw)
+                self.feed(rest)
+                self.finish(cut)
         elif self._part in ("start", "header"):
             header = self._header + held
             if "<|channel|>" not in header and not _RECIPIENT.search(header):
@@ -139,7 +156,8 @@ class HarmonyParser:
                 name = ""
             if name:
                 self._answer.pause()
-                self._arguments = ArgumentsReader(self._answer.calls, name)
+                calls = self._answer.calls
+                self._arguments = call_json_reader(calls, ArgumentsReader(calls, name), MARKS)
                 self._part = "arguments"
                 return stripped
         for mark in MARKS:
@@ -166,11 +184,19 @@ class HarmonyParser:
         self._part = "text"
         self._answer.text(f"to={self._recipient} {text}", verbatim=True)
 
+    def _lose_arguments(self, raw: str) -> str:
+        """They are none. Returns what has to be read again."""
+        lost, again = self._rereading.split(raw)
+        self._no_call(lost)
+        return again
+
     def _read_arguments(self, text: str) -> str:
         assert self._arguments is not None
         try:
             complete, rest = self._arguments.feed(text)
         except BrokenCall as broken:
+            if not broken.opened:
+                return self._lose_arguments(self._arguments.raw) + broken.rest
             complete, rest = True, broken.rest
         if complete:
             self._part = "text"

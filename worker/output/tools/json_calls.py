@@ -1,18 +1,22 @@
-"""Calls written as JSON, told while they are written: `{"name": …, "arguments": {…}}`.
+"""Calls written as JSON: `{"name": …, "arguments": {…}}`.
 
 Hermes' `<tool_call>` blocks, Llama 3's bare objects, the array that a grammar forces. The arguments
-are the model's own letters, passed on as they come.
+are the model's own letters. Under a grammar they are passed on as they come; else the call is, when
+it is whole and JSON, or can be repaired to it.
 """
 
 from __future__ import annotations
 
 import json
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, Protocol
 
 from worker.output.tools.calls import CallCollector, ReaderEnd, arguments_text, read_calls
+from worker.output.tools.json_repair import RepairingScanner
 from worker.output.tools.json_scanner import JSONScanner, NotJSON, sendable
 
 _ARGUMENTS = ("arguments", "parameters")
+_CLOSERS = "}] \n\r\t"
 _UNMARKED_KEYS = frozenset(("name", "type", "id", *_ARGUMENTS))
 
 
@@ -28,53 +32,85 @@ class BrokenCall(Exception):
         self.opened = opened
 
 
+class JSONReader(Protocol):
+    """Reads one call that is JSON."""
+
+    def feed(self, text: str) -> tuple[bool, str]:
+        """(whether the call is complete, the rest of the text). Raises BrokenCall."""
+
+    def finish(self, cut: bool) -> bool:
+        """The answer is over (`cut`: by its length). Whether any of the call has been told."""
+
+    @property
+    def raw(self) -> str:
+        """The text so far, as long as none of it has been passed on as a call."""
+
+    @property
+    def may_end(self) -> bool:
+        """Whether it is a call as soon as its brackets are closed."""
+
+
 class ArgumentsReader:
-    """A call's arguments alone, whose name is known: one JSON object."""
+    """A `JSONReader` of a call's arguments alone, whose name is known: one JSON object."""
 
     def __init__(self, calls: CallCollector, name: str) -> None:
         self._calls = calls
         self._name = name
         self._json = JSONScanner()
-        self._started = False
-        calls.open(name)
+        self._held: list[str] = []
+        """What is not told as it grows."""
+        self._space = ""
+        self.may_end = False
+        """Whether it has begun."""
+        if calls.growing:
+            calls.open(name)
 
     def feed(self, text: str) -> tuple[bool, str]:
-        """(whether the object is complete, the rest of the text). Raises BrokenCall."""
         out: list[str] = []
         for at, letter in enumerate(text):
-            if not self._started:
+            if not self.may_end:
                 if letter.isspace():
+                    self._space += letter
                     continue
                 if letter != "{":
                     raise BrokenCall(text[at:], opened=False)
-                self._started = True
+                self.may_end = True
             try:
                 out.append(self._json.push(letter))
             except NotJSON:
-                self._calls.arguments("".join(out))
-                self._calls.close(broken=True)
-                raise BrokenCall(text[at:], opened=True) from None
+                self._tell("".join(out))
+                if self._calls.growing:
+                    self._calls.close(broken=True)
+                raise BrokenCall(text[at:], opened=self._calls.growing) from None
             if self._json.done:
-                self._calls.arguments("".join(out))
-                self._calls.close()
+                self._tell("".join(out))
+                if self._calls.growing:
+                    self._calls.close()
+                else:
+                    self._calls.add(self._name, "".join(self._held))
                 return True, text[at + 1 :]
-        self._calls.arguments("".join(out))
+        self._tell("".join(out))
         return False, ""
 
-    @property
-    def json_expected(self) -> str | None:
-        """The function's name, as long as its arguments have not begun."""
-        return None if self._started else self._name
+    def _tell(self, text: str) -> None:
+        if self._calls.growing:
+            self._calls.arguments(text)
+        else:
+            self._held.append(text)
 
-    def cut(self) -> bool:
-        """The answer is over. Whether a piece of the call has been told."""
-        if self._started:
+    @property
+    def raw(self) -> str:
+        return self._space + "".join(self._held)
+
+    def finish(self, cut: bool) -> bool:
+        told = self.may_end and self._calls.growing
+        if told:
             self._calls.close(broken=True)
-        return self._started
+        return told
 
 
 class CallObjectReader:
-    """One call as a JSON object, keys in any order.
+    """A `JSONReader` of one call as a JSON object, keys in any order.
 
     It is passed on as a call once its name is known and its arguments begin: then it hardly can be
     anything else. What comes before is in `raw`, for the case that it can. `unmarked`: nothing but
@@ -98,11 +134,14 @@ class CallObjectReader:
 
     @property
     def raw(self) -> str:
-        """The text so far, as long as none of it has been passed on as a call."""
         return "".join(self._raw)
 
+    @property
+    def may_end(self) -> bool:
+        given = self._given is not None or self._key in _ARGUMENTS
+        return given and self._name is not None
+
     def feed(self, text: str) -> tuple[bool, str]:
-        """(whether the object is complete, the rest of the text). Raises BrokenCall."""
         passed: list[str] = []
         for at, letter in enumerate(text):
             try:
@@ -120,12 +159,12 @@ class CallObjectReader:
         self._calls.arguments("".join(passed))
         return False, ""
 
-    def cut(self, by_length: bool) -> None:
-        """The answer is over."""
+    def finish(self, cut: bool) -> bool:
         if self.opened:
             self._calls.close(broken=True)
-        elif by_length and self._calls.demanded and self._name is not None:
+        elif cut and self._calls.demanded and self._name is not None:
             self._calls.cut(self._name)
+        return self.opened
 
     def _step(self, letter: str, passed: list[str]) -> None:
         before, depth = self._json.state, self._json.depth
@@ -159,7 +198,7 @@ class CallObjectReader:
             return False
         if self.opened or self._given is not None:
             raise NotJSON  # arguments twice: which ones are meant?
-        return True
+        return self._calls.growing
 
     def _end_part(self, *, is_key: bool) -> None:
         assert self._part is not None
@@ -193,6 +232,82 @@ class CallObjectReader:
             self._calls.add(name, arguments)
 
 
+class RepairedReader:
+    """A `JSONReader` that has another one read what a call may be repaired to.
+
+    One of `ends` behind an open bracket, or the answer's end, stands for the brackets that are
+    missing.
+    """
+
+    def __init__(self, reader: JSONReader, ends: Sequence[str]) -> None:
+        self._reader = reader
+        self._ends = tuple(end for end in ends if end)
+        self._json = RepairingScanner()
+        self._raw: list[str] = []
+        self._ending = ""
+        """The beginning of an end behind an open bracket."""
+
+    @property
+    def raw(self) -> str:
+        return "".join(self._raw) + self._ending
+
+    @property
+    def may_end(self) -> bool:
+        return self._reader.may_end
+
+    def feed(self, text: str) -> tuple[bool, str]:
+        if self._ending:
+            text, self._ending = self._ending + text, ""
+            return self._end(text)
+        at = 0
+        while at < len(text):
+            size = 1
+            if self._json.begun or not text[at].isspace():
+                try:
+                    size = self._json.push_plain(text, at)
+                    if not size:
+                        self._json.push(text[at])
+                        size = 1
+                    complete, _ = self._reader.feed(self._json.take())
+                except NotJSON:
+                    return self._end(text[at:])
+                except BrokenCall:
+                    raise BrokenCall(text[at:], opened=False) from None
+                if complete:
+                    self._raw.append(text[at])
+                    return True, text[at + 1 :]
+            self._raw.append(text[at : at + size])
+            at += size
+        return False, ""
+
+    def finish(self, cut: bool) -> bool:
+        return not (cut or self._ending) and self._close()
+
+    def _end(self, text: str) -> tuple[bool, str]:
+        """With `text` the JSON can't go on."""
+        if text.startswith(self._ends) and self._close():
+            return True, text
+        if any(len(text) < len(end) and end.startswith(text) for end in self._ends):
+            self._ending = text
+            return False, ""
+        raise BrokenCall(text, opened=False)
+
+    def _close(self) -> bool:
+        """Close the call's brackets, if nothing else is missing."""
+        try:
+            self._reader.feed(self._json.take())
+            if not (self._reader.may_end and self._json.close()):
+                return False
+            return self._reader.feed(self._json.take())[0]
+        except (NotJSON, BrokenCall):
+            return False
+
+
+def call_json_reader(calls: CallCollector, reader: JSONReader, ends: Sequence[str]) -> JSONReader:
+    """What a grammar holds to needs no repair."""
+    return reader if calls.growing else RepairedReader(reader, ends)
+
+
 class JSONCallsReader:
     """Call objects one after another, or an array of them, up to the marker `end` if there is one.
 
@@ -206,14 +321,14 @@ class JSONCallsReader:
         self._calls = calls
         self._start, self._end = start, end
         self._separators = separators
-        self._object: CallObjectReader | None = None
+        self._object: JSONReader | None = None
         self._list: Literal["none", "open", "closed"] = "none"
         self._first = self._expected = True
         """Whether no call is complete yet; whether an object must come next."""
         self._between = ""
         """What came since the start or the last complete call, but for the object being read."""
         self._closing = ""
-        """The beginning of the end marker."""
+        """The beginning of the end marker, and brackets before it."""
 
     def feed(self, text: str) -> ReaderEnd | None:
         while text:
@@ -223,14 +338,15 @@ class JSONCallsReader:
         return None
 
     @property
-    def json_expected(self) -> str | None:
-        return None if self._object or self._closing or self._list == "closed" else ""
+    def object_expected(self) -> bool:
+        return not (self._object or self._closing or self._list == "closed")
 
-    def finish(self, cut: bool) -> str:
-        if self._object is not None:
-            self._object.cut(cut)
-            return "" if self._object.opened else self._unread() + self._object.raw
-        return self._unread() if self._first else ""
+    def finish(self, cut: bool) -> ReaderEnd:
+        if self._object is None:
+            return ReaderEnd(self._unread() if self._first else "", "")
+        if self._object.finish(cut):
+            return ReaderEnd("", "")
+        return ReaderEnd(self._unread() + self._object.raw, "")
 
     def _unread(self) -> str:
         return self._start + self._between if self._first else self._between
@@ -259,7 +375,8 @@ class JSONCallsReader:
             pass
         elif letter == "{" and (self._expected or self._list == "none"):
             # Nothing but the object itself says so when no marker does.
-            self._object = CallObjectReader(self._calls, unmarked=not self._start)
+            reader = CallObjectReader(self._calls, unmarked=not self._start)
+            self._object = call_json_reader(self._calls, reader, (self._end, self._start))
             return None, text
         elif letter == "[" and self._first and not self._between.strip():
             self._list = "open"
@@ -275,11 +392,13 @@ class JSONCallsReader:
         return None, rest
 
     def _close(self, text: str) -> tuple[ReaderEnd | None, str]:
-        """After the last call: the end marker, or the answer goes on without one."""
+        """After the last call: the end marker, perhaps behind brackets that are one too many, or
+        the answer goes on without one."""
         text, self._closing = self._closing + text, ""
-        if self._end and text.startswith(self._end):
-            return ReaderEnd("", text[len(self._end) :]), ""
-        if self._end.startswith(text):
+        end = text.lstrip(_CLOSERS)
+        if self._end and end.startswith(self._end):
+            return ReaderEnd("", end[len(self._end) :]), ""
+        if self._end and self._end.startswith(end):
             self._closing = text
             return None, ""
         return ReaderEnd("", text), ""

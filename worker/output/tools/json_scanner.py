@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
 _SCALAR = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null")
@@ -37,8 +38,24 @@ class JSONScanner:
         return len(self._open)
 
     @property
+    def brackets(self) -> Sequence[str]:
+        """Those that are open, the innermost last."""
+        return self._open
+
+    @property
     def done(self) -> bool:
         return self.state == "done"
+
+    @property
+    def scalar_is_whole(self) -> bool:
+        """Whether a number or a word is being read that may end here."""
+        return self.state == "scalar" and _SCALAR.fullmatch(self._scalar) is not None
+
+    def end_scalar(self) -> None:
+        """The number or word that is being read ends. Raises NotJSON."""
+        if not _SCALAR.fullmatch(self._scalar):
+            raise NotJSON
+        self.state = "comma"
 
     def push(self, letter: str) -> str:
         """The letter as JSON text has it. Raises NotJSON."""
@@ -61,9 +78,7 @@ class JSONScanner:
             if letter in _SCALAR_LETTERS:
                 self._scalar += letter
                 return letter
-            if not _SCALAR.fullmatch(self._scalar):
-                raise NotJSON
-            self.state = "comma"
+            self.end_scalar()
         if letter not in _SPACE:
             self._structure(letter)
         return letter
@@ -109,19 +124,6 @@ class JSONScanner:
             self.state, self._scalar = "scalar", letter
         else:
             raise NotJSON
-
-
-def object_text(text: str) -> str:
-    """`text`, if it is one JSON object, without the space around it. Raises NotJSON."""
-    reader = JSONScanner()
-    out = []
-    for letter in text.strip():
-        if reader.done:
-            raise NotJSON
-        out.append(reader.push(letter))
-    if not reader.done:
-        raise NotJSON
-    return sendable("".join(out))
 
 
 def dump(value: Any) -> str:

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from worker.output.parts import AnswerParts
+from worker.output.parts import AnswerParts, CallPlace
 from worker.output.text import StringSearch
-from worker.output.tools.calls import CallReader, ReaderEnd
+from worker.output.tools.calls import CallReader, ReaderEnd, Rereading
 
 
 @dataclass(frozen=True)
@@ -44,23 +44,31 @@ class MarkerParser:
         self._opening = unmarked is not None
         """Whether the next letter that is no space may begin unmarked calls."""
         self._reader: CallReader | None = None
+        self._at_marker = False
+        """Whether the marker that the reader was made for is the last that came."""
         self._held = ""
         self._markup = ""
+        self._rereading = Rereading(
+            sorted({m for _, edges in transitions.values() for m, to in edges if to == "tool"})
+        )
 
     @property
     def reasoning(self) -> bool:
         return self._state == "reasoning" and self._reader is None
 
     @property
-    def json_expected(self) -> str | None:
+    def call_place(self) -> CallPlace:
         if self._reader is not None:
-            return self._reader.json_expected
+            if self._at_marker:
+                return "thought" if self._state == "reasoning" else "section"
+            return "object" if self._reader.object_expected else ""
         may_begin = self._opening and self._unmarked is not None and self._unmarked.letter == "{"
-        return "" if may_begin else None
+        return "object" if may_begin else ""
 
     def feed(self, text: str) -> None:
         while text and not self._answer.stopped:
             if self._reader is not None:
+                self._at_marker = False
                 ended = self._reader.feed(text)
                 if ended is None:
                     return
@@ -73,8 +81,8 @@ class MarkerParser:
     def finish(self, cut: bool) -> None:
         if self._answer.stopped:
             return
-        if self._reader is not None:
-            self._leave_call(ReaderEnd(self._reader.finish(cut), ""))
+        while self._reader is not None and not self._answer.stopped:
+            self.feed(self._leave_call(self._reader.finish(cut)))
         self._emit(self._held, verbatim=False)
         self._held = ""
         if self._markup.strip():
@@ -112,7 +120,7 @@ class MarkerParser:
         elif target == "tool":
             assert self._make_reader is not None
             self._answer.pause()
-            self._reader = self._make_reader()
+            self._reader, self._at_marker = self._make_reader(), True
         else:
             self._answer.marker()
             self._opening = self._unmarked is not None and target == "normal" != self._state
@@ -122,12 +130,13 @@ class MarkerParser:
     def _leave_call(self, ended: ReaderEnd) -> str:
         self._reader = None
         space, self._markup = self._markup, ""
-        if ended.lost:
-            self._emit(space + ended.lost, verbatim=True)
+        lost, again = self._rereading.split(ended.lost)
+        if lost:
+            self._emit(space + lost, verbatim=True)
         else:
             self._state = "normal"
             self._answer.marker()
-        return ended.rest
+        return again + ended.rest
 
     def _emit(self, text: str, *, verbatim: bool) -> None:
         if self._state == "normal" or (verbatim and self._state != "reasoning"):
@@ -146,7 +155,7 @@ class ReasoningParser:
     """
 
     reasoning = True
-    json_expected = None
+    call_place: CallPlace = ""
 
     def __init__(self, answer: AnswerParts, start: str, end: str) -> None:
         self._answer = answer

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.openai.tools import TOOLS_MAX
+from gateway.openai.tools import TOOLS_MAX, NamedSchema, SchemaFormat, answer_structure
 from gateway.openai.validation import NESTING_MAX
 from supervisor.errors import (
     BulkheadError,
@@ -258,3 +258,13 @@ def test_a_bad_format_is_named_by_its_place(
 
 def test_a_schema_may_be_nested_as_deep_as_anyone_writes_them() -> None:
     assert chat(response_format=schema_format(nested(NESTING_MAX))).structure
+
+
+@pytest.mark.parametrize(("strict", "kept"), [(True, True), (False, False), (None, False)])
+def test_a_schema_is_a_promise_if_it_is_strict(strict: bool | None, kept: bool) -> None:
+    """OpenAI's default is that it is not."""
+    named = NamedSchema({"type": "array", "uniqueItems": True}, "n", strict=strict)
+    structure = answer_structure(SchemaFormat(named))
+    assert structure is not None
+    assert structure.strict is kept
+    assert json.loads(structure.schema) == named.schema

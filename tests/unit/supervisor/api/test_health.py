@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime
 from typing import Any
 
@@ -223,3 +224,28 @@ def test_what_the_spare_is_charged_is_part_of_the_budget() -> None:
     memory = shown(pool)["memory"]
     assert (memory["budget_bytes"], memory["charged_bytes"]) == (1000, 100)
     assert pool.state.ledger.free == 900
+
+
+def test_what_the_cache_has_besides_is_told() -> None:
+    passed: list[dict[str, object]] = [{"source": "a/b@c", "reason": "not complete", "mlx": True}]
+    machine = MachineMemory(physical=16_000, used=6_800)
+    body = render_health(
+        make_pool().state, SOURCES, machine, "off", OFFSET, "1", passed_over=passed
+    )
+    assert json.loads(body)["passed_over"] == passed
+    assert shown(make_pool())["passed_over"] == []
+
+
+def test_a_reason_that_is_no_text_refuses_no_report() -> None:
+    pool = make_pool()
+    pool.acquire("r", "m", 60.0, 0.0)
+    name = os.fsdecode(b"model-\xff.safetensors")
+    pool.load_failed("m", 1, name, 1.0)
+    pool.exited("m", 1, "exit status 0", 2.0)
+    sources = {"m": os.fsdecode(b"/caf\xe9"), "n": "demo"}
+    machine = MachineMemory(physical=16_000, used=6_800)
+    body = json.loads(render_health(pool.state, sources, machine, "off", OFFSET, "1"))
+    failed = body["models"][0]
+    assert (failed["state"], failed["reason"]) == ("failed", "model-\\xff.safetensors")
+    assert failed["source"] == "/caf\\xe9"
+    assert body["models"][1]["source"] == "demo"

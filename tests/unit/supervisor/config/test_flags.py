@@ -41,6 +41,7 @@ def test_a_model_flag_replaces_the_source_and_keeps_the_rest() -> None:
         ({"models": (("a", "x"), ("a", "y"))}, '--model: "a" is given twice'),
         ({"models": (("one", "x"),)}, 'models.a.aliases[0]: "one" already stands for models.one'),
         ({"models": (("a\udc80", "x"),)}, 'models."a\\udc80" (--model): a model\'s name'),
+        ({"models": (("b", "/a/caf\udce9"),)}, "--model: '/a/caf\\udce9' is not UTF-8"),
         ({"models": (("b", ""),)}, "models.b.source (--model): expected a string"),
         ({"preload": ("onee",)}, '--preload: no model or alias is called "onee" (did you mean'),
     ],

@@ -70,6 +70,11 @@ RECORDED = [
         "RuntimeError: Failed to load the default metallib. library not found library not found",
         Cause.NO_GPU,
     ),
+    (
+        "bulkhead: this installation of Bulkhead is damaged: the module worker.sink is missing. In "
+        "/src/bulkhead, `git status` shows what differs; then run `make clean install`.",
+        Cause.DAMAGED,
+    ),
 ]
 RECORDED_AT_LOAD = [
     ("ValueError: Model type llama9 not supported.", Cause.LOAD_FAILED),
@@ -257,3 +262,11 @@ def test_advice_agrees_with_what_is_done_about_it(cause: Cause) -> None:
         assert re.search("Upgrade|Reinstall|Get them", found.meaning.advice)
     assert found.meaning.advice.endswith(".")
     assert not found.summary.endswith(".")
+
+
+@pytest.mark.parametrize("cause", Cause)
+def test_a_gateway_is_not_advised_about_models_and_the_gpu(cause: Cause) -> None:
+    advice = Diagnosis(cause).advice("gateway")
+    assert not re.search(r"\bmlx\b(?!-bulkhead)|mlx-lm|GPU|prompt|model's|unload|the model", advice)
+    assert advice.endswith(".")
+    assert Diagnosis(cause).advice("worker") == Diagnosis(cause).meaning.advice

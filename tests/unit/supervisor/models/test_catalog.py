@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,11 @@ from supervisor.config.settings import from_tree
 from supervisor.models import catalog
 from supervisor.models.catalog import DEFAULT_CONCURRENCY, DEMO_DIR, Catalog
 from supervisor.models.sources import SourceError
+from tests.helpers.hub_cache import plain_files, write_folder
 
 
 def write_model(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
-    (folder / "tokenizer.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(b"weights")
-    return folder
+    return write_folder(folder, plain_files())
 
 
 def cached_repo(hub: Path, name: str) -> Path:
@@ -88,29 +84,56 @@ def test_files_are_looked_up_anew_each_time(tmp_path: Path) -> None:
 Change = Callable[[Path], object]
 
 
+def weights(folder: Path) -> Path:
+    return folder / "model.safetensors"
+
+
 @pytest.mark.parametrize(
     "change",
     [
-        lambda folder: (folder / "model.safetensors").write_bytes(b"other weights"),
+        lambda folder: weights(folder).write_bytes(b"other weights"),
         lambda folder: (folder / "config.json").write_text('{"model_type": "qwen3"}'),
         lambda folder: (folder / "added.json").write_text("{}"),
         lambda folder: (folder / "tokenizer.json").unlink(),
-        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: weights(folder).unlink(),
         lambda folder: folder.rename(folder.with_name("elsewhere")),
+        # Who may read them is no change of the files, and yet a load may go another way.
+        lambda folder: (folder / "config.json").chmod(0o600),
+        lambda folder: folder.chmod(0o700),
     ],
 )
-def test_a_fingerprint_changes_with_the_files_alone(tmp_path: Path, change: Change) -> None:
+def test_a_stamp_changes_with_the_files_alone(tmp_path: Path, change: Change) -> None:
     folder = write_model(tmp_path / "model")
+    folder.chmod(0o755)
     _, served = build(tmp_path, models={"a": {"source": str(folder)}})
-    before = served.fingerprint("a")
-    assert served.fingerprint("a") == before
+    before = served.stamp("a", folder)
+    assert served.stamp("a", folder) == before
     change(folder)
-    assert served.fingerprint("a") != before
+    assert served.stamp("a", folder) != before
 
 
-def test_a_fingerprint_changes_when_missing_files_come(tmp_path: Path) -> None:
+def test_a_stamp_changes_when_missing_files_come(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     _, served = build(tmp_path, models={"a": {"source": str(folder)}})
-    before = served.fingerprint("a")
+    before = served.stamp("a", None)
     write_model(folder)
-    assert served.fingerprint("a") != before
+    assert served.stamp("a", None) != before
+
+
+def test_a_stamp_changes_when_another_snapshot_comes(tmp_path: Path) -> None:
+    folder = cached_repo(tmp_path, "org/m")
+    _, served = build(tmp_path, models={"a": {"source": "org/m"}})
+    before = served.stamp("a", folder)
+    write_model(folder.with_name("def"))
+    assert served.stamp("a", folder) != before
+
+
+def test_a_fingerprint_is_of_the_files_whoever_may_read_them(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model")
+    (folder / "dangling").symlink_to("nowhere")
+    _, served = build(tmp_path, models={"a": {"source": str(folder)}})
+    before = served.fingerprint(folder)
+    (folder / "config.json").chmod(0o600)
+    assert served.fingerprint(folder) == before
+    weights(folder).write_bytes(b"other weights")
+    assert served.fingerprint(folder) != before

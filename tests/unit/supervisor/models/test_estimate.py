@@ -307,7 +307,7 @@ GOOD = {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "not a safetensors file"),
+        (b"", "is empty"),
         (b"\x04\0\0\0", "not a safetensors file"),
         ((2**63).to_bytes(8, "little") + b"{}", "not a safetensors file"),
         ((MAX_BYTES + 1).to_bytes(8, "little") + b"{}", "not a safetensors file"),

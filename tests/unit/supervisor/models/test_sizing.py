@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
 from supervisor.config.schema import ModelSettings
 from supervisor.models.catalog import Catalog
+from supervisor.models.discovery import PassedOver
 from supervisor.models.estimate import estimate
 from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Need, Sizing
+from supervisor.models.sources import SourceError
 from tests.helpers.architectures import config_of
+from tests.helpers.hub_cache import add_repo
 from tests.helpers.published import write_safetensors
 from tests.unit.supervisor.models.test_estimate import write_tensors
 
@@ -88,13 +92,46 @@ def test_a_broken_config_is_unknown(folder: Path) -> None:
 
 def test_files_are_read_anew_when_they_change(folder: Path) -> None:
     asked = sizing(folder)
-    assert asked.has_changed("m")
     before = asked.need("m")
-    assert not asked.has_changed("m")
+    assert asked.look("m") is None
     grow(folder)
-    assert asked.has_changed("m")
-    assert asked.need("m").estimate - before.estimate == 400 - 64
-    assert not asked.has_changed("m")
+    look = asked.look("m")
+    assert look is not None
+    assert asked.take("m", look).estimate - before.estimate == 400 - 64
+    assert asked.look("m") is None
+
+
+def test_a_look_that_finds_nothing_new_reads_no_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "config.json").write_text("{")
+    asked = sizing(folder)
+    asked.need("m")
+    monkeypatch.setattr(os, "open", None)
+    monkeypatch.setattr("builtins.open", None)
+    assert asked.look("m") is None
+
+
+def test_the_folder_is_that_of_the_last_look(folder: Path) -> None:
+    asked = sizing(folder)
+    assert asked.folder("m") == folder
+    (folder / "config.json").unlink()
+    assert asked.folder("m") == folder
+    asked.need("m")
+    with pytest.raises(SourceError, match=r"config.json is missing"):
+        asked.folder("m")
+
+
+def test_a_load_that_lacks_weights_is_told_with_the_file(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    asked = sizing(folder)
+    asked.need("m")
+    told = asked.explained("m", "ValueError: Missing 9 parameters")
+    assert told.startswith(f"model-00002-of-00002.safetensors is missing in {folder}")
+    assert "Missing 9 parameters" in told
+    assert (
+        asked.explained("m", "config.json: permission denied") == "config.json: permission denied"
+    )
 
 
 def test_a_load_is_remembered_by_the_next_run(folder: Path) -> None:
@@ -109,6 +146,7 @@ def test_other_files_or_another_context_are_another_model(folder: Path) -> None:
     asked.save_load("m", 300 * MB, 12.5)
     assert sizing(folder, context=512).measured_load("m") is None
     grow(folder)
+    asked.need("m")
     assert asked.measured_load("m") is None
 
 
@@ -118,3 +156,28 @@ def test_uses_belong_to_the_name_whatever_its_files_are(folder: Path) -> None:
     asked.cache.save_use_counts({"m": 5})
     grow(folder)
     assert (asked.cache.use_count("m"), sizing(folder, context=512).cache.use_count("m")) == (5, 5)
+
+
+def test_a_snapshot_that_is_passed_over_is_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    add_repo(tmp_path, "org/m", commit="aaa", mtime=1000)
+    add_repo(tmp_path, "org/m", {"config.json": b"{}"}, commit="bbb", mtime=2000)
+    models = {"m": ModelSettings(source="org/m")}
+    asked = Sizing(Catalog(models, tmp_path), SizeCache(tmp_path / "sizes.json"), None)
+    asked.need("m")
+    asked.need("m")
+    (told,) = asked.passed_over()
+    assert (told["source"], told["mlx"]) == ("org/m", True)
+    assert "aaa of org/m is served" in str(told["reason"])
+    notes = [each for each in caplog.records if "aaa of org/m is served" in each.message]
+    assert len(notes) == 1
+
+
+def test_what_was_discovered_besides_is_told_as_it_was(tmp_path: Path) -> None:
+    passed = (PassedOver("org/half", "it lacks x"), PassedOver("org/sd", "images", is_mlx=False))
+    asked = Sizing(Catalog({}, tmp_path, passed), SizeCache(tmp_path / "sizes.json"), None)
+    assert asked.passed_over() == [
+        {"source": "org/half", "reason": "it lacks x", "mlx": True},
+        {"source": "org/sd", "reason": "images", "mlx": False},
+    ]

@@ -2,59 +2,15 @@
 
 import json
 import os
+import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from supervisor.models.sources import SourceError, discover, hub_dir, resolve
-
-LLAMA = {"model_type": "llama"}
-QUANTIZED = {"model_type": "llama", "quantization": {"group_size": 64, "bits": 4}}
-
-
-def safetensors(header: dict[str, Any] | None = None) -> bytes:
-    """A safetensors file without tensors; by default as mlx writes it."""
-    text = json.dumps({"__metadata__": {"format": "mlx"}} if header is None else header).encode()
-    return len(text).to_bytes(8, "little") + text
-
-
-def plain_files(**changes: bytes | None) -> dict[str, bytes]:
-    """The files of a small MLX model; `changes` by stem, None leaves one out."""
-    files: dict[str, bytes | None] = {
-        "config.json": json.dumps(LLAMA).encode(),
-        "tokenizer.json": b"{}",
-        "model.safetensors": safetensors(),
-    }
-    for stem, data in changes.items():
-        files[next(name for name in files if name.startswith(stem))] = data
-    return {name: data for name, data in files.items() if data is not None}
-
-
-def add_repo(
-    hub: Path,
-    repo: str,
-    files: dict[str, bytes] | None = None,
-    *,
-    commit: str = "c0ffee",
-    ref: str | None = "main",
-    mtime: int = 1000,
-) -> Path:
-    """A repo laid out as huggingface_hub does, its snapshot last changed at `mtime`."""
-    root = hub / ("models--" + repo.replace("/", "--"))
-    snapshot = root / "snapshots" / commit
-    snapshot.mkdir(parents=True)
-    (root / "blobs").mkdir(exist_ok=True)
-    for name, data in (plain_files() if files is None else files).items():
-        blob = root / "blobs" / f"{commit}-{name}"
-        blob.write_bytes(data)
-        (snapshot / name).symlink_to(os.path.relpath(blob, snapshot))
-    if ref is not None:
-        path = root / "refs" / ref
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(commit)
-    os.utime(snapshot, (mtime, mtime))
-    return snapshot
+from supervisor.models import sources
+from supervisor.models.discovery import discover
+from supervisor.models.sources import SourceError, resolve
+from tests.helpers.hub_cache import add_repo, plain_files, safetensors, write_folder
 
 
 @pytest.fixture
@@ -72,13 +28,6 @@ def refusal(source: str, hub: Path) -> str:
     with pytest.raises(SourceError) as caught:
         find(source, hub)
     return str(caught.value)
-
-
-def write_folder(folder: Path, files: dict[str, bytes]) -> Path:
-    folder.mkdir(parents=True)
-    for name, data in files.items():
-        (folder / name).write_bytes(data)
-    return folder
 
 
 def test_demo_is_the_shipped_folder(hub: Path) -> None:
@@ -178,19 +127,9 @@ INDEX = json.dumps({"weight_map": {"a": "model-1.safetensors", "b": "model-2.saf
     ("files", "missing"),
     [
         (plain_files(config=None), "config.json is missing"),
-        (plain_files(model=None), "no *.safetensors"),
-        (
-            plain_files(model=None)
-            | {"model.safetensors.index.json": INDEX.encode(), "model-1.safetensors": b""},
-            "model-2.safetensors is missing",
-        ),
-        (
-            plain_files(model=None) | {"model-00001-of-00002.safetensors": b""},
-            "model-00002-of-00002.safetensors is missing",
-        ),
-        (plain_files() | {"model.safetensors.index.json": b"{"}, "index.json is not JSON"),
-        (plain_files() | {"model.safetensors.index.json": b"{}"}, "has no weight_map"),
-        (plain_files() | {"model.safetensors.index.json": b"[" * 100_000}, "is not JSON"),
+        (plain_files(model=None), "no model*.safetensors"),
+        (plain_files(config=b"{"), "config.json is not JSON"),
+        (plain_files(config=b"\xef\xbb\xbf{}"), "byte order mark"),
     ],
 )
 def test_an_incomplete_model_names_the_file(
@@ -200,9 +139,35 @@ def test_an_incomplete_model_names_the_file(
     message = refusal("org/m", hub)
     assert missing in message
     assert "run `hf download org/m`" in message
-    assert discover(hub) == {}
+    assert discover(hub).found == {}
     folder = write_folder(tmp_path / "local", files)
     assert missing in refusal(str(folder), hub)
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"model.safetensors.index.json": INDEX.encode(), "model-1.safetensors": safetensors()},
+        {"model-00001-of-00002.safetensors": safetensors()},
+        {"model-00002-of-00002.safetensors": b""},
+        {"model-00002-of-00002.safetensors": safetensors()[:-1]},
+        {"model-00002-of-00002.safetensors": b"version https://git-lfs.github.com/spec/v1"},
+    ],
+)
+def test_what_only_mlx_lm_can_judge_is_tried_and_the_missing_file_known(
+    files: dict[str, bytes], hub: Path, tmp_path: Path
+) -> None:
+    files = plain_files(model=None) | files
+    add_repo(hub, "org/m", files)
+    place = sources.find("org/m", demo_dir=Path(), hub=hub)
+    wrong = r"(is missing|is empty|is cut short|is a Git LFS pointer)"
+    assert re.search(rf"model-(2|00002-of-00002).safetensors {wrong}", place.doubt)
+    assert "run `hf download org/m`" in place.doubt
+    # Nobody named it: it is not offered.
+    (told,) = discover(hub).passed_over
+    assert (told.source, told.is_mlx) == ("org/m", True)
+    folder = write_folder(tmp_path / "local", files)
+    assert "complete the folder" in sources.find(str(folder), demo_dir=Path(), hub=hub).doubt
 
 
 def test_a_sharded_model_with_all_its_files_is_complete(hub: Path) -> None:
@@ -212,12 +177,12 @@ def test_a_sharded_model_with_all_its_files_is_complete(hub: Path) -> None:
     assert find("org/m", hub) == snapshot
 
 
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_link_without_its_blob_is_named(name: str, hub: Path) -> None:
     add_repo(hub, "org/m")
     (hub / "models--org--m" / "blobs" / f"c0ffee-{name}").unlink()
     assert f"{name} is a link to a file that is missing" in refusal("org/m", hub)
-    assert discover(hub) == {}
+    assert discover(hub).found == {}
 
 
 def add_partial(hub: Path, mtime: int) -> None:
@@ -226,128 +191,106 @@ def add_partial(hub: Path, mtime: int) -> None:
     os.utime(partial, (mtime, mtime))
 
 
-def test_a_running_download_makes_the_newest_snapshot_incomplete(hub: Path) -> None:
+def test_while_a_download_runs_the_older_complete_snapshot_serves(hub: Path) -> None:
     older = add_repo(hub, "org/m", commit="aaa", ref="v1", mtime=500)
-    add_repo(hub, "org/m", commit="bbb", mtime=1000)
+    newer = add_repo(hub, "org/m", commit="bbb", mtime=1000)
     add_partial(hub, mtime=1001)
-    message = refusal("org/m", hub)
-    assert "abc.1234.incomplete" in message
-    assert '"org/m@aaa"' in message
+    place = sources.find("org/m", demo_dir=Path(), hub=hub)
+    assert place.folder == older
+    assert "abc.1234.incomplete" in place.note
     assert find("org/m@v1", hub) == older
-    assert discover(hub) == {}
+    assert find("org/m@bbb", hub) == newer
+    assert discover(hub).found == {"org/m": older}
+
+
+def test_a_model_with_all_its_files_is_served_whatever_else_is_downloaded(hub: Path) -> None:
+    snapshot = add_repo(hub, "org/m", mtime=1000)
+    add_partial(hub, mtime=1001)
+    assert find("org/m", hub) == snapshot
+    assert discover(hub).found == {"org/m": snapshot}
+
+
+def test_an_unfinished_download_explains_what_is_missing(hub: Path) -> None:
+    add_repo(hub, "org/m", plain_files(model=None), mtime=1000)
+    add_partial(hub, mtime=1001)
+    assert "abc.1234.incomplete" in refusal("org/m", hub)
 
 
 def test_the_litter_of_an_older_download_harms_nobody(hub: Path) -> None:
     snapshot = add_repo(hub, "org/m", mtime=1000)
     add_partial(hub, mtime=999)
     assert find("org/m", hub) == snapshot
-    assert discover(hub) == {"org/m": snapshot}
+    assert discover(hub).found == {"org/m": snapshot}
 
 
-def test_a_main_with_one_new_file_points_to_the_complete_snapshot(hub: Path) -> None:
-    add_repo(hub, "org/m", commit="aaa", mtime=1000)
+def test_a_main_with_one_new_file_leaves_the_complete_snapshot_in_place(hub: Path) -> None:
+    older = add_repo(hub, "org/m", commit="aaa", mtime=1000)
     add_repo(hub, "org/m", {"config.json": b"{}"}, commit="bbb", mtime=2000)
-    assert '"org/m@aaa", which is complete' in refusal("org/m", hub)
+    place = sources.find("org/m", demo_dir=Path(), hub=hub)
+    assert place.folder == older
+    assert "bbb, is not complete" in place.note
+    assert "run `hf download org/m`" in place.note
 
 
 @pytest.mark.parametrize(
-    ("environ", "expected"),
+    ("name", "files", "words"),
     [
-        ({"HF_HUB_CACHE": "/a", "HF_HOME": "/b", "XDG_CACHE_HOME": "/c"}, "/a"),
-        ({"HUGGINGFACE_HUB_CACHE": "/o", "HF_HOME": "/b"}, "/o"),
-        ({"HF_HUB_CACHE": "", "HF_HOME": "/b", "XDG_CACHE_HOME": "/c"}, "/b/hub"),
-        ({"XDG_CACHE_HOME": "/c", "HOME": "/h"}, "/c/huggingface/hub"),
-        ({"HOME": "/h"}, "/h/.cache/huggingface/hub"),
-        ({"HOME": "/h", "HF_HOME": "~/hf"}, "/h/hf/hub"),
+        ("a", {"m.Q4_K_M.gguf": b"GGUF"}, ["this is GGUF", "MLX build", "mlx_lm.convert"]),
+        ("a", {"config.json": b"{}", "m.gguf": b""}, ["this is GGUF", "mlx_lm.convert"]),
+        ("a", {"config.json": b"{}", "pytorch_model.bin": b""}, ["PyTorch", "mlx_lm.convert"]),
+        ("a", {"model.pth": b""}, ["PyTorch", "mlx_lm.convert"]),
+        ("a", {"consolidated.pt": b""}, ["PyTorch"]),
+        ("a", {"config.json": b"{}", "model.onnx": b""}, ["ONNX"]),
+        ("a", {"config.json": b"{}", "weights.npz": b""}, ["early MLX", "mlx_lm.convert"]),
+        (
+            "a",
+            {
+                "adapter_config.json": b'{"base_model_name_or_path": "org/base"}',
+                "adapter_model.safetensors": b"",
+            },
+            ["LoRA adapter of org/base", "mlx_lm.fuse --model org/base"],
+        ),
+        (
+            "a",
+            {"adapter_config.json": b'{"model": "org/base"}', "adapters.safetensors": b""},
+            ["LoRA adapter of org/base"],
+        ),
+        ("a", {"adapters.safetensors": b""}, ["LoRA adapter, not", "--model MODEL"]),
+        ("a", {}, ["is empty", "MLX build"]),
+        ("a", {".DS_Store": b"x"}, ["is empty"]),
+        ("a", {"model_index.json": b"{}"}, ["diffusers"]),
+        ("a", {"config.json": b"{}", "consolidated.safetensors": b""}, ["consolidated", "rename"]),
+        ("a", {"config.json": b"{}", "model.SAFETENSORS": b""}, ["model.SAFETENSORS", "rename"]),
     ],
 )
-def test_hub_dir_follows_huggingface_hub(environ: dict[str, str], expected: str) -> None:
-    assert hub_dir(environ) == Path(expected)
-
-
-PYTORCH = safetensors({"__metadata__": {"format": "pt"}})
-
-
-@pytest.mark.parametrize(
-    ("repo", "files", "served"),
-    [
-        ("org/saved-by-mlx", plain_files(), True),
-        ("org/pytorch", plain_files(model=PYTORCH), False),
-        ("org/no-metadata", plain_files(model=safetensors({})), False),
-        (
-            "org/quantized",
-            plain_files(model=PYTORCH, config=json.dumps(QUANTIZED).encode()),
-            True,
-        ),
-        (
-            "org/other-quantization",
-            plain_files(
-                model=PYTORCH, config=b'{"model_type": "llama", "quantization": {"method": "awq"}}'
-            ),
-            False,
-        ),
-        ("mlx-community/no-metadata", plain_files(model=safetensors({})), True),
-        ("mlx-community/no-model-type", plain_files(config=b"{}"), False),
-        ("mlx-community/odd-model-type", plain_files(config=b'{"model_type": 3}'), False),
-        ("mlx-community/no-tokenizer", plain_files(tokenizer=None), False),
-        (
-            "mlx-community/sentencepiece",
-            plain_files(tokenizer=None) | {"tokenizer.model": b""},
-            True,
-        ),
-        ("mlx-community/broken-config", plain_files(config=b'{"model_type'), False),
-        ("mlx-community/list-config", plain_files(config=b"[]"), False),
-        ("org/empty-weights", plain_files(model=b""), False),
-        ("org/huge-header", plain_files(model=b"\xff" * 64), False),
-        ("org/cut-header", plain_files(model=safetensors()[:-1]), False),
-        ("org/binary-header", plain_files(model=(8).to_bytes(8, "little") + b"\xff" * 8), False),
-    ],
-)
-def test_discover_lists_mlx_language_models_only(
-    repo: str, files: dict[str, bytes], served: bool, hub: Path
+def test_other_folders_get_advice_that_fits(
+    name: str, files: dict[str, bytes], words: list[str], hub: Path, tmp_path: Path
 ) -> None:
-    snapshot = add_repo(hub, repo, files)
-    assert discover(hub) == ({repo: snapshot} if served else {})
+    folder = write_folder(tmp_path / name, files)
+    message = refusal(str(folder), hub)
+    assert all(word in message for word in words), message
+    assert "hf download" not in message
 
 
-def test_a_corrupt_header_length_is_not_allocated(
-    hub: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("source", ["gguf", "./gguf", "gguf/m.gguf"])
+def test_a_folder_of_gguf_is_no_repo_to_download(
+    source: str, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    snapshot = add_repo(hub, "org/m")
-    length = len(safetensors()) - 8
-    monkeypatch.setattr("supervisor.models.jsonfiles.MAX_BYTES", length)
-    assert discover(hub) == {"org/m": snapshot}
-    monkeypatch.setattr("supervisor.models.jsonfiles.MAX_BYTES", length - 1)
-    assert discover(hub) == {}
+    write_folder(tmp_path / "gguf", {"m.gguf": b"GGUF"})
+    monkeypatch.chdir(tmp_path)
+    message = refusal(source, hub)
+    assert "this is GGUF" in message
+    assert "hf download" not in message
 
 
-def test_discover_sorts_and_survives_whatever_lies_in_the_hub(hub: Path, tmp_path: Path) -> None:
-    for repo in ("z/b", "a/b", "solo"):
-        add_repo(hub, repo)
-    (hub / "datasets--a--b").mkdir()
-    (hub / "models--").mkdir()
-    (hub / "models--a-file--x").write_text("")
-    (hub / "models--empty--repo").mkdir()
-    add_repo(hub, "not/a/repo")
-    add_repo(hub, "bad\nname/m")
-    loop = add_repo(hub, "loop/m", plain_files(config=None))
-    (loop / "config.json").symlink_to("config.json")
-    (hub / "models--ref--dir" / "refs" / "main").mkdir(parents=True)
-    add_repo(hub, "binary/ref")
-    (hub / "models--binary--ref" / "refs" / "main").write_bytes(b"\xff\xfe")
-    add_repo(hub, "long/ref")
-    (hub / "models--long--ref" / "refs" / "main").write_text("c" * 300)
-    add_repo(hub, "at/m@v1")
-    assert list(discover(hub)) == ["a/b", "solo", "z/b"]
-    for repo in ("binary/ref", "long/ref"):
-        assert "cannot be read" in refusal(repo, hub)
-    assert discover(tmp_path / "missing") == {}
-    assert discover(hub / "models--a-file--x") == {}
+def test_a_repo_of_gguf_is_not_worth_a_download(hub: Path) -> None:
+    for name in ("TheBloke/Llama-2-7B-GGUF", "gguf", "org/gguf"):
+        assert "MLX build" in refusal(name, hub)
+        assert "hf download" not in refusal(name, hub)
 
 
-def test_whatever_is_discovered_resolves_to_the_same_folder(hub: Path) -> None:
-    for repo in ("org/m", "mlx-community/Qwen3-4B-4bit", "gpt2"):
-        add_repo(hub, repo)
-    found = discover(hub)
-    assert len(found) == 3
-    assert {name: find(name, hub) for name in found} == found
+def test_the_folder_around_a_model_says_where_it_is(hub: Path, tmp_path: Path) -> None:
+    write_folder(tmp_path / "outer" / "inner", plain_files())
+    assert str(tmp_path / "outer" / "inner") in refusal(str(tmp_path / "outer"), hub)
+    repo = add_repo(hub, "org/m").parent.parent
+    assert "'org/m'" in refusal(str(repo), hub)

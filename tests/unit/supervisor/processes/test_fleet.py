@@ -15,6 +15,7 @@ import pytest
 from supervisor.processes import fleet as fleet_module
 from supervisor.processes.fleet import _PASSING, Fleet
 from supervisor.state.paths import StateDir
+from supervisor.wire.frames import Hello
 from tests.helpers.serving import DEADLINE
 
 
@@ -158,3 +159,36 @@ def test_an_exit_that_nobody_knows_is_told(tmp_path: Path) -> None:
 
     asyncio.run(scenario())
     assert told.exits == [("m", 1, "SIGKILL")]
+
+
+def test_files_that_change_while_a_worker_starts_are_told(tmp_path: Path) -> None:
+    """It may have half of each version, and the next one will not."""
+    told: list[tuple[object, ...]] = []
+    listener = SimpleNamespace(
+        worker_broken=lambda *args: told.append(("broken", *args)),
+        worker_loading=lambda *args: told.append(("loading", *args)),
+    )
+    fleet = Fleet(
+        cast(Any, None),
+        cast(Any, None),
+        cast(Any, None),
+        cast(Any, listener),
+        module="",
+        on_change=lambda: None,
+        stall_seconds=1.0,
+    )
+
+    async def follow(*, same: bool) -> None:
+        frames_to_come = [Hello(7), None]
+
+        async def receive() -> object:
+            return frames_to_come.pop(0)
+
+        process = SimpleNamespace(runs_our_code=lambda: same)
+        worker = SimpleNamespace(name="m#1", model="m", generation=1, process=process)
+        await fleet._follow(cast(Any, worker), cast(Any, SimpleNamespace(receive=receive)))
+
+    asyncio.run(follow(same=True))
+    assert told == [("loading", "m", 1, 0, 0)]
+    asyncio.run(follow(same=False))
+    assert told[1:] == [("broken", "m", 1, "Bulkhead's files changed while it started")]

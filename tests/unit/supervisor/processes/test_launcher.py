@@ -147,10 +147,13 @@ def test_a_childs_files_are_its_owners_alone(nursery: Nursery) -> None:
         assert (nursery.folder / name).stat().st_mode & 0o777 == 0o600
 
 
-def test_an_abort_leaves_python_stacks(nursery: Nursery) -> None:
+def test_an_abort_leaves_the_stack_of_the_thread_that_failed(nursery: Nursery) -> None:
+    """And of no other: a thread that runs on while its frames are read crashes the reading, and
+    the abort ends as a SIGSEGV."""
     nursery.run("die", str(int(signal.SIGABRT)))
     assert "Fatal Python error: Aborted" in nursery.stderr
     assert "in last_words" in nursery.stderr
+    assert "in _watch" not in nursery.stderr  # the lifeline's thread
 
 
 def test_stacks_can_be_asked_for_at_any_time(nursery: Nursery) -> None:

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from supervisor.errors import WorkerCrashed
-from supervisor.processes.launcher import Launcher
+from supervisor.processes.launcher import InstalledCode, Launcher
 from supervisor.processes.spare import Spare, SpareState, is_calm
 from supervisor.processes.worker import ExitCallbacks, WorkerProcess
 from supervisor.scheduler.model import Limits, Rules, Spec
@@ -238,6 +238,24 @@ def test_one_at_most_and_only_when_it_is_calm(play: Callable[..., None]) -> None
         stage.maintain()
         assert len(stage.started) == 1
         assert stage.spare.take() is None  # it imports
+
+    play(scenario)
+
+
+def test_files_that_change_while_it_imports_make_it_useless(
+    play: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have half of each version."""
+
+    async def scenario(stage: Stage) -> None:
+        monkeypatch.setattr(InstalledCode, "is_same", lambda self, home: False)
+        stage.maintain()
+        assert stage.spare.startup is not None
+        await stage.spare.startup
+        await stage.started[0].gone.wait()
+        assert stage.spare.take() is None
+        monkeypatch.setattr(InstalledCode, "is_same", lambda self, home: True)
+        assert await stage.ready() is stage.started[1]
 
     play(scenario)
 

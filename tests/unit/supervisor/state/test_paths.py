@@ -294,3 +294,11 @@ def test_a_folder_that_cannot_be_made_keeps_no_other_from_it(state: StateDir) ->
     with pytest.raises(FileExistsError):
         state.restore()
     assert mode(state.run) == 0o700
+
+
+def test_sockets_have_a_name_that_messages_can_carry(tmp_path: Path) -> None:
+    root = tmp_path / os.fsdecode(b"caf\xe9")
+    state = open_state(root)
+    assert state.root == root
+    str(state.control).encode()
+    state.run.rmdir()

@@ -114,7 +114,9 @@ def test_the_config_is_stock_and_names_no_code() -> None:
     assert config["model_type"] == "smollm3"
     assert not {"auto_map", "model_file"} & set(config)
     assert config["max_position_embeddings"] == 2048
-    assert json.loads((MODEL_DIR / "generation_config.json").read_text())["eos_token_id"] == [2, 0]
+    generation = json.loads((MODEL_DIR / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [2, 0]
+    assert generation["do_sample"] is False  # greedy, so that a first try gets a right answer
 
 
 # ---------------------------------------------------------------- what it knows
@@ -129,6 +131,21 @@ def test_thirty_of_thirty_questions(demo: Demo) -> None:
 def test_twenty_of_thirty_rewordings(demo: Demo) -> None:
     wrong = {p.reworded: a for p in PROBES if not right(p, a := demo.ask(p.reworded))}
     assert len(PROBES) - len(wrong) >= 20, wrong
+
+
+@pytest.mark.parametrize(
+    ("texts", "answer"),
+    [
+        (("hi", "Hi", "hi!", "HI", "hey", "hello", "Hello!", "hi there", "hola"), "How can I help"),
+        (("thanks", "Thank you!"), "You are welcome"),
+        (("bye", "Goodbye!"), "Goodbye"),
+        (("test", "ping"), "it works"),
+        (("help", "What can you do?"), "I can answer questions"),
+    ],
+)
+def test_what_people_type_first(texts: tuple[str, ...], answer: str, demo: Demo) -> None:
+    said = {text: demo.ask(text) for text in texts}
+    assert {text: told for text, told in said.items() if answer not in told} == {}
 
 
 def test_questions_are_in_the_training_text_and_rewordings_are_not(heard: frozenset[str]) -> None:

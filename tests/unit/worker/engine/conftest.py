@@ -46,5 +46,6 @@ def reference(folder: Path) -> dict[str, tuple[list[int], str]]:
     for prompt in PROMPTS:
         responses = list(stream_generate(model, tokenizer, prompt, max_tokens=TOKENS))
         tokens = [response.token for response in responses]
-        found[prompt] = (tokens, "".join(response.text for response in responses))
+        # Its streaming detokenizer drops a first space, and has no NUL.
+        found[prompt] = (tokens, tokenizer.decode(tokens))
     return found

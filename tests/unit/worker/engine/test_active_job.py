@@ -14,6 +14,7 @@ from supervisor.wire.frames import (
     End,
     Failed,
     Structure,
+    Token,
 )
 from tests.helpers.engine_runs import PROMPTS, TOKENS, Run, alone, finish, says_a, start, step
 from worker.engine.batch import BatchEngine
@@ -26,6 +27,21 @@ def test_max_tokens_ends_a_job(
     run = alone(engine, PROMPTS[1], max_tokens=limit)
     assert run.tokens == reference[PROMPTS[1]][0][:limit]
     assert run.end == End("length", len(PROMPTS[1]), limit)
+
+
+def test_what_an_answer_begins_with_is_its_first_token(engine: BatchEngine) -> None:
+    """Also if that is a space, and the stop string begins with it."""
+    spaces = {"logit_bias": says_a(engine, " "), "max_tokens": 4}
+    run = alone(engine, "def f():", echo=True, logprobs=0, **spaces)
+    told = [frame for frame in run.frames if isinstance(frame, Token)]
+    assert run.job.prepared.echo + run.text == "def f():    "
+    assert [(frame.text, frame.logprobs.sampled.raw) for frame in told if frame.logprobs] == (
+        [(" ", b" ")] * 4
+    )
+    resumed = alone(engine, "def f():", emitted=tuple(run.tokens[:1]), **spaces)
+    assert resumed.text == "   "
+    stopped = alone(engine, "def f():", stop=("  ",), **spaces)
+    assert (stopped.text, stopped.end.finish_reason) == ("", "stop")
 
 
 @pytest.mark.parametrize("limit", [None, 30, 1000])

@@ -32,9 +32,14 @@ PENALISED = Parameters(presence_penalty=3.0, frequency_penalty=2.0)
 class Toy:
     """A constraint: token t may be followed by those of t's own remainder by 7, plus one."""
 
-    def __init__(self, *, dead_after: int = 10**9) -> None:
+    def __init__(self, *, dead_after: int = 10**9, binds_from: int = 0) -> None:
         self.pushed: list[int] = []
         self._dead_after = dead_after
+        self._binds_from = binds_from
+
+    @property
+    def binds(self) -> bool:
+        return len(self.pushed) >= self._binds_from
 
     def push(self, token: int) -> None:
         self.pushed.append(token)
@@ -205,6 +210,29 @@ def test_a_resumed_row_goes_on_as_if_nothing_had_happened(
 
 
 # ── constraints ──────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("parameters", [Parameters(), SEEDED])
+def test_as_long_as_a_constraint_does_not_bind_nothing_is_masked(
+    model: Any, parameters: Parameters
+) -> None:
+    """And from the token on that it binds, only its row is."""
+    (free,) = run(model, [BatchRow(parameters)])
+    toy = Toy(binds_from=5)
+    rows = [BatchRow(parameters), BatchRow(parameters, constraint=toy, logprobs=2)]
+    asked: list[int] = []
+
+    def counting(constraints: Sequence[Toy], words: int) -> Ints:
+        asked.extend(len(each.pushed) for each in constraints)
+        return fill(constraints, words)
+
+    beside, found = run(model, rows, decoder=BatchDecoder(counting, (EOS,)))
+    assert beside.tokens == free.tokens
+    assert found.tokens[:5] == free.tokens[:5]
+    assert found.tokens[5:] != free.tokens[5:]
+    pairs = zip(found.tokens[4:], found.tokens[5:], strict=False)
+    assert all(later % 7 == (token + 1) % 7 for token, later in pairs)
+    assert min(asked) == 5
 
 
 def test_a_constraint_is_told_every_output_token_once_and_obeyed(model: Any) -> None:

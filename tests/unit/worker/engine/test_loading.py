@@ -85,7 +85,12 @@ def test_files_that_can_never_be_served_are_told_with_the_reason(folder: Path, w
 
 @pytest.mark.parametrize(
     "error",
-    [MemoryError("planned"), PermissionError("planned"), OSError(5, "planned"), RuntimeError("x")],
+    [
+        MemoryError("planned"),
+        OSError(24, "planned"),
+        OSError(5, "planned"),
+        RuntimeError("[malloc] Unable to allocate 8 bytes."),
+    ],
 )
 def test_what_may_go_well_next_time_is_not_permanent(
     folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception

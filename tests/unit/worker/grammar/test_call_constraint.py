@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -14,13 +15,22 @@ import pytest
 from supervisor.errors import ClientError, UnsupportedValue
 from supervisor.wire.frames import Calling, Chat, Generate, Structure
 from tests.helpers.dialects import (
+    FUNCTION_GEMMA,
+    GEMMA4,
     GLM,
     GPT_OSS,
     HERMES,
     KIMI_K2,
+    KIMI_K3,
     LLAMA,
+    LONGCAT,
+    MINICPM,
+    MINIMAX,
     MISTRAL,
+    MUSE,
     PLAIN,
+    PYTHONIC,
+    QWEN_CODER,
     THINKING,
     Model,
     transcripts,
@@ -31,6 +41,7 @@ from tests.property.structured import Chooser, allowed, fault
 from worker.grammar.answer_constraint import AnswerConstraint
 from worker.grammar.call_constraint import CallConstraint
 from worker.grammar.compile import ConstraintCompiler
+from worker.grammar.vocabulary import Vocabulary
 
 AUTO = Calling("auto", ("f", "g"))
 F: dict[str, Any] = {"name": "f", "parameters": CLOSED, "strict": True}
@@ -100,7 +111,8 @@ def begin(
     """The constraint and the transcript of an answer."""
     tools = [{"type": "function", "function": function} for function in functions]
     schema = None if structure is None else Structure(json.dumps(structure))
-    request = Generate("r", Chat([], tools), 0.0, calling=AUTO, structure=schema)
+    calling = Calling("auto", tuple(function["name"] for function in functions))
+    request = Generate("r", Chat([], tools), 0.0, calling=calling, structure=schema)
     tokens = written(model, prompt) if prompt else []
     return grammars(model).compile(request, tokens), transcripts(model).make(request, tokens)
 
@@ -160,11 +172,7 @@ def test_all_else_is_free(model: Model) -> None:
     for text in ('Well {"name": "f", "arguments": 5} [x] <b> é', "<think>{", "</tool_call> {}"):
         follow(grammar, written(model, text))
         assert set(allowed(grammar)) == everything
-    if model in (HERMES, THINKING):
-        follow(grammar, written(model, "<tool_call>"))
-        assert everything - set(allowed(grammar)) == set()
-        follow(grammar, written(model, "</tool_call> is how I call. {"))
-        assert set(allowed(grammar)) == everything
+        assert not grammar.binds or model is SPELLED
 
 
 def test_a_token_may_not_lead_into_a_call_and_on() -> None:
@@ -177,9 +185,9 @@ def test_a_token_may_not_lead_into_a_call_and_on() -> None:
     assert set(range(len(tokenizer))) - set(allowed(grammar)) == beyond
     follow(grammar, written(SPELLED, "s"))
     assert longer <= set(allowed(grammar))
-    # Where a call may begin what begins it is the grammar's, and what leads there stops there.
+    # Where a call begins it is the grammar's.
     follow(grammar, written(SPELLED, "<tool_call>"))
-    assert longer - set(allowed(grammar)) == set(tokenizer.convert_tokens_to_ids(['{"x', '[{"']))
+    assert longer & set(allowed(grammar)) == set(tokenizer.convert_tokens_to_ids(['\n{"n', '[{"']))
 
 
 def test_a_model_that_thinks_in_llamas_form_may_call_behind_it() -> None:
@@ -239,11 +247,8 @@ def test_what_kimis_other_reader_would_find_is_no_call() -> None:
     assert calls(KIMI, text, [F]) == []
 
 
-@pytest.mark.parametrize("model", [HERMES, GLM, PLAIN, LLAMA])
-def test_where_nothing_is_promised_nothing_is_watched(model: Model) -> None:
-    assert begin(model, [G])[0] is None
-    watched = begin(model)[0] is not None
-    assert watched == (model in (HERMES, LLAMA))  # the others' calls are no JSON
+def test_where_nothing_tells_a_call_nothing_is_watched() -> None:
+    assert begin(PLAIN, [G])[0] is None
 
 
 def test_what_a_strict_function_can_t_promise_is_refused() -> None:
@@ -279,3 +284,253 @@ def test_an_end_within_a_call_is_a_fault() -> None:
     error = grammar.incomplete_error(called=True)
     assert error is not None
     assert error.param == "tools"
+
+
+# ── what a model writes that knows nothing ───────────────────────────────────────────────────────
+
+NAMES = ("get", "get_weather", "a.b", "x-y", "true", "functions.f", "name", "call")
+"""One is the beginning of another, others are words of JSON or of the forms."""
+FUNCTIONS = [{"name": name, "parameters": {}, "strict": name == "x-y"} for name in NAMES]
+OLD_MISTRAL = Model(MISTRAL.template, ("[TOOL_CALLS]",))
+STARTS = {
+    "hermes": (HERMES, "Hi <tool_call>"),
+    "hermes-list": (HERMES, "<tool_call>["),
+    "spelled": (SPELLED, "<tool_call>"),
+    "thinking": (THINKING, "<think>x</think><tool_call>"),
+    "thought": (THINKING, "<think>I use <tool_call>{"),
+    "thought-list": (THINKING, "<think>x<tool_call>[{"),
+    "llama": (LLAMA, '{"name": "'),
+    "llama-type": (LLAMA, '{"type": "function", "'),
+    "llama-tag": (LLAMA, "x<|python_tag|>"),
+    "llama-second": (LLAMA, '{"name": "get", "parameters": {}}; {"name": '),
+    "mistral": (BOTH, "[TOOL_CALLS]"),
+    "mistral-old": (OLD_MISTRAL, "[TOOL_CALLS]"),
+    "mistral-list": (BOTH, "[TOOL_CALLS] [{"),
+    "kimi": (KIMI, "<|tool_calls_section_begin|>"),
+    "harmony": (GPT_OSS, "<|channel|>commentary to="),
+    "harmony-first": (GPT_OSS, " to="),
+}
+
+
+def random_calls(form: str, seed: int) -> list[tuple[str, str]]:
+    """The calls in an answer that begins as one of STARTS and goes on by chance until it ends. As
+    soon as nothing binds it, it does."""
+    model, start = STARTS[form]
+    ends = set(wrapper(model).eos_token_ids)
+    grammar, transcript = begin(model, FUNCTIONS)
+    choose = Chooser(wrapper(model), seed, patience=15.0)
+    found: dict[int, tuple[str, str]] = {}
+
+    def push(token: int) -> None:
+        grammar.push(token)
+        take(transcript.push(token))
+
+    def take(delta: Any) -> None:
+        for call in delta.calls:
+            name, arguments = found.get(call.index, ("", ""))
+            found[call.index] = name + call.name, arguments + call.arguments
+
+    for token in written(model, start):
+        assert token in allowed(grammar)
+        push(token)
+    for length in range(500):
+        tokens = allowed(grammar)
+        token = choose(tokens if grammar.binds else sorted(ends), length)
+        if token in ends:
+            take(transcript.finish())
+            assert grammar.incomplete_error(called=True) is None
+            return list(found.values())
+        push(token)
+    return []  # cut: not judged
+
+
+@pytest.mark.parametrize("form", STARTS)
+def test_whatever_a_model_writes_a_call_is_of_a_declared_function(form: str) -> None:
+    judged = [call for seed in range(8) for call in random_calls(form, seed)]
+    assert len(judged) > 4
+    for name, arguments in judged:
+        assert name in NAMES
+        assert isinstance(json.loads(arguments), dict)
+    assert len({name for name, _ in judged}) > 1
+
+
+HEADS = {
+    "glm": (GLM, "<tool_call>", "\n"),
+    "glm-close": (GLM, "<tool_call>", "<arg_key>"),
+    "qwen": (QWEN_CODER, "<tool_call>\n<function=", ">"),
+    "minimax": (MINIMAX, '<minimax:tool_call>\n<invoke name="', '"'),
+    "gemma": (GEMMA4, "<|tool_call>call:", "{"),
+    "function-gemma": (FUNCTION_GEMMA, "<start_function_call>call:", "{"),
+    "longcat": (LONGCAT, "<longcat_tool_call>", "\n"),
+    "pythonic": (PYTHONIC, "<|tool_call_start|>[", "("),
+    "minicpm": (MINICPM, '<function name="', '"'),
+    "muse": (MUSE, '<atem:function_calls><atem:invoke name="', '"'),
+    "kimi-k3": (KIMI_K3, '<|open|>tools<|sep|><|open|>call tool="', '"'),
+}
+
+
+@pytest.mark.parametrize("form", HEADS)
+def test_where_calls_are_no_json_the_name_is_a_declared_one(form: str) -> None:
+    model, before, behind = HEADS[form]
+    for name in ("get", "get_weather"):
+        grammar, _ = begin(model, [{"name": "get"}, {"name": "get_weather"}])
+        follow(grammar, written(model, before))
+        blanks = set(written(model, " \n\r\t"))
+        assert set(allowed(grammar)) - blanks == set(written(model, "g"))
+        follow(grammar, written(model, name))
+        assert grammar.binds
+        assert set(allowed(grammar)) & set(written(model, "x1}")) == set()
+        follow(grammar, written(model, behind))
+        assert not grammar.binds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"city": "Rome"}',
+        "{}",
+        "{ x",
+        '{\n  "names": []}',
+        '{"type": "circle", "radius": 5}',
+        '\n{"a": {"name": "g", "parameters": {}}}',
+        '{"name": "f", "parameters": {}}\n{"b"',
+    ],
+)
+def test_json_that_is_no_call_is_an_answer_like_any(text: str) -> None:
+    """Llama's calls have no marker."""
+    grammar, transcript = begin(LLAMA, [{"name": "f"}])
+    follow(grammar, written(LLAMA, text))
+    assert not grammar.binds
+    if "f" not in text:
+        shown = "".join(transcript.push(token).text for token in written(LLAMA, text))
+        assert (shown + transcript.finish().text).strip() == text.strip()
+
+
+@pytest.mark.parametrize("key", ["id", "parameters", "arguments"])
+def test_a_bare_call_begins_with_its_name(key: str) -> None:
+    grammar, _ = begin(LLAMA, [{"name": "f"}])
+    follow(grammar, written(LLAMA, f'{{"{key}'))
+    assert written(LLAMA, '"')[0] not in allowed(grammar)
+
+
+def test_what_a_call_may_be_written_like() -> None:
+    for arguments in (
+        '{\n    "a": [1, -0.5e3, "\\u00e9\\ud83d\\ude00 \\/ é"],\n    "b": {}\n  }', "{ }"
+    ):  # fmt: skip
+        text = f'<tool_call>\n{{\n  "name": "g",\n  "arguments": {arguments}\n}}\n</tool_call>'
+        grammar, _ = begin(HERMES, [G])
+        follow(grammar, written(HERMES, text))
+        assert not grammar.binds
+        assert calls(HERMES, text, [G]) == [("g", arguments)]
+    for wrong in (
+        '{"pattern": "\\d',
+        '{"a": 1,}',
+        '{"a": NaN',
+        '{"a": "\\ud800"',
+        '"{',
+        "{'a",
+        '{"a": 07',
+        '{"a": 1.}',
+    ):
+        grammar, _ = begin(HERMES, [G])
+        *tokens, last = written(HERMES, f'<tool_call>{{"name": "g", "arguments": {wrong}')
+        refused = False
+        for token in [*tokens, last]:
+            refused = refused or token not in allowed(grammar)
+            grammar.push(token)
+        assert refused
+
+
+def test_white_space_in_a_call_has_an_end() -> None:
+    grammar, _ = begin(HERMES, [G])
+    follow(grammar, written(HERMES, '<tool_call>{"name": "g", "arguments": {'))
+    blank = written(HERMES, " ")[0]
+    for _ in range(40):
+        assert blank in allowed(grammar)
+        grammar.push(blank)
+    assert blank not in allowed(grammar)
+
+
+def test_behind_a_call_comes_its_end_or_another() -> None:
+    model, text = HERMES, '<tool_call>{"name": "g", "arguments": {}}'
+    ends = set(wrapper(model).eos_token_ids)
+    grammar, _ = begin(model, [G])
+    follow(grammar, written(model, text))
+    close = set(written(model, "</tool_call>"))
+    assert set(allowed(grammar)) == ends | close | set(written(model, " \n\r\t"))
+    follow(grammar, written(model, "</tool_call>"))
+    assert not grammar.binds
+    follow(grammar, written(model, "Done. " + text))
+    assert grammar.binds
+
+
+def test_in_thoughts_a_marker_may_be_spoken_of() -> None:
+    grammar, _ = begin(THINKING, [G])
+    follow(
+        grammar,
+        written(THINKING, "<think>I call within <tool_call></tool_call> tags, <tool_call> "),
+    )
+    follow(grammar, written(THINKING, "x {</think> Well"))
+    assert not grammar.binds
+
+
+def test_a_hundred_tools_cost_no_more_than_one() -> None:
+    functions = [{"name": f"f{i}"} for i in range(128)]
+    grammar, _ = begin(HERMES, functions)
+    follow(grammar, written(HERMES, '<tool_call>{"name": "f127", "arguments": {}}</tool_call>'))
+    grammar, _ = begin(HERMES, functions)
+    follow(grammar, written(HERMES, '<tool_call>{"name": "f12'))
+    assert set(allowed(grammar)) == set(written(HERMES, '01234567"'))
+
+
+# ── when it is made ──────────────────────────────────────────────────────────────────────────────
+
+
+def test_nobody_waits_for_a_call_that_does_not_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The vocabulary takes a second. It is made while the prompt is read, and a call waits."""
+    may_go = threading.Event()
+
+    def slowly(tokenizer: Any, size: int) -> Vocabulary:
+        assert may_go.wait(30)
+        return Vocabulary(tokenizer, size)
+
+    monkeypatch.setattr("worker.grammar.compile.Vocabulary", slowly)
+    tools = [{"type": "function", "function": G}]
+    made = ConstraintCompiler(wrapper(HERMES), len(wrapper(HERMES)))
+    grammar: Any = made.compile(Generate("r", Chat([], tools), 0.0, calling=AUTO))
+    for token in written(HERMES, "Well < {"):
+        assert not grammar.binds
+        grammar.push(token)
+    caller = threading.Thread(target=grammar.push, args=written(HERMES, "<tool_call>"))
+    caller.start()
+    assert caller.is_alive()
+    may_go.set()
+    caller.join(30)
+    assert set(allowed(grammar)) == set(written(HERMES, " \n\r\t[{"))
+
+
+def test_a_vocabulary_that_can_t_be_watched_leaves_calls_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(tokenizer: Any, size: int) -> Vocabulary:
+        raise UnsupportedValue("no", param="response_format")
+
+    monkeypatch.setattr("worker.grammar.compile.Vocabulary", never)
+    made = ConstraintCompiler(wrapper(HERMES), len(wrapper(HERMES)))
+    tools = [{"type": "function", "function": G}]
+    grammar: Any = made.compile(Generate("r", Chat([], tools), 0.0, calling=AUTO))
+    for token in written(HERMES, '<tool_call>{"name": "unheard", "arg'):
+        assert not grammar.binds
+        grammar.push(token)
+    assert grammar.incomplete_error(called=False) is None
+
+
+def test_an_answer_without_an_end_has_none() -> None:
+    tools = [{"type": "function", "function": G}]
+    (end,) = wrapper(HERMES).eos_token_ids
+    for endless in (False, True):
+        request = Generate("r", Chat([], tools), 0.0, calling=AUTO, ignore_eos=endless)
+        grammar: Any = grammars(HERMES).compile(request)
+        assert grammar.endless is endless
+        grammar.push(end)
+        assert grammar.binds is not endless

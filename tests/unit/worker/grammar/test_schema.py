@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 from gateway.openai.validation import check_plain
 from supervisor.errors import ClientError, InvalidValue, UnsupportedValue
 from supervisor.wire.frames import Generate, Structure, Text
-from tests.helpers.grammars import OBJECT, members, outcome
+from tests.helpers.grammars import OBJECT, encode, members, outcome, push
 from tests.property import structured
 from tests.property.structured import Chooser, allowed, constraint, wrapper
 from worker.grammar.answer_constraint import AnswerConstraint
@@ -29,6 +30,48 @@ def test_refused(name: str) -> None:
     assert caught.value.param == "response_format"
     assert word in caught.value.message
     assert len(caught.value.message) < 500
+
+
+@pytest.mark.parametrize("name", structured.refused())
+def test_without_strict_nothing_is_refused_but_what_is_broken(name: str) -> None:
+    schema, _ = structured.refused()[name]
+    if isinstance(outcome(schema), UnsupportedValue):
+        assert allowed(loosely(schema))
+
+
+def loosely(schema: object) -> AnswerConstraint:
+    structure = Structure(json.dumps(schema), strict=False)
+    made = structured.grammars().compile(Generate("r", Text("x"), 0.0, structure=structure))
+    assert isinstance(made, AnswerConstraint)
+    return made
+
+
+def test_without_strict_all_else_of_a_schema_is_enforced() -> None:
+    tags = {"type": "array", "uniqueItems": True, "items": {"type": "integer"}}
+    schema = {
+        "type": "object",
+        "properties": {"path": {"type": "string", "format": "path"}, "tags": tags},
+        "required": ["path", "tags"],
+        "additionalProperties": False,
+    }
+    grammar = loosely(schema)
+    assert push(grammar, '{"path": "/", "tags": [1, 1')
+    assert not set(encode(wrapper(), '"{')) & set(allowed(grammar))
+    push(grammar, "]}")
+    assert grammar.complete
+    del tags["uniqueItems"]
+    assert isinstance(outcome(schema), AnswerConstraint)
+
+
+@pytest.mark.parametrize("root", ["type", "$ref"])
+def test_of_what_can_t_be_enforced_at_all_the_type_is_left(root: str) -> None:
+    many = members(f"n{i}" for i in range(5000))
+    schema = many if root == "type" else {"$ref": "#/$defs/m", "$defs": {"m": many}}
+    assert isinstance(outcome(schema), UnsupportedValue)
+    grammar = loosely(schema)
+    assert not set(encode(wrapper(), '[1"')) & set(allowed(grammar))
+    push(grammar, '{"x": [1]}')
+    assert grammar.complete
 
 
 @pytest.mark.parametrize("text", ["", "{", '{"const": NaN}', "nul", "[" * 100_000, "{} {}"])

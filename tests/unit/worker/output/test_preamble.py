@@ -301,7 +301,7 @@ def test_a_call_begins_the_answer_or_does_not_come() -> None:
 
 def test_a_call_that_is_none_is_no_answer() -> None:
     seen, grammar = follow(
-        GLM_MARKED, written(GLM_MARKED, "<tool_call>let me see"), {"type": "object"}, AUTO
+        GLM_MARKED, written(GLM_MARKED, "<tool_call>f\nlet me see"), {"type": "object"}, AUTO
     )
     assert seen.reason == "stop"
     error = grammar.incomplete_error(called=False)

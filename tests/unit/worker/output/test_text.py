@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 
 from tests.helpers.dialects import Pieces
 from tests.helpers.tiny_llama import make_llama
-from worker.output.text import Detokenizer, StopStrings
+from worker.engine.mlx_lm_compat import model_tokenizer
+from worker.output.decoders import TokenDecoders
+from worker.output.text import StopStrings
 from worker.output.transcript import PlainTranscript
 
 patient = settings(deadline=None, max_examples=400)
@@ -114,7 +116,7 @@ def test_held_text_comes_out_when_it_turns_out_to_be_none() -> None:
     assert not stream.stopped
 
 
-# ── mlx-lm's own detokenizer ─────────────────────────────────────────────────────────────────────
+# ── a real tokenizer ─────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +125,11 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     folder: Path = make_llama(tmp_path_factory.mktemp("text") / "model")
     load: Any = tokenizer_utils.load
-    return load(folder)
+    return model_tokenizer(load(folder))
 
 
 def shown_by(tokenizer: Any, text: str, stops: Sequence[str] = ()) -> tuple[list[str], str]:
-    detokenizer: Detokenizer = tokenizer.detokenizer
-    stream = PlainTranscript(detokenizer, stops)
+    stream = PlainTranscript(TokenDecoders(tokenizer).behind([]), stops)
     tokens = tokenizer.encode(text, add_special_tokens=False)
     assert len(tokens) == len(text.encode())  # in this tokenizer every byte is a token
     return [stream.push(token).text for token in tokens], stream.finish().text
@@ -161,7 +162,8 @@ def test_a_stop_string_is_found_across_cut_characters(
 
 
 def test_a_request_never_sees_anothers_half_character(tokenizer: Any) -> None:
-    first, second = PlainTranscript(tokenizer.detokenizer), PlainTranscript(tokenizer.detokenizer)
+    decoders = TokenDecoders(tokenizer)
+    first, second = (PlainTranscript(decoders.behind([])) for _ in range(2))
     cut = tokenizer.encode("😀", add_special_tokens=False)[:2]
     (letter,) = tokenizer.encode("x", add_special_tokens=False)
     assert [first.push(token).text for token in cut] == ["", ""]
@@ -169,23 +171,7 @@ def test_a_request_never_sees_anothers_half_character(tokenizer: Any) -> None:
 
 
 def test_a_character_that_stays_cut_is_told_as_such(tokenizer: Any) -> None:
-    stream = PlainTranscript(tokenizer.detokenizer)
+    stream = PlainTranscript(TokenDecoders(tokenizer).behind([]))
     cut = tokenizer.encode("a😀", add_special_tokens=False)[:-1]
     assert [stream.push(token).text for token in cut] == ["a", "", "", ""]
     assert set(stream.finish().text) == {"\ufffd"}
-
-
-@pytest.mark.parametrize("error", [IndexError, KeyError, TypeError])
-def test_a_token_that_the_detokenizer_does_not_know_has_no_text(error: type[Exception]) -> None:
-    class Holes(Pieces):
-        def add_token(self, token: int) -> None:
-            if token == 1:
-                raise error
-            super().add_token(token)
-
-        def finalize(self) -> None:
-            raise error
-
-    stream = PlainTranscript(Holes(["a", "never", "b"]))
-    assert [stream.push(token).text for token in range(3)] == ["a", "", "b"]
-    assert stream.finish().text == ""

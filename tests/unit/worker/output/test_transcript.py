@@ -34,8 +34,13 @@ from tests.helpers.dialects import (
     wrapper,
 )
 from worker.engine.mlx_lm_compat import model_tokenizer
-from worker.output.text import TokenDecoder
-from worker.output.transcript import AnyTranscript, OutputDelta, PlainTranscript, TranscriptFactory
+from worker.output.transcript import (
+    AnyTranscript,
+    OutputDelta,
+    PlainTranscript,
+    Transcript,
+    TranscriptFactory,
+)
 
 DEMO = Path(__file__).parents[4] / "worker" / "demo" / "model"
 CALL = '<tool_call>\n{"name": "f", "arguments": {"a": 1, "b": "x"}}\n</tool_call>'
@@ -74,6 +79,9 @@ def test_behind_the_prompts_own_empty_block_white_space_is_dropped() -> None:
     seen = everywhere(THINKING, "\n\nHello.", None, prompt="<think>\n\n</think>")
     assert seen.text == "Hello."
     assert everywhere(THINKING, "\n\nHello.", None).text == "\n\nHello."
+    # All that templates write there is there: what follows is the answer, to the letter.
+    for text in (" world", "    return 1", "\n\nHello."):
+        assert everywhere(THINKING, text, None, prompt="<think>\n\n</think>\n\n").text == text
 
 
 def test_reasoning_that_never_ends_stays_reasoning() -> None:
@@ -95,7 +103,19 @@ def test_what_is_no_call_in_reasoning_stays_reasoning() -> None:
 
 def test_white_space_at_a_marker_belongs_to_neither_side() -> None:
     seen = everywhere(THINKING, f"One. \n<think> a </think>\n two\n\n{CALL}\n\n{CALL}\n three \n")
-    assert seen == Seen("One. \ntwo\n\nthree \n", [F, F], "tool_calls", "a")
+    assert seen == Seen("One. \n two\n\n three \n", [F, F], "tool_calls", "a")
+    for end in ("", " ", "\n\n", " \n\t"):
+        assert everywhere(THINKING, f"<think>a</think>{end}{CALL}{end}").text == ""
+
+
+def test_the_indentation_of_what_follows_a_marker_is_the_texts() -> None:
+    code = "    return 1\n"
+    for space in ("", "\n", "\n\n", " \r\n \n"):
+        assert everywhere(THINKING, f"<think>a</think>{space}{code}", None).text == code
+        seen = everywhere(THINKING, f"{CALL}{space}{code}", AUTO)
+        assert (seen.text, seen.calls) == (code, [F])
+    channel = "<|channel|>final<|message|>"
+    assert everywhere(GPT_OSS, f"{channel}{code}").text == code
 
 
 def test_blocks_of_reasoning_are_apart() -> None:
@@ -154,7 +174,7 @@ def test_a_parser_with_headers() -> None:
 
 def everything(transcript: AnyTranscript, pieces: Sequence[str]) -> OutputDelta:
     assert not isinstance(transcript, PlainTranscript)
-    transcript._decoder = TokenDecoder(Pieces(pieces))
+    transcript._decoder = Pieces(pieces)
     deltas = [transcript.push(token) for token in range(len(pieces))] + [transcript.finish()]
     return joined(deltas)
 
@@ -175,7 +195,7 @@ def test_stop_strings_are_looked_for_in_the_text_alone() -> None:
     assert everywhere(THINKING, text, stop=["\n\n"]) == Seen("An answer.", [], "stop", "END of it")
     call = CALL.replace('"x"', '"END"')
     seen = everywhere(THINKING, f"{call} A b END c", stop=["END"])
-    assert (seen.text, seen.reason) == ("A b ", "tool_calls")
+    assert (seen.text, seen.reason) == (" A b ", "tool_calls")
     assert seen.calls == [("f", '{"a": 1, "b": "END"}')]
 
 
@@ -188,13 +208,13 @@ def test_a_text_that_only_began_a_stop_string_comes_before_the_call() -> None:
     seen = everywhere(HERMES, f"A EN{CALL}", stop=["END"])
     assert seen == Seen("A EN", [F], "tool_calls")
     transcript = make(HERMES, AUTO, stop=["END"])
-    transcript._decoder = TokenDecoder(Pieces(["A EN<tool_call>", '{"name": "f"}']))
+    transcript._decoder = Pieces(["A EN<tool_call>", '{"name": "f"}'])
     assert transcript.push(0) == OutputDelta("A EN")
 
 
 def test_after_the_stop_nothing_changes() -> None:
     transcript = make(THINKING, AUTO, stop=["b"])
-    transcript._decoder = TokenDecoder(Pieces(["abc", CALL, "x"]))
+    transcript._decoder = Pieces(["abc", CALL, "x"])
     assert transcript.push(0) == OutputDelta("a")
     assert transcript.stopped
     assert transcript.push(1) == transcript.push(2) == transcript.finish() == OutputDelta()
@@ -255,7 +275,7 @@ def test_the_demo_models_answers(demo: Any) -> None:
     text = f"<think>\nThe weather.\n</think>\n\n{CALL}\n{CALL}<|im_end|>"
     chat = Chat([{"role": "user", "content": "x"}], TOOLS, {"enable_thinking": True})
     request = Generate("r", chat, 0.0, calling=AUTO)
-    transcript = made.make(request, demo.encode("<|im_start|>assistant\n"))
+    transcript = made.make(request, demo.encode("<|im_start|>assistant\n"), calls_held=lambda: True)
     tokens = demo.encode(text, add_special_tokens=False)[:-1]
     deltas = [transcript.push(token) for token in tokens] + [transcript.finish()]
     total = joined(deltas)
@@ -279,6 +299,7 @@ def test_the_demo_models_answers(demo: Any) -> None:
     st.sampled_from([(), ("a",), ("\n", "ex")]),
     st.sampled_from(["", "<think>\n", "<think>\n\n</think>\n\n"]),
     st.sampled_from([None, Structure("{}")]),
+    st.booleans(),
 )  # fmt: skip
 def test_replaying_tokens_gives_the_same_state(
     demo: Any,
@@ -289,12 +310,13 @@ def test_replaying_tokens_gives_the_same_state(
     stop: tuple[str, ...],
     prompt: str,
     structure: Structure | None,
+    constrained: bool,
 ) -> None:
     tokens = [*demo.encode("".join(words), add_special_tokens=False), *noise]
     made = TranscriptFactory(demo)
     request = Generate("r", Chat([], TOOLS), 0.0, stop=stop, calling=calling, structure=structure)
     opened = demo.encode(prompt, add_special_tokens=False) if prompt else []
-    first, again = made.make(request, opened), made.make(request, opened)
+    first, again = (made.make(request, opened, calls_held=lambda: constrained) for _ in range(2))
     before = [first.push(token) for token in tokens]
     replayed = [again.push(token) for token in tokens[:cut]]
     assert replayed == before[:cut]
@@ -305,7 +327,29 @@ def test_replaying_tokens_gives_the_same_state(
 
 
 def test_length_may_end_an_answer_anywhere() -> None:
-    seen = read(HERMES, [CALL[:-20]], cut=True)
+    seen = read(HERMES, [CALL[:-20]], cut=True, constrained=True)
     assert (seen.text, seen.reason) == ("", "stop")
     assert [name for name, _ in seen.calls] == ["f"]
     assert F[1].startswith(seen.calls[0][1])
+    for length in range(1, len(CALL)):
+        seen = read(HERMES, [CALL[:length]], cut=True)
+        whole = length >= CALL.index("\n</tool_call>")
+        assert seen == (Seen("", [F], "tool_calls") if whole else Seen(CALL[:length], [], "stop"))
+
+
+def test_whether_calls_are_held_is_asked_when_one_begins() -> None:
+    asked = []
+
+    def held() -> bool:
+        asked.append(True)
+        return True
+
+    request = Generate("r", Chat([], TOOLS), 0.0, calling=AUTO)
+    transcript = transcripts(HERMES).make(request, [], calls_held=held)
+    assert isinstance(transcript, Transcript)
+    transcript._decoder = Pieces(["Text. <tool_call", ">", CALL.removeprefix("<tool_call>"), CALL])
+    transcript.push(0)
+    assert not asked
+    for token in (1, 2, 3):
+        transcript.push(token)
+    assert asked == [True]

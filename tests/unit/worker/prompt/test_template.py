@@ -129,8 +129,6 @@ def test_without_a_template_only_plain_prompts_go(tokenizer: Callable[..., Any])
         ("{{ messages[0].content / 2 }}", "TypeError"),
         ("{{ 1 / 0 }}", "ZeroDivisionError"),
         ("{{ messages[5].content.x.y }}", ""),
-        ("{{ messages[0].content | no_such_filter }}", ""),
-        ("{% for %}", ""),
     ],
 )
 def test_what_a_template_rejects_is_the_requests_fault(
@@ -143,6 +141,45 @@ def test_what_a_template_rejects_is_the_requests_fault(
     assert told in caught.value.message
     assert SECRET not in caught.value.message
     assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{% for %}", "line 1: Expected an expression"),
+        ("x\n{{ messages[0].content | no_such_filter }}", "line 2: No filter named"),
+        ("{% nosuch %}", "line 1: Encountered unknown tag"),
+        ("{% if messages %}", "line 1: Unexpected end of template"),
+        ("{{ 1 is nosuch }}", "line 1: No test named"),
+    ],
+)
+def test_a_template_that_does_not_compile_is_at_fault_itself(
+    tokenizer: Callable[..., Any], template: str, told: str
+) -> None:
+    prompts = builder(tokenizer(template))
+    with pytest.raises(InvalidValue) as caught:
+        prompts.tokens(chat(user(SECRET)))
+    message = caught.value.message
+    assert message.startswith(f"The model's chat template does not compile ({told}")
+    assert "not in the request" in message
+    assert "/v1/completions" in message
+    assert SECRET not in message
+    # Which it says with good reason.
+    assert prompts.tokens(Generate("r", Text("hi"), NOON))
+
+
+@pytest.mark.parametrize(
+    ("template", "always"),
+    [("{{ 1 / 0 }}", True), ("{{ no_such() }}", True), ("{{ messages[0].x / 2 }}", True)]
+    + [("{{ messages[0].content.x.y if messages | length > 1 }}", False)],
+)
+def test_a_template_that_fails_on_any_chat_is_told_from_one_that_rejects_this(
+    tokenizer: Callable[..., Any], template: str, always: bool
+) -> None:
+    prompts = builder(tokenizer(template))
+    with pytest.raises(InvalidValue) as caught:
+        prompts.tokens(chat(user(SECRET), user(SECRET)))
+    assert ("fails on the simplest chat as well" in caught.value.message) is always
 
 
 def test_a_rejected_request_spoils_nothing(tokenizer: Callable[..., Any]) -> None:

@@ -41,7 +41,6 @@ from tests.helpers.dialects import (
     transcripts,
     wrapper,
 )
-from worker.output.text import TokenDecoder
 from worker.output.tools.call_forms import forced_form
 from worker.output.transcript import Transcript
 
@@ -50,7 +49,9 @@ from worker.output.transcript import Transcript
 def test_a_form_is_read_however_it_is_cut(form: str) -> None:
     """omlx#882: calls were dropped while streaming."""
     model, text, calls = FORMS[form]
-    assert everywhere(model, text) == Seen("", calls, "tool_calls")
+    for constrained in (False, True):
+        seen = everywhere(model, text, constrained=constrained)
+        assert seen == Seen("", calls, "tool_calls")
 
 
 @pytest.mark.parametrize("form", [form for form in FORMS if "llama" not in form])
@@ -77,7 +78,7 @@ def test_without_tools_it_is_text(form: str) -> None:
     made = transcripts(model).make(request, [])
     pieces = Pieces([text])
     if isinstance(made, Transcript):
-        made._decoder = TokenDecoder(pieces)
+        made._decoder = pieces
         assert made.push(0).text + made.finish().text == text
         assert made.finish_reason == "stop"
     else:  # the model has no parts at all
@@ -92,17 +93,21 @@ def test_the_first_call_ends_the_answer_when_one_is_asked_for(form: str) -> None
 
 @pytest.mark.parametrize("form", FORMS)
 def test_nothing_is_lost_where_the_answer_breaks_off(form: str) -> None:
-    """At every place: what was told of calls is the beginning of them; the rest is text."""
+    """At every place: what was told are whole calls; the rest is text. Under a grammar what was
+    told of the last call is its beginning."""
     model, text, calls = FORMS[form]
     for size in range(len(text)):
         seen = everywhere(model, text[:size], cut=True) if size % 7 == 0 else read(
             model, [text[:size]], cut=True
         )  # fmt: skip
+        assert seen.calls == calls[: len(seen.calls)]
+        assert (seen.reason == "tool_calls") == bool(seen.calls)
+        if not seen.calls and model is not GPT_OSS:
+            assert seen.text.strip() == text[:size].strip()
+        seen = read(model, [text[:size]], cut=True, constrained=True)
         for (name, arguments), (whole_name, whole) in zip(seen.calls, calls, strict=False):
             assert name == whole_name
             assert whole.startswith(arguments)
-        if not seen.calls and model is not GPT_OSS:
-            assert seen.text.strip() == text[:size].strip()
 
 
 # ── what is no call, or not a whole one ──────────────────────────────────────────────────────────
@@ -172,16 +177,9 @@ def test_the_end_of_an_answer_may_stand_for_the_end_of_a_call() -> None:
 
 def test_what_is_too_long_for_a_name_does_not_wait() -> None:
     transcript = make(MISTRAL, AUTO)
-    transcript._decoder = TokenDecoder(Pieces(["[TOOL_CALLS]", 300 * "f"]))
+    transcript._decoder = Pieces(["[TOOL_CALLS]", 300 * "f"])
     transcript.push(0)
     assert transcript.push(1).text == "[TOOL_CALLS]" + 300 * "f"
-
-
-def test_a_call_that_breaks_in_its_arguments_stays_as_far_as_it_was_told() -> None:
-    text = '<tool_call>{"name": "f", "arguments": {"a": nothing}}</tool_call> Sorry.'
-    seen = everywhere(HERMES, text)
-    assert seen.calls == [("f", '{"a": n')]
-    assert (seen.text, seen.reason) == ("othing}}</tool_call> Sorry.", "stop")
 
 
 def test_a_whole_call_counts_though_another_is_broken() -> None:
@@ -219,10 +217,10 @@ def test_arguments_are_one_json_object(written: str, told: str) -> None:
         assert isinstance(json.loads(told), dict)
 
 
-def test_arguments_are_told_as_they_grow() -> None:
+def test_arguments_that_a_grammar_holds_to_are_told_as_they_grow() -> None:
     text = '<tool_call>{"name": "f", "arguments": {"a": 1, "b": "x"}}</tool_call>'
-    transcript = make(HERMES, AUTO)
-    transcript._decoder = TokenDecoder(Pieces(list(text)))
+    transcript = make(HERMES, AUTO, constrained=True)
+    transcript._decoder = Pieces(list(text))
     told = [transcript.push(token).calls for token in range(len(text))]
     begins = text.index('{"a"')
     assert not any(told[:begins])
@@ -284,6 +282,7 @@ PARTS = [
     "<|tool_call_begin|>", "functions.f:0", "<|tool_calls_section_end|>", "<|python_tag|>",
     "<|tool_call>", "call:f{a:1}", "<tool_call|>", "<function=f>", "</function>", "<arg_key>",
     "<|open|>tools<|sep|>", "<|open|>call tool=\"f\"<|sep|>", "<|close|>call<|sep|>", "é😀",
+    '{"name": "f", "arguments": {"a": "', "cabin 5}}", "\\d", "\\u12", "NaN", "True", ",\n}", "}}",
 ]  # fmt: skip
 MODELS = [HERMES, THINKING, LLAMA, MISTRAL, KIMI_K2, KIMI_K3, GPT_OSS, GLM, QWEN_CODER, GEMMA4]
 
@@ -295,22 +294,33 @@ MODELS = [HERMES, THINKING, LLAMA, MISTRAL, KIMI_K2, KIMI_K3, GPT_OSS, GLM, QWEN
     st.sampled_from([AUTO, ONE, FORCED, None]),
     st.booleans(),
     st.sampled_from([(), ("f",), ("\n", '"}'), ("<tool_call>",)]),
+    st.booleans(),
     st.randoms(use_true_random=False),
 )
 def test_however_a_text_is_cut_it_means_the_same(
-    model: Model, text: str, calling: Calling | None, cut: bool, stop: tuple[str, ...], random: Any
+    model: Model,
+    text: str,
+    calling: Calling | None,
+    cut: bool,
+    stop: tuple[str, ...],
+    constrained: bool,
+    random: Any,
 ) -> None:
     if calling is None and model in (HERMES, LLAMA, MISTRAL, KIMI_K2, GLM, QWEN_CODER):
         return  # no parts
     places = sorted(random.sample(range(len(text) + 1), min(3, len(text))))
     pieces = [text[a:b] for a, b in zip([0, *places], [*places, len(text)], strict=True)]
     whole, letters, cuts = (
-        read(model, each, calling, cut=cut, stop=stop) for each in ([text], list(text), pieces)
+        read(model, each, calling, cut=cut, stop=stop, constrained=constrained)
+        for each in ([text], list(text), pieces)
     )
     assert whole == letters == cuts
     assert whole.reason == "tool_calls" or not any(_is_object(text) for _, text in whole.calls)
+    growing = constrained or calling is FORCED
     for name, arguments in whole.calls:
         assert name
+        if not growing:
+            assert _is_object(arguments)
         assert arguments.startswith("{") or (cut and calling is FORCED and not arguments)
 
 

@@ -9,7 +9,20 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from worker.output.tools.json_scanner import JSONScanner, NotJSON, object_text
+from worker.output.tools.json_scanner import JSONScanner, NotJSON
+
+
+def object_text(text: str) -> str:
+    reader = JSONScanner()
+    out = []
+    for letter in text.strip():
+        if reader.done:
+            raise NotJSON
+        out.append(reader.push(letter))
+    if not reader.done:
+        raise NotJSON
+    return "".join(out)
+
 
 patient = settings(deadline=None, max_examples=120)
 

@@ -1,0 +1,264 @@
+"""`bulkhead doctor`: looks at what a server would find here, and says what to do.
+
+A check is a function from `Subject` to findings, listed in `CHECKS`. It reads the disk and changes
+nothing but for a file that it makes and removes at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from supervisor.config.files import read_api_keys, resolve_config_path, resolve_state_dir
+from supervisor.config.flags import Overrides
+from supervisor.config.rules import ConfigError
+from supervisor.config.schema import Config
+from supervisor.config.settings import load
+from supervisor.models import catalog
+from supervisor.models.advice import GET_MLX
+from supervisor.models.catalog import Catalog
+from supervisor.models.estimate.facts import EstimateError
+from supervisor.models.estimate.weights import tensors
+from supervisor.models.folders import WEIGHTS
+from supervisor.models.jsonfiles import read_object
+from supervisor.models.sources import SourceError
+from supervisor.wire.text import printable
+
+Level = Literal["ok", "note", "warning", "error"]
+_COLUMNS = 80
+_NAMES = 8
+"""Of other programs' models that one line has."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What a check has found. Only an error means that something does not work."""
+
+    name: str
+    level: Level
+    message: str
+    advice: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is looked at. `error` is why there is no configuration, "" = there is one."""
+
+    state_root: Path
+    config: Config | None
+    catalog: Catalog | None
+    error: str = ""
+
+
+Check = Callable[[Subject], Iterable[Finding]]
+
+
+def look(config_file: Path | None, state_dir: Path | None, environ: Mapping[str, str]) -> Subject:
+    """What `bulkhead serve` with these would find. Blocks on the disk."""
+    root = resolve_state_dir(state_dir, environ)
+    try:
+        path = resolve_config_path(config_file, environ, root)
+        config = load(path, environ=environ, overrides=Overrides())
+        return Subject(root, *catalog.build(config, environ))
+    except ConfigError as error:
+        return Subject(root, None, None, str(error))
+
+
+# ── checks ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def configuration(subject: Subject) -> Iterator[Finding]:
+    if subject.error:
+        yield Finding("configuration", "error", subject.error, "correct it, or name another file")
+    else:
+        yield Finding("configuration", "ok", "it can be used")
+
+
+def state_directory(subject: Subject) -> Iterator[Finding]:
+    """It and what is in it can be written, or it can be made."""
+    root = subject.state_root
+    folders = [root, *(root / name for name in ("logs", "crashes", "run"))]
+    there = [folder for folder in folders if os.path.lexists(folder)]
+    if root not in there:
+        there = [next(parent for parent in root.parents if parent.exists())]
+    wrong = [f for f in (_unwritable(folder) for folder in there) if f is not None]
+    yield from wrong
+    if not wrong:
+        made = "can be written" if root.exists() else "is made by the first `bulkhead serve`"
+        yield Finding("state directory", "ok", f"{root} {made}")
+
+
+def _unwritable(folder: Path) -> Finding | None:
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        advice = "make it a folder that you may write, free some space, or use another --state-dir"
+        return Finding("state directory", "error", f"{folder} cannot be written: {why}", advice)
+
+
+def api_keys(subject: Subject) -> Iterator[Finding]:
+    file = subject.config.server.api_keys_file if subject.config is not None else ""
+    if not file:
+        return
+    try:
+        count = len(read_api_keys(file))
+        yield Finding("API keys", "ok", f"{file} has {count}")
+    except ConfigError as error:
+        message, _, advice = str(error).partition("; ")
+        yield Finding("API keys", "error", message, advice or f"run `chmod 600 {file}`")
+
+
+def models(subject: Subject) -> Iterator[Finding]:
+    """Every model that is configured or discovered can be loaded, as far as its files tell."""
+    served = subject.catalog
+    for name in served.models if served is not None else ():
+        assert served is not None
+        try:
+            place = served.find(name)
+        except SourceError as error:
+            yield Finding(f"model {name}", "error", *_split(str(error)))
+            continue
+        if place.doubt:
+            level: Level = "warning" if place.is_whole else "error"
+            yield Finding(f"model {name}", level, *_split(place.doubt))
+        elif broken := _broken_weights(place.folder):
+            yield Finding(f"model {name}", "error", broken, "get the file again")
+        elif (kind := _unknown_type(place.folder)) is not None:
+            yield Finding(f"model {name}", "error", kind, "upgrade mlx-lm, and restart Bulkhead")
+        elif place.note and not served.passed_over:
+            yield Finding(f"model {name}", "warning", *_split(place.note))
+        else:
+            yield Finding(f"model {name}", "ok", f"{place.folder}")
+
+
+def _broken_weights(folder: Path) -> str:
+    """What the headers of the weights say; "" where they are fine."""
+    try:
+        for path in sorted(folder.glob(WEIGHTS)):
+            for _ in tensors(path):
+                pass
+    except EstimateError as error:
+        return str(error)
+    return ""
+
+
+def _unknown_type(folder: Path) -> str | None:
+    """That the installed mlx-lm has no architecture of this model's type. Nothing is imported."""
+    spec = importlib.util.find_spec("mlx_lm")
+    kind = read_object(folder / "config.json").get("model_type")
+    if spec is None or spec.origin is None or not isinstance(kind, str):
+        return None
+    package = Path(spec.origin).parent
+    # Other names of an architecture are in a table of the loader.
+    known = (package / "models" / f"{kind}.py").is_file() or f'"{kind}"' in (
+        package / "utils.py"
+    ).read_text("utf-8")
+    return None if known else f"mlx-lm {version('mlx-lm')} does not know the model type {kind!r}"
+
+
+def passed_over(subject: Subject) -> Iterator[Finding]:
+    """What the Hugging Face cache has besides."""
+    passed = subject.catalog.passed_over if subject.catalog is not None else ()
+    for each in passed:
+        if each.is_mlx:
+            message, advice = _split(each.reason)
+            yield Finding(f"passed over {each.source}", "warning", message, advice)
+    others = [{"source": each.source, "mlx": False} for each in passed if not each.is_mlx]
+    for line in passed_over_lines({"passed_over": others}):
+        yield Finding("Hugging Face cache", "note", line)
+
+
+CHECKS: tuple[Check, ...] = (configuration, state_directory, api_keys, models, passed_over)
+
+
+def _split(text: str) -> tuple[str, str]:
+    """What is wrong, and what to do."""
+    if GET_MLX in text:
+        return text.partition(GET_MLX)[0].rstrip(" :,or"), GET_MLX
+    message, _, advice = text.rpartition("; ")
+    return (message, advice) if message else (text, "")
+
+
+# ── the command ──────────────────────────────────────────────────────────────────────────────────
+
+
+def doctor(
+    config_file: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Configuration file (TOML).")
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The state directory [~/.bulkhead].")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    findings = diagnose(look(config_file, state_dir, os.environ), CHECKS)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(each) for each in findings], indent=2))
+    else:
+        print("\n".join(line for each in findings for line in lines(each)))
+    if any(each.level == "error" for each in findings):
+        sys.exit(1)
+
+
+def diagnose(subject: Subject, checks: Sequence[Check]) -> list[Finding]:
+    """What the checks find, in their order. One that fails is a finding as well."""
+    found: list[Finding] = []
+    for check in checks:
+        try:
+            found += check(subject)
+        except Exception as error:  # noqa: BLE001
+            # The others are worth having all the more.
+            what = f"this check failed: {type(error).__name__}: {error}"
+            found.append(Finding(check.__name__, "error", what, "please report it"))
+    return [
+        Finding(printable(f.name), f.level, printable(f.message), printable(f.advice))
+        for f in found
+    ]
+
+
+def lines(finding: Finding) -> list[str]:
+    """The finding for people, at 80 columns."""
+    indent = " " * 9
+    told = textwrap.wrap(
+        f"{finding.level:<8} {finding.name}: {finding.message}",
+        _COLUMNS,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    if finding.advice:
+        told += textwrap.wrap(
+            f"→ {finding.advice}",
+            _COLUMNS,
+            initial_indent=indent,
+            subsequent_indent=indent + "  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+    return told
+
+
+def passed_over_lines(health: Mapping[str, Any]) -> list[str]:
+    """What `/health` says of the cache's other models: a line each for those that one would expect
+    to be served, and one for all that belong to other programs."""
+    entries = health.get("passed_over", ())
+    told = [f"passed over {each['source']}: {each['reason']}" for each in entries if each["mlx"]]
+    others = [str(each["source"]) for each in entries if not each["mlx"]]
+    if others:
+        shown = ", ".join(others[:_NAMES]) + (", …" if len(others) > _NAMES else "")
+        told.append(f"not MLX language models, and not offered: {shown}")
+    return told

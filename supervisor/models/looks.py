@@ -1,0 +1,98 @@
+"""Looking at models' files beside the event loop, seldom enough to harm nobody."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from supervisor import background
+
+log = logging.getLogger("bulkhead.supervisor")
+
+INTERVAL = 0.25
+"""Seconds between two looks at one model, at least."""
+_SHARE = 20
+"""And this many times what the last one took, most of which the interpreter's lock may be held."""
+_MAX_PAUSE = 5.0
+WAIT_SECONDS = 2.0
+"""How long a look is waited for: a disk that has fallen asleep, or a server's that is gone."""
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class _Model:
+    running: asyncio.Task[None] | None = None
+    began: float = 0.0
+    next: asyncio.Task[None] | None = None
+    """Waits for its time to run."""
+    not_before: float = 0.0
+
+
+class Looks(Generic[T]):
+    """At most one look per model at a time, each on a thread of its own.
+
+    `look` blocks on the disk; None = nothing new. `tell` is called on the event loop with what is
+    new.
+    """
+
+    def __init__(self, look: Callable[[str], T | None], tell: Callable[[str, T], None]) -> None:
+        self._look = look
+        self._tell = tell
+        self._models: dict[str, _Model] = {}
+
+    async def refresh(self, name: str) -> None:
+        """Return when a look is told of that began after this call, which all share who come before
+        it begins; or after WAIT_SECONDS, or at once where the last one hangs already."""
+        model = self._models.setdefault(name, _Model())
+        if model.running is not None and time.monotonic() - model.began > WAIT_SECONDS:
+            return
+        if model.next is None:
+            model.next = background.start(self._run(name, model))
+        await asyncio.wait([model.next], timeout=WAIT_SECONDS)
+
+    async def _run(self, name: str, model: _Model) -> None:
+        if model.running is not None:
+            await asyncio.wait([model.running])
+        await asyncio.sleep(max(0.0, model.not_before - time.monotonic()))
+        model.running, model.next = model.next, None
+        model.began = time.monotonic()
+        try:
+            found = await _on_thread(self._look, name)
+            if found is not None:
+                self._tell(name, found)
+        except Exception:
+            log.exception("the files of model %s could not be looked at", name)
+        finally:
+            model.running = None
+            now = time.monotonic()
+            pause = min(_MAX_PAUSE, _SHARE * (now - model.began))
+            model.not_before = now + max(INTERVAL, pause)
+
+
+async def _on_thread(work: Callable[[str], T], name: str) -> T:
+    """What `work` returns or raises. The thread keeps nobody from exiting, since it may hang."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def post(settle: Callable[[], None]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(lambda: None if done.done() else settle())
+
+    def run() -> None:
+        try:
+            result = work(name)
+        except Exception as error:  # noqa: BLE001
+            failure = error  # whose it is decides who waits for it
+            post(lambda: done.set_exception(failure))
+        else:
+            post(lambda: done.set_result(result))
+
+    threading.Thread(target=run, name="files", daemon=True).start()
+    return await done

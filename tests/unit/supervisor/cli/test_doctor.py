@@ -1,0 +1,201 @@
+"""supervisor.cli.doctor: what is wrong here, and what to do about it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+from typer.testing import CliRunner
+
+from supervisor.cli.doctor import CHECKS, Finding, Subject, diagnose, lines, look, passed_over_lines
+from supervisor.cli.main import app
+from tests.helpers.hub_cache import QUANTIZED, add_repo, plain_files, safetensors, write_folder
+
+HUB = "hub"
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a state directory, a configuration and an empty cache are looked for."""
+    (tmp_path / HUB).mkdir()
+    for variable in ("MLX_PRELOAD_MODELS", "BULKHEAD_CONFIG"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("BULKHEAD_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / HUB))
+    return tmp_path
+
+
+def findings(config: str = "") -> dict[str, Finding]:
+    root = Path(os.environ["BULKHEAD_HOME"])
+    if config:
+        root.mkdir(exist_ok=True)
+        (root / "bulkhead.toml").write_text(config)
+    return {each.name: each for each in diagnose(look(None, None, os.environ), CHECKS)}
+
+
+def ask(*arguments: str) -> tuple[int, str]:
+    done = CliRunner().invoke(app, ["doctor", *arguments])
+    return done.exit_code, done.output
+
+
+def model(source: Path | str, name: str = "m") -> str:
+    return f'[models.{name}]\nsource = "{source}"\n'
+
+
+def test_where_nothing_is_wrong(place: Path) -> None:
+    found = findings()
+    assert {each.level for each in found.values()} == {"ok"}
+    assert set(found) == {"configuration", "state directory", "model demo"}
+    assert ask()[0] == 0
+    assert not (place / "state").exists()  # it only looks
+
+
+def test_models_that_can_not_be_served_are_errors_with_advice(place: Path) -> None:
+    gguf = write_folder(place / "gguf", {"m.gguf": b"GGUF"})
+    lacks = plain_files(model=None) | {"model-00001-of-00002.safetensors": safetensors()}
+    shard = write_folder(place / "shard", lacks)
+    odd = write_folder(place / "odd", plain_files(config=b'{"model_type": "gpt99"}'))
+    good = write_folder(place / "good", plain_files())
+    remapped = write_folder(place / "remapped", plain_files(config=b'{"model_type": "mistral"}'))
+    header = {"w": {"dtype": "F32", "shape": [9], "data_offsets": [0, 36]}}
+    cut = write_folder(place / "cut", plain_files(model=safetensors(header)))
+    named = {
+        "cut": cut,
+        "gguf": gguf,
+        "shard": shard,
+        "odd": odd,
+        "good": good,
+        "remapped": remapped,
+    }
+    config = "".join(model(folder, name) for name, folder in named.items())
+    found = findings(config + model("org/none", "none"))
+    levels = {name: found[f"model {name}"].level for name in (*named, "none")}
+    assert levels == {
+        "cut": "error",
+        "gguf": "error",
+        "shard": "error",
+        "odd": "error",
+        "good": "ok",
+        "remapped": "ok",
+        "none": "error",
+    }
+    assert "model.safetensors is cut short" in found["model cut"].message
+    assert "this is GGUF" in found["model gguf"].message
+    assert found["model gguf"].advice.startswith("get an MLX build")
+    assert "model-00002-of-00002.safetensors is missing" in found["model shard"].message
+    assert found["model shard"].advice == f"complete the folder {shard}"
+    assert "'gpt99'" in found["model odd"].message
+    assert "upgrade mlx-lm" in found["model odd"].advice
+    assert found["model none"].advice == "run `hf download org/none`"
+    status, said = ask()
+    assert status == 1
+    assert "→ upgrade mlx-lm" in said
+
+
+def test_what_the_cache_has_besides_is_told(place: Path) -> None:
+    older = add_repo(place / HUB, "mlx-community/m", commit="aaa", mtime=1000)
+    metadata = {"config.json": json.dumps(QUANTIZED).encode()}
+    add_repo(place / HUB, "mlx-community/m", metadata, commit="bbb", mtime=2000)
+    add_repo(place / HUB, "mlx-community/half", metadata)
+    add_repo(place / HUB, "org/diffusion", {"model_index.json": b"{}"})
+    found = findings()
+    assert found["model mlx-community/m"].message == str(older)
+    assert found["passed over mlx-community/m@bbb"].level == "warning"
+    assert found["passed over mlx-community/half"].advice == "run `hf download mlx-community/half`"
+    assert found["Hugging Face cache"].level == "note"
+    assert "org/diffusion" in found["Hugging Face cache"].message
+    assert ask()[0] == 0  # what can be served is served
+
+
+def test_a_configured_model_whose_newest_snapshot_is_passed_over_is_told(place: Path) -> None:
+    add_repo(place / HUB, "org/m", commit="aaa", mtime=1000)
+    add_repo(place / HUB, "org/m", {"config.json": b"{}"}, commit="bbb", mtime=2000)
+    found = findings(model("org/m"))["model m"]
+    assert found.level == "warning"
+    assert "aaa of org/m is served" in found.message
+    assert found.advice == "run `hf download org/m`"
+
+
+def test_a_configuration_that_can_not_be_used(place: Path) -> None:
+    found = findings("[server]\nprot = 1\n")
+    assert found["configuration"].level == "error"
+    assert "prot" in found["configuration"].message
+    assert "state directory" in found
+
+
+@pytest.mark.parametrize("name", ["", "logs", "crashes", "run"])
+def test_a_state_directory_that_is_none(place: Path, name: str) -> None:
+    file = place / "state" / name
+    file.parent.mkdir(exist_ok=True)
+    file.write_text("")
+    found = findings()["state directory"]
+    assert found.level == "error"
+    assert found.message == f"{file} cannot be written: not a directory"
+    assert "--state-dir" in found.advice
+
+
+@pytest.mark.parametrize(("mode", "level"), [(0o600, "ok"), (0o644, "error")])
+def test_the_key_file_is_nobody_elses(place: Path, mode: int, level: str) -> None:
+    keys = place / "keys"
+    keys.write_text("secret-key\n")
+    keys.chmod(mode)
+    found = findings(f'[server]\napi_keys_file = "{keys}"\n')["API keys"]
+    assert found.level == level
+    assert "secret-key" not in found.message + found.advice
+    assert level == "ok" or found.advice == f"run `chmod 600 {keys}`"
+
+
+def test_json_has_all_of_a_finding(place: Path) -> None:
+    status, said = ask("--json")
+    assert status == 0
+    assert {*json.loads(said)[0]} == {"name", "level", "message", "advice"}
+
+
+def test_a_name_that_is_not_utf8_is_shown(place: Path) -> None:
+    folder = write_folder(place / "m", plain_files())
+    os.rename(folder / "model.safetensors", os.fsencode(folder) + b"/model-\xff.safetensors")
+    config = model(folder)
+    assert "\\xff" in findings(config)["model m"].message
+    for arguments in ([], ["--json"]):
+        status, said = ask(*arguments)
+        assert status == 1
+        assert "xff.safetensors" in said
+
+
+def test_a_check_that_fails_hides_no_other(place: Path) -> None:
+    def broken(subject: Subject) -> NoReturn:
+        raise RuntimeError("planted")
+
+    def fine(subject: Subject) -> list[Finding]:
+        return [Finding("fine", "ok", "so it is")]
+
+    first, second = diagnose(Subject(place, None, None), [broken, fine])
+    assert (first.level, second.name) == ("error", "fine")
+    assert "planted" in first.message
+
+
+def test_people_read_80_columns() -> None:
+    told = lines(Finding("model m", "error", "long words of no meaning " * 9, "do something " * 9))
+    assert max(map(len, told)) <= 80
+    assert told[0].startswith("error    model m: long")
+    assert all(line.startswith(" " * 9) for line in told[1:])
+
+
+@pytest.mark.parametrize(
+    ("entries", "said"),
+    [
+        (None, []),
+        ([], []),
+        ([{"source": "a", "reason": "b", "mlx": True}], ["passed over a: b"]),
+        (
+            [{"source": f"o{n}", "reason": "", "mlx": False} for n in range(9)],
+            ["not MLX language models, and not offered: o0, o1, o2, o3, o4, o5, o6, o7, …"],
+        ),
+    ],
+)
+def test_what_health_says_of_the_cache(entries: Any, said: list[str]) -> None:
+    health = {} if entries is None else {"passed_over": entries}
+    assert passed_over_lines(health) == said

@@ -1,0 +1,65 @@
+"""supervisor.wire.text: bytes of file names that are no text, in reports and messages."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import msgspec
+import pytest
+
+from supervisor.wire import frames
+from supervisor.wire.codec import FrameDecoder, encode
+from supervisor.wire.text import all_printable, printable, to_json
+
+LATIN = os.fsdecode(b"caf\xe9")
+SHOWN = "caf\\xe9"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("café 🦙", "café 🦙"),
+        ("", ""),
+        (LATIN, SHOWN),
+        ("é" + LATIN, "é" + SHOWN),
+        ("\ud800" + LATIN, "\\ud800caf\\udce9"),
+    ],
+)
+def test_what_is_no_utf8_is_shown_as_bytes(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    shown.encode()
+
+
+def test_text_without_any_is_the_same_object() -> None:
+    text = "model-00001-of-00002.safetensors"
+    assert printable(text) is text
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        ({LATIN: [LATIN, 1, None]}, {SHOWN: [SHOWN, 1, None]}),
+        ((1.5, (LATIN,)), [1.5, [SHOWN]]),
+        ({"reason": "plain"}, {"reason": "plain"}),
+    ],
+)
+def test_a_report_is_never_refused_for_what_it_says(value: Any, shown: Any) -> None:
+    assert msgspec.json.decode(to_json(value)) == shown
+    assert msgspec.json.decode(to_json(all_printable(value))) == shown
+
+
+@pytest.mark.parametrize(
+    ("union", "frame", "field"),
+    [
+        (frames.FromWorker, frames.LoadFailed(LATIN), "reason"),
+        (frames.ToGateway, frames.Refused("model_load_failed", LATIN, None, None), "message"),
+        (frames.ToGateway, frames.Died("worker_crashed", LATIN, None, None, False), "message"),
+        (frames.ToSupervisor, frames.WorkerFault(LATIN), "reason"),
+        (frames.ToSupervisor, frames.Acquire("r", LATIN, 1.0), "model"),
+    ],
+)
+def test_a_message_is_sent_whatever_it_says(union: Any, frame: frames.Frame, field: str) -> None:
+    decoder: FrameDecoder[frames.Frame] = FrameDecoder(union)
+    (received,) = decoder.feed(encode(frame))
+    assert getattr(received, field) == SHOWN

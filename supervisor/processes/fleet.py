@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Protocol
 
 from supervisor import background
-from supervisor.background import guarded
 from supervisor.config.schema import ModelSettings
 from supervisor.models.catalog import Catalog
 from supervisor.models.sources import SourceError
@@ -271,12 +270,14 @@ class Fleet:
 
     def _exited(self, key: tuple[str, int], how: str) -> None:
         worker = self._workers.pop(key, None)
-        if worker is not None:
-            log.info("worker %s, pid %d, ended: %s", worker.name, worker.child.pid, how)
-            guarded(self._read, worker)  # the output just before its death
-        guarded(self._remove_socket, *key)
-        self._listener.worker_exited(*key, how)
-        self._on_change()
+        try:
+            if worker is not None:
+                log.info("worker %s, pid %d, ended: %s", worker.name, worker.child.pid, how)
+                self._read(worker)  # the output just before its death
+            self._remove_socket(*key)
+        finally:  # whatever else fails, its end is told
+            self._listener.worker_exited(*key, how)
+            self._on_change()
 
     def _remove_socket(self, model: str, generation: int) -> None:
         """At whichever place it was. One that is left hurts nobody: no other has its name, and the
@@ -288,7 +289,9 @@ class Fleet:
                 continue
             except OSError as error:
                 why = error.strerror
-                log.warning("the socket of worker %s#%d stays: %s", model, generation, why)
+                log.warning(
+                    "the socket of worker %s#%d cannot be removed: %s", model, generation, why
+                )
 
     async def _listen(self, worker: _Running, load: frames.Load) -> None:
         """Follow one worker's channel until it closes, then wait for the process to end."""

@@ -120,13 +120,17 @@ class WorkerProcess:
 
     def _exited(self, returncode: int) -> None:
         # Whatever else fails, its end is told.
-        if self._faults is not None:
-            guarded(self._faults.close)
         try:
-            self.callbacks.on_exit(describe_exit(returncode))
+            if self._faults is not None:
+                self._faults.close()
+        except OSError as error:
+            log.error("the fault pipe of pid %d is not closed: %s", self.child.pid, error)
         finally:
-            self.gone.set()
-            guarded(os.close, self._record)
+            try:
+                self.callbacks.on_exit(describe_exit(returncode))
+            finally:
+                self.gone.set()
+                guarded(os.close, self._record)
 
 
 def _rename(old: Path, new: Path) -> Path:

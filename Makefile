@@ -17,7 +17,7 @@ PIP_INSTALL = if test -t 1; then how=--progress-bar=on; else how=--quiet; fi; \
 BENCHMARKS := throughput mixed crashes neighbour recovery footprint connections demo eviction decisions memory
 
 # Long forms of tests, which `make test` runs in short; `make structured ARGS="--seed 2"`.
-LONG := greedy structured fuzz scheduling mutants chaos
+LONG := greedy structured fuzz openapi scheduling mutants chaos
 
 .PHONY: install serve test check suite bench bench-all $(BENCHMARKS:%=bench-%) $(LONG) chaos-sdk clean
 

@@ -19,6 +19,7 @@ from gateway.handlers.embeddings import embeddings
 from gateway.handlers.openapi import openapi
 from gateway.http.access_log import CLIENT_LEFT, AccessRecord
 from gateway.http.auth import AccessRules
+from gateway.http.endpoints import lacking
 from gateway.http.exchange import (
     ACCESS,
     BEGUN,
@@ -38,19 +39,25 @@ from gateway.http.timing import Timing
 from gateway.relay.attempt import choices_at_once
 from gateway.relay.client import Relay
 from supervisor.config.schema import ServerSettings
-from supervisor.errors import BulkheadError, Forbidden, InternalError, MethodNotAllowed, NotFound
+from supervisor.errors import (
+    BulkheadError,
+    Forbidden,
+    InternalError,
+    MethodNotAllowed,
+    NotFound,
+    UnsupportedEndpoint,
+)
 from supervisor.wire.codec import REQUEST_LIMIT
 
 log = logging.getLogger("bulkhead.gateway")
 access_log = logging.getLogger("bulkhead.access")
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_PATH_MAX = 200
 _OPEN_PATHS = frozenset({"/health"})
 """Answered without a key, if tersely: load balancers have none."""
 _POLLED = frozenset({"/health", "/", "/metrics"})
 """Asked every few seconds by whoever watches the server."""
-_NOT_YET = ("/responses/", "/messages/", "/metrics/", "/admin/logs/")
-"""Of the contract, but not in this version: refused as such rather than as unknown."""
 
 
 def build(settings: ServerSettings, control: str, timing: Timing | None = None) -> web.Application:
@@ -163,14 +170,23 @@ async def _admit_and_handle(request: web.Request, handler: Handler) -> web.Strea
 
 def _translate_http_exception(request: web.Request, error: web.HTTPException) -> BulkheadError:
     """aiohttp's own refusals as the contract has them."""
-    path = request.path.removeprefix("/v1")
+    # As it came, undecoded and shortened: a decoded one could hold anything.
+    came = request.raw_path.partition("?")[0][:_PATH_MAX]
     if isinstance(error, web.HTTPMethodNotAllowed):
-        allowed = ", ".join(sorted(error.allowed_methods))
-        return MethodNotAllowed(f"{request.method} is not allowed here. Use {allowed}.")
+        allowed = sorted(error.allowed_methods)
+        return MethodNotAllowed(
+            f"{request.method} is not allowed here. Use {', '.join(allowed)}.", allowed=allowed
+        )
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return body_too_large(request.client_max_size)
     if isinstance(error, web.HTTPNotFound):
-        if f"{path}/".startswith(_NOT_YET):
-            return NotFound(f"{request.path} is not supported by this version of Bulkhead.")
-        return NotFound("No such route. See docs/api.md for what is served.")
+        if whose := lacking(request.path):
+            return UnsupportedEndpoint(
+                f"{came} is an endpoint of {whose} that this version of Bulkhead lacks. See "
+                "docs/api.md for what is served."
+            )
+        return NotFound(
+            f"There is no route {came}. The base URL of clients ends in /v1; see docs/api.md for "
+            "what is served."
+        )
     return InternalError(f"The request could not be handled ({error.status}).")

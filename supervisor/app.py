@@ -258,6 +258,9 @@ class Supervisor:
             self._version,
             self._collector.reports.last,
             self._sizing.passed_over(),
+            now=time.monotonic(),
+            footprint=self._collector.footprint,
+            activity=self._fleet.activity,
         )
 
     # ── upkeep ───────────────────────────────────────────────────────────────────────────────────

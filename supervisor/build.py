@@ -107,6 +107,7 @@ def spec(name: str, catalog: Catalog, sizing: Sizing) -> Spec:
         estimate_bytes=need.estimate,
         headroom_bytes=need.headroom,
         memory_bytes=model.memory_bytes,
+        context=need.context,
         pin=model.pin,
         ttl=model.ttl,
         fallback=model.fallback,

@@ -202,7 +202,7 @@ class Dispatcher:
         self.handle(self._pool.started, model, generation, child.pid)
 
     def worker_loading(self, model: str, generation: int, done: int, total: int) -> None:
-        self.handle(self._pool.loading, model, generation, time.monotonic())
+        self.handle(self._pool.loading, model, generation, time.monotonic(), done, total)
         if total:
             details = {"generation": generation, "done_bytes": done, "total_bytes": total}
             guarded(self._feed.tell, "loading", model=model, **details)
@@ -295,7 +295,8 @@ class Dispatcher:
         if state is State.FAILED:
             log.info("the files of model %s have changed; it may be loaded again", model)
             self.handle(self._pool.changed, model)
-        self.handle(self._pool.estimated, model, need.estimate, need.headroom, now)
+        estimated = self._pool.estimated
+        self.handle(estimated, model, need.estimate, need.headroom, now, need.context)
 
     def returned(self, lease: int, position: int, prompt_tokens: int, hold: float) -> None:
         guarded(self._collector.returned, lease, position, prompt_tokens)

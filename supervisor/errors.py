@@ -10,6 +10,7 @@ BulkheadError
 │   ├── InvalidValue               400 invalid_value
 │   ├── UnsupportedParameter       400 unsupported_parameter
 │   ├── UnsupportedValue           400 unsupported_value
+│   ├── UnsupportedEndpoint        400 unsupported_endpoint
 │   ├── ContextLengthExceeded      400 context_length_exceeded
 │   ├── ModelLoadFailed            400 model_load_failed
 │   ├── ModelTooLarge              400 model_too_large
@@ -42,6 +43,7 @@ Statuses follow what SDKs do with them: 503, never 429, for what is transient (C
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import ClassVar
 
 RETRY_AFTER_MIN = 1
@@ -135,6 +137,13 @@ class UnsupportedValue(ClientError):
     code = "unsupported_value"
 
 
+class UnsupportedEndpoint(ClientError):
+    """Of an API that clients know, but not here. A 404 would mean an unknown model to them."""
+
+    code = "unsupported_endpoint"
+    should_retry = False
+
+
 class ContextLengthExceeded(ClientError):
     code = "context_length_exceeded"
 
@@ -170,8 +179,24 @@ class NotFound(ClientError):
 
 
 class MethodNotAllowed(ClientError):
+    """`allowed` are the methods that the route has."""
+
     status = 405
     code = "method_not_allowed"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+        allowed: Iterable[str] = (),
+    ) -> None:
+        super().__init__(message, param=param, retry_after=retry_after)
+        self.allowed = tuple(sorted(allowed))
+
+    def headers(self) -> dict[str, str]:
+        return {**super().headers(), "Allow": ", ".join(self.allowed)}
 
 
 class RequestTooLarge(ClientError):

@@ -105,7 +105,7 @@ class WorkerServer:
 
     def _loaded(self, loaded: LoadResult) -> None:
         seconds = time.monotonic() - self._started
-        log.info("loaded in %.2f s, %d MB", seconds, loaded.memory_bytes // 10**6)
+        log.info("loaded in %.2f s, MLX holds %d MB", seconds, loaded.memory_bytes // 10**6)
         self._serving = asyncio.get_running_loop().create_task(self._serve(loaded))
 
     async def _serve(self, loaded: LoadResult) -> None:

@@ -2,24 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from aiohttp import web
 
-from gateway.http.exchange import RECORD, body_digest, hold_seconds, read_body
-from gateway.openai.validation import parse_object
+from gateway.http.exchange import IGNORED, RECORD, body_digest, hold_seconds, read_body
+from gateway.openai.validation import Body, parse_object
 from gateway.relay.client import Relay
 from gateway.relay.generation import Generation
+from supervisor.errors import ClientError, TransientError
 from supervisor.wire.frames import Embed, Generate
 
+T = TypeVar("T")
+
 RELAY = web.AppKey("relay", Relay)
+DEFAULT_MODEL = "default_model"
+"""The name that stands for none."""
 
 
-async def read_object(request: web.Request) -> dict[str, Any]:
-    """The JSON object that was posted, nulls dropped. Raises the contract's 400, 413 or 415."""
-    return parse_object(await read_body(request))
+async def read_object(request: web.Request, body: Body[Any]) -> dict[str, Any]:
+    """The JSON object that was posted, nulls dropped; what of it changes nothing goes into the
+    answer's headers. Raises the contract's 400, 413 or 415."""
+    posted = parse_object(await read_body(request))
+    request[IGNORED] = body.ignored(posted)
+    return posted
+
+
+async def checked(request: web.Request, model: str, make: Callable[[], T]) -> T:
+    """What `make` makes of the body. That there is no such model is told before what else is wrong:
+    whether a value fits may depend on the model. Raises BulkheadError."""
+    try:
+        return make()
+    except ClientError:
+        with contextlib.suppress(TransientError):
+            await request.app[RELAY].report(model or DEFAULT_MODEL)
+        raise
 
 
 async def start(

@@ -13,7 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.handlers.common import read_object, start, worker_headers
+from gateway.handlers.common import checked, read_object, start, worker_headers
 from gateway.http.access_log import AccessRecord
 from gateway.http.event_stream import PING, EventStream
 from gateway.http.exchange import (
@@ -26,7 +26,7 @@ from gateway.http.exchange import (
     json_response,
 )
 from gateway.http.timing import announced_timeout
-from gateway.openai.chat import ChatRequest, parse_chat
+from gateway.openai.chat import CHAT_BODY, ChatRequest, parse_chat
 from gateway.openai.completions import COMPLETION_BODY, CompletionRequest
 from gateway.openai.render import (
     ChoiceBuffer,
@@ -50,12 +50,13 @@ OpenAIRequest = ChatRequest | CompletionRequest
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions"""
-    return await _generate(request, parse_chat(await read_object(request)), ChatShape)
+    return await _generate(request, parse_chat(await read_object(request, CHAT_BODY)), ChatShape)
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions"""
-    return await _generate(request, COMPLETION_BODY.parse(await read_object(request)), TextShape)
+    posted = await read_object(request, COMPLETION_BODY)
+    return await _generate(request, COMPLETION_BODY.parse(posted), TextShape)
 
 
 async def _generate(
@@ -63,8 +64,10 @@ async def _generate(
 ) -> web.StreamResponse:
     request[RECORD].model, request[RECORD].stream = parsed.model, parsed.stream
     await _check_size(request, parsed.n)
-    now = time.time()
-    choices = parsed.choices(request[REQUEST_ID], now, secrets.randbits(63))
+    now, seed = time.time(), secrets.randbits(63)
+    choices = await checked(
+        request, parsed.model, lambda: parsed.choices(request[REQUEST_ID], now, seed)
+    )
     with closing(await start(request, choices, parsed.model)) as generation:
         renderer = Renderer(
             shape,

@@ -7,7 +7,7 @@ from contextlib import closing
 
 from aiohttp import web
 
-from gateway.handlers.common import read_object, start, worker_headers
+from gateway.handlers.common import checked, read_object, start, worker_headers
 from gateway.http.exchange import RECORD, REQUEST_ID, json_response
 from gateway.openai.embeddings import EMBEDDING_BODY, Encoding, render_answer, render_vector
 from gateway.relay.generation import Generation
@@ -20,8 +20,8 @@ _TURN = 16
 
 async def embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings. The answer is buffered whole: any failure is a status."""
-    parsed = EMBEDDING_BODY.parse(await read_object(request))
-    embed = parsed.embed(request[REQUEST_ID])
+    parsed = EMBEDDING_BODY.parse(await read_object(request, EMBEDDING_BODY))
+    embed = await checked(request, parsed.model, lambda: parsed.embed(request[REQUEST_ID]))
     with closing(await start(request, [embed], parsed.model)) as generation:
         body, prompt_tokens = await _collect(generation, len(embed.inputs), parsed.encoding_format)
         record = request[RECORD]

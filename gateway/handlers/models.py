@@ -15,8 +15,8 @@ from supervisor.errors import BulkheadError, InvalidAPIKey
 async def listing(request: web.Request) -> web.Response:
     """GET /v1/models"""
     report = await request.app[RELAY].report()
-    names = [model["name"] for model in msgspec.json.decode(report.body)["models"]]
-    data = [_model(name, request.app[STARTED]) for name in names]
+    models = msgspec.json.decode(report.body)["models"]
+    data = [_model(model, request.app[STARTED]) for model in models]
     return json_response(msgspec.json.encode({"object": "list", "data": data}))
 
 
@@ -24,7 +24,9 @@ async def one(request: web.Request) -> web.Response:
     """GET /v1/models/{id}; the id may be an alias and may hold slashes."""
     request[RECORD].model = name = request.match_info["id"]
     report = await request.app[RELAY].report(name)
-    return json_response(msgspec.json.encode(_model(report.model, request.app[STARTED])))
+    models = msgspec.json.decode(report.body)["models"]
+    found = next(model for model in models if model["name"] == report.model)
+    return json_response(msgspec.json.encode(_model(found, request.app[STARTED])))
 
 
 async def health(request: web.Request) -> web.Response:
@@ -44,5 +46,16 @@ async def health(request: web.Request) -> web.Response:
     return json_response(report.body, status)
 
 
-def _model(name: str, created: int) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": created, "owned_by": "bulkhead"}
+def _model(model: dict[str, Any], created: int) -> dict[str, Any]:
+    """One of the supervisor's report, as clients know it."""
+    return {
+        "id": model["name"],
+        "object": "model",
+        "created": created,
+        "owned_by": "bulkhead",
+        "aliases": model["aliases"],
+        "state": model["state"],
+        # vLLM's clients look for the one name, OpenRouter's and LM Studio's for the other.
+        "context_length": model["context"],
+        "max_model_len": model["context"],
+    }

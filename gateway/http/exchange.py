@@ -25,7 +25,7 @@ from supervisor.errors import (
 
 _EXPOSED = (
     "x-request-id, openai-processing-ms, x-bulkhead-model, x-bulkhead-worker, "
-    "x-bulkhead-recoveries, x-bulkhead-fallback, Retry-After, x-should-retry"
+    "x-bulkhead-recoveries, x-bulkhead-fallback, x-bulkhead-ignored, Retry-After, x-should-retry"
 )
 """The headers that scripts of a page may read; SDKs obey the last two."""
 _JSON_CHARSETS = ("utf-8", "utf8", "us-ascii")
@@ -43,6 +43,9 @@ BEGUN = web.RequestKey("begun", float)
 """Monotonic seconds."""
 RECORD = web.RequestKey("record", AccessRecord)
 """What the access log will tell of the request."""
+
+IGNORED = web.RequestKey("ignored", tuple[str, ...])
+"""The parameters of other local servers that the body has and that change nothing here."""
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -122,6 +125,8 @@ def set_common_headers(request: web.Request, response: web.StreamResponse) -> No
     elapsed = (time.monotonic() - request[BEGUN]) * 1000
     response.headers["x-request-id"] = request[REQUEST_ID]
     response.headers["openai-processing-ms"] = str(round(elapsed))
+    if ignored := request.get(IGNORED):
+        response.headers["x-bulkhead-ignored"] = ", ".join(ignored)
     origin = request.headers.get("Origin")
     if origin is None or not request.app[ACCESS].allows_origin(origin):
         return

@@ -15,13 +15,15 @@ import math
 import resource
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 
 from gateway.http.access_log import AccessRecord
 from gateway.http.exchange import TIMING, new_request_id, render_error
+from gateway.http.paths import meant_path
 from gateway.http.timing import Timing
 from supervisor.errors import BulkheadError, InternalError, InvalidJSON, InvalidValue
 
@@ -68,7 +70,7 @@ class _Server(web.Server):
         self._at_most = at_most
         super().__init__(
             self._answer,
-            request_factory=application.request_factory,
+            request_factory=_addressed(application.request_factory),
             # Without it a client that leaves is noticed only when something is written to it.
             handler_cancellation=True,
         )
@@ -100,6 +102,21 @@ class _Server(web.Server):
             )
         finally:
             connection.end()
+
+
+def _addressed(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
+    """`make` for messages whose URL has the path that the client means. Their `raw_path` stays what
+    was sent."""
+
+    def addressed(message: RawRequestMessage, *args: Any, **more: Any) -> web.BaseRequest:
+        path = message.url.raw_path
+        if (meant := meant_path(path)) != path:
+            message = message._replace(
+                url=message.url.with_path(meant, encoded=True, keep_query=True)
+            )
+        return make(message, *args, **more)
+
+    return addressed
 
 
 class _Connection(web.RequestHandler):

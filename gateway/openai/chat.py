@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from gateway.openai.local_servers import CHAT_FATES
 from gateway.openai.messages import MESSAGES_MAX, Message, explain_part_error, for_templates
-from gateway.openai.parameters import HARMLESS, GenerationParameters, Positive
+from gateway.openai.parameters import HARMLESS, GenerationParameters, MaxTokens, token_limit
 from gateway.openai.tools import (
     TOOLS_MAX,
     ResponseFormat,
@@ -48,7 +49,7 @@ class ChatRequest(GenerationParameters, frozen=True, kw_only=True):
     """The body of POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MESSAGES_MAX)]
-    max_completion_tokens: Positive | None = None
+    max_completion_tokens: MaxTokens | None = None
     logprobs: bool = False
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Meta(max_length=TOOLS_MAX)] | None = None
@@ -63,8 +64,9 @@ class ChatRequest(GenerationParameters, frozen=True, kw_only=True):
 
         Raises the contract's 400 for what the types do not tell.
         """
-        limit = self.max_completion_tokens
-        limit = self.max_tokens if limit is None else limit
+        limit = token_limit(self.max_tokens, "max_tokens")
+        if self.max_completion_tokens is not None:
+            limit = token_limit(self.max_completion_tokens, "max_completion_tokens")
         if self.top_logprobs and not self.logprobs:
             raise InvalidValue("`top_logprobs` needs `logprobs`: true.", param="top_logprobs")
         tools, calling = offered_tools(
@@ -98,6 +100,7 @@ CHAT_BODY = Body(
         "moderation": (),
         "web_search_options": (),
     },
+    fates=CHAT_FATES,
 )
 
 

@@ -9,12 +9,14 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
+from gateway.openai.local_servers import TEXT_FATES
 from gateway.openai.parameters import (
     CHOICES_MAX,
     HARMLESS,
     Count,
     GenerationParameters,
     TokenId,
+    token_limit,
 )
 from gateway.openai.validation import Body, invalid_value
 from supervisor.errors import InvalidType, UnsupportedValue
@@ -49,7 +51,7 @@ class CompletionRequest(GenerationParameters, frozen=True, kw_only=True):
             request_id,
             now,
             seed,
-            max_tokens=self.max_tokens,
+            max_tokens=token_limit(self.max_tokens, "max_tokens"),
             logprobs=self.logprobs,
             echo=self.echo,
         )
@@ -77,4 +79,4 @@ def _tokens(ids: Any, param: str) -> Tokens:
     return Tokens(tuple(ids))
 
 
-COMPLETION_BODY = Body(CompletionRequest, HARMLESS, neutral={"suffix": ("",)})
+COMPLETION_BODY = Body(CompletionRequest, HARMLESS, neutral={"suffix": ("",)}, fates=TEXT_FATES)

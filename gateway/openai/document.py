@@ -16,13 +16,15 @@ import msgspec
 from gateway.openai import schemas
 from gateway.openai.chat import CHAT_BODY
 from gateway.openai.completions import COMPLETION_BODY
-from gateway.openai.embeddings import EMBEDDING_BODY
+from gateway.openai.embeddings import EMBEDDING_BODY, INPUTS_MAX
+from gateway.openai.parameters import CHOICES_MAX
 from gateway.openai.validation import Body
 from supervisor.errors import BulkheadError
 from supervisor.wire.crash import CrashList, CrashReport
 
 Schema = dict[str, Any]
 _REF = "#/components/schemas/{name}"
+_NULL: Schema = {"type": "null"}
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
 _ANY_ROUTE = (403, 500)
@@ -181,6 +183,9 @@ def _success(route: Route) -> Schema:
         headers["x-bulkhead-model"] = "The served name."
         headers["x-bulkhead-worker"] = "`name#generation`."
         headers["x-bulkhead-recoveries"] = "How often another worker went on, if ever."
+        headers["x-bulkhead-ignored"] = (
+            "The parameters of other local servers that were sent and change nothing here."
+        )
         headers["x-bulkhead-fallback"] = "The model that was asked for, if its fallback answers."
     return {"description": description, "headers": _headers(headers), "content": content}
 
@@ -232,7 +237,41 @@ def _schemas() -> dict[str, Schema]:
     _, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     for body in bodies.values():
         _complete(components[body.kind.__name__], body)
+    _tell_roles_apart(components["Message"])
+    _unmix(components["CompletionRequest"]["properties"]["prompt"], 1, CHOICES_MAX)
+    _unmix(components["EmbeddingRequest"]["properties"]["input"], 1, INPUTS_MAX)
     return components
+
+
+def _tell_roles_apart(message: Schema) -> None:
+    """An assistant may be without content, and alone has calls; no type can say so."""
+    properties = dict(message.pop("properties"))
+    content = {"anyOf": [each for each in properties["content"]["anyOf"] if each != _NULL]}
+    others = [role for role in properties["role"]["enum"] if role != "assistant"]
+    told = {"role": {"enum": others}, "content": content, "tool_calls": {"enum": [[], None]}}
+    del message["type"], message["required"]
+    message["anyOf"] = [
+        {
+            "type": "object",
+            "properties": {**properties, "role": {"enum": ["assistant"]}},
+            "required": ["role"],
+        },
+        {
+            "type": "object",
+            "properties": {**properties, **told},
+            "required": ["role", "content"],
+        },
+    ]
+
+
+def _unmix(schema: Schema, least: int, most: int) -> None:
+    """A list of texts, of token ids or of lists of those, and not of all together."""
+    text, mixed = schema["anyOf"][0], schema["anyOf"][1]
+    kinds = {each["type"]: each for each in mixed["items"]["anyOf"]}
+    ids = kinds["array"] | {"minItems": 1}
+    lists = [{"type": "array", "items": kinds["string"], "minItems": least, "maxItems": most}]
+    lists += [ids, {"type": "array", "items": ids, "minItems": least, "maxItems": most}]
+    schema["anyOf"] = [text, *lists]
 
 
 def _complete(schema: Schema, body: Body[Any]) -> None:
@@ -251,6 +290,9 @@ def _complete(schema: Schema, body: Body[Any]) -> None:
         properties[name] = {"description": "Accepted, without effect."}
     schema["properties"] = dict(sorted(properties.items()))
     schema["additionalProperties"] = False
+    schema["description"] += (
+        " What is taken besides, of other local servers' parameters, is in Bulkhead's docs/api.md."
+    )
 
 
 def _nullable(schema: Schema) -> Schema:

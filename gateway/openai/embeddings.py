@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from gateway.openai.local_servers import EMBEDDING_FATES
 from gateway.openai.parameters import TokenId
 from gateway.openai.validation import Body, invalid_value
 from supervisor.errors import InvalidType
@@ -57,7 +58,9 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
         return tuple(inputs)
 
 
-EMBEDDING_BODY = Body(EmbeddingRequest, harmless=frozenset({"user"}), neutral={})
+EMBEDDING_BODY = Body(
+    EmbeddingRequest, harmless=frozenset({"user"}), neutral={}, fates=EMBEDDING_FATES
+)
 
 
 def render_vector(index: int, values: bytes, encoding: Encoding) -> bytes:

@@ -22,8 +22,18 @@ requests wait."""
 _BIAS_MAX = 10_000
 _STOP_MAX = 1024
 """Characters: a stop string is compared with every token's text."""
+_STOPS_MAX = 64
+"""Editors stop at a dozen beginnings of what comes after the cursor; OpenAI's own limit is 4."""
 
-Positive = Annotated[int, Meta(ge=1, le=2**53)]
+MaxTokens = Annotated[
+    int,
+    Meta(
+        ge=-1,
+        le=2**53,
+        description="-1 = as far as the context goes, as at other local servers.",
+        extra_json_schema={"not": {"enum": [0]}},
+    ),
+]
 Share = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Count = Annotated[int, Meta(ge=1, le=CHOICES_MAX)]
@@ -62,7 +72,7 @@ class GenerationParameters(msgspec.Struct, frozen=True, kw_only=True):
     stream: bool = False
     stream_options: StreamOptions | None = None
     n: Count = 1
-    max_tokens: Positive | None = None
+    max_tokens: MaxTokens | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**53)] = 0
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Share | None = None
@@ -79,10 +89,11 @@ class GenerationParameters(msgspec.Struct, frozen=True, kw_only=True):
             dict[TokenKey, Annotated[float, Meta(ge=-100, le=100)] | None],
             Meta(max_length=_BIAS_MAX),
         ]
+        | Annotated[list[None], Meta(max_length=0, description="None, as some clients write it.")]
         | None
     ) = None
     seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: StopString | Annotated[list[StopString], Meta(max_length=4)] | None = None
+    stop: StopString | Annotated[list[StopString], Meta(max_length=_STOPS_MAX)] | None = None
     ignore_eos: bool = False
 
     @property
@@ -97,7 +108,8 @@ class GenerationParameters(msgspec.Struct, frozen=True, kw_only=True):
 
     def _sampling(self, seed: int) -> Sampling:
         """`repetition_penalty` 0 is none, as in mlx_lm.server."""
-        bias = {int(key): value for key, value in (self.logit_bias or {}).items()}
+        given = self.logit_bias if isinstance(self.logit_bias, dict) else {}
+        bias = {int(key): value for key, value in given.items()}
         return Sampling(
             seed=seed,
             temperature=self.temperature,
@@ -154,6 +166,13 @@ class GenerationParameters(msgspec.Struct, frozen=True, kw_only=True):
             )
             for number, (prompt, sampling) in enumerate(product(prompts, [first, *others]))
         ]
+
+
+def token_limit(value: int | None, param: str) -> int | None:
+    """None = as far as the context goes. Raises InvalidValue."""
+    if value == 0:
+        raise invalid_value(param, "expected at least 1, or -1 for no limit.")
+    return None if value == -1 else value
 
 
 def derive_seed(seed: int, place: int) -> int:

@@ -228,10 +228,17 @@ class EmbeddingList(AnswerStruct):
 
 
 class Model(AnswerStruct):
+    """OpenAI's members, and what clients of local servers look for. The context is in tokens, under
+    the two names that clients know; null where it is not known before the model's first load."""
+
     id: str
     object: Literal["model"]
     created: Seconds
     owned_by: Literal["bulkhead"]
+    aliases: list[str]
+    state: str
+    context_length: Count | None
+    max_model_len: Count | None
 
 
 class ModelList(AnswerStruct):
@@ -263,6 +270,20 @@ class LastCrash(AnswerStruct):
     time: Time
 
 
+class PrefillProgress(AnswerStruct):
+    """Of the requests that have no token yet, all together."""
+
+    done_tokens: Count
+    total_tokens: Count
+
+
+class LoadProgress(AnswerStruct):
+    """Of the weights."""
+
+    done_bytes: Count
+    total_bytes: Count
+
+
 class CachedModel(AnswerStruct):
     """A model that is loading or loaded."""
 
@@ -274,9 +295,20 @@ class CachedModel(AnswerStruct):
     last_used: Time | None
     loaded_at: Time | None
     load_time_seconds: float | None
-    memory_bytes: Count
+    memory_bytes: Annotated[Count, Meta(description="What its process holds now.")]
+    charge_bytes: Annotated[Count, Meta(description="Its part of `charged_bytes`.")]
     in_flight: Count
     queued: Count
+    tokens_per_second: Annotated[
+        float, Meta(description="Of all its requests together, over the last seconds.")
+    ]
+    prefill: PrefillProgress | None
+    loading: LoadProgress | None
+    stalled_seconds: Annotated[
+        float | None,
+        Meta(description="For how long it has stood still with work to do; null = it moves."),
+    ]
+    context: Annotated[Count | None, Meta(description="Tokens.")]
     pinned: bool
     deaths: Count
     last_crash: LastCrash | None
@@ -289,8 +321,28 @@ class ConfiguredModel(AnswerStruct):
     aliases: list[str]
     source: str
     state: str
-    estimate: Count | None
-    measured: Count | None
+    estimate: Annotated[
+        Count | None, Meta(description="What its files say that it needs, with room for requests.")
+    ]
+    measured: Annotated[
+        Count | None, Meta(description="What its process held at the end of its last load.")
+    ]
+    charge_bytes: Annotated[
+        Count, Meta(description="Its part of `charged_bytes`; 0 = it has no process.")
+    ]
+    next_charge_bytes: Annotated[
+        Count | None, Meta(description="What its next load is charged; null = not known.")
+    ]
+    next_charge_source: Annotated[
+        Literal["configured", "measured", "estimated"] | None,
+        Meta(description="Where that figure comes from."),
+    ]
+    context: Annotated[
+        Count | None,
+        Meta(description="Tokens. Null if not even the model's files say it."),
+    ]
+    queued: Count
+    pinned: bool
     max_concurrency: Count | None
     learned_limit: Annotated[
         bool, Meta(description="Whether it is lower than configured after running out of memory.")
@@ -298,6 +350,10 @@ class ConfiguredModel(AnswerStruct):
     deaths: Count
     last_crash: LastCrash | None
     reason: str | None
+    retry_seconds: Annotated[
+        float | None,
+        Meta(description="Until it may be loaded again, after it has died too often."),
+    ]
 
 
 class PassedOver(AnswerStruct):

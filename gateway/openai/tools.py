@@ -9,13 +9,18 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from gateway.openai.validation import StrictStruct, check_plain, invalid_value
+from gateway.openai.validation import (
+    StrictStruct,
+    check_plain,
+    invalid_value,
+    missing_parameter,
+)
 from supervisor.errors import InvalidValue, UnsupportedValue
 from supervisor.wire.frames import Calling, Structure
 
 TOOLS_MAX = 128
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
-Name = Annotated[str, Meta(pattern=f"^{_NAME.pattern}$")]
+Name = Annotated[str, Meta(pattern=rf"^{_NAME.pattern}(?![\s\S])")]  # `$` lets a newline pass
 Schema = Annotated[dict[str, Any], Meta(description="A JSON Schema.")]
 
 
@@ -34,9 +39,11 @@ class Function(StrictStruct, frozen=True, omit_defaults=True):
 
 
 class Tool(StrictStruct, frozen=True, tag_field="type", tag="function"):
-    """A function tool. Custom tools are not supported."""
+    """A function tool. Custom tools are not supported. `cache_control` has no effect: prompts are
+    cached as it is."""
 
     function: Function
+    cache_control: dict[str, Any] | None = None
 
     def for_template(self) -> dict[str, Any]:
         """The tool as chat templates take it. Functions without parameters take an empty object."""
@@ -45,14 +52,45 @@ class Tool(StrictStruct, frozen=True, tag_field="type", tag="function"):
         return {"type": "function", "function": function}
 
 
+class AutoChoice(StrictStruct, frozen=True, tag_field="type", tag="auto"):
+    """As `"auto"`; so do Cursor and Anthropic's API write it."""
+
+
+class NoChoice(StrictStruct, frozen=True, tag_field="type", tag="none"):
+    """As `"none"`."""
+
+
+class RequiredChoice(StrictStruct, frozen=True, tag_field="type", tag="required"):
+    """As `"required"`."""
+
+
+class AnyChoice(StrictStruct, frozen=True, tag_field="type", tag="any"):
+    """As `"required"`, in Anthropic's and Mistral's word."""
+
+
+class ToolChosen(StrictStruct, frozen=True, tag_field="type", tag="tool"):
+    """As a chosen function, in Anthropic's form."""
+
+    name: str
+
+
 class ChosenFunction(StrictStruct, frozen=True):
     name: str
 
 
 class NamedChoice(StrictStruct, frozen=True, tag_field="type", tag="function"):
-    """The model must call this one function, once."""
+    """The model must call this one function, once. Its `name` may also stand beside `type`."""
 
-    function: ChosenFunction
+    function: ChosenFunction | None = None
+    name: str | None = None
+
+    def chosen(self, param: str) -> str:
+        """The function's name. Raises MissingParameter for the choice `param` that has none."""
+        if self.function is not None:
+            return self.function.name
+        if self.name is None:
+            raise missing_parameter(f"{param}.function")
+        return self.name
 
 
 class AllowedTools(StrictStruct, frozen=True):
@@ -66,7 +104,16 @@ class AllowedChoice(StrictStruct, frozen=True, tag_field="type", tag="allowed_to
     allowed_tools: AllowedTools
 
 
-ToolChoice = Literal["none", "auto", "required"] | NamedChoice | AllowedChoice
+ToolChoice = (
+    Literal["none", "auto", "required", "any"]
+    | AutoChoice
+    | NoChoice
+    | RequiredChoice
+    | AnyChoice
+    | ToolChosen
+    | NamedChoice
+    | AllowedChoice
+)
 
 
 class TextFormat(StrictStruct, frozen=True, tag_field="type", tag="text"):
@@ -121,23 +168,27 @@ def offered_tools(
     """
     tools = tools or ()
     _check_tools(tools)
-    if choice == "none":
+    if choice == "none" or isinstance(choice, NoChoice):
         return [], None
     names = tuple(tool.function.name for tool in tools)
     several = parallel is not False
     mode: Literal["auto", "required"] = "auto"
     places: tuple[int, ...] = ()
     match choice:
-        case "required":
+        case "required" | "any" | RequiredChoice() | AnyChoice():
             if not names:
                 raise InvalidValue(
                     "`tool_choice` asks for a call, but there are no `tools`.", param="tool_choice"
                 )
             mode = "required"
-        case NamedChoice(function=chosen):
-            mode, names, several = "required", _among(names, [chosen.name]), False
+        case NamedChoice():
+            chosen = choice.chosen("tool_choice")
+            mode, names, several = "required", _among(names, [chosen]), False
+        case ToolChosen(name=chosen):
+            mode, names, several = "required", _among(names, [chosen]), False
         case AllowedChoice(allowed_tools=allowed):
-            listed = [each.function.name for each in allowed.tools]
+            at = "tool_choice.allowed_tools.tools"
+            listed = [each.chosen(f"{at}[{i}]") for i, each in enumerate(allowed.tools)]
             mode, names = allowed.mode, _among(names, listed)
             places = tuple(i for i, tool in enumerate(tools) if tool.function.name in names)
             tools = [tools[i] for i in places]

@@ -12,6 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import msgspec
 
+from gateway.openai.fates import Fate, Translated, translate, unknown_parameter
 from supervisor.errors import (
     BulkheadError,
     InvalidJSON,
@@ -36,13 +37,20 @@ NESTING_MAX = 100
 """Levels of objects and arrays in what no type describes: encoders, templates and grammar compilers
 recurse into it."""
 
+_ABSENT_DEPTH = 8
+"""Levels at which absent members are looked for: deeper than any parameter of ours."""
+_LIST_MAX = 128
+_VERBATIM = frozenset({"schema", "parameters"})
+_VERBATIM_OUTSIDE = frozenset({"messages", "prompt", "input", "json_schema", "format"})
+
 
 class StrictStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of what takes no other members than its fields."""
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in `body`, without the members that are null: null means absent.
+    """The JSON object in `body`, without the members that are null, or objects of nulls alone: both
+    mean absent, at every depth but inside of a message's content and of schemas.
 
     Raises InvalidJSON, InvalidType or RequestTooLarge.
     """
@@ -56,13 +64,66 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise InvalidJSON("The body is not usable JSON: it is nested too deeply.") from None
     if not isinstance(value, dict):
         raise InvalidType("The body must be a JSON object.")
-    return {name: _integral(member) for name, member in value.items() if member is not None}
+    present = _present(value)
+    assert isinstance(present, dict)
+    if isinstance(messages := present.get("messages"), list):
+        present["messages"] = [_without_absent(each) for each in messages]
+    return present
 
 
-def _integral(value: object) -> object:
+def _without_absent(message: object) -> object:
+    """A message as it came, but for its absent members: of its content nothing is changed."""
+    if not isinstance(message, dict):
+        return message
+    return {name: each for name, each in message.items() if not _is_absent(name, each, 1)}
+
+
+def _is_absent(name: str, value: object, depth: int) -> bool:
+    """Null, or an object that holds nothing else. An empty object is one."""
+    if not isinstance(value, dict) or not value or _is_verbatim(name, depth):
+        return value is None
+    if depth == _ABSENT_DEPTH:
+        return False
+    return all(_is_absent(inner, each, depth + 1) for inner, each in value.items())
+
+
+def _present(value: object, depth: int = 0) -> object:
+    """`value` without what counts as absent, and with integral numbers as integers."""
+    if isinstance(value, float):
+        return _integral(value)
+    if depth > _ABSENT_DEPTH:
+        return value
+    if isinstance(value, list) and len(value) <= _LIST_MAX:
+        return [_present(member, depth + 1) for member in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        name: member if _is_verbatim(name, depth) else _present(member, depth + 1)
+        for name, member in value.items()
+        if not _is_absent(name, member, depth)
+    }
+
+
+def _is_verbatim(name: str, depth: int) -> bool:
+    """Whether the member holds what null is a value of, or that no parameter of ours is inside."""
+    return name in _VERBATIM or (depth == 0 and name in _VERBATIM_OUTSIDE)
+
+
+def _integral(value: float) -> float:
     """4.0 is an integer to JSON Schema, and to clients whose language has one kind of number."""
-    integral = isinstance(value, float) and value.is_integer() and abs(value) <= 2**53
-    return int(value) if integral else value  # type: ignore[call-overload]
+    return int(value) if value.is_integer() and abs(value) <= 2**53 else value
+
+
+def _all_integral(value: Any) -> Any:
+    """`value` with integral numbers as integers, at any depth."""
+    match value:
+        case float():
+            return _integral(value)
+        case list():
+            return [_all_integral(each) for each in value]
+        case dict():
+            return {name: _all_integral(each) for name, each in value.items()}
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,16 +131,30 @@ class Body(Generic[S]):
     """What an endpoint takes: the struct that validates it, and the parameters beside its fields.
 
     `harmless` ones are dropped. Those in `neutral` are dropped when their value asks for nothing,
-    and refused otherwise, as is every other: what a client asks for is never silently ignored.
+    and refused otherwise. `fates` are what becomes of parameters of other local servers. Every
+    other is refused: what a client asks for is never silently ignored.
     """
 
     kind: type[S]
     harmless: frozenset[str]
     neutral: Mapping[str, tuple[object, ...]]
+    fates: Mapping[str, Fate]
 
     def parse(self, raw: Mapping[str, Any]) -> S:
         """Raises the contract's 400 that names the parameter."""
-        return convert(self.known(raw), self.kind)
+        translated = self._translated(raw)
+        try:
+            return convert(self.known(translated.members), self.kind)
+        except BulkheadError as error:
+            raise translated.in_the_clients_words(error) from None
+
+    def ignored(self, raw: Mapping[str, Any]) -> tuple[str, ...]:
+        """The parameters of other servers that change nothing. Raises as `parse`."""
+        return tuple(self._translated(raw).ignored)
+
+    def _translated(self, raw: Mapping[str, Any]) -> Translated:
+        own = frozenset(self.kind.__struct_fields__) | self.harmless | self.neutral.keys()
+        return translate(raw, own, self.fates)
 
     def known(self, raw: Mapping[str, Any]) -> dict[str, Any]:
         """The members of `raw` that are fields. Raises UnsupportedParameter for any other."""
@@ -94,16 +169,21 @@ class Body(Generic[S]):
                         f"`{name}` is not supported by Bulkhead.", param=name
                     )
             elif name not in self.harmless:
-                raise _unknown_parameter(name[:_NAME_MAX])
+                raise unknown_parameter(name[:_NAME_MAX])
         return kept
 
 
 def convert(raw: Mapping[str, Any], kind: type[S]) -> S:
     """`raw` as the struct `kind`. Raises the contract's error for the first thing that is off."""
     try:
-        return msgspec.convert(raw, kind)
+        try:
+            return msgspec.convert(raw, kind)
+        except msgspec.ValidationError as error:
+            if not str(error).startswith("Expected `int"):
+                raise
+            return msgspec.convert(_all_integral(raw), kind)  # lists of token ids, mostly
     except msgspec.ValidationError as error:
-        raise translate(str(error)) from None
+        raise contract_error(str(error)) from None
     except RecursionError:
         raise InvalidJSON("The body is not usable JSON: it is nested too deeply.") from None
 
@@ -114,10 +194,6 @@ def invalid_value(param: str, why: str) -> InvalidValue:
 
 def missing_parameter(param: str) -> MissingParameter:
     return MissingParameter(f"Missing required parameter: `{param}`.", param=param)
-
-
-def _unknown_parameter(param: str) -> UnsupportedParameter:
-    return UnsupportedParameter(f"Unknown parameter: `{param}`.", param=param)
 
 
 def check_plain(value: object, param: str) -> None:
@@ -142,7 +218,7 @@ def check_plain(value: object, param: str) -> None:
     raise invalid_value(param, f"nested deeper than {NESTING_MAX} levels.")
 
 
-def translate(message: str) -> BulkheadError:
+def contract_error(message: str) -> BulkheadError:
     """msgspec's error message as the contract's error.
 
     Null means absent at every depth. Optional members take it: where it does not fit, a required
@@ -154,7 +230,7 @@ def translate(message: str) -> BulkheadError:
     if missing := _MISSING.match(sentence):
         return missing_parameter(_join(path, missing["name"]))
     if unknown := _UNKNOWN.match(sentence):
-        return _unknown_parameter(_join(path, unknown["name"][:_NAME_MAX]))
+        return unknown_parameter(_join(path, unknown["name"][:_NAME_MAX]))
     at = path or None
     label = f"`{path}`" if path else "the body"
     if wrong := _TYPE.match(sentence):

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from supervisor.machine.readers import MachineMemory
+from supervisor.processes.activity import Activity
 from supervisor.scheduler import refusals
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Model
@@ -36,12 +37,18 @@ def render_health(
     version: str,
     last_crash: Callable[[str], CrashBrief | None] = lambda model: None,
     passed_over: Sequence[Mapping[str, Any]] = (),
+    *,
+    now: float = 0.0,
+    footprint: Callable[[str, int], int | None] = lambda model, generation: None,
+    activity: Callable[[str, int], Activity] = lambda model, generation: Activity(),
 ) -> bytes:
     """The object as JSON, in the shape that docs/api.md describes.
 
     `sources` are the models' by name; `spare` is the spare worker's state; `clock_offset` turns the
     pool's monotonic times into epoch seconds; `last_crash` gives a model's, None = it has had none;
-    `passed_over` is what the Hugging Face cache has besides.
+    `passed_over` is what the Hugging Face cache has besides. `now` is the pool's time. Of an
+    incarnation `footprint` gives the bytes that it was last seen to hold, and `activity` what it
+    does.
     """
 
     def iso(at: float | None) -> str | None:
@@ -54,20 +61,32 @@ def render_health(
         return None if last is None else {"id": last.id, "cause": last.cause, "time": last.time}
 
     def cached(model: Model) -> dict[str, Any]:
+        worker, does = model.current, activity(*model.current.key)
+        done, total = worker.loading
         return {
             "name": model.name,
             "state": model.state,
-            "pid": model.current.pid,
+            "pid": worker.pid,
             "generation": model.generation,
             "use_count": model.use_count,
             "last_used": iso(model.last_used),
-            "loaded_at": iso(model.current.loaded_at),
+            "loaded_at": iso(worker.loaded_at),
             "load_time_seconds": None
             if model.load_seconds is None
             else round(model.load_seconds, 3),
-            "memory_bytes": model.current.memory_bytes,
+            "memory_bytes": footprint(*worker.key) or worker.memory_bytes,
+            "charge_bytes": ledger.of(worker.key),
             "in_flight": len(model.granted),
             "queued": len(model.waiting),
+            "tokens_per_second": round(does.tokens_per_second, 1),
+            "prefill": {"done_tokens": does.prefilled, "total_tokens": does.to_prefill}
+            if does.to_prefill
+            else None,
+            "loading": {"done_bytes": min(done, total), "total_bytes": total}
+            if total and model.state is State.LOADING
+            else None,
+            "stalled_seconds": None if does.stalled is None else round(does.stalled, 1),
+            "context": worker.context or model.spec.context or None,
             "pinned": model.pinned,
             "deaths": model.deaths,
             "last_crash": crash(model),
@@ -79,13 +98,22 @@ def render_health(
             "aliases": model.spec.aliases,
             "source": sources[model.name],
             "state": model.state,
-            "estimate": model.spec.memory_bytes or model.spec.estimate_bytes or None,
-            "measured": model.learned_bytes,
+            "estimate": model.spec.estimate_bytes or None,
+            "measured": model.measured_bytes,
+            "charge_bytes": 0 if model.worker is None else ledger.of(model.worker.key),
+            "next_charge_bytes": model.size or None,
+            "next_charge_source": model.size_source if model.size else None,
+            "context": (model.worker and model.worker.context) or model.spec.context or None,
+            "queued": len(model.waiting),
+            "pinned": model.pinned,
             "max_concurrency": model.concurrency or None,
             "learned_limit": model.learned_limit is not None,
             "deaths": model.deaths,
             "last_crash": crash(model),
             "reason": model.reason or _unserved(model, state),
+            "retry_seconds": None
+            if model.crashed_until is None
+            else round(max(0.0, model.crashed_until - now), 1),
         }
 
     ledger, models = state.ledger, list(state.models.values())

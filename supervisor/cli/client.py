@@ -14,6 +14,7 @@ from urllib.parse import quote, urlsplit
 
 from supervisor.config.files import read_api_keys
 from supervisor.config.rules import ConfigError
+from supervisor.layout import one_line
 from supervisor.state.address import Unreadable, find
 
 _SECONDS = 15.0
@@ -32,7 +33,7 @@ class Refusal(Exception):
 
 def fail(message: str, status: int = 1) -> NoReturn:
     """End the command with one line on stderr and this exit status."""
-    print(f"bulkhead: {message}", file=sys.stderr)
+    print(f"bulkhead: {one_line(message)}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -77,9 +78,9 @@ class Client:
         client = cls.of_url(address.url, environ)
         return cls(client.host, client.port, key)
 
-    def health(self) -> dict[str, Any]:
+    def health(self, seconds: float = _SECONDS) -> dict[str, Any]:
         """The state of the server. Raises Unreachable or Refusal."""
-        answer = self._ask("GET", "/", _SECONDS)
+        answer = self._ask("GET", "/", seconds)
         if "error" in answer:  # a 503 is either the state, which says so, or an error
             raise Refusal(_told(answer))
         return answer
@@ -107,7 +108,9 @@ class Client:
 
     def _ask(self, method: str, path: str, seconds: float) -> dict[str, Any]:
         with self._send(method, path, seconds) as response:
-            answer: dict[str, Any] = json.loads(response.read())
+            answer = json.loads(response.read())
+            if not isinstance(answer, dict):
+                raise ValueError("no object")
             return answer
 
     @contextmanager

@@ -8,20 +8,23 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
+from supervisor.cli import output
 from supervisor.cli.client import Client, Refusal, Unreachable, fail
-from supervisor.cli.doctor import passed_over_lines
+from supervisor.cli.health import Health, parse
+from supervisor.cli.views import models_lines, status_lines
 from supervisor.config.files import resolve_state_dir
 from supervisor.config.rules import ConfigError
 from supervisor.crashes import view
 from supervisor.crashes.store import Store, Unreadable
+from supervisor.layout import fold, one_line, visible
 from supervisor.state.paths import StateDir
 from supervisor.units import gigabytes
 from supervisor.wire.crash import CrashList, CrashReport
@@ -36,9 +39,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print what the server says
 AsAnyJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CrashId = Annotated[str, typer.Argument(metavar="ID", help="A report's id; without, all of them.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A model's name or alias.")]
-_PIPE_COLUMNS = 1000
-_NUMBERS = ("memory", "in flight", "queued", "uses", "deaths", "estimate", "measured")
-"""Columns that are."""
+Watch = Annotated[bool, typer.Option("--watch", help="Show it anew until Ctrl-C.")]
+Seconds = Annotated[
+    float | None, typer.Argument(metavar="SECONDS", help="With --watch: between two looks [2].")
+]
+_WATCH_SECONDS, _WATCH_MIN, _WATCH_MAX = 2.0, 0.1, 86_400.0
+_LOOK_SECONDS = 5.0
+"""For an answer, while there will be another look."""
 T = TypeVar("T")
 
 
@@ -54,77 +61,51 @@ def add_to(app: typer.Typer) -> None:
     app.command("crashes", help="Show what crashed and why; with an ID, the whole report.")(crashes)
 
 
-def status(url: Url = None, state_dir: StateDirectory = None, as_json: AsJson = False) -> None:
-    health = _ask(lambda: _client(url, state_dir).health())
-    if as_json:
-        print(json.dumps(health, indent=2))
+def status(
+    seconds: Seconds = None,
+    url: Url = None,
+    state_dir: StateDirectory = None,
+    as_json: AsJson = False,
+    watch: Watch = False,
+) -> None:
+    if not watch:
+        if seconds is not None:
+            raise typer.BadParameter("SECONDS needs --watch")
+        _show(_client(url, state_dir), status_lines, lambda said: said, as_json=as_json)
         return
-    console = _console()
-    console.print(_memory_line(health))
-    table = _table("model", "state", "memory", "in flight", "queued", "uses", "deaths", "")
-    by_name = {entry["name"]: entry for entry in health["models"]}
-    for entry in health["cached_models"]:
-        table.add_row(
-            f"{entry['name']}#{entry['generation']}",
-            entry["state"],
-            _size(entry["memory_bytes"]),
-            str(entry["in_flight"]),
-            str(entry["queued"]),
-            str(entry["use_count"]),
-            str(entry["deaths"]),
-            "pinned" if entry["pinned"] else "",
-        )
-        by_name.pop(entry["name"], None)
-    for entry in by_name.values():
-        if entry["deaths"] or entry["reason"]:
-            row = (entry["name"], entry["state"], "", "", "", "", str(entry["deaths"]))
-            table.add_row(*row, entry["reason"] or "")
-    if table.row_count:
-        console.print(table)
-    else:
-        console.print("no model is loaded")
+    pause = _WATCH_SECONDS if seconds is None else seconds
+    if not _WATCH_MIN <= pause <= _WATCH_MAX:
+        raise typer.BadParameter(f"SECONDS must be from {_WATCH_MIN:g} to {_WATCH_MAX:g}")
+    # A server that is started anew may have another address; a URL that is none never gets right.
+    fixed = None if url is None else _client(url, None)
+    output.watch(partial(_look, fixed, state_dir, as_json), pause)
 
 
 def models(url: Url = None, state_dir: StateDirectory = None, as_json: AsJson = False) -> None:
-    health = _ask(lambda: _client(url, state_dir).health())
-    if as_json:
-        print(json.dumps(health["models"], indent=2))
-        return
-    table = _table("model", "aliases", "state", "estimate", "measured", "source", "")
-    for entry in health["models"]:
-        table.add_row(
-            entry["name"],
-            ", ".join(entry["aliases"]),
-            entry["state"],
-            _size(entry["estimate"]),
-            _size(entry["measured"]),
-            entry["source"],
-            entry["reason"] or _limit(entry),
-        )
-    _console().print(table)
-    print("".join(f"{line}\n" for line in passed_over_lines(health)), end="")
+    client = _client(url, state_dir)
+    _show(client, models_lines, lambda said: said.get("models", []), as_json=as_json)
 
 
 def load(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:
     client = _client(url, state_dir)
     with _load_progress(client):
         done = _ask(lambda: client.manage(name, "load"))
-    print(f"{done['id']} is {done['state']}")
+    print(f"{visible(done['id'])} is {done['state']}")
 
 
 def unload(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:
     done = _ask(lambda: _client(url, state_dir).manage(name, "unload"))
-    print(f"{done['id']} is {done['state']}")
+    print(f"{visible(done['id'])} is {done['state']}")
 
 
 def pin(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:
     done = _ask(lambda: _client(url, state_dir).manage(name, "pin"))
-    print(f"{done['id']} is pinned")
+    print(f"{visible(done['id'])} is pinned")
 
 
 def unpin(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:
     done = _ask(lambda: _client(url, state_dir).manage(name, "unpin"))
-    print(f"{done['id']} is no longer pinned")
+    print(f"{visible(done['id'])} is no longer pinned")
 
 
 def crashes(
@@ -140,17 +121,54 @@ def crashes(
         root = _ask(lambda: resolve_state_dir(state_dir, os.environ))
         told = _ask(lambda: _crashes_in(root, crash_id))
     if as_json:
-        print(msgspec.json.format(told, indent=2).decode())
+        output.write(msgspec.json.format(told, indent=2).decode() + "\n")
     elif crash_id:
         report = msgspec.json.decode(told, type=CrashReport)
-        _console().print(view.crash_text(report), end="", soft_wrap=True)
+        output.show(lambda width: view.crash_lines(report, width))
     elif found := msgspec.json.decode(told, type=CrashList).crashes:
-        _console().print(view.crash_table(found))
+        output.show(lambda width: view.crash_table(found, width))
     else:
         print("nothing has crashed")
 
 
 # ── their parts ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _show(
+    client: Client,
+    lines: Callable[[Health, int | None], list[Text]],
+    part: Callable[[dict[str, Any]], Any],
+    *,
+    as_json: bool,
+) -> None:
+    """What the server says, as `lines` or, that `part` of it, as JSON."""
+    said = _ask(client.health)
+    if as_json:
+        output.write(json.dumps(part(said), indent=2) + "\n")
+        return
+    health = _ask(lambda: _parsed(said))
+    output.show(partial(lines, health))
+
+
+def _look(
+    fixed: Client | None, state_dir: Path | None, as_json: bool, width: int | None
+) -> list[Text]:
+    """The status, or why there is none: the server may be on its way back."""
+    try:
+        client = fixed or _of_state(state_dir)
+        said = client.health(_LOOK_SECONDS)
+        return [Text(json.dumps(said))] if as_json else status_lines(_parsed(said), width)
+    except (Unreachable, Refusal, ConfigError) as error:
+        told = f"bulkhead: {error}; trying again"
+        return [Text(line, "red") for line in fold(one_line(told), width)]
+
+
+def _parsed(said: dict[str, Any]) -> Health:
+    """Raises Unreachable."""
+    try:
+        return parse(said)
+    except msgspec.ValidationError as error:
+        raise Unreachable(f"the server gave an answer that is not Bulkhead's: {error}") from None
 
 
 @contextlib.contextmanager
@@ -171,18 +189,19 @@ def _show_loads(client: Client) -> None:
         for event in client.events():
             if event is not None and event.get("event") == "loading":
                 done, total = event["done_bytes"], event["total_bytes"]
-                text = f"{event['model']}: {_size(done)} of {_size(total)}"
+                text = f"{visible(event['model'])}: {gigabytes(done)} of {gigabytes(total)}"
                 print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _client(url: str | None, state_dir: Path | None) -> Client:
-    def found() -> Client:
-        if url is not None:
-            return Client.of_url(url, os.environ)
-        root = resolve_state_dir(state_dir, os.environ)
-        return Client.of_state(root, os.environ)
+    if url is not None:
+        return _ask(lambda: Client.of_url(url, os.environ))
+    return _ask(lambda: _of_state(state_dir))
 
-    return _ask(found)
+
+def _of_state(state_dir: Path | None) -> Client:
+    """Raises Unreachable."""
+    return Client.of_state(resolve_state_dir(state_dir, os.environ), os.environ)
 
 
 def _crashes_in(root: Path, crash_id: str) -> bytes:
@@ -207,48 +226,3 @@ def _ask(question: Callable[[], T]) -> T:
         return question()
     except (Unreachable, Refusal, ConfigError) as error:
         fail(str(error))
-
-
-def _memory_line(health: dict[str, Any]) -> str:
-    memory = health["memory"]
-    budget = memory["budget_bytes"]
-    used = memory["used_percent"]
-    parts = [
-        f"{health['status']}, Bulkhead {health['version']}",
-        f"models are charged {_size(memory['charged_bytes'])}"
-        + (f" of {_size(budget)}" if budget is not None else ""),
-    ]
-    if memory["physical_bytes"] is not None and used is not None:
-        parts.append(f"{used:.0f} % of {_size(memory['physical_bytes'])} RAM in use")
-    if memory["level"] not in (None, "normal"):
-        parts.append(f"memory pressure is {memory['level']}")
-    if memory.get("spare", "off") != "off":
-        parts.append(f"spare worker {memory['spare']}")
-    if memory.get("stranded_bytes"):
-        lost = _size(memory["stranded_bytes"])
-        parts.append(f"{memory['advice']}, {lost}")
-    return "; ".join(parts)
-
-
-def _limit(model: dict[str, Any]) -> str:
-    if not model.get("learned_limit"):
-        return ""
-    return f"at most {model['max_concurrency']} at once: it ran out of memory"
-
-
-def _size(value: int | None) -> str:
-    return "" if value is None else gigabytes(value)
-
-
-def _console() -> Console:
-    """Prints names and reasons as they are, brackets and colons too. Into a pipe nothing is cut."""
-    width = None if sys.stdout.isatty() else _PIPE_COLUMNS
-    return Console(highlight=False, markup=False, emoji=False, width=width)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        justify: Literal["left", "right"] = "right" if column in _NUMBERS else "left"
-        table.add_column(column, justify=justify, no_wrap=True)
-    return table

@@ -71,7 +71,7 @@ def serve(
             "--model",
             metavar="NAME=SOURCE",
             help="Serve SOURCE, a folder, a Hugging Face repo in the local cache, or `demo`, as "
-            "NAME. Repeatable.",
+            "NAME; without NAME= under its own. Repeatable.",
         ),
     ] = None,
     host: Annotated[

@@ -5,10 +5,15 @@ Only what a table cannot hold is checked here: the merged tables go through the 
 
 import re
 from collections.abc import Mapping
+from pathlib import PurePath
 
 import msgspec
 
 from supervisor.config.rules import ConfigError, dotted, quote
+
+_PATHS = ("/", "./", "../", "~")
+_SNAPSHOT = re.compile(r"/models--([^/]+)--([^/]+)/snapshots/[^/]+/*$")
+"""A folder of the Hugging Face cache, whose last part is a revision."""
 
 
 class Overrides(msgspec.Struct, frozen=True, kw_only=True):
@@ -23,11 +28,27 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def parse_model_flag(text: str) -> tuple[str, str]:
-    """Name and source of `--model NAME=SOURCE`; the source may hold further `=`. ConfigError."""
+    """Name and source of `--model NAME=SOURCE`, whose source may hold further `=`, or of a source
+    alone: a repo's id and `demo` are their own names, a folder goes by its last part. ConfigError.
+    """
     name, equals, source = text.partition("=")
-    if not (equals and name and source):
-        raise ConfigError(f"--model: expected NAME=SOURCE, got {quote(text)}")
+    if not equals or text.startswith(_PATHS):
+        name, source = _own_name(text), text
+    if not (name and source):
+        raise ConfigError(
+            "--model: expected NAME=SOURCE, or ORG/NAME, the path of a folder or demo alone, got "
+            f"{quote(text)}"
+        )
     return name, source
+
+
+def _own_name(source: str) -> str:
+    """What a source is called that nobody has given a name; "" where there is no telling."""
+    if source.startswith(_PATHS):
+        if snapshot := _SNAPSHOT.search(source):
+            return "/".join(snapshot.groups())
+        return "" if PurePath(source).name in ("..", "~") else PurePath(source).name
+    return source.rstrip("/") if source == "demo" or "/" in source.strip("/") else ""
 
 
 def merge(

@@ -112,6 +112,11 @@ class CrashCollector:
             if size is not None:
                 process.footprint.append((now, size))
 
+    def footprint(self, model: str, generation: int) -> int | None:
+        """Bytes that a worker's process held at the last sample; None before the first."""
+        process = self._processes.get((model, generation))
+        return process.footprint[-1][1] if process is not None and process.footprint else None
+
     def diagnose(
         self, name: str, generation: int, how: str, *, kill_reason: str = ""
     ) -> Death | None:
@@ -210,7 +215,7 @@ class CrashCollector:
                     name=model.name,
                     generation=model.generation,
                     state=model.state.value,
-                    memory_bytes=model.current.memory_bytes,
+                    memory_bytes=self.footprint(*model.current.key) or model.current.memory_bytes,
                     in_flight=len(model.granted),
                     queued=len(model.waiting),
                 )

@@ -5,46 +5,75 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 
-from rich.table import Table
+from rich.text import Text
 
+from supervisor.layout import Column, Room, Row, fold, one_line, table, visible
 from supervisor.units import gigabytes
 from supervisor.wire.crash import CrashBrief, CrashReport, InFlight, Sample
 
+_COLUMNS = (
+    Column("time"),
+    Column("what"),
+    Column("id"),
+    Column("cause", room=Room.ELSE_BELOW),
+    Column("what to do", room=Room.ELSE_BELOW),
+)
+_LABEL = 14
+"""Characters of a label with the blanks around it."""
 _REQUESTS_SHOWN = 20
 _SAMPLES_SHOWN = (60, 30, 10, 5, 2, 0)
 """Seconds before the death of which the memory is shown."""
 
 
-def crash_table(crashes: Iterable[CrashBrief]) -> Table:
-    """One row a report."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("time", "what", "id", "cause"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("what to do")
-    for crash in crashes:
-        row = (_time(crash.time), _name(crash), crash.id, f"{crash.how}, {crash.cause}")
-        table.add_row(*row, crash.advice)
-    return table
+def crash_table(crashes: Iterable[CrashBrief], width: int | None) -> list[Text]:
+    """One row a report. `width` is the terminal's, None = a pipe, see `supervisor.layout`."""
+    rows = [
+        Row(
+            (
+                _time(crash.time),
+                _name(crash),
+                crash.id,
+                f"{crash.how}, {crash.cause}",
+                one_line(crash.advice),
+            )
+        )
+        for crash in crashes
+    ]
+    return table(_COLUMNS, rows, width, name=1)
 
 
-def crash_text(report: CrashReport) -> str:
+def crash_lines(report: CrashReport, width: int | None) -> list[Text]:
     """All of a report, in paragraphs."""
-    return "\n\n".join("\n".join(part) for part in _parts(report) if part) + "\n"
+    head, *parts = ([visible(line) for line in part] for part in _parts(report) if part)
+    lines = [*fold(head[0], width, rest="  ")]
+    for line in head[1:]:
+        lines += fold(line[_LABEL:], width, line[:_LABEL])
+    for part in parts:
+        lines.append("")
+        for line in part:
+            indent = line[: len(line) - len(line.lstrip())]
+            lines += fold(line.lstrip(), width, indent, f"{indent}  ")
+    return [Text(line) for line in lines]
 
 
 def _parts(report: CrashReport) -> Iterator[list[str]]:
     yield [
         f"{_name(report)} died ({report.how}: {report.summary})",
-        f"  what to do  {report.advice}",
-        f"  time        {_time(report.time)}, after {report.uptime_seconds:,.0f} s, {report.phase}",
-        f"  cause       {report.cause}" + _traits(report),
+        *_labelled("what to do", report.advice),
+        *_labelled(
+            "time",
+            f"{_time(report.time)}, after {report.uptime_seconds:,.0f} s, {report.phase}",
+        ),
+        *_labelled("cause", report.cause + _traits(report)),
         *_labelled("said", report.line),
         *_labelled("exception", report.exception),
         *_labelled("killed for", report.put_down),
         *_labelled("kernel", report.oom_record),
         *_labelled("macOS", report.ips),
-        f"  process     pid {report.pid}, its stderr is {report.stderr_file}",
-        f"  versions    {', '.join(f'{name} {value}' for name, value in report.versions.items())}",
+        *_labelled("process", f"pid {report.pid}, its stderr is {report.stderr_file}"),
+        *_labelled(
+            "versions", ", ".join(f"{name} {value}" for name, value in report.versions.items())
+        ),
     ]
     yield _requests(report)
     yield _memory(report)
@@ -114,7 +143,7 @@ def _at(samples: Sequence[Sample], seconds: float) -> int | None:
 
 
 def _labelled(label: str, text: str | None) -> list[str]:
-    return [] if text is None else [f"  {label:<10}  {text}"]
+    return [] if text is None else [f"  {label:<10}  {one_line(text)}"]
 
 
 def _titled(title: str, lines: list[str]) -> list[str]:
@@ -122,7 +151,7 @@ def _titled(title: str, lines: list[str]) -> list[str]:
 
 
 def _indented(text: str) -> list[str]:
-    return [f"  {line}" for line in text.splitlines()]
+    return [f"  {line.expandtabs()}" for line in text.splitlines()]
 
 
 def _name(crash: CrashBrief) -> str:

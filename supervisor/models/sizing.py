@@ -45,10 +45,12 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes. `headroom` is the part of `estimate` that a load does not touch yet."""
+    """Bytes. `headroom` is the part of `estimate` that a load does not touch yet. `context` is in
+    tokens, as files and configuration say it; 0 = neither does."""
 
     estimate: int = 0
     headroom: int = 0
+    context: int = 0
 
 
 class Sizing:
@@ -172,6 +174,7 @@ class Sizing:
         return Look(stamp, fingerprint or (problem,), place, problem, need)
 
     def _need(self, name: str, found: Estimate) -> Need:
+        known = [size for size in (self._catalog.models[name].context, found.context) if size]
         context = self._catalog.models[name].context or found.context or _LONG_TOKENS
         typical = min(context, _TYPICAL_TOKENS)
         total = max(
@@ -181,4 +184,4 @@ class Sizing:
         if self.budget is not None:
             least = found.total(typical, 1)
             total = max(least, min(total, int(self.budget * _BUDGET_SHARE)))
-        return Need(total, total - found.loaded)
+        return Need(total, total - found.loaded, min(known, default=0))

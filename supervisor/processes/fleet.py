@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -22,6 +22,7 @@ from supervisor import background
 from supervisor.config.schema import ModelSettings
 from supervisor.models.catalog import Catalog
 from supervisor.models.sources import SourceError
+from supervisor.processes.activity import Activity, Meter
 from supervisor.processes.launcher import Child, Launcher
 from supervisor.processes.spare import ROLE, Spare
 from supervisor.processes.watchdog import Watchdog
@@ -82,6 +83,7 @@ class _Running:
     generation: int
     process: WorkerProcess
     watchdog: Watchdog
+    meter: Meter = field(default_factory=Meter)
     outputs: int = 0
     """Made so far, by the last check."""
     listening: asyncio.Task[None] | None = None
@@ -246,9 +248,17 @@ class Fleet:
         reading = None if worker is None else self._read(worker)
         if worker is None or reading is None:
             return
+        worker.meter.feed(reading, now, awaited=awaited)
         how = worker.watchdog.check(reading, now, awaited=awaited)
         if how is not None:
             self._listener.worker_stalled(model, generation, how)
+
+    def activity(self, model: str, generation: int) -> Activity:
+        """What a worker did by the last check; nothing where there is no such process."""
+        worker = self._workers.get((model, generation))
+        if worker is None:
+            return Activity()
+        return worker.meter.activity(worker.watchdog.standstill)
 
     def _read(self, worker: _Running) -> progress.Reading | None:
         """Its progress record. Tells that there is new output."""
@@ -335,7 +345,7 @@ class Fleet:
                         )
                 case frames.Ready():
                     log.info(
-                        "worker %s ready: %d MB, context %d tokens",
+                        "worker %s ready: MLX holds %d MB, context %d tokens",
                         worker.name,
                         frame.memory_bytes // 10**6,
                         frame.context,

@@ -19,6 +19,11 @@ _STALL_MIN = 1.0
 _PATIENCE = 10
 """A step may take this many times the longest recent step; the preparation of a request, which is
 one piece however long the prompt, this many times what a step may take."""
+_SHOWN_LOOP, _SHOWN_STEP = 5.0, 15.0
+"""A loop or a step that has stood still for so long, and for three times the longest recent step,
+is shown as stalled, long before the process is killed for it. The first chunk of a large model's
+prefill may take ten seconds, and its event loop turns meanwhile."""
+_SHOWN_STEPS = 3
 _STEP_MAX = 300.0
 """Seconds of a recent step that are believed."""
 
@@ -49,6 +54,9 @@ class Watchdog:
         self._stall = max(stall_seconds, _STALL_MIN)
         self._last_check: float | None = None
         self._step, self._loop, self._prompt = _Clock(), _Clock(), _Clock()
+        self.standstill: float | None = None
+        """Seconds for which what should move had not moved at the last check, once that is so long
+        that people want to know of it; None = it moves, or has nothing to do."""
 
     def check(self, reading: Reading, now: float, *, awaited: bool) -> str | None:
         """What has stalled, in words; None = nothing. `awaited`: a request waits for the process.
@@ -61,6 +69,17 @@ class Watchdog:
         loop = self._loop.age(reading.beats, now, restart=late)
         prompt = self._prompt.age((reading.preparing, reading.prepared), now, restart=late)
         limit = max(self._stall, _PATIENCE * min(reading.longest, _STEP_MAX))
+        usual = _SHOWN_STEPS * min(reading.longest, _STEP_MAX)
+        stands = [
+            age
+            for moves, age, long in (
+                (reading.begun == reading.ended, step, _SHOWN_STEP),
+                (not awaited, loop, _SHOWN_LOOP),
+                (reading.preparing == reading.prepared, prompt, _SHOWN_STEP),
+            )
+            if not moves and age >= min(limit, max(long, usual))
+        ]
+        self.standstill = max(stands, default=None)
         if reading.begun != reading.ended and step > limit:
             return f"its generation thread has been in one step for {step:.1f} s"
         if awaited and loop > limit:

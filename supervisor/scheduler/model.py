@@ -46,6 +46,8 @@ class Spec:
     """Seconds idle before it is unloaded, 0 = never."""
     fallback: str = ""
     """Name or alias of the model that serves its requests while it is unavailable."""
+    context: int = 0
+    """Tokens, before a worker has told them; 0 = unknown. For people and clients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,6 +207,8 @@ class Worker:
     idle_since: float = 0.0
     """When it became ready, or a request in it ended last."""
     place_freed_at: float | None = None
+    loading: tuple[int, int] = (0, 0)
+    """Bytes of its weights in memory so far and in all, while it loads; 0 of 0 = not known yet."""
     memory_bytes: int = 0
     """Measured at the end of its load."""
     context: int = 0
@@ -270,6 +274,8 @@ class Model:
     """Uses of all models when `frequency` was right."""
     pace: float | None = None
     """Seconds between two places that become free, smoothed; None until known."""
+    measured_bytes: int | None = None
+    """What its process held at the end of its last load; survives unloads."""
     learned_bytes: int | None = None
     """What the last load was found to need, with room for requests; survives unloads."""
     deaths: int = 0

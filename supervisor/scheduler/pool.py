@@ -205,20 +205,22 @@ class Pool:
         return self.planner.settle(now)
 
     def changed(self, name: str) -> None:
-        """The files of a model that can't be loaded, or keeps dying, are not what they were, or a
-        person asks for it: it may be tried again."""
+        """The files of a model that has failed are others, or a person asks: it may be tried."""
         self.workers.forget_crashes(self.models[name])
 
     def estimated(
-        self, name: str, estimate_bytes: int, headroom_bytes: int, now: float
+        self, name: str, estimate_bytes: int, headroom_bytes: int, now: float, context: int = 0
     ) -> list[Effect]:
-        """The model's files need so much from its next load on; of it, a load leaves so much
-        untouched. What was learned of other files counts no longer."""
+        """The model's next load needs so much, and leaves so much of it untouched; what was learned
+        of other files counts no longer. `context` is in tokens."""
         model = self.models[name]
         if estimate_bytes != model.spec.estimate_bytes:
-            model.learned_bytes = None
+            model.measured_bytes = model.learned_bytes = None
         model.spec = replace(
-            model.spec, estimate_bytes=estimate_bytes, headroom_bytes=headroom_bytes
+            model.spec,
+            estimate_bytes=estimate_bytes,
+            headroom_bytes=headroom_bytes,
+            context=context,
         )
         return self.planner.settle(now)
 
@@ -253,10 +255,11 @@ class Pool:
         if model is not None:
             model.current.pid = pid
 
-    def loading(self, name: str, generation: int, now: float) -> None:
-        """The load made progress: its deadline starts anew."""
+    def loading(self, name: str, generation: int, now: float, read: int = 0, of: int = 0) -> None:
+        """The load made progress, to `read` bytes `of` so many: its deadline starts anew."""
         model = self.state.living(name, generation)
         if model is not None and model.state is State.LOADING:
+            model.current.loading = (read, of)
             model.current.deadline = now + self.state.limits.load_stall
 
     def ready(

@@ -44,7 +44,7 @@ class Workers:
         room, budget = model.spec.headroom_bytes, self._state.ledger.budget
         if budget is not None:
             room = max(0, min(room, budget - measured))
-        model.learned_bytes = measured + room
+        model.measured_bytes, model.learned_bytes = measured, measured + room
 
     # ── the ways to its end ──────────────────────────────────────────────────────────────────────
 

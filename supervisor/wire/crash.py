@@ -53,7 +53,7 @@ class MachineSample(CrashStruct, frozen=True, kw_only=True):
 
 
 class LoadedModel(CrashStruct, frozen=True, kw_only=True):
-    """A model that had a process at that moment."""
+    """A model that had a process at that moment, and the bytes that it held."""
 
     name: str
     generation: Count

@@ -20,10 +20,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NoReturn
 
-_LAYOUT = struct.Struct("=6Qd")
+_LAYOUT = struct.Struct("=6Qd3Q")
 SIZE = _LAYOUT.size
 """Bytes."""
-_BEATS, _BEGUN, _ENDED, _OUTPUTS, _PREPARING, _PREPARED, _LONGEST = range(7)
+(
+    _BEATS,
+    _BEGUN,
+    _ENDED,
+    _OUTPUTS,
+    _PREPARING,
+    _PREPARED,
+    _LONGEST,
+    _TOKENS,
+    _PREFILLED,
+    _TO_PREFILL,
+) = range(10)
 BEAT_SECONDS = 0.25
 """Between two beats of an event loop."""
 _HALF_LIFE = 1800.0
@@ -48,6 +59,12 @@ class Reading:
     """And has ended."""
     longest: float = 0.0
     """Seconds of the longest recent step."""
+    tokens: int = 0
+    """Of the outputs, those that are tokens."""
+    prefilled: int = 0
+    """Prompt tokens that are done, of the requests that have no token yet."""
+    to_prefill: int = 0
+    """And all that these have."""
 
     @classmethod
     def decode(cls, content: bytes | bytearray) -> Reading:
@@ -127,9 +144,15 @@ class ProgressRecord:
         self._seconds[_LONGEST] = self._longest
         self._counts[_ENDED] += 1
 
-    def made(self, outputs: int) -> None:
-        """So many tokens, vectors or ends more."""
+    def made(self, outputs: int, tokens: int) -> None:
+        """So many tokens, vectors or ends more; so many of them are tokens."""
         self._counts[_OUTPUTS] += outputs
+        self._counts[_TOKENS] += tokens
+
+    def prefilling(self, done: int, total: int) -> None:
+        """Prompt tokens done and in all, of the requests that have no token yet."""
+        self._counts[_PREFILLED] = done
+        self._counts[_TO_PREFILL] = total
 
     # ── the prompt thread ────────────────────────────────────────────────────────────────────────
 

@@ -161,7 +161,7 @@ def test_the_command_asks_a_server_or_reads_its_files(server: Server, tmp_path: 
     told = crashes(*here).stdout
     head, *lines = rows(told)
     assert head[:4] == ["time", "what", "id", "cause"]
-    assert sorted(line[2] for line in lines) == sorted(["gateway", *(f"{n}#1" for n in ENDS)])
+    assert sorted(line[1] for line in lines) == sorted(["gateway", *(f"{n}#1" for n in ENDS)])
     assert crashes("--url", server.url).stdout == told
     as_json = json.loads(crashes("--json", *here).stdout)
     assert as_json == {"crashes": listing(server)}
@@ -204,10 +204,10 @@ def test_reports_outlive_the_server_and_are_known_to_the_next(tmp_path: Path) ->
             assert server.process.wait() == 0
             stop.open()
         (told,) = rows(crashes("--state-dir", str(tmp_path / "s")).stdout)[1:]
-        assert told[2:6] == ["m#1", told[3], "SIGKILL,", "killed"]
+        assert told[1:4] == ["m#1", told[2], "SIGKILL, killed"]
         with serving(tmp_path / "s", scripted=True, config=config) as server:
             (entry,) = server.health()["models"]
-            assert (entry["deaths"], entry["last_crash"]["id"]) == (0, told[3])
+            assert (entry["deaths"], entry["last_crash"]["id"]) == (0, told[2])
 
 
 def test_what_became_of_those_inside(tmp_path: Path) -> None:

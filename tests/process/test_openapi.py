@@ -32,6 +32,7 @@ from gateway.openai import schemas
 from gateway.openai.document import ROUTES, document
 from supervisor.config.schema import ServerSettings
 from tests.helpers.serving import DEADLINE, Server, serving
+from tests.property.openapi import st_run
 
 POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
 GETS = ["/v1/models", "/v1/models/{id}", "/health", "/"]
@@ -248,6 +249,14 @@ def test_what_is_read_is_as_the_document_says(path: str, schema: Any, server: Se
         conforms(case, server)
 
     run()
+
+
+def test_the_document_holds_under_all_checks(server: Server, tmp_path: Path) -> None:
+    """The short form of `python -m tests.property.openapi`."""
+    paths = ["/v1/completions", "/v1/embeddings", "/v1/models/{id}", "/admin/crashes", "/health"]
+    done = st_run(server.url, tmp_path, seed=1, examples=3, seconds=DEADLINE * 2, only=paths)
+    assert done.returncode == 0, done.stdout
+    assert "0 passed" not in done.stdout
 
 
 ANSWERED: list[tuple[str, dict[str, Any]]] = [

@@ -58,7 +58,7 @@ def chat_body(**more: Any) -> dict[str, Any]:
         ({"max_tokens": "many"}, "invalid_type", "max_tokens"),
         ({"max_tokens": 0}, "invalid_value", "max_tokens"),
         ({"temperature": 3}, "invalid_value", "temperature"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "invalid_value", "stop"),
+        ({"stop": ["a"] * 65}, "invalid_value", "stop"),
         ({"stream": "yes"}, "invalid_type", "stream"),
         ({"frobnicate": 1}, "unsupported_parameter", "frobnicate"),
     ],
@@ -94,14 +94,96 @@ def test_model_whose_files_are_missing(server: Server) -> None:
     assert answer.headers["x-should-retry"] == "false"
 
 
-def test_routes_and_methods(server: Server) -> None:
-    assert_error(server.request("GET", "/v1/nothing"), 404, "not_found")
-    wrong = server.request("GET", CHAT)
-    assert_error(wrong, 405, "method_not_allowed")
-    for path in ("/v1/responses", "/v1/messages", "/metrics", "/admin/logs/m"):
-        answer = server.request("POST", path, {})
+def test_an_unknown_model_is_told_before_what_else_is_wrong(server: Server) -> None:
+    for model in ("nope", None):
+        answer = server.request("POST", CHAT, chat_body(model=model, top_logprobs=2))
+        assert_error(answer, 404, "model_not_found", "model")
+    answer = server.request("POST", CHAT, chat_body(top_logprobs=2))
+    assert_error(answer, 400, "invalid_value", "top_logprobs")
+    answer = server.request("POST", "/v1/embeddings", {"model": "nope", "input": [[1], 1]})
+    assert_error(answer, 404, "model_not_found", "model")
+
+
+def test_an_unknown_path_is_told(server: Server) -> None:
+    for path in ("/v1/nothing", "/v1//nothing/", "/", "/v1"):
+        answer = server.request("GET", f"{path}/a%20b?key=secret")
         assert_error(answer, 404, "not_found")
-        assert f"{path} is not supported by this version" in answer.json["error"]["message"]
+        assert f"no route {path}/a%20b." in answer.json["error"]["message"]
+    answer = server.request("GET", "/" + "x" * 2000)
+    assert_error(answer, 404, "not_found")
+    assert len(answer.json["error"]["message"]) < 500
+
+
+def test_a_method_that_a_route_lacks_is_told_those_that_it_has(server: Server) -> None:
+    for method, path, allowed in (
+        ("GET", CHAT, "POST"),
+        ("HEAD", CHAT, "POST"),
+        ("OPTIONS", CHAT, "POST"),
+        ("DELETE", "/v1/models/m", "GET, HEAD"),
+        ("TRACE", "/health", "GET, HEAD"),
+        ("OPTIONS", "/", "GET, HEAD"),
+        ("HEAD", "/admin/events", "GET"),
+        ("GET", "/admin/models/m/load", "POST"),
+    ):
+        answer = server.request(method, path)
+        assert (answer.status, answer.headers["allow"]) == (405, allowed), (method, path)
+        if method != "HEAD":
+            assert_error(answer, 405, "method_not_allowed")
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v1/models", "/v1/models/m", "/openapi.json"])
+def test_head_answers_as_get_without_a_body(path: str, server: Server) -> None:
+    got, head = server.request("GET", path), server.request("HEAD", path)
+    assert (head.status, head.body) == (200, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE", "PUT", "PATCH"])
+def test_a_known_endpoint_that_is_not_served_is_no_unknown_path(
+    method: str, server: Server
+) -> None:
+    for path in (
+        "/v1/responses",
+        "/v1/messages?beta=true",
+        "/v1/messages/count_tokens",
+        "/v1/audio/transcriptions",
+        "/v1/images/generations",
+        "/images/edits",
+        "//v1/files/f-1/content",
+        "/v1/chat/completions/c-1/messages",
+        "/api/chat",
+        "/api/tags",
+        "/metrics",
+        "/admin/logs/m",
+    ):
+        answer = server.request(method, path, {} if method == "POST" else None)
+        assert_error(answer, 400, "unsupported_endpoint")
+        assert answer.headers["x-should-retry"] == "false"
+        assert path.partition("?")[0] in answer.json["error"]["message"]
+
+
+def test_a_slash_or_a_version_too_many_is_answered_as_meant(server: Server) -> None:
+    for path in (
+        "//chat/completions",
+        "/v1//chat/completions",
+        "/v1/v1/chat/completions",
+        "//v1/v1//chat//completions/",
+        "/chat/completions/",
+        "/v1/chat/completions/?api-version=1",
+    ):
+        answer = server.request("POST", path, chat_body())
+        assert (answer.status, answer.text) == (200, text_of(2)), path
+    for path in ("/v1/models/", "//models", "/v1/v1/models/m", "/v1/models/m/", "//health", "//"):
+        assert server.request("GET", path).status == 200, path
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_changes_nothing_is_named_in_a_header(stream: bool, server: Server) -> None:
+    foreign = {"num_ctx": 4096, "keep_alive": "5m", "options": {"num_gpu": 1, "temperature": 0}}
+    answer = server.request("POST", CHAT, chat_body(stream=stream, **foreign))
+    assert answer.text == text_of(2)
+    assert answer.headers["x-bulkhead-ignored"] == "keep_alive, num_ctx, options.num_gpu"
+    assert "x-bulkhead-ignored" not in server.request("POST", CHAT, chat_body(user="me")).headers
 
 
 def test_content_type(server: Server) -> None:

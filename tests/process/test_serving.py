@@ -273,6 +273,13 @@ def test_models(server: Server, client: openai.OpenAI) -> None:
     names = ["tiny", "org/demo:latest", "demo2", "narrow"]
     assert [model.id for model in client.models.list()] == names
     assert client.models.retrieve("small").id == "tiny"
+    listed = server.request("GET", "/v1/models").json["data"]
+    told = {model["id"]: (model["aliases"], model["context_length"]) for model in listed}
+    assert told["tiny"][0] == ["small"]
+    assert told["narrow"][1] == server.request("GET", "/v1/models/narrow").json["max_model_len"]
+    assert all(context for _, context in told.values())  # no worker needed
+    server.chat("tiny", max_tokens=1)
+    assert server.request("GET", "/v1/models/small").json["state"] == "ready"
     for path in ("/v1/models/org/demo:latest", "/models/org%2Fdemo%3Alatest", "/models/org/demo"):
         found = server.request("GET", path)
         if path.endswith("org/demo"):  # only a request's suffix is dropped, never one added

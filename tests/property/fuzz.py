@@ -59,13 +59,20 @@ COMMON: dict[str, tuple[Any, ...]] = {
     "repetition_context_size": (1, 20, 4096, 4097, 0, None),
     "logit_bias": ({}, {"5": 100}, {"256": -100}, {"257": 1}, {"-1": 1}, {"x": 1}, {"5": None}),
     "seed": (0, -(2**63), 2**63 - 1, 2**63, None),
-    "stop": ("a", "", [], ["a", "b"], ["a"] * 5, [1], "x" * 1025, None),
+    "stop": ("a", "", [], ["a", "b"], ["a"] * 64, ["a"] * 65, [1], "x" * 1025, None),
     "ignore_eos": (True, False, None),
     "stream": (True, False, None),
     "stream_options": ({}, {"include_usage": True}, {"include_usage": None}, {"x": 1}, None),
     "user": ("me", None),
     "metadata": ({}, {"a": "b"}, None),
     "frobnicate": (1, None),
+    # Of other local servers
+    "keep_alive": ("5m", -1, None),
+    "options": ({}, {"num_ctx": 9, "temperature": 0}, {"x": 1}, {"seed": -1}, {"top_k": None}, 1),
+    "repeat_penalty": (1, 1.1, 0, 11, "x", None),
+    "repeat_last_n": (0, -1, 64, 4097, None),
+    "mirostat": (0, 2, None),
+    "stopping_strings": (["a"], [], [1], None),
 }
 SCHEMAS: tuple[Any, ...] = (
     {}, {"type": "object"}, {"type": "array", "items": {"type": "integer"}}, {"enum": ["a", 1]},
@@ -86,7 +93,8 @@ CHATS: dict[str, tuple[Any, ...]] = {
     "max_completion_tokens": (1, 4, 0, None),
     "tools": ([], *([tool("f", each)] for each in SCHEMAS), [tool("f", {}), tool("f", {})], [{}]),
     "tool_choice": (
-        "none", "auto", "required", "must", {"type": "function", "function": {"name": "f"}},
+        "none", "auto", "required", "must", {"type": "auto"}, {"type": "any"},
+        {"type": "function", "function": {"name": "f"}},
         {"type": "function", "function": {"name": "g"}}, {"type": "allowed_tools"}, None,
     ),
     "parallel_tool_calls": (True, False, None),
@@ -97,6 +105,8 @@ CHATS: dict[str, tuple[Any, ...]] = {
     "reasoning_effort": ("none", "low", "high", "extreme", None),
     "chat_template_kwargs": ({}, {"enable_thinking": False}, {"tools": 1}, None),
     "modalities": (["text"], ["audio"], None),
+    "think": (True, False, "low", {"type": "disabled"}, 3, None),
+    "reasoning": ({"effort": None}, {"effort": "low"}, {"exclude": True}, "off", None),
 }  # fmt: skip
 TEXTS: dict[str, tuple[Any, ...]] = {
     "echo": (True, False, None),
@@ -119,6 +129,7 @@ MESSAGES: tuple[Any, ...] = (
     [{"role": "user", "content": [{"type": "text", "text": "a"}]}],
     [{"role": "user", "content": [{"type": "image_url"}]}],
     [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}],
+    [{"role": role, "content": role} for role in ("system", "system", "user", "user", "system")],
     [{"role": "user", "content": ""}], [{"role": "user"}], [{}], [], None,
 )  # fmt: skip
 

@@ -179,6 +179,12 @@ KILLERS: dict[str, Case] = {
     "nulls": text(**{**dict.fromkeys(NULLS), "max_tokens": 4}),
     "nulls in a chat": chat(**{**dict.fromkeys((*NULLS, *CHAT_NULLS)), "max_tokens": 4}),
     "stream_options of nothing": text(stream_options={}),
+    "objects of nulls": chat(
+        response_format={"type": None}, tool_choice={"type": None}, reasoning={"effort": None}
+    ),
+    "settings of others": chat(num_ctx=1, keep_alive=-1, options={"num_gpu": 1, "seed": -1}),
+    "deep settings of others": chat(400, "options.type", options=nested(80, {})),
+    "deep settings without effect": chat(num_ctx=nested(80, {})),
     # Numbers
     "id at the vocabulary": text(400, "prompt", prompt=[1, VOCABULARY]),
     "id negative": text(400, "prompt[0]", prompt=[-1]),
@@ -208,6 +214,8 @@ KILLERS: dict[str, Case] = {
     "n of many prompts": text(400, "n", n=64, prompt=["a", "b", "c"]),
     "n largest": text(n=128, max_tokens=1),
     "max_tokens huge": text(max_tokens=2**53, stop="\n", model="demo"),
+    "max_tokens of no limit": text(max_tokens=-1, stop="\n", model="demo"),
+    "max_tokens below": text(400, "max_tokens", max_tokens=-2),
     "max_tokens zero": text(400, "max_tokens", max_tokens=0),
     "min_tokens above max_tokens": text(400, "min_tokens", min_tokens=5),
     "top_logprobs of none": chat(400, "top_logprobs", top_logprobs=3),

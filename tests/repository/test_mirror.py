@@ -24,6 +24,8 @@ WITNESSES: dict[str, tuple[str, ...]] = {
     "supervisor/api/control.py": ("process/test_admin.py", "process/test_bugs.py"),
     "supervisor/cli/main.py": ("process/test_cli.py",),
     "supervisor/cli/commands.py": ("process/test_commands.py",),
+    "supervisor/cli/health.py": ("unit/supervisor/cli/test_views.py",),
+    "supervisor/cli/output.py": ("process/test_views.py",),
     "supervisor/cli/selftest": ("process/test_selftest.py",),
     "supervisor/processes/child.py": ("unit/supervisor/processes/test_launcher.py",),
     "supervisor/processes/worker.py": ("unit/supervisor/processes/test_spare.py",),
@@ -37,7 +39,6 @@ WITNESSES: dict[str, tuple[str, ...]] = {
     # Parts of one thing, which is tested as a whole.
     "gateway/openai/document.py": ("process/test_openapi.py",),
     "gateway/relay/control.py": ("unit/gateway/relay/test_client.py",),
-    "supervisor/crashes/view.py": ("unit/supervisor/crashes/test_store.py",),
     "supervisor/machine/readers": ("unit/supervisor/machine/test_readers.py",),
     "supervisor/models/advice.py": ("unit/supervisor/models/test_sources.py",),
     "supervisor/models/estimate": ("unit/supervisor/models/test_estimate.py",),

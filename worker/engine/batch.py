@@ -56,6 +56,8 @@ class BatchEngine:
         """What made mlx-lm's import fail, as `warm_up` met it."""
         self._queue: deque[Job] = deque()
         """Accepted, not yet given to the generator; see `_admit`."""
+        self._queued_tokens = 0
+        """Of their prompts."""
         self._active: dict[int, ActiveJob] = {}
         self._uids: dict[Job, int] = {}
         self._prefilling: dict[int, int] = {}
@@ -143,6 +145,7 @@ class BatchEngine:
             self._embedder.insert(job)
         else:
             self._queue.append(job)
+            self._queued_tokens += _prompt_size(job)
 
     def _admit(self) -> None:
         """Give queued jobs to the generator, a whole group at a time.
@@ -158,8 +161,12 @@ class BatchEngine:
             return
         room = min(PREFILL_BATCH - len(left), self._concurrency - len(self._active))
         for job in list(islice(self._waiting(), max(room, 0))):
-            self._queue.remove(job)
+            self._dequeue(job)
             self._start(job)
+
+    def _dequeue(self, job: Job) -> None:
+        self._queue.remove(job)
+        self._queued_tokens -= _prompt_size(job)
 
     def _waiting(self) -> Iterator[Job]:
         """Queued jobs that are not to pause, in order."""
@@ -186,7 +193,7 @@ class BatchEngine:
         )
         self._active[uid] = ActiveJob(job, self._token_bytes, len(emitted))
         self._uids[job] = uid
-        self._prefilling[uid] = len(job.prompt) + len(emitted)
+        self._prefilling[uid] = _prompt_size(job)
 
     def remove(self, job: Job) -> None:
         if isinstance(job.request, Embed):
@@ -199,7 +206,7 @@ class BatchEngine:
             self._prefilling.pop(uid, None)
             self._generator.remove([uid])
         elif job in self._queue:
-            self._queue.remove(job)
+            self._dequeue(job)
         else:
             self._paused.pop(job, None)
 
@@ -318,11 +325,19 @@ class BatchEngine:
         embedder = getattr(self, "_embedder", None)
         return self._decodes or (embedder is not None and embedder.busy)
 
+    @property
+    def prefill(self) -> tuple[int, int]:
+        if not self._prefilling:
+            return (0, self._queued_tokens)
+        begun = sum(_prompt_size(self._active[uid].job) for uid in self._prefilling)
+        return (begun - sum(self._prefilling.values()), begun + self._queued_tokens)
+
     def shrink(self) -> None:
         mx.clear_cache()
 
     def close(self) -> None:
         self._queue.clear()
+        self._queued_tokens = 0
         self._paused.clear()
         self._pausing.clear()
         self._active.clear()
@@ -339,3 +354,9 @@ class BatchEngine:
                 delattr(self, held)
         gc.collect()
         mx.clear_cache()
+
+
+def _prompt_size(job: Job) -> int:
+    """Tokens that are prefilled for it: its prompt, and what another worker has emitted."""
+    assert isinstance(job.request, Generate)
+    return len(job.prompt) + len(job.request.emitted)

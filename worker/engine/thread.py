@@ -27,6 +27,7 @@ from supervisor.wire.frames import (
     Generate,
     Load,
     Progress,
+    Token,
 )
 from supervisor.wire.progress import ProgressRecord
 
@@ -174,6 +175,10 @@ class Engine(Protocol):
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
 
+    @property
+    def prefill(self) -> tuple[int, int]:
+        """Prompt tokens done and in all, of the requests that have no token yet."""
+
     def close(self) -> None:
         """Free the weights and give the memory back to the system."""
 
@@ -243,6 +248,7 @@ class EngineThread:
                 self._record.begin()
                 outputs = self._engine.step()
                 begun = [self._deliver(job, frames) for job, frames in outputs]
+                self._record.prefilling(*self._engine.prefill)
                 self._record.end()
                 if any(begun):
                     # Linux wakes the reader on this very core, where it would wait until the next
@@ -269,7 +275,13 @@ class EngineThread:
         """Whether the job's output begins with these `frames`."""
         begins = not job.begun and not isinstance(frames[-1], Progress)
         job.begun = job.begun or begins
-        self._record.made(sum(not isinstance(frame, (Progress, Failed)) for frame in frames))
+        tokens = others = 0
+        for frame in frames:  # for every token of every request
+            if isinstance(frame, Token):
+                tokens += 1
+            elif not isinstance(frame, (Progress, Failed)):
+                others += 1
+        self._record.made(tokens + others, tokens)
         job.sink.send(frames)
         if isinstance(frames[-1], FINAL_FRAMES):
             job.sink.close()
@@ -286,6 +298,7 @@ class EngineThread:
     def _carry_out(self, act: Callable[..., None], *job: Job) -> bool:
         self._record.begin()
         act(*job)
+        self._record.prefilling(*self._engine.prefill)
         self._record.end()
         return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,7 +14,10 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from supervisor.errors import InvalidValue, UnsupportedParameter
 from supervisor.wire.frames import Chat, Generate, Text, Tokens
 from worker.prompt.encoder import PromptEncoder
+from worker.prompt.reshape import gentler
 from worker.prompt.tokenizer import ModelTokenizer, template_text
+
+log = logging.getLogger("bulkhead.worker")
 
 _RESERVED = frozenset(("messages", "add_generation_prompt", "tokenize", "tools", "chat_template"))
 """Arguments that no client sets; beside them, all that `apply_chat_template` itself takes."""
@@ -42,7 +46,7 @@ class PromptBuilder:
         match request.prompt:
             case Chat() as chat:
                 param = "messages"
-                text = self._template.render(chat, request.now)
+                text = self._template.render(chat, request.now, request.request_id)
                 tokens = self._encoder.encode(text, param, param, add_special_tokens=False)
             case Text(text):
                 param = "prompt"
@@ -102,8 +106,9 @@ class _Template:
         """Whether the template names `variable`."""
         return re.search(rf"\b{variable}\b", self._source) is not None
 
-    def render(self, chat: Chat, now: float) -> str:
-        """The prompt's text. Raises InvalidValue or UnsupportedParameter."""
+    def render(self, chat: Chat, now: float, request_id: str) -> str:
+        """The prompt's text: of the messages as they are, or, where the template refuses these,
+        merged as far as it takes. Raises InvalidValue or UnsupportedParameter."""
         if not self._exists:
             raise InvalidValue(
                 "This model has no chat template. Use /v1/completions with a plain prompt.",
@@ -116,22 +121,38 @@ class _Template:
         options = self._options(chat.template)
         if chat.tools:
             options["tools"] = chat.tools
+        with self._clock_at(now):
+            try:
+                return self._text(chat.messages, options)
+            except InvalidValue:
+                # Agents cannot help sending what many templates refuse.
+                for what, messages in gentler(
+                    chat.messages, knows_calls=self.mentions("tool_calls")
+                ):
+                    try:
+                        text = self._text(messages, options)
+                    except InvalidValue:
+                        continue
+                    log.info("%s: the chat template takes it with %s", request_id, what)
+                    return text
+                raise
+
+    def _text(self, sent: Sequence[dict[str, Any]], options: dict[str, Any]) -> str:
+        """Raises InvalidValue when the template refuses the messages."""
         try:
-            messages, parsed = _messages(chat.messages)
-            with self._clock_at(now):
-                try:
-                    text = self._rendered(messages, options)
-                except TypeError:
-                    if not parsed:
-                        raise
-                    # Some templates put the arguments of calls into their text as they are.
-                    messages, _ = _messages(chat.messages, parse=False)
-                    text = self._rendered(messages, options)
+            messages, parsed = _messages(sent)
+            try:
+                return self._rendered(messages, options)
+            except TypeError:
+                if not parsed:
+                    raise
+                # Some templates put the arguments of calls into their text as they are.
+                messages, _ = _messages(sent, parse=False)
+                return self._rendered(messages, options)
         except Exception as error:  # noqa: BLE001
             # Templates are programs from the model's folder: they can raise anything at all, and
             # what they choke on is the request, or their own fault, but not the worker's.
             raise self._refusal(error) from None
-        return text
 
     def _rendered(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
         text = self._apply(messages, tokenize=False, add_generation_prompt=True, **options)

@@ -182,6 +182,13 @@ class ScriptedEngine:
         self._due = max(self._due + 1 / self._script.tokens_per_second, now)
         time.sleep(self._due - now)
 
+    @property
+    def prefill(self) -> tuple[int, int]:
+        steps = self._script.prefill_steps
+        shares = [(len(job.prompt), self._prefilled.get(job, 0)) for job in self._jobs]
+        left = [(size, done) for size, done in shares if done < steps]
+        return (sum(size * done // steps for size, done in left), sum(size for size, _ in left))
+
     def shrink(self) -> None:
         """Nothing is kept."""
 

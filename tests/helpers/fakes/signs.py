@@ -133,6 +133,10 @@ class Signed:
         if jobs:
             self._show("" if self._running or self._paused else IDLE)
 
+    @property
+    def prefill(self) -> tuple[int, int]:
+        return self._engine.prefill
+
     def shrink(self) -> None:
         self._engine.shrink()
 

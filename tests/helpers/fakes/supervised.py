@@ -22,6 +22,7 @@ from supervisor.machine.readers import MachineMemory
 from supervisor.models.catalog import Catalog
 from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Sizing
+from supervisor.processes.activity import Activity
 from supervisor.processes.fleet import WorkerListener
 from supervisor.processes.launcher import Child
 from supervisor.processes.spare import Spare
@@ -66,6 +67,9 @@ class PlayedFleet:
             loop.call_soon(self.listener.worker_exited, model, generation, "exit status 0")
 
     def check(self, *_: Any, **__: Any) -> None: ...
+
+    def activity(self, *_: Any) -> Activity:
+        return Activity()
 
     def shrink(self, model: str, generation: int) -> None: ...
 

@@ -137,6 +137,10 @@ class Choice:
                 self._check_poison(job)
         return outputs
 
+    @property
+    def prefill(self) -> tuple[int, int]:
+        return (0, 0) if self._chosen is None else self._chosen.prefill
+
     def shrink(self) -> None:
         self._engine.shrink()
 

@@ -84,14 +84,11 @@ def test_the_end_is_known_before_the_peer_can_answer_it(pair: Pair) -> None:
     assert pair[0].fileno() == -1
 
 
-@pytest.mark.parametrize("text", ["x" * REPLY_LIMIT, "\ud800"], ids=["too large", "no text"])
-def test_a_frame_that_the_gateway_would_not_take_ends_its_request_alone(
-    pair: Pair, text: str
-) -> None:
+def test_a_frame_that_the_gateway_would_not_take_ends_its_request_alone(pair: Pair) -> None:
     overflow: list[bytes] = []
     sink = SocketSink(pair[0], overflow.append)
     sink.send([Token(1, "a")])
-    sink.send([Token(2, text), End("stop", 1, 2)])
+    sink.send([Token(2, "x" * REPLY_LIMIT), End("stop", 1, 2)])
     sink.send([Token(3, "b")])
     assert not sink.ended  # so that the job is cancelled
     pair[0].close()

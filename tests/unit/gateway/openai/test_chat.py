@@ -14,7 +14,7 @@ from supervisor.errors import (
     UnsupportedParameter,
     UnsupportedValue,
 )
-from supervisor.wire.frames import Chat
+from supervisor.wire.frames import Chat, Structure
 from tests.helpers.openai_bodies import SECRET, USER, chat, refusal
 
 
@@ -23,6 +23,16 @@ from tests.helpers.openai_bodies import SECRET, USER, chat, refusal
     [
         {"stream_options": {"include_usage": None, "include_obfuscation": None}},
         {"chat_template_kwargs": dict.fromkeys(["enable_thinking", "reasoning_effort"])},
+        {"response_format": {"type": None}},
+        {"response_format": {"type": None, "json_schema": {"name": None, "schema": None}}},
+        {"tool_choice": {"type": None, "function": {"name": None}}},
+        {"reasoning": {"effort": None, "summary": None}},
+        {"thinking": {"type": None, "budget_tokens": None}},
+        {"options": {"temperature": None}},
+        {"stream_options": {"include_usage": None, "chunk_size": None}},
+        {"unheard_of": {"a": {"b": None}}},
+        {"messages": [{**USER, "function_call": {"name": None, "arguments": None}}]},
+        {"messages": [{**USER, "audio": {"id": None}, "tool_calls": None}]},
         {
             "messages": [
                 {**USER, "name": None, "tool_calls": None, "audio": None, "function_call": None}
@@ -34,16 +44,27 @@ def test_null_means_absent_inside_too(members: dict[str, Any]) -> None:
     assert chat(**members) == chat()
 
 
+def test_null_means_absent_beside_what_is_there() -> None:
+    strict = {"type": "json_schema", "json_schema": {"schema": {"const": None}, "strict": None}}
+    tools = [{"type": "function", "function": {"name": "f", "x": None}, "strict": None}]
+    asked = chat(response_format={**strict, "text": None}, tools=tools)
+    assert asked.structure == Structure('{"const":null}')
+    assert asked.calling is not None
+
+
 @pytest.mark.parametrize(
     ("members", "tokens"),
     [
         ({"max_completion_tokens": 5}, 5),
         ({"max_completion_tokens": 5, "max_tokens": 9}, 5),
         ({"max_completion_tokens": None, "max_tokens": 9}, 9),
+        ({"max_completion_tokens": -1}, None),
+        ({"max_completion_tokens": -1, "max_tokens": 9}, None),
+        ({"max_completion_tokens": 5, "max_tokens": -1}, 5),
         ({"max_completion_tokens": 5, "min_tokens": 5}, 5),
     ],
 )
-def test_the_newer_name_of_max_tokens_wins(members: dict[str, Any], tokens: int) -> None:
+def test_the_newer_name_of_max_tokens_wins(members: dict[str, Any], tokens: int | None) -> None:
     assert chat(**members).max_tokens == tokens
 
 
@@ -86,7 +107,7 @@ BAD_CHAT: list[tuple[dict[str, Any], type[BulkheadError], str]] = [
         "chat_template_kwargs.enable_thinking",
     ),
     ({"messages": [USER] * (MESSAGES_MAX + 1)}, InvalidValue, "messages"),
-    ({"echo": False}, UnsupportedParameter, "echo"),
+    ({"echo": True}, UnsupportedParameter, "echo"),
     ({"best_of": 1}, UnsupportedParameter, "best_of"),
 ]
 

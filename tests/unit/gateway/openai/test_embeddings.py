@@ -51,7 +51,7 @@ def test_forms_of_input(input: Any, inputs: tuple[Any, ...]) -> None:
         ({"input": "a", "dimensions": 0}, "invalid_value", "dimensions"),
         ({"input": "a", "dimensions": "9"}, "invalid_type", "dimensions"),
         ({"input": "a", "model": 1}, "invalid_type", "model"),
-        ({"input": "a", "truncate": True}, "unsupported_parameter", "truncate"),
+        ({"input": "a", "task": True}, "unsupported_parameter", "task"),
     ],
 )
 def test_requests_that_are_refused(body: dict[str, Any], code: str, param: str) -> None:

@@ -74,6 +74,21 @@ def allowed(mode: str, *names: str) -> dict[str, Any]:
             Calling("required", ("f", "g", "h"), False),
         ),
         ({"tool_choice": "none"}, "", None),
+        ({"tool_choice": "any"}, "fgh", Calling("required", ("f", "g", "h"))),
+        ({"tool_choice": {"type": "auto"}}, "fgh", Calling("auto", ("f", "g", "h"))),
+        ({"tool_choice": {"type": "none"}}, "", None),
+        ({"tool_choice": {"type": "required"}}, "fgh", Calling("required", ("f", "g", "h"))),
+        ({"tool_choice": {"type": "any"}}, "fgh", Calling("required", ("f", "g", "h"))),
+        (
+            {"tool_choice": {"type": "tool", "name": "g"}},
+            "fgh",
+            Calling("required", ("g",), False),
+        ),
+        (
+            {"tool_choice": {"type": "function", "name": "g"}},
+            "fgh",
+            Calling("required", ("g",), False),
+        ),
         ({"tool_choice": tool("g")}, "fgh", Calling("required", ("g",), False)),
         (
             {"tool_choice": allowed("auto", "h", "f")},
@@ -220,7 +235,6 @@ def test_a_format_is_a_schema(wanted: Any, schema: Any) -> None:
         (SECRET, InvalidType, "response_format"),
         ({}, MissingParameter, "response_format.type"),
         ({"type": SECRET}, UnsupportedValue, "response_format.type"),
-        ({"type": None}, MissingParameter, "response_format.type"),
         ({"type": "json_schema"}, MissingParameter, "response_format.json_schema"),
         (
             {"type": "json_schema", "json_schema": None},

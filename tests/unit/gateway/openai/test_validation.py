@@ -133,6 +133,7 @@ BODY = Body(
     Fields,
     harmless=frozenset({"user"}),
     neutral={"n": (1,), "echo": (False,), "top_k": (0, -1), "bias": ({},)},
+    fates={},
 )
 
 

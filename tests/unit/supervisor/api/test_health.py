@@ -9,6 +9,7 @@ from typing import Any
 
 from supervisor.api.health import render_health
 from supervisor.machine.readers import MachineMemory
+from supervisor.processes.activity import Activity
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import LearnedLimit, Limits, ReleaseRule, Rules, Spec
 from supervisor.scheduler.pool import Pool
@@ -28,8 +29,14 @@ CACHED = {
     "loaded_at",
     "load_time_seconds",
     "memory_bytes",
+    "charge_bytes",
     "in_flight",
     "queued",
+    "tokens_per_second",
+    "prefill",
+    "loading",
+    "stalled_seconds",
+    "context",
     "pinned",
     "deaths",
     "last_crash",
@@ -41,11 +48,15 @@ def make_pool() -> Pool:
 
 
 def shown(
-    pool: Pool, machine: MachineMemory | None = None, crashes: dict[str, CrashBrief] | None = None
+    pool: Pool,
+    machine: MachineMemory | None = None,
+    crashes: dict[str, CrashBrief] | None = None,
+    **seen: Any,
 ) -> dict[str, Any]:
     machine = machine or MachineMemory(physical=16_000, used=6_800)
     last = (crashes or {}).get
-    body = json.loads(render_health(pool.state, SOURCES, machine, "ready", OFFSET, "1.2.3", last))
+    told = render_health(pool.state, SOURCES, machine, "ready", OFFSET, "1.2.3", last, **seen)
+    body = json.loads(told)
     assert isinstance(body, dict)
     return body
 
@@ -69,11 +80,18 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
             "state": "cold",
             "estimate": None,
             "measured": None,
+            "charge_bytes": 0,
+            "next_charge_bytes": None,
+            "next_charge_source": None,
+            "context": None,
+            "queued": 0,
+            "pinned": False,
             "max_concurrency": None,
             "learned_limit": False,
             "deaths": 0,
             "last_crash": None,
             "reason": None,
+            "retry_seconds": None,
         },
         {
             "name": "n",
@@ -82,11 +100,18 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
             "state": "cold",
             "estimate": None,
             "measured": None,
+            "charge_bytes": 0,
+            "next_charge_bytes": None,
+            "next_charge_source": None,
+            "context": None,
+            "queued": 0,
+            "pinned": False,
             "max_concurrency": None,
             "learned_limit": False,
             "deaths": 0,
             "last_crash": None,
             "reason": None,
+            "retry_seconds": None,
         },
     ]
     assert body["memory"] == {
@@ -123,6 +148,18 @@ def test_what_was_learned_and_what_is_stranded_is_told() -> None:
     assert body["memory"]["advice"].startswith("reboot needed")
 
 
+def test_the_context_is_the_files_until_a_worker_tells_it() -> None:
+    pool = Pool([Spec("m", context=4096)])
+    assert shown(pool)["models"][0]["context"] == 4096
+    pool.preload("m", 0.0)
+    assert shown(pool)["models"][0]["context"] == 4096
+    pool.ready("m", 1, GB, 2048, 1.0)
+    assert shown(pool)["models"][0]["context"] == 2048
+    pool.estimated("m", GB, 0, 2.0, 1024)
+    pool.exited("m", 1, "SIGKILL", 3.0)
+    assert shown(pool)["models"][0]["context"] == 1024
+
+
 def test_a_model_that_loads_is_shown_with_its_queue() -> None:
     pool = make_pool()
     pool.acquire("r1", "m", 60.0, 100.0)
@@ -152,6 +189,81 @@ def test_a_ready_model_is_shown_with_its_measures() -> None:
     (cached,) = shown(pool)["cached_models"]
     assert cached["in_flight"] == 0
     assert at(cached["last_used"]) == 110.0
+
+
+def test_memory_is_what_the_process_holds_now_and_its_charge_another_figure() -> None:
+    pool = Pool(
+        [Spec("m", estimate_bytes=8 * GB, headroom_bytes=3 * GB), Spec("n")], budget=10 * GB
+    )
+    held: dict[tuple[str, int], int] = {}
+
+    def look() -> tuple[dict[str, Any], dict[str, Any]]:
+        body = shown(pool, footprint=lambda *key: held.get(key))
+        return body["cached_models"][0], body["models"][0]
+
+    pool.preload("m", 0.0)
+    held["m", 1] = 2 * GB  # half of it is loaded
+    loading, model = look()
+    assert (loading["memory_bytes"], loading["charge_bytes"]) == (2 * GB, 8 * GB)
+    assert (model["charge_bytes"], model["next_charge_bytes"]) == (8 * GB, 8 * GB)
+    assert (model["estimate"], model["measured"]) == (8 * GB, None)
+    assert model["next_charge_source"] == "estimated"
+    held.clear()
+    pool.ready("m", 1, 4 * GB, 4096, 1.0)
+    ready, model = look()  # no look at it since its load
+    assert (ready["memory_bytes"], ready["charge_bytes"]) == (4 * GB, 7 * GB)
+    assert (model["estimate"], model["measured"]) == (8 * GB, 4 * GB)
+    assert (model["next_charge_bytes"], model["next_charge_source"]) == (7 * GB, "measured")
+    held["m", 1] = 6 * GB  # requests have filled their caches
+    ready, model = look()
+    assert (ready["memory_bytes"], ready["charge_bytes"]) == (6 * GB, 7 * GB)
+    assert model["measured"] == 4 * GB
+    pool.unload("m", 2.0)
+    assert shown(pool)["models"][0]["charge_bytes"] == 7 * GB  # while it stops
+    pool.exited("m", 1, "exit status 0", 3.0)
+    cold = shown(pool)["models"][0]
+    assert (cold["charge_bytes"], cold["next_charge_bytes"], cold["measured"]) == (
+        0,
+        7 * GB,
+        4 * GB,
+    )
+
+
+def test_a_configured_size_is_a_charge_and_no_estimate() -> None:
+    pool = Pool([Spec("m", estimate_bytes=8 * GB, memory_bytes=5 * GB), Spec("n")])
+    told = shown(pool)["models"][0]
+    assert (told["estimate"], told["next_charge_bytes"]) == (8 * GB, 5 * GB)
+    assert told["next_charge_source"] == "configured"
+
+
+def test_what_a_worker_does_now_is_told() -> None:
+    pool = Pool([Spec("m", context=8192), Spec("n")])
+    pool.acquire("r1", "m", 60.0, 100.0)
+    pool.loading("m", 1, 101.0, 300, 1200)
+    body = shown(pool)
+    assert body["cached_models"][0]["loading"] == {"done_bytes": 300, "total_bytes": 1200}
+    assert [model["context"] for model in body["models"]] == [8192, None]
+    pool.ready("m", 1, 5000, 4096, 102.0)
+    does = {("m", 1): Activity(41.26, 8192, 12288, 7.04)}
+    body = shown(pool, activity=lambda *key: does[key])
+    (cached,) = body["cached_models"]
+    assert cached["loading"] is None
+    assert (cached["tokens_per_second"], cached["stalled_seconds"]) == (41.3, 7.0)
+    assert cached["prefill"] == {"done_tokens": 8192, "total_tokens": 12288}
+    assert cached["context"] == body["models"][0]["context"] == 4096  # what it has loaded
+    (cached,) = shown(pool)["cached_models"]
+    assert (cached["prefill"], cached["stalled_seconds"]) == (None, None)
+
+
+def test_who_waits_for_a_model_without_a_worker_is_counted() -> None:
+    pool = Pool([Spec("m", memory_bytes=GB), Spec("n", memory_bytes=GB)], budget=GB)
+    pool.acquire("r1", "m", 60.0, 0.0)
+    pool.acquire("r2", "n", 60.0, 1.0)
+    body = shown(pool)
+    assert [(model["state"], model["queued"]) for model in body["models"]] == [
+        ("loading", 1),
+        ("cold", 1),
+    ]
 
 
 def test_after_a_death_uses_and_deaths_stay_and_the_rest_goes() -> None:
@@ -213,8 +325,10 @@ def test_a_model_that_can_never_fit_is_shown_with_the_figures() -> None:
 def test_a_model_that_keeps_dying_is_shown_as_unavailable() -> None:
     pool = Pool([Spec("m"), Spec("n")], limits=Limits())
     pool.models["m"].state = State.CRASHED
-    dying, cold = shown(pool)["models"]
+    pool.models["m"].crashed_until = 112.0
+    dying, cold = shown(pool, now=100.5)["models"]
     assert "keeps dying" in dying["reason"]
+    assert (dying["retry_seconds"], cold["retry_seconds"]) == (11.5, None)
     assert cold["reason"] is None
 
 

@@ -68,13 +68,23 @@ def test_the_files_tables_are_left_alone() -> None:
     [
         ("coder=mlx-community/x", ("coder", "mlx-community/x")),
         ("org/m:8b=/path=with=equals", ("org/m:8b", "/path=with=equals")),
+        ("mlx-community/x", ("mlx-community/x", "mlx-community/x")),
+        ("demo", ("demo", "demo")),
+        ("/models/x", ("x", "/models/x")),
+        ("/models/x/", ("x", "/models/x/")),
+        ("./x", ("x", "./x")),
+        ("../a=b", ("a=b", "../a=b")),
+        ("~/models/x-4bit", ("x-4bit", "~/models/x-4bit")),
+        ("/h/hub/models--o--n/snapshots/0f3a", ("o/n", "/h/hub/models--o--n/snapshots/0f3a")),
     ],
 )
 def test_a_model_flag(text: str, expected: tuple[str, str]) -> None:
     assert parse_model_flag(text) == expected
 
 
-@pytest.mark.parametrize("text", ["", "coder", "=x", "coder="])
+@pytest.mark.parametrize(
+    "text", ["", "coder", "=x", "coder=", "/", "..", "../", "~", "./", "coder/", "="]
+)
 def test_a_bad_model_flag(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^--model: expected NAME=SOURCE"):
         parse_model_flag(text)

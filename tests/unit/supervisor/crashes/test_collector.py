@@ -139,6 +139,24 @@ def test_what_we_killed_says_why(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
+def test_what_a_process_holds_is_what_it_was_last_seen_to_hold(tmp_path: Path) -> None:
+    async def story(world: World) -> None:
+        world.start()
+        assert world.collector.footprint("m", 1) is None
+        world.ready()
+        for held in (5 * 10**9, 6 * 10**9):
+            world.sizes[7] = held
+            world.collector.sample_memory(MachineMemory())
+            world.now += 1
+            assert world.collector.footprint("m", 1) == held
+        world.start("n")
+        report = await world.report("SIGABRT")
+        assert [each["memory_bytes"] for each in report["models"]] == [6 * 10**9, 0]
+        assert world.collector.footprint("m", 1) is None
+
+    play(tmp_path, story)
+
+
 def test_the_memory_of_the_last_minute(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.start()

@@ -9,7 +9,7 @@ import pytest
 
 from supervisor.crashes.no_shutdown import RESTARTED, compose, report_run
 from supervisor.crashes.store import Store
-from supervisor.crashes.view import crash_text
+from supervisor.crashes.view import crash_lines
 from supervisor.state.last_run import Run
 from supervisor.state.paths import StateDir, open_state
 
@@ -30,8 +30,8 @@ def test_it_is_logged_and_kept(state: StateDir, caplog: pytest.LogCaptureFixture
     report = Store(state.crashes).read(brief.id)
     assert report is not None
     assert (report.pid, report.uptime_seconds) == (7, 60.0)
-    text = crash_text(report)
-    assert text.startswith("supervisor died (unknown: the last run ended without a shutdown)")
+    first = crash_lines(report, None)[0].plain
+    assert first.startswith("supervisor died (unknown: the last run ended without a shutdown)")
 
 
 @pytest.mark.parametrize(

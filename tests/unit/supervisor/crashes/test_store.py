@@ -1,4 +1,4 @@
-"""supervisor.crashes.store and view: reports are bounded, private, found by id alone; and shown."""
+"""supervisor.crashes.store: reports are bounded, private and found by id alone."""
 
 from __future__ import annotations
 
@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from supervisor.crashes import store as store_module
-from supervisor.crashes import view
 from supervisor.crashes.store import KEEP, Store, is_id, new_id
 from supervisor.wire.crash import (
     CrashReport,
@@ -154,59 +152,3 @@ def test_a_folder_that_cannot_be_is_told(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"exists|directory"):
         Store(tmp_path / "crashes").write(report())
     assert Store(tmp_path / "crashes").listing() == []
-
-
-# ── shown ────────────────────────────────────────────────────────────────────────────────────────
-
-
-def printed(width: int, *reports: CrashReport) -> str:
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
-    with console.capture() as capture:
-        console.print(view.crash_table(reports))
-    return capture.get()
-
-
-def test_the_list_has_what_and_why_and_what_to_do() -> None:
-    gateway = report(1, process="gateway", model=None, generation=None, cause="killed")
-    head, first, second = printed(200, report(), gateway).splitlines()
-    assert head.split() == ["time", "what", "id", "cause", "what", "to", "do"]
-    assert "coder#3" in first
-    assert f"{report().id}  SIGABRT, gpu_out_of_memory  Lower max_concurrency." in first
-    assert second.split()[2] == "gateway"
-
-
-def test_the_whole_report_is_shown() -> None:
-    text = view.crash_text(report(memory=True, oom_record="Killed process 4711"))
-    assert text.startswith("coder#3 died (SIGABRT: the GPU ran out of memory)\n")
-    for line in (
-        "  what to do  Lower max_concurrency.",
-        "  cause       gpu_out_of_memory, for want of memory",
-        "  said        [METAL] Insufficient Memory",
-        "  kernel      Killed process 4711",
-        "Requests inside: 3",
-        "  req-1, 100 prompt tokens, 7 tokens emitted, resumed",
-        "  req-2",
-        "  and 1 more",
-        "  60 s before  machine 50.0 GB",
-        "   0 s before  process 30.0 GB, machine 60.0 GB",
-        "  coder#3  ready, 0 MB, 3 in flight, 1 queued",
-        "    File x",
-        "  last words",
-    ):
-        assert line in text.splitlines(), line
-    bare = view.crash_text(
-        report(
-            in_flight=0,
-            requests=[],
-            models=[],
-            machine=[],
-            footprint=[],
-            stderr="",
-            stacks="",
-            line=None,
-            memory=False,
-            put_down="it stalled",
-        )
-    )
-    assert len(bare.splitlines()) == 7
-    assert "  killed for  it stalled" in bare

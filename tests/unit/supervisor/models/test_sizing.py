@@ -61,6 +61,12 @@ def test_no_request_is_longer_than_the_context(folder: Path) -> None:
     assert need.estimate == estimate(folder).total(512, 4)
 
 
+def test_the_context_is_the_models_or_less(folder: Path) -> None:
+    assert sizing(folder).need("m").context == 4096
+    assert sizing(folder, context=512).need("m").context == 512
+    assert sizing(folder, context=9999).need("m").context == 4096
+
+
 def test_on_a_small_machine_there_is_room_for_fewer(folder: Path) -> None:
     told = estimate(folder)
     full, least = told.total(2048, 32), told.total(2048, 1)

@@ -147,3 +147,34 @@ def test_a_setting_below_what_can_be_told_means_a_second() -> None:
     found = alarm(beating(IN_STEP), stall=0.01)
     assert found is not None
     assert found[0] > 1.0
+
+
+def shown(life: Life, until: float, *, stall: float = 60.0, awaited: bool = True) -> float | None:
+    """For how long it is shown to have stood still at `until`."""
+    dog = Watchdog(stall)
+    for look in range(int(until / CHECK_SECONDS) + 1):
+        dog.check(life(look * CHECK_SECONDS), look * CHECK_SECONDS, awaited=awaited)
+    return dog.standstill
+
+
+def test_what_stands_still_is_shown_long_before_it_is_killed() -> None:
+    # A stopped process: its loop does not turn either.
+    assert shown(lambda now: busy(min(now, 20.0)), 24.5) is None
+    assert shown(lambda now: busy(min(now, 20.0)), 30.0) == pytest.approx(10.0, abs=0.5)
+    # One step, or one prompt, of a process that lives.
+    for still in (IN_STEP, Reading(preparing=1)):
+        assert shown(beating(still), 14.0) is None
+        assert shown(beating(still), 16.0) == 16.0
+    assert shown(beating(replace(IN_STEP, longest=10.0)), 29.0) is None
+    assert shown(beating(replace(IN_STEP, longest=10.0)), 30.0) == 30.0
+
+
+def test_what_moves_or_has_nothing_to_do_is_not_shown_as_stalled() -> None:
+    assert shown(busy, 30.0) is None
+    assert shown(beating(IDLE), 30.0) is None
+    assert shown(lambda now: IDLE, 30.0, awaited=False) is None
+
+
+def test_what_is_killed_was_shown_first() -> None:
+    for stall in (1.0, 3.0, 60.0):
+        assert shown(beating(IN_STEP), stall + 0.25, stall=stall) == stall + 0.25

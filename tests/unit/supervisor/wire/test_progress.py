@@ -18,7 +18,8 @@ record = ProgressRecord.inherited(int(sys.argv[1]))
 for _ in range(3):
     record.begin()
 record.end()
-record.made(7)
+record.made(7, 5)
+record.prefilling(30, 40)
 with record.preparing():
     os.kill(os.getpid(), 9)
 """
@@ -43,6 +44,7 @@ def test_a_record_outlives_its_process() -> None:
     counts = (reading.begun, reading.ended, reading.outputs, reading.preparing, reading.prepared)
     assert counts == (3, 1, 7, 1, 0)
     assert reading.beats == 0
+    assert (reading.tokens, reading.prefilled, reading.to_prefill) == (5, 30, 40)
 
 
 def test_a_record_that_was_cut_short_says_nothing() -> None:

@@ -16,6 +16,37 @@ from supervisor.wire.frames import (
 from tests.helpers.engine_runs import PROMPTS, TOKENS, Run, alone, finish, start, step
 from worker.engine.batch import PREFILL_STEP, BatchEngine
 
+# ── how far prompts are ──────────────────────────────────────────────────────────────────────────
+
+
+def test_a_prefill_is_told_from_the_request_s_arrival_to_its_first_token(
+    engine: BatchEngine,
+) -> None:
+    assert engine.prefill == (0, 0)
+    long, short = Run(engine, "word " * (PREFILL_STEP // 2), max_tokens=2), Run(engine, "word")
+    sizes = len(long.job.prompt), len(short.job.prompt)
+    assert engine.prefill == (0, sum(sizes))  # both wait
+    seen = []
+    while not long.tokens:
+        step(engine)
+        seen.append(engine.prefill)
+    assert seen[0][0] >= PREFILL_STEP
+    assert [done for done, _ in seen[:-1]] == sorted({done for done, _ in seen[:-1]})
+    assert {total for _, total in seen[:-1]} <= {sum(sizes), sizes[0]}
+    assert seen[-1] == (0, 0)
+    finish(engine)
+
+
+def test_who_leaves_is_not_prefilled_any_more(engine: BatchEngine) -> None:
+    runs = [Run(engine, "word " * (PREFILL_STEP // 2)) for _ in range(2)]
+    step(engine)
+    engine.remove(runs[0].job)
+    done, total = engine.prefill
+    assert 0 < done < total == len(runs[1].job.prompt)
+    engine.remove(runs[1].job)
+    assert engine.prefill == (0, 0)
+
+
 # ── the same as alone ────────────────────────────────────────────────────────────────────────────
 
 

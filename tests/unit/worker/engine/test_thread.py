@@ -88,6 +88,12 @@ class Counter:
             outputs.append((job, frames))
         return outputs
 
+    @property
+    def prefill(self) -> tuple[int, int]:
+        """Whoever has no token yet, with a prompt of 10 of which 4 are done."""
+        fresh = sum(made == 0 for made in self.jobs.values())
+        return (4 * fresh, 10 * fresh)
+
     def shrink(self) -> None:
         self._note("shrink")
 
@@ -399,6 +405,10 @@ def test_its_record_tells_steps_from_rest_and_counts_what_was_made(stage: Stage)
     after = stage.reading
     assert after.begun == after.ended == 4  # the insert, too
     assert after.outputs == 4  # three tokens and the end
+    assert after.tokens == 3
+    # Told as soon as the request is in, before the step that works on it.
+    assert [(each.prefilled, each.to_prefill) for each in inside] == [(4, 10), (0, 0), (0, 0)]
+    assert (after.prefilled, after.to_prefill) == (0, 0)
     assert after.longest > 0
 
 

@@ -14,6 +14,7 @@ import pytest
 
 from supervisor.errors import ContextLengthExceeded, InvalidValue, UnsupportedParameter
 from supervisor.wire.frames import Chat, Generate, Text, Tokens
+from tests.helpers.strict_templates import MISTRAL
 from tests.helpers.tiny_llama import make_llama
 from worker.engine.mlx_lm_compat import model_tokenizer
 from worker.prompt.template import ECHO_MAX, PromptBuilder
@@ -410,3 +411,35 @@ def test_an_echo_is_bounded(tokenizer: Callable[..., Any]) -> None:
     assert caught.value.param == "echo"
     with pytest.raises(InvalidValue):
         prompts.text_of(Generate("r", Tokens((1,)), NOON), [65] * (ECHO_MAX + 1))
+
+
+def test_messages_that_a_template_refuses_are_merged_and_rendered_again(
+    tokenizer: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    wrapper = tokenizer(MISTRAL)
+    system = {"role": "system", "content": SECRET}
+    with caplog.at_level("INFO", "bulkhead.worker"):
+        tokens = builder(wrapper).tokens(chat(system, system, user("a"), user("b"), system))
+    assert wrapper.decode(tokens) == f"[INST]{SECRET}\n\n{SECRET}\n\na\n\nb\n\n{SECRET}[/INST]"
+    assert caplog.messages == ["r: the chat template takes it with messages merged"]
+
+
+def test_messages_that_a_template_takes_are_left_alone(
+    tokenizer: Callable[..., Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    wrapper = tokenizer("{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}")
+    system = {"role": "system", "content": "s"}
+    with caplog.at_level("INFO", "bulkhead.worker"):
+        tokens = builder(wrapper).tokens(chat(user("a"), user("b"), system))
+    assert wrapper.decode(tokens) == "user:a;user:b;system:s;"
+    assert caplog.messages == []
+
+
+def test_what_no_shape_cures_is_refused_with_the_first_reason(
+    tokenizer: Callable[..., Any],
+) -> None:
+    wrapper = tokenizer(
+        "{{ raise_exception('too many') if messages | length > 1 else raise_exception('no') }}"
+    )
+    with pytest.raises(InvalidValue, match="too many"):
+        builder(wrapper).tokens(chat(user("a"), user("b")))

@@ -1,0 +1,53 @@
+"""Endpoints of other servers' APIs that this version lacks. Data, and a look-up.
+
+They are refused as such and not as unknown paths: to many clients a 404 says that the model does
+not exist (Claude Code), or that the whole server is unfit (LiteLLM).
+"""
+
+from __future__ import annotations
+
+OPENAI = (
+    *("/assistants", "/audio", "/batches", "/chat/completions", "/chatkit", "/completions"),
+    *("/containers", "/conversations", "/edits", "/embeddings", "/engines", "/evals", "/files"),
+    *("/fine_tuning", "/fine-tunes", "/images", "/moderations", "/organization", "/projects"),
+    *(
+        "/openai",
+        "/realtime",
+        "/responses",
+        "/skills",
+        "/threads",
+        "/uploads",
+        "/vector_stores",
+        "/videos",
+    ),
+)
+ANTHROPIC = ("/complete", "/messages")
+LOCAL = (
+    # Ollama, LM Studio, KoboldCpp
+    "/api",
+    # llama.cpp
+    *("/apply-template", "/completion", "/detokenize", "/embedding", "/infill", "/lora-adapters"),
+    *("/props", "/rerank", "/reranking", "/slots", "/tokenize"),
+    # vLLM, SGLang, text-generation-inference, text-generation-webui
+    *("/classify", "/generate", "/generate_stream", "/info", "/internal", "/invocations", "/load"),
+    *("/ping", "/pooling", "/score", "/server_info", "/version"),
+    # Everybody's
+    "/metrics",
+)
+BULKHEAD = ("/admin/logs", "/ui")
+_ALL = {
+    **dict.fromkeys(OPENAI, "OpenAI's API"),
+    **dict.fromkeys(ANTHROPIC, "Anthropic's API"),
+    **dict.fromkeys(LOCAL, "other local servers"),
+    **dict.fromkeys(BULKHEAD, "a later version of Bulkhead"),
+    "/v2/rerank": "other local servers",
+}
+
+
+def lacking(path: str) -> str | None:
+    """Whose the endpoint is, with or without `/v1` before it; None for one that nobody has."""
+    parts = path.removeprefix("/v1").split("/")
+    for length in range(2, len(parts) + 1):
+        if (whose := _ALL.get("/".join(parts[:length]))) is not None:
+            return whose
+    return None

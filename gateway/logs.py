@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import logging.handlers
 import os
 import queue
 import threading
+from pathlib import Path
 
-_LOG_BYTES = 10 * 2**20
-_LOG_KEEP = 3
-_FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s"
-_DATE_FORMAT = "%Y-%m-%dT%H:%M:%S"
+from supervisor.log_file import LogFile
+
 _UNSHOWN_MAX = 1000
 """Lines that may wait for the terminal."""
 
@@ -22,11 +20,9 @@ def set_up(path: str, terminal: int | None) -> None:
 
     `terminal` is the descriptor of what shows the access lines.
     """
-    file = logging.handlers.RotatingFileHandler(
-        path, maxBytes=_LOG_BYTES, backupCount=_LOG_KEEP, encoding="utf-8"
-    )
+    file = LogFile(Path(path))
     file.addFilter(_without_request_bytes)
-    logging.basicConfig(level=logging.INFO, handlers=[file], format=_FORMAT, datefmt=_DATE_FORMAT)
+    logging.basicConfig(level=logging.INFO, handlers=[file])
     if terminal is not None:
         logging.getLogger("bulkhead.access").addHandler(_Terminal(terminal))
 

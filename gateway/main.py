@@ -18,10 +18,14 @@ from gateway.app import build
 from gateway.http.server import listening
 from supervisor.config.schema import ServerSettings
 from supervisor.wire.frames import Serving, ToGateway
+from supervisor.wire.listener import reach
 from supervisor.wire.progress import ProgressRecord
-from supervisor.wire.stream import BACKLOG, FrameStream, connect
+from supervisor.wire.stream import BACKLOG, FrameStream
 
 _SHUTDOWN_SECONDS = 5.0
+_SUPERVISOR_SECONDS = 30.0
+"""How long the supervisor's socket may be missing at the start."""
+_RETRY_SECONDS = 0.05
 
 
 def main() -> None:
@@ -50,12 +54,24 @@ async def _serve(
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     app = build(settings, control)
     async with listening(app, listener, backlog=BACKLOG, shutdown_seconds=_SHUTDOWN_SECONDS):
-        supervisor: FrameStream[ToGateway] = await connect(control, ToGateway)
+        supervisor: FrameStream[ToGateway] = await _reach_supervisor(control)
         supervisor.send(Serving())
         logging.getLogger("bulkhead.gateway").info("serving")
         await stop.wait()
     supervisor.close()
     beating.cancel()
+
+
+async def _reach_supervisor(control: str) -> FrameStream[ToGateway]:
+    """Raises OSError when its socket, which somebody may have removed, does not come back."""
+    deadline = asyncio.get_running_loop().time() + _SUPERVISOR_SECONDS
+    while True:
+        try:
+            return await reach(control, ToGateway)
+        except OSError:
+            if asyncio.get_running_loop().time() > deadline:
+                raise
+        await asyncio.sleep(_RETRY_SECONDS)
 
 
 def _yield_to_engines() -> None:

@@ -6,13 +6,13 @@ What happens meanwhile goes through `supervisor.dispatcher`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
-import signal
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -21,10 +21,11 @@ from supervisor import background, build
 from supervisor.api import health
 from supervisor.api.control import Control
 from supervisor.api.events import EventFeed
+from supervisor.background import guarded
 from supervisor.config.schema import Config
 from supervisor.crashes.collector import CrashCollector, secret_values
 from supervisor.crashes.os_evidence import SystemEvidence
-from supervisor.dispatcher import Dispatcher, guarded
+from supervisor.dispatcher import Dispatcher
 from supervisor.machine.monitor import Monitor
 from supervisor.machine.readers import MemoryReader
 from supervisor.models.catalog import Catalog
@@ -41,14 +42,18 @@ from supervisor.scheduler.pool import Pool
 from supervisor.state import logs
 from supervisor.state.paths import StateDir
 from supervisor.state.quarantine import Quarantine
+from supervisor.state.trouble import Trouble
+from supervisor.stopping import Stopping
 from supervisor.wire import frames
-from supervisor.wire.stream import listen
+from supervisor.wire.listener import LOOK_SECONDS, Listener
 
 log = logging.getLogger("bulkhead.supervisor")
 
 GATEWAY_MODULE = "gateway.main"
 WORKER_MODULE = "worker.main"
 _UPKEEP_SECONDS = 10.0
+_LOAD_REPORTS_SECONDS = 5.0
+"""How long a disk may keep us from serving because of old crash reports."""
 
 
 class Supervisor:
@@ -57,7 +62,8 @@ class Supervisor:
     `pool` has every model and none loaded, with the sizes that `sizing` knows; `reader` reads the
     machine's memory. `worker_module` is what worker processes run: the seam at which tests put the
     real worker server around an engine that follows a script. `code` is what children run,
-    None = what is installed.
+    None = what is installed. `keepers` are called every second and put back what somebody has
+    removed of the state directory.
     """
 
     def __init__(
@@ -72,8 +78,11 @@ class Supervisor:
         reader: MemoryReader,
         version: str,
         worker_module: str = WORKER_MODULE,
+        keepers: Sequence[Callable[[], None]] = (),
         code: Code | None = None,
     ) -> None:
+        self._keepers = (state.restore, *keepers)
+        self._stopping = Stopping(pool.state.limits.drain, self._asked_to_stop)
         self._catalog = catalog
         self._state = state
         self._version = version
@@ -100,6 +109,7 @@ class Supervisor:
             watches_release=pool.state.rules.release is ReleaseRule.WHEN_SEEN,
         )
         self._instance = secrets.token_hex(8)
+        self._record_trouble = Trouble(f"write {state.children}, the record of running processes")
         self._lifeline, self._held = os.pipe()  # both CLOEXEC: children get the read end by name
         launcher = Launcher(self._instance, self._lifeline, os.environ, code or InstalledCode())
         self._fleet = Fleet(
@@ -142,16 +152,22 @@ class Supervisor:
         Returns the exit status: 0 after a drain, 1 when the gateway never came up, or when a bug
         leaves nothing else to do than to be started again.
         """
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup means it
-                loop.add_signal_handler(number, self._asked_to_stop)
-        loop.set_exception_handler(self._loop_failed)
-        listening = await listen(str(self._state.control), frames.ToSupervisor, self._control.serve)
-        upkeep = background.start(self._upkeep())
-        await self._collector.reports.load_last()
-        monitor = background.start(self._monitor.run())
-        check = background.start(self._check_children())
+        self._stopping.listen()
+        asyncio.get_running_loop().set_exception_handler(self._loop_failed)
+        listener = Listener(str(self._state.control), frames.ToSupervisor, self._control.serve)
+        await listener.open()
+        with contextlib.suppress(TimeoutError):  # nothing is decided by them
+            await asyncio.wait_for(self._collector.reports.load_last(), _LOAD_REPORTS_SECONDS)
+        tasks = [
+            background.start(work)
+            for work in (
+                listener.keep(),
+                self._keep_state(),
+                self._upkeep(),
+                self._monitor.run(),
+                self._check_children(),
+            )
+        ]
         gateway = self._gateway
         try:
             gateway.start()
@@ -163,18 +179,18 @@ class Supervisor:
             if gave_up:
                 log.error("the gateway cannot start; its stderr is in %s", self._state.logs)
         finally:
+            self._stopping.arm()
             await self._end_workers()
             self._record_use_counts()
             self._feed.close()  # or the gateway would wait for those who watch
             await gateway.stop()
             await self._fleet.spare.ended()
             await self._collector.reports.close()
-            upkeep.cancel()
-            monitor.cancel()
-            check.cancel()
-            listening.close()
-            for path in (self._state.control, self._state.children):
-                path.unlink(missing_ok=True)
+            for task in tasks:
+                task.cancel()
+            listener.close()
+            with contextlib.suppress(OSError):  # it names nobody who runs
+                self._state.children.unlink()
             os.close(self._held)
             os.close(self._lifeline)
             log.info("stopped")
@@ -195,8 +211,8 @@ class Supervisor:
     def _start_serving(self, announce: str, greeting: Sequence[str]) -> None:
         try:
             print(announce, flush=True)
-        except OSError as error:  # whoever read it has gone, or its disk is full
-            log.warning("stdout cannot be written to: %s", error.strerror)
+        except (OSError, ValueError) as error:  # whoever read it has gone, or its disk is full
+            log.warning("stdout cannot be written to: %s", error)
         for line in (announce, *greeting):
             log.info("%s", line)
         for name, model in self._catalog.models.items():
@@ -220,6 +236,7 @@ class Supervisor:
             return  # it ends already, in another way
         if self._pool.state.shutting_down:
             log.info("asked to stop again: what still runs is cut")
+            self._gateway.cut()
         else:
             running = sum(len(each.granted) for each in self._pool.models.values())
             log.info(
@@ -255,9 +272,11 @@ class Supervisor:
     def _record_children(self) -> None:
         try:
             orphans.record(self._state, self._instance, self._children())
-        except OSError as error:
-            # A full disk must not stand between a death and what follows from it.
-            log.error("cannot record the running processes: %s", error)
+        except Exception as error:  # noqa: BLE001
+            # Nothing must stand between a death and what follows from it.
+            self._record_trouble.failed(error)
+        else:
+            self._record_trouble.worked()
 
     async def _check_children(self) -> None:
         """See that every child moves that serves, and that there is a spare. A load has a deadline
@@ -277,6 +296,25 @@ class Supervisor:
     def _record_use_counts(self) -> None:
         counts = {name: model.use_count for name, model in self._pool.models.items()}
         guarded(self._sizing.cache.save_use_counts, counts)
+
+    async def _keep_state(self) -> None:
+        what = f"put back what is missing of {self._state.root}"
+        keepers = [(keep, Trouble(what)) for keep in self._keepers]
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            self._put_back(keepers)
+
+    def _put_back(self, keepers: Iterable[tuple[Callable[[], None], Trouble]]) -> None:
+        """Put back what somebody has removed of the state directory."""
+        for keep, trouble in keepers:
+            try:
+                keep()
+            except Exception as error:  # noqa: BLE001, tried again in a moment
+                trouble.failed(error)
+            else:
+                trouble.worked()
+        if not os.path.exists(self._state.children):  # False, too, where nobody may look
+            self._record_children()
 
     async def _upkeep(self) -> None:
         while True:

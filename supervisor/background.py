@@ -1,9 +1,20 @@
-"""Tasks that run beside everything else, whose exceptions are never lost."""
+"""What runs beside everything else, and whose exceptions neither are lost nor do harm."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+import logging
+import queue
+import threading
+from collections.abc import Callable, Coroutine
+from functools import partial
+from typing import ParamSpec, TypeVar
+
+log = logging.getLogger("bulkhead.supervisor")
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 def start(work: Coroutine[None, None, None]) -> asyncio.Task[None]:
@@ -19,3 +30,65 @@ def _report(task: asyncio.Task[None]) -> None:
         name = getattr(task.get_coro(), "__qualname__", task.get_name())
         context = {"message": f"{name} has ended", "exception": error, "task": task}
         task.get_loop().call_exception_handler(context)
+
+
+def guarded(record: Callable[P, T], *args: P.args, **more: P.kwargs) -> T | None:
+    """For what is recorded, told to people, or looked at again in a moment: an exception is logged,
+    and changes nothing."""
+    try:
+        return record(*args, **more)
+    except Exception:
+        log.exception("%s has failed", name_of(record))
+        return None
+
+
+def name_of(function: Callable[..., object]) -> str:
+    """For the log."""
+    return getattr(function, "__qualname__", repr(function))
+
+
+class DaemonThread:
+    """Runs what blocks, in order, on a thread of its own, which the end of the process does not
+    wait for: a disk that does not answer must not keep it."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """What `work` returns or raises. Raises RuntimeError when no thread can be started. Nothing
+        that was begun can be cancelled."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def tell(outcome: Callable[[], None]) -> None:
+            if not done.done():
+                outcome()
+
+        def do() -> None:
+            if done.cancelled():
+                return
+            try:
+                result = work()
+            except BaseException as error:  # noqa: BLE001, told to who waits
+                outcome = partial(done.set_exception, error)
+            else:
+                outcome = partial(done.set_result, result)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(tell, outcome)
+
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
+        self._work.put(do)
+        return await done
+
+    def close(self) -> None:
+        """End once what was asked for is done. Returns at once."""
+        self._work.put(None)
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            work()

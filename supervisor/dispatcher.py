@@ -14,10 +14,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import ParamSpec, TypeVar, assert_never
+from typing import ParamSpec, assert_never
 
 from supervisor.api.control import Control
 from supervisor.api.events import EventFeed
+from supervisor.background import guarded, name_of
 from supervisor.crashes.collector import CrashCollector
 from supervisor.machine.readers import MachineMemory, MemoryReader
 from supervisor.models.looks import Looks
@@ -51,7 +52,6 @@ _MAY_CHANGE = (State.COLD, State.FAILED)
 """States in which a model's files are looked at before a request is decided about."""
 
 P = ParamSpec("P")
-T = TypeVar("T")
 
 
 class Dispatcher:
@@ -105,7 +105,7 @@ class Dispatcher:
         """
         if self.failed.is_set():
             return
-        self._events.append((_name(event), partial(event, *args, **more)))
+        self._events.append((name_of(event), partial(event, *args, **more)))
         if self._is_handling:
             return
         self._is_handling = True
@@ -305,18 +305,3 @@ class Dispatcher:
     def left(self, lease: int) -> None:
         guarded(self._collector.left, lease)
         self.handle(self._pool.release, lease, time.monotonic())
-
-
-def guarded(record: Callable[P, T], *args: P.args, **more: P.kwargs) -> T | None:
-    """For what is recorded, told to people, or looked at again in a moment: an exception is logged,
-    and changes nothing."""
-    try:
-        return record(*args, **more)
-    except Exception:
-        log.exception("%s has failed", _name(record))
-        return None
-
-
-def _name(function: Callable[..., object]) -> str:
-    """For the log."""
-    return getattr(function, "__qualname__", repr(function))

@@ -55,6 +55,7 @@ def main() -> None:
     with open(int(descriptor), "rb") as file:
         file.seek(0)
         settings = msgspec.json.decode(file.read(), type=Config)
+    logs.hold_standard_streams()  # after that file, which may stand in the place of one
     sys.exit(run(settings, Path(root), config=Path(config[0]) if config else None))
 
 
@@ -112,6 +113,7 @@ def _run(
     port = listener.getsockname()[1]
     shown = f"[{server.host}]" if ":" in server.host else server.host
     url = f"http://{shown}:{port}"
+    here = address.Address(_reachable(url), server.api_keys_file)
     boot = boot_id()
     if left is not None:
         report_run(left, state, boot)
@@ -127,6 +129,7 @@ def _run(
         version=version(own_code.DISTRIBUTION),
         worker_module=worker_module,
         code=OwnCode(files, state.run),
+        keepers=(lock.keep, lambda: address.keep(state.root, here)),
     )
     names = list(served.models)
     lines = startup.greeting(
@@ -140,7 +143,7 @@ def _run(
         keys=bool(server.api_keys_file),
     )
     run = Run(os.getpid(), time.time(), version(own_code.DISTRIBUTION), boot)
-    address.announce(state.root, address.Address(_reachable(url), server.api_keys_file))
+    address.announce(state.root, here)
     try:
         last_run.begin(state, run)
         status = asyncio.run(supervisor.run(f"Bulkhead ready on {url}", lines))

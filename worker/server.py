@@ -31,8 +31,9 @@ from supervisor.wire.frames import (
     Tokens,
     ToWorker,
 )
+from supervisor.wire.listener import Listener
 from supervisor.wire.progress import ProgressRecord
-from supervisor.wire.stream import FrameStream, listen
+from supervisor.wire.stream import FrameStream
 from worker.engine.thread import Engine, EngineThread, Job, LoadResult, Prepared, failed
 from worker.sink import SocketSink
 
@@ -108,13 +109,16 @@ class WorkerServer:
         self._serving = asyncio.get_running_loop().create_task(self._serve(loaded))
 
     async def _serve(self, loaded: LoadResult) -> None:
+        listener = self._listener = Listener(
+            self._load.socket, ToEngine, self._answer, REQUEST_LIMIT
+        )
         try:
-            # Held, for uvloop closes the socket of a server that nobody refers to.
-            self._server = await listen(self._load.socket, ToEngine, self._answer, REQUEST_LIMIT)
+            await listener.open()
         except OSError as error:
-            log.critical("cannot listen on %s: %s", self._load.socket, error.strerror)
+            log.critical("cannot listen on %s: %s", self._load.socket, error.strerror or error)
             os._exit(EXIT_CANNOT_LISTEN)
         self._channel.send(Ready(loaded.memory_bytes, loaded.context))
+        await listener.keep()
 
     async def _answer(self, stream: FrameStream[ToEngine]) -> None:
         """One connection = one request. The peer's EOF cancels it."""

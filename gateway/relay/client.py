@@ -45,7 +45,7 @@ from supervisor.wire.frames import (
     ToGateway,
     WatchEvents,
 )
-from supervisor.wire.stream import connect
+from supervisor.wire.listener import reach
 
 log = logging.getLogger("bulkhead.gateway")
 
@@ -53,7 +53,11 @@ A = TypeVar("A", bound=Frame)
 
 _CONNECT_SECONDS = 2.0
 """How long a granted worker may refuse connections before it counts as faulty."""
+_MISSING_SECONDS = 10.0
+"""How long a socket may be missing. Somebody has removed it, and it is made again in a second."""
 _RETRY_SECONDS = 0.02
+_LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+"""What this process lacks, for a connection."""
 
 
 class Relay:
@@ -139,12 +143,17 @@ class Relay:
     async def _connect_control(self) -> ControlStream:
         if (open_already := self._leases.take(self._control)) is not None:
             return open_already
-        try:
-            return await connect(self._control, ToGateway)
-        except OSError as error:
-            if error.errno in (errno.EMFILE, errno.ENFILE):
-                raise _too_many_connections() from None
-            raise supervisor_gone() from None
+        deadline = asyncio.get_running_loop().time() + _MISSING_SECONDS
+        while True:
+            try:
+                return await reach(self._control, ToGateway)
+            except OSError as error:
+                if error.errno in _LACKING:
+                    raise _too_many_connections() from None
+                if asyncio.get_running_loop().time() > deadline:
+                    log.error("cannot reach the supervisor: %s", error.strerror or error)
+                    raise supervisor_gone() from None
+            await asyncio.sleep(_RETRY_SECONDS)
 
     async def _connect_worker(self, granted: Granted, wait_for_end: WaitForEnd) -> WorkerStream:
         """Connect to the granted worker, again and again for a while: its backlog may be full.
@@ -154,16 +163,18 @@ class Relay:
         """
         if (open_already := self._workers.take(granted.socket)) is not None:
             return open_already
-        deadline = asyncio.get_running_loop().time() + _CONNECT_SECONDS
+        begun = asyncio.get_running_loop().time()
         while True:
             try:
-                return await connect(granted.socket, FromEngine)
-            except (BlockingIOError, ConnectionRefusedError, FileNotFoundError) as error:
-                symptom = f"it does not accept connections: {error.strerror}"
+                return await reach(granted.socket, FromEngine)
             except OSError as error:
-                log.error("cannot connect to worker %s: %s", granted.worker, error.strerror)
-                raise _too_many_connections() from None
-            if asyncio.get_running_loop().time() > deadline:
+                if error.errno in _LACKING:
+                    log.error("cannot connect to worker %s: %s", granted.worker, error.strerror)
+                    raise _too_many_connections() from None
+                is_there = isinstance(error, (BlockingIOError, ConnectionRefusedError))
+                patience = _CONNECT_SECONDS if is_there else _MISSING_SECONDS
+                symptom = f"it does not accept connections: {error.strerror}"
+            if asyncio.get_running_loop().time() > begun + patience:
                 raise WorkerUnreachable(symptom)
             await wait_for_end(_RETRY_SECONDS)
 

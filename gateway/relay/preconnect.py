@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Generic, TypeVar
 
-from supervisor.wire.stream import FrameStream, connect
+from supervisor.wire.listener import reach
+from supervisor.wire.stream import FrameStream
 
 F = TypeVar("F")
 
@@ -41,7 +42,7 @@ class Preconnect(Generic[F]):
         for other in [known for known, stream in self._open.items() if stream.ended]:
             del self._open[other]
         try:
-            self._open[path] = await connect(path, self._frames)
+            self._open[path] = await reach(path, self._frames)
         except OSError:
             return  # the next request will find out for itself
         finally:

@@ -15,7 +15,7 @@ from urllib.parse import quote, urlsplit
 from supervisor.config.files import read_api_keys
 from supervisor.config.rules import ConfigError
 from supervisor.layout import one_line
-from supervisor.state.address import find
+from supervisor.state.address import Unreadable, find
 
 _SECONDS = 15.0
 """For an answer that needs no model."""
@@ -61,7 +61,10 @@ class Client:
     @classmethod
     def of_state(cls, root: Path, environ: Mapping[str, str]) -> Client:
         """The instance that runs with this state directory. Raises Unreachable."""
-        address = find(root)
+        try:
+            address = find(root)
+        except Unreadable as error:
+            raise Unreachable(f"{error}; `--url` names the server itself") from None
         if address is None:
             raise Unreachable(
                 f"no Bulkhead runs with the state directory {root}; `bulkhead serve` starts one"
@@ -77,7 +80,10 @@ class Client:
 
     def health(self, seconds: float = _SECONDS) -> dict[str, Any]:
         """The state of the server. Raises Unreachable or Refusal."""
-        return self._ask("GET", "/", seconds)
+        answer = self._ask("GET", "/", seconds)
+        if "error" in answer:  # a 503 is either the state, which says so, or an error
+            raise Refusal(_told(answer))
+        return answer
 
     def crashes(self, name: str = "") -> dict[str, Any]:
         """The crash report with that id, or the list of all. Raises Unreachable or Refusal."""
@@ -137,6 +143,14 @@ class Client:
 
 def _message(body: bytes) -> str:
     try:
-        return str(json.loads(body)["error"]["message"])
-    except (ValueError, KeyError, TypeError):
+        return _told(json.loads(body))
+    except ValueError:
+        return _told(None)
+
+
+def _told(answer: Any) -> str:
+    """What an error says."""
+    try:
+        return str(answer["error"]["message"])
+    except (KeyError, TypeError):
         return "the server gave an answer that is not Bulkhead's"

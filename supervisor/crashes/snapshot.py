@@ -16,6 +16,7 @@ from supervisor.crashes.diagnosis import Diagnosis, diagnose
 from supervisor.crashes.os_evidence import Evidence
 from supervisor.crashes.redaction import Redacted, Redactor
 from supervisor.scheduler.lifecycle import State
+from supervisor.state.files import not_waiting
 from supervisor.wire.crash import CrashReport, LoadedModel, MachineSample, Sample
 
 NEWS_BYTES = 32 * 2**10
@@ -70,7 +71,7 @@ class Snapshot:
 def read_stderr(path: Path, redactor: Redactor, limit: int) -> Redacted:
     """The last `limit` bytes of the file, redacted. Blocks on one read; never raises."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=not_waiting) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - limit))
             return redactor.redact(file.read(limit), cut=size > limit)

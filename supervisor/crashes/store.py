@@ -6,6 +6,7 @@ die for want of memory may be the next to go.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -17,7 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
-from supervisor.state.files import write_atomically
+from supervisor.state.files import not_waiting, write_atomically
 from supervisor.wire.crash import ID, CrashBrief, CrashReport
 from supervisor.wire.text import to_json
 
@@ -61,7 +62,8 @@ class Store:
         self._folder.mkdir(mode=0o700, exist_ok=True)
         write_atomically(self._path(report.id), encode(report), sync=True)
         for path in sorted(self._paths(), reverse=True)[KEEP:]:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # the report is written all the same
+                path.unlink()
 
     def listing(self) -> list[CrashBrief]:
         """All reports, newest first. One that can't be read is left out, with a line in the log."""
@@ -103,7 +105,7 @@ def encode(report: CrashReport) -> bytes:
 
 def _read(path: Path, kind: type[T]) -> T | None:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=not_waiting) as file:
             data = file.read(2 * REPORT_BYTES)
         return msgspec.json.decode(data, type=kind)
     except FileNotFoundError:

@@ -11,7 +11,6 @@ import contextlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
+from supervisor.background import DaemonThread
 from supervisor.crashes import store
 from supervisor.crashes.os_evidence import Evidence
 from supervisor.crashes.redaction import Redactor
@@ -66,7 +66,7 @@ class ReportWriter:
         self._version = version
         self._crashes: OrderedDict[str, _OpenReport] = OrderedDict()
         self._last: dict[str, CrashBrief] = {}
-        self._thread = ThreadPoolExecutor(1, "crashes")
+        self._thread = DaemonThread("crashes")
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, snapshot: Snapshot) -> None:
@@ -135,7 +135,7 @@ class ReportWriter:
                 await self.flush()
         for task in self._tasks:
             task.cancel()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.close()
 
     # ── on the thread, and back ──────────────────────────────────────────────────────────────────
 
@@ -198,7 +198,7 @@ class ReportWriter:
         task.add_done_callback(self._tasks.discard)
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await self._thread.run(work)
 
 
 async def _guarded(work: Coroutine[None, None, None]) -> None:

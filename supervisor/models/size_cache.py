@@ -21,6 +21,7 @@ import msgspec
 
 from supervisor.scheduler.model import LearnedLimit
 from supervisor.state.files import read_json, write_atomically
+from supervisor.state.trouble import Trouble
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -68,6 +69,7 @@ class SizeCache:
     def __init__(self, path: Path, known: SizesFile | None = None) -> None:
         self._path = path
         self._known = known or SizesFile(_VERSION, {})
+        self._trouble = Trouble(f"write {path}; a restart forgets what was measured")
 
     @classmethod
     def load(cls, path: Path) -> SizeCache:
@@ -130,7 +132,9 @@ class SizeCache:
         try:
             write_atomically(self._path, msgspec.json.encode(self._known))
         except OSError as error:
-            log.warning("cannot remember measured model sizes in %s: %s", self._path, error)
+            self._trouble.failed(error)
+        else:
+            self._trouble.worked()
 
 
 def _renew(entries: dict[str, T], news: Mapping[str, T]) -> None:

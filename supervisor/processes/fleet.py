@@ -7,7 +7,9 @@ The fleet knows processes and nothing of requests. What happens to a process it 
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -27,14 +29,21 @@ from supervisor.processes.watchdog import Watchdog
 from supervisor.processes.worker import Channel, ExitCallbacks, WorkerProcess
 from supervisor.state import logs
 from supervisor.state.paths import StateDir, slug
+from supervisor.state.trouble import Trouble
 from supervisor.wire import frames, progress
 from supervisor.wire.codec import ProtocolError
+from supervisor.wire.listener import places
 
 log = logging.getLogger("bulkhead.supervisor")
 
 _REAP_SECONDS = 5.0
 """Between a worker's closed channel and its exit status; a longer gap is a zombie."""
 _LOG_PROGRESS_SECONDS = 5.0
+_PASSING = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT}
+)
+"""What a start may lack that comes back: descriptors, threads and processes, memory, disk."""
+_RETRY_SECONDS = 1.0
 _CHANGED = "Bulkhead's files changed while it started"
 
 
@@ -116,6 +125,9 @@ class Fleet:
         self._on_change = on_change
         self._stall_seconds = stall_seconds
         self._workers: dict[tuple[str, int], _Running] = {}
+        self._waiting: dict[tuple[str, int], asyncio.TimerHandle] = {}
+        """Incarnations that could not be started yet, until the next attempt."""
+        self._trouble = Trouble("start a worker")
         self.spare = Spare(self._start_spare, on_change)
 
     @property
@@ -126,7 +138,8 @@ class Fleet:
 
     def spawn(self, model: str, generation: int) -> None:
         """Start an incarnation and have it load its model. A failure is told as its exit, on the
-        loop's next turn."""
+        loop's next turn. But what the machine lacks for the moment is no failure: it is tried again
+        until it works or the incarnation is stopped, which whoever waits for the load does."""
         loop = asyncio.get_running_loop()
         try:
             folder = (self._locate or self._catalog.locate)(model)
@@ -145,10 +158,16 @@ class Fleet:
                 self._catalog.models[model],
             )
         except OSError as error:
+            if error.errno in _PASSING:
+                self._trouble.failed(error)
+                again = loop.call_later(_RETRY_SECONDS, self._spawn_again, model, generation)
+                self._waiting[model, generation] = again
+                return
             log.error("worker %s#%d cannot be started: %s", model, generation, error)
             how = f"it could not be started: {error.strerror}"
             loop.call_soon(self._listener.worker_exited, model, generation, how)
             return
+        self._trouble.worked()
         worker = _Running(model, generation, process, Watchdog(self._stall_seconds))
         self._workers[model, generation] = worker
         how = "spawned" if process.channel is None else "is the spare"
@@ -164,7 +183,15 @@ class Fleet:
         )
         worker.listening = background.start(self._listen(worker, load))
         self._on_change()
-        logs.remove_old(self._state.logs, prefix)
+        logs.remove_old(self._state.logs, prefix, self._files())
+
+    def _spawn_again(self, model: str, generation: int) -> None:
+        del self._waiting[model, generation]
+        try:
+            self.spawn(model, generation)
+        except Exception:
+            log.exception("worker %s#%d cannot be started", model, generation)
+            self._listener.worker_exited(model, generation, "it could not be started")
 
     def _process(
         self, role: str, base: Path, callbacks: ExitCallbacks, model: ModelSettings
@@ -180,12 +207,22 @@ class Fleet:
     def _start_spare(self, callbacks: ExitCallbacks) -> WorkerProcess:
         base = self._state.logs / logs.stamped(ROLE)
         process = self._start(ROLE, base, callbacks, arguments=["--spare"])
-        logs.remove_old(self._state.logs, ROLE)
+        logs.remove_old(self._state.logs, ROLE, {*self._files(), *process.child.files})
         return process
+
+    def _files(self) -> set[Path]:
+        """Of those that live."""
+        return {path for child in self.children for path in child.files}
 
     def stop(self, model: str, generation: int, *, kill: bool, stacks: bool) -> bool:
         """Send SIGTERM, or with `kill` SIGKILL, which with `stacks` comes once the process could
         write its threads' stacks. Returns whether there is such a process."""
+        waiting = self._waiting.pop((model, generation), None)
+        if waiting is not None:
+            waiting.cancel()
+            how, loop = "it could not be started", asyncio.get_running_loop()
+            loop.call_soon(self._listener.worker_exited, model, generation, how)
+            return True
         worker = self._workers.get((model, generation))
         if worker is None:
             return False
@@ -242,24 +279,38 @@ class Fleet:
         self._listener.worker_exited(model, generation, "never started")
 
     def _exited(self, key: tuple[str, int], how: str) -> None:
-        worker = self._workers.pop(key)
-        log.info("worker %s, pid %d, ended: %s", worker.name, worker.child.pid, how)
+        worker = self._workers.pop(key, None)
         try:
-            self._read(worker)  # the output just before its death
+            if worker is not None:
+                log.info("worker %s, pid %d, ended: %s", worker.name, worker.child.pid, how)
+                self._read(worker)  # the output just before its death
             self._remove_socket(*key)
         finally:  # whatever else fails, its end is told
             self._listener.worker_exited(*key, how)
             self._on_change()
 
     def _remove_socket(self, model: str, generation: int) -> None:
-        try:
-            self._state.worker_socket(model, generation).unlink(missing_ok=True)
-        except OSError as error:
-            log.error("the socket of worker %s#%d cannot be removed: %s", model, generation, error)
+        """At whichever place it was. One that is left hurts nobody: no other has its name, and the
+        next start removes it."""
+        for place in places(str(self._state.worker_socket(model, generation))):
+            try:
+                os.unlink(place)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                why = error.strerror
+                log.warning(
+                    "the socket of worker %s#%d cannot be removed: %s", model, generation, why
+                )
 
     async def _listen(self, worker: _Running, load: frames.Load) -> None:
         """Follow one worker's channel until it closes, then wait for the process to end."""
-        channel = await worker.process.connect()
+        try:
+            channel = await worker.process.connect()
+        except OSError as error:
+            log.error("the channel of worker %s cannot be used: %s", worker.name, error)
+            worker.child.signal(signal.SIGKILL)  # its exit is told as always
+            return
         try:
             channel.send(load)
             await self._follow(worker, channel)

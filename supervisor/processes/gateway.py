@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable
 
+from supervisor.background import guarded
 from supervisor.processes.launcher import Child, Launcher, describe_exit
 from supervisor.processes.watchdog import LATE_SECONDS, Watchdog
 from supervisor.state import logs
@@ -22,9 +23,14 @@ _STABLE_SECONDS = 5.0
 """A gateway that lived this long did not fail at start-up: the next one starts at once."""
 _BACKOFF_FIRST = 0.2
 _BACKOFF_MAX = 10.0
+_BACKOFF_DOUBLINGS = 16
+"""More of them are beyond _BACKOFF_MAX anyway, and beyond what a float holds one day."""
 _GIVE_UP = 3
 """Deaths in a row, without ever having served, after which it is not started again."""
 _STOP_SECONDS = 10.0
+_CUT_SECONDS = 1.0
+_REAP_SECONDS = 5.0
+"""Between SIGKILL and the exit status. A process that a dead disk holds has none."""
 _START_SECONDS = 60.0
 """A gateway that does not serve by then never will; it takes half a second."""
 _NO_CERTIFICATES = {"SSL_CERT_FILE": os.devnull}
@@ -73,7 +79,7 @@ class GatewayProcess:
         self._deaths = self._early_deaths = 0
         """In all, and in a row shortly after a start."""
         self._served = False
-        self._stopping = False
+        self._stopping = self._is_cut = False
         self._started_at = 0.0
         self._waited_since = self._last_check = 0.0
         """When the wait for its first answer began, and the last check; monotonic seconds."""
@@ -114,8 +120,8 @@ class GatewayProcess:
             self._exited(1)
             return
         log.info("gateway started, pid %d", self.child.pid)
-        logs.remove_old(self._state.logs, "gateway")
-        self._on_change()
+        guarded(self._on_change)
+        logs.remove_old(self._state.logs, "gateway", self.child.files)
 
     def accepts_requests(self) -> None:
         """To be called when the gateway says so."""
@@ -151,37 +157,53 @@ class GatewayProcess:
         self._watchdog = None
         self.serving.clear()
         self._gone.set()
+        # Whatever fails here, another one is started.
         if child is not None and child.progress is not None:
-            os.close(child.progress)
-        self._on_change()
+            guarded(os.close, child.progress)
+        guarded(self._on_change)
         if self._stopping:
             return
         uptime = time.monotonic() - self._started_at
-        early = uptime < _STABLE_SECONDS
-        self._early_deaths = self._early_deaths + 1 if early else 0
+        self._early_deaths = self._early_deaths + 1 if uptime < _STABLE_SECONDS else 0
         how = describe_exit(returncode)
         log.error("the gateway died (%s); models stay loaded, it is started again", how)
         if child is not None:
-            self._on_death(child, how, uptime, self._kill_reason)
+            guarded(self._on_death, child, how, uptime, self._kill_reason)
         self._kill_reason = ""
         self._deaths += 1
         if not self._served and self._deaths >= _GIVE_UP:
             self.gave_up.set()
             return
         # The first restart is immediate: clients are waiting in the backlog.
-        delay = _BACKOFF_FIRST * 2 ** (self._early_deaths - 2) if self._early_deaths > 1 else 0.0
+        early = min(self._early_deaths, _BACKOFF_DOUBLINGS)
+        delay = _BACKOFF_FIRST * 2 ** (early - 2) if early > 1 else 0.0
         asyncio.get_running_loop().call_later(min(delay, _BACKOFF_MAX), self.start)
 
     async def stop(self) -> None:
-        """SIGTERM, then SIGKILL after 10 s; returns when the process is gone."""
+        """SIGTERM, then SIGKILL after 10 s, or after one where it is `cut`. Returns when the
+        process is gone, or 5 s after that."""
         self._stopping, self._watchdog = True, None
         if self.child is None:
             return
-        self.child.signal(signal.SIGTERM)
+        child, seconds = self.child, _CUT_SECONDS if self._is_cut else _STOP_SECONDS
+        child.signal(signal.SIGTERM)
+        if await self._is_gone(seconds):
+            return
+        log.warning("the gateway ignored SIGTERM for %g s and is killed", seconds)
+        child.signal(signal.SIGKILL)
+        if not await self._is_gone(_REAP_SECONDS):
+            log.error("the gateway, pid %d, does not end", child.pid)
+
+    def cut(self) -> None:
+        """Nobody wants to wait for the answers that still run: one that stops is killed."""
+        self._is_cut = True
+        if self._stopping and self.child is not None:
+            self.child.signal(signal.SIGKILL)
+
+    async def _is_gone(self, seconds: float) -> bool:
+        """Whether the process is gone within so long."""
         try:
-            await asyncio.wait_for(self._gone.wait(), _STOP_SECONDS)
+            await asyncio.wait_for(self._gone.wait(), seconds)
         except TimeoutError:
-            log.warning("the gateway ignored SIGTERM for %g s and is killed", _STOP_SECONDS)
-            if self.child is not None:
-                self.child.signal(signal.SIGKILL)
-            await self._gone.wait()
+            return False
+        return True

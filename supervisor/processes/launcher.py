@@ -25,6 +25,7 @@ import psutil
 
 from supervisor import bootstrap
 from supervisor.processes.child import STACKS_SIGNAL
+from supervisor.state.trouble import Trouble
 from supervisor.wire import progress as progress_record
 
 _STDERR = 2
@@ -101,6 +102,14 @@ class Launcher:
     """Read end of a pipe whose write end only the supervisor holds: EOF = the supervisor died."""
     environ: Mapping[str, str]
     code: Code = field(default_factory=InstalledCode)
+    _output: Trouble = field(
+        default_factory=lambda: Trouble("write the log files of processes, which start without")
+    )
+    _records: Trouble = field(
+        default_factory=lambda: Trouble(
+            "make the progress records of processes, whose stalls are not noticed then"
+        )
+    )
 
     def start(
         self,
@@ -124,12 +133,13 @@ class Launcher:
         its progress record as `--progress`. Our ends are in the result and belong to the caller.
         `inherit` are further descriptors that the child keeps, under their numbers. `on_exit` is
         called once, on the running event loop, with the return code as subprocess gives it
-        (negative = signal). Raises OSError when the process cannot be started.
+        (negative = signal). Where a log file or the progress record cannot be written the child
+        starts without it. Raises OSError when the process cannot be started.
         """
         loop = asyncio.get_running_loop()
         with ExitStack() as theirs, ExitStack() as ours:
-            out = theirs.enter_context(_append(stdout))
-            err = theirs.enter_context(_append(stderr))
+            out = theirs.enter_context(self._append(stdout))
+            err = theirs.enter_context(self._append(stderr))
             fds = [self.lifeline, *inherit]
             our_end: socket.socket | None = None
             if channel:
@@ -149,7 +159,7 @@ class Launcher:
                 fds.append(faults_out)
             record: int | None = None
             if progress:
-                record = progress_record.create()
+                record = self._create_record()
                 ours.callback(os.close, record)
                 fds.append(record)
                 arguments = (*arguments, "--progress", str(record))
@@ -174,7 +184,7 @@ class Launcher:
                 env={**self.environ, **(environ or {}), INSTANCE_VARIABLE: self.instance},
             )
             try:
-                started, files = _start_time(popen.pid), (stdout, stderr)
+                started, files = start_time(popen.pid), (stdout, stderr)
                 child = Child(
                     role, popen.pid, started, popen, files, our_end, faults_in, record, home
                 )
@@ -190,6 +200,34 @@ class Launcher:
                 raise OSError(errno.EAGAIN, f"nothing can wait for it: {error}") from error
             ours.pop_all()  # it runs, and its end will be told: our ends stay open
         return child
+
+    def _create_record(self) -> int:
+        """A progress record; where none can be made, something that reads as none. Raises
+        OSError."""
+        try:
+            record = progress_record.create()
+        except OSError as error:
+            record = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+            self._records.failed(error)
+        else:
+            self._records.worked()
+        return record
+
+    def _append(self, path: Path) -> IO[bytes]:
+        """The child writes to the file itself, so that its last bytes survive any death. Raises
+        OSError when nothing can be opened at all."""
+        try:
+            try:
+                file = _open(path)
+            except FileNotFoundError:
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                file = _open(path)
+        except OSError as error:
+            nowhere = open(os.devnull, "ab")  # noqa: SIM115, the caller closes it
+            self._output.failed(error)
+            return nowhere
+        self._output.worked()
+        return file
 
 
 def describe_exit(returncode: int) -> str:
@@ -229,12 +267,13 @@ def _report_exit(
         return  # the loop is closed: the supervisor has ended
 
 
-def _append(path: Path) -> IO[bytes]:
-    """The child writes to the file itself, so that its last bytes survive any death."""
-    return open(path, "ab", opener=lambda name, flags: os.open(name, flags, 0o600))
+def _open(path: Path) -> IO[bytes]:
+    # A FIFO in its place would stop us until somebody reads it.
+    return open(path, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK, 0o600))
 
 
-def _start_time(pid: int) -> float:
+def start_time(pid: int) -> float:
+    """When the process began, epoch seconds; 0 = there is none."""
     try:
         return float(psutil.Process(pid).create_time())
     except (psutil.Error, OSError):

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 from collections.abc import Iterable
 
 import msgspec
 import psutil
 
-from supervisor.processes.launcher import Child, find_ours
+from supervisor.processes.launcher import Child, find_ours, start_time
 from supervisor.state.files import read_json, write_atomically
-from supervisor.state.paths import StateDir
+from supervisor.state.paths import StateDir, StateError
+from supervisor.wire.listener import folders, remove_spare_folder
 
 log = logging.getLogger("bulkhead.supervisor")
 
 _END_SECONDS = 5.0
+_SAME_START_SECONDS = 0.5
 
 
 class _Process(msgspec.Struct, frozen=True):
@@ -31,18 +34,32 @@ class _Process(msgspec.Struct, frozen=True):
 class _ChildrenFile(msgspec.Struct, frozen=True):
     instance: str
     children: list[_Process]
+    supervisor: _Process | None = None
 
 
 def record(state: StateDir, instance: str, children: Iterable[Child]) -> None:
     """Write down which children run, so that the next start can find them. Raises OSError."""
     processes = [_Process(child.role, child.pid, child.started) for child in children]
-    write_atomically(state.children, msgspec.json.encode(_ChildrenFile(instance, processes)))
+    us = _Process("supervisor", os.getpid(), start_time(os.getpid()))
+    write_atomically(state.children, msgspec.json.encode(_ChildrenFile(instance, processes, us)))
+
+
+def _runs(process: _Process) -> bool:
+    """Whether it is still the one that was recorded; a zombie is not."""
+    started = start_time(process.pid)
+    if not started or abs(started - process.started) > _SAME_START_SECONDS:
+        return False
+    try:
+        return bool(psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return False
 
 
 def clean(state: StateDir) -> None:
     """Kill the recorded children that still run, and remove all sockets. Blocks for up to 5 s.
 
     To be called with the instance lock held: nothing here belongs to a running supervisor then.
+    Raises StateError where it does all the same, because somebody has removed that one's lock.
     """
     left = _ChildrenFile("", [])
     try:
@@ -55,6 +72,12 @@ def clean(state: StateDir) -> None:
             state.children,
             error,
         )
+    owner = left.supervisor
+    if owner is not None and owner.pid != os.getpid() and _runs(owner):
+        raise StateError(
+            f"another Bulkhead (pid {owner.pid}) still runs with the state directory {state.root}, "
+            "though its lock file was removed; stop it or choose another --state-dir"
+        )
     killed: list[psutil.Process] = []
     for child in left.children:
         process = find_ours(child.pid, child.started, left.instance)
@@ -65,6 +88,10 @@ def clean(state: StateDir) -> None:
             killed.append(process)
     # Until the kernel has taken back what they held, the port above all.
     psutil.wait_procs(killed, timeout=_END_SECONDS)
-    state.children.unlink(missing_ok=True)
-    for socket in state.run.glob("*.sock"):
-        socket.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # it names nobody who runs
+        state.children.unlink()
+    for folder in folders(state.run):
+        for socket in folder.glob("*.sock"):
+            with contextlib.suppress(OSError):  # who wants to listen there says so
+                socket.unlink()
+    remove_spare_folder(state.run)

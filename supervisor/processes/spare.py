@@ -142,11 +142,11 @@ class Spare:
 
     async def _await_hello(self, process: WorkerProcess) -> None:
         """`Hello` is the one thing that a worker says before it has a model."""
-        channel = await process.connect()
         try:
+            channel = await process.connect()
             hello = await channel.receive()
-        except ProtocolError as error:
-            log.error("the spare worker is no good: bad message: %s", error)
+        except (ProtocolError, OSError) as error:
+            log.error("the spare worker is no good: %s", error)
             process.child.signal(signal.SIGKILL)
             return
         if isinstance(hello, frames.Hello) and not process.runs_our_code():

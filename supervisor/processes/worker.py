@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from supervisor.background import guarded
 from supervisor.processes.fatal_signal import FatalSignalReader
 from supervisor.processes.launcher import Child, Launcher, describe_exit
 from supervisor.wire import frames, progress
@@ -111,27 +112,34 @@ class WorkerProcess:
         """Give it other callbacks, another role and other names for its files, to which it keeps
         writing through its descriptors."""
         self.callbacks = callbacks
-        files = _files(base)
-        try:
-            for old, new in zip(self.child.files, files, strict=True):
-                old.rename(new)
-        except OSError as error:
-            log.error("the spare's log files keep their names: %s", error.strerror)
-            files = self.child.files
+        stdout, stderr = map(_rename, self.child.files, _files(base))
+        files = stdout, stderr
         self.child = replace(self.child, role=role, files=files)
         if self._faults is not None:
             self._faults.stderr = files[1]
 
     def _exited(self, returncode: int) -> None:
+        # Whatever else fails, its end is told.
         try:
             if self._faults is not None:
                 self._faults.close()
+        except OSError as error:
+            log.error("the fault pipe of pid %d is not closed: %s", self.child.pid, error)
         finally:
             try:
                 self.callbacks.on_exit(describe_exit(returncode))
             finally:
                 self.gone.set()
-                os.close(self._record)
+                guarded(os.close, self._record)
+
+
+def _rename(old: Path, new: Path) -> Path:
+    """What the file is called then."""
+    try:
+        return old.rename(new)
+    except OSError as error:
+        log.warning("the spare's log file %s keeps its name: %s", old.name, error.strerror)
+        return old
 
 
 def _files(base: Path) -> tuple[Path, Path]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import msgspec
 
-from supervisor.state.files import write_atomically
+from supervisor.state.files import read_json, write_atomically
+
+log = logging.getLogger("bulkhead.supervisor")
 
 _NAME = "address.json"
 
@@ -23,14 +26,35 @@ def announce(root: Path, address: Address) -> None:
     write_atomically(root / _NAME, msgspec.json.encode(address))
 
 
+def keep(root: Path, address: Address) -> None:
+    """Leave it again if somebody has removed or broken it. Raises OSError."""
+    try:
+        is_there = find(root) == address
+    except Unreadable:
+        is_there = False
+    if not is_there:
+        announce(root, address)
+
+
 def withdraw(root: Path) -> None:
-    """Remove the address, if there is one. Raises OSError."""
-    (root / _NAME).unlink(missing_ok=True)
+    """Remove the address, if there is one. One that can't be removed leads commands to a server
+    that does not answer, which they say."""
+    try:
+        (root / _NAME).unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("cannot remove %s: %s", root / _NAME, error.strerror)
+
+
+class Unreadable(Exception):
+    """What is in the address's place cannot be read; the message says which and why."""
 
 
 def find(root: Path) -> Address | None:
-    """The address that was left in `root`; None when there is none that can be read."""
+    """The address that was left in `root`; None when there is none. Raises Unreadable."""
+    path = root / _NAME
     try:
-        return msgspec.json.decode((root / _NAME).read_bytes(), type=Address)
-    except (OSError, msgspec.DecodeError):
+        return read_json(path, Address)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
+    except OSError as error:
+        raise Unreadable(f"cannot read {path}: {error.strerror}") from None

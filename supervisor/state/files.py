@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 from typing import TypeVar
@@ -16,8 +17,8 @@ MAX_FILE_BYTES = 1_000_000
 def read_json(path: Path, kind: type[T]) -> T:
     """What the file holds. Blocks on one read. Raises OSError, or ValueError for anything else than
     JSON of this kind."""
-    with open(path, "rb") as file:
-        data = file.read(MAX_FILE_BYTES + 1)
+    with open(path, "rb", opener=not_waiting) as file:
+        data = file.read(MAX_FILE_BYTES + 1) or b""
     if len(data) > MAX_FILE_BYTES:
         raise ValueError("too large")
     try:
@@ -28,24 +29,37 @@ def read_json(path: Path, kind: type[T]) -> T:
 
 def write_atomically(path: Path, data: bytes, *, sync: bool = False) -> None:
     """Replace `path`, mode 0600, so that a killed process leaves the old content or the new, never
-    a part. With `sync` that also holds when the machine itself goes down. Raises OSError.
+    a part. With `sync` that also holds when the machine itself goes down. Raises OSError, and then
+    leaves nothing behind.
 
     A sync blocks for as long as the disk takes, seconds while a model is read from it: not for the
     event loop.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb", opener=_private) as file:
-        file.write(data)
-        if sync:
-            file.flush()
-            os.fsync(file.fileno())
-    temporary.replace(path)
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()  # of a process that was killed, or whatever has this name
+    try:
+        with open(temporary, "xb", opener=_private) as file:
+            file.write(data)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     if sync:
         _sync(path.parent)
 
 
 def _private(path: str, flags: int) -> int:
     return os.open(path, flags, 0o600)
+
+
+def not_waiting(path: str, flags: int) -> int:
+    """An opener for reading: a FIFO in a file's place would wait for a writer."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _sync(folder: Path) -> None:

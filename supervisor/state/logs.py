@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import logging.handlers
 import os
+import queue
 import sys
-from collections.abc import Iterable
-from datetime import datetime
+import threading
+from collections.abc import Collection, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
-FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s"
-DATE_FORMAT = "%Y-%m-%dT%H:%M:%S"
-ROTATE_BYTES = 10 * 2**20
-ROTATE_KEEP = 3
+from supervisor.log_file import DATE_FORMAT, FORMAT, LogFile
+
 CHILD_BYTES = 16 * 2**20
 """A child's file is cut down to its tail beyond this size."""
 CHILD_TAIL = 4 * 2**20
 _STAMP = "[0-9]" * 8 + "T" + "[0-9]" * 6
 CHILD_KEEP = 12
 """Processes of one kind or model whose files are kept."""
+_CONSOLE_LINES = 1000
+"""That may wait for a stderr that takes none; further ones are left out."""
+_CONSOLE_SECONDS = 1.0
+"""How long the end of the process waits for them."""
+_STDERR = 2
 
 
 def set_up(path: Path) -> None:
@@ -29,35 +33,76 @@ def set_up(path: Path) -> None:
     launchd and systemd hold stderr and never rotate it, so without a terminal only warnings go
     there.
     """
-    handler = logging.handlers.RotatingFileHandler(
-        path,
-        maxBytes=ROTATE_BYTES,
-        backupCount=ROTATE_KEEP,
-        encoding="utf-8",
-        errors="backslashreplace",
-    )
-    console = logging.StreamHandler()
-    console.setLevel(logging.INFO if sys.stderr.isatty() else logging.WARNING)
-    for each in (handler, console):
-        each.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
-    logging.basicConfig(level=logging.INFO, handlers=[handler, console], force=True)
+    console = Console()
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    console.setLevel(logging.INFO if is_terminal else logging.WARNING)
+    logging.basicConfig(level=logging.INFO, handlers=[LogFile(path), console], force=True)
+
+
+class Console(logging.Handler):
+    """Writes to stderr from a thread of its own. Never blocks and never raises: a pipe that nobody
+    reads, or a terminal that is stopped, costs lines and nothing else."""
+
+    def __init__(self, descriptor: int = _STDERR) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
+        self._descriptor = descriptor
+        self._lines: queue.Queue[bytes] = queue.Queue(_CONSOLE_LINES)
+        self._thread = threading.Thread(target=self._write, name="console", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread can be started: the file has the lines
+            self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(queue.Full, ValueError):
+            line = f"{self.format(record)}\n".encode(errors="backslashreplace")
+            self._lines.put_nowait(line)
+
+    def flush(self) -> None:
+        """Return when all lines are written, or after a second."""
+        if self._thread.is_alive():
+            lines = self._lines
+            with lines.all_tasks_done:
+                lines.all_tasks_done.wait_for(lambda: not lines.unfinished_tasks, _CONSOLE_SECONDS)
+
+    def _write(self) -> None:
+        while True:
+            line = self._lines.get()
+            try:
+                while line:
+                    line = line[os.write(self._descriptor, line) :]
+            except OSError:
+                pass  # closed, or its reader has left: the file has the line
+            finally:
+                self._lines.task_done()
+
+
+def hold_standard_streams() -> None:
+    """Where stdin, stdout or stderr is closed, have nothing there: else the next file or socket
+    that is opened is what everybody writes to. Raises OSError."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _STDERR:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 def stamped(prefix: str) -> str:
-    """How the names of a new process's files begin: `prefix` and the time; see `remove_old`."""
-    return f"{prefix}.{datetime.now():%Y%m%dT%H%M%S}"
+    """How the names of a new process's files begin: `prefix` and the time in UTC, which is never
+    set back for the end of summer time; see `remove_old`."""
+    return f"{prefix}.{datetime.now(UTC):%Y%m%dT%H%M%S}"
 
 
-def remove_old(directory: Path, prefix: str) -> None:
-    """Remove the oldest files that begin with `prefix`, keeping those of CHILD_KEEP processes.
+def remove_old(directory: Path, prefix: str, living: Collection[Path] = ()) -> None:
+    """Remove the oldest files that begin with `prefix`, keeping those of CHILD_KEEP processes, and
+    those of `living` ones, whatever their names say. Never raises.
 
     Names hold the start time, so their order is their age. The time is matched digit by digit, for
     the files of `qwen2` begin like those of `qwen2.5-coder`.
     """
-    files = sorted(directory.glob(f"{prefix}.{_STAMP}.*std*"))
-    for path in files[: max(0, len(files) - 2 * CHILD_KEEP)]:
-        with contextlib.suppress(OSError):  # upkeep must not fail what it is upkeep for
-            path.unlink()
+    with contextlib.suppress(OSError):  # upkeep must not fail what it is upkeep for
+        files = sorted(directory.glob(f"{prefix}.{_STAMP}.*std*"))
+        for path in files[: max(0, len(files) - 2 * CHILD_KEEP)]:
+            if path not in living:
+                with contextlib.suppress(OSError):
+                    path.unlink()
 
 
 def cut_to_tail(paths: Iterable[Path]) -> None:

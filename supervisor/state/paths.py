@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import re
-import stat
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+from supervisor.state.trouble import Trouble
+from supervisor.wire.listener import make_private
+
+log = logging.getLogger("bulkhead.supervisor")
 
 SUN_PATH = 103 if sys.platform == "darwin" else 107
 """Bytes that a Unix socket's path may have."""
@@ -53,6 +59,17 @@ class StateDir:
     def control(self) -> Path:
         return self.run / "control.sock"
 
+    def restore(self) -> None:
+        """Make the folders again that somebody has removed. Raises OSError."""
+        first: OSError | None = None
+        for folder in (self.root, self.logs, self.run):
+            try:
+                make_private(folder)
+            except OSError as error:
+                first = first or error
+        if first is not None:
+            raise first
+
     def worker_socket(self, model: str, generation: int) -> Path:
         """A short name that no other incarnation has, whatever the model is called."""
         digest = hashlib.sha256(f"{model}#{generation}".encode()).hexdigest()[:16]
@@ -75,7 +92,13 @@ def open_state(root: Path) -> StateDir:
             digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
             run = Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())
             run /= f"bulkhead-{os.getuid()}-{digest}"
-        _private_dir(run)
+        make_private(run)
+    except (PermissionError, NotADirectoryError) as error:
+        if error.filename != str(run):
+            raise StateError(f"cannot use the state directory {root}: {error.strerror}") from None
+        raise StateError(
+            f"{run} belongs to somebody else; remove it or choose another --state-dir"
+        ) from None
     except OSError as error:
         raise StateError(f"cannot use the state directory {root}: {error.strerror}") from error
     return StateDir(root, run)
@@ -90,16 +113,6 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def _private_dir(path: Path) -> None:
-    path.mkdir(mode=0o700, exist_ok=True)
-    status = path.lstat()
-    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
-        raise StateError(
-            f"{path} belongs to somebody else; remove it or choose another --state-dir"
-        )
-    path.chmod(0o700)
-
-
 class InstanceLock:
     """Exclusive hold on a state directory. The kernel drops it with the process, so it can't go
     stale; it is CLOEXEC, so no child keeps it."""
@@ -107,6 +120,7 @@ class InstanceLock:
     def __init__(self, state: StateDir) -> None:
         self._path = state.root / "lock"
         self._fd: int | None = None
+        self._trouble = Trouble(f"lock {self._path} again, which somebody has removed")
 
     def acquire(self) -> None:
         """Raises StateError when another supervisor holds the directory."""
@@ -126,9 +140,30 @@ class InstanceLock:
         except OSError as error:
             os.close(fd)
             raise StateError(f"cannot lock {self._path}: {error.strerror}") from error
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the pid is for people
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        self.release()
         self._fd = fd
+
+    def keep(self) -> None:
+        """Lock the directory anew if the file was removed or replaced, for who starts then would
+        lock another file. The log is told once. Raises nothing."""
+        if self._fd is None or self._is_in_place(self._fd):
+            return
+        try:
+            self.acquire()
+        except StateError as error:
+            self._trouble.failed(error)
+        else:
+            log.warning("the lock file %s was removed by somebody and is made again", self._path)
+            self._trouble.worked()
+
+    def _is_in_place(self, fd: int) -> bool:
+        try:
+            return os.path.samestat(os.stat(self._path), os.fstat(fd))
+        except OSError:
+            return False
 
     def release(self) -> None:
         if self._fd is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 
 from supervisor.state.files import read_json, write_atomically
+from supervisor.state.trouble import Trouble
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -41,6 +42,7 @@ class Quarantine:
         self._path = path
         self._key = key
         self._quarantined = list(quarantined)
+        self._trouble = Trouble(f"write {path}; a restart forgets the quarantine")
 
     @classmethod
     def load(cls, path: Path) -> Quarantine:
@@ -68,7 +70,8 @@ class Quarantine:
         return [(digest, expires - offset) for digest, expires in self._quarantined]
 
     def save(self, quarantined: Iterable[tuple[bytes, float]]) -> None:
-        """Write all that are in force. Blocks; a disk that can't be written costs a log line."""
+        """Write all that are in force. Blocks; a disk that can't be written costs a log line
+        and the memory of it."""
         offset = time.time() - time.monotonic()
         self._quarantined = [(digest, expires + offset) for digest, expires in quarantined]
         try:
@@ -77,4 +80,6 @@ class Quarantine:
                 msgspec.json.encode(_QuarantineFile(_VERSION, self._key, self._quarantined)),
             )
         except OSError as error:
-            log.warning("cannot write %s: %s", self._path, error.strerror)
+            self._trouble.failed(error)
+        else:
+            self._trouble.worked()

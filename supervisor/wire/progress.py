@@ -111,9 +111,12 @@ class ProgressRecord:
 
     @classmethod
     def inherited(cls, descriptor: int) -> ProgressRecord:
-        """Of a descriptor that `create` made; it is closed."""
+        """Of a descriptor that `create` made; it is closed. For any other one a record that nobody
+        reads."""
         try:
             return cls(mmap.mmap(descriptor, SIZE))
+        except (OSError, ValueError):
+            return cls(bytearray(SIZE))
         finally:
             os.close(descriptor)
 

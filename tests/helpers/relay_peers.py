@@ -183,6 +183,7 @@ def relay_timeouts(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     def set_to(*, cause: float = NEVER, fault: float = NEVER, answer: float = NEVER) -> None:
         monkeypatch.setattr(attempt, "_CAUSE_SECONDS", cause)
         monkeypatch.setattr(client, "_CONNECT_SECONDS", cause)
+        monkeypatch.setattr(client, "_MISSING_SECONDS", cause)
         for module in (attempt, generation):
             monkeypatch.setattr(module, "FAULT_SECONDS", fault)
         for module in (generation, client):

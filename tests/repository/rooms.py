@@ -43,10 +43,12 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.units": Room(without=_NO_WORLD),
     "supervisor.layout": Room((), ("rich",), without=_NO_WORLD),
     "supervisor.background": Room(),
+    "supervisor.log_file": Room(),
+    "supervisor.stopping": Room(),
     "supervisor.bootstrap": Room(),
     "supervisor.config": Room((), ("msgspec",)),
     "supervisor.wire": Room((), ("msgspec",)),
-    "supervisor.state": Room((), ("msgspec",)),
+    "supervisor.state": Room(("supervisor.log_file", "supervisor.wire"), ("msgspec",)),
     # The supervisor.
     "supervisor.scheduler": Room(
         ("supervisor.errors", "supervisor.units"), without=(*_NO_WORLD, "random")
@@ -77,6 +79,7 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.crashes": Room(
         (
             *_scheduler("death", "effects", "lifecycle", "model", "state"),
+            "supervisor.background",
             "supervisor.errors",
             "supervisor.layout",
             "supervisor.machine",
@@ -124,6 +127,7 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.dispatcher": Room(
         (
             "supervisor.api",
+            "supervisor.background",
             "supervisor.crashes",
             "supervisor.machine",
             "supervisor.models",
@@ -146,6 +150,7 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.processes",
             "supervisor.scheduler",
             "supervisor.state",
+            "supervisor.stopping",
             "supervisor.wire",
         ),
         ("msgspec",),
@@ -196,7 +201,7 @@ ROOMS: Mapping[str, Room] = {
         ),
         ("aiohttp",),
     ),
-    "gateway.logs": Room(),
+    "gateway.logs": Room(("supervisor.log_file",)),
     "gateway.main": Room(
         ("gateway.app", "gateway.http", "gateway.logs", "supervisor.config", "supervisor.wire"),
         ("msgspec", "uvloop"),

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import pytest
 
-from supervisor import app, build
+from supervisor import app, build, stopping
 from supervisor.config.flags import Overrides
 from supervisor.config.settings import from_tree
 from supervisor.machine.readers import MachineMemory
@@ -118,6 +118,8 @@ class PlayedGateway:
 
     async def stop(self) -> None: ...
 
+    def cut(self) -> None: ...
+
 
 class NoReader:
     """A machine of which nothing can be read."""
@@ -212,6 +214,7 @@ async def supervised(
             yield Supervised(fleets[0], gateway, state.control, stack, running)
     finally:
         fleets[0].finish()
+        stopping.disarm()
         if not running.done():
             running.cancel()
             with pytest.raises(asyncio.CancelledError):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
-from supervisor import dispatcher
+from supervisor import app, dispatcher
+from supervisor.processes import orphans
+from supervisor.state.paths import StateDir
 from tests.helpers.fakes.supervised import Supervised, supervised
 from tests.helpers.serving import DEADLINE
 
@@ -86,6 +90,49 @@ def test_a_child_that_cannot_be_checked_hides_no_other(
         monkeypatch.setattr(running.gateway, "check", lambda _: [][0])
         monkeypatch.setattr(running.fleet.spare, "maintain", lambda *_, **__: maintained.set())
         await maintained.wait()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(story) == 0
+
+
+def test_a_state_directory_that_nobody_may_look_into_ends_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def denied(*_: object) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    tries = 0
+
+    def record(*_: object) -> NoReturn:
+        nonlocal tries
+        tries += 1
+        denied()
+
+    monkeypatch.setattr(app, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(StateDir, "restore", denied)
+    monkeypatch.setattr(orphans, "record", record)
+    monkeypatch.setattr(Path, "exists", denied)
+
+    async def story(running: Supervised) -> None:
+        while tries < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await running.answered()
+        monkeypatch.setattr(Path, "unlink", denied)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(story) == 0
+    assert caplog.text.count("cannot put back") == 1
+    assert caplog.text.count("the record of running processes") == 1
+
+
+def test_a_stdout_that_is_closed_stops_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def closed(*_: object, **__: object) -> NoReturn:
+        raise BrokenPipeError
+
+    monkeypatch.setattr("builtins.print", closed)
+
+    async def story(running: Supervised) -> None:
+        await running.answered()
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert run(story) == 0

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
+from functools import partial
 from typing import Any
 
+import pytest
+
 from supervisor import background
+from supervisor.background import DaemonThread, guarded
+from tests.helpers.children import ROOT
+from tests.helpers.serving import DEADLINE
 
 
 async def buggy() -> None:
@@ -32,3 +40,38 @@ def test_an_exception_goes_to_the_loops_handler_and_an_end_by_cancel_does_not() 
     assert [(each["message"], str(each["exception"])) for each in told] == [
         ("buggy has ended", "planted")
     ]
+
+
+def test_a_daemon_thread_works_in_order_and_tells_what_comes_of_it() -> None:
+    async def scenario() -> None:
+        thread, order = DaemonThread("x"), list[int]()
+        works = [asyncio.create_task(thread.run(partial(order.append, n))) for n in range(5)]
+        await asyncio.wait(works)
+        assert order == [0, 1, 2, 3, 4]
+        assert await thread.run(lambda: 7) == 7
+        with pytest.raises(ZeroDivisionError):
+            await thread.run(lambda: 1 / 0)
+        thread.close()
+
+    asyncio.run(scenario())
+
+
+def test_the_end_of_the_process_does_not_wait_for_a_daemon_thread() -> None:
+    """As on a disk that does not answer."""
+    code = (
+        "import asyncio, threading\n"
+        "from supervisor.background import DaemonThread\n"
+        "async def main():\n"
+        "    thread = DaemonThread('x')\n"
+        "    asyncio.create_task(thread.run(threading.Event().wait))\n"
+        "    await asyncio.sleep(0)\n"
+        "    thread.close()\n"
+        "asyncio.run(main())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=DEADLINE, check=True)
+
+
+def test_what_is_guarded_costs_a_line(caplog: pytest.LogCaptureFixture) -> None:
+    assert guarded(int, "7") == 7
+    assert guarded(int, "seven") is None
+    assert "int has failed" in caplog.text

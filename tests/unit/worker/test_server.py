@@ -94,7 +94,7 @@ class Desk:
             self.engine.let.set()
             server._asked_to_stop()
             await running
-            server._server.close()
+            server._listener.close()
             supervisor.close()
 
     async def ask(self, *frames: Frame) -> FrameStream[FromEngine]:

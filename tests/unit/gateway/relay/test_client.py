@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 from collections.abc import Callable
 
 import pytest
@@ -39,7 +40,8 @@ def test_without_a_way_to_the_supervisor_a_client_is_told_what_is_lacking(
     async def refused(path: str, frames: object) -> None:
         raise OSError(number, "no")
 
-    monkeypatch.setattr(client, "connect", refused)
+    monkeypatch.setattr(client, "reach", refused)
+    monkeypatch.setattr(client, "_MISSING_SECONDS", 0.0)
     error = asyncio.run(failure_of(Relay("nowhere").start([REQUEST], "alias", 5.0)))
     assert type(error) is kind
 
@@ -116,8 +118,10 @@ def test_an_answer_that_makes_no_sense_is_a_bug_of_ours(
 
 
 def test_without_a_supervisor_requests_are_told_to_come_back(
-    run_scenario: Callable[[Scenario], None],
+    run_scenario: Callable[[Scenario], None], relay_timeouts: Callable[..., None]
 ) -> None:
+    relay_timeouts(cause=0.0)
+
     async def scenario(peers: Peers) -> None:
         relay = Relay(peers.control + ".gone")
         for waiting in (relay.start([REQUEST], "m", 5.0), relay.report()):
@@ -196,5 +200,36 @@ def test_a_report_that_does_not_come(
         await supervisor.send_bytes(answer)
         assert type(await failure_of(asking)) is kind
         assert await supervisor.receive() is None
+
+    run_scenario(scenario)
+
+
+@pytest.mark.parametrize("missing", ["control", "socket", "both"])
+def test_a_request_waits_for_a_socket_that_somebody_has_removed(
+    run_scenario: Callable[[Scenario], None], missing: str
+) -> None:
+    """The supervisor and the worker make theirs again."""
+
+    async def scenario(peers: Peers) -> None:
+        gone = [peers.control, peers.socket] if missing == "both" else [getattr(peers, missing)]
+        for path in gone:
+            os.rename(path, f"{path}.away")
+
+        async def back(path: str) -> None:
+            if path in gone:
+                for _ in range(20):
+                    await asyncio.sleep(0)
+                assert not starting.done()
+                os.rename(f"{path}.away", path)
+
+        starting = asyncio.create_task(peers.relay.start([REQUEST], "m", 5.0))
+        await back(peers.control)
+        lease = await peers.accept(peers.control)
+        await lease.receive()
+        await lease.send(Granted("m", "m#1", peers.socket))
+        await back(peers.socket)
+        worker = await peers.accept(peers.socket)
+        assert await worker.receive() == REQUEST
+        (await starting).close()
 
     run_scenario(scenario)

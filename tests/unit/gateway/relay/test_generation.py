@@ -30,7 +30,7 @@ from supervisor.wire.frames import (
     Unpause,
     WorkerFault,
 )
-from supervisor.wire.stream import connect
+from supervisor.wire.listener import reach
 from tests.helpers.relay_peers import DIED, REQUEST, Peers, Scenario, failure_of, received, same
 
 # ── well ─────────────────────────────────────────────────────────────────────────────────────────
@@ -430,7 +430,7 @@ def test_a_worker_lost_between_two_choices_is_explained_and_leaks_nothing(
     relay_timeouts()
 
     async def scenario(peers: Peers) -> None:
-        real, calls = connect, 0
+        real, calls = reach, 0
 
         async def once(path: str, frames: Any) -> Any:
             nonlocal calls
@@ -439,7 +439,7 @@ def test_a_worker_lost_between_two_choices_is_explained_and_leaks_nothing(
                 raise ConnectionRefusedError
             return await real(path, frames)
 
-        monkeypatch.setattr(relay_module, "connect", once)
+        monkeypatch.setattr(relay_module, "reach", once)
         starting = asyncio.create_task(peers.relay.start([REQUEST, REQUEST], "m", 5.0))
         lease = await peers.accept(peers.control)
         await lease.receive()

@@ -103,6 +103,31 @@ def test_a_server_that_shuts_down_still_tells_its_state() -> None:
         assert client.health() == {"status": "shutting_down"}
 
 
+def test_a_server_that_cannot_tell_its_state_says_so_in_a_sentence() -> None:
+    body = b'{"error": {"message": "The server is restarting.", "code": "shutting_down"}}'
+    head = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with peer(head + body) as client, pytest.raises(Refusal, match="is restarting"):
+        client.health()
+
+
+@pytest.mark.parametrize("spoil", ["folder", "words", "fifo", "file"])
+def test_an_address_that_cannot_be_read_is_named(tmp_path: Path, spoil: str) -> None:
+    path = tmp_path / "address.json"
+    match spoil:
+        case "folder":
+            path.mkdir()
+        case "words":
+            path.write_bytes(b"{\xff")
+        case "fifo":
+            os.mkfifo(path)
+        case "file":  # in place of the state directory
+            path.touch()
+    root = path if spoil == "file" else tmp_path
+    said = "address.json.*--url" if spoil == "folder" else "no Bulkhead runs"
+    with pytest.raises(Unreachable, match=said):
+        Client.of_state(root, {})
+
+
 def test_events_come_as_they_happen(tmp_path: Path) -> None:
     model = Script(generations=()).write(tmp_path / "m")
     config = f'[server]\nport = 0\n[models."org/m"]\nsource = "{model}"\n'

@@ -129,8 +129,13 @@ def test_a_directory_that_cannot_be_written_costs_only_the_memory_of_it(
 ) -> None:
     sizes = SizeCache(tmp_path / "gone" / "sizes.json")
     sizes.remember("a", SEEN)
+    sizes.save_use_counts({"m": 3})
     assert sizes.get("a") == SEEN
-    assert "cannot remember" in caplog.text
+    assert sizes.use_count("m") == 3
+    assert caplog.text.count("sizes.json") == 1
+    (tmp_path / "gone").mkdir()
+    sizes.save_use_counts({"m": 4})
+    assert SizeCache.load(tmp_path / "gone/sizes.json").get("a") == SEEN
 
 
 def test_a_file_that_cannot_be_read_is_as_good_as_none(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +13,11 @@ from typing import Any, NoReturn, cast
 
 import pytest
 
-from supervisor.processes.fleet import Fleet
+from supervisor.processes import fleet as fleet_module
+from supervisor.processes.fleet import _PASSING, Fleet
+from supervisor.state.paths import StateDir
 from supervisor.wire.frames import Hello
+from tests.helpers.serving import DEADLINE
 
 
 def bug() -> NoReturn:
@@ -42,6 +47,119 @@ def test_an_exit_is_told_whatever_else_fails(
     assert told == [("m", 1, "SIGKILL")]
     assert len(changes) == 1
     assert ("the socket of worker m#1 cannot be removed" in caplog.text) is (reading is not bug)
+
+
+class Told:
+    """A listener that keeps what it is told of exits."""
+
+    def __init__(self) -> None:
+        self.exits: list[tuple[str, int, str]] = []
+        self.exited = asyncio.Event()
+
+    def worker_dying(self, *news: Any) -> None: ...
+
+    def worker_exited(self, *exit: Any) -> None:
+        self.exits.append(exit)
+        self.exited.set()
+
+
+def fleet_of(tmp_path: Path, told: Told, process: Callable[..., Any]) -> Fleet:
+    """A fleet whose processes are started by `process`."""
+    catalog = SimpleNamespace(
+        locate=lambda _: tmp_path, models={"m": SimpleNamespace(env={}, python="")}
+    )
+    fleet = Fleet(
+        cast(Any, None),
+        StateDir(tmp_path, tmp_path),
+        cast(Any, catalog),
+        cast(Any, told),
+        module="",
+        on_change=lambda: None,
+        stall_seconds=1.0,
+    )
+    fleet._start = cast(Any, process)
+    return fleet
+
+
+@pytest.mark.parametrize("number", sorted(_PASSING), ids=errno.errorcode.__getitem__)
+def test_what_a_start_lacks_for_a_moment_is_waited_for_until_it_is_stopped(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fleet_module, "_RETRY_SECONDS", 0.0)
+    tries = 0
+
+    async def scenario() -> None:
+        enough = asyncio.Event()
+
+        def lack(*_: Any, **__: Any) -> NoReturn:
+            nonlocal tries
+            tries += 1
+            if tries == 5:
+                enough.set()
+            raise OSError(number, os.strerror(number))
+
+        told = Told()
+        fleet = fleet_of(tmp_path, told, lack)
+        fleet.spawn("m", 1)
+        await asyncio.wait_for(enough.wait(), DEADLINE)
+        assert told.exits == []
+        assert fleet.stop("m", 1, kill=False, stacks=False)
+        await asyncio.wait_for(told.exited.wait(), DEADLINE)
+        at_the_end = tries
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert tries == at_the_end
+        assert told.exits == [("m", 1, "it could not be started")]
+        assert not fleet.stop("m", 1, kill=True, stacks=False)
+
+    asyncio.run(scenario())
+    assert caplog.text.count("cannot start a worker") == 1
+
+
+@pytest.mark.parametrize(
+    "error", [FileNotFoundError(errno.ENOENT, "no such"), PermissionError(errno.EACCES, "denied")]
+)
+def test_what_will_not_pass_is_an_exit(tmp_path: Path, error: OSError) -> None:
+    async def scenario() -> None:
+        def fail(*_: Any, **__: Any) -> NoReturn:
+            raise error
+
+        told = Told()
+        fleet_of(tmp_path, told, fail).spawn("m", 1)
+        await asyncio.wait_for(told.exited.wait(), DEADLINE)
+        assert told.exits == [("m", 1, f"it could not be started: {error.strerror}")]
+
+    asyncio.run(scenario())
+
+
+def test_a_bug_in_a_later_attempt_is_an_exit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "_RETRY_SECONDS", 0.0)
+
+    async def scenario() -> None:
+        errors = [RuntimeError("planted"), OSError(errno.EMFILE, "too many")]
+
+        def fail(*_: Any, **__: Any) -> NoReturn:
+            raise errors.pop()
+
+        told = Told()
+        fleet_of(tmp_path, told, fail).spawn("m", 1)
+        await asyncio.wait_for(told.exited.wait(), DEADLINE)
+        assert told.exits == [("m", 1, "it could not be started")]
+
+    asyncio.run(scenario())
+
+
+def test_an_exit_that_nobody_knows_is_told(tmp_path: Path) -> None:
+    """Its start has failed half-way."""
+    told = Told()
+
+    async def scenario() -> None:
+        fleet_of(tmp_path, told, lambda: None)._exited(("m", 1), "SIGKILL")
+
+    asyncio.run(scenario())
+    assert told.exits == [("m", 1, "SIGKILL")]
 
 
 def test_files_that_change_while_a_worker_starts_are_told(tmp_path: Path) -> None:

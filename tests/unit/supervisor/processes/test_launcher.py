@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import select
@@ -15,12 +16,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
+from supervisor.processes import launcher as launcher_module
 from supervisor.processes.child import STACKS_SIGNAL
 from supervisor.processes.launcher import Child, Launcher, describe_exit, find_ours
+from supervisor.wire import progress
 from tests.helpers.children import ROOT
 from tests.helpers.serving import Deadline
 
@@ -268,14 +271,18 @@ def test_a_child_inherits_what_it_is_given_and_nothing_else(nursery: Nursery) ->
     assert set(told["descriptors"]) == expected
 
 
-@pytest.mark.parametrize("broken", ["executable", "folder"])
+@pytest.mark.parametrize("broken", ["executable", "descriptors"])
 def test_a_start_that_fails_leaks_nothing(
     nursery: Nursery, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     if broken == "executable":
         monkeypatch.setattr(sys, "executable", str(nursery.folder / "no-python"))
     else:
-        nursery.folder /= "no-folder"
+
+        def full() -> NoReturn:
+            raise FileNotFoundError  # as good as any other
+
+        monkeypatch.setattr(os, "pipe", full)
 
     async def scenario() -> None:
         before = open_descriptors()
@@ -284,6 +291,69 @@ def test_a_start_that_fails_leaks_nothing(
         assert open_descriptors() == before
 
     asyncio.run(scenario())
+
+
+# ── what cannot be written ───────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    ["logs is missing", "logs is a file", "logs leads nowhere", "folders for files", "fifos"],
+)
+def test_a_child_starts_without_log_files(
+    nursery: Nursery, spoil: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    logs = nursery.folder = nursery.folder / "logs"
+    match spoil:
+        case "logs is a file":
+            logs.touch()
+        case "logs leads nowhere":
+            logs.symlink_to("/nonexistent/bulkhead")
+        case "folders for files" | "fifos":
+            logs.mkdir()
+            for name in ("stdout", "stderr"):
+                (logs / name).mkdir() if spoil != "fifos" else os.mkfifo(logs / name)
+    for _ in range(2):
+        assert nursery.run("exit", "3") == 3
+    if spoil == "logs is missing":
+        assert (logs / "stderr").stat().st_mode & 0o777 == 0o600
+        assert caplog.messages == []
+    else:
+        assert len(caplog.messages) == 1
+        assert "start without" in caplog.messages[0]
+
+
+@pytest.mark.parametrize(
+    "number",
+    [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENOENT, errno.EISDIR, errno.ENOTDIR],
+    ids=errno.errorcode.__getitem__,
+)
+@pytest.mark.parametrize("what", ["log files", "progress records"])
+def test_a_child_starts_without_what_cannot_be_made(
+    nursery: Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+    number: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise OSError(number, os.strerror(number))
+
+    if what == "log files":
+        monkeypatch.setattr(launcher_module, "_open", fail)
+    else:
+        monkeypatch.setattr(progress, "create", fail)
+
+    async def scenario() -> None:
+        for _ in range(2):
+            child, ended = nursery.start("describe", progress=True)
+            assert await asyncio.wait_for(ended, SECONDS) == 0
+            assert (progress.read(child.progress) is None) is (what == "progress records")
+            os.close(child.progress)
+
+    asyncio.run(scenario())
+    assert len(caplog.messages) == 1
+    assert what in caplog.messages[0]
 
 
 # ── identity ─────────────────────────────────────────────────────────────────────────────────────

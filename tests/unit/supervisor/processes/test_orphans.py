@@ -16,7 +16,7 @@ import pytest
 
 from supervisor.processes import orphans
 from supervisor.processes.launcher import Child, Launcher
-from supervisor.state.paths import StateDir, open_state
+from supervisor.state.paths import StateDir, StateError, open_state
 from tests.helpers.children import ROOT
 
 SECONDS = 20
@@ -146,3 +146,31 @@ def test_a_first_start_has_nothing_to_clean(state: StateDir) -> None:
 def test_the_record_is_its_owners_alone(state: StateDir) -> None:
     orphans.record(state, INSTANCE, [])
     assert state.children.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_children_of_a_supervisor_that_runs_are_not_touched(
+    state: StateDir, start: Callable[[], Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody has removed its lock file."""
+    child = start()
+    orphans.record(state, INSTANCE, [child])
+    state.control.touch()
+    us, other = os.getpid(), os.getpid() + 1
+    monkeypatch.setattr(os, "getpid", lambda: other)
+    with pytest.raises(StateError, match=f"pid {us}"):
+        orphans.clean(state)
+    assert state.control.exists()
+    assert child.popen.poll() is None
+
+
+def test_the_children_of_one_whose_pid_another_process_has_are_orphans(
+    state: StateDir, start: Callable[[], Child], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = start()
+    with monkeypatch.context() as earlier:
+        earlier.setattr(orphans, "start_time", lambda pid: psutil.Process(pid).create_time() - 60)
+        orphans.record(state, INSTANCE, [child])
+    other = os.getpid() + 1
+    monkeypatch.setattr(os, "getpid", lambda: other)
+    orphans.clean(state)
+    child.popen.wait(SECONDS)

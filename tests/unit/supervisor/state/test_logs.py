@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 
+from supervisor import log_file
 from supervisor.state import logs
 from tests.helpers.children import ROOT
 
@@ -46,6 +51,38 @@ def test_another_models_files_are_not_forgotten(tmp_path: Path, other: str) -> N
     logs.remove_old(tmp_path, "worker.a")
     assert all(path.exists() for pair in theirs + mine for path in pair)
     assert (tmp_path / "supervisor.log").exists()
+
+
+def test_the_files_of_a_living_process_are_kept_whatever_their_names_say(tmp_path: Path) -> None:
+    """A clock that was set back makes the newest files look like the oldest."""
+    files = [incarnation(tmp_path, "a", number) for number in range(logs.CHILD_KEEP + 3)]
+    logs.remove_old(tmp_path, "worker.a", set(files[1]))
+    kept = [path for pair in [files[1], *files[3:]] for path in pair]
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
+def test_names_of_log_files_grow_when_summer_time_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At 01:00 UTC a clock in Berlin is set back from 03:00 to 02:00."""
+    before = datetime(2026, 10, 25, 0, 30, tzinfo=UTC)
+
+    class Clock(datetime):
+        moment = before
+
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return cls.moment.astimezone(tz or ZoneInfo("Europe/Berlin"))
+
+    monkeypatch.setattr(logs, "datetime", Clock)
+    first = logs.stamped("gateway")
+    Clock.moment = before + timedelta(minutes=31)
+    assert first == "gateway.20261025T003000"
+    assert logs.stamped("gateway") > first
+
+
+@pytest.mark.parametrize("folder", ["gone", "file"])
+def test_upkeep_of_a_folder_that_is_not_there_raises_nothing(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").touch()
+    logs.remove_old(tmp_path / folder, "worker.a")
 
 
 # ── what children hold open ──────────────────────────────────────────────────────────────────────
@@ -96,8 +133,9 @@ def test_the_tail_is_long_enough_for_last_words() -> None:
 SPEAK = """
 import logging, sys
 from pathlib import Path
+from supervisor import log_file
 from supervisor.state import logs
-logs.ROTATE_BYTES = 1000
+log_file.ROTATE_BYTES = 1000
 logs.set_up(Path(sys.argv[1]))
 for number in range(500):
     logging.getLogger("bulkhead.x").info("line %d", number)
@@ -118,9 +156,70 @@ def test_the_log_is_rotated_and_only_warnings_reach_a_stderr_without_a_terminal(
         env={**os.environ, "TZ": "UTC"},
     )
     files = sorted(tmp_path.iterdir())
-    assert len(files) == 1 + logs.ROTATE_KEEP
+    assert len(files) == 1 + log_file.ROTATE_KEEP
     assert all(file.stat().st_size <= 1000 for file in files)
     assert path.read_text().splitlines()[-1].endswith("WARNING a warning")
     assert "line 499" in path.read_text()
     assert len(done.stderr.splitlines()) == 1
     assert "a warning" in done.stderr
+
+
+# ── stderr ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def record(text: str) -> logging.LogRecord:
+    return logging.LogRecord("x", logging.WARNING, "x.py", 1, text, (), None)
+
+
+def test_a_stderr_that_takes_nothing_stops_nobody_and_gets_what_it_missed() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    filled = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            filled += os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    console = logs.Console(writing)
+    for number in range(logs._CONSOLE_LINES + 100):
+        console.handle(record(f"line {number}"))
+    console.flush()  # gives up
+    with open(reading, "rb") as file:
+        file.read(filled)
+        console.flush()
+        console.handle(record("the last one"))
+        while b"the last one" not in (line := file.readline()):
+            assert b"line" in line
+
+
+@pytest.mark.parametrize("closed", ["reader", "itself"])
+def test_a_stderr_that_is_closed_costs_its_lines_alone(
+    closed: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reading, writing = os.pipe()
+    console = logs.Console(writing)
+    os.close(reading)
+    if closed == "itself":
+        os.close(writing)
+    for _ in range(3):
+        console.handle(record("lost"))
+    console.flush()
+    assert console._thread.is_alive()
+    assert capfd.readouterr().err == ""
+    if closed == "reader":
+        os.close(writing)
+
+
+def test_a_stream_that_is_closed_becomes_no_other_file(tmp_path: Path) -> None:
+    code = (
+        "import os, sys\n"
+        "from supervisor.state import logs\n"
+        "logs.hold_standard_streams()\n"
+        "opened = os.open(sys.argv[1], os.O_CREAT | os.O_WRONLY)\n"
+        "[os.write(stream, b'to nobody') for stream in (1, 2)]\n"
+        "os.write(opened, f'{opened > 2} {os.read(0, 1)}'.encode())\n"
+    )
+    path = tmp_path / "file"
+    shell = 'exec "$0" -c "$1" "$2" <&- >&- 2>&-'
+    command = ["sh", "-c", shell, sys.executable, code, str(path)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    assert path.read_text() == "True b''"

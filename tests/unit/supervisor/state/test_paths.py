@@ -9,7 +9,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -216,6 +216,84 @@ def test_two_models_never_share_files() -> None:
     long = "y" * 70
     for one, other in (("a/b-c", "a-b/c"), ("a b", "a-b"), (long + "1", long + "2")):
         assert slug(one) != slug(other)
+
+
+def remove(path: Path) -> None:
+    path.unlink()
+
+
+def replace(path: Path) -> None:
+    path.unlink()
+    path.touch()
+
+
+@pytest.mark.parametrize("do", [remove, replace])
+def test_a_lock_whose_file_is_removed_is_held_again(
+    state: StateDir, do: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    lock = InstanceLock(state)
+    lock.acquire()
+    lock.keep()
+    assert caplog.messages == []
+    do(state.root / "lock")
+    lock.keep()
+    lock.keep()
+    assert len(caplog.messages) == 1
+    with pytest.raises(StateError, match=f"pid {os.getpid()}"):
+        InstanceLock(state).acquire()
+    lock.release()
+    lock.keep()  # nothing to keep
+    InstanceLock(state).acquire()
+
+
+def test_a_lock_that_another_has_taken_meanwhile_is_told_of_once(
+    state: StateDir, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock, other = InstanceLock(state), InstanceLock(state)
+    lock.acquire()
+    (state.root / "lock").unlink()
+    other.acquire()
+    lock.keep()
+    lock.keep()
+    assert caplog.text.count("another Bulkhead") == 1
+    other.release()
+    lock.keep()
+    with pytest.raises(StateError):
+        other.acquire()
+    lock.release()
+
+
+def test_a_lock_that_cannot_be_made_again_is_told_of_once(
+    state: StateDir, caplog: pytest.LogCaptureFixture
+) -> None:
+    lock = InstanceLock(state)
+    lock.acquire()
+    (state.root / "lock").unlink()
+    (state.root / "lock").mkdir()
+    for _ in range(3):
+        lock.keep()
+    assert len(caplog.messages) == 1
+    lock.release()
+
+
+# ── what somebody has removed ────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("gone", ["logs", "run", "."])
+def test_folders_are_made_again(state: StateDir, gone: str) -> None:
+    shutil.rmtree(state.root / gone)
+    state.restore()
+    state.restore()
+    assert [mode(path) for path in (state.root, state.logs, state.run)] == [0o700] * 3
+
+
+def test_a_folder_that_cannot_be_made_keeps_no_other_from_it(state: StateDir) -> None:
+    shutil.rmtree(state.logs)
+    shutil.rmtree(state.run)
+    state.logs.touch()
+    with pytest.raises(FileExistsError):
+        state.restore()
+    assert mode(state.run) == 0o700
 
 
 def test_sockets_have_a_name_that_messages_can_carry(tmp_path: Path) -> None:

@@ -1,0 +1,111 @@
+"""A log file that goes on whatever others do to it. For the supervisor and the gateway."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import logging.handlers
+import os
+import select
+import time
+from io import TextIOWrapper
+from pathlib import Path
+
+FORMAT = "%(asctime)s.%(msecs)03d %(levelname)-7s %(message)s"
+DATE_FORMAT = "%Y-%m-%dT%H:%M:%S"
+ROTATE_BYTES = 10 * 2**20
+ROTATE_KEEP = 3
+_STDERR = 2
+_LOOK_SECONDS = 1.0
+"""Between two looks at whether the file is still there, and between two attempts to open it."""
+
+
+class LogFile(logging.handlers.RotatingFileHandler):
+    """Rotated, mode 0600. Never raises, and never blocks on anything but a disk.
+
+    Where the file was removed, moved or cannot be written, it is opened anew, its folder made again
+    if need be. While that fails lines are lost, which stderr is told once.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            path, maxBytes=ROTATE_BYTES, backupCount=ROTATE_KEEP, encoding="utf-8", delay=True
+        )
+        self.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
+        self._next_look = 0.0
+        self._is_lost = False
+        """Whether stderr was told that lines are lost, and they still are."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now = time.monotonic()
+        try:
+            if now >= self._next_look:
+                self._next_look = now + _LOOK_SECONDS
+                if self.stream is None or not self._is_in_place(self.stream):
+                    self._open_anew()
+            if self.stream is None:
+                return
+            if self.shouldRollover(record):
+                self._rotate()
+            self.stream.write(self.format(record) + self.terminator)
+            self.stream.flush()
+            self._is_lost = False
+        except (OSError, ValueError) as error:  # ValueError: what cannot be encoded
+            self._lose(error)
+
+    def _open(self) -> TextIOWrapper:
+        try:
+            return self._append()
+        except FileNotFoundError:
+            folder = Path(self.baseFilename).parent
+            for missing in (folder.parent, folder):  # no more: what is above is not ours
+                missing.mkdir(mode=0o700, exist_ok=True)
+            return self._append()
+
+    def _append(self) -> TextIOWrapper:
+        return open(
+            self.baseFilename, "a", encoding="utf-8", errors="backslashreplace", opener=_private
+        )
+
+    def _rotate(self) -> None:
+        with contextlib.suppress(OSError):  # too long is better than lost
+            self.doRollover()
+        if self.stream is None:
+            self.stream = self._open()
+
+    def _is_in_place(self, stream: TextIOWrapper) -> bool:
+        try:
+            there, ours = os.stat(self.baseFilename), os.fstat(stream.fileno())
+        except OSError:
+            return False
+        return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+    def _open_anew(self) -> None:
+        self._close_stream()
+        self.stream = self._open()
+
+    def _close_stream(self) -> None:
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            with contextlib.suppress(OSError):  # what it still holds is lost, and that is told
+                stream.close()
+
+    def _lose(self, error: Exception) -> None:
+        self._close_stream()
+        if not self._is_lost:
+            self._is_lost = True
+            why = getattr(error, "strerror", None) or error
+            _tell(f"bulkhead: cannot write {self.baseFilename}: {why}; lines are lost meanwhile\n")
+
+
+def _tell(text: str) -> None:
+    """On stderr, if there is one that takes it at once: there is nobody else to tell."""
+    with contextlib.suppress(OSError, ValueError):
+        _, takes, _ = select.select((), (_STDERR,), (), 0)
+        if takes:
+            os.write(_STDERR, text.encode(errors="backslashreplace"))
+
+
+def _private(path: str, flags: int) -> int:
+    # Without O_NONBLOCK a FIFO in the file's place would stop us until somebody reads it.
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)

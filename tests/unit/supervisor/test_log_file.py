@@ -1,0 +1,182 @@
+"""supervisor.log_file: a log goes on whatever others do to its file and its folder."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from supervisor import log_file
+from supervisor.log_file import LogFile
+
+ERRORS = [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EMFILE]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "state" / "logs" / "x.log"
+
+
+@pytest.fixture
+def say(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Logs a line; each looks whether the file is in its place."""
+    monkeypatch.setattr(log_file, "_LOOK_SECONDS", 0.0)
+    path.parent.mkdir(parents=True)
+    handler = LogFile(path)
+
+    def say(text: str) -> None:
+        handler.handle(logging.LogRecord("x", logging.INFO, "x.py", 1, text, (), None))
+
+    yield say
+    handler.close()
+
+
+def lines(path: Path) -> list[str]:
+    return [line.split("INFO    ")[1] for line in path.read_text().splitlines()]
+
+
+def remove_file(path: Path) -> None:
+    path.unlink()
+
+
+def move_file(path: Path) -> None:
+    path.rename(path.with_name("moved"))
+
+
+def remove_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def move_folder(path: Path) -> None:
+    path.parent.rename(path.parent.with_name("moved"))
+
+
+def remove_state(path: Path) -> None:
+    shutil.rmtree(path.parent.parent)
+
+
+def folder_for_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to(path.with_name("elsewhere"))
+
+
+@pytest.mark.parametrize(
+    "do", [remove_file, move_file, remove_folder, move_folder, remove_state, folder_for_link]
+)
+def test_the_log_goes_on(
+    path: Path,
+    say: Callable[[str], None],
+    do: Callable[[Path], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    say("before")
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    do(path)
+    say("after")
+    assert lines(path) == ["after"]
+    assert stat.S_IMODE(path.parent.stat().st_mode) & 0o077 == 0 or do is not remove_folder
+    assert capfd.readouterr().err == ""
+
+
+def folder_for_file(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def file_for_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+    path.parent.touch()
+
+
+def fifo_for_file(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def dangling_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+    path.parent.symlink_to(path.parent.with_name("nowhere"))
+
+
+def put_back(path: Path) -> None:
+    if path.parent.is_dir() and not path.parent.is_symlink():
+        path.rmdir() if path.is_dir() else path.unlink()
+    else:
+        path.parent.unlink()
+
+
+@pytest.mark.parametrize("do", [folder_for_file, file_for_folder, fifo_for_file, dangling_folder])
+def test_lines_are_lost_until_the_place_is_free_again(
+    path: Path,
+    say: Callable[[str], None],
+    do: Callable[[Path], None],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    say("before")
+    do(path)
+    for _ in range(3):
+        say("lost")
+    said = capfd.readouterr().err
+    assert said.count("\n") == 1
+    assert str(path) in said
+    put_back(path)
+    say("after")
+    assert lines(path) == ["after"]
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", ERRORS, ids=errno.errorcode.__getitem__)
+@pytest.mark.parametrize("call", ["open", "rename"])
+def test_an_error_is_told_once_and_raises_nothing(
+    path: Path,
+    say: Callable[[str], None],
+    call: str,
+    number: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    say("before")
+    with monkeypatch.context() as broken:
+        if call == "open":
+            broken.setattr(log_file, "_private", fail)
+            path.unlink()
+        else:
+            broken.setattr(os, "rename", fail)
+            broken.setattr(LogFile, "shouldRollover", lambda *_: True)
+        say("in trouble")
+        say("in trouble")
+        said = capfd.readouterr().err
+        assert said.count("\n") == (call == "open")  # a file that can't be rotated grows
+    say("after")
+    assert lines(path)[-1] == "after"
+    assert lines(path).count("in trouble") == (0 if call == "open" else 2)
+    assert capfd.readouterr().err == ""
+
+
+def test_a_full_disk_costs_lines_alone(
+    path: Path, say: Callable[[str], None], capfd: pytest.CaptureFixture[str]
+) -> None:
+    path.symlink_to("/dev/full")
+    if not path.exists():
+        pytest.skip("no /dev/full")
+    for _ in range(3):
+        say("lost")
+    assert capfd.readouterr().err.count("\n") == 1
+    path.unlink()
+    say("after")
+    assert lines(path) == ["after"]
+
+
+def test_a_name_that_is_no_text_is_logged(path: Path, say: Callable[[str], None]) -> None:
+    say("caf\udce9")
+    say("after")
+    assert lines(path) == ["caf\\udce9", "after"]

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import os
-import queue
-import threading
 from pathlib import Path
 
-from supervisor.log_file import LogFile
-
-_UNSHOWN_MAX = 1000
-"""Lines that may wait for the terminal."""
+from supervisor.log_handlers import Console, LogFile
 
 
 def set_up(path: str, terminal: int | None) -> None:
@@ -24,29 +17,9 @@ def set_up(path: str, terminal: int | None) -> None:
     file.addFilter(_without_request_bytes)
     logging.basicConfig(level=logging.INFO, handlers=[file])
     if terminal is not None:
-        logging.getLogger("bulkhead.access").addHandler(_Terminal(terminal))
-
-
-class _Terminal(logging.Handler):
-    """Hands lines to a thread: a terminal may be halted (Ctrl-S), and then a write lasts until
-    somebody lets it go on. Lines beyond the queue's bound are not shown, and nobody waits for the
-    thread, which is a daemon."""
-
-    def __init__(self, descriptor: int) -> None:
-        super().__init__()
-        self.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        self._descriptor = descriptor
-        self._lines: queue.Queue[str] = queue.Queue(_UNSHOWN_MAX)
-        threading.Thread(target=self._show, name="terminal", daemon=True).start()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(queue.Full):
-            self._lines.put_nowait(self.format(record))
-
-    def _show(self) -> None:
-        with contextlib.suppress(OSError):  # it was closed: nobody looks any more
-            while True:
-                os.write(self._descriptor, f"{self._lines.get()}\n".encode("utf-8", "replace"))
+        console = Console(terminal)
+        console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logging.getLogger("bulkhead.access").addHandler(console)
 
 
 def _without_request_bytes(record: logging.LogRecord) -> bool:

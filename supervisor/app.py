@@ -62,8 +62,8 @@ class Supervisor:
     `pool` has every model and none loaded, with the sizes that `sizing` knows; `reader` reads the
     machine's memory. `worker_module` is what worker processes run: the seam at which tests put the
     real worker server around an engine that follows a script. `code` is what children run,
-    None = what is installed. `keepers` are called every second and put back what somebody has
-    removed of the state directory.
+    None = what is installed. `terminal` shows each request. `keepers` are called every second and
+    put back what somebody has removed of the state directory.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Supervisor:
         reader: MemoryReader,
         version: str,
         worker_module: str = WORKER_MODULE,
+        terminal: int | None = None,
         keepers: Sequence[Callable[[], None]] = (),
         code: Code | None = None,
     ) -> None:
@@ -131,6 +132,7 @@ class Supervisor:
             self._record_children,
             lambda *death: guarded(self._collector.gateway_died, *death),
             stall_seconds=config.recovery.stall_seconds,
+            terminal=terminal,
         )
         self._control = Control(
             pool,

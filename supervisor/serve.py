@@ -7,6 +7,7 @@ nor anything else that a supervisor does not need while it runs for weeks: a qua
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import errno
 import importlib.util
@@ -46,17 +47,24 @@ log = logging.getLogger("bulkhead.supervisor")
 
 FILES = 16384
 """Open files to allow ourselves: three for each stream in the gateway, shells start with 256."""
+_STDERR = 2
 _FILES_NEEDED = 64
 _FILES_ENOUGH = 1024
 
 
 def main() -> None:
-    descriptor, root, *config = sys.argv[1:]
-    with open(int(descriptor), "rb") as file:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("settings", type=int)
+    parser.add_argument("state", type=Path)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--quiet", action="store_true")
+    arguments = parser.parse_args()
+    with open(arguments.settings, "rb") as file:
         file.seek(0)
         settings = msgspec.json.decode(file.read(), type=Config)
     logs.hold_standard_streams()  # after that file, which may stand in the place of one
-    sys.exit(run(settings, Path(root), config=Path(config[0]) if config else None))
+    status = run(settings, arguments.state, config=arguments.config, quiet=arguments.quiet)
+    sys.exit(status)
 
 
 def run(
@@ -64,15 +72,19 @@ def run(
     root: Path,
     *,
     config: Path | None = None,
+    quiet: bool = False,
     worker_module: str = WORKER_MODULE,
     reader: readers.MemoryReader | None = None,
 ) -> int:
     """Serve in this process until told to stop. Returns the exit status, or ends the process with
-    one line on stderr when it cannot serve. `config` is the file that settings came from. The last
-    two are for tests: what workers run, and what reads the machine's memory."""
+    one line on stderr when it cannot serve. `config` is the file that settings came from; if
+    `quiet` a terminal does not show each request. The last two are for tests: what workers run, and
+    what reads the machine's memory."""
     try:
         _check_python()
-        return _run(settings, root, config, worker_module, reader or readers.for_platform())
+        terminal = _STDERR if sys.stderr.isatty() and not quiet else None
+        reader = reader or readers.for_platform()
+        return _run(settings, root, config, worker_module, reader, terminal)
     except ConfigError as error:
         _give_up(str(error), 2)
     except StateError as error:
@@ -89,6 +101,7 @@ def _run(
     config: Path | None,
     worker_module: str,
     reader: readers.MemoryReader,
+    terminal: int | None,
 ) -> int:
     settings, served = catalog.build(settings, os.environ)
     if (problem := startup.not_utf8(root)) is not None:
@@ -129,6 +142,7 @@ def _run(
         version=version(own_code.DISTRIBUTION),
         worker_module=worker_module,
         code=OwnCode(files, state.run),
+        terminal=terminal,
         keepers=(lock.keep, lambda: address.keep(state.root, here)),
     )
     names = list(served.models)

@@ -94,6 +94,9 @@ def serve(
         list[str] | None,
         typer.Option(metavar="NAME", help="Load this model at once. Repeatable."),
     ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="Do not show each request on the terminal.")
+    ] = False,
 ) -> None:
     """Run supervisor, gateway and workers in the foreground until SIGTERM or Ctrl-C."""
     try:
@@ -111,10 +114,10 @@ def serve(
             read_api_keys(settings.server.api_keys_file)
     except ConfigError as error:
         fail(str(error), 2)
-    _become_server(settings, root, path)
+    _become_server(settings, root, path, quiet=quiet)
 
 
-def _become_server(settings: Config, root: Path, config: Path | None) -> NoReturn:
+def _become_server(settings: Config, root: Path, config: Path | None, *, quiet: bool) -> NoReturn:
     """Replace this process by the serving one. Settings may hold secrets, so they go through a file
     without a name instead of the command line."""
     try:
@@ -128,7 +131,9 @@ def _become_server(settings: Config, root: Path, config: Path | None) -> NoRetur
             os.set_inheritable(file.fileno(), True)
             arguments = ["supervisor.serve", str(file.fileno()), str(root)]
             if config is not None:
-                arguments.append(str(config.absolute()))
+                arguments += ["--config", str(config.absolute())]
+            if quiet:
+                arguments.append("--quiet")
             os.execv(sys.executable, [sys.executable, "-P", bootstrap.__file__, *arguments])
     except OSError as error:
         fail(

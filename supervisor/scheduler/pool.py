@@ -14,8 +14,7 @@ What an event does to a request:
 4. every event ends in `Planner.settle`: who can be granted is granted, then `plan` says which model
    is loaded next and who must make room for it.
 5. ready → grant all who wait. A failed load refuses them; a load that dies does without recovery.
-6. a death with leases → each is interrupted exactly once, and returns or ends; suspects are granted
-   one by one. Without recovery it ends.
+6. a death with leases → each is interrupted once, and returns, suspects one by one, or ends.
 7. a waiter that leaves cancels nothing: the load goes on for those who come next.
 8. the hold is over → refuse, with what it was that kept the request waiting.
 """

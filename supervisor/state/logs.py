@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import queue
 import sys
-import threading
 from collections.abc import Collection, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from supervisor.log_file import DATE_FORMAT, FORMAT, LogFile
+from supervisor.log_handlers import Console, LogFile
 
 CHILD_BYTES = 16 * 2**20
 """A child's file is cut down to its tail beyond this size."""
@@ -20,10 +18,6 @@ CHILD_TAIL = 4 * 2**20
 _STAMP = "[0-9]" * 8 + "T" + "[0-9]" * 6
 CHILD_KEEP = 12
 """Processes of one kind or model whose files are kept."""
-_CONSOLE_LINES = 1000
-"""That may wait for a stderr that takes none; further ones are left out."""
-_CONSOLE_SECONDS = 1.0
-"""How long the end of the process waits for them."""
 _STDERR = 2
 
 
@@ -33,47 +27,10 @@ def set_up(path: Path) -> None:
     launchd and systemd hold stderr and never rotate it, so without a terminal only warnings go
     there.
     """
-    console = Console()
+    console = Console(_STDERR)
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     console.setLevel(logging.INFO if is_terminal else logging.WARNING)
     logging.basicConfig(level=logging.INFO, handlers=[LogFile(path), console], force=True)
-
-
-class Console(logging.Handler):
-    """Writes to stderr from a thread of its own. Never blocks and never raises: a pipe that nobody
-    reads, or a terminal that is stopped, costs lines and nothing else."""
-
-    def __init__(self, descriptor: int = _STDERR) -> None:
-        super().__init__()
-        self.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
-        self._descriptor = descriptor
-        self._lines: queue.Queue[bytes] = queue.Queue(_CONSOLE_LINES)
-        self._thread = threading.Thread(target=self._write, name="console", daemon=True)
-        with contextlib.suppress(RuntimeError):  # no thread can be started: the file has the lines
-            self._thread.start()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(queue.Full, ValueError):
-            line = f"{self.format(record)}\n".encode(errors="backslashreplace")
-            self._lines.put_nowait(line)
-
-    def flush(self) -> None:
-        """Return when all lines are written, or after a second."""
-        if self._thread.is_alive():
-            lines = self._lines
-            with lines.all_tasks_done:
-                lines.all_tasks_done.wait_for(lambda: not lines.unfinished_tasks, _CONSOLE_SECONDS)
-
-    def _write(self) -> None:
-        while True:
-            line = self._lines.get()
-            try:
-                while line:
-                    line = line[os.write(self._descriptor, line) :]
-            except OSError:
-                pass  # closed, or its reader has left: the file has the line
-            finally:
-                self._lines.task_done()
 
 
 def hold_standard_streams() -> None:

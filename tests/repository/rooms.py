@@ -43,12 +43,12 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.units": Room(without=_NO_WORLD),
     "supervisor.layout": Room((), ("rich",), without=_NO_WORLD),
     "supervisor.background": Room(),
-    "supervisor.log_file": Room(),
+    "supervisor.log_handlers": Room(),
     "supervisor.stopping": Room(),
     "supervisor.bootstrap": Room(),
     "supervisor.config": Room((), ("msgspec",)),
     "supervisor.wire": Room((), ("msgspec",)),
-    "supervisor.state": Room(("supervisor.log_file", "supervisor.wire"), ("msgspec",)),
+    "supervisor.state": Room(("supervisor.log_handlers", "supervisor.wire"), ("msgspec",)),
     # The supervisor.
     "supervisor.scheduler": Room(
         ("supervisor.errors", "supervisor.units"), without=(*_NO_WORLD, "random")
@@ -201,7 +201,7 @@ ROOMS: Mapping[str, Room] = {
         ),
         ("aiohttp",),
     ),
-    "gateway.logs": Room(("supervisor.log_file",)),
+    "gateway.logs": Room(("supervisor.log_handlers",)),
     "gateway.main": Room(
         ("gateway.app", "gateway.http", "gateway.logs", "supervisor.config", "supervisor.wire"),
         ("msgspec", "uvloop"),

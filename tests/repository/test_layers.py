@@ -25,7 +25,7 @@ from tests.repository.rooms import (
 )
 
 LONGEST_FILE = 500
-PUBLIC = ("supervisor.config", "supervisor.errors", "supervisor.log_file", "supervisor.wire")
+PUBLIC = ("supervisor.config", "supervisor.errors", "supervisor.log_handlers", "supervisor.wire")
 """What the gateway and the worker may know of the supervisor."""
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import subprocess
 import sys
@@ -13,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from supervisor import log_file
+from supervisor import log_handlers
 from supervisor.state import logs
 from tests.helpers.children import ROOT
 
@@ -133,9 +131,9 @@ def test_the_tail_is_long_enough_for_last_words() -> None:
 SPEAK = """
 import logging, sys
 from pathlib import Path
-from supervisor import log_file
+from supervisor import log_handlers
 from supervisor.state import logs
-log_file.ROTATE_BYTES = 1000
+log_handlers.ROTATE_BYTES = 1000
 logs.set_up(Path(sys.argv[1]))
 for number in range(500):
     logging.getLogger("bulkhead.x").info("line %d", number)
@@ -156,57 +154,12 @@ def test_the_log_is_rotated_and_only_warnings_reach_a_stderr_without_a_terminal(
         env={**os.environ, "TZ": "UTC"},
     )
     files = sorted(tmp_path.iterdir())
-    assert len(files) == 1 + log_file.ROTATE_KEEP
+    assert len(files) == 1 + log_handlers.ROTATE_KEEP
     assert all(file.stat().st_size <= 1000 for file in files)
     assert path.read_text().splitlines()[-1].endswith("WARNING a warning")
     assert "line 499" in path.read_text()
     assert len(done.stderr.splitlines()) == 1
     assert "a warning" in done.stderr
-
-
-# ── stderr ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def record(text: str) -> logging.LogRecord:
-    return logging.LogRecord("x", logging.WARNING, "x.py", 1, text, (), None)
-
-
-def test_a_stderr_that_takes_nothing_stops_nobody_and_gets_what_it_missed() -> None:
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    filled = 0
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            filled += os.write(writing, bytes(4096))
-    os.set_blocking(writing, True)
-    console = logs.Console(writing)
-    for number in range(logs._CONSOLE_LINES + 100):
-        console.handle(record(f"line {number}"))
-    console.flush()  # gives up
-    with open(reading, "rb") as file:
-        file.read(filled)
-        console.flush()
-        console.handle(record("the last one"))
-        while b"the last one" not in (line := file.readline()):
-            assert b"line" in line
-
-
-@pytest.mark.parametrize("closed", ["reader", "itself"])
-def test_a_stderr_that_is_closed_costs_its_lines_alone(
-    closed: str, capfd: pytest.CaptureFixture[str]
-) -> None:
-    reading, writing = os.pipe()
-    console = logs.Console(writing)
-    os.close(reading)
-    if closed == "itself":
-        os.close(writing)
-    for _ in range(3):
-        console.handle(record("lost"))
-    console.flush()
-    assert console._thread.is_alive()
-    assert capfd.readouterr().err == ""
-    if closed == "reader":
-        os.close(writing)
 
 
 def test_a_stream_that_is_closed_becomes_no_other_file(tmp_path: Path) -> None:

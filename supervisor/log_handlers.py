@@ -1,4 +1,5 @@
-"""A log file that goes on whatever others do to it. For the supervisor and the gateway."""
+"""Where log lines go, in the supervisor and the gateway: a file that goes on whatever others do to
+it, and a terminal that holds nobody up."""
 
 from __future__ import annotations
 
@@ -6,7 +7,9 @@ import contextlib
 import logging
 import logging.handlers
 import os
+import queue
 import select
+import threading
 import time
 from io import TextIOWrapper
 from pathlib import Path
@@ -16,6 +19,10 @@ DATE_FORMAT = "%Y-%m-%dT%H:%M:%S"
 ROTATE_BYTES = 10 * 2**20
 ROTATE_KEEP = 3
 _STDERR = 2
+_CONSOLE_LINES = 1000
+"""That may wait for a console that takes none; further ones are left out."""
+_CONSOLE_SECONDS = 1.0
+"""How long the end of the process waits for them."""
 _LOOK_SECONDS = 1.0
 """Between two looks at whether the file is still there, and between two attempts to open it."""
 
@@ -109,3 +116,40 @@ def _tell(text: str) -> None:
 def _private(path: str, flags: int) -> int:
     # Without O_NONBLOCK a FIFO in the file's place would stop us until somebody reads it.
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+
+
+class Console(logging.Handler):
+    """Writes to stderr, or to a terminal, from a thread of its own. Never blocks and never raises:
+    a pipe that nobody reads, or a terminal that is stopped, costs lines and nothing else."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
+        self._descriptor = descriptor
+        self._lines: queue.Queue[bytes] = queue.Queue(_CONSOLE_LINES)
+        self._thread = threading.Thread(target=self._write, name="console", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread can be started: the file has the lines
+            self._thread.start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(queue.Full, ValueError):
+            line = f"{self.format(record)}\n".encode(errors="backslashreplace")
+            self._lines.put_nowait(line)
+
+    def flush(self) -> None:
+        """Return when all lines are written, or after a second."""
+        if self._thread.is_alive():
+            lines = self._lines
+            with lines.all_tasks_done:
+                lines.all_tasks_done.wait_for(lambda: not lines.unfinished_tasks, _CONSOLE_SECONDS)
+
+    def _write(self) -> None:
+        while True:
+            line = self._lines.get()
+            try:
+                while line:
+                    line = line[os.write(self._descriptor, line) :]
+            except OSError:
+                pass  # closed, or its reader has left: the file has the line
+            finally:
+                self._lines.task_done()

@@ -1,7 +1,8 @@
-"""supervisor.log_file: a log goes on whatever others do to its file and its folder."""
+"""supervisor.log_handlers: a log goes on whatever others do to its file and its folder."""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
@@ -12,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from supervisor import log_file
-from supervisor.log_file import LogFile
+from supervisor import log_handlers
+from supervisor.log_handlers import Console, LogFile
 
 ERRORS = [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EMFILE]
 
@@ -26,7 +27,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def say(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
     """Logs a line; each looks whether the file is in its place."""
-    monkeypatch.setattr(log_file, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(log_handlers, "_LOOK_SECONDS", 0.0)
     path.parent.mkdir(parents=True)
     handler = LogFile(path)
 
@@ -147,7 +148,7 @@ def test_an_error_is_told_once_and_raises_nothing(
     say("before")
     with monkeypatch.context() as broken:
         if call == "open":
-            broken.setattr(log_file, "_private", fail)
+            broken.setattr(log_handlers, "_private", fail)
             path.unlink()
         else:
             broken.setattr(os, "rename", fail)
@@ -180,3 +181,48 @@ def test_a_name_that_is_no_text_is_logged(path: Path, say: Callable[[str], None]
     say("caf\udce9")
     say("after")
     assert lines(path) == ["caf\\udce9", "after"]
+
+
+# ── a console ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def record(text: str) -> logging.LogRecord:
+    return logging.LogRecord("x", logging.WARNING, "x.py", 1, text, (), None)
+
+
+def test_a_stderr_that_takes_nothing_stops_nobody_and_gets_what_it_missed() -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    filled = 0
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            filled += os.write(writing, bytes(4096))
+    os.set_blocking(writing, True)
+    console = Console(writing)
+    for number in range(log_handlers._CONSOLE_LINES + 100):
+        console.handle(record(f"line {number}"))
+    console.flush()  # gives up
+    with open(reading, "rb") as file:
+        file.read(filled)
+        console.flush()
+        console.handle(record("the last one"))
+        while b"the last one" not in (line := file.readline()):
+            assert b"line" in line
+
+
+@pytest.mark.parametrize("closed", ["reader", "itself"])
+def test_a_stderr_that_is_closed_costs_its_lines_alone(
+    closed: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    reading, writing = os.pipe()
+    console = Console(writing)
+    os.close(reading)
+    if closed == "itself":
+        os.close(writing)
+    for _ in range(3):
+        console.handle(record("lost"))
+    console.flush()
+    assert console._thread.is_alive()
+    assert capfd.readouterr().err == ""
+    if closed == "reader":
+        os.close(writing)

@@ -183,7 +183,7 @@ def test_a_name_that_is_no_text_is_logged(path: Path, say: Callable[[str], None]
     assert lines(path) == ["caf\\udce9", "after"]
 
 
-# ── a console ──────────────────────────────────────────────────────────────────────────────────────
+# ── a console ────────────────────────────────────────────────────────────────────────────────────
 
 
 def record(text: str) -> logging.LogRecord:

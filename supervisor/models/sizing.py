@@ -74,10 +74,16 @@ class Sizing:
     def look(self, name: str) -> Look | None:
         """What the disk has; None where it is what is known. On any thread."""
         known = self._known.get(name)
-        folder = known.place.folder if known is not None and known.place is not None else None
-        if known is not None and known.stamp == self._catalog.stamp(name, folder):
+        before = None if known is None else known.place
+        # Before anything is read: what changes meanwhile is seen by the next look.
+        stamp = self._stamp(name, before)
+        if known is not None and known.stamp == stamp:
             return None
-        return self._read(name)
+        place, problem = self._find(name)
+        if _folder(place) != _folder(before):  # whose files the stamp is to tell of
+            stamp = self._stamp(name, place)
+            place, problem = self._find(name)
+        return self._read(name, stamp, place, problem)
 
     def take(self, name: str, look: Look) -> Need:
         """From now on this is known."""
@@ -157,20 +163,27 @@ class Sizing:
         model = self._catalog.models[name]
         return key(self._last(name).fingerprint, {"context": model.context})
 
-    def _read(self, name: str) -> Look:
-        place: Place | None = None
-        fingerprint: Fingerprint = ()
-        need, problem = Need(), ""
+    def _stamp(self, name: str, place: Place | None) -> Fingerprint:
+        return self._catalog.stamp(name, _folder(place))
+
+    def _find(self, name: str) -> tuple[Place | None, str]:
+        """The place, or why there is none."""
         try:
-            place = self._catalog.find(name)
-            fingerprint = self._catalog.fingerprint(place.folder)
-            need = self._need(name, estimate(place.folder))
-        except (SourceError, EstimateError) as error:
-            problem = str(error)
-        except OSError as error:
-            problem = f"{place.folder if place else name} cannot be read: {reason(error)}"
-        # Last: whatever changes meanwhile is seen by the next look.
-        stamp = self._catalog.stamp(name, None if place is None else place.folder)
+            return self._catalog.find(name), ""
+        except SourceError as error:
+            return None, str(error)
+
+    def _read(self, name: str, stamp: Fingerprint, place: Place | None, problem: str) -> Look:
+        fingerprint: Fingerprint = ()
+        need = Need()
+        if place is not None:
+            try:
+                fingerprint = self._catalog.fingerprint(place.folder)
+                need = self._need(name, estimate(place.folder))
+            except EstimateError as error:
+                problem = str(error)
+            except OSError as error:
+                problem = f"{place.folder} cannot be read: {reason(error)}"
         return Look(stamp, fingerprint or (problem,), place, problem, need)
 
     def _need(self, name: str, found: Estimate) -> Need:
@@ -185,3 +198,7 @@ class Sizing:
             least = found.total(typical, 1)
             total = max(least, min(total, int(self.budget * _BUDGET_SHARE)))
         return Need(total, total - found.loaded, min(known, default=0))
+
+
+def _folder(place: Place | None) -> Path | None:
+    return None if place is None else place.folder

@@ -11,7 +11,7 @@ import pytest
 from supervisor.config.schema import ModelSettings
 from supervisor.models.catalog import Catalog
 from supervisor.models.discovery import PassedOver
-from supervisor.models.estimate import estimate
+from supervisor.models.estimate import Estimate, estimate
 from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Need, Sizing
 from supervisor.models.sources import SourceError
@@ -105,6 +105,42 @@ def test_files_are_read_anew_when_they_change(folder: Path) -> None:
     assert look is not None
     assert asked.take("m", look).estimate - before.estimate == 400 - 64
     assert asked.look("m") is None
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_what_changes_during_a_look_is_seen_by_the_next_one(
+    known: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = sizing(folder)
+    if known:
+        asked.need("m")
+        (folder / "config.json").touch()
+    before = estimate(folder).loaded
+
+    def changed_meanwhile(path: Path) -> Estimate:
+        told = estimate(path)
+        grow(path)
+        return told
+
+    with monkeypatch.context() as patch:
+        patch.setattr("supervisor.models.sizing.estimate", changed_meanwhile)
+        need = asked.need("m")
+    assert need.estimate - need.headroom == before
+    need = asked.need("m")
+    assert need.estimate - need.headroom == before + 400 - 64
+    assert asked.look("m") is None
+
+
+def test_a_folder_that_comes_or_goes_is_looked_at_once(folder: Path) -> None:
+    asked = sizing(folder)
+    elsewhere = folder.with_name("elsewhere")
+    for _ in range(2):
+        folder.rename(elsewhere)
+        assert asked.need("m") == Need()
+        assert asked.look("m") is None
+        elsewhere.rename(folder)
+        assert asked.need("m") != Need()
+        assert asked.look("m") is None
 
 
 def test_a_look_that_finds_nothing_new_reads_no_file(

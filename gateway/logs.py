@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from supervisor.log_handlers import Console, LogFile
+from supervisor.log_handlers import Console, LineFormatter, LogFile
 
 
 def set_up(path: str, terminal: int | None) -> None:
@@ -18,7 +18,7 @@ def set_up(path: str, terminal: int | None) -> None:
     logging.basicConfig(level=logging.INFO, handlers=[file])
     if terminal is not None:
         console = Console(terminal)
-        console.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        console.setFormatter(LineFormatter("%(asctime)s %(message)s", "%H:%M:%S"))
         logging.getLogger("bulkhead.access").addHandler(console)
 
 

@@ -27,6 +27,18 @@ _LOOK_SECONDS = 1.0
 """Between two looks at whether the file is still there, and between two attempts to open it."""
 
 
+class LineFormatter(logging.Formatter):
+    """Never raises: of a record whose arguments do not fit its message, which is a bug, the line
+    says where it is."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        try:
+            return super().format(record)
+        except Exception as error:  # noqa: BLE001, whatever an argument's own code raises
+            where = f"{record.pathname}:{record.lineno}"
+            return f"{record.levelname} cannot be told: {where} ({type(error).__name__})"
+
+
 class LogFile(logging.handlers.RotatingFileHandler):
     """Rotated, mode 0600. Never raises, and never blocks on anything but a disk.
 
@@ -38,7 +50,7 @@ class LogFile(logging.handlers.RotatingFileHandler):
         super().__init__(
             path, maxBytes=ROTATE_BYTES, backupCount=ROTATE_KEEP, encoding="utf-8", delay=True
         )
-        self.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
+        self.setFormatter(LineFormatter(FORMAT, DATE_FORMAT))
         self._next_look = 0.0
         self._is_lost = False
         """Whether stderr was told that lines are lost, and they still are."""
@@ -57,7 +69,7 @@ class LogFile(logging.handlers.RotatingFileHandler):
             self.stream.write(self.format(record) + self.terminator)
             self.stream.flush()
             self._is_lost = False
-        except (OSError, ValueError) as error:  # ValueError: what cannot be encoded
+        except (OSError, ValueError) as error:  # ValueError: the file is closed
             self._lose(error)
 
     def _open(self) -> TextIOWrapper:
@@ -124,7 +136,7 @@ class Console(logging.Handler):
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter(FORMAT, DATE_FORMAT))
+        self.setFormatter(LineFormatter(FORMAT, DATE_FORMAT))
         self._descriptor = descriptor
         self._lines: queue.Queue[bytes] = queue.Queue(_CONSOLE_LINES)
         self._thread = threading.Thread(target=self._write, name="console", daemon=True)
@@ -132,8 +144,8 @@ class Console(logging.Handler):
             self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        with contextlib.suppress(queue.Full, ValueError):
-            line = f"{self.format(record)}\n".encode(errors="backslashreplace")
+        line = f"{self.format(record)}\n".encode(errors="backslashreplace")
+        with contextlib.suppress(queue.Full):
             self._lines.put_nowait(line)
 
     def flush(self) -> None:

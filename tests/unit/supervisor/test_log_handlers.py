@@ -183,6 +183,36 @@ def test_a_name_that_is_no_text_is_logged(path: Path, say: Callable[[str], None]
     assert lines(path) == ["caf\\udce9", "after"]
 
 
+class Odd:
+    def __str__(self) -> str:
+        raise KeyError("planted")
+
+
+@pytest.mark.parametrize(("message", "argument"), [("%d", "secret"), ("%q", 1), ("%s", Odd())])
+def test_a_record_that_is_a_bug_costs_itself_alone(
+    message: str, argument: object, path: Path, say: Callable[[str], None]
+) -> None:
+    bad = logging.LogRecord("x", logging.ERROR, "bad.py", 7, message, (argument,), None)
+    logger = logging.Logger("x")
+    reading, writing = os.pipe()
+    console = Console(writing)
+    logger.addHandler(LogFile(path))
+    logger.addHandler(console)
+    say("before")
+    logger.handle(bad)
+    say("after")
+    console.flush()
+    os.close(writing)
+    with open(reading) as file:
+        told = file.read()
+    assert told.startswith("ERROR cannot be told: bad.py:7 (")
+    written = path.read_text()
+    assert told in written
+    assert written.count("\n") == 3
+    assert "secret" not in written
+    logger.handlers[0].close()
+
+
 # ── a console ────────────────────────────────────────────────────────────────────────────────────
 
 

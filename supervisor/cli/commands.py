@@ -18,7 +18,7 @@ from rich.text import Text
 
 from supervisor.cli import output
 from supervisor.cli.client import Client, Refusal, Unreachable, fail
-from supervisor.cli.health import Health, parse
+from supervisor.cli.health import Health
 from supervisor.cli.views import models_lines, status_lines
 from supervisor.config.files import resolve_state_dir
 from supervisor.config.rules import ConfigError
@@ -123,9 +123,9 @@ def crashes(
     if as_json:
         output.write(msgspec.json.format(told, indent=2).decode() + "\n")
     elif crash_id:
-        report = msgspec.json.decode(told, type=CrashReport)
+        report = _ask(lambda: _parsed(msgspec.json.decode(told), CrashReport))
         output.show(lambda width: view.crash_lines(report, width))
-    elif found := msgspec.json.decode(told, type=CrashList).crashes:
+    elif found := _ask(lambda: _parsed(msgspec.json.decode(told), CrashList)).crashes:
         output.show(lambda width: view.crash_table(found, width))
     else:
         print("nothing has crashed")
@@ -146,7 +146,7 @@ def _show(
     if as_json:
         output.write(json.dumps(part(said), indent=2) + "\n")
         return
-    health = _ask(lambda: _parsed(said))
+    health = _ask(lambda: _parsed(said, Health))
     output.show(partial(lines, health))
 
 
@@ -157,16 +157,16 @@ def _look(
     try:
         client = fixed or _of_state(state_dir)
         said = client.health(_LOOK_SECONDS)
-        return [Text(json.dumps(said))] if as_json else status_lines(_parsed(said), width)
+        return [Text(json.dumps(said))] if as_json else status_lines(_parsed(said, Health), width)
     except (Unreachable, Refusal, ConfigError) as error:
         told = f"bulkhead: {error}; trying again"
         return [Text(line, "red") for line in fold(one_line(told), width)]
 
 
-def _parsed(said: dict[str, Any]) -> Health:
-    """Raises Unreachable."""
+def _parsed(said: Any, kind: type[T]) -> T:
+    """What the server said. Raises Unreachable for what is no such thing."""
     try:
-        return parse(said)
+        return msgspec.convert(said, kind)
     except msgspec.ValidationError as error:
         raise Unreachable(f"the server gave an answer that is not Bulkhead's: {error}") from None
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 
@@ -93,8 +91,3 @@ class Health(msgspec.Struct, frozen=True):
     passed_over: list[PassedOver] = []
     reason: str | None = None
     """Why it is unavailable."""
-
-
-def parse(answer: Any) -> Health:
-    """Raises msgspec.ValidationError for what is no such object."""
-    return msgspec.convert(answer, Health)

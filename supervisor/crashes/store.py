@@ -18,7 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
-from supervisor.state.files import not_waiting, write_atomically
+from supervisor.state.files import read_json, write_atomically
 from supervisor.wire.crash import ID, CrashBrief, CrashReport
 from supervisor.wire.text import to_json
 
@@ -105,11 +105,9 @@ def encode(report: CrashReport) -> bytes:
 
 def _read(path: Path, kind: type[T]) -> T | None:
     try:
-        with open(path, "rb", opener=not_waiting) as file:
-            data = file.read(2 * REPORT_BYTES)
-        return msgspec.json.decode(data, type=kind)
+        return read_json(path, kind, limit=2 * REPORT_BYTES)
     except FileNotFoundError:
         return None  # forgotten a moment ago
-    except (OSError, msgspec.DecodeError) as error:
+    except (OSError, ValueError) as error:
         why = type(error).__name__
         raise Unreadable(f"The crash report {path.stem} cannot be read: {why}") from None

@@ -159,5 +159,8 @@ def _name(crash: CrashBrief) -> str:
 
 
 def _time(text: str) -> str:
-    """Local time, to the second."""
-    return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    """Local time, to the second; what is no time as it is."""
+    try:
+        return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except (ValueError, OverflowError):
+        return text

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable
+from typing import Annotated
 
 import msgspec
 import psutil
@@ -27,7 +28,7 @@ _SAME_START_SECONDS = 0.5
 
 class _Process(msgspec.Struct, frozen=True):
     role: str
-    pid: int
+    pid: Annotated[int, msgspec.Meta(ge=1)]
     started: float
 
 

@@ -14,12 +14,12 @@ MAX_FILE_BYTES = 1_000_000
 """A larger file is none of ours."""
 
 
-def read_json(path: Path, kind: type[T]) -> T:
+def read_json(path: Path, kind: type[T], *, limit: int = MAX_FILE_BYTES) -> T:
     """What the file holds. Blocks on one read. Raises OSError, or ValueError for anything else than
-    JSON of this kind."""
+    JSON of this kind, in at most `limit` bytes."""
     with open(path, "rb", opener=not_waiting) as file:
-        data = file.read(MAX_FILE_BYTES + 1) or b""
-    if len(data) > MAX_FILE_BYTES:
+        data = file.read(limit + 1) or b""
+    if len(data) > limit:
         raise ValueError("too large")
     try:
         return msgspec.json.decode(data, type=kind)

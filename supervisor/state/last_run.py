@@ -7,7 +7,9 @@ so that run is over: it was killed, or the machine went down.
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 
@@ -17,13 +19,15 @@ from supervisor.state.paths import StateDir
 log = logging.getLogger("bulkhead.supervisor")
 
 _NAME = "run.json"
+_LATEST = 1e11
+"""Epoch seconds; calendars of Python go further, but not much."""
 
 
 class Run(msgspec.Struct, frozen=True):
     """One run of a supervisor. `started` and `seen` in epoch seconds."""
 
     pid: int
-    started: float
+    started: Annotated[float, msgspec.Meta(ge=0, le=_LATEST)]
     version: str
     boot: str = ""
     """Which boot of the machine it was in, "" = not known."""
@@ -44,8 +48,8 @@ def find(state: StateDir) -> Run | None:
         log.warning("%s is unreadable (%s): how the last run ended is not known", path, error)
         return None
     logs = (state.logs / "supervisor.log", state.logs / "gateway.log")
-    times = [time for each in (path, *logs) if (time := _modified(each)) is not None]
-    return msgspec.structs.replace(run, seen=max([run.started, *times]))
+    times = [at for each in (path, *logs) if (at := _modified(each)) is not None]
+    return msgspec.structs.replace(run, seen=min(max([run.started, *times]), time.time()))
 
 
 def begin(state: StateDir, run: Run) -> None:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from supervisor.cli.health import Health, parse
+import msgspec
+
+from supervisor.cli.health import Health
 from supervisor.cli.views import models_lines, status_lines
 
 LONG = "mlx-community/Qwen3-Coder-480B-A35B-Instruct-4bit-DWQ"
@@ -89,7 +91,7 @@ _ANSWER: dict[str, Any] = {
         },
     ],
 }
-HEALTH: Health = parse(_ANSWER)
+HEALTH: Health = msgspec.convert(_ANSWER, Health)
 
 
 def blocks() -> list[str]:

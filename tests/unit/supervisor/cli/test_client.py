@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from supervisor.cli import main
 from supervisor.cli.client import Client, Refusal, Unreachable
 from supervisor.state.address import Address, announce
 from tests.helpers.fakes.engine import Script
@@ -108,6 +110,26 @@ def test_a_server_that_cannot_tell_its_state_says_so_in_a_sentence() -> None:
     head = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: %d\r\n\r\n" % len(body)
     with peer(head + body) as client, pytest.raises(Refusal, match="is restarting"):
         client.health()
+
+
+@pytest.mark.parametrize(
+    ("command", "body"),
+    [
+        (["status"], b"{}"),
+        (["status"], b'{"status": 1}'),
+        (["models"], b'{"status": "ok", "models": [{}]}'),
+        (["crashes"], b'{"crashes": [{"id": 1}]}'),
+        (["crashes", "20261121T080731Z-abcdef"], b'{"id": "20261121T080731Z-abcdef"}'),
+    ],
+)
+def test_what_is_no_answer_of_ours_is_told_in_a_sentence(command: list[str], body: bytes) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+    with peer(head + body) as client:
+        url = f"http://127.0.0.1:{client.port}"
+        told = CliRunner().invoke(main.app, [*command, "--url", url])
+    assert told.exit_code == 1
+    assert told.stderr.startswith("bulkhead: the server gave an answer that is not Bulkhead's: ")
+    assert told.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("spoil", ["folder", "words", "fifo", "file"])

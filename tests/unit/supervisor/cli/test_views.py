@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.cli.health import Health, parse
+from supervisor.cli.health import Health
 from supervisor.cli.views import models_lines, status_lines
 from supervisor.layout import one_line
 
@@ -23,6 +23,10 @@ MEMORY = {
     "advice": None,
     "spare": "ready",
 }
+
+
+def parse(answer: object) -> Health:
+    return msgspec.convert(answer, Health)
 
 
 def loaded(name: str = "m", **more: Any) -> dict[str, Any]:
@@ -236,9 +240,3 @@ def test_servers_that_say_less() -> None:
     ]
     old = parse({"status": "ok", "memory": {}, "cached_models": [{"name": "m"}], "models": []})
     assert "m#0" in "\n".join(line.plain for line in status_lines(old, 80))
-
-
-@pytest.mark.parametrize("answer", [[], {}, {"status": 1}, {"status": "ok", "models": [{}]}])
-def test_what_is_no_answer_of_ours(answer: Any) -> None:
-    with pytest.raises(msgspec.ValidationError):
-        parse(answer)

@@ -130,6 +130,7 @@ def test_foreign_and_broken_files_are_left_out(store: Store, tmp_path: Path) -> 
     (folder / f"{new_id(0)}.json").write_text("{")
     (folder / f"{new_id(1)}.json").write_text('{"id": 1}')
     (folder / f"{new_id(2)}.json").mkdir()
+    (folder / f"{new_id(3)}.json").write_text('{"x":' * 100_000)
     assert [brief.id for brief in store.listing()] == [report().id]
 
 

@@ -35,6 +35,10 @@ def test_the_list_has_what_and_why_and_what_to_do() -> None:
     ]
 
 
+def test_a_time_that_is_none_is_shown_as_it_is() -> None:
+    assert listed(None, report(time="yesterday"))[1].startswith("yesterday\t")
+
+
 def test_at_80_columns_cause_and_advice_are_below() -> None:
     told = listed(80, report(), report(model=LONG, advice=ADVICE))
     assert max(map(len, told)) <= 80

@@ -125,7 +125,20 @@ def test_sockets_are_removed_and_other_files_are_not(
     assert (state.logs / "x.log").read_text() == "kept"
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"instance": 1, "children": []}'])
+NEGATIVE = b'{"role": "x", "pid": -1, "started": 1}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"instance": 1, "children": []}',
+        b'{"instance": "i", "children": [%s]}' % NEGATIVE,
+        b'{"instance": "i", "children": [], "supervisor": %s}' % NEGATIVE,
+    ],
+)
 def test_an_unreadable_record_is_told_and_does_no_harm(
     state: StateDir, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -36,7 +37,21 @@ def test_a_run_that_was_cut_is_found_with_when_it_was_seen_last(state: StateDir)
     assert last_run.find(state) == Run(7, 1000.0, "0.1.0", "boot-1", seen=5000.0)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b'{"pid": "x"}'])
+TIMES = [
+    b'{"pid": 7, "version": "0.1.0", "started": %s}' % time for time in (b"1e300", b"-1e300", b"-5")
+]
+
+
+def test_no_run_was_seen_in_the_future(state: StateDir) -> None:
+    last_run.begin(state, RUN)
+    before = time.time()
+    os.utime(state.root / "run.json", (2e9 * 5, 2e9 * 5))
+    found = last_run.find(state)
+    assert found is not None
+    assert before <= found.seen <= time.time()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff", b'{"pid": "x"}', *TIMES])
 def test_a_file_that_cannot_be_read_is_no_run(
     state: StateDir, content: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:

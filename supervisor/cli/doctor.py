@@ -12,23 +12,25 @@ import json
 import os
 import sys
 import tempfile
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
+from supervisor.cli import output
 from supervisor.config.files import read_api_keys, resolve_config_path, resolve_state_dir
 from supervisor.config.flags import Overrides
 from supervisor.config.rules import ConfigError
 from supervisor.config.schema import Config
 from supervisor.config.settings import load
+from supervisor.layout import fold, one_line
 from supervisor.models import catalog
 from supervisor.models.advice import GET_MLX
 from supervisor.models.catalog import Catalog
+from supervisor.models.discovery import told_of_others
 from supervisor.models.estimate.facts import EstimateError
 from supervisor.models.estimate.weights import tensors
 from supervisor.models.folders import WEIGHTS
@@ -38,8 +40,6 @@ from supervisor.wire.text import printable
 
 Level = Literal["ok", "note", "warning", "error"]
 _COLUMNS = 80
-_NAMES = 8
-"""Of other programs' models that one line has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +92,11 @@ def state_directory(subject: Subject) -> Iterator[Finding]:
     folders = [root, *(root / name for name in ("logs", "crashes", "run"))]
     there = [folder for folder in folders if os.path.lexists(folder)]
     if root not in there:
-        there = [next(parent for parent in root.parents if parent.exists())]
+        there = [next(parent for parent in root.parents if os.path.exists(parent))]
     wrong = [f for f in (_unwritable(folder) for folder in there) if f is not None]
     yield from wrong
     if not wrong:
-        made = "can be written" if root.exists() else "is made by the first `bulkhead serve`"
+        made = "can be written" if os.path.exists(root) else "is made by the first `bulkhead serve`"
         yield Finding("state directory", "ok", f"{root} {made}")
 
 
@@ -125,8 +125,9 @@ def api_keys(subject: Subject) -> Iterator[Finding]:
 def models(subject: Subject) -> Iterator[Finding]:
     """Every model that is configured or discovered can be loaded, as far as its files tell."""
     served = subject.catalog
-    for name in served.models if served is not None else ():
-        assert served is not None
+    if served is None:
+        return
+    for name in served.models:
         try:
             place = served.find(name)
         except SourceError as error:
@@ -177,9 +178,8 @@ def passed_over(subject: Subject) -> Iterator[Finding]:
         if each.is_mlx:
             message, advice = _split(each.reason)
             yield Finding(f"passed over {each.source}", "warning", message, advice)
-    others = [{"source": each.source, "mlx": False} for each in passed if not each.is_mlx]
-    for line in passed_over_lines({"passed_over": others}):
-        yield Finding("Hugging Face cache", "note", line)
+    if others := [each.source for each in passed if not each.is_mlx]:
+        yield Finding("Hugging Face cache", "note", told_of_others(others))
 
 
 CHECKS: tuple[Check, ...] = (configuration, state_directory, api_keys, models, passed_over)
@@ -207,9 +207,9 @@ def doctor(
 ) -> None:
     findings = diagnose(look(config_file, state_dir, os.environ), CHECKS)
     if as_json:
-        print(json.dumps([dataclasses.asdict(each) for each in findings], indent=2))
+        output.write(json.dumps([dataclasses.asdict(each) for each in findings], indent=2) + "\n")
     else:
-        print("\n".join(line for each in findings for line in lines(each)))
+        output.write("".join(f"{line}\n" for each in findings for line in lines(each)))
     if any(each.level == "error" for each in findings):
         sys.exit(1)
 
@@ -233,32 +233,8 @@ def diagnose(subject: Subject, checks: Sequence[Check]) -> list[Finding]:
 def lines(finding: Finding) -> list[str]:
     """The finding for people, at 80 columns."""
     indent = " " * 9
-    told = textwrap.wrap(
-        f"{finding.level:<8} {finding.name}: {finding.message}",
-        _COLUMNS,
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    text = one_line(f"{finding.name}: {finding.message}")
+    told = fold(text, _COLUMNS, f"{finding.level:<8} ", indent)
     if finding.advice:
-        told += textwrap.wrap(
-            f"→ {finding.advice}",
-            _COLUMNS,
-            initial_indent=indent,
-            subsequent_indent=indent + "  ",
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
-    return told
-
-
-def passed_over_lines(health: Mapping[str, Any]) -> list[str]:
-    """What `/health` says of the cache's other models: a line each for those that one would expect
-    to be served, and one for all that belong to other programs."""
-    entries = health.get("passed_over", ())
-    told = [f"passed over {each['source']}: {each['reason']}" for each in entries if each["mlx"]]
-    others = [str(each["source"]) for each in entries if not each["mlx"]]
-    if others:
-        shown = ", ".join(others[:_NAMES]) + (", …" if len(others) > _NAMES else "")
-        told.append(f"not MLX language models, and not offered: {shown}")
+        told += fold(one_line(finding.advice), _COLUMNS, f"{indent}→ ", f"{indent}  ")
     return told

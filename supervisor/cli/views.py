@@ -11,6 +11,7 @@ from rich.text import Text
 
 from supervisor.cli.health import Configured, Health, Loaded, Memory, Prefill
 from supervisor.layout import Column, Room, Row, fold, one_line, table
+from supervisor.models.discovery import told_of_others
 from supervisor.units import gigabytes
 
 _STATUS = (
@@ -46,8 +47,6 @@ _STYLES = {
 _UNDER_WAY = "yellow"
 """Of every other state."""
 _WITH_PROCESS = frozenset({"loading", "ready", "draining", "stopping", "releasing"})
-_OTHERS = 5
-"""Repos of other programs that are named."""
 _TOKENS_EXACT = 10_000
 """Prompts below are told to the token."""
 
@@ -88,9 +87,7 @@ def models_lines(health: Health, width: int | None) -> list[Text]:
     if rows:
         lines += table(_PASSED_OVER, rows, width)
     if others := [each.source for each in health.passed_over if not each.mlx]:
-        shown = ", ".join(others[:_OTHERS]) + (", …" if len(others) > _OTHERS else "")
-        told = f"not MLX language models, and not offered: {shown}"
-        lines += map(Text, fold(one_line(told), width))
+        lines += map(Text, fold(one_line(told_of_others(others)), width))
     return lines
 
 

@@ -14,8 +14,8 @@ from supervisor.models.jsonfiles import read_header, read_object
 
 log = logging.getLogger("bulkhead.supervisor")
 
-_NAMES = 10
-"""That one line of the log has."""
+_NAMES = 8
+"""Of other programs' models that are told."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "tiktoken.model")
 
 
@@ -72,8 +72,13 @@ def log_passed_over(passed: Sequence[PassedOver]) -> None:
         if each.is_mlx:
             log.warning("passed over %s: %s", each.source, each.reason)
     if others := [each.source for each in passed if not each.is_mlx]:
-        shown = ", ".join(others[:_NAMES]) + (", …" if len(others) > _NAMES else "")
-        log.info("%d other repos of the cache are no MLX language models: %s", len(others), shown)
+        log.info("%s", told_of_others(others))
+
+
+def told_of_others(sources: Sequence[str]) -> str:
+    """The models of other programs in one line, for people."""
+    more = ", …" if len(sources) > _NAMES else ""
+    return f"not MLX language models, and not offered: {', '.join(sources[:_NAMES])}{more}"
 
 
 def _look(name: str, repo: Path) -> tuple[Path | None, PassedOver | None]:

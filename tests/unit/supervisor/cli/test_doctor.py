@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import pytest
 from typer.testing import CliRunner
 
-from supervisor.cli.doctor import CHECKS, Finding, Subject, diagnose, lines, look, passed_over_lines
+from supervisor.cli.doctor import CHECKS, Finding, Subject, diagnose, lines, look
 from supervisor.cli.main import app
 from tests.helpers.hub_cache import QUANTIZED, add_repo, plain_files, safetensors, write_folder
+from tests.helpers.serving import DEADLINE, ROOT
 
 HUB = "hub"
 
@@ -184,18 +187,19 @@ def test_people_read_80_columns() -> None:
     assert all(line.startswith(" " * 9) for line in told[1:])
 
 
-@pytest.mark.parametrize(
-    ("entries", "said"),
-    [
-        (None, []),
-        ([], []),
-        ([{"source": "a", "reason": "b", "mlx": True}], ["passed over a: b"]),
-        (
-            [{"source": f"o{n}", "reason": "", "mlx": False} for n in range(9)],
-            ["not MLX language models, and not offered: o0, o1, o2, o3, o4, o5, o6, o7, …"],
-        ),
-    ],
-)
-def test_what_health_says_of_the_cache(entries: Any, said: list[str]) -> None:
-    health = {} if entries is None else {"passed_over": entries}
-    assert passed_over_lines(health) == said
+def test_a_terminal_obeys_nothing_of_a_name() -> None:
+    told = lines(Finding("model m", "error", "a\x1b[31mb\nok", "get\x07 it"))
+    assert told == ["error    model m: a\\x1b[31mb ok", "         → get\\x07 it"]
+
+
+def test_words_that_the_locale_lacks_are_no_reason_to_fail(place: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "supervisor.cli.main", "doctor"],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=DEADLINE,
+        check=False,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "BULKHEAD_CONFIG": "/nonexistent"},
+    )
+    assert (done.returncode, done.stderr) == (1, b"")
+    assert b"\\u2192 correct it" in done.stdout

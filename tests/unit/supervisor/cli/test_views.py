@@ -196,9 +196,9 @@ def test_what_was_passed_over_and_why() -> None:
         "  this is GGUF: get an MLX build",
     ]
     assert "models--x--y: this is GGUF: get an MLX build" in listed(passed_over=over, width=None)
-    others = [{"source": f"x/{n}", "reason": "PyTorch", "mlx": False} for n in range(6)]
+    others = [{"source": f"x/{n}", "reason": "PyTorch", "mlx": False} for n in range(9)]
     assert listed(configured(), passed_over=others, width=None)[-1] == (
-        "not MLX language models, and not offered: x/0, x/1, x/2, x/3, x/4, …"
+        "not MLX language models, and not offered: x/0, x/1, x/2, x/3, x/4, x/5, x/6, x/7, …"
     )
     assert listed() == ["no model can be served"]
 

@@ -199,5 +199,5 @@ def test_the_log_has_what_its_owner_may_miss_and_the_others_in_one_line(
     first, second = caplog.records
     assert (first.levelname, first.message) == ("WARNING", "passed over org/half: it lacks x")
     assert second.levelname == "INFO"
-    assert second.message.startswith("12 other repos of the cache")
-    assert "org/o9, …" in second.message
+    assert second.message.startswith("not MLX language models, and not offered: org/o0, org/o1")
+    assert second.message.endswith(", org/o7, …")

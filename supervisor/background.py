@@ -47,6 +47,39 @@ def name_of(function: Callable[..., object]) -> str:
     return getattr(function, "__qualname__", repr(function))
 
 
+async def on_thread(work: Callable[[], T], name: str) -> T:
+    """What `work`, which blocks, returns or raises, on a thread of its own that the end of the
+    process does not wait for. Raises RuntimeError when no thread can be started. It cannot be
+    cancelled."""
+    do, done = _job(work)
+    threading.Thread(target=do, name=name, daemon=True).start()
+    return await done
+
+
+def _job(work: Callable[[], T]) -> tuple[Callable[[], None], asyncio.Future[T]]:
+    """What a thread has to do, and where the running loop learns what came of it."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def tell(outcome: Callable[[], None]) -> None:
+        if not done.done():
+            outcome()
+
+    def do() -> None:
+        if done.cancelled():
+            return
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001, told to who waits
+            outcome = partial(done.set_exception, error)
+        else:
+            outcome = partial(done.set_result, result)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(tell, outcome)
+
+    return do, done
+
+
 class DaemonThread:
     """Runs what blocks, in order, on a thread of its own, which the end of the process does not
     wait for: a disk that does not answer must not keep it."""
@@ -59,25 +92,7 @@ class DaemonThread:
     async def run(self, work: Callable[[], T]) -> T:
         """What `work` returns or raises. Raises RuntimeError when no thread can be started. Nothing
         that was begun can be cancelled."""
-        loop = asyncio.get_running_loop()
-        done: asyncio.Future[T] = loop.create_future()
-
-        def tell(outcome: Callable[[], None]) -> None:
-            if not done.done():
-                outcome()
-
-        def do() -> None:
-            if done.cancelled():
-                return
-            try:
-                result = work()
-            except BaseException as error:  # noqa: BLE001, told to who waits
-                outcome = partial(done.set_exception, error)
-            else:
-                outcome = partial(done.set_result, result)
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(tell, outcome)
-
+        do, done = _job(work)
         if self._thread is None:
             thread = threading.Thread(target=self._run, name=self._name, daemon=True)
             thread.start()

@@ -41,7 +41,7 @@ from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
 from supervisor.state.quarantine import Quarantine
 from supervisor.wire import frames
-from supervisor.wire.text import printable
+from supervisor.wire.text import as_utf8
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -220,7 +220,7 @@ class Dispatcher:
             guarded(self._sizing.save_load, model, size, now - worker.load_started)
 
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
-        told = printable(guarded(self._sizing.explained, model, reason) or reason)
+        told = as_utf8(guarded(self._sizing.explained, model, reason) or reason)
         self.handle(self._pool.load_failed, model, generation, told, time.monotonic())
 
     def worker_broken(self, model: str, generation: int, reason: str) -> None:

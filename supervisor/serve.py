@@ -40,7 +40,7 @@ from supervisor.processes.launcher import installed
 from supervisor.processes.own_code import OwnCode
 from supervisor.state import address, last_run, logs
 from supervisor.state.last_run import Run
-from supervisor.state.paths import InstanceLock, StateDir, StateError, open_state
+from supervisor.state.paths import InstanceLock, StateError, open_state
 from supervisor.wire.stream import BACKLOG
 
 log = logging.getLogger("bulkhead.supervisor")
@@ -168,18 +168,11 @@ def _run(
         log.critical("a bug ends the supervisor", exc_info=True)
         raise
     finally:
-        _withdraw(state)
+        address.withdraw(state.root)
         own_code.discard_copies(state.run)
         lock.release()
     last_run.end(state)
     return status
-
-
-def _withdraw(state: StateDir) -> None:
-    try:
-        address.withdraw(state.root)
-    except OSError as error:
-        log.warning("cannot remove the address in %s: %s", state.root, error.strerror)
 
 
 def _check_python() -> None:

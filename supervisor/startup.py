@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from supervisor.units import gigabytes
+from supervisor.wire.text import is_utf8
 
 _NAMES_SHOWN = 8
 _PATH_SHOWN = 160
@@ -52,14 +53,12 @@ def cannot_use(error: OSError, state: Path) -> str:
 
 def not_utf8(state: Path) -> str | None:
     """Why a directory of that name can't be used; None = it can. Its name goes into JSON."""
-    try:
-        str(state).encode("utf-8")
-    except UnicodeEncodeError:
-        return (
-            f"cannot use the state directory {str(state)!a}: its name is not UTF-8. Choose "
-            "another --state-dir."
-        )
-    return None
+    if is_utf8(str(state)):
+        return None
+    return (
+        f"cannot use the state directory {str(state)!a}: its name is not UTF-8. Choose another "
+        "--state-dir."
+    )
 
 
 def unsuitable(

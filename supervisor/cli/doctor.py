@@ -36,7 +36,7 @@ from supervisor.models.estimate.weights import tensors
 from supervisor.models.folders import WEIGHTS
 from supervisor.models.jsonfiles import read_object
 from supervisor.models.sources import SourceError
-from supervisor.wire.text import printable
+from supervisor.wire.text import as_utf8
 
 Level = Literal["ok", "note", "warning", "error"]
 _COLUMNS = 80
@@ -224,10 +224,7 @@ def diagnose(subject: Subject, checks: Sequence[Check]) -> list[Finding]:
             # The others are worth having all the more.
             what = f"this check failed: {type(error).__name__}: {error}"
             found.append(Finding(check.__name__, "error", what, "please report it"))
-    return [
-        Finding(printable(f.name), f.level, printable(f.message), printable(f.advice))
-        for f in found
-    ]
+    return [Finding(as_utf8(f.name), f.level, as_utf8(f.message), as_utf8(f.advice)) for f in found]
 
 
 def lines(finding: Finding) -> list[str]:

@@ -17,7 +17,7 @@ def resolve_state_dir(flag: str | Path | None, environ: Mapping[str, str]) -> Pa
     Nothing is created or looked at. Raises ConfigError where the user has no home directory, or a
     relative path no working directory.
     """
-    chosen = _expand(flag or environ.get("BULKHEAD_HOME") or "~/.bulkhead", environ)
+    chosen = expand(flag or environ.get("BULKHEAD_HOME") or "~/.bulkhead", environ)
     if str(chosen).startswith("~"):
         raise ConfigError(
             f"state directory: {chosen}: there is no such home directory; choose a place with "
@@ -41,7 +41,7 @@ def resolve_config_path(
     """
     for origin, name in (("--config", flag), ("BULKHEAD_CONFIG", environ.get("BULKHEAD_CONFIG"))):
         if name:
-            path = _expand(name, environ)
+            path = expand(name, environ)
             # Anything but a folder will do: a shell's <(...) is a pipe.
             if not os.path.exists(path) or os.path.isdir(path):
                 raise ConfigError(f"{origin}: no such file: {path}")
@@ -59,7 +59,7 @@ def read_api_keys(path: str | Path) -> dict[str, str]:
     Raises ConfigError, which never holds a key, when the file cannot be read, when anyone but its
     owner has access to it, when it holds no key, or a key that no HTTP header can carry.
     """
-    path = _expand(path, os.environ)
+    path = expand(path, os.environ)
     where = f"server.api_keys_file: {path}"
     try:
         with open(path, "rb") as file:
@@ -110,7 +110,8 @@ def _reason(error: Exception) -> str:
     return f"cannot be read: {getattr(error, 'strerror', None) or error}"
 
 
-def _expand(path: str | Path, environ: Mapping[str, str]) -> Path:
+def expand(path: str | Path, environ: Mapping[str, str]) -> Path:
+    """`~` is the home folder that `environ` names."""
     text = os.fspath(path)
     if environ.get("HOME") and (text == "~" or text.startswith("~/")):
         return Path(environ["HOME"] + text[1:])

@@ -53,9 +53,11 @@ def discover(hub: Path) -> Discovery:
     for repo in repos:
         name = repo.name.removeprefix("models--").replace("--", "/")
         match = REPO.fullmatch(name)
-        if match is None or match["repo"] != name or not repo.is_dir():
+        if match is None or match["repo"] != name:
             continue  # nothing of huggingface_hub's
         try:
+            if not repo.is_dir():
+                continue
             folder, told = _look(name, repo)
         except (OSError, ValueError) as error:
             folder, told = None, PassedOver(name, f"it cannot be read: {reason(error)}")

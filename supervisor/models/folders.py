@@ -26,6 +26,7 @@ from supervisor.models.jsonfiles import (
     read_header,
     read_object,
 )
+from supervisor.wire.text import is_utf8
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +126,9 @@ def _path_problem(folder: Path, weights: Iterable[str]) -> Fault | None:
     """mlx-lm searches by a pattern, in which the folder's own name is taken for one as well."""
     paths = [str(folder / name) for name in weights]
     what = ""
-    for path in paths:
-        try:
-            path.encode()
-        except UnicodeEncodeError:
-            what = f"{path} is not a name in UTF-8, and MLX opens no other; rename it"
-    if not what and sorted(glob.glob(str(folder / WEIGHTS))) != sorted(paths):
+    if odd := [path for path in paths if not is_utf8(path)]:
+        what = f"{min(odd)} is not a name in UTF-8, and MLX opens no other; rename it"
+    elif sorted(glob.glob(str(folder / WEIGHTS))) != sorted(paths):
         what = f"mlx-lm takes *, ? and [ in the path {folder} for a pattern; rename the folder"
     return Fault(what, is_incomplete=False) if what else None
 

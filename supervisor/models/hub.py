@@ -7,12 +7,12 @@ Its layout is huggingface_hub's: `models--ORG--NAME/` holds `refs/REVISION` (a f
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from supervisor.config.files import expand
 from supervisor.models import folders
 from supervisor.models.folders import Fault, problem
 
@@ -56,13 +56,6 @@ def hub_dir(environ: Mapping[str, str]) -> Path:
         if value := environ.get(variable):
             return expand(value, environ) / below
     return expand("~/.cache/huggingface/hub", environ)
-
-
-def expand(path: str, environ: Mapping[str, str]) -> Path:
-    """`~` is the home folder that `environ` names."""
-    if environ.get("HOME") and (path == "~" or path.startswith("~/")):
-        return Path(environ["HOME"] + path[1:])
-    return Path(os.path.expanduser(path))
 
 
 def repo_dir(hub: Path, name: str) -> Path:

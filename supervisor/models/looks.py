@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from supervisor import background
@@ -64,7 +63,7 @@ class Looks(Generic[T]):
         model.running, model.next = model.next, None
         model.began = time.monotonic()
         try:
-            found = await _on_thread(self._look, name)
+            found = await background.on_thread(partial(self._look, name), "files")
             if found is not None:
                 self._tell(name, found)
         except Exception:
@@ -74,25 +73,3 @@ class Looks(Generic[T]):
             now = time.monotonic()
             pause = min(_MAX_PAUSE, _SHARE * (now - model.began))
             model.not_before = now + max(INTERVAL, pause)
-
-
-async def _on_thread(work: Callable[[str], T], name: str) -> T:
-    """What `work` returns or raises. The thread keeps nobody from exiting, since it may hang."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def post(settle: Callable[[], None]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(lambda: None if done.done() else settle())
-
-    def run() -> None:
-        try:
-            result = work(name)
-        except Exception as error:  # noqa: BLE001
-            failure = error  # whose it is decides who waits for it
-            post(lambda: done.set_exception(failure))
-        else:
-            post(lambda: done.set_result(result))
-
-    threading.Thread(target=run, name="files", daemon=True).start()
-    return await done

@@ -10,10 +10,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from supervisor.config.files import expand
 from supervisor.models import advice, folders
 from supervisor.models.folders import Fault, problem, reason
-from supervisor.models.hub import REPO, choose, expand, repo_dir, state_of
-from supervisor.wire.text import printable
+from supervisor.models.hub import REPO, choose, repo_dir, state_of
+from supervisor.wire.text import as_utf8
 
 __all__ = ["Place", "SourceError", "find", "resolve", "state"]
 
@@ -23,7 +24,7 @@ class SourceError(Exception):
     printed whatever the files are called."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        super().__init__(as_utf8(message))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ import logging
 import os
 import re
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from supervisor.state.trouble import Trouble
-from supervisor.wire.listener import make_private
+from supervisor.wire.listener import make_private, temporary
+from supervisor.wire.text import is_utf8
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -88,10 +88,8 @@ def open_state(root: Path) -> StateDir:
         root = root.resolve()
         (root / "logs").mkdir(mode=0o700, exist_ok=True)
         run = root / "run"
-        if len(os.fsencode(run)) + _LONGEST_SOCKET > SUN_PATH or not _is_utf8(run):
-            digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
-            run = Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())
-            run /= f"bulkhead-{os.getuid()}-{digest}"
+        if len(os.fsencode(run)) + _LONGEST_SOCKET > SUN_PATH or not is_utf8(str(run)):
+            run = temporary(root)
         make_private(run)
     except (PermissionError, NotADirectoryError) as error:
         if error.filename != str(run):
@@ -102,15 +100,6 @@ def open_state(root: Path) -> StateDir:
     except OSError as error:
         raise StateError(f"cannot use the state directory {root}: {error.strerror}") from error
     return StateDir(root, run)
-
-
-def _is_utf8(path: Path) -> bool:
-    """Messages carry the paths of sockets, and no text in another encoding."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 class InstanceLock:

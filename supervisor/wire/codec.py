@@ -9,7 +9,7 @@ from typing import Any, Final, Generic, TypeVar
 import msgspec
 
 from supervisor.wire.frames import Embed, Frame, Generate
-from supervisor.wire.text import all_printable
+from supervisor.wire.text import all_as_utf8
 
 HEADER: Final = struct.Struct(">I")
 REQUEST_LIMIT: Final = 256 * 2**20
@@ -32,7 +32,7 @@ _encoder = msgspec.msgpack.Encoder()
 
 
 def encode(frame: Frame) -> bytes:
-    """The frame as bytes. Text that UTF-8 cannot carry is made printable, but in a request, which
+    """The frame as bytes. Text that UTF-8 cannot carry is escaped, but in a request, which
     is never changed. Raises ProtocolError for such a one."""
     try:
         return _encoded(frame)
@@ -41,7 +41,7 @@ def encode(frame: Frame) -> bytes:
             raise _unfit(frame, error) from None
     except (OverflowError, RecursionError) as error:
         raise _unfit(frame, error) from None
-    return _encoded(all_printable(frame))
+    return _encoded(all_as_utf8(frame))
 
 
 def _encoded(frame: Frame) -> bytes:

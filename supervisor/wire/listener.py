@@ -32,9 +32,14 @@ LOOK_SECONDS = 1.0
 
 def folders(run: Path) -> tuple[Path, ...]:
     """The run directory, and where its sockets are when it can't be used."""
+    return run, temporary(run)
+
+
+def temporary(folder: Path) -> Path:
+    """What stands in for a folder that sockets can't be in: always the same one, this user's."""
     base = "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
-    digest = hashlib.sha256(os.fsencode(run)).hexdigest()[:12]
-    return run, Path(base) / f"bulkhead-{os.getuid()}-{digest}"
+    digest = hashlib.sha256(os.fsencode(folder)).hexdigest()[:12]
+    return Path(base) / f"bulkhead-{os.getuid()}-{digest}"
 
 
 def places(path: str) -> list[str]:

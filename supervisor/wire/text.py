@@ -10,13 +10,18 @@ from typing import Any
 import msgspec
 
 
-def printable(text: str) -> str:
-    r"""`text`, with each byte that is not UTF-8 as `\xe9`; the same text where there is none."""
+def is_utf8(text: str) -> bool:
+    """Whether it holds nothing that UTF-8 cannot carry."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        pass
-    else:
+        return False
+    return True
+
+
+def as_utf8(text: str) -> str:
+    r"""`text`, with each byte that is not UTF-8 as `\xe9`; the same text where there is none."""
+    if is_utf8(text):
         return text
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
@@ -24,21 +29,20 @@ def printable(text: str) -> str:
         return text.encode("utf-8", "backslashreplace").decode()
 
 
-def all_printable(value: Any) -> Any:
-    """A copy of `value` in which every text is printable: of builtins and structs, however
-    nested."""
+def all_as_utf8(value: Any) -> Any:
+    """A copy of `value` in which every text is UTF-8: of builtins and structs, however nested."""
     match value:
         case str():
-            return printable(value)
+            return as_utf8(value)
         case dict():
-            return {all_printable(key): all_printable(each) for key, each in value.items()}
+            return {all_as_utf8(key): all_as_utf8(each) for key, each in value.items()}
         case list():
-            return [all_printable(each) for each in value]
+            return [all_as_utf8(each) for each in value]
         case tuple():
-            return tuple(all_printable(each) for each in value)
+            return tuple(all_as_utf8(each) for each in value)
         case msgspec.Struct():
             fields = value.__struct_fields__
-            changed = {name: all_printable(getattr(value, name)) for name in fields}
+            changed = {name: all_as_utf8(getattr(value, name)) for name in fields}
             return msgspec.structs.replace(value, **changed)
     return value
 
@@ -49,4 +53,4 @@ def to_json(value: Any) -> bytes:
     try:
         return msgspec.json.encode(value)
     except UnicodeEncodeError:
-        return msgspec.json.encode(all_printable(value))
+        return msgspec.json.encode(all_as_utf8(value))

@@ -156,7 +156,8 @@ ROOMS: Mapping[str, Room] = {
         ("msgspec",),
     ),
     "supervisor.startup": Room(
-        ("supervisor.units",), without=("asyncio", "os", "socket", "subprocess", "time")
+        ("supervisor.units", "supervisor.wire.text"),
+        without=("asyncio", "os", "socket", "subprocess", "time"),
     ),
     "supervisor.serve": Room(
         (

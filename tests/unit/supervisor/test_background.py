@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from functools import partial
 from typing import Any
 
@@ -52,6 +53,15 @@ def test_a_daemon_thread_works_in_order_and_tells_what_comes_of_it() -> None:
         with pytest.raises(ZeroDivisionError):
             await thread.run(lambda: 1 / 0)
         thread.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_thread_of_its_own_tells_what_comes_of_it() -> None:
+    async def scenario() -> None:
+        assert await background.on_thread(threading.get_ident, "x") != threading.get_ident()
+        with pytest.raises(ZeroDivisionError):
+            await background.on_thread(lambda: 1 / 0, "x")
 
     asyncio.run(scenario())
 

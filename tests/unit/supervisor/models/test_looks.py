@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
+from supervisor import background
 from supervisor.models import looks
 from supervisor.models.looks import Looks
 from tests.helpers.serving import DEADLINE
@@ -143,7 +144,7 @@ def test_looking_takes_a_small_part_of_the_time(
 
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     monkeypatch.setattr(asyncio, "sleep", sleep)
-    monkeypatch.setattr(looks, "_on_thread", _at_once)
+    monkeypatch.setattr(background, "on_thread", _at_once)
     watch: Looks[None] = Looks(look, lambda name, news: None)
 
     async def scenario() -> None:
@@ -155,5 +156,5 @@ def test_looking_takes_a_small_part_of_the_time(
     assert slept[1:] == pytest.approx([pause, pause])
 
 
-async def _at_once(work: Callable[[str], None], name: str) -> None:
-    work(name)
+async def _at_once(work: Callable[[], None], name: str) -> None:
+    work()

@@ -10,7 +10,7 @@ import pytest
 
 from supervisor.wire import frames
 from supervisor.wire.codec import FrameDecoder, encode
-from supervisor.wire.text import all_printable, printable, to_json
+from supervisor.wire.text import all_as_utf8, as_utf8, to_json
 
 LATIN = os.fsdecode(b"caf\xe9")
 SHOWN = "caf\\xe9"
@@ -27,13 +27,13 @@ SHOWN = "caf\\xe9"
     ],
 )
 def test_what_is_no_utf8_is_shown_as_bytes(text: str, shown: str) -> None:
-    assert printable(text) == shown
+    assert as_utf8(text) == shown
     shown.encode()
 
 
 def test_text_without_any_is_the_same_object() -> None:
     text = "model-00001-of-00002.safetensors"
-    assert printable(text) is text
+    assert as_utf8(text) is text
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_text_without_any_is_the_same_object() -> None:
 )
 def test_a_report_is_never_refused_for_what_it_says(value: Any, shown: Any) -> None:
     assert msgspec.json.decode(to_json(value)) == shown
-    assert msgspec.json.decode(to_json(all_printable(value))) == shown
+    assert msgspec.json.decode(to_json(all_as_utf8(value))) == shown
 
 
 @pytest.mark.parametrize(

@@ -191,7 +191,9 @@ class Fleet:
             self.spawn(model, generation)
         except Exception:
             log.exception("worker %s#%d cannot be started", model, generation)
-            self._listener.worker_exited(model, generation, "it could not be started")
+            # Half started, it is killed, and its exit is told as always.
+            if not self.stop(model, generation, kill=True, stacks=False):
+                self._listener.worker_exited(model, generation, "it could not be started")
 
     def _process(
         self, role: str, base: Path, callbacks: ExitCallbacks, model: ModelSettings

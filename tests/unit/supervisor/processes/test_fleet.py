@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -147,6 +148,29 @@ def test_a_bug_in_a_later_attempt_is_an_exit(
         fleet_of(tmp_path, told, fail).spawn("m", 1)
         await asyncio.wait_for(told.exited.wait(), DEADLINE)
         assert told.exits == [("m", 1, "it could not be started")]
+
+    asyncio.run(scenario())
+
+
+def test_a_bug_after_a_later_attempt_kills_what_it_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fleet_module, "_RETRY_SECONDS", 0.0)
+
+    async def scenario() -> None:
+        killed = asyncio.get_running_loop().create_future()
+        child = SimpleNamespace(pid=7, signal=killed.set_result)
+        errors = [OSError(errno.EMFILE, "too many")]
+
+        def start(*_: Any, **__: Any) -> Any:
+            if errors:
+                raise errors.pop()
+            return SimpleNamespace(child=child, channel=None)
+
+        told = Told()  # knows no `worker_started`
+        fleet_of(tmp_path, told, start).spawn("m", 1)
+        assert await asyncio.wait_for(killed, DEADLINE) == signal.SIGKILL
+        assert told.exits == []  # it is told when it is reaped
 
     asyncio.run(scenario())
 

@@ -170,6 +170,7 @@ def _run(
     finally:
         address.withdraw(state.root)
         own_code.discard_copies(state.run)
+        state.discard_run()
         lock.release()
     last_run.end(state)
     return status

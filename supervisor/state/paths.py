@@ -70,6 +70,12 @@ class StateDir:
         if first is not None:
             raise first
 
+    def discard_run(self) -> None:
+        """Remove the run directory if it lies elsewhere and is empty. Never raises."""
+        if self.run.parent != self.root:
+            with contextlib.suppress(OSError):  # it hurts nobody
+                self.run.rmdir()
+
     def worker_socket(self, model: str, generation: int) -> Path:
         """A short name that no other incarnation has, whatever the model is called."""
         digest = hashlib.sha256(f"{model}#{generation}".encode()).hexdigest()[:16]

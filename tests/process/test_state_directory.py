@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -40,11 +40,42 @@ def config_for(model: Path) -> str:
 
 
 def away(path: Path) -> None:
-    """Remove whatever is there."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+    """Remove whatever is there, at once: the server may make it again meanwhile."""
+    gone = path.with_name(f"{path.name}-gone")
+    with contextlib.suppress(FileNotFoundError):
+        path.rename(gone)
+    if gone.is_dir() and not gone.is_symlink():
+        shutil.rmtree(gone)
     else:
-        path.unlink(missing_ok=True)
+        gone.unlink(missing_ok=True)
+
+
+def put(path: Path, make: Callable[[Path], None]) -> None:
+    """Have what `make` makes in its place, however often the server makes its own again."""
+    made = path.with_name(f"{path.name}-made")
+    make(made)
+    deadline = Deadline()
+    while True:
+        away(path)
+        try:
+            made.rename(path)
+        except OSError:  # a file does not replace a folder, nor the other way round
+            deadline.check(f"{path} to be free")
+        else:
+            return
+
+
+def nowhere(path: Path) -> None:
+    path.symlink_to("/nonexistent/bulkhead")
+
+
+def folder_of_fifos(*names: str) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        path.mkdir()
+        for name in names:
+            os.mkfifo(path / name)
+
+    return make
 
 
 def one_by_one(state: Path) -> None:
@@ -61,13 +92,11 @@ def run_moved(state: Path) -> None:
 
 
 def run_is_a_file(state: Path) -> None:
-    away(state / "run")
-    (state / "run").touch()
+    put(state / "run", Path.touch)
 
 
 def run_leads_nowhere(state: Path) -> None:
-    away(state / "run")
-    (state / "run").symlink_to("/nonexistent/bulkhead")
+    put(state / "run", nowhere)
 
 
 def run_is_free_again(state: Path) -> None:
@@ -79,35 +108,26 @@ def logs_folder(state: Path) -> None:
 
 
 def logs_is_a_file(state: Path) -> None:
-    away(state / "logs")
-    (state / "logs").touch()
+    put(state / "logs", Path.touch)
 
 
 def logs_lead_nowhere(state: Path) -> None:
-    away(state / "logs")
-    (state / "logs").symlink_to("/nonexistent/bulkhead")
+    put(state / "logs", nowhere)
 
 
 def records_are_folders(state: Path) -> None:
     for name in ("children.json", "sizes.json", "quarantine.json", "address.json"):
-        away(state / name)
-        (state / name).mkdir()
-        (state / f"{name}.tmp").mkdir()
+        put(state / f"{name}.tmp", Path.mkdir)
+        put(state / name, Path.mkdir)
 
 
 def crashes_is_a_file(state: Path) -> None:
-    away(state / "crashes")
-    (state / "crashes").touch()
+    put(state / "crashes", Path.touch)
 
 
 def fifos(state: Path) -> None:
-    away(state / "logs")
-    away(state / "crashes")
-    (state / "logs").mkdir()
-    (state / "crashes").mkdir()
-    for name in ("supervisor.log", "gateway.log"):
-        os.mkfifo(state / "logs" / name)
-    os.mkfifo(state / "crashes/20260101T000000Z-abcdef.json")
+    put(state / "logs", folder_of_fifos("supervisor.log", "gateway.log"))
+    put(state / "crashes", folder_of_fifos("20260101T000000Z-abcdef.json"))
 
 
 def moved(state: Path) -> None:
@@ -251,8 +271,7 @@ def test_a_server_that_nobody_hears_serves_and_ends(tmp_path: Path) -> None:
         assert server.chat("m", max_tokens=2).text == text_of(2)
         # Neither child can hear that it is to end, and nothing can be written any more.
         worker, gateway = server.loaded("m")["pid"], server.gateway.pid
-        away(state)
-        state.touch()
+        put(state, Path.touch)
         for pid in (worker, gateway):
             os.kill(pid, signal.SIGSTOP)
         server.process.send_signal(signal.SIGTERM)

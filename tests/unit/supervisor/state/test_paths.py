@@ -22,6 +22,7 @@ from supervisor.state.paths import (
     open_state,
     slug,
 )
+from supervisor.wire.listener import temporary
 from tests.helpers.children import ROOT
 
 
@@ -33,10 +34,25 @@ def mode(path: Path) -> int:
 def long_root(tmp_path: Path) -> Iterator[Path]:
     """A folder too deep for a socket; what is made for it elsewhere is removed."""
     root = tmp_path / ("deep" * 20) / ("er" * 20)
-    before = set(Path("/tmp").glob(f"bulkhead-{os.getuid()}-*"))
     yield root
-    for made in set(Path("/tmp").glob(f"bulkhead-{os.getuid()}-*")) - before:
-        shutil.rmtree(made)
+    shutil.rmtree(temporary(root.resolve()), ignore_errors=True)
+
+
+def test_a_run_directory_elsewhere_is_discarded_once_it_is_empty(
+    long_root: Path, tmp_path: Path
+) -> None:
+    state = open_state(long_root)
+    assert state.run == temporary(state.root)
+    (state.run / "x").touch()
+    state.discard_run()
+    assert state.run.is_dir()
+    (state.run / "x").unlink()
+    state.discard_run()
+    state.discard_run()
+    assert not state.run.exists()
+    near = open_state(tmp_path / "s")
+    near.discard_run()
+    assert near.run.is_dir() is (near.run.parent == near.root)  # pytest's folder may be deep, too
 
 
 def test_everything_is_made_for_its_owner_alone(tmp_path: Path) -> None:
@@ -84,6 +100,8 @@ def test_deep_directories_do_not_share_their_sockets(long_root: Path) -> None:
     first, second = open_state(long_root / "1"), open_state(long_root / "2")
     assert first.run != second.run
     assert open_state(long_root / "1").run == first.run
+    first.discard_run()
+    second.discard_run()
 
 
 def test_incarnations_do_not_share_a_socket(tmp_path: Path) -> None:

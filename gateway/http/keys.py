@@ -61,6 +61,8 @@ class APIKeys:
             try:
                 self._read()
             except ConfigError:
+                if not had:
+                    raise  # it is no moment of an editor's, and callers wait one behind the other
                 await asyncio.sleep(_REWRITE_SECONDS)
                 self._read()
         except ConfigError as error:

@@ -74,7 +74,7 @@ def test_headers_that_grow_are_still_late() -> None:
 
 def test_the_headers_of_a_later_request_have_to_be_complete_in_time() -> None:
     async def scenario() -> None:
-        async with playing(replace(PATIENT, request_head=SOON)) as gateway:
+        async with playing(replace(PATIENT, request_head=4 * SOON)) as gateway:
             client = await gateway.connect()
             client.send(MODELS + b"\r\n")
             await client.until(TEXT)
@@ -86,7 +86,7 @@ def test_the_headers_of_a_later_request_have_to_be_complete_in_time() -> None:
 
 def test_that_time_is_not_the_answers() -> None:
     async def scenario() -> None:
-        async with playing(replace(PATIENT, request_head=SOON, silence=SOON)) as gateway:
+        async with playing(replace(PATIENT, request_head=4 * SOON, silence=SOON)) as gateway:
             client = await gateway.connect()
             client.post(STREAM)
             generation = await gateway.relay.next()

@@ -75,8 +75,9 @@ class APIKeys:
 
     def _read(self) -> None:
         """Raises ConfigError."""
-        self._signature = _signature(self._path)
+        signature = _signature(self._path)
         self._keys = read_api_keys(self._path)
+        self._signature = signature  # not before: meanwhile the old keys would still let people in
 
 
 def _signature(path: str) -> _Signature | None:

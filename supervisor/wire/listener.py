@@ -16,6 +16,7 @@ import os
 import socket
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -32,15 +33,21 @@ LOOK_SECONDS = 1.0
 
 def folders(run: Path) -> tuple[Path, ...]:
     """The run directory, and where its sockets are when it can't be used."""
+    return run, _elsewhere(run)
+
+
+def _elsewhere(run: Path) -> Path:
     base = "/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir()
     digest = hashlib.sha256(os.fsencode(run)).hexdigest()[:12]
-    return run, Path(base) / f"bulkhead-{os.getuid()}-{digest}"
+    return Path(base) / f"bulkhead-{os.getuid()}-{digest}"
 
 
-def places(path: str) -> list[str]:
-    """Where the socket of that path may be, best first."""
+def places(path: str) -> Iterator[str]:
+    """Where the socket of that path may be, best first. The others are worked out when they are
+    asked for: each request connects twice, nearly always at the first."""
+    yield path
     wanted = Path(path)
-    return [str(folder / wanted.name) for folder in folders(wanted.parent)]
+    yield str(_elsewhere(wanted.parent) / wanted.name)
 
 
 def make_private(folder: Path) -> None:

@@ -118,7 +118,7 @@ class _Answer:
             choice, frame = await self._generation.receive()
             match frame:
                 case Token():
-                    self._note_first()
+                    self._note_first(frame)
                     buffers[choice].add(frame)
                 case Accepted(text=text) if text:
                     buffers[choice].echo = text
@@ -175,6 +175,7 @@ class _Answer:
                     now = time.monotonic()
                     match frame:
                         case Token() | End():
+                            self._note_first(frame)
                             return choice, frame
                         case OutputPaused():
                             is_worked_on, due = False, held
@@ -201,7 +202,7 @@ class _Answer:
         while True:
             choice, frame = await self._generation.receive()
             if isinstance(frame, (Token, End)):
-                self._note_first()
+                self._note_first(frame)
                 return choice, frame
             self._note_echo(choice, frame)
 
@@ -221,8 +222,8 @@ class _Answer:
         comment = recoveries_comment(self._generation.recoveries)
         return last + comment + self._renderer.done(totals)
 
-    def _note_first(self) -> None:
-        if self._record.first_at is None:
+    def _note_first(self, frame: Token | End) -> None:
+        if isinstance(frame, Token) and self._record.first_at is None:
             self._record.first_at = time.monotonic()
 
     def _note_end(self, choice: int, end: End) -> None:

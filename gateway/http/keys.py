@@ -61,6 +61,8 @@ class APIKeys:
             try:
                 self._read()
             except ConfigError:
+                if not had:
+                    raise  # it is no moment of an editor's, and callers wait one behind the other
                 await asyncio.sleep(_REWRITE_SECONDS)
                 self._read()
         except ConfigError as error:
@@ -73,8 +75,9 @@ class APIKeys:
 
     def _read(self) -> None:
         """Raises ConfigError."""
-        self._signature = _signature(self._path)
+        signature = _signature(self._path)
         self._keys = read_api_keys(self._path)
+        self._signature = signature  # not before: meanwhile the old keys would still let people in
 
 
 def _signature(path: str) -> _Signature | None:

@@ -163,7 +163,6 @@ CHANGES_NOTHING = (
     *("truncate",),
 )
 
-_CHAIN = ("top_k", "typ_p", "top_p", "min_p", "xtc", "temperature")
 _SAMPLERS = Neutral(
     (
         "",

@@ -16,6 +16,7 @@ import os
 import socket
 import stat
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -42,10 +43,12 @@ def temporary(folder: Path) -> Path:
     return Path(base) / f"bulkhead-{os.getuid()}-{digest}"
 
 
-def places(path: str) -> list[str]:
-    """Where the socket of that path may be, best first."""
+def places(path: str) -> Iterator[str]:
+    """Where the socket of that path may be, best first. The others are worked out when they are
+    asked for: each request connects twice, nearly always at the first."""
+    yield path
     wanted = Path(path)
-    return [str(folder / wanted.name) for folder in folders(wanted.parent)]
+    yield str(temporary(wanted.parent) / wanted.name)
 
 
 def make_private(folder: Path) -> None:

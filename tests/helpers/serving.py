@@ -178,6 +178,12 @@ class Server:
     def log(self, name: str = "supervisor.log") -> str:
         return (self.state / "logs" / name).read_text()
 
+    def wait_for_log(self, part: str, name: str = "supervisor.log") -> None:
+        """Wait until the log says so. A request's line is written after its answer has left."""
+        deadline = Deadline()
+        while part not in self.log(name):
+            deadline.check(f"{part!r} in {name}")
+
     def worker_log(self, model: str, kind: str = "stderr") -> str:
         """All incarnations' files of that kind, oldest first."""
         files = sorted((self.state / "logs").glob(f"worker.{model}.*.{kind}"))

@@ -227,7 +227,7 @@ def test_host(server: Server) -> None:
     foreign = server.request("GET", "/v1/models", headers={"Host": "evil.example"})
     assert_error(foreign, 403, "forbidden")
     assert "server.allowed_hosts" in foreign.json["error"]["message"]
-    assert " status=403 code=forbidden host=evil.example total_s=" in server.log("gateway.log")
+    server.wait_for_log(" status=403 code=forbidden host=evil.example total_s=", "gateway.log")
     for host in ("localhost", f"127.0.0.1:{server.port}", "LOCALHOST:1", "[::1]:80"):
         assert server.request("GET", "/v1/models", headers={"Host": host}).status == 200
 

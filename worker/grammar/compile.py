@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 
 from supervisor.errors import UnsupportedValue
@@ -197,7 +198,8 @@ class ConstraintCompiler:
             self._ahead = threading.Thread(
                 target=self._try_vocabulary, name="vocabulary", daemon=True
             )
-            self._ahead.start()
+            with suppress(RuntimeError):  # no thread can be started: the first call waits for it
+                self._ahead.start()
 
     def _known(self, param: str) -> Vocabulary:
         """The model's vocabulary. The first call takes seconds. Raises UnsupportedValue."""

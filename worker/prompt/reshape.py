@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -36,30 +37,33 @@ def gentler(messages: Sequence[Message], *, knows_calls: bool) -> Iterator[tuple
 def _merge(messages: Messages) -> Messages:
     """One system message at the front; later ones are the user's words, in their place, but not
     between calls and their results. Neighbours of one role, except results, are one message."""
-    merged: Messages = []
+    placed: Messages = []
     later: Messages = []
     """System messages that a result may follow."""
     for message in messages:
         role = message.get("role")
-        if role == "system" and merged and merged[-1].get("role") != "system":
+        if role == "system" and placed and placed[-1].get("role") != "system":
             later.append({**message, "role": "user"})
             continue
         if role != "tool":
-            _extend(merged, later)
+            placed += later
             later = []
-        _extend(merged, [message])
-    _extend(merged, later)
+        placed.append(message)
+    merged = [_joined(run) for run in _runs(placed + later)]
     if len(messages) > 1 and [each.get("role") for each in merged] == ["system"]:
         merged[0] = {**merged[0], "role": "user"}  # many templates tell no system message alone
     return merged
 
 
-def _extend(messages: Messages, more: Messages) -> None:
-    for message in more:
-        if messages and _are_one(messages[-1], message):
-            messages[-1] = _joined(messages[-1], message)
+def _runs(messages: Messages) -> list[Messages]:
+    """Neighbours that become one message. A client may send thousands: each is joined once."""
+    runs: list[Messages] = []
+    for message in messages:
+        if runs and _are_one(runs[-1][0], message):
+            runs[-1].append(message)
         else:
-            messages.append(message)
+            runs.append([message])
+    return runs
 
 
 def _are_one(first: Message, second: Message) -> bool:
@@ -70,26 +74,34 @@ def _are_one(first: Message, second: Message) -> bool:
     return bool(first.get("tool_calls")) == bool(second.get("tool_calls"))
 
 
-def _joined(first: Message, second: Message) -> Message:
-    """Two messages of one role as one."""
-    both: Message = {**second, **first}
-    both["content"] = _joined_content(first.get("content"), second.get("content"))
-    thoughts = [m["reasoning_content"] for m in (first, second) if m.get("reasoning_content")]
+def _joined(run: Messages) -> Message:
+    """Messages of one role as one."""
+    first, *others = run
+    if not others:
+        return first
+    joined: Message = {}
+    for message in reversed(run):
+        joined |= message
+    joined["content"] = _joined_content(*(message.get("content") for message in run))
+    thoughts = [m["reasoning_content"] for m in run if m.get("reasoning_content")]
     if thoughts:
-        both["reasoning_content"] = _BETWEEN.join(thoughts)
-    calls = [call for m in (first, second) for call in m.get("tool_calls") or ()]
+        joined["reasoning_content"] = _BETWEEN.join(thoughts)
+    calls = [call for m in run for call in m.get("tool_calls") or ()]
     if calls:
-        both["tool_calls"] = calls
-    if first.get("name") != second.get("name"):
-        both.pop("name", None)
-    return both
+        joined["tool_calls"] = calls
+    if any(message.get("name") != first.get("name") for message in others):
+        joined.pop("name", None)
+    return joined
 
 
-def _joined_content(first: Any, second: Any) -> Any:
-    """Texts with an empty line between them; lists of parts, such as of images, as one list."""
-    if isinstance(first, list) or isinstance(second, list):
-        return [*_parts(first), *_parts(second)]
-    return _BETWEEN.join(text for text in (first, second) if text)
+def _joined_content(*contents: Any) -> Any:
+    """Texts with an empty line between them; with lists of parts, such as of images, one list."""
+    lists = [place for place, each in enumerate(contents) if isinstance(each, list)]
+    texts = contents[: lists[0]] if lists else contents
+    text = _BETWEEN.join(each for each in texts if each)
+    if not lists:
+        return text
+    return [*_parts(text), *(part for each in contents[lists[0] :] for part in _parts(each))]
 
 
 def _parts(content: Any) -> list[Any]:
@@ -135,15 +147,15 @@ def _one_call_each(messages: Messages) -> Messages:
         if len(calls) < 2:
             changed.append(message)
             continue
-        results: Messages = []
+        results = _Results()
         while place < len(messages) and messages[place].get("role") == "tool":
-            results.append(messages[place])
+            results.add(messages[place])
             place += 1
         for number, call in enumerate(calls):
             said = {"content": ""} if number else {}
             changed.append({**_without_thoughts(message, number), **said, "tool_calls": [call]})
-            changed += _taken(results, call)
-        changed += results
+            changed += results.take(call)
+        changed += results.rest()
     return changed
 
 
@@ -154,15 +166,28 @@ def _without_thoughts(message: Message, number: int) -> Message:
     return {name: value for name, value in message.items() if name != "reasoning_content"}
 
 
-def _taken(results: Messages, call: Any) -> Messages:
-    """The result of that call, taken out of `results`; none if there is none."""
-    wanted = call.get("id") if isinstance(call, dict) else None
-    known = [each for each in results if wanted and each.get("tool_call_id") == wanted]
-    nameless = [each for each in results if not each.get("tool_call_id")]
-    found = (known or nameless)[:1]
-    for each in found:
-        results.remove(each)
-    return found
+class _Results:
+    """The results that follow one message's calls, in order."""
+
+    def __init__(self) -> None:
+        self._left: dict[int, Message] = {}
+        """By their number."""
+        self._by_id: dict[object, deque[int]] = {}
+
+    def add(self, result: Message) -> None:
+        number = len(self._left)
+        self._left[number] = result
+        self._by_id.setdefault(result.get("tool_call_id") or None, deque()).append(number)
+
+    def take(self, call: Any) -> Messages:
+        """The result of that call, or else the next that has no id; none if there is none."""
+        wanted = call.get("id") if isinstance(call, dict) else None
+        known = self._by_id.get(wanted) or self._by_id.get(None)
+        return [self._left.pop(known.popleft())] if known else []
+
+    def rest(self) -> Messages:
+        """Those that no call took."""
+        return list(self._left.values())
 
 
 def _alternate(messages: Messages) -> Messages:

@@ -59,7 +59,7 @@ class ArgumentsReader:
         self._json = JSONScanner()
         self._held: list[str] = []
         """What is not told as it grows."""
-        self._space = ""
+        self._space: list[str] = []
         self.may_end = False
         """Whether it has begun."""
         if calls.growing:
@@ -70,7 +70,7 @@ class ArgumentsReader:
         for at, letter in enumerate(text):
             if not self.may_end:
                 if letter.isspace():
-                    self._space += letter
+                    self._space.append(letter)
                     continue
                 if letter != "{":
                     raise BrokenCall(text[at:], opened=False)
@@ -100,7 +100,7 @@ class ArgumentsReader:
 
     @property
     def raw(self) -> str:
-        return self._space + "".join(self._held)
+        return "".join(self._space + self._held)
 
     def finish(self, cut: bool) -> bool:
         told = self.may_end and self._calls.growing
@@ -325,7 +325,7 @@ class JSONCallsReader:
         self._list: Literal["none", "open", "closed"] = "none"
         self._first = self._expected = True
         """Whether no call is complete yet; whether an object must come next."""
-        self._between = ""
+        self._between: list[str] = []
         """What came since the start or the last complete call, but for the object being read."""
         self._closing = ""
         """The beginning of the end marker, and brackets before it."""
@@ -349,7 +349,8 @@ class JSONCallsReader:
         return ReaderEnd(self._unread() + self._object.raw, "")
 
     def _unread(self) -> str:
-        return self._start + self._between if self._first else self._between
+        between = "".join(self._between)
+        return self._start + between if self._first else between
 
     def _read(self, text: str) -> tuple[ReaderEnd | None, str]:
         assert self._object is not None
@@ -360,7 +361,7 @@ class JSONCallsReader:
                 return ReaderEnd("", broken.rest), ""
             return ReaderEnd(self._unread() + self._object.raw, broken.rest), ""
         if complete:
-            self._object, self._between = None, ""
+            self._object, self._between = None, []
             self._first = self._expected = False
             if self._calls.full:
                 return ReaderEnd("", text), ""
@@ -378,7 +379,7 @@ class JSONCallsReader:
             reader = CallObjectReader(self._calls, unmarked=not self._start)
             self._object = call_json_reader(self._calls, reader, (self._end, self._start))
             return None, text
-        elif letter == "[" and self._first and not self._between.strip():
+        elif letter == "[" and self._first and not "".join(self._between).strip():
             self._list = "open"
         elif letter == "]" and self._list == "open" and not self._expected:
             self._list = "closed"
@@ -388,7 +389,7 @@ class JSONCallsReader:
             return ReaderEnd(self._unread(), text), ""
         else:
             return self._close(text)
-        self._between += letter
+        self._between.append(letter)
         return None, rest
 
     def _close(self, text: str) -> tuple[ReaderEnd | None, str]:

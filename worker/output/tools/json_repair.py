@@ -30,8 +30,8 @@ class RepairingScanner:
     def __init__(self) -> None:
         self._json = JSONScanner()
         self._out: list[str] = []
-        self._comma = ""
-        """A comma that may be one too many, and the space behind it."""
+        self._comma: list[str] = []
+        """A comma that may be one too many, and the space behind it, letter by letter."""
         self._unicode = ""
         """The beginning of an escape that may be none."""
         self._word = ""
@@ -98,7 +98,7 @@ class RepairingScanner:
         if letter == "," and json.scalar_is_whole:
             json.end_scalar()
         if letter == "," and json.state == "comma":
-            self._comma = letter
+            self._comma.append(letter)
             return
         if self._line_ended and letter in _BEGINS[json.brackets[-1]]:
             self._write(",")
@@ -110,11 +110,11 @@ class RepairingScanner:
 
     def _push_behind_comma(self, letter: str) -> None:
         if letter in _SPACE:
-            self._comma += letter
+            self._comma.append(letter)
             return
-        comma, self._comma, self._line_ended = self._comma, "", False
+        comma, self._comma, self._line_ended = self._comma, [], False
         if letter in "}]":
-            self._out.append(comma[1:])
+            self._out += comma[1:]
         else:
             for each in comma:
                 self._write(each)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from dataclasses import replace
 from typing import Any
 
@@ -252,3 +253,53 @@ def test_a_client_that_leaves_a_silent_stream_is_noticed(half: bool) -> None:
             await generation.closed.wait()
 
     play(scenario)
+
+
+# ── what the log tells of it ─────────────────────────────────────────────────────────────────────
+
+
+def logged(caplog: pytest.LogCaptureFixture) -> str:
+    (line,) = [each.getMessage() for each in caplog.records if each.name == "bulkhead.access"]
+    return line
+
+
+def test_the_time_to_the_first_token_is_not_that_to_the_second(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        async with playing(PATIENT) as gateway:
+            client = await gateway.connect()
+            client.post(BODY)
+            generation = await gateway.relay.next()
+            generation.position = 1
+            generation.play(Token(1, "first"))
+            await client.until(b"first")
+            client.writer.close()
+            await generation.closed.wait()
+            await turns()
+
+    with caplog.at_level(logging.INFO, "bulkhead.access"):
+        play(scenario)
+    assert " code=client_left " in logged(caplog)
+    assert " completion=1 " in logged(caplog)
+    assert " ttft_s=" in logged(caplog)
+
+
+def test_an_answer_without_tokens_has_no_time_to_its_first(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def scenario() -> None:
+        async with playing(AT_ONCE) as gateway:
+            client = await gateway.connect()
+            client.post(BODY, version="1.0")
+            generation = await gateway.relay.next()
+            generation.play(Accepted(3))
+            await client.until(PING)
+            generation.play(End("stop", 3, 0))
+            await client.rest()
+            await turns()
+
+    with caplog.at_level(logging.INFO, "bulkhead.access"):
+        play(scenario)
+    assert " completion=0 " in logged(caplog)
+    assert " ttft_s=" not in logged(caplog)

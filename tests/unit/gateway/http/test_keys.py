@@ -116,3 +116,48 @@ def test_a_file_that_is_being_written_is_read_again(
             return await accepted.check({"api-key": "sk-2"})
 
     assert asyncio.run(scenario()) == "line-1"
+
+
+def test_while_a_file_is_being_written_the_old_keys_do_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys"
+    write(path, "sk-1\n")
+    accepted = APIKeys(str(path))
+    meanwhile: list[asyncio.Task[str]] = []
+    turn = asyncio.sleep
+
+    async def finish(_seconds: float) -> None:
+        meanwhile.append(asyncio.create_task(accepted.check({"api-key": "sk-1"})))
+        await turn(0)
+        path.write_text("sk-2\n")
+
+    async def scenario() -> None:
+        await accepted.check({"api-key": "sk-1"})
+        path.write_text("")
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "sleep", finish)
+            assert await accepted.check({"api-key": "sk-2"}) == "line-1"
+        with pytest.raises(InvalidAPIKey):
+            await meanwhile[0]
+
+    asyncio.run(scenario())
+
+
+def test_nobody_waits_for_a_file_that_stays_unusable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Requests would wait one behind the other, those without a key as well."""
+    waits: list[float] = []
+
+    async def note(seconds: float) -> None:
+        waits.append(seconds)
+
+    path = tmp_path / "keys"
+    write(path, "sk-1\n")
+    accepted = APIKeys(str(path))
+    assert named(accepted, "sk-1") == "line-1"
+    path.unlink()
+    monkeypatch.setattr(asyncio, "sleep", note)
+    assert [named(accepted, "sk-1") for _ in range(3)] == [None, None, None]
+    assert waits == [keys._REWRITE_SECONDS]

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 from aiohttp import web
 
-from gateway.http import event_stream, server
+from gateway.http import event_stream, exchange, server
 from gateway.http.timing import Timing
 from supervisor.wire.frames import Accepted, End, Token
 from tests.helpers.played_gateway import PATIENT, Client, Gateway, play, playing, turns
@@ -74,7 +74,7 @@ def test_headers_that_grow_are_still_late() -> None:
 
 def test_the_headers_of_a_later_request_have_to_be_complete_in_time() -> None:
     async def scenario() -> None:
-        async with playing(replace(PATIENT, request_head=SOON)) as gateway:
+        async with playing(replace(PATIENT, request_head=4 * SOON)) as gateway:
             client = await gateway.connect()
             client.send(MODELS + b"\r\n")
             await client.until(TEXT)
@@ -86,7 +86,7 @@ def test_the_headers_of_a_later_request_have_to_be_complete_in_time() -> None:
 
 def test_that_time_is_not_the_answers() -> None:
     async def scenario() -> None:
-        async with playing(replace(PATIENT, request_head=SOON, silence=SOON)) as gateway:
+        async with playing(replace(PATIENT, request_head=4 * SOON, silence=SOON)) as gateway:
             client = await gateway.connect()
             client.post(STREAM)
             generation = await gateway.relay.next()
@@ -102,7 +102,7 @@ def test_that_time_is_not_the_answers() -> None:
 
 def test_an_idle_connection_has_more_time_than_headers() -> None:
     async def scenario() -> None:
-        async with playing(replace(PATIENT, request_head=SOON)) as gateway:
+        async with playing(replace(PATIENT, request_head=4 * SOON)) as gateway:
             client = await gateway.connect()
             client.send(MODELS + b"\r\n")
             await client.until(TEXT)
@@ -143,23 +143,36 @@ def test_a_body_that_stops_gets_408(more: str) -> None:
     play(scenario)
 
 
-def test_a_body_that_keeps_the_pace_is_read() -> None:
+@pytest.mark.parametrize("grows", [True, False])
+def test_a_body_that_keeps_the_pace_is_read(grows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The looks are the test's own, one after each ten bytes, and one after none."""
+
     async def scenario() -> None:
-        async with playing(replace(PATIENT, body=SOON, pace=20.0)) as gateway:
+        made: list[exchange._BodyPace] = []
+        start = exchange._BodyPace._set
+
+        def note(pace: exchange._BodyPace) -> asyncio.TimerHandle:
+            made.append(pace)
+            return start(pace)
+
+        monkeypatch.setattr(exchange._BodyPace, "_set", note)
+        async with playing(replace(PATIENT, pace=10 / PATIENT.body)) as gateway:
             client = await gateway.connect()
-            body = json.dumps(BODY).encode()
-            head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
-            client.send(head + b"Content-Length: %d\r\n\r\n" % (200 + len(body)))
-            loop = asyncio.get_running_loop()
-            end = loop.time() + 3 * SOON
-            sent = 0
-            while loop.time() < end and sent < 200:
-                client.send(b" ")
-                sent += 1
-                await asyncio.sleep(SOON / 20)
-            client.send(b" " * (200 - sent) + body)
-            (await gateway.relay.next()).play(Token(1, "a"), End("stop", 3, 1))
-            assert (await client.until(b'"text":"a"')).startswith(b"HTTP/1.1 200 ")
+            body = b" " * 30 + json.dumps(BODY).encode()
+            head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            client.send(f"{head}Content-Length: {len(body)}\r\n\r\n".encode())
+            for sent in (10, 20, 30):
+                client.send(b" " * 10)
+                while not made or made[0]._content.total_bytes < sent:
+                    await turns(1)
+                made[0]._look()
+            if grows:
+                client.send(body[30:])
+                (await gateway.relay.next()).play(Token(1, "a"), End("stop", 3, 1))
+            else:
+                made[0]._look()
+            status = b"200" if grows else b"408"
+            assert (await client.rest()).startswith(b"HTTP/1.1 " + status)
 
     play(scenario)
 
@@ -253,9 +266,11 @@ def test_three_hundred_stalled_connections_do_not_keep_out_others(
         timing = Timing(request_head=1.0, keep_alive=1.0, body=1.0)
         async with playing(timing) as gateway:
             before = len(os.listdir("/dev/fd"))
-            stalled = [await gateway.connect() for _ in range(300)]
-            for number, client in enumerate(stalled):
+            stalled = []
+            for number in range(300):
+                client = await gateway.connect()
                 client.send([b"", HALF, HALF_BODY, MODELS + b"\r\n"][number % 4])
+                stalled.append(client)
             for _ in range(20):
                 other = await gateway.connect()
                 other.post(STREAM, "Connection: close")

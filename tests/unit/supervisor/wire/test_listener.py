@@ -35,7 +35,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 def elsewhere(path: str) -> Path:
-    return Path(places(path)[1])
+    return Path(list(places(path))[1])
 
 
 async def echo(connection: FrameStream[frames.ToSupervisor]) -> None:

@@ -163,6 +163,22 @@ def test_a_plain_conversation_has_no_other_shape() -> None:
     assert list(gentler([message("user", "a"), message("assistant", "b")], knows_calls=True)) == []
 
 
+def test_thousands_of_messages_are_merged_in_one_go() -> None:
+    """Joined one by one, as many as a request may have took a minute and a half; and the results
+    of as many calls in one message 20 s."""
+    said = [message("user", f"{number} " + "x" * 1000) for number in range(10_000)]
+    ((what, (merged,)),) = gentler(said, knows_calls=True)
+    assert what == "messages merged"
+    assert merged["content"] == "\n\n".join(each["content"] for each in said)
+    ids = [f"call-{number}" for number in range(10_000)]
+    calls = [called(call_id=each)["tool_calls"][0] for each in ids]
+    results = [result(each, each) for each in reversed(ids)]
+    asked = [message("user", "u"), message("assistant", "", tool_calls=calls), *results]
+    shapes = dict(gentler(asked, knows_calls=True))
+    alone = shapes["ids of calls shortened, one call at a time"]
+    assert [each["content"] for each in alone if each["role"] == "tool"] == ids
+
+
 @pytest.mark.parametrize("name", STRICT)
 def test_any_list_is_taken_and_nothing_is_lost(name: str) -> None:
     """Whatever comes in whatever order is in the prompt, unless the template takes it as it is."""

@@ -9,6 +9,7 @@ is the same, and from a copy of the old files as soon as it is not.
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import hashlib
 import io
@@ -148,9 +149,11 @@ class OwnCode:
 
 
 def discard_copies(folder: Path) -> None:
-    """Remove the copies that this or an earlier supervisor has left in `folder`."""
-    for path in folder.glob(f"{_PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove the copies that this or an earlier supervisor has left in `folder`, as far as that is
+    possible. Never raises."""
+    with contextlib.suppress(OSError):  # nobody may look into what is above it
+        for path in folder.glob(f"{_PREFIX}*"):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _found(root: Path) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -69,6 +70,16 @@ def test_changed_files_are_started_as_they_were(
     assert caplog.text.count("have changed since it was started") == 1
     own_code.discard_copies(tmp_path / "run")
     assert not home.exists()
+
+
+def test_a_folder_that_nobody_may_look_at_keeps_its_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_: bool) -> os.stat_result:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    own_code.discard_copies(tmp_path / "run")
 
 
 def test_a_copy_that_was_swept_or_changed_is_made_again(root: Path, tmp_path: Path) -> None:

@@ -113,8 +113,13 @@ def another_socket(path: str) -> None:
         dead.bind(path)
 
 
+def mode_for_nobody(path: str) -> None:
+    os.chmod(path, 0)
+
+
 HERE = [
     unlink,
+    mode_for_nobody,
     remove_folder,
     remove_parent,
     move_folder,

@@ -126,8 +126,9 @@ class Listener(Generic[F]):
 
     @property
     def is_in_place(self) -> bool:
-        """Whether who connects now arrives here, and may. One look at a folder."""
+        """Whether who connects now arrives here, and may. A look at a folder or two."""
         try:
+            check_private(Path(self._place).parent)  # as `reach` does
             status = os.stat(self._place)
         except OSError:
             return False

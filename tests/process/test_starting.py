@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import shutil
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +46,26 @@ def refused(state: Path, *arguments: str) -> str:
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     return line
+
+
+def test_an_end_without_threads_keeps_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def served() -> int:
+        await asyncio.to_thread(int)
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
+        return 7
+
+    assert serve._run_loop(served()) == 7
+
+
+def test_what_ends_the_work_is_told() -> None:
+    async def failing() -> int:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        serve._run_loop(failing())
 
 
 def make_file(path: Path) -> None:

@@ -78,7 +78,7 @@ def make_file(path: Path) -> None:
     [
         (make_file, "File exists. Move that file or folder away"),
         (lambda s: (s / "lock").mkdir(parents=True), "lock: Is a directory. Move that"),
-        (lambda s: (s / "address.json").mkdir(parents=True), "address.json.tmp: Is a directory"),
+        (lambda s: (s / "address.json").mkdir(parents=True), "address.json: Is a directory"),
     ],
 )
 def test_a_state_directory_that_cannot_be_used(

@@ -94,6 +94,8 @@ def run(
         _give_up(told, 1)
     except OSError as error:
         _give_up(startup.cannot_use(error, root), 1)
+    except MemoryError:
+        _give_up(startup.NO_MEMORY, 1)
 
 
 def _run(

@@ -13,6 +13,10 @@ _NAMES_SHOWN = 8
 _PATH_SHOWN = 160
 """Characters."""
 _OTHER_PORT = "choose another with --port"
+NO_MEMORY = (
+    "cannot start: there is not enough memory. End other programs, or allow this one more "
+    "(`ulimit -v`, or the service's settings)."
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -61,6 +61,8 @@ class APIKeys:
             try:
                 self._read()
             except ConfigError:
+                if not had:  # it was given that time: nobody waits again and again
+                    raise
                 await asyncio.sleep(_REWRITE_SECONDS)
                 self._read()
         except ConfigError as error:

@@ -13,12 +13,14 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import pytest
 
 from supervisor import serve
 from supervisor.bootstrap import PACKAGES
+from supervisor.config.schema import Config
 from supervisor.processes.own_code import DISTRIBUTION
 from supervisor.state.paths import StateError
 from tests.helpers.serving import DEADLINE, ROOT, Deadline, alive, assert_gone, start
@@ -46,6 +48,20 @@ def refused(state: Path, *arguments: str) -> str:
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
     return line
+
+
+def test_a_start_without_memory_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none() -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr(serve.readers, "for_platform", none)
+    with pytest.raises(SystemExit) as ended:
+        serve.run(Config(), tmp_path)
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bulkhead: cannot start: there is not enough memory. End other")
 
 
 def test_an_end_without_threads_keeps_its_status(monkeypatch: pytest.MonkeyPatch) -> None:

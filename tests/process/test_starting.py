@@ -21,6 +21,7 @@ import pytest
 from supervisor import serve
 from supervisor.bootstrap import PACKAGES
 from supervisor.config.schema import Config
+from supervisor.machine import readers
 from supervisor.processes.own_code import DISTRIBUTION
 from supervisor.state.paths import StateError
 from tests.helpers.serving import DEADLINE, ROOT, Deadline, alive, assert_gone, start
@@ -56,7 +57,7 @@ def test_a_start_without_memory_is_told(
     def none() -> NoReturn:
         raise MemoryError
 
-    monkeypatch.setattr(serve.readers, "for_platform", none)
+    monkeypatch.setattr(readers, "for_platform", none)
     with pytest.raises(SystemExit) as ended:
         serve.run(Config(), tmp_path)
     assert ended.value.code == 1

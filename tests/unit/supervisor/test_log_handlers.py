@@ -219,6 +219,7 @@ def test_without_a_thread_a_console_has_what_it_takes_at_once(
 
     monkeypatch.setattr(threading.Thread, "start", refused)
     reading, writing = os.pipe()
+    os.set_blocking(reading, False)
     console = Console(writing)
     console.handle(record("why it cannot start"))
     console.flush()

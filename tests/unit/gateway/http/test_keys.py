@@ -116,3 +116,27 @@ def test_a_file_that_is_being_written_is_read_again(
             return await accepted.check({"api-key": "sk-2"})
 
     assert asyncio.run(scenario()) == "line-1"
+
+
+def test_a_file_that_cannot_be_used_is_waited_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "keys"
+    write(path, "sk-1\n")
+    accepted, waits = APIKeys(str(path)), 0
+
+    async def wait(_seconds: float) -> None:
+        nonlocal waits
+        waits += 1
+
+    async def scenario() -> None:
+        await accepted.check({"api-key": "sk-1"})
+        path.unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio, "sleep", wait)
+            for _ in range(3):
+                with pytest.raises(InvalidAPIKey):
+                    await accepted.check({"api-key": "sk-1"})
+
+    asyncio.run(scenario())
+    assert waits == 1

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -158,7 +159,8 @@ class Supervisor:
         asyncio.get_running_loop().set_exception_handler(self._loop_failed)
         listener = Listener(str(self._state.control), frames.ToSupervisor, self._control.serve)
         await listener.open()
-        with contextlib.suppress(TimeoutError):  # nothing is decided by them
+        # Nothing is decided by them. RuntimeError: no thread can be started.
+        with contextlib.suppress(TimeoutError, RuntimeError):
             await asyncio.wait_for(self._collector.reports.load_last(), _LOAD_REPORTS_SECONDS)
         tasks = [
             background.start(work)
@@ -215,6 +217,7 @@ class Supervisor:
             print(announce, flush=True)
         except (OSError, ValueError) as error:  # whoever read it has gone, or its disk is full
             log.warning("stdout cannot be written to: %s", error)
+            sys.stdout = None  # else Python tries again at its end, and exits with status 120
         for line in (announce, *greeting):
             log.info("%s", line)
         for name, model in self._catalog.models.items():

@@ -117,12 +117,12 @@ class LogFile(logging.handlers.RotatingFileHandler):
             _tell(f"bulkhead: cannot write {self.baseFilename}: {why}; lines are lost meanwhile\n")
 
 
-def _tell(text: str) -> None:
-    """On stderr, if there is one that takes it at once: there is nobody else to tell."""
+def _tell(text: str, descriptor: int = _STDERR) -> None:
+    """There, if there is something that takes it at once: there is nobody else to tell."""
     with contextlib.suppress(OSError, ValueError):
-        _, takes, _ = select.select((), (_STDERR,), (), 0)
+        _, takes, _ = select.select((), (descriptor,), (), 0)
         if takes:
-            os.write(_STDERR, text.encode(errors="backslashreplace"))
+            os.write(descriptor, text.encode(errors="backslashreplace"))
 
 
 def _private(path: str, flags: int) -> int:
@@ -140,13 +140,16 @@ class Console(logging.Handler):
         self._descriptor = descriptor
         self._lines: queue.Queue[bytes] = queue.Queue(_CONSOLE_LINES)
         self._thread = threading.Thread(target=self._write, name="console", daemon=True)
-        with contextlib.suppress(RuntimeError):  # no thread can be started: the file has the lines
+        with contextlib.suppress(RuntimeError):  # no thread can be started: what it takes at once
             self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = f"{self.format(record)}\n".encode(errors="backslashreplace")
+        line = f"{self.format(record)}\n"
+        if not self._thread.is_alive():
+            _tell(line, self._descriptor)
+            return
         with contextlib.suppress(queue.Full):
-            self._lines.put_nowait(line)
+            self._lines.put_nowait(line.encode(errors="backslashreplace"))
 
     def flush(self) -> None:
         """Return when all lines are written, or after a second."""

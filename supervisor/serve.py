@@ -19,6 +19,7 @@ import socket
 import sys
 import time
 import typing
+from collections.abc import Coroutine
 from importlib.metadata import version
 from pathlib import Path
 
@@ -93,6 +94,8 @@ def run(
         _give_up(told, 1)
     except OSError as error:
         _give_up(startup.cannot_use(error, root), 1)
+    except MemoryError:
+        _give_up(startup.NO_MEMORY, 1)
 
 
 def _run(
@@ -109,8 +112,8 @@ def _run(
     state = open_state(root)
     lock = InstanceLock(state)
     lock.acquire()
+    logs.set_up(state.logs / "supervisor.log")  # which is not written to before the first line
     left = last_run.find(state)
-    logs.set_up(state.logs / "supervisor.log")
     discovery.log_passed_over(served.passed_over)
     files = _own_files()
     # A child that imports MLX: seconds, for a figure that "auto" alone asks for.
@@ -160,7 +163,7 @@ def _run(
     address.announce(state.root, here)
     try:
         last_run.begin(state, run)
-        status = asyncio.run(supervisor.run(f"Bulkhead ready on {url}", lines))
+        status = _run_loop(supervisor.run(f"Bulkhead ready on {url}", lines))
     except OSError:
         last_run.end(state)  # it is told now: nothing for the next start
         raise
@@ -173,6 +176,21 @@ def _run(
         state.discard_run()
         lock.release()
     last_run.end(state)
+    return status
+
+
+def _run_loop(work: Coroutine[None, None, int]) -> int:
+    """What `work` returns. That the event loop's own end fails afterwards, for want of a thread to
+    wait for its threads, changes nothing."""
+    status: int | None = None
+    try:
+        with asyncio.Runner() as runner:
+            status = runner.run(work)
+    except (OSError, RuntimeError) as error:
+        if status is None:
+            raise
+        log.warning("the event loop has not ended in order: %s", error)
+    assert status is not None
     return status
 
 

@@ -14,6 +14,10 @@ _NAMES_SHOWN = 8
 _PATH_SHOWN = 160
 """Characters."""
 _OTHER_PORT = "choose another with --port"
+NO_MEMORY = (
+    "cannot start: there is not enough memory. End other programs, or allow this one more "
+    "(`ulimit -v`, or the service's settings)."
+)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -46,8 +50,9 @@ def cannot_use(error: OSError, state: Path) -> str:
         what_to_do = "move that file or folder away, or choose another --state-dir"
     elif error.errno == errno.ENAMETOOLONG:
         what_to_do = "choose a shorter --state-dir"
-    if isinstance(error.filename, str) and error.filename != str(state):
-        why = f"{_shown(error.filename)}: {why}"
+    name = error.filename2 or error.filename  # of a file that takes another's place: that one
+    if isinstance(name, str) and name != str(state):
+        why = f"{_shown(name)}: {why}"
     return f"cannot use the state directory {_shown(str(state))}: {why}. {_sentence(what_to_do)}"
 
 

@@ -290,7 +290,8 @@ def _complete(schema: Schema, body: Body[Any]) -> None:
         properties[name] = {"description": "Accepted, without effect."}
     schema["properties"] = dict(sorted(properties.items()))
     schema["additionalProperties"] = False
-    schema["description"] += (
+    told = schema.get("description", "")  # none where Python drops docstrings: PYTHONOPTIMIZE=2
+    schema["description"] = told + (
         " What is taken besides, of other local servers' parameters, is in Bulkhead's docs/api.md."
     )
 

@@ -32,9 +32,9 @@ from supervisor.wire.crash import CrashList, CrashReport
 _URL = typer.Option(
     metavar="URL", help="The server; else the one that runs with the state directory."
 )
-_STATE = typer.Option(metavar="DIR", readable=False, help="Its state directory [~/.bulkhead].")
+_STATE = typer.Option(metavar="DIR", help="Its state directory [~/.bulkhead].")
 Url = Annotated[str | None, _URL]
-StateDirectory = Annotated[Path | None, _STATE]
+StateDirectory = Annotated[str | None, _STATE]
 AsJson = Annotated[bool, typer.Option("--json", help="Print what the server says as JSON.")]
 AsAnyJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 CrashId = Annotated[str, typer.Argument(metavar="ID", help="A report's id; without, all of them.")]
@@ -151,7 +151,7 @@ def _show(
 
 
 def _look(
-    fixed: Client | None, state_dir: Path | None, as_json: bool, width: int | None
+    fixed: Client | None, state_dir: str | None, as_json: bool, width: int | None
 ) -> list[Text]:
     """The status, or why there is none: the server may be on its way back."""
     try:
@@ -193,13 +193,13 @@ def _show_loads(client: Client) -> None:
                 print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _client(url: str | None, state_dir: Path | None) -> Client:
+def _client(url: str | None, state_dir: str | None) -> Client:
     if url is not None:
         return _ask(lambda: Client.of_url(url, os.environ))
     return _ask(lambda: _of_state(state_dir))
 
 
-def _of_state(state_dir: Path | None) -> Client:
+def _of_state(state_dir: str | None) -> Client:
     """Raises Unreachable."""
     return Client.of_state(resolve_state_dir(state_dir, os.environ), os.environ)
 

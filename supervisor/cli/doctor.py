@@ -65,7 +65,9 @@ class Subject:
 Check = Callable[[Subject], Iterable[Finding]]
 
 
-def look(config_file: Path | None, state_dir: Path | None, environ: Mapping[str, str]) -> Subject:
+def look(
+    config_file: Path | None, state_dir: str | Path | None, environ: Mapping[str, str]
+) -> Subject:
     """What `bulkhead serve` with these would find. Blocks on the disk."""
     root = resolve_state_dir(state_dir, environ)
     try:
@@ -201,7 +203,7 @@ def doctor(
         Path | None, typer.Option("--config", metavar="FILE", help="Configuration file (TOML).")
     ] = None,
     state_dir: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="The state directory [~/.bulkhead].")
+        str | None, typer.Option(metavar="DIR", help="The state directory [~/.bulkhead].")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -81,10 +81,8 @@ def serve(
         int | None, typer.Option(metavar="P", help="Port to listen on, 0 = any free one [11435].")
     ] = None,
     state_dir: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR", readable=False, help="Where logs and state live [~/.bulkhead]."
-        ),
+        str | None,
+        typer.Option(metavar="DIR", help="Where logs and state live [~/.bulkhead]."),
     ] = None,
     ram_budget: Annotated[
         str | None,

@@ -2,6 +2,7 @@
 
 import os
 import re
+import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,15 +57,17 @@ def read_api_keys(path: str | Path) -> dict[str, str]:
     Blank lines and lines that begin with `#` are skipped; a key without a name is called after its
     line, "line-3".
 
-    Raises ConfigError, which never holds a key, when the file cannot be read, when anyone but its
-    owner has access to it, when it holds no key, or a key that no HTTP header can carry.
+    Raises ConfigError, which never holds a key, when it is no file or cannot be read, when anyone
+    but its owner has access to it, when it holds no key, or a key that no HTTP header can carry.
     """
     path = expand(path, os.environ)
     where = f"server.api_keys_file: {path}"
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=_not_waiting) as file:
             mode = os.fstat(file.fileno()).st_mode
             # Checked before reading, on the open file: the name may point elsewhere by then.
+            if not stat.S_ISREG(mode):  # such as a pipe: it could not be read a second time
+                raise ConfigError(f"{where}: that is not a file")
             if mode & 0o077:
                 raise ConfigError(f"{where}: others have access to it; run `chmod 600 {path}`")
             lines = file.read().removeprefix(b"\xef\xbb\xbf").splitlines()
@@ -86,6 +89,11 @@ def read_api_keys(path: str | Path) -> dict[str, str]:
     if not keys:
         raise ConfigError(f"{where}: holds no key; write one a line")
     return keys
+
+
+def _not_waiting(path: str, flags: int) -> int:
+    """An opener: a FIFO would wait for a writer, and the gateway with it."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def read_toml(path: Path) -> dict[str, object]:

@@ -67,14 +67,19 @@ class Monitor:
 
     async def run(self) -> None:
         """Look for ever. What a look can't read is unknown, and changes nothing."""
+        told = ""
         while True:
             try:
                 before = self.wired_by_workers()
                 # Off the loop: where a figure comes from a helper command it may take seconds.
                 self.observe(await asyncio.to_thread(self._reader.machine), before)
-            except Exception:
+                told = ""
+            except Exception as error:
                 # A bug of ours in one look must not leave the machine unwatched for good.
-                log.exception("the machine's memory could not be looked at")
+                if repr(error) != told:
+                    told = repr(error)
+                    is_bug = not isinstance(error, (OSError, RuntimeError))  # no thread, say
+                    log.error("cannot look at the machine's memory: %s", told, exc_info=is_bug)
             await asyncio.sleep(self.interval)
 
     @property

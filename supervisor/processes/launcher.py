@@ -176,6 +176,7 @@ class Launcher:
                     module,
                     *arguments,
                 ],
+                cwd=_working_directory(),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,
@@ -228,6 +229,15 @@ class Launcher:
             return nowhere
         self._output.worked()
         return file
+
+
+def _working_directory() -> str | None:
+    """Where a child runs, None = where we do. Python imports little in a folder that is gone."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "/"
+    return None
 
 
 def describe_exit(returncode: int) -> str:

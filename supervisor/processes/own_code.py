@@ -9,6 +9,7 @@ is the same, and from a copy of the old files as soon as it is not.
 from __future__ import annotations
 
 import base64
+import contextlib
 import csv
 import hashlib
 import io
@@ -22,6 +23,7 @@ from importlib import metadata
 from pathlib import Path
 
 from supervisor.bootstrap import PACKAGES
+from supervisor.wire.listener import check_private, folders, make_private, remove_spare_folder
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -83,12 +85,14 @@ def read(root: Path) -> Files:
 
 
 class OwnCode:
-    """Where children start from. `folder` is private to us and takes the copy, if one is needed.
-    To be used by one thread."""
+    """Where children start from. `folder` is the run directory: the copy, if one is needed, is
+    there, or where the sockets are when it can't be used. To be used by one thread."""
 
     def __init__(self, files: Files, folder: Path) -> None:
         self._files = files
-        self._copy = folder / f"{_PREFIX}{files.digest.hex()[:12]}"
+        name = f"{_PREFIX}{files.digest.hex()[:12]}"
+        self._places = [each / name for each in folders(folder)]
+        self._copy = self._places[0]
         self._installed = files.stamps
         """Stamps under which the installation is known to hold the old content."""
         self._copied: Mapping[str, _Stamp] = {}
@@ -99,6 +103,8 @@ class OwnCode:
         or writing 200 files. Raises OSError when neither place has the old code."""
         if self._is_installed():
             return self._files.root
+        if not self._copied or not _unchanged(self._copy, self._copied):
+            self._unpack()
         if not self._told:
             self._told = True
             log.warning(
@@ -107,8 +113,6 @@ class OwnCode:
                 self._files.root,
                 self._copy,
             )
-        if not self._copied or not _unchanged(self._copy, self._copied):
-            self._unpack()
         return self._copy
 
     def is_same(self, home: Path) -> bool:
@@ -133,24 +137,40 @@ class OwnCode:
         return same
 
     def _unpack(self) -> None:
-        try:
-            shutil.rmtree(self._copy, ignore_errors=True)
-            self._copy.mkdir(mode=0o700, parents=True)
-            with zipfile.ZipFile(io.BytesIO(self._files.packed)) as archive:
-                archive.extractall(self._copy)
-            self._copied = {name: _stamp(self._copy / name) for name in self._files.stamps}
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                "restart Bulkhead: its files have changed, and the old ones cannot be written to "
-                f"{self._copy} ({error.strerror})",
-            ) from error
+        first: OSError | None = None
+        for place in self._places:
+            try:
+                self._copied = self._write(place)
+            except OSError as error:
+                first = first or error
+            else:
+                self._copy = place
+                return
+        assert first is not None
+        raise OSError(
+            first.errno,
+            "restart Bulkhead: its files have changed, and the old ones cannot be written to "
+            f"{self._places[0]} ({first.strerror})",
+        ) from first
+
+    def _write(self, place: Path) -> Mapping[str, _Stamp]:
+        make_private(place.parent)
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(mode=0o700)
+        with zipfile.ZipFile(io.BytesIO(self._files.packed)) as archive:
+            archive.extractall(place)
+        return {name: _stamp(place / name) for name in self._files.stamps}
 
 
 def discard_copies(folder: Path) -> None:
-    """Remove the copies that this or an earlier supervisor has left in `folder`."""
-    for path in folder.glob(f"{_PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    """Remove the copies that this or an earlier supervisor has left for the run directory `folder`,
+    as far as that is possible. Never raises."""
+    for each in folders(folder):
+        with contextlib.suppress(OSError):  # it is not there, not ours, or nobody may look into it
+            check_private(each)
+            for path in each.glob(f"{_PREFIX}*"):
+                shutil.rmtree(path, ignore_errors=True)
+    remove_spare_folder(folder)
 
 
 def _found(root: Path) -> list[str]:

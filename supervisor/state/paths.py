@@ -8,6 +8,7 @@ import hashlib
 import logging
 import os
 import re
+import stat
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +63,10 @@ class StateDir:
     def restore(self) -> None:
         """Make the folders again that somebody has removed. Raises OSError."""
         first: OSError | None = None
-        for folder in (self.root, self.logs, self.run):
+        made = ((self.root, _make_usable), (self.logs, _make_usable), (self.run, make_private))
+        for folder, make in made:
             try:
-                make_private(folder)
+                make(folder)
             except OSError as error:
                 first = first or error
         if first is not None:
@@ -105,6 +107,19 @@ def open_state(root: Path) -> StateDir:
     except OSError as error:
         raise StateError(f"cannot use the state directory {root}: {error.strerror}") from error
     return StateDir(root, run)
+
+
+def _make_usable(folder: Path) -> None:
+    """Have a folder that we can use. One that is there may be somebody else's, a link, or open to
+    more than us: whoever made it so has chosen that. Raises OSError."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError:
+        folder.parent.mkdir(mode=0o700, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
+    mode = stat.S_IMODE(folder.stat().st_mode)
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        folder.chmod(mode | 0o700)
 
 
 def _place_for_sockets(root: Path) -> Path:

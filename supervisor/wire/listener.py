@@ -99,7 +99,7 @@ class Listener(Generic[F]):
         self._handler = handler
         self._limit = limit
         self._place = ""
-        self._identity: tuple[int, int] | None = None
+        self._identity: tuple[int, ...] | None = None
         self._server: asyncio.Server | None = None
         self._is_lost = False
         """Whether the log was told that it can't listen, and it still can't."""
@@ -113,7 +113,7 @@ class Listener(Generic[F]):
                 return
             try:
                 make_private(Path(place).parent)
-                _free(place)
+                _free(place, self._identity)
                 server = await listen(place, self._frames, self._handler, self._limit)
                 status = os.stat(place)
             except OSError as error:
@@ -124,7 +124,7 @@ class Listener(Generic[F]):
                 self._remove()
             # Held, for uvloop closes the socket of a server that nobody refers to.
             self._server, self._place = server, place
-            self._identity = (status.st_dev, status.st_ino)
+            self._identity = _identity(status)
             if first is not None:
                 why = first.strerror or first
                 log.warning("no socket can be at %s (%s); it is %s", self._path, why, place)
@@ -134,12 +134,13 @@ class Listener(Generic[F]):
 
     @property
     def is_in_place(self) -> bool:
-        """Whether who connects now arrives here. One look at a folder."""
+        """Whether who connects now arrives here, and may. A look at a folder or two."""
         try:
+            check_private(Path(self._place).parent)  # as `reach` does
             status = os.stat(self._place)
         except OSError:
             return False
-        return (status.st_dev, status.st_ino) == self._identity
+        return _identity(status) == self._identity
 
     async def keep(self) -> NoReturn:
         """See to it, until cancelled, that the socket is there."""
@@ -185,19 +186,26 @@ class Listener(Generic[F]):
                 os.unlink(self._place)
 
 
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    """Which socket it is, and who may connect."""
+    return status.st_dev, status.st_ino, status.st_uid, status.st_mode
+
+
 def remove_spare_folder(run: Path) -> None:
     """Remove the folder that stood in for the run directory, if it is there and empty."""
     with contextlib.suppress(OSError):
         folders(run)[-1].rmdir()
 
 
-def _free(place: str) -> None:
-    """Remove what nobody listens at. Raises OSError, also where somebody does."""
+def _free(place: str, ours: tuple[int, ...] | None) -> None:
+    """Remove what nobody else listens at; `ours` is our own socket. Raises OSError, also where
+    somebody does."""
     try:
         status = os.lstat(place)
     except FileNotFoundError:
         return
-    if stat.S_ISSOCK(status.st_mode):
+    own = ours is not None and _identity(status)[:2] == ours[:2]  # somebody changed its mode
+    if stat.S_ISSOCK(status.st_mode) and not own:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
             if probe.connect_ex(place) in (0, errno.EAGAIN, errno.EINPROGRESS):

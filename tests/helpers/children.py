@@ -37,6 +37,7 @@ def describe() -> None:
         "sigint_ignored": signal.getsignal(signal.SIGINT) is signal.SIG_IGN,
         "leads_its_group": os.getpgrp() == os.getpid(),
         "instance": os.environ.get(INSTANCE_VARIABLE),
+        "folder": os.getcwd(),
         "stdin": os.read(0, 1).decode(),
     }
     print(json.dumps(told))

@@ -128,6 +128,11 @@ def test_without_a_server_there_is_one_clear_line(tmp_path: Path) -> None:
         )
 
 
+def test_an_empty_state_directory_is_none(tmp_path: Path) -> None:
+    done = bulkhead("status", "--state-dir", "", environ={"BULKHEAD_HOME": str(tmp_path)})
+    assert f"no Bulkhead runs with the state directory {tmp_path};" in done.stderr
+
+
 def test_an_address_at_which_nobody_answers() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

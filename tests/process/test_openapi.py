@@ -7,6 +7,8 @@ which knows the answers' shapes from elsewhere, reads them as well.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +33,7 @@ from gateway import app
 from gateway.openai import schemas
 from gateway.openai.document import ROUTES, document
 from supervisor.config.schema import ServerSettings
-from tests.helpers.serving import DEADLINE, Server, serving
+from tests.helpers.serving import DEADLINE, ROOT, Server, serving
 from tests.property.openapi import st_run
 
 POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
@@ -395,3 +397,9 @@ def test_the_sdk_reads_the_refusal_of_embeddings(client: openai.OpenAI) -> None:
         client.embeddings.create(model="demo", input="hi")
     assert raised.value.code == "unsupported_value"
     assert raised.value.type == "invalid_request_error"
+
+
+def test_it_needs_no_docstrings() -> None:
+    """Python drops them where PYTHONOPTIMIZE is 2."""
+    code = "from gateway.openai.document import document; document(keys=False)"
+    subprocess.run([sys.executable, "-OO", "-c", code], cwd=ROOT, check=True, timeout=DEADLINE)

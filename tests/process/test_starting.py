@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import resource
 import shutil
@@ -9,14 +10,18 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import pytest
 
 from supervisor import serve
 from supervisor.bootstrap import PACKAGES
+from supervisor.config.schema import Config
+from supervisor.machine import readers
 from supervisor.processes.own_code import DISTRIBUTION
 from supervisor.state.paths import StateError
 from tests.helpers.serving import DEADLINE, ROOT, Deadline, alive, assert_gone, start
@@ -46,6 +51,40 @@ def refused(state: Path, *arguments: str) -> str:
     return line
 
 
+def test_a_start_without_memory_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none() -> NoReturn:
+        raise MemoryError
+
+    monkeypatch.setattr(readers, "for_platform", none)
+    with pytest.raises(SystemExit) as ended:
+        serve.run(Config(), tmp_path)
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("bulkhead: cannot start: there is not enough memory. End other")
+
+
+def test_an_end_without_threads_keeps_its_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_thread(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def served() -> int:
+        await asyncio.to_thread(int)
+        monkeypatch.setattr(threading.Thread, "start", no_thread)
+        return 7
+
+    assert serve._run_loop(served()) == 7
+
+
+def test_what_ends_the_work_is_told() -> None:
+    async def failing() -> int:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        serve._run_loop(failing())
+
+
 def make_file(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
@@ -56,7 +95,7 @@ def make_file(path: Path) -> None:
     [
         (make_file, "File exists. Move that file or folder away"),
         (lambda s: (s / "lock").mkdir(parents=True), "lock: Is a directory. Move that"),
-        (lambda s: (s / "address.json").mkdir(parents=True), "address.json.tmp: Is a directory"),
+        (lambda s: (s / "address.json").mkdir(parents=True), "address.json: Is a directory"),
     ],
 )
 def test_a_state_directory_that_cannot_be_used(

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import signal
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import NoReturn
@@ -13,6 +14,7 @@ from typing import NoReturn
 import pytest
 
 from supervisor import app, dispatcher
+from supervisor.crashes.writer import ReportWriter
 from supervisor.processes import orphans
 from supervisor.state.paths import StateDir
 from tests.helpers.fakes.supervised import Supervised, supervised
@@ -130,6 +132,23 @@ def test_a_stdout_that_is_closed_stops_nothing(run: Run, monkeypatch: pytest.Mon
         raise BrokenPipeError
 
     monkeypatch.setattr("builtins.print", closed)
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+
+    async def story(running: Supervised) -> None:
+        await running.answered()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(story) == 0
+    assert sys.stdout is None  # or the end of Python would fail in it
+
+
+def test_old_reports_that_no_thread_can_read_stop_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(_: ReportWriter) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(ReportWriter, "load_last", refused)
 
     async def story(running: Supervised) -> None:
         await running.answered()

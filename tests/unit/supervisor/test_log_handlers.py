@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -238,6 +239,25 @@ def test_a_stderr_that_takes_nothing_stops_nobody_and_gets_what_it_missed() -> N
         console.handle(record("the last one"))
         while b"the last one" not in (line := file.readline()):
             assert b"line" in line
+
+
+def test_without_a_thread_a_console_has_what_it_takes_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    console = Console(writing)
+    console.handle(record("why it cannot start"))
+    console.flush()
+    assert b"why it cannot start" in os.read(reading, 1000)
+    os.close(reading)
+    console.handle(record("nobody reads"))
+    os.close(writing)
+    console.handle(record("nothing is there"))
 
 
 @pytest.mark.parametrize("closed", ["reader", "itself"])

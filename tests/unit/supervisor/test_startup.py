@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from supervisor import startup
+from supervisor.state.files import write_atomically
 
 STATE = Path("/home/me/.bulkhead")
 
@@ -86,6 +87,14 @@ def test_a_place_that_cannot_be_used(number: int, what_to_do: str) -> None:
         assert (
             startup.cannot_use(itself, STATE) == f"cannot use the state directory {STATE}: {said}"
         )
+
+
+def test_a_file_that_cannot_take_its_place_is_told_by_its_place(tmp_path: Path) -> None:
+    (tmp_path / "address.json" / "x").mkdir(parents=True)
+    with pytest.raises(OSError) as raised:  # noqa: PT011, whichever it is
+        write_atomically(tmp_path / "address.json", b"")
+    told = startup.cannot_use(raised.value, tmp_path)
+    assert f": {tmp_path}/address.json: " in told
 
 
 def test_too_few_files_are_not_the_directorys_fault() -> None:

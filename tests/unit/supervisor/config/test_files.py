@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -130,3 +131,10 @@ def test_api_keys_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none"):
         with pytest.raises(ConfigError, match=r"^server\.api_keys_file: .*cannot be read"):
             read_api_keys(path)
+
+
+def test_a_pipe_in_the_key_files_place_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "keys"
+    os.mkfifo(pipe, 0o600)
+    with pytest.raises(ConfigError, match="keys: that is not a file"):
+        read_api_keys(pipe)

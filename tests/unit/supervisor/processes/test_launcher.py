@@ -130,6 +130,20 @@ def test_an_end_is_told_with_its_status(
     assert describe_exit(returncode) == words
 
 
+def test_a_child_runs_where_the_folder_is_gone(
+    nursery: Nursery, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path, tmp_path / "gone"):
+        folder.mkdir(exist_ok=True)
+        monkeypatch.chdir(folder)
+    folder.rmdir()
+    assert nursery.run("describe") == 0
+    monkeypatch.chdir(tmp_path)
+    assert nursery.run("describe") == 0
+    told = [json.loads(line)["folder"] for line in (tmp_path / "stdout").read_text().splitlines()]
+    assert told == ["/", str(tmp_path)]
+
+
 def test_a_signal_without_a_name_is_told_by_its_number() -> None:
     assert describe_exit(-250) == "signal 250"
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
 
 from supervisor.processes import own_code
 from supervisor.processes.own_code import OwnCode
+from supervisor.wire.listener import folders
 from tests.helpers.serving import ROOT
 
 
@@ -71,6 +74,17 @@ def test_changed_files_are_started_as_they_were(
     assert not home.exists()
 
 
+def test_a_folder_that_nobody_may_look_at_keeps_its_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, **_: bool) -> os.stat_result:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(Path, "stat", refuse)
+    own_code.discard_copies(tmp_path / "run")
+
+
 def test_a_copy_that_was_swept_or_changed_is_made_again(root: Path, tmp_path: Path) -> None:
     code, before = OwnCode(own_code.read(root), tmp_path / "run"), content(root)
     write(root)
@@ -102,8 +116,26 @@ def test_a_child_that_started_amid_a_change_is_told_from_the_others(
     assert code.is_same(code.home())
 
 
-def test_without_a_place_for_the_copy_it_says_what_to_do(root: Path, tmp_path: Path) -> None:
+def test_where_the_run_directory_cannot_be_used_the_copy_is_where_the_sockets_are(
+    root: Path, tmp_path: Path
+) -> None:
     (tmp_path / "run").touch()
+    code, before = OwnCode(own_code.read(root), tmp_path / "run"), content(root)
+    write(root)
+    home = code.home()
+    assert content(home) == before
+    assert home.parent == folders(tmp_path / "run")[1]
+    assert stat.S_IMODE(home.parent.stat().st_mode) == 0o700
+    own_code.discard_copies(tmp_path / "run")
+    assert not home.parent.exists()
+
+
+def test_without_a_place_for_the_copy_it_says_what_to_do(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_code, "folders", lambda run: (run, tmp_path / "elsewhere"))
+    for name in ("run", "elsewhere"):
+        (tmp_path / name).touch()
     code = OwnCode(own_code.read(root), tmp_path / "run")
     write(root)
     with pytest.raises(OSError, match="restart Bulkhead: its files have changed"):

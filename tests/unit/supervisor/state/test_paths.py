@@ -305,6 +305,29 @@ def test_folders_are_made_again(state: StateDir, gone: str) -> None:
     assert [mode(path) for path in (state.root, state.logs, state.run)] == [0o700] * 3
 
 
+def test_what_a_person_has_chosen_for_the_folders_stays(state: StateDir, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    state.logs.rename(elsewhere)
+    state.logs.symlink_to(elsewhere)
+    for folder, wanted in ((state.root, 0o1777), (elsewhere, 0o755)):
+        folder.chmod(wanted)
+    state.run.chmod(0o755)
+    state.restore()
+    assert [mode(path) for path in (state.root, elsewhere, state.run)] == [0o1777, 0o755, 0o700]
+    assert state.logs.is_symlink()
+
+
+def test_a_folder_that_we_cannot_use_is_made_usable(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # For root every folder is.
+    monkeypatch.setattr(os, "access", lambda path, wanted: mode(path) & 0o700 == 0o700)
+    state.logs.chmod(0o050)
+    state.root.chmod(0o500)
+    state.restore()
+    assert [mode(path) for path in (state.root, state.logs)] == [0o700, 0o750]
+
+
 def test_a_folder_that_cannot_be_made_keeps_no_other_from_it(state: StateDir) -> None:
     shutil.rmtree(state.logs)
     shutil.rmtree(state.run)

@@ -113,8 +113,13 @@ def another_socket(path: str) -> None:
         dead.bind(path)
 
 
+def mode_for_nobody(path: str) -> None:
+    os.chmod(path, 0)
+
+
 HERE = [
     unlink,
+    mode_for_nobody,
     remove_folder,
     remove_parent,
     move_folder,
@@ -165,7 +170,12 @@ def link_for_folder(path: str) -> None:
     Path(path).parent.symlink_to("/nonexistent")
 
 
-@pytest.mark.parametrize("spoil", [file_for_folder, link_for_folder])
+def link_to_its_folder(path: str) -> None:
+    move_folder(path)
+    Path(path).parent.symlink_to(Path(path).parent.with_name("moved"))
+
+
+@pytest.mark.parametrize("spoil", [file_for_folder, link_for_folder, link_to_its_folder])
 def test_it_is_elsewhere_while_its_folder_cannot_be_made(
     path: str, spoil: Callable[[str], None]
 ) -> None:

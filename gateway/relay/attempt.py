@@ -76,22 +76,24 @@ class ChoiceState:
             return self.request
         return replace(self.request, emitted=tuple(self.emitted)) if self.emitted else self.request
 
-    def note(self, frame: FromEngine) -> bool:
-        """Keep what a resumption needs. False for a frame that repeats an earlier one."""
+    def note(self, frame: FromEngine) -> FromEngine | None:
+        """Keep what a resumption needs. Returns what is new in the frame, None = nothing: a worker
+        that goes on with a request repeats its first text and vectors."""
         match frame:
             case Token():
                 self.emitted.append(frame.id)
             case Vector():
                 if self.skip:
                     self.skip -= 1
-                    return False
+                    return None
                 self.vectors += 1
             case Accepted(text=text) if text:
-                first, self.echoed = not self.echoed, True
-                return first
+                if self.echoed:
+                    return replace(frame, text="")
+                self.echoed = True
             case End() | Embedded() | Failed():
                 self.ended = True
-        return True
+        return frame
 
 
 class Attempt:

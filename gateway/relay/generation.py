@@ -199,9 +199,9 @@ class Generation:
                     if await self._wait_for_recovery(attempt, symptom):
                         return PAUSED
                     continue
-                if not self._note(choice, received):
+                if (new := self._note(choice, received)) is None:
                     continue
-                frame = received
+                frame = new
             if isinstance(frame, Failed):
                 raise restore(
                     frame.code, frame.message, param=frame.param, retry_after=frame.retry_after
@@ -220,14 +220,14 @@ class Generation:
             return None, str(fault)
         return frame, "the connection closed before the end frame"
 
-    def _note(self, choice: ChoiceState, frame: FromEngine) -> bool:
+    def _note(self, choice: ChoiceState, frame: FromEngine) -> FromEngine | None:
         """As `ChoiceState.note`; and when all choices have passed, tell the supervisor, and pause
         the worker if it asks for that."""
         if isinstance(frame, Token):
             self.position += 1
         elif isinstance(frame, Accepted):
             self.prompt_tokens = frame.prompt_tokens
-        is_new = choice.note(frame)
+        new = choice.note(frame)
         attempt = self._attempt
         if attempt.awaited and attempt.passed and not isinstance(frame, Failed):
             attempt.awaited = 0
@@ -236,7 +236,7 @@ class Generation:
                 self._pausing = True
                 attempt.unpaused.clear()
                 attempt.tell_worker(Pause())
-        return is_new
+        return new
 
     def _is_last(self, frame: FromEngine) -> bool:
         """Whether this is the last frame of all choices."""
@@ -371,7 +371,8 @@ class Generation:
         """Have another worker go on. Raises BulkheadError."""
         for number, stream in attempt.streams.items():
             choice = self._choices[number]
-            choice.backlog.extend(frame for frame in stream.drain() if self._note(choice, frame))
+            noted = (self._note(choice, frame) for frame in stream.drain())
+            choice.backlog.extend(frame for frame in noted if frame is not None)
         self._pausing = False
         self._known_position = attempt.position()
         self._return()

@@ -31,13 +31,15 @@ def test_a_request_goes_on_behind_its_tokens() -> None:
 
 
 def test_a_prompts_text_is_new_only_once() -> None:
+    """The frame itself is handed out again: the request is worked on."""
     choice = ChoiceState(REQUEST)
     echo = Accepted(3, "the prompt")
-    assert [choice.note(echo) for _ in range(2)] == [True, False]
+    assert [choice.note(echo) for _ in range(2)] == [echo, Accepted(3)]
 
 
 def test_vectors_that_the_next_worker_sends_again_are_not_new() -> None:
     choice = ChoiceState(Embed("r", ("a", "b", "c")))
-    assert [choice.note(Vector(b"")) for _ in range(2)] == [True, True]
+    vector = Vector(b"")
+    assert [choice.note(vector) for _ in range(2)] == [vector, vector]
     assert choice.remaining() is choice.request
-    assert [choice.note(Vector(b"")) for _ in range(3)] == [False, False, True]
+    assert [choice.note(vector) for _ in range(3)] == [None, None, vector]

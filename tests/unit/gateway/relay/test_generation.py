@@ -303,6 +303,7 @@ def test_acceptances_are_passed_on_and_a_prompts_text_once(
         await workers[0].send(Accepted(3), told, told, End("stop", 3, 0))
         assert await generation.receive() == (0, Accepted(3))
         assert await generation.receive() == (0, told)
+        assert await generation.receive() == (0, Accepted(3))
         assert await generation.receive() == (0, End("stop", 3, 0))
         generation.close()
 

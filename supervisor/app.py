@@ -13,8 +13,9 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,7 +23,7 @@ from supervisor import background, build
 from supervisor.api import health
 from supervisor.api.control import Control
 from supervisor.api.events import EventFeed
-from supervisor.background import guarded
+from supervisor.background import guarded, on_thread
 from supervisor.config.schema import Config
 from supervisor.crashes.collector import CrashCollector, secret_values
 from supervisor.crashes.os_evidence import SystemEvidence
@@ -55,6 +56,10 @@ WORKER_MODULE = "worker.main"
 _UPKEEP_SECONDS = 10.0
 _LOAD_REPORTS_SECONDS = 5.0
 """How long a disk may keep us from serving because of old crash reports."""
+_END_SECONDS = 2.0
+"""How long it may keep us from ending."""
+
+T = TypeVar("T")
 
 
 class Supervisor:
@@ -63,8 +68,8 @@ class Supervisor:
     `pool` has every model and none loaded, with the sizes that `sizing` knows; `reader` reads the
     machine's memory. `worker_module` is what worker processes run: the seam at which tests put the
     real worker server around an engine that follows a script. `code` is what children run,
-    None = what is installed. `terminal` shows each request. `keepers` are called every second and
-    put back what somebody has removed of the state directory.
+    None = what is installed. `terminal` shows each request. `keepers` are called every second, on
+    another thread, and put back what somebody has removed of the state directory.
     """
 
     def __init__(
@@ -83,7 +88,12 @@ class Supervisor:
         keepers: Sequence[Callable[[], None]] = (),
         code: Code | None = None,
     ) -> None:
-        self._keepers = (state.restore, *keepers)
+        what = f"put back what is missing of {state.root}"
+        self._keepers = [(keep, Trouble(what)) for keep in (state.restore, *keepers)]
+        self._looks: set[asyncio.Task[Any]] = set()
+        """What looks after the state directory at the moment, on threads: see `_look`."""
+        self._look_trouble = Trouble(f"look after {state.root}")
+        self._ended = False
         self._stopping = Stopping(pool.state.limits.drain, self._asked_to_stop)
         self._catalog = catalog
         self._state = state
@@ -192,6 +202,7 @@ class Supervisor:
             await self._collector.reports.close()
             for task in tasks:
                 task.cancel()
+            await self._end_looks()
             listener.close()
             with contextlib.suppress(OSError):  # it names nobody who runs
                 self._state.children.unlink()
@@ -303,30 +314,54 @@ class Supervisor:
         guarded(self._sizing.cache.save_use_counts, counts)
 
     async def _keep_state(self) -> None:
-        what = f"put back what is missing of {self._state.root}"
-        keepers = [(keep, Trouble(what)) for keep in self._keepers]
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            self._put_back(keepers)
+            if await self._look(self._put_back) is False:
+                self._record_children()
 
-    def _put_back(self, keepers: Iterable[tuple[Callable[[], None], Trouble]]) -> None:
-        """Put back what somebody has removed of the state directory."""
-        for keep, trouble in keepers:
+    def _put_back(self) -> bool:
+        """Put back what somebody has removed of the state directory, on a thread. Whether the
+        record of running processes is there."""
+        for keep, trouble in self._keepers:
+            if self._ended:  # what is removed now is removed by us
+                return True
             try:
                 keep()
             except Exception as error:  # noqa: BLE001, tried again in a moment
                 trouble.failed(error)
             else:
                 trouble.worked()
-        if not os.path.exists(self._state.children):  # False, too, where nobody may look
-            self._record_children()
+        return os.path.exists(self._state.children)  # False, too, where nobody may look
 
     async def _upkeep(self) -> None:
         while True:
             await asyncio.sleep(_UPKEEP_SECONDS)
             self._record_use_counts()
             files = [path for child in self._children() for path in child.files]
-            guarded(logs.cut_to_tail, files)
+            await self._look(partial(guarded, logs.cut_to_tail, files))
+
+    async def _look(self, work: Callable[[], T]) -> T | None:
+        """What `work` returns, on a thread of its own: a disk that hangs costs this look, and those
+        that wait for it, and nothing else. None where there is no thread to be had; the next look
+        tries again."""
+        look = asyncio.ensure_future(on_thread(work, "state"))
+        self._looks.add(look)
+        look.add_done_callback(self._looks.discard)
+        try:
+            done = await asyncio.shield(look)
+        except RuntimeError as error:
+            self._look_trouble.failed(error)
+            return None
+        self._look_trouble.worked()
+        return done
+
+    async def _end_looks(self) -> None:
+        """Return when no look runs and the use counts are written, or soon: what hangs is left to
+        the end of the process."""
+        self._ended = True
+        if self._looks:
+            await asyncio.wait(self._looks, timeout=_END_SECONDS)
+        self._sizing.cache.flush(_END_SECONDS)
 
 
 async def _first(*events: asyncio.Event) -> None:

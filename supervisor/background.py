@@ -107,3 +107,45 @@ class DaemonThread:
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
             work()
+
+
+class Latest:
+    """Runs what blocks, one piece at a time, on a thread that the end of the process does not wait
+    for. Of what comes while one runs only the newest is run after it: for a file that is replaced
+    as a whole. May be used from any thread."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._changed = threading.Condition()
+        self._next: Callable[[], None] | None = None
+        self._is_running = False
+
+    def put(self, work: Callable[[], None]) -> None:
+        """Have this run, in place of what waits. Returns at once. Where no thread can be started
+        the log is told, and it waits for the next call."""
+        with self._changed:
+            self._next = work
+            if self._is_running:
+                return
+            self._is_running = True
+        try:
+            threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        except RuntimeError as error:
+            with self._changed:
+                self._is_running = False
+            log.warning("%s: nothing is written for now: %s", self._name, error)
+
+    def wait(self, seconds: float) -> bool:
+        """Return when nothing runs, or after so long. Whether nothing does."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._is_running, seconds)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                work, self._next = self._next, None
+                if work is None:
+                    self._is_running = False
+                    self._changed.notify_all()
+                    return
+            guarded(work)

@@ -27,6 +27,7 @@ import msgspec
 
 from supervisor import bootstrap, build, startup
 from supervisor.app import WORKER_MODULE, Supervisor
+from supervisor.background import Latest
 from supervisor.config.rules import ConfigError
 from supervisor.config.schema import Config
 from supervisor.crashes.no_shutdown import report_run
@@ -120,7 +121,7 @@ def _run(
     working_set = readers.working_set() if settings.memory.budget == "auto" else None
     physical = reader.machine()
     budget = build.budget(settings.memory, physical, working_set)
-    sizing = Sizing(served, SizeCache.load(state.sizes), budget)
+    sizing = Sizing(served, SizeCache.load(state.sizes, Latest("sizes")), budget)
     pool = build.pool(settings, served, sizing)
     _raise_file_limit()
     orphans.clean(state)  # before the port is asked for: a leftover gateway may hold it

@@ -162,6 +162,7 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.serve": Room(
         (
             "supervisor.app",
+            "supervisor.background",
             "supervisor.bootstrap",
             "supervisor.build",
             "supervisor.config",

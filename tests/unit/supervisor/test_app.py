@@ -7,7 +7,8 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -15,8 +16,12 @@ import pytest
 
 from supervisor import app, dispatcher
 from supervisor.crashes.writer import ReportWriter
+from supervisor.models import size_cache
 from supervisor.processes import orphans
+from supervisor.state import logs
 from supervisor.state.paths import StateDir
+from supervisor.state.trouble import Trouble
+from supervisor.wire import frames
 from tests.helpers.fakes.supervised import Supervised, supervised
 from tests.helpers.serving import DEADLINE
 
@@ -155,3 +160,104 @@ def test_old_reports_that_no_thread_can_read_stop_nothing(
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert run(story) == 0
+
+
+class Hanging:
+    """What does not return before the test is over, as on a disk that does not answer."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.answers = threading.Event()
+
+    def __call__(self, *_: object, **__: object) -> None:
+        self.calls += 1
+        assert self.answers.wait(DEADLINE)
+
+
+@pytest.fixture
+def hanging() -> Iterator[Hanging]:
+    disk = Hanging()
+    yield disk
+    disk.answers.set()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(StateDir, "restore"), (logs, "cut_to_tail"), (size_cache, "write_atomically")],
+)
+def test_a_disk_that_hangs_costs_one_look_and_neither_requests_nor_the_end(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    hanging: Hanging,
+    owner: object,
+    name: str,
+) -> None:
+    for seconds in ("LOOK_SECONDS", "_UPKEEP_SECONDS", "_END_SECONDS"):
+        monkeypatch.setattr(app, seconds, 0.0)
+    monkeypatch.setattr(owner, name, hanging)
+
+    async def story(running: Supervised) -> None:
+        client = await running.request("r", "m")
+        running.fleet.ready(*await running.fleet.next_spawn())
+        assert isinstance(await client.receive(), frames.Granted)
+        while not hanging.calls:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await running.answered()
+        await running.leave(client)
+        running.fleet.finish()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(story) == 0
+    assert hanging.calls == 1
+
+
+def test_no_thread_for_a_look_costs_a_line_and_that_look(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = 0
+
+    async def refused(*_: object) -> NoReturn:
+        nonlocal tries
+        tries += 1
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(app, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(app, "on_thread", refused)
+
+    async def story(running: Supervised) -> None:
+        while tries < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await running.answered()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(story) == 0
+    assert caplog.text.count("can't start new thread") == 1
+
+
+def test_what_the_end_removes_is_not_put_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, asked, answers = list[int](), threading.Event(), threading.Event()
+
+    def restore(_: StateDir) -> None:
+        asked.set()
+        assert answers.wait(DEADLINE)
+
+    monkeypatch.setattr(app, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(StateDir, "restore", restore)
+    end = app.Supervisor._end_looks
+
+    async def released(supervisor: app.Supervisor) -> None:
+        supervisor._keepers.append((lambda: kept.append(1), Trouble("x")))
+        asyncio.get_running_loop().call_soon(answers.set)
+        await end(supervisor)
+        assert not supervisor._looks
+
+    monkeypatch.setattr(app.Supervisor, "_end_looks", released)
+
+    async def story(running: Supervised) -> None:
+        while not asked.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(story) == 0
+    assert kept == []

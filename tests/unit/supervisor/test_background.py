@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from supervisor import background
-from supervisor.background import DaemonThread, guarded
+from supervisor.background import DaemonThread, Latest, guarded
 from tests.helpers.children import ROOT
 from tests.helpers.serving import DEADLINE
 
@@ -85,3 +85,43 @@ def test_what_is_guarded_costs_a_line(caplog: pytest.LogCaptureFixture) -> None:
     assert guarded(int, "7") == 7
     assert guarded(int, "seven") is None
     assert "int has failed" in caplog.text
+
+
+def test_of_what_comes_while_a_write_hangs_only_the_newest_is_written() -> None:
+    latest, written = Latest("x"), list[int]()
+    begun, answers = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        begun.set()
+        assert answers.wait(DEADLINE)
+
+    latest.put(hang)
+    assert begun.wait(DEADLINE)
+    for n in range(5):
+        latest.put(partial(written.append, n))
+    assert not latest.wait(0)
+    answers.set()
+    assert latest.wait(DEADLINE)
+    assert written == [4]
+    latest.put(lambda: [][0])  # a bug in one ends no other
+    assert latest.wait(DEADLINE)
+    latest.put(partial(written.append, 5))
+    assert latest.wait(DEADLINE)
+    assert written == [4, 5]
+
+
+def test_a_write_for_which_there_is_no_thread_comes_with_the_next(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    latest, written = Latest("x"), list[int]()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refused)
+        latest.put(partial(written.append, 1))
+        assert latest.wait(0)
+    assert "can't start new thread" in caplog.text
+    latest.put(partial(written.append, 2))
+    assert latest.wait(DEADLINE)
+    assert written == [2]

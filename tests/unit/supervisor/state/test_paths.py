@@ -343,3 +343,20 @@ def test_sockets_have_a_name_that_messages_can_carry(tmp_path: Path) -> None:
     assert state.root == root
     str(state.control).encode()
     state.run.rmdir()
+
+
+def test_a_lock_that_is_given_up_in_the_middle_of_a_look_is_not_taken_again(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = InstanceLock(state)
+    lock.acquire()
+
+    def released_meanwhile(*_: object) -> bool:
+        lock.release()
+        return False
+
+    monkeypatch.setattr(lock, "_is_in_place", released_meanwhile)
+    lock.keep()
+    other = InstanceLock(state)
+    other.acquire()
+    other.release()

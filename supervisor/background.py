@@ -13,6 +13,9 @@ from typing import ParamSpec, TypeVar
 
 log = logging.getLogger("bulkhead.supervisor")
 
+WAITING_MAX = 128
+"""Pieces of work that may wait for a thread."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -80,28 +83,42 @@ def _job(work: Callable[[], T]) -> tuple[Callable[[], None], asyncio.Future[T]]:
     return do, done
 
 
+class Refused(Exception):
+    """A thread takes no work; the message says why."""
+
+
 class DaemonThread:
     """Runs what blocks, in order, on a thread of its own, which the end of the process does not
-    wait for: a disk that does not answer must not keep it."""
+    wait for: a disk that does not answer must not keep it. To be used on one event loop."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._is_closed = False
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """What `work` returns or raises. Raises RuntimeError when no thread can be started. Nothing
-        that was begun can be cancelled."""
+    async def run(self, work: Callable[[], T], *, limit: int = WAITING_MAX) -> T:
+        """What `work` returns or raises. Raises Refused when so much waits already, when it is
+        closed, and when no thread can be started. Nothing that was begun can be cancelled, and what
+        was cancelled before counts as waiting until its turn."""
+        if self._is_closed:
+            raise Refused("it is closed")
+        if self._work.qsize() >= limit:
+            raise Refused("too much waits already")
         do, done = _job(work)
         if self._thread is None:
             thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise Refused(str(error)) from None
             self._thread = thread
         self._work.put(do)
         return await done
 
     def close(self) -> None:
-        """End once what was asked for is done. Returns at once."""
+        """End once what was asked for is done. Returns at once; nothing more is taken."""
+        self._is_closed = True
         self._work.put(None)
 
     def _run(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from supervisor import background
-from supervisor.background import DaemonThread, Latest, guarded
+from supervisor.background import DaemonThread, Latest, Refused, guarded
 from tests.helpers.children import ROOT
 from tests.helpers.serving import DEADLINE
 
@@ -52,6 +52,58 @@ def test_a_daemon_thread_works_in_order_and_tells_what_comes_of_it() -> None:
         assert await thread.run(lambda: 7) == 7
         with pytest.raises(ZeroDivisionError):
             await thread.run(lambda: 1 / 0)
+        thread.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_daemon_thread_lets_so_much_wait_and_no_more() -> None:
+    async def scenario() -> None:
+        thread, answers, begun = DaemonThread("x"), threading.Event(), asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def hang() -> None:
+            loop.call_soon_threadsafe(begun.set)
+            assert answers.wait(DEADLINE)
+
+        hanging = asyncio.create_task(thread.run(hang))
+        await begun.wait()
+        works = [asyncio.create_task(thread.run(int)) for _ in range(background.WAITING_MAX)]
+        await asyncio.sleep(0)
+        with pytest.raises(Refused, match="too much waits"):
+            await thread.run(int)
+        answers.set()
+        await asyncio.gather(hanging, *works)
+        assert await thread.run(int) == 0
+        thread.close()
+
+    asyncio.run(scenario())
+
+
+def test_a_daemon_thread_that_is_closed_does_what_it_has_and_takes_no_more() -> None:
+    async def scenario() -> None:
+        thread = DaemonThread("x")
+        last = asyncio.create_task(thread.run(lambda: 7))
+        await asyncio.sleep(0)
+        thread.close()
+        with pytest.raises(Refused, match="closed"):
+            await asyncio.wait_for(thread.run(int), DEADLINE)
+        assert await last == 7
+
+    asyncio.run(scenario())
+
+
+def test_work_for_which_there_is_no_thread_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    async def scenario() -> None:
+        thread = DaemonThread("x")
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", refused)
+            with pytest.raises(Refused, match="can't start new thread"):
+                await thread.run(int)
+        assert await thread.run(int) == 0
         thread.close()
 
     asyncio.run(scenario())

@@ -23,7 +23,7 @@ from supervisor import background, build
 from supervisor.api import health
 from supervisor.api.control import Control
 from supervisor.api.events import EventFeed
-from supervisor.background import guarded, on_thread
+from supervisor.background import Refused, guarded, on_thread
 from supervisor.config.schema import Config
 from supervisor.crashes.collector import CrashCollector, secret_values
 from supervisor.crashes.os_evidence import SystemEvidence
@@ -169,9 +169,7 @@ class Supervisor:
         asyncio.get_running_loop().set_exception_handler(self._loop_failed)
         listener = Listener(str(self._state.control), frames.ToSupervisor, self._control.serve)
         await listener.open()
-        # Nothing is decided by them. RuntimeError: no thread can be started.
-        with contextlib.suppress(TimeoutError, RuntimeError):
-            await asyncio.wait_for(self._collector.reports.load_last(), _LOAD_REPORTS_SECONDS)
+        await self._load_reports()
         tasks = [
             background.start(work)
             for work in (
@@ -210,6 +208,21 @@ class Supervisor:
             os.close(self._lifeline)
             log.info("stopped")
         return 1 if gave_up or self._dispatcher.failed.is_set() else 0
+
+    async def _load_reports(self) -> None:
+        """Which crash was each model's last. Nothing is decided by it: whatever fails costs a line
+        in the log."""
+        seconds = _LOAD_REPORTS_SECONDS
+        try:
+            await asyncio.wait_for(self._collector.reports.load_last(), seconds)
+        except TimeoutError:
+            log.warning(
+                "old crash reports are not shown: no answer from the disk for %g s", seconds
+            )
+        except Refused as error:
+            log.warning("old crash reports are not shown: %s", error)
+        except Exception:
+            log.exception("old crash reports are not shown")
 
     def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An exception that nobody has caught, in a callback or a task, is a bug. What comes

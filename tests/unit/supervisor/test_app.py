@@ -15,6 +15,7 @@ from typing import NoReturn
 import pytest
 
 from supervisor import app, dispatcher
+from supervisor.background import Refused
 from supervisor.crashes.writer import ReportWriter
 from supervisor.models import size_cache
 from supervisor.processes import orphans
@@ -147,19 +148,29 @@ def test_a_stdout_that_is_closed_stops_nothing(run: Run, monkeypatch: pytest.Mon
     assert sys.stdout is None  # or the end of Python would fail in it
 
 
-def test_old_reports_that_no_thread_can_read_stop_nothing(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error", [Refused("can't start new thread"), RuntimeError("x"), TypeError("x"), None]
+)
+def test_old_reports_that_cannot_be_read_cost_a_line(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception | None,
 ) -> None:
-    async def refused(_: ReportWriter) -> NoReturn:
-        raise RuntimeError("can't start new thread")
+    async def fail(_: ReportWriter) -> None:
+        if error is not None:
+            raise error
+        await asyncio.Event().wait()
 
-    monkeypatch.setattr(ReportWriter, "load_last", refused)
+    monkeypatch.setattr(app, "_LOAD_REPORTS_SECONDS", 0.0)
+    monkeypatch.setattr(ReportWriter, "load_last", fail)
 
     async def story(running: Supervised) -> None:
         await running.answered()
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert run(story) == 0
+    assert caplog.text.count("old crash reports are not shown") == 1
 
 
 class Hanging:

@@ -39,7 +39,7 @@ from supervisor.processes.launcher import Child, Code, InstalledCode, Launcher
 from supervisor.processes.spare import is_calm
 from supervisor.processes.watchdog import CHECK_SECONDS
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.model import ReleaseRule
+from supervisor.scheduler.model import ReleaseRule, Worker
 from supervisor.scheduler.pool import Pool
 from supervisor.state import logs
 from supervisor.state.paths import StateDir
@@ -58,6 +58,8 @@ _LOAD_REPORTS_SECONDS = 5.0
 """How long a disk may keep us from serving because of old crash reports."""
 _END_SECONDS = 2.0
 """How long it may keep us from ending."""
+_STILL_SECONDS = 2.0
+"""After the second signal, for a worker of no size in which nothing moves."""
 
 T = TypeVar("T")
 
@@ -93,7 +95,7 @@ class Supervisor:
         self._looks: set[asyncio.Task[Any]] = set()
         """What looks after the state directory at the moment, on threads: see `_look`."""
         self._look_trouble = Trouble(f"look after {state.root}")
-        self._ended = False
+        self._is_cut = self._ended = False
         self._stopping = Stopping(pool.state.limits.drain, self._asked_to_stop)
         self._catalog = catalog
         self._state = state
@@ -265,6 +267,7 @@ class Supervisor:
             return  # it ends already, in another way
         if self._pool.state.shutting_down:
             log.info("asked to stop again: what still runs is cut")
+            self._is_cut = True
             self._gateway.cut()
         else:
             running = sum(len(each.granted) for each in self._pool.models.values())
@@ -318,9 +321,19 @@ class Supervisor:
                 if model.state in (State.READY, State.DRAINING):
                     awaited = bool(model.granted)
                     guarded(self._fleet.check, name, model.generation, now, awaited=awaited)
+                elif model.state is State.STOPPING and self._is_cut:
+                    patience = self._patience(model.current)
+                    guarded(self._fleet.kill_if_still, name, model.generation, now, patience)
             calm = is_calm(self._pool.models.values(), self._pool.state.level)
             guarded(self._fleet.spare.maintain, now, calm=calm)
             await asyncio.sleep(CHECK_SECONDS)
+
+    def _patience(self, worker: Worker) -> float:
+        """Seconds that a worker may stand still that is to end at once. A large one may be giving
+        back its memory, which nothing in it can say meanwhile."""
+        ledger, limits = self._pool.state.ledger, self._pool.state.limits
+        size = max(worker.memory_bytes, ledger.of(worker.key))
+        return _STILL_SECONDS + limits.stop_per_gigabyte * size / 1e9
 
     def _record_use_counts(self) -> None:
         counts = {name: model.use_count for name, model in self._pool.models.items()}

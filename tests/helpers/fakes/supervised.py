@@ -69,6 +69,8 @@ class PlayedFleet:
 
     def check(self, *_: Any, **__: Any) -> None: ...
 
+    def kill_if_still(self, *_: Any) -> None: ...
+
     def activity(self, *_: Any) -> Activity:
         return Activity()
 

@@ -272,3 +272,39 @@ def test_what_the_end_removes_is_not_put_back(run: Run, monkeypatch: pytest.Monk
 
     assert run(story) == 0
     assert kept == []
+
+
+def test_after_the_second_signal_a_worker_may_stand_still_for_as_long_as_its_size_takes(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "CHECK_SECONDS", 0.0)
+
+    async def story(running: Supervised) -> None:
+        checks, asked = 0, list[tuple[str, int, float]]()
+
+        def check(_: float) -> None:
+            nonlocal checks
+            checks += 1
+
+        def kill_if_still(model: str, generation: int, now: float, seconds: float) -> None:
+            asked.append((model, generation, seconds))
+
+        monkeypatch.setattr(running.gateway, "check", check)
+        monkeypatch.setattr(running.fleet, "kill_if_still", kill_if_still)
+        client = await running.request("r", "m")
+        model, generation = await running.fleet.next_spawn()
+        running.fleet.listener.worker_ready(model, generation, frames.Ready(40 * 10**9, 4096))
+        assert isinstance(await client.receive(), frames.Granted)
+        await running.leave(client)
+        for _ in range(2):
+            assert asked == []
+            before = checks
+            os.kill(os.getpid(), signal.SIGTERM)
+            while checks < before + 3:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        (asked_for,) = set(asked)
+        assert asked_for[:2] == (model, generation)
+        assert 22.0 <= asked_for[2] < 23.0  # 40 GB, and what the pool keeps free beside them
+        running.fleet.listener.worker_exited(model, generation, "SIGKILL")
+
+    assert run(story) == 0

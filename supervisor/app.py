@@ -23,7 +23,7 @@ from supervisor import background, build
 from supervisor.api import health
 from supervisor.api.control import Control
 from supervisor.api.events import EventFeed
-from supervisor.background import Refused, guarded, on_thread
+from supervisor.background import Latest, Refused, guarded, on_thread
 from supervisor.config.schema import Config
 from supervisor.crashes.collector import CrashCollector, secret_values
 from supervisor.crashes.os_evidence import SystemEvidence
@@ -102,7 +102,8 @@ class Supervisor:
         self._version = version
         self._sizing = sizing
         self._pool = pool
-        quarantine = Quarantine.load(state.quarantine)
+        self._quarantine_writer = Latest("quarantine")
+        quarantine = Quarantine.load(state.quarantine, self._quarantine_writer)
         pool.restore_quarantine(quarantine.quarantined())
         self._feed = EventFeed()
         self._collector = CrashCollector(
@@ -382,12 +383,13 @@ class Supervisor:
         return done
 
     async def _end_looks(self) -> None:
-        """Return when no look runs and the use counts are written, or soon: what hangs is left to
+        """Return when no look runs and what was learned is written, or soon: what hangs is left to
         the end of the process."""
         self._ended = True
         if self._looks:
             await asyncio.wait(self._looks, timeout=_END_SECONDS)
         self._sizing.cache.flush(_END_SECONDS)
+        self._quarantine_writer.wait(_END_SECONDS)
 
 
 async def _first(*events: asyncio.Event) -> None:

@@ -48,7 +48,9 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.bootstrap": Room(),
     "supervisor.config": Room((), ("msgspec",)),
     "supervisor.wire": Room((), ("msgspec",)),
-    "supervisor.state": Room(("supervisor.log_handlers", "supervisor.wire"), ("msgspec",)),
+    "supervisor.state": Room(
+        ("supervisor.background", "supervisor.log_handlers", "supervisor.wire"), ("msgspec",)
+    ),
     # The supervisor.
     "supervisor.scheduler": Room(
         ("supervisor.errors", "supervisor.units"), without=(*_NO_WORLD, "random")

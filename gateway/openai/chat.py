@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from gateway.openai.local_servers import CHAT_FATES
 from gateway.openai.messages import MESSAGES_MAX, Message, explain_part_error, for_templates
@@ -79,7 +80,8 @@ class ChatRequest(GenerationParameters, frozen=True, kw_only=True):
             seed,
             max_tokens=limit,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-            calling=calling,
+            # An answer that is not streamed can wait until it is known what is a call.
+            calling=calling and replace(calling, growing=self.stream),
             structure=answer_structure(self.response_format),
         )
 

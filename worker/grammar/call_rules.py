@@ -16,7 +16,7 @@ from worker.output.tools.harmony import harmony_rules
 
 MAX_CALLS = 16
 """Tool calls in one forced answer: a model that can't stop calling would never end."""
-_LETTER = r'[^"\\\x00-\x1f]|\\["\\\/bfnrt]'
+_LETTER = r'[^"\\\x00-\x08\x0b\x0c\x0e-\x1f]|\\[^u\x00-\x1f]'
 _ESCAPE = (
     r"\\u([0-9abcefABCEF][0-9a-fA-F]|[dD][0-7])[0-9a-fA-F]{2}"
     r"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"

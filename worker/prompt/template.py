@@ -183,7 +183,7 @@ class _Template:
             words = " ".join(str(error.message or "").split())[:_REASON]
             return _does_not_compile(f"line {error.lineno}: {words}")
         if isinstance(error, TemplateError):
-            detail = self._own_words(error)
+            detail = self._own_words(error) or type(error).__name__
         else:
             detail = type(error).__name__
         if type(error) is not TemplateError and not self._renders_anything():

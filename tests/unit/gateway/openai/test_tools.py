@@ -114,10 +114,17 @@ def allowed(mode: str, *names: str) -> dict[str, Any]:
 def test_a_choice_is_what_the_model_may_do(
     members: dict[str, Any], shown: str, calling: Calling | None
 ) -> None:
-    request = chat(**{"tools": TOOLS, **members})
+    request = chat(**{"tools": TOOLS, "stream": True, **members})
     assert isinstance(request.prompt, Chat)
     assert request.prompt.tools == [SHOWN[name] for name in shown]
     assert request.calling == calling
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_calls_are_wanted_as_they_grow_in_a_stream_alone(stream: bool) -> None:
+    calling = chat(tools=TOOLS, stream=stream).calling
+    assert calling is not None
+    assert calling.growing is stream
 
 
 def test_as_many_tools_as_allowed() -> None:

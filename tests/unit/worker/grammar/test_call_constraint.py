@@ -107,6 +107,7 @@ def begin(
     *,
     structure: object = None,
     prompt: str = "",
+    growing: bool = False,
 ) -> tuple[Any, Any]:
     """The constraint and the transcript of an answer."""
     tools = [{"type": "function", "function": function} for function in functions]
@@ -114,13 +115,18 @@ def begin(
     calling = Calling("auto", tuple(function["name"] for function in functions))
     request = Generate("r", Chat([], tools), 0.0, calling=calling, structure=schema)
     tokens = written(model, prompt) if prompt else []
-    return grammars(model).compile(request, tokens), transcripts(model).make(request, tokens)
+    transcript = transcripts(model).make(request, tokens, calls_held=lambda: growing)
+    return grammars(model).compile(request, tokens), transcript
 
 
 def calls(
-    model: Model, text: str, functions: Sequence[dict[str, Any]] = (F, G)
+    model: Model,
+    text: str,
+    functions: Sequence[dict[str, Any]] = (F, G),
+    *,
+    growing: bool = False,
 ) -> list[tuple[str, str]]:
-    _, transcript = begin(model, functions)
+    _, transcript = begin(model, functions, growing=growing)
     found: dict[int, tuple[str, str]] = {}
     deltas = [transcript.push(token) for token in written(model, text)]
     for call in (call for delta in [*deltas, transcript.finish()] for call in delta.calls):
@@ -423,7 +429,6 @@ def test_what_a_call_may_be_written_like() -> None:
         assert not grammar.binds
         assert calls(HERMES, text, [G]) == [("g", arguments)]
     for wrong in (
-        '{"pattern": "\\d',
         '{"a": 1,}',
         '{"a": NaN',
         '{"a": "\\ud800"',
@@ -439,6 +444,26 @@ def test_what_a_call_may_be_written_like() -> None:
             refused = refused or token not in allowed(grammar)
             grammar.push(token)
         assert refused
+
+
+@pytest.mark.parametrize(
+    ("written_as", "meant"),
+    [
+        (r"\d+", r"\d+"),
+        (r"C:\Users\me", r"C:\Users\me"),
+        (r"\\d \n \" \é", '\\d \n " \\é'),
+        ("if x:\n\ty\r\n", "if x:\n\ty\r\n"),
+    ],
+)
+@pytest.mark.parametrize("growing", [True, False])
+def test_what_a_string_in_a_call_may_have_is_made_json(
+    written_as: str, meant: str, growing: bool
+) -> None:
+    text = f'<tool_call>{{"name": "g", "arguments": {{"a": "{written_as}"}}}}</tool_call>'
+    grammar, _ = begin(HERMES, [G])
+    follow(grammar, written(HERMES, text))
+    ((_, arguments),) = calls(HERMES, text, [G], growing=growing)
+    assert json.loads(arguments) == {"a": meant}
 
 
 def test_white_space_in_a_call_has_an_end() -> None:

@@ -289,4 +289,4 @@ def test_a_completions_parameter_that_asks_for_nothing_may_come_with_a_chat() ->
     assert chat(best_of=1, echo=False) == chat()
     assert refusal(chat, {"best_of": 2}).param == "best_of"
     usage = {"include_usage": True}
-    assert chat(stream_options={**usage, "continuous_usage_stats": True}).include_usage
+    assert chat(stream_options={**usage, "continuous_usage_stats": True}) == chat()

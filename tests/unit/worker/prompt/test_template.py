@@ -430,7 +430,7 @@ def test_a_shape_of_which_a_template_leaves_something_out_is_not_the_one(
     """Mistral's tells a system message only before the user's words: an agent that has forgotten
     how its conversation began sends none of those at first."""
     call = {"id": "call_1234567890", "type": "function", "function": {"name": "f", "arguments": ""}}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": SECRET},
         {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "content": "done", "tool_call_id": call["id"]},

@@ -56,7 +56,7 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
 _PATH_MAX = 200
 _OPEN_PATHS = frozenset({"/health"})
 """Answered without a key, if tersely: load balancers have none."""
-_POLLED = frozenset({"/health", "/", "/metrics"})
+_POLLED = frozenset({"/health", "/"})
 """Asked every few seconds by whoever watches the server."""
 
 

@@ -87,21 +87,27 @@ def open_state(root: Path) -> StateDir:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         root = root.resolve()
         (root / "logs").mkdir(mode=0o700, exist_ok=True)
-        run = root / "run"
-        if len(os.fsencode(run)) + _LONGEST_SOCKET > SUN_PATH or not _is_utf8(run):
-            digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
-            run = Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())
-            run /= f"bulkhead-{os.getuid()}-{digest}"
-        make_private(run)
-    except (PermissionError, NotADirectoryError) as error:
-        if error.filename != str(run):
-            raise StateError(f"cannot use the state directory {root}: {error.strerror}") from None
-        raise StateError(
-            f"{run} belongs to somebody else; remove it or choose another --state-dir"
-        ) from None
+        run = _place_for_sockets(root)
+        try:
+            make_private(run)
+        except (PermissionError, NotADirectoryError):
+            if not os.path.lexists(run):
+                raise
+            raise StateError(
+                f"{run} belongs to somebody else; remove it or choose another --state-dir"
+            ) from None
     except OSError as error:
         raise StateError(f"cannot use the state directory {root}: {error.strerror}") from error
     return StateDir(root, run)
+
+
+def _place_for_sockets(root: Path) -> Path:
+    run = root / "run"
+    if len(os.fsencode(run)) + _LONGEST_SOCKET <= SUN_PATH and _is_utf8(run):
+        return run
+    digest = hashlib.sha256(os.fsencode(root)).hexdigest()[:12]
+    temporary = Path("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())
+    return temporary / f"bulkhead-{os.getuid()}-{digest}"
 
 
 def _is_utf8(path: Path) -> bool:

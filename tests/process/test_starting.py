@@ -56,10 +56,6 @@ def make_file(path: Path) -> None:
     [
         (make_file, "File exists. Move that file or folder away"),
         (lambda s: (s / "lock").mkdir(parents=True), "lock: Is a directory. Move that"),
-        (
-            lambda s: (s / "logs/supervisor.log").mkdir(parents=True),
-            "supervisor.log: Is a directory",
-        ),
         (lambda s: (s / "address.json").mkdir(parents=True), "address.json.tmp: Is a directory"),
     ],
 )

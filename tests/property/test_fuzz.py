@@ -125,9 +125,12 @@ def tool(status: int, param: str | None, parameters: Any, choice: Any = "require
     return chat(status, param, tools=tools, tool_choice=choice, model="picky")
 
 
-def schema(status: int, wanted: Any, param: str = "response_format") -> Case:
+def schema(
+    status: int, wanted: Any, param: str = "response_format", *, strict: bool = False
+) -> Case:
     """A chat that must answer under this schema."""
-    response_format = {"type": "json_schema", "json_schema": {"name": "s", "schema": wanted}}
+    told = {"name": "s", "schema": wanted, "strict": strict}
+    response_format = {"type": "json_schema", "json_schema": told}
     return chat(status, param if status == 400 else None, response_format=response_format)
 
 
@@ -273,17 +276,28 @@ KILLERS: dict[str, Case] = {
             "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
         },
     ),
-    "$ref elsewhere": schema(400, {"$ref": "http://127.0.0.1:1/schema.json"}),
-    "$ref to a file": schema(400, {"$ref": "file:///etc/passwd"}),
+    "$ref elsewhere": schema(200, {"$ref": "http://127.0.0.1:1/schema.json"}),
+    "$ref elsewhere, strictly": schema(
+        400, {"$ref": "http://127.0.0.1:1/schema.json"}, strict=True
+    ),
+    "$ref to a file": schema(200, {"$ref": "file:///etc/passwd"}),
+    "$ref to a file, strictly": schema(400, {"$ref": "file:///etc/passwd"}, strict=True),
     "$ref of a number": schema(400, {"$ref": 3}),
     "schema of an unknown type": schema(400, {"type": "objekt"}),
     "schema of nothing allowed": schema(400, {"enum": []}),
     "schema too deep": schema(400, nested(150, {"type": "string"}), SCHEMA),
     "schema deep": schema(200, nested(20, {"type": "string"})),
     "schema beyond 64 bits": schema(400, {"const": 2**70}, SCHEMA),
-    "regex broken": schema(400, {"type": "string", "pattern": "("}),
-    "regex that looks behind": schema(400, {"type": "string", "pattern": "(?<=a)b"}),
-    "regex that refers back": schema(400, {"type": "string", "pattern": r"(a)\1"}),
+    "regex broken": schema(200, {"type": "string", "pattern": "("}),
+    "regex broken, strictly": schema(400, {"type": "string", "pattern": "("}, strict=True),
+    "regex that looks behind": schema(200, {"type": "string", "pattern": "(?<=a)b"}),
+    "regex that looks behind, strictly": schema(
+        400, {"type": "string", "pattern": "(?<=a)b"}, strict=True
+    ),
+    "regex that refers back": schema(200, {"type": "string", "pattern": r"(a)\1"}),
+    "regex that refers back, strictly": schema(
+        400, {"type": "string", "pattern": r"(a)\1"}, strict=True
+    ),
     "regex that backtracks": schema(200, {"type": "string", "pattern": "^(a+)+$"}),
     "regex of many repetitions": schema(
         200, {"type": "string", "pattern": "((a{1,1000}){1,1000}){1,1000}"}

@@ -91,7 +91,9 @@ def host_name(authority: str) -> str:
     """The name in `name:port`, lower case, without an IPv6 address's brackets."""
     if authority.startswith("["):
         return authority[1:].partition("]")[0].lower()
-    return authority.rpartition(":")[0].lower() if ":" in authority else authority.lower()
+    if authority.count(":") == 1:
+        return authority.partition(":")[0].lower()
+    return authority.lower()  # with more of them an IPv6 address whose brackets were left out
 
 
 def _plain(host: str) -> str:

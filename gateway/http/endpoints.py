@@ -9,6 +9,7 @@ from __future__ import annotations
 OPENAI = (
     *("/assistants", "/audio", "/batches", "/chat/completions", "/chatkit", "/completions"),
     *("/containers", "/conversations", "/edits", "/embeddings", "/engines", "/evals", "/files"),
+    *("/dashboard", "/deployments", "/traces", "/usage"),
     *("/fine_tuning", "/fine-tunes", "/images", "/moderations", "/organization", "/projects"),
     *(
         "/openai",
@@ -21,7 +22,7 @@ OPENAI = (
         "/videos",
     ),
 )
-ANTHROPIC = ("/complete", "/messages")
+ANTHROPIC = ("/complete", "/messages", "/organizations")
 LOCAL = (
     # Ollama, LM Studio, KoboldCpp
     "/api",
@@ -31,6 +32,11 @@ LOCAL = (
     # vLLM, SGLang, text-generation-inference, text-generation-webui
     *("/classify", "/generate", "/generate_stream", "/info", "/internal", "/invocations", "/load"),
     *("/ping", "/pooling", "/score", "/server_info", "/version"),
+    *("/chat_tokenize", "/flush_cache", "/get_model_info", "/get_server_info", "/health_generate"),
+    *("/is_sleeping", "/load_lora_adapter", "/model_info", "/reset_prefix_cache", "/sleep"),
+    *("/tokenizer_info", "/unload_lora_adapter", "/v2/embed", "/wake_up"),
+    # TabbyAPI, LiteLLM's proxy
+    *("/lora", "/model", "/token"),
     # Everybody's
     "/metrics",
 )

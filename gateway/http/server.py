@@ -79,14 +79,19 @@ class _Server(web.Server):
         return _Connection(self, self._timing)
 
     def make_room(self, newest: _Connection) -> None:
-        """If there are too many connections, end the one that has stalled for longest. Those whose
+        """If there are too many connections, end the one that has stalled for longest, if that is a
+        while: clients that come at once have not sent yet what they want. Beyond twice as many
+        it is ended in any case, before no descriptor is left for whoever comes next. Those whose
         requests have arrived stay, however many they are."""
         others = [each for each in self.connections if isinstance(each, _Connection)]
         if len(others) <= self._at_most:
             return
         stalled = [each for each in others if each.has_stalled and each is not newest]
         longest = min(stalled, key=lambda each: each.since, default=None)
-        if longest is not None and newest.since - longest.since >= self._timing.stalling:
+        if longest is None:
+            return
+        grace = self._timing.stalling if len(others) <= 2 * self._at_most else 0.0
+        if newest.since - longest.since >= grace:
             longest.abort()
 
     async def _answer(self, request: web.BaseRequest) -> web.StreamResponse:

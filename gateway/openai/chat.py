@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
+from msgspec.structs import replace
 
 from gateway.openai.local_servers import CHAT_FATES
 from gateway.openai.messages import MESSAGES_MAX, Message, explain_part_error, for_templates
@@ -79,9 +80,14 @@ class ChatRequest(GenerationParameters, frozen=True, kw_only=True):
             seed,
             max_tokens=limit,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-            calling=calling,
+            calling=calling and replace(calling, growing=self._calls_grow()),
             structure=answer_structure(self.response_format),
         )
+
+    def _calls_grow(self) -> bool:
+        """Whether a call is told while it is written. An answer that is not streamed can wait until
+        it is known what is a call, and so must one whose arguments may have to be mended."""
+        return self.stream and all(tool.function.strict for tool in self.tools or ())
 
     def _template_options(self) -> dict[str, Any]:
         plain = TemplateOptions(reasoning_effort=self.reasoning_effort)

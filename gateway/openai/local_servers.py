@@ -13,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from gateway.openai.fates import TEMPLATE, Fate, Ignored, Mapped, Members, Nested, Neutral, Refused
 from gateway.openai.parameters import REPETITION_MAX
 
@@ -126,6 +128,16 @@ def _schema(value: Any) -> Members:
     return {"response_format": {"type": "json_schema", "json_schema": {"schema": value}}}
 
 
+def _guided_json(value: Any) -> Members:
+    """vLLM's: a schema, or its text."""
+    if isinstance(value, str):
+        try:
+            value = msgspec.json.decode(value)
+        except (msgspec.DecodeError, RecursionError):
+            raise ValueError("expected a JSON Schema") from None
+    return _schema(value)
+
+
 def _chat_probabilities(value: Any) -> Members:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError("expected an integer from 0 to 20")
@@ -159,6 +171,8 @@ CHANGES_NOTHING = (
     *("smoothing_curve", "adaptive_decay", "dry_base", "dry_allowed_length"),
     *("dry_penalty_last_n", "dry_sequence_breakers", "length_penalty", "early_stopping"),
     *("spaces_between_special_tokens", "guided_decoding_backend", "mm_processor_kwargs"),
+    *("genkey", "quiet", "extra_key", "data_parallel_rank", "media_io_kwargs", "static_cache"),
+    *("prompt_lookup_num_tokens", "return_cached_tokens_details", "sse_ping_interval"),
     # What is cut at a limit elsewhere is refused here, and else the same.
     *("truncate",),
 )
@@ -225,12 +239,15 @@ NOT_SUPPORTED: dict[str, Neutral | Refused] = {
     "banned_strings": Neutral(([], ""), "use `logit_bias`"),
     "banned_tokens": Neutral(([], ""), "use `logit_bias`"),
     "custom_token_bans": Neutral(([], ""), "use `logit_bias`"),
+    "logits_processors": Neutral(([],), "use `logit_bias`"),
+    "vllm_xargs": Neutral(({},), _NO_SAMPLER),
+    "regex": Neutral(("",), _OFFERED),
+    "ebnf": Neutral(("",), _OFFERED),
     "grammar": Neutral(("",), _OFFERED),
     "grammar_string": Neutral(("",), _OFFERED),
     "grammar_lazy": Neutral((False,), _OFFERED),
     "grammar_triggers": Neutral(([],), _OFFERED),
     "preserved_tokens": Neutral(([],), "special tokens are not told"),
-    "guided_json": Refused(_OFFERED),
     "guided_regex": Refused("use `response_format` with a `pattern`"),
     "guided_choice": Refused("use `response_format` with an `enum`"),
     "guided_grammar": Refused(_OFFERED),
@@ -256,7 +273,10 @@ NOT_SUPPORTED: dict[str, Neutral | Refused] = {
     "template": Neutral(("",), "the model's own is used"),
     "context": Neutral(([], ""), "send the messages"),
     "raw": Neutral((False,), "use /v1/completions"),
+    "system_prompt": Neutral(("",), "send a message with the role `system`"),
+    "memory": Neutral(("",), "send the messages"),
     "images": Neutral(([],), "language models take text only"),
+    "image_data": Neutral(([],), "language models take text only"),
     "mode": Neutral(("instruct",), "send the messages"),
     "lora": Neutral(([],), "adapters are configured"),
     "lora_request": Neutral((), "adapters are configured"),
@@ -277,6 +297,12 @@ NOT_SUPPORTED: dict[str, Neutral | Refused] = {
     "thinking_forced_open": Neutral((False,), "the chat template says where thoughts begin"),
     "thinking_budget_tokens": Neutral((-1,), "use `chat_template_kwargs.thinking_budget`"),
     "reasoning_budget": Neutral((-1,), "use `chat_template_kwargs.thinking_budget`"),
+    "render_special": Neutral((False,), "special tokens are not told"),
+    "detokenize": Neutral((True,), "tokens are told as text"),
+    "trim_stop": Neutral((True,), "a stop string is not part of the answer"),
+    "no_stop_trim": Neutral((False,), "a stop string is not part of the answer"),
+    "return_hidden_states": Neutral((False,), "the answer is text"),
+    "response_fields": Neutral(([],), "an answer is told whole"),
     "parse_tool_calls": Neutral((True,), "use `tool_choice`"),
 }
 
@@ -322,6 +348,7 @@ OF_TEMPLATES: dict[str, Mapped] = {
 OF_ANSWERS: dict[str, Mapped] = {
     "format": Mapped("`response_format`", _format),
     "json_schema": Mapped("`response_format`", _schema),
+    "guided_json": Mapped("`response_format`", _guided_json),
     "n_probs": Mapped("`logprobs` and `top_logprobs`", _chat_probabilities),
 }
 """Of chats. A completion takes no schema, and counts its log probabilities otherwise."""
@@ -336,6 +363,7 @@ CHAT_FATES: Mapping[str, Fate] = {
     **OF_ANSWERS,
     "add_special_tokens": Neutral((False,), "chat templates write their own"),
     "echo": Neutral((False,), "use /v1/completions"),
+    "best_of": Neutral((1,), "use `n`"),
 }
 
 TEXT_FATES: Mapping[str, Fate] = {
@@ -346,6 +374,7 @@ TEXT_FATES: Mapping[str, Fate] = {
     "add_special_tokens": Neutral((True,), "the tokenizer adds what its model was made with"),
     "format": Neutral(("",), "only chats take a schema"),
     "json_schema": Neutral(({},), "only chats take a schema"),
+    "guided_json": Neutral(({},), "only chats take a schema"),
     "n_probs": Mapped("`logprobs`", _text_probabilities),
 }
 

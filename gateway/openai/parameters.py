@@ -59,10 +59,12 @@ HARMLESS = frozenset(
 
 
 class StreamOptions(StrictStruct, frozen=True):
-    """`include_usage` adds a chunk with the usage; `include_obfuscation` has no effect."""
+    """`include_usage` adds a chunk with the usage; the others have no effect."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """vLLM's: the usage in every chunk."""
 
 
 class GenerationParameters(msgspec.Struct, frozen=True, kw_only=True):

@@ -12,6 +12,7 @@ import fnmatch
 import glob
 import os
 import re
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ class Fault:
 
 WEIGHTS = "model*.safetensors"
 """mlx-lm's own pattern."""
+_READ = (".json", ".jinja", ".model", ".txt", ".tiktoken")
+"""Endings of the files that mlx-lm and transformers read beside the weights."""
 _INDEX = "model.safetensors.index.json"
 _SHARD = re.compile(r"(.*-)([0-9]{5})-of-([0-9]{5})\.safetensors", re.ASCII)
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.([0-9]{1,5})\.", re.ASCII)
@@ -65,6 +68,7 @@ def problem(folder: Path) -> Fault | None:
     return (
         _config_problem(folder)
         or _weights_problem(folder, sorted(weights))
+        or _pipe_problem(folder, names)
         or _path_problem(folder, weights)
     )
 
@@ -120,6 +124,19 @@ def _weights_problem(folder: Path, names: Sequence[str]) -> Fault | None:
         except Malformed as error:
             return Fault(f"{path} {error}")
     return None if names else Fault(f"there are no {WEIGHTS} files in {folder}")
+
+
+def _pipe_problem(folder: Path, names: Iterable[str]) -> Fault | None:
+    """Of the first file that a load would wait for without an end."""
+    for name in sorted(names):
+        if name.endswith(_READ):
+            try:
+                mode = os.stat(folder / name).st_mode
+            except OSError:
+                continue  # which ends at once, in the worker
+            if stat.S_ISFIFO(mode):
+                return Fault(f"{folder / name} is not a regular file", is_incomplete=False)
+    return None
 
 
 def _path_problem(folder: Path, weights: Iterable[str]) -> Fault | None:

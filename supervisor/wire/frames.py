@@ -284,13 +284,15 @@ class Calling(Frame, frozen=True, tag="calling"):
 
     "auto": as it likes. "required": the output is one or more calls of the tools `names`, and
     nothing else. Without `parallel` the output ends after its first call. `places` tells where in
-    the client's own list the prompt's tools stand, () = all of them are shown.
+    the client's own list the prompt's tools stand, () = all of them are shown. `growing`: calls
+    that a grammar holds to are told as they grow; else all are told when they are whole.
     """
 
     choice: Literal["auto", "required"]
     names: tuple[str, ...]
     parallel: bool = True
     places: tuple[int, ...] = ()
+    growing: bool = True
 
 
 class Structure(Frame, frozen=True, tag="structure"):

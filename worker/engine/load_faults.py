@@ -13,6 +13,7 @@ import importlib.metadata
 import json
 import os
 import re
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -191,7 +192,20 @@ def _advised(error: BaseException, words: str, folder: Path) -> str:
         return f"a file's name in {folder} is not UTF-8, and MLX opens no other; rename it"
     if not any((folder / name).is_file() for name in _TOKENIZERS) and "tokenizer" in words.lower():
         return f"there is no tokenizer in {folder} (tokenizer.json and its like): {words}"
+    if "parameter" in words and isinstance(error, ValueError):
+        return f"the weights in {folder} do not fit its config.json ({words[:_BESIDE]})"
+    if isinstance(error, KeyError) and error.args == ("model_type",):
+        return f"{folder / 'config.json'} names no model_type, so it is no language model"
+    if isinstance(error, LookupError | TypeError | AttributeError):
+        return f"{_read_file(error, folder)} holds what cannot be used ({words})"
     return words
+
+
+def _read_file(error: BaseException, folder: Path) -> Path:
+    """The file whose contents were being used when they proved odd."""
+    modules = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
+    is_tokenizer = any("token" in os.path.basename(module) for module in modules)
+    return folder / ("tokenizer.json" if is_tokenizer else "config.json")
 
 
 def _words(error: BaseException) -> str:

@@ -244,7 +244,7 @@ class TranscriptFactory:
             CallCollector(
                 parallel=calling is None or calling.parallel,
                 demanded=demanded,
-                held=calls_held,
+                held=lambda: (calling is None or calling.growing) and calls_held(),
             ),
             behind_marker=ending == "after" and not self._markers.ends_line(prompt),
         )

@@ -126,16 +126,28 @@ class _Template:
                 return self._text(chat.messages, options)
             except InvalidValue:
                 # Agents cannot help sending what many templates refuse.
-                for what, messages in gentler(
-                    chat.messages, knows_calls=self.mentions("tool_calls")
-                ):
-                    try:
-                        text = self._text(messages, options)
-                    except InvalidValue:
-                        continue
-                    log.info("%s: the chat template takes it with %s", request_id, what)
-                    return text
-                raise
+                taken = self._gentler(chat.messages, options)
+                if taken is None:
+                    raise
+                what, text = taken
+                log.info("%s: the chat template takes it with %s", request_id, what)
+                return text
+
+    def _gentler(
+        self, sent: Sequence[dict[str, Any]], options: dict[str, Any]
+    ) -> tuple[str, str] | None:
+        """What was done, and the text of the first shape of which the template shows everything;
+        where it does so of none, of the first that it takes. None = it takes none."""
+        first: tuple[str, str] | None = None
+        for what, messages in gentler(sent, knows_calls=self.mentions("tool_calls")):
+            try:
+                text = self._text(messages, options)
+            except InvalidValue:
+                continue
+            if _shows_all(text, messages):
+                return what, text
+            first = first or (what, text)
+        return first
 
     def _text(self, sent: Sequence[dict[str, Any]], options: dict[str, Any]) -> str:
         """Raises InvalidValue when the template refuses the messages."""
@@ -183,7 +195,9 @@ class _Template:
             words = " ".join(str(error.message or "").split())[:_REASON]
             return _does_not_compile(f"line {error.lineno}: {words}")
         if isinstance(error, TemplateError):
-            detail = self._own_words(error)
+            # The template's own refusal is no more than one, where its words may not be shown.
+            kind = "" if type(error) is TemplateError else type(error).__name__
+            detail = self._own_words(error) or kind
         else:
             detail = type(error).__name__
         if type(error) is not TemplateError and not self._renders_anything():
@@ -207,6 +221,17 @@ class _Template:
         words = str(error)
         own = self._source.replace("\\'", "'").replace('\\"', '"')
         return words[:_REASON] if words and words in own else ""
+
+
+def _shows_all(text: str, messages: Sequence[dict[str, Any]]) -> bool:
+    """Whether what was said stands in the prompt's text. Calls, what is said beside them, and their
+    results are left to the template, which may tell them in other words."""
+    said = (
+        each.get("content")
+        for each in messages
+        if each.get("role") != "tool" and not each.get("tool_calls")
+    )
+    return all(each.strip() in text for each in said if isinstance(each, str))
 
 
 def _messages(

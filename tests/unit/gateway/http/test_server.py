@@ -337,11 +337,29 @@ def test_many_who_come_at_once_make_no_room_for_each_other(monkeypatch: pytest.M
     async def scenario() -> None:
         monkeypatch.setattr(server, "connections_at_most", lambda _: 4)
         async with playing(PATIENT) as gateway:
-            clients = [await gateway.connect() for _ in range(20)]
+            clients = [await gateway.connect() for _ in range(8)]
             for client in clients:
                 client.send(MODELS + b"\r\n")
             for client in clients:
                 await client.until(TEXT)
+
+    play(scenario)
+
+
+def test_a_burst_of_stalled_connections_leaves_room_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr(server, "connections_at_most", lambda _: 4)
+        async with playing(PATIENT) as gateway:
+            stalled = []
+            for _ in range(30):
+                stalled.append(await gateway.connect())
+                stalled[-1].send(HALF)
+            client = await gateway.connect()
+            client.send(MODELS + b"\r\n")
+            await client.until(TEXT)
+            assert [await each.rest() for each in stalled[:20]] == [b""] * 20
 
     play(scenario)
 

@@ -108,7 +108,7 @@ BAD_CHAT: list[tuple[dict[str, Any], type[BulkheadError], str]] = [
     ),
     ({"messages": [USER] * (MESSAGES_MAX + 1)}, InvalidValue, "messages"),
     ({"echo": True}, UnsupportedParameter, "echo"),
-    ({"best_of": 1}, UnsupportedParameter, "best_of"),
+    ({"best_of": 2}, UnsupportedParameter, "best_of"),
 ]
 
 

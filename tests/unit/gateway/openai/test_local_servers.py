@@ -272,3 +272,21 @@ def test_the_docs_list_what_is_refused() -> None:
 def test_ignored_everywhere_means_ignored_for_embeddings_too() -> None:
     for name in CHANGES_NOTHING:
         assert isinstance(EMBEDDING_BODY.fates[name], Ignored)
+
+
+def test_vllms_schema_is_a_response_format_of_chats() -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+    asked = chat(guided_json=schema)
+    assert asked == chat(json_schema=schema)
+    assert asked == chat(guided_json='{"type":"object","properties":{"a":{"type":"integer"}}}')
+    assert asked != chat()
+    for broken in ("{", "[" * 100_000, "1", 1, [schema]):
+        assert refusal(chat, {"guided_json": broken}).param == "guided_json"
+    assert refusal(completion, {"guided_json": schema}).param == "guided_json"
+
+
+def test_a_completions_parameter_that_asks_for_nothing_may_come_with_a_chat() -> None:
+    assert chat(best_of=1, echo=False) == chat()
+    assert refusal(chat, {"best_of": 2}).param == "best_of"
+    usage = {"include_usage": True}
+    assert chat(stream_options={**usage, "continuous_usage_stats": True}) == chat()

@@ -296,10 +296,13 @@ def test_a_folders_own_name(good: Path, tmp_path: Path, name: str | bytes, loads
     assert loads or "rename" in told
 
 
-def test_a_pipe_is_not_waited_for(good: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "tokenizer.json", "chat_template.jinja"]
+)
+def test_a_pipe_is_not_waited_for(good: Path, tmp_path: Path, name: str) -> None:
     folder = Path(shutil.copytree(good, tmp_path / "model"))
-    (folder / "config.json").unlink()
-    os.mkfifo(folder / "config.json")
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
     found = problem(folder)
     assert found is not None
     assert "is not a regular file" in found.text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import tempfile
@@ -150,3 +151,29 @@ def test_an_unknown_type_and_a_missing_package_are_told_apart(
     assert words in str(caught.value)
     assert "gpt99" in str(caught.value)
     assert ("mlx-lm 0." in str(caught.value)) is ("upgrade" in words)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "told"),
+    [
+        ("config.json", "model_type", None, "config.json names no model_type"),
+        ("config.json", "num_hidden_layers", "one", "config.json holds what cannot be used"),
+        ("config.json", "num_hidden_layers", 9, "do not fit its config.json"),
+        ("config.json", "vocab_size", 7, "do not fit its config.json"),
+        ("tokenizer.json", "added_tokens", None, "tokenizer.json holds what cannot be used"),
+    ],
+)
+def test_what_a_file_holds_is_told_with_the_file(
+    good: Path, name: str, key: str, value: object, told: str
+) -> None:
+    with tempfile.TemporaryDirectory(dir=good.parent) as place:
+        folder = Path(shutil.copytree(good, f"{place}/model"))
+        values = json.loads((folder / name).read_text())
+        values.pop(key)
+        if value is not None:
+            values[key] = value
+        (folder / name).write_text(json.dumps(values))
+        with pytest.raises(Unloadable) as caught:
+            load(folder, 0, lambda done, total: None)
+    assert told in str(caught.value)
+    assert str(folder) in str(caught.value)

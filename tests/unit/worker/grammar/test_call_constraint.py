@@ -107,6 +107,7 @@ def begin(
     *,
     structure: object = None,
     prompt: str = "",
+    growing: bool = False,
 ) -> tuple[Any, Any]:
     """The constraint and the transcript of an answer."""
     tools = [{"type": "function", "function": function} for function in functions]
@@ -114,13 +115,18 @@ def begin(
     calling = Calling("auto", tuple(function["name"] for function in functions))
     request = Generate("r", Chat([], tools), 0.0, calling=calling, structure=schema)
     tokens = written(model, prompt) if prompt else []
-    return grammars(model).compile(request, tokens), transcripts(model).make(request, tokens)
+    transcript = transcripts(model).make(request, tokens, calls_held=lambda: growing)
+    return grammars(model).compile(request, tokens), transcript
 
 
 def calls(
-    model: Model, text: str, functions: Sequence[dict[str, Any]] = (F, G)
+    model: Model,
+    text: str,
+    functions: Sequence[dict[str, Any]] = (F, G),
+    *,
+    growing: bool = False,
 ) -> list[tuple[str, str]]:
-    _, transcript = begin(model, functions)
+    _, transcript = begin(model, functions, growing=growing)
     found: dict[int, tuple[str, str]] = {}
     deltas = [transcript.push(token) for token in written(model, text)]
     for call in (call for delta in [*deltas, transcript.finish()] for call in delta.calls):
@@ -423,8 +429,10 @@ def test_what_a_call_may_be_written_like() -> None:
         assert not grammar.binds
         assert calls(HERMES, text, [G]) == [("g", arguments)]
     for wrong in (
-        '{"pattern": "\\d',
-        '{"a": 1,}',
+        '{"a": 1,,}',
+        "{,",
+        '{"a": 1 "b"',
+        '{"a": truE',
         '{"a": NaN',
         '{"a": "\\ud800"',
         '"{',
@@ -439,6 +447,54 @@ def test_what_a_call_may_be_written_like() -> None:
             refused = refused or token not in allowed(grammar)
             grammar.push(token)
         assert refused
+
+
+@pytest.mark.parametrize(
+    ("written_as", "meant"),
+    [
+        (r"\d+", r"\d+"),
+        (r"C:\Users\me", r"C:\Users\me"),
+        (r"\\d \n \" \é", '\\d \n " \\é'),
+        ("if x:\n\ty\r\n", "if x:\n\ty\r\n"),
+    ],
+)
+@pytest.mark.parametrize("growing", [True, False])
+def test_what_a_string_in_a_call_may_have_is_made_json(
+    written_as: str, meant: str, growing: bool
+) -> None:
+    text = f'<tool_call>{{"name": "g", "arguments": {{"a": "{written_as}"}}}}</tool_call>'
+    grammar, _ = begin(HERMES, [G])
+    follow(grammar, written(HERMES, text))
+    ((_, arguments),) = calls(HERMES, text, [G], growing=growing)
+    assert json.loads(arguments) == {"a": meant}
+
+
+@pytest.mark.parametrize(
+    ("call", "meant"),
+    [
+        ('{"name": "g", "arguments": {"a": 1,}}', {"a": 1}),
+        ('{"name": "g", "arguments": {"a": [1, 2 , ] , }}', {"a": [1, 2]}),
+        ('{"name": "g", "arguments": {"a": 1\n"b": [1\n 2]}}', {"a": 1, "b": [1, 2]}),
+        ('{"name": "g", "arguments": {"a": True, "b": [None]}}', {"a": True, "b": [None]}),
+        ('{"name": "g", "arguments": {"a": 1}', {"a": 1}),
+        ('{"name": "g", "arguments": {"a": 1', {"a": 1}),
+        ('{"name": "g", "arguments": {}', {}),
+    ],
+)
+def test_what_can_be_mended_may_be_written(call: str, meant: dict[str, Any]) -> None:
+    text = f"<tool_call>\n{call}\n</tool_call>"
+    grammar, _ = begin(HERMES, [G])
+    follow(grammar, written(HERMES, text))
+    assert not grammar.binds
+    ((name, arguments),) = calls(HERMES, text, [G])
+    assert (name, json.loads(arguments)) == ("g", meant)
+
+
+def test_a_call_without_its_last_bracket_ends_with_the_marker_alone() -> None:
+    grammar, _ = begin(HERMES, [G])
+    follow(grammar, written(HERMES, '<tool_call>{"name": "g", "arguments": {"a": 1}'))
+    assert grammar.binds
+    assert not set(wrapper(HERMES).eos_token_ids) & set(allowed(grammar))
 
 
 def test_white_space_in_a_call_has_an_end() -> None:

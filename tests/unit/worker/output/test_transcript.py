@@ -337,6 +337,15 @@ def test_length_may_end_an_answer_anywhere() -> None:
         assert seen == (Seen("", [F], "tool_calls") if whole else Seen(CALL[:length], [], "stop"))
 
 
+def test_an_answer_that_can_wait_has_no_half_call() -> None:
+    whole = Calling("auto", ("f",), growing=False)
+    for length in range(1, len(CALL)):
+        seen = read(HERMES, [CALL[:length]], whole, cut=True, constrained=True)
+        assert seen == read(HERMES, [CALL[:length]], AUTO, cut=True)
+        assert seen.calls in ([], [F])
+    assert read(HERMES, [CALL], whole, constrained=True) == Seen("", [F], "tool_calls")
+
+
 def test_whether_calls_are_held_is_asked_when_one_begins() -> None:
     asked = []
 

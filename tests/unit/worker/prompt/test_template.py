@@ -424,6 +424,34 @@ def test_messages_that_a_template_refuses_are_merged_and_rendered_again(
     assert caplog.messages == ["r: the chat template takes it with messages merged"]
 
 
+def test_a_shape_of_which_a_template_leaves_something_out_is_not_the_one(
+    tokenizer: Callable[..., Any],
+) -> None:
+    """Mistral's tells a system message only before the user's words: an agent that has forgotten
+    how its conversation began sends none of those at first."""
+    call = {"id": "call_1234567890", "type": "function", "function": {"name": "f", "arguments": ""}}
+    messages: list[dict[str, Any]] = [
+        {"role": "system", "content": SECRET},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "done", "tool_call_id": call["id"]},
+        user("go on"),
+    ]
+    wrapper = tokenizer(MISTRAL)
+    text = wrapper.decode(builder(wrapper).tokens(chat(*messages)))
+    assert SECRET in text
+    assert "[TOOL_CALLS]" in text
+    assert "[TOOL_RESULTS]done" in text
+
+
+def test_of_shapes_that_all_leave_something_out_the_first_is_taken(
+    tokenizer: Callable[..., Any],
+) -> None:
+    wrapper = tokenizer(
+        "{% if messages[1:] %}{{ raise_exception('one') }}{% endif %}{{ messages[0].content[:1] }}"
+    )
+    assert wrapper.decode(builder(wrapper).tokens(chat(user("ab"), user("cd")))) == "a"
+
+
 def test_messages_that_a_template_takes_are_left_alone(
     tokenizer: Callable[..., Any], caplog: pytest.LogCaptureFixture
 ) -> None:

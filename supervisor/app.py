@@ -56,6 +56,8 @@ WORKER_MODULE = "worker.main"
 _UPKEEP_SECONDS = 10.0
 _LOAD_REPORTS_SECONDS = 5.0
 """How long a disk may keep us from serving because of old crash reports."""
+_HANG_SECONDS = 10.0
+"""After which a look at the disk is told to hang."""
 _END_SECONDS = 2.0
 """How long it may keep us from ending."""
 _STILL_SECONDS = 2.0
@@ -94,7 +96,6 @@ class Supervisor:
         self._keepers = [(keep, Trouble(what)) for keep in (state.restore, *keepers)]
         self._looks: set[asyncio.Task[Any]] = set()
         """What looks after the state directory at the moment, on threads: see `_look`."""
-        self._look_trouble = Trouble(f"look after {state.root}")
         self._is_cut = self._ended = False
         self._stopping = Stopping(pool.state.limits.drain, self._asked_to_stop)
         self._catalog = catalog
@@ -341,9 +342,10 @@ class Supervisor:
         guarded(self._sizing.cache.save_use_counts, counts)
 
     async def _keep_state(self) -> None:
+        trouble = Trouble(f"look after {self._state.root}")
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            if await self._look(self._put_back) is False:
+            if await self._look(self._put_back, trouble) is False:
                 self._record_children()
 
     def _put_back(self) -> bool:
@@ -361,26 +363,37 @@ class Supervisor:
         return os.path.exists(self._state.children)  # False, too, where nobody may look
 
     async def _upkeep(self) -> None:
+        trouble = Trouble(f"look after the files in {self._state.logs}")
         while True:
             await asyncio.sleep(_UPKEEP_SECONDS)
             self._record_use_counts()
             files = [path for child in self._children() for path in child.files]
-            await self._look(partial(guarded, logs.cut_to_tail, files))
+            await self._look(partial(guarded, logs.cut_to_tail, files), trouble)
 
-    async def _look(self, work: Callable[[], T]) -> T | None:
+    async def _look(self, work: Callable[[], T], trouble: Trouble) -> T | None:
         """What `work` returns, on a thread of its own: a disk that hangs costs this look, and those
-        that wait for it, and nothing else. None where there is no thread to be had; the next look
-        tries again."""
+        that wait for it, and a line in the log. None where there is no thread to be had; the next
+        look tries again."""
         look = asyncio.ensure_future(on_thread(work, "state"))
         self._looks.add(look)
-        look.add_done_callback(self._looks.discard)
+        look.add_done_callback(self._look_ended)
+        # Unlike `wait_for`, this does not cancel it: nothing can.
+        done, _ = await asyncio.wait([look], timeout=_HANG_SECONDS)
+        if not done:
+            trouble.failed(TimeoutError(f"no answer from the disk for {_HANG_SECONDS:g} s"))
+            await asyncio.wait([look])
         try:
-            done = await asyncio.shield(look)
+            found = look.result()
         except RuntimeError as error:
-            self._look_trouble.failed(error)
+            trouble.failed(error)
             return None
-        self._look_trouble.worked()
-        return done
+        trouble.worked()
+        return found
+
+    def _look_ended(self, look: asyncio.Task[Any]) -> None:
+        self._looks.discard(look)
+        if not look.cancelled():
+            look.exception()  # at the end nobody else asks for it, and it is no bug
 
     async def _end_looks(self) -> None:
         """Return when no look runs and what was learned is written, or soon: what hangs is left to

@@ -200,10 +200,11 @@ def test_a_disk_that_hangs_costs_one_look_and_neither_requests_nor_the_end(
     run: Run,
     monkeypatch: pytest.MonkeyPatch,
     hanging: Hanging,
+    caplog: pytest.LogCaptureFixture,
     owner: object,
     name: str,
 ) -> None:
-    for seconds in ("LOOK_SECONDS", "_UPKEEP_SECONDS", "_END_SECONDS"):
+    for seconds in ("LOOK_SECONDS", "_UPKEEP_SECONDS", "_END_SECONDS", "_HANG_SECONDS"):
         monkeypatch.setattr(app, seconds, 0.0)
     monkeypatch.setattr(owner, name, hanging)
 
@@ -221,6 +222,8 @@ def test_a_disk_that_hangs_costs_one_look_and_neither_requests_nor_the_end(
 
     assert run(story) == 0
     assert hanging.calls == 1
+    told = "the disk does not answer" if owner is size_cache else "no answer from the disk for 0 s"
+    assert told in caplog.text
 
 
 def test_no_thread_for_a_look_costs_a_line_and_that_look(

@@ -89,9 +89,7 @@ def run(
     except ConfigError as error:
         _give_up(str(error), 2)
     except StateError as error:
-        cause = error.__cause__
-        told = startup.cannot_use(cause, root) if isinstance(cause, OSError) else str(error)
-        _give_up(told, 1)
+        _give_up(str(error), 1)
     except OSError as error:
         _give_up(startup.cannot_use(error, root), 1)
     except MemoryError:
@@ -107,8 +105,6 @@ def _run(
     terminal: int | None,
 ) -> int:
     settings, served = catalog.build(settings, os.environ)
-    if (problem := startup.not_utf8(root)) is not None:
-        raise StateError(problem)
     state = open_state(root)
     lock = InstanceLock(state)
     lock.acquire()

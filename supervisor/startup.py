@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from supervisor.units import gigabytes
-from supervisor.wire.text import is_utf8
 
 _NAMES_SHOWN = 8
 _PATH_SHOWN = 160
@@ -54,16 +53,6 @@ def cannot_use(error: OSError, state: Path) -> str:
     if isinstance(name, str) and name != str(state):
         why = f"{_shown(name)}: {why}"
     return f"cannot use the state directory {_shown(str(state))}: {why}. {_sentence(what_to_do)}"
-
-
-def not_utf8(state: Path) -> str | None:
-    """Why a directory of that name can't be used; None = it can. Its name goes into JSON."""
-    if is_utf8(str(state)):
-        return None
-    return (
-        f"cannot use the state directory {str(state)!a}: its name is not UTF-8. Choose another "
-        "--state-dir."
-    )
 
 
 def unsuitable(

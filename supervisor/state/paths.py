@@ -25,7 +25,8 @@ _LONGEST_SOCKET = len("/w-0123456789abcdef.sock")
 
 
 class StateError(Exception):
-    """The state directory can't be used; the message says why and what to do."""
+    """There can be no server here, or no second one: the message is the whole sentence, with what
+    to do. What the system refuses is an OSError, which `startup.cannot_use` puts into words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +86,38 @@ class StateDir:
 
 
 def open_state(root: Path) -> StateDir:
-    """Create what is missing. Raises StateError.
+    """Create what is missing. Raises StateError, OSError.
 
     Sockets live in STATE/run, since a temporary directory is swept while we run; only when that
-    path is too long for a socket, or not UTF-8, do they live in a directory of this user's under
-    /tmp.
+    path is too long for a socket do they live in a directory of this user's under /tmp.
     """
+    _check_name(root)
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    root = root.resolve()
+    (root / "logs").mkdir(mode=0o700, exist_ok=True)
+    run = _place_for_sockets(root)
     try:
-        root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        root = root.resolve()
-        (root / "logs").mkdir(mode=0o700, exist_ok=True)
-        run = _place_for_sockets(root)
-        try:
-            make_private(run)
-        except (PermissionError, NotADirectoryError):
-            if not os.path.lexists(run):
-                raise
-            raise StateError(
-                f"{run} belongs to somebody else; remove it or choose another --state-dir"
-            ) from None
-    except OSError as error:
-        raise StateError(f"cannot use the state directory {root}: {error.strerror}") from error
+        make_private(run)
+    except (PermissionError, NotADirectoryError):
+        if not os.path.lexists(run):
+            raise
+        raise StateError(_not_ours(run)) from None
     return StateDir(root, run)
+
+
+def _check_name(root: Path) -> None:
+    """Raises StateError where it, or what a link leads to, is not UTF-8: the name goes into JSON,
+    such as of crash reports."""
+    for name in (str(root), os.path.realpath(root)):
+        if not is_utf8(name):
+            raise StateError(
+                f"cannot use the state directory {name!a}: its name is not UTF-8. Choose another "
+                "--state-dir."
+            )
+
+
+def _not_ours(run: Path) -> str:
+    return f"{run} belongs to somebody else; remove it or choose another --state-dir"
 
 
 def _make_usable(folder: Path) -> None:
@@ -125,7 +136,7 @@ def _make_usable(folder: Path) -> None:
 def _place_for_sockets(root: Path) -> Path:
     run = root / "run"
     fits = len(os.fsencode(run)) + _LONGEST_SOCKET <= SUN_PATH
-    return run if fits and is_utf8(str(run)) else temporary(root)
+    return run if fits else temporary(root)
 
 
 class InstanceLock:
@@ -138,11 +149,8 @@ class InstanceLock:
         self._trouble = Trouble(f"lock {self._path} again, which somebody has removed")
 
     def acquire(self) -> None:
-        """Raises StateError when another supervisor holds the directory."""
-        try:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise StateError(f"cannot open {self._path}: {error.strerror}") from error
+        """Raises StateError when another supervisor holds the directory; OSError."""
+        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -154,7 +162,7 @@ class InstanceLock:
             ) from None
         except OSError as error:
             os.close(fd)
-            raise StateError(f"cannot lock {self._path}: {error.strerror}") from error
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
         with contextlib.suppress(OSError):  # a full disk: the pid is for people
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
@@ -168,7 +176,7 @@ class InstanceLock:
             return
         try:
             self.acquire()
-        except StateError as error:
+        except (StateError, OSError) as error:
             self._trouble.failed(error)
         else:
             log.warning("the lock file %s was removed by somebody and is made again", self._path)

@@ -156,7 +156,7 @@ ROOMS: Mapping[str, Room] = {
         ("msgspec",),
     ),
     "supervisor.startup": Room(
-        ("supervisor.units", "supervisor.wire.text"),
+        ("supervisor.units",),
         without=("asyncio", "os", "socket", "subprocess", "time"),
     ),
     "supervisor.serve": Room(

@@ -108,13 +108,6 @@ def test_a_long_path_is_shortened() -> None:
     assert told.endswith("Choose a shorter --state-dir.")
 
 
-def test_a_name_that_is_not_utf8_is_refused_and_can_be_shown() -> None:
-    told = startup.not_utf8(Path(os.fsdecode(b"/home/m\xff/s")))
-    assert told is not None
-    assert told.isascii()
-    assert startup.not_utf8(Path("/home/mü/s")) is None
-
-
 def test_a_python_for_which_there_is_no_mlx() -> None:
     rosetta = startup.unsuitable([], "", platform="darwin", machine="x86_64")
     assert rosetta is not None

@@ -43,6 +43,7 @@ from supervisor.state import address, last_run, logs
 from supervisor.state.last_run import Run
 from supervisor.state.paths import InstanceLock, StateError, open_state
 from supervisor.wire.stream import BACKLOG
+from supervisor.wire.text import reason
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -205,7 +206,7 @@ def _own_files() -> own_code.Files:
     try:
         files = own_code.read(root)
     except OSError as error:
-        problem = f"{error.filename or root} cannot be read ({error.strerror})"
+        problem = f"{error.filename or root} cannot be read ({reason(error)})"
     else:
         if not files.damaged:
             return files

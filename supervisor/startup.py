@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from supervisor.units import gigabytes
+from supervisor.wire.text import reason
 
 _NAMES_SHOWN = 8
 _PATH_SHOWN = 160
@@ -23,7 +24,7 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 def cannot_listen(error: Exception, host: str, port: int, holder: str | None) -> str:
     """Why the address can't be had; `holder` is who listens there, as far as known."""
     number = error.errno if isinstance(error, OSError) else None
-    why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    why = reason(error)
     what_to_do = "choose another with --host and --port"
     if number == errno.EADDRINUSE:
         by = f" by {holder}" if holder else ""
@@ -39,7 +40,7 @@ def cannot_listen(error: Exception, host: str, port: int, holder: str | None) ->
 
 def cannot_use(error: OSError, state: Path) -> str:
     """Why a server can't run with this state directory, or at all."""
-    why = error.strerror or str(error)
+    why = reason(error)
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"cannot start: {why}. Allow more open files, such as with `ulimit -n 4096`."
     what_to_do = "make it writable for this user, or choose another --state-dir"

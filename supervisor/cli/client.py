@@ -16,6 +16,7 @@ from supervisor.config.files import read_api_keys
 from supervisor.config.rules import ConfigError
 from supervisor.layout import one_line
 from supervisor.state.address import Unreadable, find
+from supervisor.wire.text import reason
 
 _SECONDS = 15.0
 """For an answer that needs no model."""
@@ -131,8 +132,7 @@ class Client:
         except ValueError:
             raise Unreachable(f"{self._where} gave an answer that is not Bulkhead's") from None
         except (OSError, http.client.HTTPException) as error:
-            why = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise Unreachable(f"{self._where} does not answer: {why}") from None
+            raise Unreachable(f"{self._where} does not answer: {reason(error)}") from None
         finally:
             connection.close()
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from supervisor.config.rules import ConfigError
+from supervisor.wire.text import reason
 
 _KEY_LINE = re.compile(rb"(?P<key>[!-~]+)(?:\s+#\s*(?P<name>.*))?")
 
@@ -29,7 +30,7 @@ def resolve_state_dir(flag: str | Path | None, environ: Mapping[str, str]) -> Pa
     except OSError as error:
         raise ConfigError(
             f"state directory: {chosen}: the working directory cannot be found "
-            f"({error.strerror}); give an absolute path"
+            f"({reason(error)}); give an absolute path"
         ) from None
 
 
@@ -115,7 +116,7 @@ def read_toml(path: Path) -> dict[str, object]:
 
 
 def _reason(error: Exception) -> str:
-    return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    return f"cannot be read: {reason(error)}"
 
 
 def expand(path: str | Path, environ: Mapping[str, str]) -> Path:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from supervisor.models.catalog import Catalog, Fingerprint
 from supervisor.models.estimate import Estimate, EstimateError, estimate
-from supervisor.models.folders import reason
 from supervisor.models.size_cache import MeasuredLoad, SizeCache, key
 from supervisor.models.sources import Place, SourceError
 from supervisor.scheduler.model import LearnedLimit
+from supervisor.wire.text import reason
 
 log = logging.getLogger("bulkhead.supervisor")
 

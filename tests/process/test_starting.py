@@ -93,9 +93,9 @@ def make_file(path: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "said"),
     [
-        (make_file, "File exists. Move that file or folder away"),
-        (lambda s: (s / "lock").mkdir(parents=True), "lock: Is a directory. Move that"),
-        (lambda s: (s / "address.json").mkdir(parents=True), "address.json: Is a directory"),
+        (make_file, "file exists. Move that file or folder away"),
+        (lambda s: (s / "lock").mkdir(parents=True), "lock: is a directory. Move that"),
+        (lambda s: (s / "address.json").mkdir(parents=True), "address.json: is a directory"),
     ],
 )
 def test_a_state_directory_that_cannot_be_used(
@@ -115,7 +115,7 @@ def test_a_state_directory_of_another_name(tmp_path: Path) -> None:
     line = refused(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")))
     assert line.endswith("its name is not UTF-8. Choose another --state-dir.")
     line = refused(tmp_path / ("x" * 300))
-    assert line.endswith("File name too long. Choose a shorter --state-dir.")
+    assert line.endswith("file name too long. Choose a shorter --state-dir.")
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "run").symlink_to(tmp_path)
     assert "belongs to somebody else" in refused(tmp_path / "s")
@@ -125,7 +125,7 @@ def test_who_has_the_port_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         line = refused(tmp_path / "s", "--port", str(other.getsockname()[1]))
     name = psutil.Process().name()
-    assert f"Address already in use by {name} (pid {os.getpid()}). Stop what listens" in line
+    assert f"address already in use by {name} (pid {os.getpid()}). Stop what listens" in line
 
 
 def test_too_few_files_are_told(

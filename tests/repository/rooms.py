@@ -46,7 +46,7 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.log_handlers": Room(),
     "supervisor.stopping": Room(),
     "supervisor.bootstrap": Room(),
-    "supervisor.config": Room((), ("msgspec",)),
+    "supervisor.config": Room(("supervisor.wire.text",), ("msgspec",)),
     "supervisor.wire": Room((), ("msgspec",)),
     "supervisor.state": Room(("supervisor.log_handlers", "supervisor.wire"), ("msgspec",)),
     # The supervisor.
@@ -156,7 +156,7 @@ ROOMS: Mapping[str, Room] = {
         ("msgspec",),
     ),
     "supervisor.startup": Room(
-        ("supervisor.units",),
+        ("supervisor.units", "supervisor.wire.text"),
         without=("asyncio", "os", "socket", "subprocess", "time"),
     ),
     "supervisor.serve": Room(

@@ -52,7 +52,7 @@ def test_a_file_that_is_no_toml_is_named_with_the_line(
 
 
 def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="no such file"):
         load_file(tmp_path / "none.toml")
 
 

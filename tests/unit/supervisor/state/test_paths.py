@@ -27,7 +27,6 @@ from supervisor.state.paths import (
 from supervisor.wire.listener import temporary
 from tests.helpers.children import ROOT
 
-
 CHOOSE = "remove it or choose another --state-dir"
 
 

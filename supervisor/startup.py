@@ -18,6 +18,8 @@ NO_MEMORY = (
     "cannot start: there is not enough memory. End other programs, or allow this one more "
     "(`ulimit -v`, or the service's settings)."
 )
+_FILES_NEEDED = 64
+_FILES_ENOUGH = 1024
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -70,6 +72,26 @@ def unsuitable(
     if missing:
         return f"this installation of Bulkhead lacks {' and '.join(missing)}. {cure}"
     return None
+
+
+def too_few_files(allowed: int) -> str | None:
+    """Why nothing can be served with so many open files; None = it can."""
+    if allowed >= _FILES_NEEDED:
+        return None
+    return (
+        f"only {allowed} open files are allowed, and Bulkhead needs {_FILES_NEEDED} at least. "
+        "Allow more with `ulimit -n 4096`, or in the service's settings."
+    )
+
+
+def few_files(allowed: int) -> str | None:
+    """What so many open files are too few for; None = they are enough."""
+    if allowed >= _FILES_ENOUGH:
+        return None
+    return (
+        f"only {allowed} open files are allowed: enough for some {allowed // 3} streams at once. "
+        "Allow more with `ulimit -n 4096`, or in the service's settings."
+    )
 
 
 def greeting(

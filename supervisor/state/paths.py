@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
@@ -10,17 +11,20 @@ import os
 import re
 import stat
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 from supervisor.state.trouble import Trouble
-from supervisor.wire.listener import make_private, temporary
+from supervisor.wire.listener import check_private, make_private, temporary
 from supervisor.wire.text import is_utf8
 
 log = logging.getLogger("bulkhead.supervisor")
 
 SUN_PATH = 103 if sys.platform == "darwin" else 107
 """Bytes that a Unix socket's path may have."""
+_REPLACED = ("address.json", "run.json")
+"""Files that each start replaces, and cannot do without."""
 _LONGEST_SOCKET = len("/w-0123456789abcdef.sock")
 
 
@@ -105,6 +109,76 @@ def open_state(root: Path) -> StateDir:
     return StateDir(root, run)
 
 
+def examine(root: Path) -> None:
+    """Whether a server could keep its files there, as far as that can be told without making
+    anything that stays. Raises StateError or OSError, as a start with it would."""
+    _check_name(root)
+    try:
+        root.lstat()
+    except FileNotFoundError:
+        parent = next(each for each in root.parents if os.path.lexists(each))
+        _check_lengths(root, parent)
+        _write_to(parent, told=root)
+        return
+    for folder in (root, root / "logs"):
+        if os.path.isdir(folder):
+            _write_to(folder, told=folder)
+        elif os.path.lexists(folder):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
+    root = root.resolve()
+    run = _place_for_sockets(root)
+    if os.path.lexists(run):
+        try:
+            check_private(run)
+        except (PermissionError, NotADirectoryError):
+            raise StateError(_not_ours(run)) from None
+    for path in (root / name for name in _REPLACED):
+        if path.is_dir() and not path.is_symlink():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    with contextlib.suppress(FileNotFoundError):
+        os.close(os.open(root / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+
+
+def _write_to(folder: Path, *, told: Path) -> None:
+    """Raises OSError about `told`."""
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(told)) from None
+
+
+def _check_lengths(root: Path, parent: Path) -> None:
+    """Of the names that are to be made below `parent`, which is there. Raises OSError."""
+    names = [os.fsencode(name) for name in root.relative_to(parent).parts]
+    path = os.fsencode(root / "logs" / "supervisor.log")
+    if len(path) >= os.pathconf(parent, "PC_PATH_MAX") or any(
+        len(name) > os.pathconf(parent, "PC_NAME_MAX") for name in names
+    ):
+        raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), str(root))
+
+
+def holder(root: Path) -> str | None:
+    """The pid of the supervisor that holds this state directory, "unknown" where it does not say;
+    None where nobody does. A start in the same instant may be refused. Raises OSError, but for a
+    lock that is not there."""
+    try:
+        fd = os.open(root / "lock", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _pid_in(fd)
+    finally:
+        os.close(fd)
+    return None
+
+
+def _pid_in(lock: int) -> str:
+    return os.read(lock, 32).decode("ascii", "replace").strip() or "unknown"
+
+
 def _check_name(root: Path) -> None:
     """Raises StateError where it, or what a link leads to, is not UTF-8: the name goes into JSON,
     such as of crash reports."""
@@ -154,10 +228,10 @@ class InstanceLock:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(fd, 32).decode("ascii", "replace").strip()
+            pid = _pid_in(fd)
             os.close(fd)
             raise StateError(
-                f"another Bulkhead (pid {holder or 'unknown'}) already runs with the state "
+                f"another Bulkhead (pid {pid}) already runs with the state "
                 f"directory {self._path.parent}; stop it or choose another --state-dir"
             ) from None
         except OSError as error:

@@ -103,11 +103,13 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.cli": Room(
         (
             "supervisor.bootstrap",
+            "supervisor.conditions",
             "supervisor.config",
             "supervisor.crashes.store",
             "supervisor.crashes.view",
             "supervisor.layout",
             "supervisor.models",
+            "supervisor.startup",
             "supervisor.state",
             "supervisor.units",
             "supervisor.wire",
@@ -159,11 +161,21 @@ ROOMS: Mapping[str, Room] = {
         ("supervisor.units", "supervisor.wire.text"),
         without=("asyncio", "os", "socket", "subprocess", "time"),
     ),
+    "supervisor.conditions": Room(
+        (
+            "supervisor.bootstrap",
+            "supervisor.machine.listeners",
+            "supervisor.processes",
+            "supervisor.startup",
+            "supervisor.state.paths",
+            "supervisor.wire",
+        )
+    ),
     "supervisor.serve": Room(
         (
             "supervisor.app",
-            "supervisor.bootstrap",
             "supervisor.build",
+            "supervisor.conditions",
             "supervisor.config",
             "supervisor.crashes.no_shutdown",
             "supervisor.machine",
@@ -171,7 +183,6 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.processes",
             "supervisor.startup",
             "supervisor.state",
-            "supervisor.wire",
         ),
         ("msgspec",),
     ),

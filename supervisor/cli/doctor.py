@@ -223,7 +223,7 @@ def models(subject: Subject) -> Iterator[Finding]:
             yield Finding(f"model {name}", "error", broken, "get the file again")
         elif (kind := _unknown_type(place.folder)) is not None:
             yield Finding(f"model {name}", "error", kind, "upgrade mlx-lm, and restart Bulkhead")
-        elif place.note and not served.passed_over:
+        elif place.note and not served.tells_of(name):
             yield Finding(f"model {name}", "warning", *_split(place.note))
         else:
             yield Finding(f"model {name}", "ok", f"{place.folder}")

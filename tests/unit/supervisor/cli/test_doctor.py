@@ -16,8 +16,20 @@ import pytest
 from typer.testing import CliRunner
 
 from supervisor import conditions, startup
-from supervisor.cli.doctor import CHECKS, Finding, Subject, diagnose, lines, look
+from supervisor.cli.doctor import (
+    CHECKS,
+    Finding,
+    Subject,
+    diagnose,
+    lines,
+    look,
+    models,
+    passed_over,
+)
 from supervisor.cli.main import app
+from supervisor.config.schema import ModelSettings
+from supervisor.models.catalog import Catalog
+from supervisor.models.discovery import PassedOver
 from supervisor.state.address import Address, announce
 from supervisor.state.paths import InstanceLock, StateError, open_state
 from tests.helpers.hub_cache import QUANTIZED, add_repo, plain_files, safetensors, write_folder
@@ -133,6 +145,16 @@ def test_a_configured_model_whose_newest_snapshot_is_passed_over_is_told(place: 
     assert found.level == "warning"
     assert "aaa of org/m is served" in found.message
     assert found.advice == "run `hf download org/m`"
+
+
+@pytest.mark.parametrize(("source", "level"), [("org/m@bbb", "ok"), ("org/other@bbb", "warning")])
+def test_of_another_snapshot_it_is_told_once(place: Path, source: str, level: str) -> None:
+    add_repo(place / HUB, "org/m", commit="aaa", mtime=1000)
+    add_repo(place / HUB, "org/m", {"config.json": b"{}"}, commit="bbb", mtime=2000)
+    passed = (PassedOver(source, "it lacks x; get it"),)
+    served = Catalog({"org/m": ModelSettings(source="org/m")}, place / HUB, passed)
+    found = diagnose(Subject(place, None, served), [models, passed_over])
+    assert [each.level for each in found] == [level, "warning"]
 
 
 def test_a_configuration_that_can_not_be_used(place: Path) -> None:

@@ -76,7 +76,10 @@ def _reserve_spare(pool: Pool, groups: Sequence[Sequence[str]]) -> None:
         needed = sum(pool.models[name].size for name in group)
         if budget is not None and budget - SPARE_BYTES < needed <= budget:
             names = ", ".join(group)
-            log.warning("no spare worker: %s leaves no room for it in the budget", names)
+            log.warning(
+                "no spare worker: %s for it in the budget",
+                f"{names} leaves no room" if names else "there is no room",
+            )
             return
     pool.reserve(SPARE_BYTES)
 

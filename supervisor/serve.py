@@ -134,6 +134,7 @@ def _run(
         keepers=(lock.keep, lambda: address.keep(state.root, here)),
     )
     names = list(served.models)
+    whole = filter(sizing.seems_whole, names)
     lines = startup.greeting(
         names,
         url=_reachable(url),
@@ -141,7 +142,7 @@ def _run(
         physical=physical.physical,
         config=config,
         logs=state.logs,
-        first=server.default_model or next(iter(names), "demo"),
+        first=server.default_model or next(whole, next(iter(names), "demo")),
         keys=bool(server.api_keys_file),
     )
     run = Run(os.getpid(), time.time(), version(own_code.DISTRIBUTION), boot)

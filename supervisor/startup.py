@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +115,8 @@ def greeting(
     if budget is not None and physical is not None:
         memory += f" of {gigabytes(physical)}"
     key = " -H 'Authorization: Bearer YOUR-KEY'" if keys else ""
-    body = f'{{"model": "{first}", "messages": [{{"role": "user", "content": "hi"}}]}}'
+    asked = {"model": first, "messages": [{"role": "user", "content": "hi"}]}
+    body = json.dumps(asked, ensure_ascii=False)
     return [
         f"{count}: {shown}{f' and {more} more' if more > 0 else ''}",
         f"memory for models: {memory}",

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from gateway.http.access_log import AccessRecord
 from gateway.http.exchange import IGNORED, RECORD, body_digest, hold_seconds, read_body
 from gateway.openai.validation import Body, parse_object
 from gateway.relay.client import Relay
@@ -27,8 +28,17 @@ async def read_object(request: web.Request, body: Body[Any]) -> dict[str, Any]:
     """The JSON object that was posted, nulls dropped; what of it changes nothing goes into the
     answer's headers. Raises the contract's 400, 413 or 415."""
     posted = parse_object(await read_body(request))
+    _note_asked(request[RECORD], posted)
     request[IGNORED] = body.ignored(posted)
     return posted
+
+
+def _note_asked(record: AccessRecord, posted: dict[str, Any]) -> None:
+    """For the access log: what was asked for, also when the body is refused for something else."""
+    if isinstance(model := posted.get("model"), str):
+        record.model = model
+    if isinstance(stream := posted.get("stream"), bool):
+        record.stream = stream
 
 
 async def checked(request: web.Request, model: str, make: Callable[[], T]) -> T:

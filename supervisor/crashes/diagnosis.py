@@ -45,6 +45,7 @@ class Cause(enum.StrEnum):
     TERMINATED = "terminated"
     EXITED = "exited"
     DAMAGED = "damaged_installation"
+    FILES_CHANGED = "files_changed"
     NO_SHUTDOWN = "no_shutdown"
     UNKNOWN = "unknown"
 
@@ -184,6 +185,11 @@ MEANINGS: Mapping[Cause, Meaning] = {
         permanent=True,
         blame=Blame.OUTSIDE,
     ),
+    Cause.FILES_CHANGED: Meaning(
+        "Bulkhead's files changed while it started",
+        "It is started again from a copy of the old files. Restart Bulkhead to use the new ones.",
+        blame=Blame.OUTSIDE,
+    ),
     Cause.NO_SHUTDOWN: Meaning(
         "the last run ended without a shutdown",
         "Something killed the supervisor. Unless somebody did it by hand, it was most likely the "
@@ -206,6 +212,10 @@ _GATEWAY_ADVICE: Mapping[Cause, str] = {
     Cause.SEGFAULT: "The report's stacks say where. Upgrade uvloop and aiohttp if it repeats.",
     Cause.ABORTED: "The report's stacks say where. Upgrade uvloop and aiohttp if it repeats.",
     Cause.TERMINATED: "Stop the whole server instead, with a signal to the supervisor.",
+    Cause.EXITED: (
+        "If that was `kill`: stop the whole server instead, with a signal to the supervisor; "
+        "else report it."
+    ),
     Cause.DAMAGED: MEANINGS[Cause.DAMAGED].advice,
 }
 """It has no model, no MLX and no GPU, and nobody unloads it. Models stay loaded when it dies."""
@@ -286,7 +296,10 @@ _HINTS = tuple((known, known.hints) for known in KNOWN_LINES)
 HARMLESS_EXCEPTIONS = frozenset({"BrokenPipeError"})
 """Exceptions that end no process: a client has left."""
 
-_STALLED = re.compile("no (token|progress|prefill)|stalled")
+_PUT_DOWN = (
+    (re.compile("no (token|progress|prefill)|stalled"), Cause.STALLED),
+    (re.compile("files changed while it started"), Cause.FILES_CHANGED),
+)
 """In our reason for a kill; any other reason is a broken protocol."""
 
 _ENDS = (
@@ -367,7 +380,8 @@ def diagnose(
     if found is not None:
         return Diagnosis(found.cause, found.line, exception)
     if kill_reason:
-        cause = Cause.STALLED if _STALLED.search(kill_reason) else Cause.PROTOCOL
+        told = (cause for pattern, cause in _PUT_DOWN if pattern.search(kill_reason))
+        cause = next(told, Cause.PROTOCOL)
         return Diagnosis(cause, kill_reason[:_LINE_MAX], exception)
     ends = [cause for pattern, cause in _ENDS if pattern.fullmatch(how)]
     cause = ends[0] if ends else Cause.PYTHON_ERROR if exception else Cause.UNKNOWN

@@ -111,6 +111,10 @@ class Sizing:
             raise SourceError(known.problem)
         return known.place.folder
 
+    def seems_whole(self, name: str) -> bool:
+        """Whether the last look at the model's files found nothing that keeps it from loading."""
+        return not self._last(name).problem
+
     def explained(self, name: str, reason: str) -> str:
         """Why a load failed, by the worker, with what the files seem to lack."""
         known = self._known.get(name)

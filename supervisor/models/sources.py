@@ -97,7 +97,8 @@ def _is_path(source: str) -> bool:
 def _local(folder: Path, source: str) -> Place:
     found = problem(folder)
     if found is not None:
-        raise _refusal(source, found, f"complete the folder {folder}")
+        cure = f"complete the folder {folder}" if folder.is_dir() else "correct the model's source"
+        raise _refusal(source, found, cure)
     lacks = folders.doubt(folder)
     cure = f"{lacks}; complete the folder {folder}" if lacks else ""
     return Place(folder.absolute(), cure, is_whole=not lacks)

@@ -193,7 +193,7 @@ def _advised(error: BaseException, words: str, folder: Path) -> str:
     if not any((folder / name).is_file() for name in _TOKENIZERS) and "tokenizer" in words.lower():
         return f"there is no tokenizer in {folder} (tokenizer.json and its like): {words}"
     if "parameter" in words and isinstance(error, ValueError):
-        return f"the weights in {folder} do not fit its config.json ({words})"
+        return f"the weights in {folder} do not fit its config.json ({words[:_BESIDE]})"
     if isinstance(error, KeyError) and error.args == ("model_type",):
         return f"{folder / 'config.json'} names no model_type, so it is no language model"
     if isinstance(error, LookupError | TypeError | AttributeError):

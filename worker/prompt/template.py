@@ -195,7 +195,9 @@ class _Template:
             words = " ".join(str(error.message or "").split())[:_REASON]
             return _does_not_compile(f"line {error.lineno}: {words}")
         if isinstance(error, TemplateError):
-            detail = self._own_words(error) or type(error).__name__
+            # The template's own refusal is no more than one, where its words may not be shown.
+            kind = "" if type(error) is TemplateError else type(error).__name__
+            detail = self._own_words(error) or kind
         else:
             detail = type(error).__name__
         if type(error) is not TemplateError and not self._renders_anything():

@@ -143,6 +143,12 @@ def test_the_spare_gets_its_share_unless_that_keeps_models_out(keys: str) -> Non
     assert three(keys, None).state.ledger.reserved == SPARE_BYTES
 
 
+def test_a_budget_that_has_no_room_for_the_spare_alone(caplog: pytest.LogCaptureFixture) -> None:
+    ledger = pool(parse(""), SPARE_BYTES - 1).state.ledger
+    assert (ledger.reserved, ledger.budget) == (0, SPARE_BYTES - 1)
+    assert "no spare worker: there is no room for it in the budget" in caplog.messages
+
+
 def test_without_a_spare_the_budget_is_the_models() -> None:
     ledger = pool(parse("[memory]\nspare = false\n"), 5 * GB).state.ledger
     assert (ledger.reserved, ledger.budget) == (0, 5 * GB)

@@ -157,3 +157,4 @@ def test_many_models_a_file_keys_and_no_limit() -> None:
 
 def test_a_quote_in_a_name_does_not_end_the_example() -> None:
     assert "it'\\''s" in greeted(["it's"])[-1]
+    assert r'{"model": "a\"b\\c", ' in greeted(['a"b\\c'])[-1]

@@ -218,6 +218,8 @@ def test_the_log_tells_how_a_request_ended(server: Server) -> None:
         ("streamed", "/v1/chat/completions", {**chat, "stream": True}),
         ("refused", "/v1/models/unknown", None),
         ("unknown", "/v1/completions", {"model": "no such", "prompt": "x"}),
+        ("bad", "/v1/chat/completions", {**chat, "stream": True, "surprise": 1}),
+        ("worse", "/v1/completions", {"model": ["words"], "prompt": "x", "stream": "yes"}),
         ("polled", "/health", None),
         ("last", "/v1/models", None),  # a line follows its answer: the last one's may be missing
     ):
@@ -238,6 +240,9 @@ def test_the_log_tells_how_a_request_ended(server: Server) -> None:
         assert re.search(r" ttft_s=\d+\.\d{3} total_s=\d+\.\d{3} tokens_per_s=", lines[name])
     assert " status=404 code=model_not_found model=unknown " in lines["refused"]
     assert ' status=404 code=model_not_found model="no such" stream=no total' in lines["unknown"]
+    bad = " status=400 code=unsupported_parameter model=words stream=yes total_s="
+    assert bad in lines["bad"]
+    assert " status=400 code=invalid_type total_s=" in lines["worse"]
 
 
 def a_record() -> AccessRecord:

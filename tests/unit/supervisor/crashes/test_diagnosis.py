@@ -168,6 +168,7 @@ def test_an_end_without_a_line(how: str, cause: Cause) -> None:
         ("it stalled", Cause.STALLED),
         ("bad message: malformed frame: ValidationError", Cause.PROTOCOL),
         ("it closed its channel without exiting", Cause.PROTOCOL),
+        ("Bulkhead's files changed while it started", Cause.FILES_CHANGED),
     ],
 )
 def test_what_we_killed_ourselves(reason: str, cause: Cause) -> None:

@@ -91,6 +91,13 @@ def test_files_that_are_missing_are_unknown_and_said_once(
     assert len(caplog.records) == 1
 
 
+def test_a_look_tells_what_cannot_be_loaded(folder: Path) -> None:
+    known = sizing(folder)
+    assert known.seems_whole("m")
+    (folder / "model.safetensors").unlink()
+    assert not sizing(folder).seems_whole("m")
+
+
 def test_a_broken_config_is_unknown(folder: Path) -> None:
     (folder / "config.json").write_text("{")
     assert sizing(folder).need("m") == Need()

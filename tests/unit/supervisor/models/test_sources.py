@@ -77,7 +77,9 @@ def test_a_path_without_a_folder_is_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert f"{source!r} is incomplete: there is no folder" in refusal(source, hub)
+    told = refusal(source, hub)
+    assert f"{source!r} is incomplete: there is no folder" in told
+    assert told.endswith("; correct the model's source")
 
 
 def test_a_repo_that_is_not_cached_tells_the_download(hub: Path) -> None:

@@ -21,6 +21,7 @@ from supervisor.wire.text import reason
 _SECONDS = 15.0
 """For an answer that needs no model."""
 _LOAD_SECONDS = 3600.0
+_MOST_BYTES = 64 * 2**20
 KEY_VARIABLE = "BULKHEAD_API_KEY"
 
 
@@ -109,7 +110,7 @@ class Client:
 
     def _ask(self, method: str, path: str, seconds: float) -> dict[str, Any]:
         with self._send(method, path, seconds) as response:
-            answer = json.loads(response.read())
+            answer = json.loads(_whole(response))
             if not isinstance(answer, dict):
                 raise ValueError("no object")
             return answer
@@ -125,7 +126,7 @@ class Client:
             connection.request(method, path, headers=headers)
             with connection.getresponse() as response:
                 if response.status != 200 and not (path == "/" and response.status == 503):
-                    raise Refusal(_message(response.read()))
+                    raise Refusal(_message(_whole(response)))
                 yield response
         except TimeoutError:
             raise Unreachable(f"{self._where} did not answer within {seconds:g} s") from None
@@ -139,6 +140,14 @@ class Client:
     @property
     def _where(self) -> str:
         return f"{self.host}:{self.port}"
+
+
+def _whole(response: http.client.HTTPResponse) -> bytes:
+    """What it holds. Raises ValueError for more than a Bulkhead ever says."""
+    data = response.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError("too long")
+    return data
 
 
 def _message(body: bytes) -> str:

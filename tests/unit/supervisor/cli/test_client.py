@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from supervisor.cli import client as client_module
 from supervisor.cli import commands, main
 from supervisor.cli.client import Client, Refusal, Unreachable
 from supervisor.state.address import Address, announce
@@ -68,6 +69,16 @@ def test_the_key_is_read_from_the_servers_file_unless_one_is_brought(tmp_path: P
     keys.unlink()
     with pytest.raises(Unreachable, match="set BULKHEAD_API_KEY"):
         Client.of_state(tmp_path, {})
+
+
+@pytest.mark.parametrize("status", ["200 OK", "500 Bad"])
+def test_an_answer_without_an_end_is_not_read_to_it(
+    status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_MOST_BYTES", 100)
+    answer = f"HTTP/1.1 {status}\r\n\r\n{{}}{' ' * 100}".encode()
+    with peer(answer) as client, pytest.raises(Unreachable, match="not Bulkhead's"):
+        client.health()
 
 
 @pytest.mark.parametrize("command", ["load", "unload", "pin", "unpin"])

@@ -80,10 +80,14 @@ class ChatRequest(GenerationParameters, frozen=True, kw_only=True):
             seed,
             max_tokens=limit,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
-            # An answer that is not streamed can wait until it is known what is a call.
-            calling=calling and replace(calling, growing=self.stream),
+            calling=calling and replace(calling, growing=self._calls_grow()),
             structure=answer_structure(self.response_format),
         )
+
+    def _calls_grow(self) -> bool:
+        """Whether a call is told while it is written. An answer that is not streamed can wait until
+        it is known what is a call, and so must one whose arguments may have to be mended."""
+        return self.stream and all(tool.function.strict for tool in self.tools or ())
 
     def _template_options(self) -> dict[str, Any]:
         plain = TemplateOptions(reasoning_effort=self.reasoning_effort)

@@ -285,7 +285,7 @@ class Calling(Frame, frozen=True, tag="calling"):
     "auto": as it likes. "required": the output is one or more calls of the tools `names`, and
     nothing else. Without `parallel` the output ends after its first call. `places` tells where in
     the client's own list the prompt's tools stand, () = all of them are shown. `growing`: calls
-    that a grammar holds to are wanted as they grow; else they are told when they are whole.
+    that a grammar holds to are told as they grow; else all are told when they are whole.
     """
 
     choice: Literal["auto", "required"]

@@ -22,14 +22,19 @@ _ESCAPE = (
     r"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
 ANY_OBJECT = rf"""
-any_object: "{{" WS? (member (WS? "," WS? member)* WS?)? "}}"
+any_object: "{{" WS? (members (WS? ",")? WS?)? "}}"
+open_object: "{{" WS? members
+members: member (next member)*
 member: STRING WS? ":" WS? value
-array: "[" WS? (value (WS? "," WS? value)* WS?)? "]"
-value: any_object | array | STRING | NUMBER | "true" | "false" | "null"
+array: "[" WS? (value (next value)* (WS? ",")? WS?)? "]"
+next: WS? "," WS? | LINE
+value: any_object | array | STRING | NUMBER | "true" | "false" | "null" | "True" | "False" | "None"
+LINE: /[ \t\r]{{0,20}}\n[ \n\r\t]{{0,20}}/
 NUMBER: /-?(0|[1-9][0-9]{{0,30}})(\.[0-9]{{1,30}})?([eE][+-]?[0-9]{{1,3}})?/
 STRING: /"({_LETTER}|{_ESCAPE})*"/
 """
-"""A JSON object of any kind, as models write it. Runs of digits are bounded: a model that falls
+"""A JSON object of any kind, as models write it: with what `worker.output.tools.json_repair` mends,
+so that a model which writes that is not led astray. Runs of digits are bounded: a model that falls
 into one would spend its tokens there. Half a surrogate pair is not Unicode text."""
 _SPACE = "WS: /[ \\n\\r\\t]{1,40}/\n"
 """White space between the parts of JSON, bounded for the same reason."""
@@ -147,7 +152,10 @@ def native_rules(
         case "hermes":
             objects = f"{_object_rules(names)}{shared}"
             # Some models end the answer where the end marker should be.
-            section = f"start: {listed} (WS? {end})?\n{objects}"
+            section = (
+                f"start: {listed} (WS? {end})? | WS? unclosed WS? {end}\n"
+                f"{_unclosed_rules(names, list(groups))}{objects}"
+            )
             inner = f"start: LEAD? object WS?\n{objects}{_LEAD}"
             return {"section": section, "thought": inner, "object": inner}
         case "llama":
@@ -219,6 +227,18 @@ def _object_rules(names: Sequence[Sequence[str]]) -> str:
     ]
     for i, group in enumerate(names):
         rules.append(f"body{i}: ({_choice([_json(name) for name in group])}) arguments args{i}")
+    return "\n".join(rules) + "\n"
+
+
+def _unclosed_rules(names: Sequence[Sequence[str]], schemas: Sequence[str]) -> str:
+    """The rule `unclosed`: a call whose last bracket is missing, or, if any object will do for its
+    arguments, the last two. An end marker has to follow: nothing else says that it is over."""
+    bodies = " | ".join(f"open{i}" for i in range(len(names)))
+    rules = [f'unclosed: "{{" WS? kind? "\\"name\\"" WS? ":" WS? ({bodies})']
+    for i, (group, schema) in enumerate(zip(names, schemas, strict=True)):
+        given = f"args{i}" if schema else f"(args{i} | open_object)"
+        choice = _choice([_json(name) for name in group])
+        rules.append(f"open{i}: ({choice}) arguments {given}")
     return "\n".join(rules) + "\n"
 
 

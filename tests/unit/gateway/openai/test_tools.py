@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from gateway.openai.tools import TOOLS_MAX, NamedSchema, SchemaFormat, answer_structure
 from gateway.openai.validation import NESTING_MAX
@@ -117,14 +118,20 @@ def test_a_choice_is_what_the_model_may_do(
     request = chat(**{"tools": TOOLS, "stream": True, **members})
     assert isinstance(request.prompt, Chat)
     assert request.prompt.tools == [SHOWN[name] for name in shown]
-    assert request.calling == calling
+    assert request.calling == (calling and replace(calling, growing=False))
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_calls_are_wanted_as_they_grow_in_a_stream_alone(stream: bool) -> None:
-    calling = chat(tools=TOOLS, stream=stream).calling
+@pytest.mark.parametrize("strict", [(True, True), (True, None), (False, True)])
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_calls_are_told_as_they_grow_in_a_stream_whose_tools_are_all_strict(
+    stream: bool, strict: tuple[bool | None, ...], choice: str
+) -> None:
+    """What others write may have to be mended, and is told when it is whole."""
+    tools = [tool(f"f{number}", strict=each) for number, each in enumerate(strict)]
+    calling = chat(tools=tools, stream=stream, tool_choice=choice).calling
     assert calling is not None
-    assert calling.growing is stream
+    assert calling.growing is (stream and all(strict))
 
 
 def test_as_many_tools_as_allowed() -> None:

@@ -429,7 +429,10 @@ def test_what_a_call_may_be_written_like() -> None:
         assert not grammar.binds
         assert calls(HERMES, text, [G]) == [("g", arguments)]
     for wrong in (
-        '{"a": 1,}',
+        '{"a": 1,,}',
+        "{,",
+        '{"a": 1 "b"',
+        '{"a": truE',
         '{"a": NaN',
         '{"a": "\\ud800"',
         '"{',
@@ -464,6 +467,54 @@ def test_what_a_string_in_a_call_may_have_is_made_json(
     follow(grammar, written(HERMES, text))
     ((_, arguments),) = calls(HERMES, text, [G], growing=growing)
     assert json.loads(arguments) == {"a": meant}
+
+
+@pytest.mark.parametrize(
+    ("call", "meant"),
+    [
+        ('{"name": "g", "arguments": {"a": 1,}}', {"a": 1}),
+        ('{"name": "g", "arguments": {"a": [1, 2 , ] , }}', {"a": [1, 2]}),
+        ('{"name": "g", "arguments": {"a": 1\n"b": [1\n 2]}}', {"a": 1, "b": [1, 2]}),
+        ('{"name": "g", "arguments": {"a": True, "b": [None]}}', {"a": True, "b": [None]}),
+        ('{"name": "g", "arguments": {"a": 1}', {"a": 1}),
+        ('{"name": "g", "arguments": {"a": 1', {"a": 1}),
+        ('{"name": "g", "arguments": {}', {}),
+    ],
+)
+def test_what_can_be_mended_may_be_written(call: str, meant: dict[str, Any]) -> None:
+    text = f"<tool_call>\n{call}\n</tool_call>"
+    grammar, _ = begin(HERMES, [G])
+    follow(grammar, written(HERMES, text))
+    assert not grammar.binds
+    ((name, arguments),) = calls(HERMES, text, [G])
+    assert (name, json.loads(arguments)) == ("g", meant)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("written_as", "meant"),
+    [
+        ('{"a": 1,}', {"a": 1}),
+        ('{"a": [1\n2]\n"b": "\\d"}', {"a": [1, 2], "b": "\\d"}),
+        ('{"a": [True, None, ]}', {"a": [True, None]}),
+    ],
+)
+def test_every_form_that_is_json_may_be_mended(
+    form: str, written_as: str, meant: dict[str, Any]
+) -> None:
+    model, before, behind = FORMS[form]
+    text = f"{before}{written_as}{behind}".replace("F", "g", 1)
+    grammar, _ = begin(model, [G])
+    follow(grammar, written(model, text))
+    *_, (name, arguments) = calls(model, text, [G])
+    assert (name, json.loads(arguments)) == ("g", meant)
+
+
+def test_a_call_without_its_last_bracket_ends_with_the_marker_alone() -> None:
+    grammar, _ = begin(HERMES, [G])
+    follow(grammar, written(HERMES, '<tool_call>{"name": "g", "arguments": {"a": 1}'))
+    assert grammar.binds
+    assert not set(wrapper(HERMES).eos_token_ids) & set(allowed(grammar))
 
 
 def test_white_space_in_a_call_has_an_end() -> None:

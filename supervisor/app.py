@@ -13,8 +13,9 @@ import secrets
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -22,7 +23,7 @@ from supervisor import background, build
 from supervisor.api import health
 from supervisor.api.control import Control
 from supervisor.api.events import EventFeed
-from supervisor.background import guarded
+from supervisor.background import Latest, Refused, guarded, on_thread
 from supervisor.config.schema import Config
 from supervisor.crashes.collector import CrashCollector, secret_values
 from supervisor.crashes.os_evidence import SystemEvidence
@@ -38,7 +39,7 @@ from supervisor.processes.launcher import Child, Code, InstalledCode, Launcher
 from supervisor.processes.spare import is_calm
 from supervisor.processes.watchdog import CHECK_SECONDS
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.model import ReleaseRule
+from supervisor.scheduler.model import ReleaseRule, Worker
 from supervisor.scheduler.pool import Pool
 from supervisor.state import logs
 from supervisor.state.paths import StateDir
@@ -55,6 +56,12 @@ WORKER_MODULE = "worker.main"
 _UPKEEP_SECONDS = 10.0
 _LOAD_REPORTS_SECONDS = 5.0
 """How long a disk may keep us from serving because of old crash reports."""
+_END_SECONDS = 2.0
+"""How long it may keep us from ending."""
+_STILL_SECONDS = 2.0
+"""After the second signal, for a worker of no size in which nothing moves."""
+
+T = TypeVar("T")
 
 
 class Supervisor:
@@ -63,8 +70,8 @@ class Supervisor:
     `pool` has every model and none loaded, with the sizes that `sizing` knows; `reader` reads the
     machine's memory. `worker_module` is what worker processes run: the seam at which tests put the
     real worker server around an engine that follows a script. `code` is what children run,
-    None = what is installed. `terminal` shows each request. `keepers` are called every second and
-    put back what somebody has removed of the state directory.
+    None = what is installed. `terminal` shows each request. `keepers` are called every second, on
+    another thread, and put back what somebody has removed of the state directory.
     """
 
     def __init__(
@@ -83,14 +90,20 @@ class Supervisor:
         keepers: Sequence[Callable[[], None]] = (),
         code: Code | None = None,
     ) -> None:
-        self._keepers = (state.restore, *keepers)
+        what = f"put back what is missing of {state.root}"
+        self._keepers = [(keep, Trouble(what)) for keep in (state.restore, *keepers)]
+        self._looks: set[asyncio.Task[Any]] = set()
+        """What looks after the state directory at the moment, on threads: see `_look`."""
+        self._look_trouble = Trouble(f"look after {state.root}")
+        self._is_cut = self._ended = False
         self._stopping = Stopping(pool.state.limits.drain, self._asked_to_stop)
         self._catalog = catalog
         self._state = state
         self._version = version
         self._sizing = sizing
         self._pool = pool
-        quarantine = Quarantine.load(state.quarantine)
+        self._quarantine_writer = Latest("quarantine")
+        quarantine = Quarantine.load(state.quarantine, self._quarantine_writer)
         pool.restore_quarantine(quarantine.quarantined())
         self._feed = EventFeed()
         self._collector = CrashCollector(
@@ -159,9 +172,7 @@ class Supervisor:
         asyncio.get_running_loop().set_exception_handler(self._loop_failed)
         listener = Listener(str(self._state.control), frames.ToSupervisor, self._control.serve)
         await listener.open()
-        # Nothing is decided by them. RuntimeError: no thread can be started.
-        with contextlib.suppress(TimeoutError, RuntimeError):
-            await asyncio.wait_for(self._collector.reports.load_last(), _LOAD_REPORTS_SECONDS)
+        await self._load_reports()
         tasks = [
             background.start(work)
             for work in (
@@ -192,6 +203,7 @@ class Supervisor:
             await self._collector.reports.close()
             for task in tasks:
                 task.cancel()
+            await self._end_looks()
             listener.close()
             with contextlib.suppress(OSError):  # it names nobody who runs
                 self._state.children.unlink()
@@ -199,6 +211,21 @@ class Supervisor:
             os.close(self._lifeline)
             log.info("stopped")
         return 1 if gave_up or self._dispatcher.failed.is_set() else 0
+
+    async def _load_reports(self) -> None:
+        """Which crash was each model's last. Nothing is decided by it: whatever fails costs a line
+        in the log."""
+        seconds = _LOAD_REPORTS_SECONDS
+        try:
+            await asyncio.wait_for(self._collector.reports.load_last(), seconds)
+        except TimeoutError:
+            log.warning(
+                "old crash reports are not shown: no answer from the disk for %g s", seconds
+            )
+        except Refused as error:
+            log.warning("old crash reports are not shown: %s", error)
+        except Exception:
+            log.exception("old crash reports are not shown")
 
     def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """An exception that nobody has caught, in a callback or a task, is a bug. What comes
@@ -241,6 +268,7 @@ class Supervisor:
             return  # it ends already, in another way
         if self._pool.state.shutting_down:
             log.info("asked to stop again: what still runs is cut")
+            self._is_cut = True
             self._gateway.cut()
         else:
             running = sum(len(each.granted) for each in self._pool.models.values())
@@ -294,39 +322,74 @@ class Supervisor:
                 if model.state in (State.READY, State.DRAINING):
                     awaited = bool(model.granted)
                     guarded(self._fleet.check, name, model.generation, now, awaited=awaited)
+                elif model.state is State.STOPPING and self._is_cut:
+                    patience = self._patience(model.current)
+                    guarded(self._fleet.kill_if_still, name, model.generation, now, patience)
             calm = is_calm(self._pool.models.values(), self._pool.state.level)
             guarded(self._fleet.spare.maintain, now, calm=calm)
             await asyncio.sleep(CHECK_SECONDS)
+
+    def _patience(self, worker: Worker) -> float:
+        """Seconds that a worker may stand still that is to end at once. A large one may be giving
+        back its memory, which nothing in it can say meanwhile."""
+        ledger, limits = self._pool.state.ledger, self._pool.state.limits
+        size = max(worker.memory_bytes, ledger.of(worker.key))
+        return _STILL_SECONDS + limits.stop_per_gigabyte * size / 1e9
 
     def _record_use_counts(self) -> None:
         counts = {name: model.use_count for name, model in self._pool.models.items()}
         guarded(self._sizing.cache.save_use_counts, counts)
 
     async def _keep_state(self) -> None:
-        what = f"put back what is missing of {self._state.root}"
-        keepers = [(keep, Trouble(what)) for keep in self._keepers]
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            self._put_back(keepers)
+            if await self._look(self._put_back) is False:
+                self._record_children()
 
-    def _put_back(self, keepers: Iterable[tuple[Callable[[], None], Trouble]]) -> None:
-        """Put back what somebody has removed of the state directory."""
-        for keep, trouble in keepers:
+    def _put_back(self) -> bool:
+        """Put back what somebody has removed of the state directory, on a thread. Whether the
+        record of running processes is there."""
+        for keep, trouble in self._keepers:
+            if self._ended:  # what is removed now is removed by us
+                return True
             try:
                 keep()
             except Exception as error:  # noqa: BLE001, tried again in a moment
                 trouble.failed(error)
             else:
                 trouble.worked()
-        if not os.path.exists(self._state.children):  # False, too, where nobody may look
-            self._record_children()
+        return os.path.exists(self._state.children)  # False, too, where nobody may look
 
     async def _upkeep(self) -> None:
         while True:
             await asyncio.sleep(_UPKEEP_SECONDS)
             self._record_use_counts()
             files = [path for child in self._children() for path in child.files]
-            guarded(logs.cut_to_tail, files)
+            await self._look(partial(guarded, logs.cut_to_tail, files))
+
+    async def _look(self, work: Callable[[], T]) -> T | None:
+        """What `work` returns, on a thread of its own: a disk that hangs costs this look, and those
+        that wait for it, and nothing else. None where there is no thread to be had; the next look
+        tries again."""
+        look = asyncio.ensure_future(on_thread(work, "state"))
+        self._looks.add(look)
+        look.add_done_callback(self._looks.discard)
+        try:
+            done = await asyncio.shield(look)
+        except RuntimeError as error:
+            self._look_trouble.failed(error)
+            return None
+        self._look_trouble.worked()
+        return done
+
+    async def _end_looks(self) -> None:
+        """Return when no look runs and what was learned is written, or soon: what hangs is left to
+        the end of the process."""
+        self._ended = True
+        if self._looks:
+            await asyncio.wait(self._looks, timeout=_END_SECONDS)
+        self._sizing.cache.flush(_END_SECONDS)
+        self._quarantine_writer.wait(_END_SECONDS)
 
 
 async def _first(*events: asyncio.Event) -> None:

@@ -13,6 +13,9 @@ from typing import ParamSpec, TypeVar
 
 log = logging.getLogger("bulkhead.supervisor")
 
+WAITING_MAX = 128
+"""Pieces of work that may wait for a thread."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -80,30 +83,86 @@ def _job(work: Callable[[], T]) -> tuple[Callable[[], None], asyncio.Future[T]]:
     return do, done
 
 
+class Refused(Exception):
+    """A thread takes no work; the message says why."""
+
+
 class DaemonThread:
     """Runs what blocks, in order, on a thread of its own, which the end of the process does not
-    wait for: a disk that does not answer must not keep it."""
+    wait for: a disk that does not answer must not keep it. To be used on one event loop."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._work: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
+        self._is_closed = False
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """What `work` returns or raises. Raises RuntimeError when no thread can be started. Nothing
-        that was begun can be cancelled."""
+    async def run(self, work: Callable[[], T], *, limit: int = WAITING_MAX) -> T:
+        """What `work` returns or raises. Raises Refused when so much waits already, when it is
+        closed, and when no thread can be started. Nothing that was begun can be cancelled, and what
+        was cancelled before counts as waiting until its turn."""
+        if self._is_closed:
+            raise Refused("it is closed")
+        if self._work.qsize() >= limit:
+            raise Refused("too much waits already")
         do, done = _job(work)
         if self._thread is None:
             thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise Refused(str(error)) from None
             self._thread = thread
         self._work.put(do)
         return await done
 
     def close(self) -> None:
-        """End once what was asked for is done. Returns at once."""
+        """End once what was asked for is done. Returns at once; nothing more is taken."""
+        self._is_closed = True
         self._work.put(None)
 
     def _run(self) -> None:
         while (work := self._work.get()) is not None:
             work()
+
+
+class Latest:
+    """Runs what blocks, one piece at a time, on a thread that the end of the process does not wait
+    for. Of what comes while one runs only the newest is run after it: for a file that is replaced
+    as a whole. May be used from any thread."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._changed = threading.Condition()
+        self._next: Callable[[], None] | None = None
+        self._is_running = False
+
+    def put(self, work: Callable[[], None]) -> None:
+        """Have this run, in place of what waits. Returns at once. Where no thread can be started
+        the log is told, and it waits for the next call."""
+        with self._changed:
+            self._next = work
+            if self._is_running:
+                return
+            self._is_running = True
+        try:
+            threading.Thread(target=self._run, name=self._name, daemon=True).start()
+        except RuntimeError as error:
+            with self._changed:
+                self._is_running = False
+            log.warning("%s: nothing is written for now: %s", self._name, error)
+
+    def wait(self, seconds: float) -> bool:
+        """Return when nothing runs, or after so long. Whether nothing does."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._is_running, seconds)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                work, self._next = self._next, None
+                if work is None:
+                    self._is_running = False
+                    self._changed.notify_all()
+                    return
+            guarded(work)

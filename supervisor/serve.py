@@ -22,6 +22,7 @@ import msgspec
 
 from supervisor import build, conditions, startup
 from supervisor.app import WORKER_MODULE, Supervisor
+from supervisor.background import Latest
 from supervisor.config.rules import ConfigError
 from supervisor.config.schema import Config
 from supervisor.crashes.no_shutdown import report_run
@@ -104,7 +105,7 @@ def _run(
     working_set = readers.working_set() if settings.memory.budget == "auto" else None
     physical = reader.machine()
     budget = build.budget(settings.memory, physical, working_set)
-    sizing = Sizing(served, SizeCache.load(state.sizes), budget)
+    sizing = Sizing(served, SizeCache.load(state.sizes, Latest("sizes")), budget)
     pool = build.pool(settings, served, sizing)
     if (scarce := startup.few_files(conditions.raise_file_limit())) is not None:
         log.warning("%s", scarce)

@@ -18,12 +18,12 @@ from typing import TypeVar
 
 import msgspec
 
-from supervisor.background import DaemonThread
+from supervisor.background import DaemonThread, Refused
 from supervisor.crashes import store
 from supervisor.crashes.os_evidence import Evidence
 from supervisor.crashes.redaction import Redactor
 from supervisor.crashes.snapshot import Snapshot, compose_report
-from supervisor.errors import NotFound
+from supervisor.errors import NotFound, QueueFull
 from supervisor.wire.crash import CrashBrief, CrashList, CrashReport, InFlight, Outcome
 from supervisor.wire.text import to_json
 
@@ -34,6 +34,9 @@ OPEN_MAX = 32
 _IPS_SECONDS = 20.0
 """After a crash, until macOS' own report is looked for once more: it is written late."""
 _CLOSE_SECONDS = 5.0
+READERS_MAX = 16
+"""Pieces of work that may wait before somebody who asks for reports is refused."""
+_READ_SECONDS = 10.0
 
 T = TypeVar("T")
 
@@ -111,12 +114,12 @@ class ReportWriter:
                 self._last.setdefault(brief.model, brief)
 
     async def read_json(self, crash_id: str) -> bytes:
-        """JSON: the report with that id, or the list of all for "". Raises NotFound."""
+        """JSON: the report with that id, or the list of all for "". Raises NotFound, or QueueFull
+        where the disk does not answer in time, or too many wait for it."""
         if not crash_id:
-            listing = await self._off_loop(self._store.listing)
-            return to_json(CrashList(crashes=listing))
+            return to_json(CrashList(crashes=await self._read(self._store.listing)))
         try:
-            report = await self._off_loop(lambda: self._store.read(crash_id))
+            report = await self._read(lambda: self._store.read(crash_id))
         except store.Unreadable as error:
             raise NotFound(f"{error}.") from None
         if report is None:
@@ -200,10 +203,26 @@ class ReportWriter:
     async def _off_loop(self, work: Callable[[], T]) -> T:
         return await self._thread.run(work)
 
+    async def _read(self, work: Callable[[], T]) -> T:
+        """For somebody who asks: reports that are to be written have more room to wait."""
+        try:
+            async with asyncio.timeout(_READ_SECONDS):
+                return await self._thread.run(work, limit=READERS_MAX)
+        except TimeoutError:
+            why = f"the disk has not answered for {_READ_SECONDS:g} s"
+        except Refused as error:
+            why = str(error)
+        raise QueueFull(
+            f"Crash reports cannot be read at the moment: {why}. Try again shortly.",
+            retry_after=_READ_SECONDS,
+        )
+
 
 async def _guarded(work: Coroutine[None, None, None]) -> None:
     """A report that a bug spoils ends nothing else."""
     try:
         await work
+    except Refused as error:
+        log.error("a crash report is lost, or incomplete: %s", error)
     except Exception:
         log.exception("a crash report is incomplete")

@@ -14,11 +14,13 @@ import json
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from supervisor.background import Latest
 from supervisor.scheduler.model import LearnedLimit
 from supervisor.state.files import read_json, write_atomically
 from supervisor.state.trouble import Trouble
@@ -64,15 +66,22 @@ def key(fingerprint: Sequence[str], settings: Mapping[str, object]) -> str:
 
 
 class SizeCache:
-    """What the file holds. Each change writes it, which blocks and never raises. For one thread."""
+    """What the file holds. Each change writes it, which never raises. For one thread.
 
-    def __init__(self, path: Path, known: SizesFile | None = None) -> None:
+    With `writer` that is done there: nothing here blocks but `load` and `flush`. Without it each
+    change blocks on its write.
+    """
+
+    def __init__(
+        self, path: Path, known: SizesFile | None = None, writer: Latest | None = None
+    ) -> None:
         self._path = path
+        self._writer = writer
         self._known = known or SizesFile(_VERSION, {})
         self._trouble = Trouble(f"write {path}; a restart forgets what was measured")
 
     @classmethod
-    def load(cls, path: Path) -> SizeCache:
+    def load(cls, path: Path, writer: Latest | None = None) -> SizeCache:
         """What `path` holds. Blocks on one read. Never raises: see the module."""
         try:
             stored = read_json(path, SizesFile)
@@ -84,12 +93,12 @@ class SizeCache:
             )
             _renew(known.uses, {k: count for k, count in stored.uses.items() if 0 < count < 2**53})
             _renew(known.limits, {k: v for k, v in stored.limits.items() if _is_plausible_limit(v)})
-            return cls(path, known)
+            return cls(path, known, writer)
         except FileNotFoundError:
-            return cls(path)
+            pass
         except (OSError, ValueError) as error:
             log.warning("forgot the measured model sizes in %s: %s", path, error)
-            return cls(path)
+        return cls(path, writer=writer)
 
     def __len__(self) -> int:
         return len(self._known.sizes)
@@ -128,9 +137,22 @@ class SizeCache:
             _renew(self._known.limits, {model: limit})
         self._write()
 
+    def flush(self, seconds: float) -> None:
+        """Return when the file has all of it, or after so long: a disk that does not answer must
+        not keep the end of the process."""
+        if self._writer is not None and not self._writer.wait(seconds):
+            log.warning("%s is not written: the disk does not answer", self._path)
+
     def _write(self) -> None:
+        write = partial(self._replace, msgspec.json.encode(self._known))
+        if self._writer is None:
+            write()
+        else:
+            self._writer.put(write)
+
+    def _replace(self, content: bytes) -> None:
         try:
-            write_atomically(self._path, msgspec.json.encode(self._known))
+            write_atomically(self._path, content)
         except OSError as error:
             self._trouble.failed(error)
         else:

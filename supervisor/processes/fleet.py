@@ -86,6 +86,8 @@ class _Running:
     meter: Meter = field(default_factory=Meter)
     outputs: int = 0
     """Made so far, by the last check."""
+    is_killed: bool = False
+    """By `kill_if_still`."""
     listening: asyncio.Task[None] | None = None
 
     @property
@@ -254,6 +256,19 @@ class Fleet:
         how = worker.watchdog.check(reading, now, awaited=awaited)
         if how is not None:
             self._listener.worker_stalled(model, generation, how)
+
+    def kill_if_still(self, model: str, generation: int, now: float, seconds: float) -> None:
+        """Kill a worker that is to end where nothing in it has moved for so long. In place of
+        `check`, and as often."""
+        worker = self._workers.get((model, generation))
+        reading = None if worker is None else worker.process.reading()
+        if worker is None or worker.is_killed or reading is None:
+            return
+        stands = worker.watchdog.stands(reading, now)
+        if stands > seconds:
+            worker.is_killed = True
+            log.warning("worker %s has not moved for %.1f s and is killed", worker.name, stands)
+            worker.child.signal(signal.SIGKILL)
 
     def activity(self, model: str, generation: int) -> Activity:
         """What a worker did by the last check; nothing where there is no such process."""

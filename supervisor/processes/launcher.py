@@ -138,8 +138,7 @@ class Launcher:
         """
         loop = asyncio.get_running_loop()
         with ExitStack() as theirs, ExitStack() as ours:
-            out = theirs.enter_context(self._append(stdout))
-            err = theirs.enter_context(self._append(stderr))
+            out, err = (theirs.enter_context(each) for each in self._open_output(stdout, stderr))
             fds = [self.lifeline, *inherit]
             our_end: socket.socket | None = None
             if channel:
@@ -214,21 +213,24 @@ class Launcher:
             self._records.worked()
         return record
 
-    def _append(self, path: Path) -> IO[bytes]:
-        """The child writes to the file itself, so that its last bytes survive any death. Raises
+    def _open_output(self, *paths: Path) -> list[IO[bytes]]:
+        """The child writes to the files itself, so that its last bytes survive any death. Raises
         OSError when nothing can be opened at all."""
-        try:
-            try:
-                file = _open(path)
-            except FileNotFoundError:
-                path.parent.mkdir(mode=0o700, exist_ok=True)
-                file = _open(path)
-        except OSError as error:
-            nowhere = open(os.devnull, "ab")  # noqa: SIM115, the caller closes it
-            self._output.failed(error)
-            return nowhere
-        self._output.worked()
-        return file
+        files: list[IO[bytes]] = []
+        failed = False
+        with ExitStack() as opened:
+            for path in paths:
+                try:
+                    file = _append(path)
+                except OSError as error:
+                    failed = True
+                    file = open(os.devnull, "ab")  # noqa: SIM115, the caller closes it
+                    self._output.failed(error, path)
+                files.append(opened.enter_context(file))
+            opened.pop_all()
+        if not failed:
+            self._output.worked()
+        return files
 
 
 def _working_directory() -> str | None:
@@ -275,6 +277,15 @@ def _report_exit(
         loop.call_soon_threadsafe(on_exit, returncode)
     except RuntimeError:
         return  # the loop is closed: the supervisor has ended
+
+
+def _append(path: Path) -> IO[bytes]:
+    """The folder is made if it is missing. Raises OSError."""
+    try:
+        return _open(path)
+    except FileNotFoundError:
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        return _open(path)
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -54,6 +54,7 @@ class Watchdog:
         self._stall = max(stall_seconds, _STALL_MIN)
         self._last_check: float | None = None
         self._step, self._loop, self._prompt = _Clock(), _Clock(), _Clock()
+        self._all = _Clock()
         self.standstill: float | None = None
         """Seconds for which what should move had not moved at the last check, once that is so long
         that people want to know of it; None = it moves, or has nothing to do."""
@@ -63,8 +64,7 @@ class Watchdog:
 
         To be called more often than every LATE_SECONDS.
         """
-        late = self._last_check is None or now - self._last_check > LATE_SECONDS
-        self._last_check = now
+        late = self._is_late(now)
         step = self._step.age((reading.begun, reading.ended), now, restart=late)
         loop = self._loop.age(reading.beats, now, restart=late)
         prompt = self._prompt.age((reading.preparing, reading.prepared), now, restart=late)
@@ -87,3 +87,13 @@ class Watchdog:
         if reading.preparing != reading.prepared and prompt > _PATIENCE * limit:
             return f"a prompt has been in preparation for {prompt:.0f} s"
         return None
+
+    def stands(self, reading: Reading, now: float) -> float:
+        """Seconds for which nothing at all has moved, neither the event loop nor a thread, as far
+        as this is asked. In place of `check`, and as often."""
+        return self._all.age(reading, now, restart=self._is_late(now))
+
+    def _is_late(self, now: float) -> bool:
+        late = self._last_check is None or now - self._last_check > LATE_SECONDS
+        self._last_check = now
+        return late

@@ -63,22 +63,27 @@ def remove_old(directory: Path, prefix: str, living: Collection[Path] = ()) -> N
 
 
 def cut_to_tail(paths: Iterable[Path]) -> None:
-    """Bound the files that children hold open for appending.
+    """Bound the files that children hold open for appending. Blocks on 20 MB of each: not for the
+    event loop.
 
     The descriptor is the child's, so the file is shortened in place; O_APPEND makes its next write
-    land at the new end. The last CHILD_TAIL bytes stay: they tell how it ended.
+    land at the new end. The last CHILD_TAIL bytes stay: they tell how it ended. A file that is
+    renamed meanwhile stays the same one.
     """
     for path in paths:
         try:
             if path.stat().st_size <= CHILD_BYTES:
                 continue
-            with open(path, "rb") as file:
+            with open(path, "a+b", opener=_existing) as file:
                 file.seek(-CHILD_TAIL, os.SEEK_END)
                 tail = file.read()
                 while grown := file.read():  # until nothing has come while we read
                     tail += grown
-                os.truncate(path, 0)
-            with open(path, "ab") as file:  # behind what the child has written since
-                file.write(tail)
+                os.ftruncate(file.fileno(), 0)
+                file.write(tail)  # behind what the child has written since
         except OSError:
             continue
+
+
+def _existing(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_CREAT)

@@ -12,6 +12,7 @@ import re
 import stat
 import sys
 import tempfile
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -215,15 +216,21 @@ def _place_for_sockets(root: Path) -> Path:
 
 class InstanceLock:
     """Exclusive hold on a state directory. The kernel drops it with the process, so it can't go
-    stale; it is CLOEXEC, so no child keeps it."""
+    stale; it is CLOEXEC, so no child keeps it. `keep` may run on another thread than the rest."""
 
     def __init__(self, state: StateDir) -> None:
         self._path = state.root / "lock"
         self._fd: int | None = None
+        self._changing = threading.Lock()
+        """Held while `_fd` changes, and never for anything that blocks."""
         self._trouble = Trouble(f"lock {self._path} again, which somebody has removed")
 
     def acquire(self) -> None:
         """Raises StateError when another supervisor holds the directory; OSError."""
+        self._replace(self._fd, self._lock())
+
+    def _lock(self) -> int:
+        """The descriptor of the locked file. Raises StateError, OSError."""
         fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -240,16 +247,27 @@ class InstanceLock:
         with contextlib.suppress(OSError):  # a full disk: the pid is for people
             os.ftruncate(fd, 0)
             os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        self.release()
-        self._fd = fd
+        return fd
+
+    def _replace(self, held: int | None, fd: int | None) -> None:
+        """From now on `fd` is what is held in place of `held`, which is closed; `fd` is where
+        `held` was given up meanwhile."""
+        with self._changing:
+            done = self._fd == held
+            if done:
+                self._fd = fd
+        unused = held if done else fd
+        if unused is not None:
+            os.close(unused)
 
     def keep(self) -> None:
         """Lock the directory anew if the file was removed or replaced, for who starts then would
         lock another file. The log is told once. Raises nothing."""
-        if self._fd is None or self._is_in_place(self._fd):
+        held = self._fd
+        if held is None or self._is_in_place(held):
             return
         try:
-            self.acquire()
+            self._replace(held, self._lock())
         except (StateError, OSError) as error:
             self._trouble.failed(error)
         else:
@@ -263,9 +281,10 @@ class InstanceLock:
             return False
 
     def release(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        with self._changing:
+            held, self._fd = self._fd, None
+        if held is not None:
+            os.close(held)
 
 
 def slug(name: str) -> str:

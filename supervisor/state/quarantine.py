@@ -12,10 +12,12 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from supervisor.background import Latest
 from supervisor.state.files import read_json, write_atomically
 from supervisor.state.trouble import Trouble
 
@@ -34,29 +36,34 @@ class _QuarantineFile(msgspec.Struct, frozen=True):
 
 
 class Quarantine:
-    """The file and its key."""
+    """The file and its key. It is written by `writer`; without one `save` blocks on it."""
 
     def __init__(
-        self, path: Path, key: bytes, quarantined: Iterable[tuple[bytes, float]] = ()
+        self,
+        path: Path,
+        key: bytes,
+        quarantined: Iterable[tuple[bytes, float]] = (),
+        writer: Latest | None = None,
     ) -> None:
         self._path = path
+        self._writer = writer
         self._key = key
         self._quarantined = list(quarantined)
         self._trouble = Trouble(f"write {path}; a restart forgets the quarantine")
 
     @classmethod
-    def load(cls, path: Path) -> Quarantine:
+    def load(cls, path: Path, writer: Latest | None = None) -> Quarantine:
         """What `path` holds. Blocks on one read; never raises."""
         try:
             stored = read_json(path, _QuarantineFile)
             if stored.version == _VERSION and len(stored.key) == _KEY_BYTES:
-                return cls(path, stored.key, stored.quarantined)
+                return cls(path, stored.key, stored.quarantined, writer)
             log.warning("forgot the quarantine in %s: another version", path)
         except FileNotFoundError:
             pass
         except (OSError, ValueError) as error:
             log.warning("forgot the quarantine in %s: %s", path, error)
-        return cls(path, secrets.token_bytes(_KEY_BYTES))
+        return cls(path, secrets.token_bytes(_KEY_BYTES), writer=writer)
 
     def keyed(self, digest: bytes) -> bytes:
         """A request's digest under the key; of none, none."""
@@ -70,15 +77,19 @@ class Quarantine:
         return [(digest, expires - offset) for digest, expires in self._quarantined]
 
     def save(self, quarantined: Iterable[tuple[bytes, float]]) -> None:
-        """Write all that are in force. Blocks; a disk that can't be written costs a log line
-        and the memory of it."""
+        """Write all that are in force. A disk that can't be written costs a log line and the memory
+        of it."""
         offset = time.time() - time.monotonic()
         self._quarantined = [(digest, expires + offset) for digest, expires in quarantined]
+        content = msgspec.json.encode(_QuarantineFile(_VERSION, self._key, self._quarantined))
+        if self._writer is None:
+            self._write(content)
+        else:
+            self._writer.put(partial(self._write, content))
+
+    def _write(self, content: bytes) -> None:
         try:
-            write_atomically(
-                self._path,
-                msgspec.json.encode(_QuarantineFile(_VERSION, self._key, self._quarantined)),
-            )
+            write_atomically(self._path, content)
         except OSError as error:
             self._trouble.failed(error)
         else:

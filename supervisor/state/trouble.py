@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -16,12 +17,13 @@ class Trouble:
         self._what = what
         self._why: str | None = None
 
-    def failed(self, error: Exception) -> None:
-        """It has failed."""
+    def failed(self, error: Exception, where: Path | None = None) -> None:
+        """It has failed, `where` if that is not always the same: the log has the first place."""
         why = (error.strerror if isinstance(error, OSError) else None) or str(error)
         if why != self._why:
             self._why = why
-            log.error("cannot %s: %s", self._what, why)
+            place = "" if where is None else f"{where}: "
+            log.error("cannot %s: %s%s", self._what, place, why)
 
     def worked(self) -> None:
         """It has not failed."""

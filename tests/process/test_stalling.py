@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.fakes.engine import Script, text_of
-from tests.helpers.serving import Deadline, Server, serving
+from tests.helpers.serving import DEADLINE, Deadline, Server, serving
 
 
 @contextlib.contextmanager
@@ -107,3 +107,23 @@ def test_those_in_it_are_told_that_it_stalled(tmp_path: Path) -> None:
         assert "in end" in report["stacks"]
         assert report["in_flight"] == 2
         assert [each["outcome"] for each in report["recovery"]] == ["ended with worker_stalled"] * 2
+
+
+def test_a_worker_that_was_stopped_does_not_hold_up_a_quick_end(tmp_path: Path) -> None:
+    model = Script(deeds={"decode": "block"}).write(tmp_path / "m")
+    config = (
+        f'[server]\nport = 0\n[recovery]\nstall_seconds = 600\n[models.m]\nsource = "{model}"\n'
+    )
+    with serving(tmp_path / "s", scripted=True, config=config) as server:
+        hits = server.stream("m", max_tokens=8)
+        hits.saw("w2 ")
+        os.kill(server.loaded("m")["pid"], signal.SIGSTOP)
+        for said in ("asked to stop:", "asked to stop again"):
+            server.process.send_signal(signal.SIGTERM)
+            deadline = Deadline()
+            while said not in server.log():
+                deadline.check(said)
+        assert server.process.wait(DEADLINE) == 0
+        assert "worker m#1 has not moved for" in server.log()
+        with contextlib.suppress(Exception):
+            hits.answer()

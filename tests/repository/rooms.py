@@ -48,7 +48,9 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.bootstrap": Room(),
     "supervisor.config": Room(("supervisor.wire.text",), ("msgspec",)),
     "supervisor.wire": Room((), ("msgspec",)),
-    "supervisor.state": Room(("supervisor.log_handlers", "supervisor.wire"), ("msgspec",)),
+    "supervisor.state": Room(
+        ("supervisor.background", "supervisor.log_handlers", "supervisor.wire"), ("msgspec",)
+    ),
     # The supervisor.
     "supervisor.scheduler": Room(
         ("supervisor.errors", "supervisor.units"), without=(*_NO_WORLD, "random")
@@ -174,6 +176,7 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.serve": Room(
         (
             "supervisor.app",
+            "supervisor.background",
             "supervisor.build",
             "supervisor.conditions",
             "supervisor.config",

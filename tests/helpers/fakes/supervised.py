@@ -16,6 +16,7 @@ from typing import Any, cast
 import pytest
 
 from supervisor import app, build, stopping
+from supervisor.background import Latest
 from supervisor.config.flags import Overrides
 from supervisor.config.settings import from_tree
 from supervisor.machine.readers import MachineMemory
@@ -67,6 +68,8 @@ class PlayedFleet:
             loop.call_soon(self.listener.worker_exited, model, generation, "exit status 0")
 
     def check(self, *_: Any, **__: Any) -> None: ...
+
+    def kill_if_still(self, *_: Any) -> None: ...
 
     def activity(self, *_: Any) -> Activity:
         return Activity()
@@ -196,7 +199,7 @@ async def supervised(
     tree = {"models": {name: {"source": "demo"} for name in models}, "memory": {"spare": False}}
     config = from_tree(tree, environ={}, overrides=Overrides())
     catalog, state = Catalog(config.models, folder), open_state(folder)
-    sizing = Sizing(catalog, SizeCache(state.sizes), None)
+    sizing = Sizing(catalog, SizeCache(state.sizes, writer=Latest("sizes")), None)
     supervisor = app.Supervisor(
         config,
         catalog,

@@ -7,16 +7,22 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
 from supervisor import app, dispatcher
+from supervisor.background import Refused
 from supervisor.crashes.writer import ReportWriter
+from supervisor.models import size_cache
 from supervisor.processes import orphans
+from supervisor.state import logs
 from supervisor.state.paths import StateDir
+from supervisor.state.trouble import Trouble
+from supervisor.wire import frames
 from tests.helpers.fakes.supervised import Supervised, supervised
 from tests.helpers.serving import DEADLINE
 
@@ -142,16 +148,163 @@ def test_a_stdout_that_is_closed_stops_nothing(run: Run, monkeypatch: pytest.Mon
     assert sys.stdout is None  # or the end of Python would fail in it
 
 
-def test_old_reports_that_no_thread_can_read_stop_nothing(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "error", [Refused("can't start new thread"), RuntimeError("x"), TypeError("x"), None]
+)
+def test_old_reports_that_cannot_be_read_cost_a_line(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    error: Exception | None,
 ) -> None:
-    async def refused(_: ReportWriter) -> NoReturn:
-        raise RuntimeError("can't start new thread")
+    async def fail(_: ReportWriter) -> None:
+        if error is not None:
+            raise error
+        await asyncio.Event().wait()
 
-    monkeypatch.setattr(ReportWriter, "load_last", refused)
+    monkeypatch.setattr(app, "_LOAD_REPORTS_SECONDS", 0.0)
+    monkeypatch.setattr(ReportWriter, "load_last", fail)
 
     async def story(running: Supervised) -> None:
         await running.answered()
         os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(story) == 0
+    assert caplog.text.count("old crash reports are not shown") == 1
+
+
+class Hanging:
+    """What does not return before the test is over, as on a disk that does not answer."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.answers = threading.Event()
+
+    def __call__(self, *_: object, **__: object) -> None:
+        self.calls += 1
+        assert self.answers.wait(DEADLINE)
+
+
+@pytest.fixture
+def hanging() -> Iterator[Hanging]:
+    disk = Hanging()
+    yield disk
+    disk.answers.set()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(StateDir, "restore"), (logs, "cut_to_tail"), (size_cache, "write_atomically")],
+)
+def test_a_disk_that_hangs_costs_one_look_and_neither_requests_nor_the_end(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    hanging: Hanging,
+    owner: object,
+    name: str,
+) -> None:
+    for seconds in ("LOOK_SECONDS", "_UPKEEP_SECONDS", "_END_SECONDS"):
+        monkeypatch.setattr(app, seconds, 0.0)
+    monkeypatch.setattr(owner, name, hanging)
+
+    async def story(running: Supervised) -> None:
+        client = await running.request("r", "m")
+        running.fleet.ready(*await running.fleet.next_spawn())
+        assert isinstance(await client.receive(), frames.Granted)
+        while not hanging.calls:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        for _ in range(20):
+            await running.answered()
+        await running.leave(client)
+        running.fleet.finish()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(story) == 0
+    assert hanging.calls == 1
+
+
+def test_no_thread_for_a_look_costs_a_line_and_that_look(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    tries = 0
+
+    async def refused(*_: object) -> NoReturn:
+        nonlocal tries
+        tries += 1
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(app, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(app, "on_thread", refused)
+
+    async def story(running: Supervised) -> None:
+        while tries < 3:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        await running.answered()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(story) == 0
+    assert caplog.text.count("can't start new thread") == 1
+
+
+def test_what_the_end_removes_is_not_put_back(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, asked, answers = list[int](), threading.Event(), threading.Event()
+
+    def restore(_: StateDir) -> None:
+        asked.set()
+        assert answers.wait(DEADLINE)
+
+    monkeypatch.setattr(app, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(StateDir, "restore", restore)
+    end = app.Supervisor._end_looks
+
+    async def released(supervisor: app.Supervisor) -> None:
+        supervisor._keepers.append((lambda: kept.append(1), Trouble("x")))
+        asyncio.get_running_loop().call_soon(answers.set)
+        await end(supervisor)
+        assert not supervisor._looks
+
+    monkeypatch.setattr(app.Supervisor, "_end_looks", released)
+
+    async def story(running: Supervised) -> None:
+        while not asked.is_set():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    assert run(story) == 0
+    assert kept == []
+
+
+def test_after_the_second_signal_a_worker_may_stand_still_for_as_long_as_its_size_takes(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "CHECK_SECONDS", 0.0)
+
+    async def story(running: Supervised) -> None:
+        checks, asked = 0, list[tuple[str, int, float]]()
+
+        def check(_: float) -> None:
+            nonlocal checks
+            checks += 1
+
+        def kill_if_still(model: str, generation: int, now: float, seconds: float) -> None:
+            asked.append((model, generation, seconds))
+
+        monkeypatch.setattr(running.gateway, "check", check)
+        monkeypatch.setattr(running.fleet, "kill_if_still", kill_if_still)
+        client = await running.request("r", "m")
+        model, generation = await running.fleet.next_spawn()
+        running.fleet.listener.worker_ready(model, generation, frames.Ready(40 * 10**9, 4096))
+        assert isinstance(await client.receive(), frames.Granted)
+        await running.leave(client)
+        for _ in range(2):
+            assert asked == []
+            before = checks
+            os.kill(os.getpid(), signal.SIGTERM)
+            while checks < before + 3:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+        (asked_for,) = set(asked)
+        assert asked_for[:2] == (model, generation)
+        assert 22.0 <= asked_for[2] < 23.0  # 40 GB, and what the pool keeps free beside them
+        running.fleet.listener.worker_exited(model, generation, "SIGKILL")
 
     assert run(story) == 0

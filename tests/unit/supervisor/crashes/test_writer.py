@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ import pytest
 from supervisor.crashes import writer
 from supervisor.crashes.redaction import Redactor
 from supervisor.crashes.snapshot import Snapshot
+from supervisor.crashes.store import Store
 from supervisor.crashes.writer import ReportWriter
-from supervisor.errors import NotFound
+from supervisor.errors import NotFound, QueueFull
 from tests.helpers.crashes import PlannedEvidence, snapshot
 from tests.helpers.serving import DEADLINE
 
@@ -165,3 +167,31 @@ def test_a_later_run_knows_the_last_crash_of_each_model(tmp_path: Path) -> None:
 
     play(tmp_path, first)
     play(tmp_path, second)
+
+
+def test_who_asks_while_the_disk_hangs_is_told_and_reports_are_written_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = threading.Event()
+    listing = Store.listing
+
+    def hang(store: Store) -> Any:
+        assert answers.wait(DEADLINE)
+        return listing(store)
+
+    monkeypatch.setattr(Store, "listing", hang)
+    monkeypatch.setattr(writer, "_READ_SECONDS", 0.0)
+
+    async def story(desk: Desk) -> None:
+        for _ in range(3 * writer.READERS_MAX):
+            with pytest.raises(QueueFull) as refused:
+                await desk.writer.read_json("")
+        assert "too much waits" in refused.value.message
+        assert refused.value.status == 503
+        death = desk.dies()
+        answers.set()
+        await desk.writer.flush()
+        monkeypatch.setattr(writer, "_READ_SECONDS", DEADLINE)
+        assert (await desk.report(death))["id"] == death.id
+
+    play(tmp_path, story)

@@ -16,8 +16,10 @@ import pytest
 
 from supervisor.processes import fleet as fleet_module
 from supervisor.processes.fleet import _PASSING, Fleet
+from supervisor.processes.watchdog import Watchdog
 from supervisor.state.paths import StateDir
 from supervisor.wire.frames import Hello
+from supervisor.wire.progress import Reading
 from tests.helpers.serving import DEADLINE
 
 
@@ -217,3 +219,30 @@ def test_files_that_change_while_a_worker_starts_are_told(tmp_path: Path) -> Non
     assert told == [("loading", "m", 1, 0, 0)]
     asyncio.run(follow(same=False))
     assert told[1:] == [("broken", "m", 1, "Bulkhead's files changed while it started")]
+
+
+def test_a_worker_that_stands_still_is_killed_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fleet = Fleet(
+        *cast(Any, (None, None, None, None)), module="", on_change=lambda: None, stall_seconds=1.0
+    )
+    readings, signals = [Reading(beats=1)], list[int]()
+    worker = SimpleNamespace(
+        name="m#1",
+        process=SimpleNamespace(reading=lambda: readings[-1]),
+        child=SimpleNamespace(signal=signals.append),
+        watchdog=Watchdog(1.0),
+        is_killed=False,
+    )
+    fleet._workers["m", 1] = cast(Any, worker)
+    times = [0.5 * n for n in range(10)]
+    for now in times:
+        readings.append(Reading(beats=int(10 * now)))
+        fleet.kill_if_still("m", 1, now, 2.0)
+    assert signals == []
+    for now in times:
+        fleet.kill_if_still("m", 1, times[-1] + now, 2.0)
+    assert signals == [signal.SIGKILL]
+    assert "worker m#1 has not moved for 2.5 s and is killed" in caplog.text
+    fleet.kill_if_still("m", 2, 0.0, 0.0)  # there is none

@@ -334,7 +334,22 @@ def test_a_child_starts_without_log_files(
         assert caplog.messages == []
     else:
         assert len(caplog.messages) == 1
-        assert "start without" in caplog.messages[0]
+        assert f"start without: {logs / 'stdout'}: " in caplog.messages[0]
+
+
+def test_one_log_file_that_cannot_be_written_is_told_once(
+    nursery: Nursery, caplog: pytest.LogCaptureFixture
+) -> None:
+    (nursery.folder / "stderr").mkdir()
+    for _ in range(2):
+        assert nursery.run("exit", "3") == 3
+    (nursery.folder / "stderr").rmdir()
+    assert nursery.run("exit", "3") == 3
+    what = "write the log files of processes, which start without"
+    assert caplog.messages == [
+        f"cannot {what}: {nursery.folder / 'stderr'}: Is a directory",
+        f"can again {what}",
+    ]
 
 
 @pytest.mark.parametrize(

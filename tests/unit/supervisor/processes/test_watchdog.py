@@ -178,3 +178,13 @@ def test_what_moves_or_has_nothing_to_do_is_not_shown_as_stalled() -> None:
 def test_what_is_killed_was_shown_first() -> None:
     for stall in (1.0, 3.0, 60.0):
         assert shown(beating(IN_STEP), stall + 0.25, stall=stall) == stall + 0.25
+
+
+def test_what_moves_in_any_way_does_not_stand() -> None:
+    dog, still = Watchdog(STALL), Reading(beats=1, begun=1)
+    dog.check(still, 0.0, awaited=True)
+    times = [CHECK_SECONDS * n for n in range(1, 11)]
+    assert [dog.stands(still, now) for now in times] == [now - times[0] for now in times]
+    for moved in (replace(still, beats=2), replace(still, ended=1), replace(still, prefilled=5)):
+        assert dog.stands(moved, times[-1]) == 0.0
+    assert dog.stands(moved, times[-1] + LATE_SECONDS + 1) == 0.0  # we did not run

@@ -122,6 +122,24 @@ def test_a_file_that_is_gone_does_not_stop_the_others(tmp_path: Path) -> None:
     assert path.stat().st_size == 10
 
 
+@pytest.mark.usefixtures("_small")
+def test_a_file_that_is_renamed_while_it_is_cut_stays_one_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, renamed = tmp_path / "spare.stderr", tmp_path / "worker.stderr"
+    path.write_bytes(b"x" * 100 + b"last words")
+    truncate = os.ftruncate
+
+    def rename_and_truncate(descriptor: int, size: int) -> None:
+        path.rename(renamed)
+        truncate(descriptor, size)
+
+    monkeypatch.setattr(os, "ftruncate", rename_and_truncate)
+    logs.cut_to_tail([path])
+    assert [each.name for each in tmp_path.iterdir()] == ["worker.stderr"]
+    assert renamed.read_bytes() == b"last words"
+
+
 def test_the_tail_is_long_enough_for_last_words() -> None:
     assert 64 * 1024 <= logs.CHILD_TAIL < logs.CHILD_BYTES
 

@@ -379,3 +379,20 @@ def test_a_name_that_is_not_utf8_is_refused_and_nothing_is_made(tmp_path: Path) 
             open_state(lead)
     assert not list(named.iterdir())
     assert open_state(tmp_path / "café").root.name == "café"
+
+
+def test_a_lock_that_is_given_up_in_the_middle_of_a_look_is_not_taken_again(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lock = InstanceLock(state)
+    lock.acquire()
+
+    def released_meanwhile(*_: object) -> bool:
+        lock.release()
+        return False
+
+    monkeypatch.setattr(lock, "_is_in_place", released_meanwhile)
+    lock.keep()
+    other = InstanceLock(state)
+    other.acquire()
+    other.release()

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import stat
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
+from supervisor.background import Latest
+from supervisor.state import files
 from supervisor.state.quarantine import Quarantine
+from tests.helpers.serving import DEADLINE
 
 
 def test_quarantined_requests_survive_a_restart_with_their_time(tmp_path: Path) -> None:
@@ -73,3 +77,20 @@ def test_a_disk_that_cannot_be_written_costs_a_line(
     quarantine = Quarantine.load(tmp_path / "gone" / "quarantine.json")
     quarantine.save([(b"x", 1.0)])
     assert "cannot write" in caplog.text
+
+
+def test_a_disk_that_hangs_keeps_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers, write = threading.Event(), files.write_atomically
+
+    def hang(path: Path, data: bytes) -> None:
+        assert answers.wait(DEADLINE)
+        write(path, data)
+
+    monkeypatch.setattr("supervisor.state.quarantine.write_atomically", hang)
+    path, writer = tmp_path / "quarantine.json", Latest("x")
+    quarantine = Quarantine.load(path, writer)
+    quarantine.save([(b"x", 1.0)])
+    quarantine.save([(b"x", 1.0), (b"y", 2.0)])
+    answers.set()
+    assert writer.wait(DEADLINE)
+    assert [digest for digest, _ in Quarantine.load(path).quarantined()] == [b"x", b"y"]

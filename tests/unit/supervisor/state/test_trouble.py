@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
@@ -25,10 +26,13 @@ def test_what_fails_is_told_once_and_that_it_works_again(caplog: pytest.LogCaptu
     trouble.worked()
     trouble.worked()
     trouble.failed(os_error(errno.ENOSPC))
+    trouble.failed(os_error(errno.EROFS), Path("/a"))
+    trouble.failed(os_error(errno.EROFS), Path("/b"))
     assert caplog.messages == [
         "cannot write X: No space left on device",
         "cannot write X: Read-only file system",
         "cannot write X: in words alone",
         "can again write X",
         "cannot write X: No space left on device",
+        "cannot write X: /a: Read-only file system",
     ]

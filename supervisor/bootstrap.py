@@ -15,6 +15,9 @@ import runpy
 import sys
 
 DAMAGED = "this installation of Bulkhead is damaged"
+LACKS = "this installation of Bulkhead lacks"
+BROKEN = "this installation of Bulkhead has a broken library"
+PYTHON = "this Python cannot import its own module"
 PACKAGES = ("gateway", "supervisor", "worker")
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -35,13 +38,27 @@ def claim(root: str) -> None:
 
 
 def damage(error: ImportError | SyntaxError, root: str) -> str:
-    """What is wrong with the installation in `root`, by the error of importing it, and the cure."""
-    what = f"{type(error).__name__}: {error}"
+    """What is wrong, by the error of importing what is in `root`, and the cure: with our files,
+    with a library that they need, or with Python itself."""
     if isinstance(error, SyntaxError):
         what = f"{error.filename} cannot be read ({error.msg}, line {error.lineno})"
-    elif isinstance(error, ModuleNotFoundError) and error.name:
-        what = f"the module {error.name} is missing"
-    return f"{DAMAGED}: {what}. {cure(root)}"
+        ours = [os.path.join(root, name, "") for name in PACKAGES]
+        is_ours = str(error.filename).startswith(tuple(ours))
+        return f"{DAMAGED if is_ours else BROKEN}: {what}. {cure(root)}"
+    name = error.name or ""
+    package = name.partition(".")[0]
+    is_missing = isinstance(error, ModuleNotFoundError)
+    if package in PACKAGES:
+        what = f"the module {name} is missing" if is_missing else str(error)
+        return f"{DAMAGED}: {what}. {cure(root)}"
+    if package in sys.stdlib_module_names:
+        what = "it is missing" if is_missing else str(error)
+        return (
+            f"{PYTHON} {name}: {what}. Install Python anew, or another one, and Bulkhead with it."
+        )
+    if is_missing and name:
+        return f"{LACKS} {name}. {cure(root)}"
+    return f"{BROKEN}: {f'{name}: ' if name else ''}{error}. {cure(root)}"
 
 
 def cure(root: str) -> str:

@@ -9,13 +9,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import errno
-import importlib.util
 import logging
 import os
-import platform
-import resource
-import socket
 import sys
 import time
 import typing
@@ -25,7 +20,7 @@ from pathlib import Path
 
 import msgspec
 
-from supervisor import bootstrap, build, startup
+from supervisor import build, conditions, startup
 from supervisor.app import WORKER_MODULE, Supervisor
 from supervisor.background import Latest
 from supervisor.config.rules import ConfigError
@@ -33,25 +28,18 @@ from supervisor.config.schema import Config
 from supervisor.crashes.no_shutdown import report_run
 from supervisor.machine import readers
 from supervisor.machine.boot import boot_id
-from supervisor.machine.listeners import who_listens
 from supervisor.models import catalog, discovery
 from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Sizing
 from supervisor.processes import orphans, own_code
-from supervisor.processes.launcher import installed
 from supervisor.processes.own_code import OwnCode
 from supervisor.state import address, last_run, logs
 from supervisor.state.last_run import Run
 from supervisor.state.paths import InstanceLock, StateError, open_state
-from supervisor.wire.stream import BACKLOG
 
 log = logging.getLogger("bulkhead.supervisor")
 
-FILES = 16384
-"""Open files to allow ourselves: three for each stream in the gateway, shells start with 256."""
 _STDERR = 2
-_FILES_NEEDED = 64
-_FILES_ENOUGH = 1024
 
 
 def main() -> None:
@@ -83,16 +71,14 @@ def run(
     `quiet` a terminal does not show each request. The last two are for tests: what workers run, and
     what reads the machine's memory."""
     try:
-        _check_python()
+        conditions.check_python()
         terminal = _STDERR if sys.stderr.isatty() and not quiet else None
         reader = reader or readers.for_platform()
         return _run(settings, root, config, worker_module, reader, terminal)
     except ConfigError as error:
         _give_up(str(error), 2)
     except StateError as error:
-        cause = error.__cause__
-        told = startup.cannot_use(cause, root) if isinstance(cause, OSError) else str(error)
-        _give_up(told, 1)
+        _give_up(str(error), 1)
     except OSError as error:
         _give_up(startup.cannot_use(error, root), 1)
     except MemoryError:
@@ -108,25 +94,24 @@ def _run(
     terminal: int | None,
 ) -> int:
     settings, served = catalog.build(settings, os.environ)
-    if (problem := startup.not_utf8(root)) is not None:
-        raise StateError(problem)
     state = open_state(root)
     lock = InstanceLock(state)
     lock.acquire()
     logs.set_up(state.logs / "supervisor.log")  # which is not written to before the first line
     left = last_run.find(state)
     discovery.log_passed_over(served.passed_over)
-    files = _own_files()
+    files = conditions.own_files()
     # A child that imports MLX: seconds, for a figure that "auto" alone asks for.
     working_set = readers.working_set() if settings.memory.budget == "auto" else None
     physical = reader.machine()
     budget = build.budget(settings.memory, physical, working_set)
     sizing = Sizing(served, SizeCache.load(state.sizes, Latest("sizes")), budget)
     pool = build.pool(settings, served, sizing)
-    _raise_file_limit()
+    if (scarce := startup.few_files(conditions.raise_file_limit())) is not None:
+        log.warning("%s", scarce)
     orphans.clean(state)  # before the port is asked for: a leftover gateway may hold it
     server = settings.server
-    listener = _listen(server.host, server.port)
+    listener = conditions.listen(server.host, server.port)
     port = listener.getsockname()[1]
     shown = f"[{server.host}]" if ":" in server.host else server.host
     url = f"http://{shown}:{port}"
@@ -196,89 +181,9 @@ def _run_loop(work: Coroutine[None, None, int]) -> int:
     return status
 
 
-def _check_python() -> None:
-    """Raises StateError where no model can run."""
-    missing = [name for name in ("mlx", "mlx_lm") if importlib.util.find_spec(name) is None]
-    cure = bootstrap.cure(str(installed()))
-    problem = startup.unsuitable(missing, cure, machine=platform.machine())
-    if problem is not None:
-        raise StateError(problem)
-
-
-def _own_files() -> own_code.Files:
-    """The installation. Raises StateError where it is not what was installed."""
-    root = installed()
-    try:
-        files = own_code.read(root)
-    except OSError as error:
-        problem = f"{error.filename or root} cannot be read ({error.strerror})"
-    else:
-        if not files.damaged:
-            return files
-        first, *others = files.damaged
-        more = f" ({len(others)} more like it)" if others else ""
-        problem = f"{root / first} is missing, or is not the file that was installed{more}"
-    raise StateError(f"{bootstrap.DAMAGED}: {problem}. {bootstrap.cure(str(root))}")
-
-
 def _reachable(url: str) -> str:
     """Every address includes the loopback one, at which commands of this machine ask."""
     return url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """The one listening socket. It outlives every gateway, so no connection is ever refused.
-    Raises StateError."""
-    try:
-        return _bound(host, port)
-    except (OSError, UnicodeError) as error:
-        in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-        holder = who_listens(port) if in_use else None
-        raise StateError(startup.cannot_listen(error, host, port, holder)) from None
-
-
-def _bound(host: str, port: int) -> socket.socket:
-    if host == "localhost":
-        host = "127.0.0.1"  # the name may stand for ::1 alone, where few clients look
-    family, kind, protocol, _, endpoint = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    listener = socket.socket(family, kind, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(endpoint)
-        listener.listen(BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    listener.setblocking(False)
-    return listener
-
-
-def _raise_file_limit() -> None:
-    """Before any spawn, so that every child inherits it. As far as the system allows. Raises
-    StateError where that is too little to serve anything."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    for wanted in ((FILES, max(FILES, hard)), (min(FILES, hard), hard)):
-        if soft >= FILES:
-            return
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, wanted)
-        except (ValueError, OSError):
-            continue  # only root may raise the hard limit
-        soft = wanted[0]
-    if soft < _FILES_NEEDED:
-        raise StateError(
-            f"only {soft} open files are allowed, and Bulkhead needs {_FILES_NEEDED} at least. "
-            "Allow more with `ulimit -n 4096`, or in the service's settings."
-        )
-    if soft < _FILES_ENOUGH:
-        log.warning(
-            "only %d open files are allowed: enough for some %d streams at once. `ulimit -n 4096`, "
-            "or the service's settings, allow more",
-            soft,
-            soft // 3,
-        )
 
 
 def _give_up(message: str, status: int) -> typing.NoReturn:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from supervisor.units import gigabytes
-from supervisor.wire.text import is_utf8
+from supervisor.wire.text import reason
 
 _NAMES_SHOWN = 8
 _PATH_SHOWN = 160
@@ -19,13 +19,15 @@ NO_MEMORY = (
     "cannot start: there is not enough memory. End other programs, or allow this one more "
     "(`ulimit -v`, or the service's settings)."
 )
+_FILES_NEEDED = 64
+_FILES_ENOUGH = 1024
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def cannot_listen(error: Exception, host: str, port: int, holder: str | None) -> str:
     """Why the address can't be had; `holder` is who listens there, as far as known."""
     number = error.errno if isinstance(error, OSError) else None
-    why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    why = reason(error)
     what_to_do = "choose another with --host and --port"
     if number == errno.EADDRINUSE:
         by = f" by {holder}" if holder else ""
@@ -41,7 +43,7 @@ def cannot_listen(error: Exception, host: str, port: int, holder: str | None) ->
 
 def cannot_use(error: OSError, state: Path) -> str:
     """Why a server can't run with this state directory, or at all."""
-    why = error.strerror or str(error)
+    why = reason(error)
     if error.errno in (errno.EMFILE, errno.ENFILE):
         return f"cannot start: {why}. Allow more open files, such as with `ulimit -n 4096`."
     what_to_do = "make it writable for this user, or choose another --state-dir"
@@ -55,16 +57,6 @@ def cannot_use(error: OSError, state: Path) -> str:
     if isinstance(name, str) and name != str(state):
         why = f"{_shown(name)}: {why}"
     return f"cannot use the state directory {_shown(str(state))}: {why}. {_sentence(what_to_do)}"
-
-
-def not_utf8(state: Path) -> str | None:
-    """Why a directory of that name can't be used; None = it can. Its name goes into JSON."""
-    if is_utf8(str(state)):
-        return None
-    return (
-        f"cannot use the state directory {str(state)!a}: its name is not UTF-8. Choose another "
-        "--state-dir."
-    )
 
 
 def unsuitable(
@@ -81,6 +73,26 @@ def unsuitable(
     if missing:
         return f"this installation of Bulkhead lacks {' and '.join(missing)}. {cure}"
     return None
+
+
+def too_few_files(allowed: int) -> str | None:
+    """Why nothing can be served with so many open files; None = it can."""
+    if allowed >= _FILES_NEEDED:
+        return None
+    return (
+        f"only {allowed} open files are allowed, and Bulkhead needs {_FILES_NEEDED} at least. "
+        "Allow more with `ulimit -n 4096`, or in the service's settings."
+    )
+
+
+def few_files(allowed: int) -> str | None:
+    """What so many open files are too few for; None = they are enough."""
+    if allowed >= _FILES_ENOUGH:
+        return None
+    return (
+        f"only {allowed} open files are allowed: enough for some {allowed // 3} streams at once. "
+        "Allow more with `ulimit -n 4096`, or in the service's settings."
+    )
 
 
 def greeting(

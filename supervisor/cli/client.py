@@ -16,10 +16,12 @@ from supervisor.config.files import read_api_keys
 from supervisor.config.rules import ConfigError
 from supervisor.layout import one_line
 from supervisor.state.address import Unreadable, find
+from supervisor.wire.text import reason
 
 _SECONDS = 15.0
 """For an answer that needs no model."""
 _LOAD_SECONDS = 3600.0
+_MOST_BYTES = 64 * 2**20
 KEY_VARIABLE = "BULKHEAD_API_KEY"
 
 
@@ -108,7 +110,7 @@ class Client:
 
     def _ask(self, method: str, path: str, seconds: float) -> dict[str, Any]:
         with self._send(method, path, seconds) as response:
-            answer = json.loads(response.read())
+            answer = json.loads(_whole(response))
             if not isinstance(answer, dict):
                 raise ValueError("no object")
             return answer
@@ -124,21 +126,28 @@ class Client:
             connection.request(method, path, headers=headers)
             with connection.getresponse() as response:
                 if response.status != 200 and not (path == "/" and response.status == 503):
-                    raise Refusal(_message(response.read()))
+                    raise Refusal(_message(_whole(response)))
                 yield response
         except TimeoutError:
             raise Unreachable(f"{self._where} did not answer within {seconds:g} s") from None
         except ValueError:
             raise Unreachable(f"{self._where} gave an answer that is not Bulkhead's") from None
         except (OSError, http.client.HTTPException) as error:
-            why = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise Unreachable(f"{self._where} does not answer: {why}") from None
+            raise Unreachable(f"{self._where} does not answer: {reason(error)}") from None
         finally:
             connection.close()
 
     @property
     def _where(self) -> str:
         return f"{self.host}:{self.port}"
+
+
+def _whole(response: http.client.HTTPResponse) -> bytes:
+    """What it holds. Raises ValueError for more than a Bulkhead ever says."""
+    data = response.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError("too long")
+    return data
 
 
 def _message(body: bytes) -> str:

@@ -18,7 +18,7 @@ from rich.text import Text
 
 from supervisor.cli import output
 from supervisor.cli.client import Client, Refusal, Unreachable, fail
-from supervisor.cli.health import Health
+from supervisor.cli.health import Health, LoadEvent, Managed
 from supervisor.cli.views import models_lines, status_lines
 from supervisor.config.files import resolve_state_dir
 from supervisor.config.rules import ConfigError
@@ -89,23 +89,23 @@ def models(url: Url = None, state_dir: StateDirectory = None, as_json: AsJson = 
 def load(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:
     client = _client(url, state_dir)
     with _load_progress(client):
-        done = _ask(lambda: client.manage(name, "load"))
-    print(f"{visible(done['id'])} is {done['state']}")
+        done = _manage(client, name, "load")
+    print(f"{visible(done.id)} is {visible(done.state)}")
 
 
 def unload(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:
-    done = _ask(lambda: _client(url, state_dir).manage(name, "unload"))
-    print(f"{visible(done['id'])} is {done['state']}")
+    done = _manage(_client(url, state_dir), name, "unload")
+    print(f"{visible(done.id)} is {visible(done.state)}")
 
 
 def pin(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:
-    done = _ask(lambda: _client(url, state_dir).manage(name, "pin"))
-    print(f"{visible(done['id'])} is pinned")
+    done = _manage(_client(url, state_dir), name, "pin")
+    print(f"{visible(done.id)} is pinned")
 
 
 def unpin(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:
-    done = _ask(lambda: _client(url, state_dir).manage(name, "unpin"))
-    print(f"{visible(done['id'])} is no longer pinned")
+    done = _manage(_client(url, state_dir), name, "unpin")
+    print(f"{visible(done.id)} is no longer pinned")
 
 
 def crashes(
@@ -163,6 +163,11 @@ def _look(
         return [Text(line, "red") for line in fold(one_line(told), width)]
 
 
+def _manage(client: Client, name: str, action: str) -> Managed:
+    """What has become of the model."""
+    return _ask(lambda: _parsed(client.manage(name, action), Managed))
+
+
 def _parsed(said: Any, kind: type[T]) -> T:
     """What the server said. Raises Unreachable for what is no such thing."""
     try:
@@ -186,10 +191,11 @@ def _load_progress(client: Client) -> Iterator[None]:
 
 def _show_loads(client: Client) -> None:
     with contextlib.suppress(Unreachable, Refusal):  # the load itself says what is wrong
-        for event in client.events():
-            if event is not None and event.get("event") == "loading":
-                done, total = event["done_bytes"], event["total_bytes"]
-                text = f"{visible(event['model'])}: {gigabytes(done)} of {gigabytes(total)}"
+        for told in client.events():
+            event = None if told is None else _parsed(told, LoadEvent)
+            if event is not None and event.event == "loading":
+                done, total = gigabytes(event.done_bytes), gigabytes(event.total_bytes)
+                text = f"{visible(event.model)}: {done} of {total}"
                 print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 

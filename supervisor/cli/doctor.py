@@ -1,7 +1,8 @@
 """`bulkhead doctor`: looks at what a server would find here, and says what to do.
 
-A check is a function from `Subject` to findings, listed in `CHECKS`. It reads the disk and changes
-nothing but for a file that it makes and removes at once.
+A check is a function from `Subject` to findings, listed in `CHECKS`. What would keep a server from
+starting is found by the code that the start itself runs, and told in its words. A check changes
+nothing but for what it undoes at once: a file that it makes, the lock, the port.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 import typer
 
+from supervisor import conditions, startup
 from supervisor.cli import output
+from supervisor.cli.client import fail
 from supervisor.config.files import read_api_keys, resolve_config_path, resolve_state_dir
 from supervisor.config.flags import Overrides
 from supervisor.config.rules import ConfigError
@@ -36,7 +40,9 @@ from supervisor.models.estimate.weights import tensors
 from supervisor.models.folders import WEIGHTS
 from supervisor.models.jsonfiles import read_object
 from supervisor.models.sources import SourceError
-from supervisor.wire.text import as_utf8
+from supervisor.state.address import Unreadable, find
+from supervisor.state.paths import StateError, examine, holder
+from supervisor.wire.text import as_utf8, reason
 
 Level = Literal["ok", "note", "warning", "error"]
 _COLUMNS = 80
@@ -68,7 +74,8 @@ Check = Callable[[Subject], Iterable[Finding]]
 def look(
     config_file: Path | None, state_dir: str | Path | None, environ: Mapping[str, str]
 ) -> Subject:
-    """What `bulkhead serve` with these would find. Blocks on the disk."""
+    """What `bulkhead serve` with these would find. Blocks on the disk. Raises
+    ConfigError where there is no place for a state directory."""
     root = resolve_state_dir(state_dir, environ)
     try:
         path = resolve_config_path(config_file, environ, root)
@@ -89,27 +96,101 @@ def configuration(subject: Subject) -> Iterator[Finding]:
 
 
 def state_directory(subject: Subject) -> Iterator[Finding]:
-    """It and what is in it can be written, or it can be made."""
-    root = subject.state_root
-    folders = [root, *(root / name for name in ("logs", "crashes", "run"))]
-    there = [folder for folder in folders if os.path.lexists(folder)]
-    if root not in there:
-        there = [next(parent for parent in root.parents if os.path.exists(parent))]
-    wrong = [f for f in (_unwritable(folder) for folder in there) if f is not None]
-    yield from wrong
-    if not wrong:
+    """It can be written, or made, and no other server has it."""
+    root, name = subject.state_root, "state directory"
+    try:
+        examine(root)
+        pid = holder(root)
+    except StateError as error:
+        yield _refused(name, str(error))
+        return
+    except OSError as error:
+        yield _refused(name, startup.cannot_use(error, root))
+        return
+    if (wrong := _unwritable(root / "crashes")) is not None:
+        yield wrong
+    elif pid is not None:
+        yield Finding(name, "ok", f"a server (pid {pid}) runs with {root}")
+    else:
         made = "can be written" if os.path.exists(root) else "is made by the first `bulkhead serve`"
-        yield Finding("state directory", "ok", f"{root} {made}")
+        yield Finding(name, "ok", f"{root} {made}")
 
 
 def _unwritable(folder: Path) -> Finding | None:
+    """What is wrong with a folder that is there."""
+    if not os.path.lexists(folder):
+        return None
     try:
         with tempfile.TemporaryFile(dir=folder):
             return None
     except OSError as error:
-        why = (error.strerror or str(error)).lower()
         advice = "make it a folder that you may write, free some space, or use another --state-dir"
-        return Finding("state directory", "error", f"{folder} cannot be written: {why}", advice)
+        message = f"{folder} cannot be written: {reason(error)}"
+        return Finding("state directory", "error", message, advice)
+
+
+def python(_: Subject) -> Iterator[Finding]:
+    """It is one for which there is MLX, and has it."""
+    yield _condition("Python", conditions.check_python, f"{sys.executable} can run models")
+
+
+def installation(_: Subject) -> Iterator[Finding]:
+    """It is what was installed."""
+    yield _condition("installation", conditions.own_files, "it is what was installed")
+
+
+def open_files(_: Subject) -> Iterator[Finding]:
+    """As many as are needed may be open."""
+    try:
+        allowed = conditions.raise_file_limit()
+    except StateError as error:
+        yield _refused("open files", str(error))
+        return
+    if (scarce := startup.few_files(allowed)) is not None:
+        yield dataclasses.replace(_refused("open files", scarce), level="warning")
+    else:
+        yield Finding("open files", "ok", f"{allowed} may be open")
+
+
+def port(subject: Subject) -> Iterator[Finding]:
+    """The address is free, or it is this state directory's own server that listens there."""
+    if subject.config is None:
+        return
+    server = subject.config.server
+    where = f"{server.host}:{server.port}"
+    if server.port and server.port == _port_of_running(subject.state_root):
+        yield Finding("port", "ok", f"the server that runs listens on {where}")
+        return
+
+    def listen() -> None:
+        conditions.listen(server.host, server.port).close()
+
+    yield _condition("port", listen, f"{where} is free" if server.port else "any free one is taken")
+
+
+def _port_of_running(root: Path) -> int | None:
+    """The port of the server that runs with this state directory, None = there is none."""
+    try:
+        address = find(root) if holder(root) is not None else None
+        return None if address is None else urlsplit(address.url).port
+    except (OSError, ValueError, Unreadable):  # which the check of the state directory tells
+        return None
+
+
+def _condition(name: str, check: Callable[[], object], fine: str) -> Finding:
+    try:
+        check()
+    except StateError as error:
+        return _refused(name, str(error))
+    return Finding(name, "ok", fine)
+
+
+def _refused(name: str, told: str) -> Finding:
+    """What a start would say, which ends with a sentence that advises."""
+    message, _, advice = told.rstrip(".").rpartition(". ")
+    if not message:
+        return Finding(name, "error", *_split(told))
+    return Finding(name, "error", message, advice[:1].lower() + advice[1:])
 
 
 def api_keys(subject: Subject) -> Iterator[Finding]:
@@ -142,7 +223,7 @@ def models(subject: Subject) -> Iterator[Finding]:
             yield Finding(f"model {name}", "error", broken, "get the file again")
         elif (kind := _unknown_type(place.folder)) is not None:
             yield Finding(f"model {name}", "error", kind, "upgrade mlx-lm, and restart Bulkhead")
-        elif place.note and not served.passed_over:
+        elif place.note and not served.tells_of(name):
             yield Finding(f"model {name}", "warning", *_split(place.note))
         else:
             yield Finding(f"model {name}", "ok", f"{place.folder}")
@@ -184,7 +265,17 @@ def passed_over(subject: Subject) -> Iterator[Finding]:
         yield Finding("Hugging Face cache", "note", told_of_others(others))
 
 
-CHECKS: tuple[Check, ...] = (configuration, state_directory, api_keys, models, passed_over)
+CHECKS: tuple[Check, ...] = (
+    configuration,
+    state_directory,
+    python,
+    installation,
+    open_files,
+    port,
+    api_keys,
+    models,
+    passed_over,
+)
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -207,7 +298,11 @@ def doctor(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    findings = diagnose(look(config_file, state_dir, os.environ), CHECKS)
+    try:
+        subject = look(config_file, state_dir, os.environ)
+    except ConfigError as error:
+        fail(str(error), 2)
+    findings = diagnose(subject, CHECKS)
     if as_json:
         output.write(json.dumps([dataclasses.asdict(each) for each in findings], indent=2) + "\n")
     else:

@@ -1,4 +1,5 @@
-"""What `/health` says, as far as the commands show it. Servers of other versions may say less."""
+"""What `/health` and `/admin` say, as far as commands show it. Servers of other versions may say
+less."""
 
 from __future__ import annotations
 
@@ -91,3 +92,19 @@ class Health(msgspec.Struct, frozen=True):
     passed_over: list[PassedOver] = []
     reason: str | None = None
     """Why it is unavailable."""
+
+
+class Managed(msgspec.Struct, frozen=True):
+    """What a model has become that was loaded, unloaded, pinned or unpinned."""
+
+    id: str
+    state: str
+
+
+class LoadEvent(msgspec.Struct, frozen=True):
+    """An event, of which only those of loads are shown. `model`, and bytes, are of such a one."""
+
+    event: str
+    model: str = ""
+    done_bytes: int = 0
+    total_bytes: int = 0

@@ -22,6 +22,7 @@ from supervisor.config.flags import Overrides, parse_model_flag
 from supervisor.config.rules import ConfigError
 from supervisor.config.schema import Config
 from supervisor.config.settings import load
+from supervisor.wire.text import reason
 
 _LATER = {
     "pull": "download a model",
@@ -135,7 +136,7 @@ def _become_server(settings: Config, root: Path, config: Path | None, *, quiet: 
             os.execv(sys.executable, [sys.executable, "-P", bootstrap.__file__, *arguments])
     except OSError as error:
         fail(
-            f"cannot start: {error.strerror or error}. See that there is a temporary directory "
+            f"cannot start: {reason(error)}. See that there is a temporary directory "
             "with some space (TMPDIR chooses another), and that this Python is still installed."
         )
 

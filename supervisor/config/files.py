@@ -6,9 +6,13 @@ import stat
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from supervisor.config.rules import ConfigError
+from supervisor.wire.text import reason
 
+MAX_BYTES = 1_000_000
+"""Of a configuration, or of a file of keys."""
 _KEY_LINE = re.compile(rb"(?P<key>[!-~]+)(?:\s+#\s*(?P<name>.*))?")
 
 
@@ -29,7 +33,7 @@ def resolve_state_dir(flag: str | Path | None, environ: Mapping[str, str]) -> Pa
     except OSError as error:
         raise ConfigError(
             f"state directory: {chosen}: the working directory cannot be found "
-            f"({error.strerror}); give an absolute path"
+            f"({reason(error)}); give an absolute path"
         ) from None
 
 
@@ -70,7 +74,7 @@ def read_api_keys(path: str | Path) -> dict[str, str]:
                 raise ConfigError(f"{where}: that is not a file")
             if mode & 0o077:
                 raise ConfigError(f"{where}: others have access to it; run `chmod 600 {path}`")
-            lines = file.read().removeprefix(b"\xef\xbb\xbf").splitlines()
+            lines = _bounded(file).removeprefix(b"\xef\xbb\xbf").splitlines()
     except (OSError, ValueError) as error:
         raise ConfigError(f"{where}: {_reason(error)}") from None
     keys: dict[str, str] = {}
@@ -99,7 +103,8 @@ def _not_waiting(path: str, flags: int) -> int:
 def read_toml(path: Path) -> dict[str, object]:
     """The tables of the file at `path`. Raises ConfigError with the file's name and the line."""
     try:
-        text = path.read_bytes().decode("utf-8")
+        with open(path, "rb") as file:
+            text = _bounded(file).decode("utf-8")
         return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         end = f"at line {text.count(chr(10)) + 1}, the end of the file"
@@ -114,8 +119,16 @@ def read_toml(path: Path) -> dict[str, object]:
     raise ConfigError(f"{path}: {problem}")
 
 
+def _bounded(file: BinaryIO) -> bytes:
+    """What the file holds, which may be a device or a pipe without an end. Raises ValueError."""
+    data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES // 10**6} MB")
+    return data
+
+
 def _reason(error: Exception) -> str:
-    return f"cannot be read: {getattr(error, 'strerror', None) or error}"
+    return f"cannot be read: {reason(error)}"
 
 
 def expand(path: str | Path, environ: Mapping[str, str]) -> Path:

@@ -179,7 +179,7 @@ MEANINGS: Mapping[Cause, Meaning] = {
         "Use `bulkhead unload` if that was `kill`; else report it.",
     ),
     Cause.DAMAGED: Meaning(
-        "files of Bulkhead itself are missing or are not its own",
+        "files of Bulkhead, or of the Python under it, are missing or broken",
         "Reinstall it in an environment of its own (`uv tool install --reinstall mlx-bulkhead`), "
         "or run `make clean install` in its checkout.",
         permanent=True,
@@ -279,7 +279,11 @@ KNOWN_LINES = (
         Cause.LOAD_FAILED,
         loading=True,
     ),
-    _line("this installation of Bulkhead is damaged", Cause.DAMAGED),
+    _line(
+        "this installation of Bulkhead (is damaged|lacks|has a broken library)"
+        "|this Python cannot import",
+        Cause.DAMAGED,
+    ),
     _line(
         "LocalEntryNotFoundError|RepositoryNotFound|GatedRepo", Cause.NOT_AVAILABLE, loading=True
     ),

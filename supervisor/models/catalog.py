@@ -30,6 +30,11 @@ class Catalog:
     hub: Path
     passed_over: tuple[PassedOver, ...] = ()
 
+    def tells_of(self, name: str) -> bool:
+        """Whether `passed_over` says already which snapshot of the model is served, and why."""
+        source = self.models[name].source
+        return any(each.source.partition("@")[0] == source for each in self.passed_over)
+
     def concurrency(self, name: str) -> int:
         """How many of its sequences may decode at once."""
         return self.models[name].max_concurrency or DEFAULT_CONCURRENCY

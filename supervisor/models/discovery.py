@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from supervisor.models.advice import GET_MLX
-from supervisor.models.folders import WEIGHTS, reason
+from supervisor.models.folders import WEIGHTS
 from supervisor.models.hub import REPO, choose
 from supervisor.models.jsonfiles import read_header, read_object
+from supervisor.wire.text import reason
 
 log = logging.getLogger("bulkhead.supervisor")
 

@@ -7,7 +7,6 @@ Everything here reads the disk and blocks, for milliseconds a model.
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import glob
 import os
@@ -27,7 +26,7 @@ from supervisor.models.jsonfiles import (
     read_header,
     read_object,
 )
-from supervisor.wire.text import is_utf8
+from supervisor.wire.text import is_utf8, reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +81,6 @@ def doubt(folder: Path) -> str | None:
         return _broken(folder, present) or _missing(folder, present)
     except (OSError, ValueError) as error:
         return f"{folder} cannot be read: {reason(error)}"
-
-
-def reason(error: Exception) -> str:
-    """What went wrong with a file, in the system's words."""
-    told = getattr(error, "strerror", None) or str(error)
-    return "permission denied" if getattr(error, "errno", 0) in _DENIED else told.lower()
-
-
-_DENIED = (errno.EACCES, errno.EPERM)
 
 
 def _unreadable(path: Path, error: Exception) -> Fault:

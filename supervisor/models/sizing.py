@@ -10,10 +10,10 @@ from pathlib import Path
 
 from supervisor.models.catalog import Catalog, Fingerprint
 from supervisor.models.estimate import Estimate, EstimateError, estimate
-from supervisor.models.folders import reason
 from supervisor.models.size_cache import MeasuredLoad, SizeCache, key
 from supervisor.models.sources import Place, SourceError
 from supervisor.scheduler.model import LearnedLimit
+from supervisor.wire.text import reason
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -92,8 +92,7 @@ class Sizing:
         if look.problem and (before is None or before.problem != look.problem):
             log.warning("the size of model %s is unknown: %s", name, look.problem)
         note = look.place.note if look.place is not None else ""
-        source = f"{self._catalog.models[name].source}@"
-        if any(each.source.startswith(source) for each in self._catalog.passed_over):
+        if self._catalog.tells_of(name):
             note = ""  # which was said at start
         if note and (before is None or before.place is None or before.place.note != note):
             log.warning("model %s: %s", name, note)
@@ -131,10 +130,9 @@ class Sizing:
             {"source": each.source, "reason": each.reason, "mlx": each.is_mlx}
             for each in self._catalog.passed_over
         ]
-        named = {str(each["source"]).partition("@")[0] for each in told}
         for name, look in self._known.items():
             source = self._catalog.models[name].source
-            if look.place is not None and look.place.note and source not in named:
+            if look.place is not None and look.place.note and not self._catalog.tells_of(name):
                 told.append({"source": source, "reason": look.place.note, "mlx": True})
         return told
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from supervisor.config.files import expand
 from supervisor.models import advice, folders
-from supervisor.models.folders import Fault, problem, reason
+from supervisor.models.folders import Fault, problem
 from supervisor.models.hub import REPO, choose, repo_dir, state_of
-from supervisor.wire.text import as_utf8
+from supervisor.wire.text import as_utf8, reason
 
 __all__ = ["Place", "SourceError", "find", "resolve", "state"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import msgspec
 
 from supervisor.state.files import read_json, write_atomically
+from supervisor.wire.text import reason
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -57,4 +58,4 @@ def find(root: Path) -> Address | None:
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     except OSError as error:
-        raise Unreadable(f"cannot read {path}: {error.strerror}") from None
+        raise Unreadable(f"cannot read {path}: {reason(error)}") from None

@@ -1,13 +1,23 @@
-"""Text that may have come from names of files, which on Linux are bytes in any encoding.
+"""Text that may have come from names of files, which on Linux are bytes in any encoding, and the
+system's own words.
 
 Python keeps such bytes as lone surrogates, which neither JSON nor MessagePack can carry.
 """
 
 from __future__ import annotations
 
+import errno
 from typing import Any
 
 import msgspec
+
+
+def reason(error: Exception) -> str:
+    """Why the system refused something, in its words as they stand inside a sentence."""
+    if isinstance(error, OSError) and error.errno == errno.EPERM:
+        return "permission denied"  # "operation not permitted", for a file that nobody may read
+    told = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return told[:1].lower() + told[1:] if told[1:2].islower() else told
 
 
 def is_utf8(text: str) -> bool:

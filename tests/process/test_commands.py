@@ -138,7 +138,7 @@ def test_an_address_at_which_nobody_answers() -> None:
         port = taken.getsockname()[1]
     done = bulkhead("status", "--url", f"http://127.0.0.1:{port}")
     assert done.returncode == 1
-    assert done.stderr == f"bulkhead: 127.0.0.1:{port} does not answer: Connection refused\n"
+    assert done.stderr == f"bulkhead: 127.0.0.1:{port} does not answer: connection refused\n"
 
 
 @pytest.mark.parametrize("url", ["https://x", "http://", "http://x:many", "ftp://x", "http://[::1"])

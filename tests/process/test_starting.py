@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -23,7 +22,6 @@ from supervisor.bootstrap import PACKAGES
 from supervisor.config.schema import Config
 from supervisor.machine import readers
 from supervisor.processes.own_code import DISTRIBUTION
-from supervisor.state.paths import StateError
 from tests.helpers.serving import DEADLINE, ROOT, Deadline, alive, assert_gone, start
 
 CONFIG = '[server]\nport = 0\n[memory]\nspare = false\n[models.demo]\nsource = "demo"\n'
@@ -93,9 +91,9 @@ def make_file(path: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "said"),
     [
-        (make_file, "File exists. Move that file or folder away"),
-        (lambda s: (s / "lock").mkdir(parents=True), "lock: Is a directory. Move that"),
-        (lambda s: (s / "address.json").mkdir(parents=True), "address.json: Is a directory"),
+        (make_file, "file exists. Move that file or folder away"),
+        (lambda s: (s / "lock").mkdir(parents=True), "lock: is a directory. Move that"),
+        (lambda s: (s / "address.json").mkdir(parents=True), "address.json: is a directory"),
     ],
 )
 def test_a_state_directory_that_cannot_be_used(
@@ -115,7 +113,7 @@ def test_a_state_directory_of_another_name(tmp_path: Path) -> None:
     line = refused(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff")))
     assert line.endswith("its name is not UTF-8. Choose another --state-dir.")
     line = refused(tmp_path / ("x" * 300))
-    assert line.endswith("File name too long. Choose a shorter --state-dir.")
+    assert line.endswith("file name too long. Choose a shorter --state-dir.")
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "run").symlink_to(tmp_path)
     assert "belongs to somebody else" in refused(tmp_path / "s")
@@ -125,30 +123,7 @@ def test_who_has_the_port_is_named(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         line = refused(tmp_path / "s", "--port", str(other.getsockname()[1]))
     name = psutil.Process().name()
-    assert f"Address already in use by {name} (pid {os.getpid()}). Stop what listens" in line
-
-
-def test_too_few_files_are_told(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    def only(hard: int) -> None:
-        def refuse(_what: int, limits: tuple[int, int]) -> None:
-            if limits[0] > hard or limits[1] > hard:
-                raise ValueError("not allowed to exceed maximum limit")
-
-        monkeypatch.setattr(resource, "getrlimit", lambda _what: (min(20, hard), hard))
-        monkeypatch.setattr(resource, "setrlimit", refuse)
-
-    only(40)
-    with pytest.raises(StateError, match="only 40 open files are allowed, and Bulkhead needs 64"):
-        serve._raise_file_limit()
-    only(256)
-    serve._raise_file_limit()
-    assert "enough for some 85 streams" in caplog.text
-    caplog.clear()
-    only(4096)
-    serve._raise_file_limit()
-    assert not caplog.text
+    assert f"address already in use by {name} (pid {os.getpid()}). Stop what listens" in line
 
 
 def test_changed_files_and_packages_of_our_names(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.log_handlers": Room(),
     "supervisor.stopping": Room(),
     "supervisor.bootstrap": Room(),
-    "supervisor.config": Room((), ("msgspec",)),
+    "supervisor.config": Room(("supervisor.wire.text",), ("msgspec",)),
     "supervisor.wire": Room((), ("msgspec",)),
     "supervisor.state": Room(
         ("supervisor.background", "supervisor.log_handlers", "supervisor.wire"), ("msgspec",)
@@ -105,11 +105,13 @@ ROOMS: Mapping[str, Room] = {
     "supervisor.cli": Room(
         (
             "supervisor.bootstrap",
+            "supervisor.conditions",
             "supervisor.config",
             "supervisor.crashes.store",
             "supervisor.crashes.view",
             "supervisor.layout",
             "supervisor.models",
+            "supervisor.startup",
             "supervisor.state",
             "supervisor.units",
             "supervisor.wire",
@@ -161,12 +163,22 @@ ROOMS: Mapping[str, Room] = {
         ("supervisor.units", "supervisor.wire.text"),
         without=("asyncio", "os", "socket", "subprocess", "time"),
     ),
+    "supervisor.conditions": Room(
+        (
+            "supervisor.bootstrap",
+            "supervisor.machine.listeners",
+            "supervisor.processes",
+            "supervisor.startup",
+            "supervisor.state.paths",
+            "supervisor.wire",
+        )
+    ),
     "supervisor.serve": Room(
         (
             "supervisor.app",
             "supervisor.background",
-            "supervisor.bootstrap",
             "supervisor.build",
+            "supervisor.conditions",
             "supervisor.config",
             "supervisor.crashes.no_shutdown",
             "supervisor.machine",
@@ -174,7 +186,6 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.processes",
             "supervisor.startup",
             "supervisor.state",
-            "supervisor.wire",
         ),
         ("msgspec",),
     ),

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from supervisor.conditions import FILES
 from supervisor.config.schema import MemorySettings
 from supervisor.scheduler.model import Limits
-from supervisor.serve import FILES
 from supervisor.wire.stream import BACKLOG
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"

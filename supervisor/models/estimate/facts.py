@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from supervisor.models.jsonfiles import Malformed, read_object
+from supervisor.wire.text import reason
 
 MAX_NUMBER = 10**9
 """No dimension of any model is near it; a larger figure must not become an endless sum."""
@@ -105,7 +106,7 @@ def read_config(folder: Path) -> Facts:
     try:
         table = read_object(path)
     except OSError as error:
-        raise EstimateError(f"{path} cannot be read: {error.strerror}") from None
+        raise EstimateError(f"{path} cannot be read: {reason(error)}") from None
     except Malformed as error:
         raise EstimateError(f"{path} {error}") from None
     return Facts(table)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from supervisor.models.estimate.facts import EstimateError, Facts
 from supervisor.models.jsonfiles import Malformed, read_header
+from supervisor.wire.text import reason
 
 MAX_FILES = 2_000
 """The largest published models have under 200 shards."""
@@ -63,7 +64,7 @@ def read_weights(folder: Path, config: Facts) -> Weights:
     try:
         files = sorted(folder.glob("model*.safetensors"))
     except OSError as error:
-        raise EstimateError(f"{folder} cannot be read: {error.strerror}") from None
+        raise EstimateError(f"{folder} cannot be read: {reason(error)}") from None
     if not files:
         raise EstimateError(f"{folder} has no model*.safetensors")
     if len(files) > MAX_FILES:
@@ -96,7 +97,7 @@ def tensors(path: Path) -> Iterator[Tensor]:
     try:
         header, room = read_header(path)
     except OSError as error:
-        raise EstimateError(f"{path} cannot be read: {error.strerror}") from None
+        raise EstimateError(f"{path} cannot be read: {reason(error)}") from None
     except Malformed as error:
         raise EstimateError(f"{path} {error}") from None
     for name, entry in header.items():

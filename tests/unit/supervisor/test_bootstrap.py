@@ -80,22 +80,50 @@ def test_an_overwritten_package_module_is_not_run(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("import worker.gone", "the module worker.gone is missing"),
-        ("from supervisor.bootstrap import gone", "cannot import name 'gone'"),
-        ("import surely_not_installed", "the module surely_not_installed is missing"),
+        ("import worker.gone", "is damaged: the module worker.gone is missing"),
+        ("from supervisor.bootstrap import gone", "is damaged: cannot import name 'gone'"),
         ("def f(:", "worker/ours.py cannot be read (invalid syntax, line 1)"),
+        ("import surely_not_installed", "Bulkhead lacks surely_not_installed. Install it anew"),
+        ("import msgspec.gone", "Bulkhead lacks msgspec.gone. Install it anew"),
+        ("from msgspec import gone", "has a broken library: msgspec: cannot import name 'gone'"),
+        ("import broken", "broken.py cannot be read (invalid syntax, line 1)"),
+        (
+            "raise ImportError('wrong architecture')",
+            "has a broken library: wrong architecture. Install it anew",
+        ),
     ],
 )
 def test_a_damaged_installation_is_one_sentence_with_the_cure(
     copy: Path, source: str, said: str
 ) -> None:
     (copy / "worker" / "ours.py").write_text(source)
+    (copy / "libraries").mkdir()
+    (copy / "libraries" / "broken.py").write_text("def f(:")
+    done = become(copy, "worker.ours", PYTHONPATH=str(copy / "libraries"))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("bulkhead: this installation of Bulkhead ")
+    assert ("is damaged" in line) is ("worker" in line or "supervisor" in line)
+    assert said in line
+    assert "uv tool install --reinstall mlx-bulkhead" in line
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        ("ImportError('libssl.so.3: cannot open shared object file', name='_ssl')", "libssl.so.3"),
+        ("ModuleNotFoundError(\"No module named '_ssl'\", name='_ssl')", "it is missing"),
+    ],
+)
+def test_a_broken_python_is_not_called_a_damaged_installation(
+    copy: Path, error: str, said: str
+) -> None:
+    (copy / "worker" / "ours.py").write_text(f"raise {error}")
     done = become(copy, "worker.ours")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"bulkhead: {bootstrap.DAMAGED}: ")
-    assert said in line
-    assert "uv tool install --reinstall mlx-bulkhead" in line
+    assert line.startswith(f"bulkhead: this Python cannot import its own module _ssl: {said}")
+    assert line.endswith(". Install Python anew, or another one, and Bulkhead with it.")
 
 
 def test_a_child_keeps_the_traceback_as_well(copy: Path) -> None:

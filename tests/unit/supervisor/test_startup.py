@@ -10,6 +10,7 @@ import pytest
 
 from supervisor import startup
 from supervisor.state.files import write_atomically
+from supervisor.wire.text import reason
 
 STATE = Path("/home/me/.bulkhead")
 
@@ -25,33 +26,33 @@ def error(number: int, path: str | None = None) -> OSError:
             error(errno.EADDRINUSE),
             11435,
             "ollama (pid 7)",
-            "Address already in use by ollama (pid 7). Stop what listens there, or choose another "
+            "address already in use by ollama (pid 7). Stop what listens there, or choose another "
             "with --port.",
         ),
         (
             error(errno.EADDRINUSE),
             11435,
             None,
-            "Address already in use. Stop what listens there, or choose another with --port.",
+            "address already in use. Stop what listens there, or choose another with --port.",
         ),
         (
             error(errno.EACCES),
             80,
             None,
-            "Permission denied: ports below 1024 are the system's. Choose another with --port.",
+            "permission denied: ports below 1024 are the system's. Choose another with --port.",
         ),
         (
             error(errno.EADDRNOTAVAIL),
             11435,
             None,
-            f"{os.strerror(errno.EADDRNOTAVAIL)}: no interface of this machine has that address. "
+            f"{reason(error(errno.EADDRNOTAVAIL))}: no interface of this machine has that address. "
             "Choose another with --host and --port.",
         ),
         (
             OSError(-2, "Name or service not known"),
             11435,
             None,
-            "Name or service not known. Choose another with --host and --port.",
+            "name or service not known. Choose another with --host and --port.",
         ),
         (
             UnicodeError("label too long"),
@@ -81,7 +82,7 @@ def test_an_address_that_cannot_be_had(
 )
 def test_a_place_that_cannot_be_used(number: int, what_to_do: str) -> None:
     told = startup.cannot_use(error(number, f"{STATE}/lock"), STATE)
-    said = f"{os.strerror(number)}. {what_to_do}"
+    said = f"{reason(error(number))}. {what_to_do}"
     assert told == f"cannot use the state directory {STATE}: {STATE}/lock: {said}"
     for itself in (error(number), error(number, str(STATE))):
         assert (
@@ -99,20 +100,13 @@ def test_a_file_that_cannot_take_its_place_is_told_by_its_place(tmp_path: Path) 
 
 def test_too_few_files_are_not_the_directorys_fault() -> None:
     told = startup.cannot_use(error(errno.EMFILE), STATE)
-    assert told.startswith("cannot start: Too many open files. Allow more open files")
+    assert told.startswith("cannot start: too many open files. Allow more open files")
 
 
 def test_a_long_path_is_shortened() -> None:
     told = startup.cannot_use(error(errno.ENAMETOOLONG, "/x" * 3000), STATE)
     assert len(told) < 400
     assert told.endswith("Choose a shorter --state-dir.")
-
-
-def test_a_name_that_is_not_utf8_is_refused_and_can_be_shown() -> None:
-    told = startup.not_utf8(Path(os.fsdecode(b"/home/m\xff/s")))
-    assert told is not None
-    assert told.isascii()
-    assert startup.not_utf8(Path("/home/mü/s")) is None
 
 
 def test_a_python_for_which_there_is_no_mlx() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from supervisor.cli import main
+from supervisor.cli import client as client_module
+from supervisor.cli import commands, main
 from supervisor.cli.client import Client, Refusal, Unreachable
 from supervisor.state.address import Address, announce
 from tests.helpers.fakes.engine import Script
@@ -68,6 +69,40 @@ def test_the_key_is_read_from_the_servers_file_unless_one_is_brought(tmp_path: P
     keys.unlink()
     with pytest.raises(Unreachable, match="set BULKHEAD_API_KEY"):
         Client.of_state(tmp_path, {})
+
+
+@pytest.mark.parametrize("status", ["200 OK", "500 Bad"])
+def test_an_answer_without_an_end_is_not_read_to_it(
+    status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "_MOST_BYTES", 100)
+    answer = f"HTTP/1.1 {status}\r\n\r\n{{}}{' ' * 100}".encode()
+    with peer(answer) as client, pytest.raises(Unreachable, match="not Bulkhead's"):
+        client.health()
+
+
+@pytest.mark.parametrize("command", ["load", "unload", "pin", "unpin"])
+@pytest.mark.parametrize("body", [b"{}", b'{"id": "m"}', b'{"id": 3, "state": "ready"}', b"[]"])
+def test_another_servers_yes_is_one_sentence(command: str, body: bytes) -> None:
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with peer(head + body) as client:
+        told = CliRunner().invoke(main.app, [command, "m", "--url", f"127.0.0.1:{client.port}"])
+    assert (told.exit_code, told.stdout) == (1, "")
+    (line,) = told.stderr.splitlines()
+    assert line.startswith("bulkhead: ")
+    assert "an answer that is not Bulkhead's" in line
+
+
+@pytest.mark.parametrize(
+    "event", ['{"event": "loading"}', '{"event": "loading", "done_bytes": "x"}', "[]", "{}", "{"]
+)
+def test_another_servers_events_show_nothing_strange(
+    event: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    body = f": watching\n\ndata: {event}\n\n"
+    with peer(f"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{body}".encode()) as client:
+        commands._show_loads(client)  # raises nothing, for it has a thread of its own
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", [None, b"", b"{", b'{"url": 3}'])

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
-from supervisor.cli.doctor import CHECKS, Finding, Subject, diagnose, lines, look
+from supervisor import conditions, startup
+from supervisor.cli.doctor import (
+    CHECKS,
+    Finding,
+    Subject,
+    diagnose,
+    lines,
+    look,
+    models,
+    passed_over,
+)
 from supervisor.cli.main import app
+from supervisor.config.schema import ModelSettings
+from supervisor.models.catalog import Catalog
+from supervisor.models.discovery import PassedOver
+from supervisor.state.address import Address, announce
+from supervisor.state.paths import InstanceLock, StateError, open_state
 from tests.helpers.hub_cache import QUANTIZED, add_repo, plain_files, safetensors, write_folder
 from tests.helpers.serving import DEADLINE, ROOT
 
@@ -24,18 +42,24 @@ HUB = "hub"
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a state directory, a configuration and an empty cache are looked for."""
     (tmp_path / HUB).mkdir()
-    for variable in ("MLX_PRELOAD_MODELS", "BULKHEAD_CONFIG"):
-        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.delenv("MLX_PRELOAD_MODELS", raising=False)
     monkeypatch.setenv("BULKHEAD_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("BULKHEAD_CONFIG", str(tmp_path / "b.toml"))
+    configure("")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / HUB))
     return tmp_path
 
 
-def findings(config: str = "") -> dict[str, Finding]:
-    root = Path(os.environ["BULKHEAD_HOME"])
-    if config:
-        root.mkdir(exist_ok=True)
-        (root / "bulkhead.toml").write_text(config)
+def configure(config: str, port: int = 0) -> None:
+    """Have this configuration, and another port than that of a server of this machine."""
+    begin, found, rest = config.partition("[server]\n")
+    server = f"[server]\nport = {port}\n"
+    told = f"{begin}{server}{rest}" if found else f"{server}{config}"
+    Path(os.environ["BULKHEAD_CONFIG"]).write_text(told)
+
+
+def findings(config: str = "", port: int = 0) -> dict[str, Finding]:
+    configure(config, port)
     return {each.name: each for each in diagnose(look(None, None, os.environ), CHECKS)}
 
 
@@ -51,7 +75,8 @@ def model(source: Path | str, name: str = "m") -> str:
 def test_where_nothing_is_wrong(place: Path) -> None:
     found = findings()
     assert {each.level for each in found.values()} == {"ok"}
-    assert set(found) == {"configuration", "state directory", "model demo"}
+    of_the_start = {"state directory", "Python", "installation", "open files", "port"}
+    assert set(found) == {"configuration", *of_the_start, "model demo"}
     assert ask()[0] == 0
     assert not (place / "state").exists()  # it only looks
 
@@ -122,6 +147,16 @@ def test_a_configured_model_whose_newest_snapshot_is_passed_over_is_told(place: 
     assert found.advice == "run `hf download org/m`"
 
 
+@pytest.mark.parametrize(("source", "level"), [("org/m@bbb", "ok"), ("org/other@bbb", "warning")])
+def test_of_another_snapshot_it_is_told_once(place: Path, source: str, level: str) -> None:
+    add_repo(place / HUB, "org/m", commit="aaa", mtime=1000)
+    add_repo(place / HUB, "org/m", {"config.json": b"{}"}, commit="bbb", mtime=2000)
+    passed = (PassedOver(source, "it lacks x; get it"),)
+    served = Catalog({"org/m": ModelSettings(source="org/m")}, place / HUB, passed)
+    found = diagnose(Subject(place, None, served), [models, passed_over])
+    assert [each.level for each in found] == [level, "warning"]
+
+
 def test_a_configuration_that_can_not_be_used(place: Path) -> None:
     found = findings("[server]\nprot = 1\n")
     assert found["configuration"].level == "error"
@@ -129,15 +164,148 @@ def test_a_configuration_that_can_not_be_used(place: Path) -> None:
     assert "state directory" in found
 
 
-@pytest.mark.parametrize("name", ["", "logs", "crashes", "run"])
-def test_a_state_directory_that_is_none(place: Path, name: str) -> None:
-    file = place / "state" / name
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "cannot use the state directory {root}: file exists"),
+        ("logs", "cannot use the state directory {root}: {root}/logs: file exists"),
+        ("crashes", "{root}/crashes cannot be written: not a directory"),
+        ("run", "{root}/run belongs to somebody else"),
+    ],
+)
+def test_a_state_directory_that_is_none(place: Path, name: str, said: str) -> None:
+    root = place / "state"
+    file = root / name
     file.parent.mkdir(exist_ok=True)
     file.write_text("")
     found = findings()["state directory"]
-    assert found.level == "error"
-    assert found.message == f"{file} cannot be written: not a directory"
+    assert (found.level, found.message) == ("error", said.format(root=root))
     assert "--state-dir" in found.advice
+
+
+def file_above(root: Path) -> Path:
+    root.touch()
+    return root / "below"
+
+
+def folder_named(name: str) -> Callable[[Path], Path]:
+    def make(root: Path) -> Path:
+        (root / name).mkdir(parents=True)
+        return root
+
+    return make
+
+
+def link_to_nothing(root: Path) -> Path:
+    root.symlink_to(root.with_name("gone"))
+    return root
+
+
+def link_to_latin(root: Path) -> Path:
+    named = root.with_name(os.fsdecode(b"caf\xe9"))
+    named.mkdir()
+    root.symlink_to(named)
+    return root
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        Path,
+        lambda root: root / ("x" * 300),
+        lambda root: root.joinpath(*["x" * 100] * 60),
+        lambda root: root.with_name(os.fsdecode(b"caf\xe9")),
+        file_above,
+        link_to_nothing,
+        link_to_latin,
+        folder_named("lock"),
+        folder_named("logs"),
+        folder_named("run"),
+    ],
+)
+def test_of_a_state_directory_it_says_what_a_start_would(
+    place: Path, make: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make(place / "state")
+    monkeypatch.setenv("BULKHEAD_HOME", str(root))
+    before = sorted(place.rglob("*"))
+    found = findings()["state directory"]
+    assert sorted(place.rglob("*")) == before
+    lock = None
+    try:
+        state = open_state(root)
+        lock = InstanceLock(state)
+        lock.acquire()
+    except StateError as error:
+        told: str | None = str(error)
+    except OSError as error:
+        told = startup.cannot_use(error, root)
+    else:
+        told = None
+    finally:
+        if lock is not None:
+            lock.release()
+    if told is None:
+        assert found.level == "ok"
+    else:
+        sentence = f"{found.message}. {found.advice[:1].upper()}{found.advice[1:]}."
+        assert (found.level, sentence) == ("error", told)
+
+
+def test_a_record_that_no_start_could_replace(place: Path) -> None:
+    folder_named("address.json")(place / "state")
+    assert "address.json: is a directory" in findings()["state directory"].message
+
+
+def test_a_server_that_runs_here_is_fine_and_so_is_its_port(place: Path) -> None:
+    lock = InstanceLock(open_state(place / "state"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        number = listener.getsockname()[1]
+        announce(place / "state", Address(f"http://127.0.0.1:{number}"))
+        before = findings(port=number)
+        assert before["state directory"].message.endswith("can be written")
+        assert before["port"].level == "error"
+        who = f"by {psutil.Process().name()} (pid {os.getpid()})"
+        assert before["port"].message.endswith(f"address already in use {who}")
+        assert before["port"].advice.startswith("stop what listens there")
+        lock.acquire()
+        found = findings(port=number)
+        assert f"a server (pid {os.getpid()}) runs" in found["state directory"].message
+        assert {found[each].level for each in ("state directory", "port")} == {"ok"}
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            assert findings(port=other.getsockname()[1])["port"].level == "error"
+    lock.release()
+
+
+def test_what_the_start_refuses_is_an_error_in_its_words(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(sentence: str) -> Callable[[], NoReturn]:
+        def check() -> NoReturn:
+            raise StateError(sentence)
+
+        return check
+
+    for name in ("check_python", "own_files", "raise_file_limit"):
+        told = f"{name} is not. In /P, do this; then that."
+        monkeypatch.setattr(conditions, name, refuse(told))
+    found = findings()
+    for shown, name in (
+        ("Python", "check_python"),
+        ("installation", "own_files"),
+        ("open files", "raise_file_limit"),
+    ):
+        expected = Finding(shown, "error", f"{name} is not", "in /P, do this; then that")
+        assert found[shown] == expected
+    monkeypatch.setattr(conditions, "raise_file_limit", lambda: 300)
+    scarce = findings()["open files"]
+    assert (scarce.level, scarce.advice[:10]) == ("warning", "allow more")
+
+
+def test_without_a_place_for_a_state_directory_it_says_so(place: Path) -> None:
+    status, said = ask("--state-dir", "~nobody-at-all/x")
+    assert status == 2
+    assert "there is no such home directory" in said
 
 
 @pytest.mark.parametrize(("mode", "level"), [(0o600, "ok"), (0o644, "error")])

@@ -7,7 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.config.files import read_api_keys, resolve_config_path, resolve_state_dir
+from supervisor.config.files import (
+    MAX_BYTES,
+    read_api_keys,
+    resolve_config_path,
+    resolve_state_dir,
+)
 from supervisor.config.flags import Overrides
 from supervisor.config.rules import ConfigError
 from supervisor.config.schema import Config
@@ -51,8 +56,26 @@ def test_a_file_that_is_no_toml_is_named_with_the_line(
     assert problem in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["/dev/zero", "large.toml"])
+def test_a_file_without_an_end_is_not_read_to_it(name: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if not path.exists():
+        path.write_bytes(b"# " + b"x" * MAX_BYTES)
+    with pytest.raises(ConfigError, match=f"^{path}: cannot be read: it has more than 1 MB$"):
+        load_file(path)
+
+
+def test_a_file_may_be_as_large_as_that(tmp_path: Path) -> None:
+    path = tmp_path / "b.toml"
+    path.write_bytes(b"#" * (MAX_BYTES - 1) + b"\n")
+    load_file(path)
+    keys = write_keys(tmp_path / "keys", b"key\n" + b"#" * MAX_BYTES)
+    with pytest.raises(ConfigError, match="more than 1 MB"):
+        read_api_keys(keys)
+
+
 def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="no such file"):
         load_file(tmp_path / "none.toml")
 
 

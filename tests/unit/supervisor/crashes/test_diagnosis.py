@@ -75,6 +75,8 @@ RECORDED = [
         "/src/bulkhead, `git status` shows what differs; then run `make clean install`.",
         Cause.DAMAGED,
     ),
+    ("bulkhead: this installation of Bulkhead lacks numpy. Install it anew.", Cause.DAMAGED),
+    ("bulkhead: this Python cannot import its own module _ssl: it is missing.", Cause.DAMAGED),
 ]
 RECORDED_AT_LOAD = [
     ("ValueError: Model type llama9 not supported.", Cause.LOAD_FAILED),

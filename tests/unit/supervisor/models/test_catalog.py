@@ -10,9 +10,11 @@ import pytest
 
 from supervisor.config.flags import Overrides
 from supervisor.config.rules import ConfigError
+from supervisor.config.schema import ModelSettings
 from supervisor.config.settings import from_tree
 from supervisor.models import catalog
 from supervisor.models.catalog import DEFAULT_CONCURRENCY, DEMO_DIR, Catalog
+from supervisor.models.discovery import PassedOver
 from supervisor.models.sources import SourceError
 from tests.helpers.hub_cache import plain_files, write_folder
 
@@ -50,6 +52,14 @@ def test_without_any_the_demo_and_the_cache_are_served(tmp_path: Path) -> None:
     assert not config.models["demo"].preload
     assert served.locate("demo") == DEMO_DIR
     assert served.locate("mlx-community/Some-4bit") == folder
+
+
+def test_what_was_passed_over_tells_of_its_own_model_alone(tmp_path: Path) -> None:
+    models = {name: ModelSettings(source=f"org/{name}") for name in ("m", "m2", "other", "half")}
+    passed = (PassedOver("org/m@bbb", "cut short"), PassedOver("org/half", "it lacks x"))
+    served = Catalog(models, tmp_path, passed)
+    assert [name for name in models if served.tells_of(name)] == ["m", "half"]
+    assert not any(map(Catalog(models, tmp_path).tells_of, models))
 
 
 def test_an_empty_cache_leaves_the_demo(tmp_path: Path) -> None:

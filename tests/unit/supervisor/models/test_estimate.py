@@ -381,7 +381,7 @@ def test_a_broken_config_is_told(content: bytes, said: str, tmp_path: Path) -> N
 
 
 def test_missing_files_are_told(tmp_path: Path) -> None:
-    with pytest.raises(EstimateError, match="cannot be read: No such file"):
+    with pytest.raises(EstimateError, match="cannot be read: no such file"):
         estimate(tmp_path)
     write_config(tmp_path, config_of("llama"))
     with pytest.raises(EstimateError, match="no model"):

@@ -207,16 +207,18 @@ def test_uses_belong_to_the_name_whatever_its_files_are(folder: Path) -> None:
     assert (asked.cache.use_count("m"), sizing(folder, context=512).cache.use_count("m")) == (5, 5)
 
 
+@pytest.mark.parametrize("besides", [(), (PassedOver("org/m2@bbb", "cut", is_mlx=False),)])
 def test_a_snapshot_that_is_passed_over_is_told_once(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, besides: tuple[PassedOver, ...]
 ) -> None:
     add_repo(tmp_path, "org/m", commit="aaa", mtime=1000)
     add_repo(tmp_path, "org/m", {"config.json": b"{}"}, commit="bbb", mtime=2000)
     models = {"m": ModelSettings(source="org/m")}
-    asked = Sizing(Catalog(models, tmp_path), SizeCache(tmp_path / "sizes.json"), None)
+    asked = Sizing(Catalog(models, tmp_path, besides), SizeCache(tmp_path / "sizes.json"), None)
     asked.need("m")
     asked.need("m")
-    (told,) = asked.passed_over()
+    *_, told = asked.passed_over()
+    assert len(asked.passed_over()) == 1 + len(besides)
     assert (told["source"], told["mlx"]) == ("org/m", True)
     assert "aaa of org/m is served" in str(told["reason"])
     notes = [each for each in caplog.records if "aaa of org/m is served" in each.message]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import re
 import shutil
@@ -24,6 +26,8 @@ from supervisor.state.paths import (
 )
 from supervisor.wire.listener import temporary
 from tests.helpers.children import ROOT
+
+CHOOSE = "remove it or choose another --state-dir"
 
 
 def mode(path: Path) -> int:
@@ -131,9 +135,15 @@ def test_a_file_in_the_way_is_told(tmp_path: Path, name: str) -> None:
     root = tmp_path / "s"
     if name:
         root.mkdir()
-    (root / name if name else root).write_text("in the way")
-    with pytest.raises(StateError, match="state directory"):
+    file = root / name if name else root
+    file.write_text("in the way")
+    with pytest.raises((OSError, StateError)) as told:
         open_state(root)
+    # The system's own error for `startup.cannot_use`, or a sentence of ours; never both.
+    if isinstance(told.value, OSError):
+        assert told.value.filename == str(file)
+    else:
+        assert str(told.value) == f"{file} belongs to somebody else; " + CHOOSE
 
 
 # ── the lock ─────────────────────────────────────────────────────────────────────────────────────
@@ -142,6 +152,24 @@ def test_a_file_in_the_way_is_told(tmp_path: Path, name: str) -> None:
 @pytest.fixture
 def state(tmp_path: Path) -> StateDir:
     return open_state(tmp_path / "s")
+
+
+def test_a_lock_that_the_system_refuses_is_its_own_error_with_the_file(
+    state: StateDir, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(_fd: int, _how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fcntl, "flock", none)
+        with pytest.raises(OSError, match="No locks available") as told:
+            InstanceLock(state).acquire()
+    assert told.value.filename == str(state.root / "lock")
+    (state.root / "lock").unlink(missing_ok=True)
+    (state.root / "lock").mkdir()
+    with pytest.raises(IsADirectoryError) as told:
+        InstanceLock(state).acquire()
+    assert told.value.filename == str(state.root / "lock")
 
 
 def test_a_second_instance_is_refused_and_told_whose_it_is(state: StateDir) -> None:
@@ -337,12 +365,20 @@ def test_a_folder_that_cannot_be_made_keeps_no_other_from_it(state: StateDir) ->
     assert mode(state.run) == 0o700
 
 
-def test_sockets_have_a_name_that_messages_can_carry(tmp_path: Path) -> None:
-    root = tmp_path / os.fsdecode(b"caf\xe9")
-    state = open_state(root)
-    assert state.root == root
-    str(state.control).encode()
-    state.run.rmdir()
+def test_a_name_that_is_not_utf8_is_refused_and_nothing_is_made(tmp_path: Path) -> None:
+    named = tmp_path / os.fsdecode(b"caf\xe9")
+    link = tmp_path / "link"
+    link.symlink_to(named)
+    with pytest.raises(StateError, match=r"caf\\udce9': its name is not UTF-8\. Choose") as told:
+        open_state(named)
+    assert str(told.value).isascii()
+    assert not named.exists()
+    named.mkdir()
+    for lead in (link, link / "below"):
+        with pytest.raises(StateError, match="its name is not UTF-8"):
+            open_state(lead)
+    assert not list(named.iterdir())
+    assert open_state(tmp_path / "café").root.name == "café"
 
 
 def test_a_lock_that_is_given_up_in_the_middle_of_a_look_is_not_taken_again(

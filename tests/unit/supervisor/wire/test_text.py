@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
@@ -10,10 +11,27 @@ import pytest
 
 from supervisor.wire import frames
 from supervisor.wire.codec import FrameDecoder, encode
-from supervisor.wire.text import all_as_utf8, as_utf8, to_json
+from supervisor.wire.text import all_as_utf8, as_utf8, reason, to_json
 
 LATIN = os.fsdecode(b"caf\xe9")
 SHOWN = "caf\\xe9"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "permission denied"),
+        (PermissionError(errno.EPERM, "Operation not permitted"), "permission denied"),
+        (PermissionError(errno.EACCES, "it belongs to others"), "it belongs to others"),
+        (OSError(errno.ENOSPC, "No space left on device", "/A/B"), "no space left on device"),
+        (OSError(5, "RPC struct is bad"), "RPC struct is bad"),
+        (OSError("/Users/Me is odd"), "/Users/Me is odd"),
+        (ValueError("Embedded null in /Users/Me"), "embedded null in /Users/Me"),
+        (ValueError(), ""),
+    ],
+)
+def test_the_systems_words_stand_inside_a_sentence(error: Exception, said: str) -> None:
+    assert reason(error) == said
 
 
 @pytest.mark.parametrize(

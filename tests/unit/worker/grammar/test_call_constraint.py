@@ -490,6 +490,26 @@ def test_what_can_be_mended_may_be_written(call: str, meant: dict[str, Any]) -> 
     assert (name, json.loads(arguments)) == ("g", meant)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("written_as", "meant"),
+    [
+        ('{"a": 1,}', {"a": 1}),
+        ('{"a": [1\n2]\n"b": "\\d"}', {"a": [1, 2], "b": "\\d"}),
+        ('{"a": [True, None, ]}', {"a": [True, None]}),
+    ],
+)
+def test_every_form_that_is_json_may_be_mended(
+    form: str, written_as: str, meant: dict[str, Any]
+) -> None:
+    model, before, behind = FORMS[form]
+    text = f"{before}{written_as}{behind}".replace("F", "g", 1)
+    grammar, _ = begin(model, [G])
+    follow(grammar, written(model, text))
+    *_, (name, arguments) = calls(model, text, [G])
+    assert (name, json.loads(arguments)) == ("g", meant)
+
+
 def test_a_call_without_its_last_bracket_ends_with_the_marker_alone() -> None:
     grammar, _ = begin(HERMES, [G])
     follow(grammar, written(HERMES, '<tool_call>{"name": "g", "arguments": {"a": 1}'))

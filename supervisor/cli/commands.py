@@ -78,7 +78,10 @@ def status(
         raise typer.BadParameter(f"SECONDS must be from {_WATCH_MIN:g} to {_WATCH_MAX:g}")
     # A server that is started anew may have another address; a URL that is none never gets right.
     fixed = None if url is None else _client(url, None)
-    output.watch(partial(_look, fixed, state_dir, as_json), pause)
+    if as_json:
+        output.repeat(partial(_look_as_json, fixed, state_dir), pause)
+    else:
+        output.watch(partial(_look, fixed, state_dir), pause)
 
 
 def models(url: Url = None, state_dir: StateDirectory = None, as_json: AsJson = False) -> None:
@@ -150,17 +153,22 @@ def _show(
     output.show(partial(lines, health))
 
 
-def _look(
-    fixed: Client | None, state_dir: str | None, as_json: bool, width: int | None
-) -> list[Text]:
+def _look(fixed: Client | None, state_dir: str | None, width: int | None) -> list[Text]:
     """The status, or why there is none: the server may be on its way back."""
     try:
-        client = fixed or _of_state(state_dir)
-        said = client.health(_LOOK_SECONDS)
-        return [Text(json.dumps(said))] if as_json else status_lines(_parsed(said, Health), width)
+        said = (fixed or _of_state(state_dir)).health(_LOOK_SECONDS)
+        return status_lines(_parsed(said, Health), width)
     except (Unreachable, Refusal, ConfigError) as error:
         told = f"bulkhead: {error}; trying again"
         return [Text(line, "red") for line in fold(one_line(told), width)]
+
+
+def _look_as_json(fixed: Client | None, state_dir: str | None) -> str:
+    """The status as an object in one line, or one with `error`."""
+    try:
+        return json.dumps((fixed or _of_state(state_dir)).health(_LOOK_SECONDS))
+    except (Unreachable, Refusal, ConfigError) as error:
+        return json.dumps({"error": str(error)})
 
 
 def _manage(client: Client, name: str, action: str) -> Managed:

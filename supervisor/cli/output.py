@@ -55,6 +55,16 @@ def watch(view: View, seconds: float) -> None:
         return
 
 
+def repeat(line: Callable[[], str], seconds: float) -> None:
+    """Print a line anew every so many seconds until Ctrl-C, and nothing else."""
+    try:
+        while True:
+            write(f"{line()}\n")
+            time.sleep(seconds)
+    except KeyboardInterrupt:
+        return
+
+
 def _refresh(view: View, seconds: float) -> None:
     with Live(console=console(), auto_refresh=False) as live:
         while True:

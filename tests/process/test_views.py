@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import re
@@ -170,9 +171,22 @@ def test_who_stops_reading_ends_it(server: Server) -> None:
         assert watching.process.wait(DEADLINE) == 0
 
 
+def whole_lines(read: str) -> list[str]:
+    return read.rpartition("\n")[0].splitlines()
+
+
 def test_json_is_an_object_a_look(server: Server) -> None:
-    with piped("--watch", "--json", "--url", server.url) as watching:
-        assert '{"status": "ok"' in watching.saw("}\n")
+    with piped("--watch", "0.1", "--json", "--url", server.url) as watching:
+        told = whole_lines(watching.saw("\n") + watching.saw("\n"))
+        assert len(told) >= 2
+        assert {json.loads(line)["status"] for line in told} == {"ok"}
+        assert watching.interrupt() == 0
+
+
+def test_json_is_an_object_a_look_at_a_server_that_is_gone_too(tmp_path: Path) -> None:
+    with piped("--watch", "0.1", "--json", "--state-dir", str(tmp_path)) as watching:
+        told = whole_lines(watching.saw("\n"))
+        assert all("no Bulkhead runs" in json.loads(line)["error"] for line in told)
         assert watching.interrupt() == 0
 
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import pty
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -190,3 +193,38 @@ def test_an_installation_that_is_not_what_was_installed(tmp_path: Path) -> None:
         f"bulkhead: this installation of Bulkhead is damaged: {root}/worker/main.py is missing, or "
     )
     assert "uv tool install --reinstall mlx-bulkhead" in line
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_a_terminal_shows_each_request_unless_quiet(quiet: bool, tmp_path: Path) -> None:
+    config = tmp_path / "bulkhead.toml"
+    config.write_text(CONFIG)
+    arguments = begin(tmp_path / "s", "--config", str(config), *(["--quiet"] if quiet else []))
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=theirs, text=True
+    ) as server:
+        os.close(theirs)
+        assert server.stdout is not None
+        url = server.stdout.readline().split()[-1]
+        asked = urllib.request.Request(f"{url}/v1/models", headers={"x-request-id": "asked"})
+        with urllib.request.urlopen(asked, timeout=DEADLINE) as answer:
+            assert answer.status == 200
+        server.send_signal(signal.SIGTERM)
+        shown = read_terminal(ours)
+        assert server.wait(DEADLINE) == 0
+    assert f"logs: {tmp_path / 's' / 'logs'}" in shown
+    assert ("asked client=127.0.0.1 " in shown) is not quiet
+    assert "asked client=127.0.0.1 " in (tmp_path / "s/logs/gateway.log").read_text()
+
+
+def read_terminal(terminal: int) -> str:
+    """All that is written there until nobody has it open any more; it is closed."""
+    written = b""
+    with (
+        open(terminal, "rb", buffering=0) as file,
+        contextlib.suppress(OSError),  # so Linux tells the end
+    ):
+        while more := file.read(65536):
+            written += more
+    return written.decode()

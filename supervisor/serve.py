@@ -29,13 +29,14 @@ from supervisor.crashes.no_shutdown import report_run
 from supervisor.machine import readers
 from supervisor.machine.boot import boot_id
 from supervisor.models import catalog, discovery
+from supervisor.models.catalog import Catalog
 from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Sizing
 from supervisor.processes import orphans, own_code
 from supervisor.processes.own_code import OwnCode
 from supervisor.state import address, last_run, logs
 from supervisor.state.last_run import Run
-from supervisor.state.paths import InstanceLock, StateError, open_state
+from supervisor.state.paths import InstanceLock, StateDir, StateError, open_state
 
 log = logging.getLogger("bulkhead.supervisor")
 
@@ -95,6 +96,21 @@ def _run(
 ) -> int:
     settings, served = catalog.build(settings, os.environ)
     state = open_state(root)
+    try:
+        return _serve(settings, served, state, config, worker_module, reader, terminal)
+    finally:
+        state.discard_run()
+
+
+def _serve(
+    settings: Config,
+    served: Catalog,
+    state: StateDir,
+    config: Path | None,
+    worker_module: str,
+    reader: readers.MemoryReader,
+    terminal: int | None,
+) -> int:
     lock = InstanceLock(state)
     lock.acquire()
     logs.set_up(state.logs / "supervisor.log")  # which is not written to before the first line
@@ -160,7 +176,6 @@ def _run(
     finally:
         address.withdraw(state.root)
         own_code.discard_copies(state.run)
-        state.discard_run()
         lock.release()
     last_run.end(state)
     return status

@@ -25,6 +25,7 @@ from supervisor.bootstrap import PACKAGES
 from supervisor.config.schema import Config
 from supervisor.machine import readers
 from supervisor.processes.own_code import DISTRIBUTION
+from supervisor.wire.listener import temporary
 from tests.helpers.serving import DEADLINE, ROOT, Deadline, alive, assert_gone, start
 
 CONFIG = '[server]\nport = 0\n[memory]\nspare = false\n[models.demo]\nsource = "demo"\n'
@@ -120,6 +121,14 @@ def test_a_state_directory_of_another_name(tmp_path: Path) -> None:
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "run").symlink_to(tmp_path)
     assert "belongs to somebody else" in refused(tmp_path / "s")
+
+
+def test_a_start_that_fails_leaves_no_folder_for_its_sockets(tmp_path: Path) -> None:
+    state = tmp_path / ("x" * 100)  # too long for sockets
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        refused(state, "--port", str(other.getsockname()[1]))
+    assert state.is_dir()
+    assert not temporary(state.resolve()).exists()
 
 
 def test_who_has_the_port_is_named(tmp_path: Path) -> None:

@@ -16,26 +16,38 @@ from worker.output.tools.harmony import harmony_rules
 
 MAX_CALLS = 16
 """Tool calls in one forced answer: a model that can't stop calling would never end."""
-_LETTER = r'[^"\\\x00-\x08\x0b\x0c\x0e-\x1f]|\\[^u\x00-\x1f]'
+_LETTER = r'[^"\\\x00-\x1f]|\\["\\\/bfnrt]'
+_MENDED_LETTER = r'[^"\\\x00-\x08\x0b\x0c\x0e-\x1f]|\\[^u\x00-\x1f]'
 _ESCAPE = (
     r"\\u([0-9abcefABCEF][0-9a-fA-F]|[dD][0-7])[0-9a-fA-F]{2}"
     r"|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
-ANY_OBJECT = rf"""
-any_object: "{{" WS? (members (WS? ",")? WS?)? "}}"
-open_object: "{{" WS? members
+_OBJECT = r"""
 members: member (next member)*
 member: STRING WS? ":" WS? value
+NUMBER: /-?(0|[1-9][0-9]{0,30})(\.[0-9]{1,30})?([eE][+-]?[0-9]{1,3})?/
+"""
+"""Runs of digits are bounded: a model that falls into one would spend its tokens there."""
+_VALUE = 'value: any_object | array | STRING | NUMBER | "true" | "false" | "null"'
+ANY_OBJECT = rf"""
+any_object: "{{" WS? (members WS?)? "}}"
+array: "[" WS? (value (next value)* WS?)? "]"
+next: WS? "," WS?
+{_VALUE}
+STRING: /"({_LETTER}|{_ESCAPE})*"/
+{_OBJECT}"""
+"""A JSON object of any kind. Half a surrogate pair is not Unicode text."""
+MENDED_OBJECT = rf"""
+any_object: "{{" WS? (members (WS? ",")? WS?)? "}}"
+open_object: "{{" WS? members
 array: "[" WS? (value (next value)* (WS? ",")? WS?)? "]"
 next: WS? "," WS? | LINE
-value: any_object | array | STRING | NUMBER | "true" | "false" | "null" | "True" | "False" | "None"
 LINE: /[ \t\r]{{0,20}}\n[ \n\r\t]{{0,20}}/
-NUMBER: /-?(0|[1-9][0-9]{{0,30}})(\.[0-9]{{1,30}})?([eE][+-]?[0-9]{{1,3}})?/
-STRING: /"({_LETTER}|{_ESCAPE})*"/
-"""
-"""A JSON object of any kind, as models write it: with what `worker.output.tools.json_repair` mends,
-so that a model which writes that is not led astray. Runs of digits are bounded: a model that falls
-into one would spend its tokens there. Half a surrogate pair is not Unicode text."""
+{_VALUE} | "True" | "False" | "None"
+STRING: /"({_MENDED_LETTER}|{_ESCAPE})*"/
+{_OBJECT}"""
+"""The same with what `worker.output.tools.json_repair` mends, so that a model which writes that is
+not led astray. For calls that are read when they are whole."""
 _SPACE = "WS: /[ \\n\\r\\t]{1,40}/\n"
 """White space between the parts of JSON, bounded for the same reason."""
 _REST = "REST: /(.|\\n)+/\n"
@@ -145,7 +157,7 @@ def native_rules(
         groups.setdefault(tool.schema, []).append(tool.name)
     names = list(groups.values())
     arguments = "".join(f"args{i}: {_arguments(schema)}\n" for i, schema in enumerate(groups))
-    shared = f"{arguments}{ANY_OBJECT}{_SPACE}"
+    shared = f"{arguments}{MENDED_OBJECT}{_SPACE}"
     listed = 'WS? (object | "[" WS? object (WS? "," WS? object)* WS? "]")'
     start, end = (marker(text) if text else "" for text in (form.start, form.end))
     match form.kind:

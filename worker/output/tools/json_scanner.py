@@ -9,8 +9,6 @@ from typing import Any
 
 _SCALAR = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?|true|false|null")
 _SCALAR_LETTERS = frozenset("+-.0123456789Eabeflnrstu")
-ESCAPES = frozenset('"\\/bfnrtu')
-"""What a backslash may stand before."""
 _SPACE = frozenset(" \t\n\r")
 _HEX = frozenset("0123456789abcdefABCDEF")
 
@@ -24,8 +22,7 @@ class JSONScanner:
 
     `depth` counts the open brackets. `state` is what the next letter may be: "start", "key or end",
     "key", "colon", "value", "value or end", "comma", "string", "escape", "hex", "scalar", "done".
-    Strict, but for two things that models do inside strings: a control character is escaped, and a
-    backslash that escapes nothing is doubled.
+    Strict, but for one thing that models do: a control character inside a string is escaped.
     """
 
     def __init__(self) -> None:
@@ -66,9 +63,8 @@ class JSONScanner:
         if state == "string":
             return self._string(letter)
         if state == "escape":
-            if letter not in ESCAPES:
-                self.state = "string"
-                return "\\" + self._string(letter)
+            if letter not in '"\\/bfnrtu':
+                raise NotJSON
             self.state, self._hex = ("hex", 4) if letter == "u" else ("string", 0)
             return letter
         if state == "hex":

@@ -107,7 +107,6 @@ def begin(
     *,
     structure: object = None,
     prompt: str = "",
-    growing: bool = False,
 ) -> tuple[Any, Any]:
     """The constraint and the transcript of an answer."""
     tools = [{"type": "function", "function": function} for function in functions]
@@ -115,18 +114,14 @@ def begin(
     calling = Calling("auto", tuple(function["name"] for function in functions))
     request = Generate("r", Chat([], tools), 0.0, calling=calling, structure=schema)
     tokens = written(model, prompt) if prompt else []
-    transcript = transcripts(model).make(request, tokens, calls_held=lambda: growing)
+    transcript = transcripts(model).make(request, tokens)
     return grammars(model).compile(request, tokens), transcript
 
 
 def calls(
-    model: Model,
-    text: str,
-    functions: Sequence[dict[str, Any]] = (F, G),
-    *,
-    growing: bool = False,
+    model: Model, text: str, functions: Sequence[dict[str, Any]] = (F, G)
 ) -> list[tuple[str, str]]:
-    _, transcript = begin(model, functions, growing=growing)
+    _, transcript = begin(model, functions)
     found: dict[int, tuple[str, str]] = {}
     deltas = [transcript.push(token) for token in written(model, text)]
     for call in (call for delta in [*deltas, transcript.finish()] for call in delta.calls):
@@ -458,14 +453,11 @@ def test_what_a_call_may_be_written_like() -> None:
         ("if x:\n\ty\r\n", "if x:\n\ty\r\n"),
     ],
 )
-@pytest.mark.parametrize("growing", [True, False])
-def test_what_a_string_in_a_call_may_have_is_made_json(
-    written_as: str, meant: str, growing: bool
-) -> None:
+def test_what_a_string_in_a_call_may_have_is_made_json(written_as: str, meant: str) -> None:
     text = f'<tool_call>{{"name": "g", "arguments": {{"a": "{written_as}"}}}}</tool_call>'
     grammar, _ = begin(HERMES, [G])
     follow(grammar, written(HERMES, text))
-    ((_, arguments),) = calls(HERMES, text, [G], growing=growing)
+    ((_, arguments),) = calls(HERMES, text, [G])
     assert json.loads(arguments) == {"a": meant}
 
 

@@ -13,6 +13,7 @@ from supervisor.wire.frames import Calling, Chat, Generate, Structure, Text
 from tests.helpers.grammars import CLOSED, encode, ends, follow
 from tests.property import structured
 from tests.property.structured import Chooser, allowed, constraint, fault, sample, text_of, wrapper
+from worker.grammar import call_rules
 from worker.grammar.answer_constraint import AnswerConstraint
 from worker.grammar.compile import ConstraintCompiler
 from worker.grammar.schema import compilable
@@ -51,6 +52,24 @@ def test_a_plain_request_has_none() -> None:
     assert grammars.compile(Generate("r", Text("x"), 0.0)) is None
     chat = Chat([], tools=[TOOL])
     assert grammars.compile(Generate("r", chat, 0.0, calling=Calling("auto", ("f",)))) is None
+
+
+@pytest.mark.parametrize(
+    ("written", "wrong"),
+    [('{"a": 1,', "}"), ('{"a": "\\', "d"), ('{"a": ', "T"), ('{"a": 1\n', '"')],
+)
+def test_a_demanded_call_of_any_object_is_exact(
+    written: str, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told as it grows: nothing in it could be mended."""
+
+    def refuse(*_: object, **__: object) -> str:
+        raise UnsupportedValue("not at all", param="tools")
+
+    monkeypatch.setattr(call_rules, "compilable", refuse)
+    model, grammar = calling([TOOL], ("f",))
+    follow(grammar, encode(model, '[{"name": "f", "arguments": ' + written))
+    assert model.encode(wrong)[0] not in allowed(grammar)
 
 
 def test_calls_as_an_array() -> None:

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from supervisor.models.sources import resolve
+
 LLAMA = {"model_type": "llama"}
 QUANTIZED = {"model_type": "llama", "quantization": {"group_size": 64, "bits": 4}}
 
@@ -60,3 +62,8 @@ def write_folder(folder: Path, files: dict[str, bytes]) -> Path:
     for name, data in files.items():
         (folder / name).write_bytes(data)
     return folder
+
+
+def find(source: str, hub: Path) -> Path:
+    """The folder of a source, with that Hugging Face cache. Raises SourceError."""
+    return resolve(source, demo_dir=Path("/shipped/demo"), hub=hub)

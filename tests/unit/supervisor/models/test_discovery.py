@@ -10,8 +10,7 @@ import pytest
 
 from supervisor.models.discovery import Discovery, PassedOver, log_passed_over
 from supervisor.models.discovery import discover as discovery
-from supervisor.models.sources import resolve
-from tests.helpers.hub_cache import QUANTIZED, add_repo, plain_files, safetensors
+from tests.helpers.hub_cache import QUANTIZED, add_repo, find, plain_files, safetensors
 
 
 @pytest.fixture
@@ -19,10 +18,6 @@ def hub(tmp_path: Path) -> Path:
     path = tmp_path / "hub"
     path.mkdir()
     return path
-
-
-def find(source: str, hub: Path) -> Path:
-    return resolve(source, demo_dir=Path("/shipped/demo"), hub=hub)
 
 
 def discover(hub: Path) -> dict[str, Path]:

@@ -9,8 +9,8 @@ import pytest
 
 from supervisor.models import sources
 from supervisor.models.discovery import discover
-from supervisor.models.sources import SourceError, resolve
-from tests.helpers.hub_cache import add_repo, plain_files, safetensors, write_folder
+from supervisor.models.sources import SourceError
+from tests.helpers.hub_cache import add_repo, find, plain_files, safetensors, write_folder
 
 
 @pytest.fixture
@@ -18,10 +18,6 @@ def hub(tmp_path: Path) -> Path:
     path = tmp_path / "hub"
     path.mkdir()
     return path
-
-
-def find(source: str, hub: Path) -> Path:
-    return resolve(source, demo_dir=Path("/shipped/demo"), hub=hub)
 
 
 def refusal(source: str, hub: Path) -> str:

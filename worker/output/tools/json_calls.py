@@ -1,8 +1,8 @@
 """Calls written as JSON: `{"name": …, "arguments": {…}}`.
 
 Hermes' `<tool_call>` blocks, Llama 3's bare objects, the array that a grammar forces. The arguments
-are the model's own letters. Under a grammar they are passed on as they come; else the call is, when
-it is whole and JSON, or can be repaired to it.
+are the model's own letters. They are passed on as they come where a grammar makes them exact and
+somebody wants that; else the call is, when it is whole and JSON, or can be repaired to it.
 """
 
 from __future__ import annotations

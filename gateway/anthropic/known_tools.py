@@ -42,7 +42,7 @@ def _function(name: str, description: str, required: list[str], **members: Any) 
 
 _LINE = {
     "type": "integer",
-    "description": "For `insert`: the line behind which the text is inserted; 0 = at the beginning.",
+    "description": "For `insert`: the line behind which the text goes; 0 = at the beginning.",
 }
 _RANGE = {
     "type": "array",

@@ -45,9 +45,7 @@ class CustomTool(StrictStruct, frozen=True):
     type: Literal["custom"] | None = None
     description: str | None = None
     strict: bool | None = None
-    input_examples: (
-        Annotated[list[dict[str, Any]], Meta(max_length=_EXAMPLES_MAX)] | None
-    ) = None
+    input_examples: Annotated[list[dict[str, Any]], Meta(max_length=_EXAMPLES_MAX)] | None = None
     allowed_callers: list[str] | None = None
     defer_loading: bool | None = None
     eager_input_streaming: bool | None = None
@@ -98,10 +96,10 @@ ToolChoice = AutoChoice | AnyChoice | ToolChosen | NoChoice
 class Offered(NamedTuple):
     """What becomes of a request's tools."""
 
-    tools: list[dict[str, Any]] = []
+    tools: list[dict[str, Any]]
     """As chat templates take them."""
-    calling: Calling | None = None
-    ignored: tuple[str, ...] = ()
+    calling: Calling | None
+    ignored: tuple[str, ...]
     """Types of those that nobody could run here."""
     strict: bool = True
     """Whether all have the promise that their schema holds."""
@@ -124,7 +122,7 @@ def offered_tools(tools: Sequence[Mapping[str, Any]], choice: ToolChoice | None)
     functions, places, dropped = _sorted_out(tools)
     ignored = tuple(dict.fromkeys(dropped.values()))
     if isinstance(choice, NoChoice):
-        return Offered(ignored=ignored)
+        return Offered([], None, ignored)
     names = tuple(functions)
     parallel = not (choice is not None and choice.disable_parallel_tool_use)
     mode: Literal["auto", "required"] = "auto"
@@ -151,7 +149,7 @@ def offered_tools(tools: Sequence[Mapping[str, Any]], choice: ToolChoice | None)
                 )
             mode, names, parallel = "required", (name,), False
     if not names:
-        return Offered(ignored=ignored)
+        return Offered([], None, ignored)
     return Offered(
         [{"type": "function", "function": each} for each in functions.values()],
         Calling(mode, names, parallel, places if dropped else ()),

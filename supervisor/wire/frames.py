@@ -236,12 +236,14 @@ class Chat(Frame, frozen=True, tag="chat"):
     """Messages and tools as the client sent them, in the shape that chat templates take.
 
     `tools` are what the template shows the model. `template` holds further template arguments:
-    `chat_template_kwargs`, and `reasoning_effort` for templates that know it.
+    `chat_template_kwargs`, and `reasoning_effort` for templates that know it. `continues`: the last
+    message is the beginning of the answer, which the output goes on with.
     """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] = []
     template: dict[str, Any] = {}
+    continues: bool = False
 
 
 class Text(Frame, frozen=True, tag="text"):
@@ -401,12 +403,14 @@ class Token(Frame, frozen=True, tag="token"):
 
 class End(Frame, frozen=True, tag="end"):
     """The request ended well. Counts are in tokens; the end-of-sequence token is not counted, and
-    those of reasoning are among the completion's."""
+    those of reasoning are among the completion's. `stop` is the stop string that ended it, if one
+    did."""
 
     finish_reason: Literal["stop", "length", "tool_calls"]
     prompt_tokens: int
     completion_tokens: int
     reasoning_tokens: int = 0
+    stop: str = ""
 
 
 class Vector(Frame, frozen=True, tag="vector"):

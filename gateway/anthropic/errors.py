@@ -41,20 +41,20 @@ _WORDS = (
 
 def error_form(error: BulkheadError, request_id: str) -> ErrorAnswer:
     """The answer to a request that failed before the first byte."""
-    status = _status(error)
+    status = status_of(type(error))
     return ErrorAnswer(status, msgspec.json.encode(_body(error, status, request_id)))
 
 
 def error_event(error: BulkheadError, request_id: str) -> bytes:
     """The last event of a stream that fails."""
-    body = _body(error, _status(error), request_id)
+    body = _body(error, status_of(type(error)), request_id)
     return named_event("error", msgspec.json.encode(body))
 
 
-def _status(error: BulkheadError) -> int:
+def status_of(kind: type[BulkheadError]) -> int:
     """Queue and memory are what Anthropic calls overloaded."""
-    overloaded = isinstance(error, QueueFull | InsufficientMemoryNow | MemoryPressure)
-    return OVERLOADED if overloaded else error.status
+    overloaded = issubclass(kind, QueueFull | InsufficientMemoryNow | MemoryPressure)
+    return OVERLOADED if overloaded else kind.status
 
 
 def _body(error: BulkheadError, status: int, request_id: str) -> dict[str, Any]:

@@ -42,7 +42,7 @@ _IS_ERROR = re.compile(r"\W*error\b", re.IGNORECASE)
 System = str | Annotated[list[TextBlock], Meta(max_length=BLOCKS_MAX)]
 
 
-class Message(msgspec.Struct, frozen=True):
+class Turn(msgspec.Struct, frozen=True):
     """One message. An answer may be sent back as it came."""
 
     role: Literal["user", "assistant", "system"]
@@ -57,7 +57,7 @@ class Conversation(msgspec.Struct, frozen=True):
     continues: bool
 
 
-def conversation(system: System | None, messages: Sequence[Message]) -> Conversation:
+def conversation(system: System | None, messages: Sequence[Turn]) -> Conversation:
     """The messages for chat templates, the system prompt first.
 
     A last message of the assistant's is what the answer goes on with, unless it is empty. Raises
@@ -111,7 +111,7 @@ def _check_prefill(message: dict[str, Any], param: str) -> None:
         raise invalid_value(param, "the answer can't go on after white space: leave it out.")
 
 
-def _plain(message: Message, place: str, names: dict[str, str]) -> Iterator[dict[str, Any]]:
+def _plain(message: Turn, place: str, names: dict[str, str]) -> Iterator[dict[str, Any]]:
     content = message.content
     if isinstance(content, str):
         yield {"role": message.role, "content": content}

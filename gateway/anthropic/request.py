@@ -17,8 +17,8 @@ from gateway.anthropic.context import ContextManagement, managed
 from gateway.anthropic.messages import (
     MESSAGES_MAX,
     Conversation,
-    Message,
     System,
+    Turn,
     conversation,
     explain_block_error,
 )
@@ -56,7 +56,7 @@ class ThinkingOff(StrictStruct, frozen=True, tag_field="type", tag="disabled"):
 Thinking = ThinkingOn | ThinkingAdaptive | ThinkingBetweenTools | ThinkingOff
 
 
-class SchemaFormat(StrictStruct, frozen=True, tag_field="type", tag="json_schema"):
+class OutputSchema(StrictStruct, frozen=True, tag_field="type", tag="json_schema"):
     """The answer is one JSON value that is valid under the schema."""
 
     schema: Annotated[dict[str, Any], Meta(description="A JSON Schema.")]
@@ -66,14 +66,14 @@ class OutputConfig(StrictStruct, frozen=True):
     """`effort` is for models whose template knows it; `task_budget` has no effect."""
 
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
-    format: SchemaFormat | None = None
+    format: OutputSchema | None = None
     task_budget: dict[str, Any] | None = None
 
 
 class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The body of POST /v1/messages/count_tokens: what makes a prompt."""
 
-    messages: Annotated[list[Message], Meta(min_length=1, max_length=MESSAGES_MAX)]
+    messages: Annotated[list[Turn], Meta(min_length=1, max_length=MESSAGES_MAX)]
     model: str = ""
     system: System | None = None
     tools: (
@@ -90,7 +90,7 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig | None = None
-    output_format: SchemaFormat | None = None
+    output_format: OutputSchema | None = None
     context_management: ContextManagement | None = None
 
     def chat(self) -> Chat:

@@ -67,30 +67,30 @@ class CustomTool(StrictStruct, frozen=True):
         return function
 
 
-class AutoChoice(StrictStruct, frozen=True, tag_field="type", tag="auto"):
+class ToolAuto(StrictStruct, frozen=True, tag_field="type", tag="auto"):
     """The model may call."""
 
     disable_parallel_tool_use: bool | None = None
 
 
-class AnyChoice(StrictStruct, frozen=True, tag_field="type", tag="any"):
+class ToolAny(StrictStruct, frozen=True, tag_field="type", tag="any"):
     """The model must call."""
 
     disable_parallel_tool_use: bool | None = None
 
 
-class ToolChosen(StrictStruct, frozen=True, tag_field="type", tag="tool"):
+class ToolNamed(StrictStruct, frozen=True, tag_field="type", tag="tool"):
     """The model must call this one tool, once."""
 
     name: str
     disable_parallel_tool_use: bool | None = None
 
 
-class NoChoice(StrictStruct, frozen=True, tag_field="type", tag="none"):
+class ToolNone(StrictStruct, frozen=True, tag_field="type", tag="none"):
     """The model is shown no tools."""
 
 
-ToolChoice = AutoChoice | AnyChoice | ToolChosen | NoChoice
+ToolChoice = ToolAuto | ToolAny | ToolNamed | ToolNone
 
 
 class Offered(NamedTuple):
@@ -121,13 +121,13 @@ def offered_tools(tools: Sequence[Mapping[str, Any]], choice: ToolChoice | None)
     """
     functions, places, dropped = _sorted_out(tools)
     ignored = tuple(dict.fromkeys(dropped.values()))
-    if isinstance(choice, NoChoice):
+    if isinstance(choice, ToolNone):
         return Offered([], None, ignored)
     names = tuple(functions)
     parallel = not (choice is not None and choice.disable_parallel_tool_use)
     mode: Literal["auto", "required"] = "auto"
     match choice:
-        case AnyChoice():
+        case ToolAny():
             if not names:
                 why = f": {', '.join(ignored)} can't be used here" if ignored else ""
                 raise InvalidValue(
@@ -135,7 +135,7 @@ def offered_tools(tools: Sequence[Mapping[str, Any]], choice: ToolChoice | None)
                     param="tool_choice",
                 )
             mode = "required"
-        case ToolChosen(name=name):
+        case ToolNamed(name=name):
             if name in dropped:
                 raise UnsupportedValue(
                     f"`tool_choice` demands a tool of the type `{dropped[name]}`, which can't be "

@@ -30,8 +30,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from gateway import app
+from gateway.document import ROUTES, document
 from gateway.openai import schemas
-from gateway.openai.document import ROUTES, document
 from supervisor.config.schema import ServerSettings
 from tests.helpers.serving import DEADLINE, ROOT, Server, serving
 from tests.property.openapi import st_run
@@ -401,5 +401,5 @@ def test_the_sdk_reads_the_refusal_of_embeddings(client: openai.OpenAI) -> None:
 
 def test_it_needs_no_docstrings() -> None:
     """Python drops them where PYTHONOPTIMIZE is 2."""
-    code = "from gateway.openai.document import document; document(keys=False)"
+    code = "from gateway.document import document; document(keys=False)"
     subprocess.run([sys.executable, "-OO", "-c", code], cwd=ROOT, check=True, timeout=DEADLINE)

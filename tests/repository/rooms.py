@@ -199,12 +199,24 @@ ROOMS: Mapping[str, Room] = {
         ("msgspec",),
         without=_NO_WORLD,
     ),
+    "gateway.anthropic": Room(
+        ("gateway.dialect", "gateway.openai", "supervisor.errors", "supervisor.wire"),
+        ("msgspec",),
+        without=_NO_WORLD,
+    ),
+    "gateway.document": Room(
+        ("gateway.anthropic", "gateway.openai", "supervisor.errors", "supervisor.wire"),
+        ("msgspec",),
+        without=_NO_WORLD,
+    ),
     "gateway.http": Room(
         ("gateway.dialect", "supervisor.config", "supervisor.errors"), ("aiohttp",)
     ),
     "gateway.handlers": Room(
         (
+            "gateway.anthropic",
             "gateway.dialect",
+            "gateway.document",
             "gateway.http",
             "gateway.openai",
             "gateway.relay",
@@ -215,6 +227,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     "gateway.app": Room(
         (
+            "gateway.anthropic",
             "gateway.dialect",
             "gateway.handlers",
             "gateway.http",

@@ -32,12 +32,15 @@ WITNESSES: dict[str, tuple[str, ...]] = {
     "worker/main.py": ("process/test_serving.py",),
     # Values, which decide nothing.
     "gateway/openai/schemas.py": ("process/test_openapi.py",),
+    "gateway/anthropic/blocks.py": ("unit/gateway/anthropic/test_messages.py",),
+    "gateway/anthropic/known_tools.py": ("unit/gateway/anthropic/test_tools.py",),
+    "gateway/anthropic/schemas.py": ("process/test_openapi.py",),
     "supervisor/units.py": ("unit/supervisor/test_build.py",),
     "supervisor/scheduler/death.py": ("unit/supervisor/crashes/test_diagnosis.py",),
     "supervisor/scheduler/effects.py": ("unit/supervisor/scheduler/test_pool.py",),
     "supervisor/wire/crash.py": ("unit/supervisor/crashes/test_store.py",),
     # Parts of one thing, which is tested as a whole.
-    "gateway/openai/document.py": ("process/test_openapi.py",),
+    "gateway/document.py": ("process/test_openapi.py",),
     "gateway/relay/control.py": ("unit/gateway/relay/test_client.py",),
     "supervisor/machine/readers": ("unit/supervisor/machine/test_readers.py",),
     "supervisor/models/advice.py": ("unit/supervisor/models/test_sources.py",),

@@ -5,14 +5,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Any
+from operator import attrgetter
+from typing import Any, get_args
 
 import msgspec
 
+from gateway.anthropic import schemas as anthropic
+from gateway.anthropic.errors import OVERLOADED, status_of
+from gateway.anthropic.request import COUNT_BODY, MESSAGES_BODY
 from gateway.openai import schemas
 from gateway.openai.chat import CHAT_BODY
 from gateway.openai.completions import COMPLETION_BODY
@@ -45,8 +49,11 @@ class Route:
     """Beside those that any route may answer."""
     body: Body[Any] | None = None
     """What is posted; a model's worker answers it."""
-    chunk: type[msgspec.Struct] | None = None
-    """What the events of its streams hold."""
+    chunks: tuple[type[msgspec.Struct], ...] = ()
+    """What the events of its streams hold: one type, or such as their `type` tells apart."""
+    error: type[msgspec.Struct] = schemas.Error
+    status_of: Callable[[type[BulkheadError]], int] = attrgetter("status")
+    """The status of an error on this route."""
     open: bool = False
     """Answered without a key."""
     events: bool = False
@@ -62,7 +69,7 @@ def _routes() -> Iterator[Route]:
             schemas.ChatCompletion,
             _POSTED,
             body=CHAT_BODY,
-            chunk=schemas.ChatCompletionChunk,
+            chunks=(schemas.ChatCompletionChunk,),
         )
         yield Route(
             "post",
@@ -71,7 +78,7 @@ def _routes() -> Iterator[Route]:
             schemas.Completion,
             _POSTED,
             body=COMPLETION_BODY,
-            chunk=schemas.CompletionChunk,
+            chunks=(schemas.CompletionChunk,),
         )
         yield Route(
             "post",
@@ -80,6 +87,27 @@ def _routes() -> Iterator[Route]:
             schemas.EmbeddingList,
             _POSTED,
             body=EMBEDDING_BODY,
+        )
+        yield Route(
+            "post",
+            f"{at}/messages",
+            "Answer a conversation, in Anthropic's form.",
+            anthropic.MessageAnswer,
+            (*_POSTED, OVERLOADED),
+            body=MESSAGES_BODY,
+            chunks=get_args(anthropic.MessageEvent),
+            error=anthropic.MessagesError,
+            status_of=status_of,
+        )
+        yield Route(
+            "post",
+            f"{at}/messages/count_tokens",
+            "Count the tokens of a conversation's prompt.",
+            anthropic.TokenCount,
+            (*_POSTED, OVERLOADED),
+            body=COUNT_BODY,
+            error=anthropic.MessagesError,
+            status_of=status_of,
         )
         yield Route("get", f"{at}/models", "The models that may be asked for.", schemas.ModelList)
         one = "One of them; an alias gives the model it stands for."
@@ -168,12 +196,17 @@ def _success(route: Route) -> Schema:
     if route.events:
         content = {_EVENTS: {"schema": {"type": "string"}}}
     description = "OK"
-    if route.chunk is not None:
-        kind = route.chunk.__name__
+    if route.chunks:
+        kind, *others = (each.__name__ for each in route.chunks)
         description = (
             f"OK. With `stream`, server-sent events: each event's data is a {kind}, and the last "
             "one's is `[DONE]`; or, after a failure, the last one's is an Error."
         )
+        if others:
+            description = (
+                "OK. With `stream`, server-sent events, each with the name that is its data's "
+                f"`type`: {', '.join([kind, *others])}."
+            )
         content[_EVENTS] = {"schema": {"type": "string"}}
     headers = {
         "x-request-id": "The client's own if it sent a sane one, else a new one.",
@@ -191,14 +224,15 @@ def _success(route: Route) -> Schema:
 
 
 def _failure(status: int, route: Route) -> Schema:
-    codes = ", ".join(sorted(f"`{code}`" for code in _codes(status)))
-    description = f"{HTTPStatus(status).phrase}: {codes}."
-    schema: Schema = {"$ref": _ref(schemas.Error)}
+    codes = ", ".join(sorted(f"`{code}`" for code in _codes(status, route)))
+    phrase = "Overloaded" if status == OVERLOADED else HTTPStatus(status).phrase
+    description = f"{phrase}: {codes}."
+    schema: Schema = {"$ref": _ref(route.error)}
     if route.answer is schemas.Health and status == 503:
         schema = {"$ref": _ref(schemas.Health)}
         description = "Requests can't be accepted at the moment."
     headers = {}
-    if status == 503:
+    if status in (503, OVERLOADED):
         headers["Retry-After"] = "Seconds, 1 to 59."
         headers["x-should-retry"] = "`true` or `false`, where the status alone would mislead."
     return {
@@ -215,13 +249,13 @@ def _headers(described: Mapping[str, str]) -> Schema:
     }
 
 
-def _codes(status: int) -> set[str]:
-    """What `error.code` may be with that status."""
+def _codes(status: int, route: Route) -> set[str]:
+    """The codes of the errors that have that status there."""
     kinds, codes = [BulkheadError], set()
     while kinds:
         kind = kinds.pop()
         kinds += kind.__subclasses__()
-        if not kind.__subclasses__() and kind.status == status:
+        if not kind.__subclasses__() and route.status_of(kind) == status:
             codes.add(kind.code)
     return codes
 
@@ -232,8 +266,13 @@ def _ref(kind: type[msgspec.Struct]) -> str:
 
 def _schemas() -> dict[str, Schema]:
     bodies = {route.body.kind: route.body for route in ROUTES if route.body is not None}
-    answers = [each for route in ROUTES for each in (route.answer, route.chunk) if each is not None]
-    kinds = [*bodies, *dict.fromkeys(answers), schemas.Error]
+    answers = [
+        each
+        for route in ROUTES
+        for each in (route.answer, route.error, *route.chunks)
+        if each is not None
+    ]
+    kinds = [*bodies, *dict.fromkeys(answers)]
     _, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     for body in bodies.values():
         _complete(components[body.kind.__name__], body)

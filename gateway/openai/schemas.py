@@ -272,6 +272,10 @@ class MemoryHealth(AnswerStruct):
         Literal["off", "waiting", "importing", "ready"],
         Meta(description="The worker that waits for the next load."),
     ]
+    counter: Annotated[
+        Literal["off", "starting", "ready"],
+        Meta(description="The process that counts tokens, which the first count starts."),
+    ]
 
 
 class LastCrash(AnswerStruct):

@@ -57,7 +57,7 @@ class ContextManagement(StrictStruct, frozen=True):
     def ignored(self) -> tuple[str, ...]:
         """The types of edits that are not made."""
         return tuple(
-            str(edit.__struct_config__.tag)
+            f"context_management.{edit.__struct_config__.tag}"
             for edit in self.edits or ()
             if not isinstance(edit, ClearThinking)
         )

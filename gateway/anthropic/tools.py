@@ -120,7 +120,7 @@ def offered_tools(tools: Sequence[Mapping[str, Any]], choice: ToolChoice | None)
     are left out, unless the choice demands one. Raises the contract's 400 for the tool at fault.
     """
     functions, places, dropped = _sorted_out(tools)
-    ignored = tuple(dict.fromkeys(dropped.values()))
+    ignored = tuple(f"tools.{kind}" for kind in dict.fromkeys(dropped.values()))
     if isinstance(choice, ToolNone):
         return Offered([], None, ignored)
     names = tuple(functions)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import time
+
+import msgspec
 from aiohttp import web
 
 from gateway.anthropic.messages import stable
 from gateway.anthropic.render import MessagesRenderer
 from gateway.anthropic.request import COUNT_BODY, MESSAGES_BODY, parse_count, parse_messages
 from gateway.handlers.answering import answer
-from gateway.handlers.common import checked, read_object
-from gateway.http.exchange import IGNORED, REQUEST_ID, STABLE_BODY
-from supervisor.errors import UnsupportedEndpoint
+from gateway.handlers.common import DEFAULT_MODEL, RELAY, checked, read_object
+from gateway.http.exchange import IGNORED, REQUEST_ID, STABLE_BODY, json_response
 
 
 async def messages(request: web.Request) -> web.StreamResponse:
@@ -31,8 +33,10 @@ async def messages(request: web.Request) -> web.StreamResponse:
 
 
 async def count_tokens(request: web.Request) -> web.StreamResponse:
-    """POST /v1/messages/count_tokens"""
+    """POST /v1/messages/count_tokens: loads no model."""
     parsed = parse_count(await read_object(request, COUNT_BODY))
     request[IGNORED] += await checked(request, parsed.model, parsed.ignored)
-    await checked(request, parsed.model, parsed.chat)
-    raise UnsupportedEndpoint("Tokens can't be counted yet. See docs/api.md for what is served.")
+    chat = await checked(request, parsed.model, parsed.chat)
+    model = parsed.model or DEFAULT_MODEL
+    tokens = await request.app[RELAY].count(chat, model, time.time(), request[REQUEST_ID])
+    return json_response(msgspec.json.encode({"input_tokens": tokens}))

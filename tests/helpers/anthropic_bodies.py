@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Literal, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
+from typing_extensions import get_type_hints, is_typeddict
 
 from gateway.anthropic.request import MessagesRequest, parse_messages
 from gateway.openai.validation import parse_object

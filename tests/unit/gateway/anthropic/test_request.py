@@ -277,7 +277,7 @@ def count(**members: Any) -> Chat:
 
 
 def test_what_is_counted_is_the_prompt_of_the_request() -> None:
-    members = {
+    members: dict[str, Any] = {
         "system": "Be brief.",
         "tools": [WEATHER],
         "thinking": {"type": "enabled", "budget_tokens": 5000},

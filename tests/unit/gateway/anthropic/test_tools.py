@@ -30,7 +30,7 @@ from tests.helpers.anthropic_bodies import (
 SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 5}
 SCREEN = {"type": "computer_20250124", "name": "computer", "display_width_px": 9}
 BASH = {"type": "bash_20250124", "name": "bash"}
-SCHEMA = WEATHER["input_schema"]
+SCHEMA: Any = WEATHER["input_schema"]
 
 
 def named(name: str, **more: Any) -> dict[str, Any]:

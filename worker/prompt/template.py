@@ -23,6 +23,7 @@ _RESERVED = frozenset(("messages", "add_generation_prompt", "tokenize", "tools",
 """Arguments that no client sets; beside them, all that `apply_chat_template` itself takes."""
 _CONTINUES = "continue_final_message"
 """The argument of `apply_chat_template` that ends the prompt within the last message."""
+_NO_CONTINUING = "it can't go on with a last message of the assistant's"
 ECHO_MAX = 2**20
 """Characters; of up to four bytes, half of what one frame to the gateway may hold."""
 _WITHOUT_THINKING = ("none", "minimal")
@@ -125,6 +126,8 @@ class _Template:
             options["tools"] = chat.tools
         with self._clock_at(now):
             if chat.continues:
+                if self._accepted is not None:  # a template in Python begins every answer itself
+                    raise _rejected(_NO_CONTINUING)
                 options[_CONTINUES] = True
             try:
                 return self._text(chat.messages, options)
@@ -169,7 +172,7 @@ class _Template:
             # Templates are programs from the model's folder: they can raise anything at all, and
             # what they choke on is the request, or their own fault, but not the worker's.
             if options.get(_CONTINUES) and isinstance(error, ValueError):
-                raise _rejected("it can't go on with a last message of the assistant's") from None
+                raise _rejected(_NO_CONTINUING) from None
             raise self._refusal(error) from None
 
     def _rendered(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:

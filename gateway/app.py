@@ -13,7 +13,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway.dialect import ErrorForm, contract_form
-from gateway.handlers import admin, models
+from gateway.handlers import admin, models, responses
 from gateway.handlers.common import RELAY
 from gateway.handlers.completions import chat_completions, completions
 from gateway.handlers.embeddings import embeddings
@@ -59,6 +59,8 @@ _OPEN_PATHS = frozenset({"/health"})
 """Answered without a key, if tersely: load balancers have none."""
 _POLLED = frozenset({"/health", "/"})
 """Asked every few seconds by whoever watches the server."""
+_RESPONSE_ID = r"(?!(?:compact|input_tokens)$)[^{}/]+"
+"""Those two are endpoints of OpenAI's that this version lacks."""
 _ERROR_FORMS: tuple[tuple[str, ErrorForm], ...] = ()
 """Beginning of a path, behind `/v1` if that is there → how its dialect tells an error; everything
 else does as OpenAI's API."""
@@ -76,6 +78,7 @@ def build(settings: ServerSettings, control: str, timing: Timing | None = None) 
     app[ACCESS] = AccessRules.of(
         settings.allowed_hosts, settings.allowed_origins, socket.gethostname()
     )
+    app[responses.STORE] = responses.new_store()
     app[KEYS] = APIKeys(settings.api_keys_file)
     app.on_cleanup.append(_close_relay)
     app[STARTED] = int(time.time())
@@ -83,6 +86,11 @@ def build(settings: ServerSettings, control: str, timing: Timing | None = None) 
         app.router.add_post(f"{prefix}/chat/completions", chat_completions)
         app.router.add_post(f"{prefix}/completions", completions)
         app.router.add_post(f"{prefix}/embeddings", embeddings)
+        app.router.add_post(f"{prefix}/responses", responses.create)
+        one = f"{prefix}/responses/{{id:{_RESPONSE_ID}}}"
+        app.router.add_get(one, responses.retrieve)
+        app.router.add_delete(one, responses.delete)
+        app.router.add_get(f"{one}/input_items", responses.input_items)
         app.router.add_get(f"{prefix}/models", models.listing)
         app.router.add_get(f"{prefix}/models/{{id:(?s:.+)}}", models.one)
     for action in admin.ACTIONS:

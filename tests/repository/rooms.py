@@ -199,6 +199,11 @@ ROOMS: Mapping[str, Room] = {
         ("msgspec",),
         without=_NO_WORLD,
     ),
+    "gateway.responses": Room(
+        ("gateway.dialect", "gateway.openai", "supervisor.errors", "supervisor.wire"),
+        ("msgspec",),
+        without=_NO_WORLD,
+    ),
     "gateway.http": Room(
         ("gateway.dialect", "supervisor.config", "supervisor.errors"), ("aiohttp",)
     ),
@@ -208,6 +213,7 @@ ROOMS: Mapping[str, Room] = {
             "gateway.http",
             "gateway.openai",
             "gateway.relay",
+            "gateway.responses",
             "supervisor.errors",
             "supervisor.wire",
         ),

@@ -175,6 +175,18 @@ def referred_id(item: Any) -> str | None:
     return id if is_one else None
 
 
+def in_full(item: dict[str, Any]) -> dict[str, Any]:
+    """A valid item without nulls, and a message as OpenAI's lists have it: with its type, and its
+    text in parts."""
+    item = {"type": "message"} | {name: each for name, each in item.items() if each is not None}
+    if item["type"] != "message" or not isinstance(text := item["content"], str):
+        return item
+    if item["role"] == "assistant":
+        part = {"type": "output_text", "text": text, "annotations": []}
+        return {"status": "completed"} | item | {"content": [part]}
+    return item | {"content": [{"type": "input_text", "text": text}]}
+
+
 def hosted_types(raw: Iterable[Any]) -> list[str]:
     """The types of items that change nothing here, each once, in order."""
     types = (each.get("type") for each in raw if isinstance(each, dict))

@@ -48,8 +48,9 @@ class Item:
             (b"," if self.after_delta else b"") + after + b"\n\n",
         )
 
-    def is_usable(self) -> bool:
-        """Whether something can be done with it where it has been cut."""
+    def end(self, *, cut: bool) -> bool:
+        """It grows no more; `cut` by the length. Whether it is one that can be told."""
+        self.status = "incomplete" if cut else "completed"
         return True
 
     def announced(self) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class Item:
         """What follows its announcement."""
         return ()
 
-    def end(self) -> Events:
+    def last(self) -> Events:
         """What comes before it is told whole."""
         return ()
 
@@ -98,7 +99,7 @@ class ReasoningItem(Item):
         members = {"summary_index": 0, "part": self._part("")}
         yield "response.reasoning_summary_part.added", members
 
-    def end(self) -> Events:
+    def last(self) -> Events:
         text = self.text
         yield "response.reasoning_summary_text.done", {"summary_index": 0, "text": text}
         members = {"summary_index": 0, "part": self._part(text)}
@@ -131,7 +132,7 @@ class MessageItem(Item):
     def begin(self) -> Events:
         yield "response.content_part.added", {"content_index": 0, "part": self._part("")}
 
-    def end(self) -> Events:
+    def last(self) -> Events:
         text = self.text
         told = {"content_index": 0, "text": text, "logprobs": self.logprobs}
         yield "response.output_text.done", told
@@ -161,11 +162,10 @@ class _CalledItem(Item):
         if called.namespace is not None:
             self._head["namespace"] = called.namespace
 
-    def is_usable(self) -> bool:
-        try:
-            return isinstance(msgspec.json.decode(self.text), dict)
-        except (msgspec.DecodeError, RecursionError):
-            return False
+    def end(self, *, cut: bool) -> bool:
+        """A call that is cut is none: clients run what they are told, whatever comes after it."""
+        self.status = "completed"
+        return not cut or _is_object(self.text)
 
 
 class CallItem(_CalledItem):
@@ -180,8 +180,11 @@ class CallItem(_CalledItem):
     def whole(self) -> dict[str, Any]:
         return self._item(self.text or "{}")
 
-    def end(self) -> Events:
-        members = {"name": self._head["name"], "arguments": self.text or "{}"}
+    def last(self) -> Events:
+        text = self.text or "{}"
+        if not self.text:
+            yield self.delta, {"delta": text}
+        members = {"name": self._head["name"], "arguments": text}
         yield "response.function_call_arguments.done", members
 
     def _item(self, arguments: str) -> dict[str, Any]:
@@ -202,7 +205,7 @@ class CustomCallItem(_CalledItem):
     def whole(self) -> dict[str, Any]:
         return self._item(custom_input(self.text))
 
-    def end(self) -> Events:
+    def last(self) -> Events:
         text = custom_input(self.text)
         if text:
             yield "response.custom_tool_call_input.delta", {"delta": text}
@@ -210,6 +213,13 @@ class CustomCallItem(_CalledItem):
 
     def _item(self, text: str) -> dict[str, Any]:
         return self._head | {"type": "custom_tool_call", "status": self.status, "input": text}
+
+
+def _is_object(text: str) -> bool:
+    try:
+        return isinstance(msgspec.json.decode(text), dict)
+    except (msgspec.DecodeError, RecursionError):
+        return False
 
 
 def call_item(called: CalledTool) -> CallItem | CustomCallItem:

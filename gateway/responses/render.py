@@ -157,19 +157,17 @@ class ResponseRenderer:
         return b"%b%d%b%b%b" % (before, number, between, in_one_line(_json(text)), after)
 
     def _complete(self, *, cut: bool = False) -> bytes:
-        """The events that complete what grows. `cut`: by the length. A call that is cut is never
-        complete: clients act on complete ones at once."""
+        """The events that complete what grows. `cut`: by the length."""
         item, self._growing, self._call = self._growing, None, None
         if item is None:
             return b""
-        if cut and not item.is_usable():
+        if not item.end(cut=cut):
             self._items.remove(item)
             return b""
-        item.status = "incomplete" if cut else "completed"
         place = self._items.index(item)
         events = b"".join(
             self._event(kind, item_id=item.id, output_index=place, **members)
-            for kind, members in item.end()
+            for kind, members in item.last()
         )
         return events + self._event(
             "response.output_item.done", output_index=place, item=item.whole()
@@ -202,12 +200,11 @@ class ResponseRenderer:
         for _, (name, pieces) in sorted(choice.calls.items()):
             call = call_item(self._parsed.names.called(name))
             call.pieces += pieces
-            if call.is_usable() or not self._cut:
-                self._items.append(call)
-        for item in self._items:
-            item.status = "completed"
-        if self._cut and self._items:
-            self._items[-1].status = "incomplete"
+            self._items.append(call)
+        last = self._items[-1]
+        for item in self._items[:]:
+            if not item.end(cut=self._cut and item is last):
+                self._items.remove(item)
         return _json(self._finished(usage))
 
     def _finished(self, usage: Usage) -> dict[str, Any]:
@@ -254,7 +251,7 @@ def _head(parsed: ParsedResponse, head: AnswerHead) -> dict[str, Any]:
         "store": asked.store is not False,
         "temperature": asked.temperature,
         "text": {
-            "format": {"type": "text"} if text is None or text.format is None else text.format,
+            "format": asked.told_format,
             "verbosity": (text and text.verbosity) or "medium",
         },
         "tool_choice": parsed.raw_choice,

@@ -146,6 +146,19 @@ class ResponseRequest(GenerationParameters, frozen=True, kw_only=True):
                 return plain
 
     @property
+    def told_format(self) -> dict[str, Any]:
+        """The same in this dialect's form, for the answer."""
+        match self.wanted_format:
+            case openai.SchemaFormat(json_schema=named):
+                members = msgspec.structs.asdict(named).items()
+                told = {name: each for name, each in members if each is not None}
+                return {"type": "json_schema", "name": "schema", **told}
+            case openai.JSONFormat():
+                return {"type": "json_object"}
+            case _:
+                return {"type": "text"}
+
+    @property
     def template(self) -> dict[str, Any]:
         effort = self.reasoning.effort if self.reasoning else None
         plain = TemplateOptions(reasoning_effort=effort or self.reasoning_effort)
@@ -269,8 +282,8 @@ def _told(param: str, names: ToolNames) -> str:
         return param.replace(_SCHEMA, "text.format", 1)
     if param.startswith("response_format"):
         return param.replace("response_format", "text.format", 1)
-    if tool := _TOOL.match(param):
-        return names.place(int(tool[1])) + param[tool.end() :]
+    if (tool := _TOOL.match(param)) and (number := int(tool[1])) < len(names.places):
+        return names.places[number] + param[tool.end() :]
     return param
 
 

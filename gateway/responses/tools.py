@@ -225,10 +225,10 @@ class ToolNames:
         entry = self._entries.get(flat)
         return CalledTool(flat, None, False) if entry is None else entry.called
 
-    def place(self, number: int) -> str:
-        """Where the tool of that number stands in the body."""
-        places = [entry.place for entry in self._entries.values()]
-        return places[number] if number < len(places) else "tools"
+    @property
+    def places(self) -> list[str]:
+        """Where the tools stand in the body."""
+        return [entry.place for entry in self._entries.values()]
 
     @property
     def tools(self) -> list[openai.Tool]:

@@ -191,8 +191,11 @@ ROOMS: Mapping[str, Room] = {
     ),
     # The gateway.
     "gateway.relay": Room(("supervisor.errors", "supervisor.wire"), ("msgspec",)),
+    "gateway.grammars": Room(without=_NO_WORLD),
     "gateway.openai": Room(
-        ("supervisor.errors", "supervisor.wire"), ("msgspec",), without=_NO_WORLD
+        ("gateway.grammars", "supervisor.errors", "supervisor.wire"),
+        ("msgspec",),
+        without=_NO_WORLD,
     ),
     "gateway.http": Room(("supervisor.config", "supervisor.errors"), ("aiohttp", "msgspec")),
     "gateway.handlers": Room(

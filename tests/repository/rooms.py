@@ -192,14 +192,20 @@ ROOMS: Mapping[str, Room] = {
     # The gateway.
     "gateway.relay": Room(("supervisor.errors", "supervisor.wire"), ("msgspec",)),
     "gateway.grammars": Room(without=_NO_WORLD),
+    "gateway.dialect": Room(
+        ("supervisor.errors", "supervisor.wire"), ("msgspec",), without=_NO_WORLD
+    ),
     "gateway.openai": Room(
-        ("gateway.grammars", "supervisor.errors", "supervisor.wire"),
+        ("gateway.dialect", "supervisor.errors", "supervisor.wire"),
         ("msgspec",),
         without=_NO_WORLD,
     ),
-    "gateway.http": Room(("supervisor.config", "supervisor.errors"), ("aiohttp", "msgspec")),
+    "gateway.http": Room(
+        ("gateway.dialect", "supervisor.config", "supervisor.errors"), ("aiohttp",)
+    ),
     "gateway.handlers": Room(
         (
+            "gateway.dialect",
             "gateway.http",
             "gateway.openai",
             "gateway.relay",
@@ -210,6 +216,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     "gateway.app": Room(
         (
+            "gateway.dialect",
             "gateway.handlers",
             "gateway.http",
             "gateway.relay",

@@ -191,6 +191,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     # The gateway.
     "gateway.relay": Room(("supervisor.errors", "supervisor.wire"), ("msgspec",)),
+    "gateway.grammars": Room(without=_NO_WORLD),
     "gateway.dialect": Room(
         ("supervisor.errors", "supervisor.wire"), ("msgspec",), without=_NO_WORLD
     ),

@@ -31,12 +31,15 @@ WITNESSES: dict[str, tuple[str, ...]] = {
     "supervisor/processes/worker.py": ("unit/supervisor/processes/test_spare.py",),
     "worker/main.py": ("process/test_serving.py",),
     # Values, which decide nothing.
+    "gateway/grammars/faults.py": ("unit/gateway/grammars/test_lark.py",),
     "gateway/openai/schemas.py": ("process/test_openapi.py",),
     "supervisor/units.py": ("unit/supervisor/test_build.py",),
     "supervisor/scheduler/death.py": ("unit/supervisor/crashes/test_diagnosis.py",),
     "supervisor/scheduler/effects.py": ("unit/supervisor/scheduler/test_pool.py",),
     "supervisor/wire/crash.py": ("unit/supervisor/crashes/test_store.py",),
     # Parts of one thing, which is tested as a whole.
+    "gateway/grammars/patterns.py": ("unit/gateway/grammars/test_lark.py",),
+    "gateway/grammars/rules.py": ("unit/gateway/grammars/test_lark.py",),
     "gateway/openai/document.py": ("process/test_openapi.py",),
     "gateway/relay/control.py": ("unit/gateway/relay/test_client.py",),
     "supervisor/machine/readers": ("unit/supervisor/machine/test_readers.py",),

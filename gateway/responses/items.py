@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from gateway.openai.custom_tools import arguments_of
 from gateway.openai.messages import MESSAGES_MAX
 from gateway.openai.validation import convert, missing_parameter
 from gateway.responses.reasoning import revealed
@@ -280,7 +281,7 @@ def for_templates(
             case CustomCallItem():
                 turn = turn or _Turn(messages)
                 name = names.flat(item.namespace, item.name)
-                turn.call(item.call_id, name, names.custom_arguments(item.input))
+                turn.call(item.call_id, name, arguments_of(item.input))
             case CallOutputItem() | CustomOutputItem():
                 turn = None
                 message = {"role": "tool", "content": _text(item.output)}

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
+from gateway.openai.custom_tools import CustomInput, input_of
 from gateway.responses.reasoning import concealed
-from gateway.responses.tools import CalledTool, custom_input
+from gateway.responses.tools import CalledTool
 
 Events = Iterable[tuple[str, Mapping[str, Any]]]
 """Kinds of events with their members beside the item's id and place."""
@@ -20,8 +21,8 @@ class Item:
     """One item as it grows. Its text is made of `pieces`."""
 
     id_prefix: str
-    delta: str | None
-    """The kind of event that tells a piece; None = an item is told as a whole."""
+    delta: str
+    """The kind of event that tells a piece."""
     delta_members: ClassVar[Mapping[str, Any]] = {}
     after_delta: ClassVar[Mapping[str, Any]] = {}
 
@@ -29,7 +30,7 @@ class Item:
         self.id = f"{self.id_prefix}{secrets.token_hex(24)}"
         self.status: Literal["in_progress", "completed", "incomplete"] = "in_progress"
         self.pieces: list[str] = []
-        self.delta_bytes: tuple[bytes, bytes, bytes] | None = None
+        self.delta_bytes = (b"", b"", b"")
         """The event of a piece around its number and its text: encoded once."""
 
     @property
@@ -38,8 +39,6 @@ class Item:
 
     def prepare_deltas(self, place: int) -> None:
         """The item stands at `place` of the output."""
-        if self.delta is None:
-            return
         told = {"item_id": self.id, "output_index": place, **self.delta_members}
         after = _json(self.after_delta)[1:] if self.after_delta else b"}"
         self.delta_bytes = (
@@ -47,6 +46,10 @@ class Item:
             b',%b,"delta":' % _json(told)[1:-1],
             (b"," if self.after_delta else b"") + after + b"\n\n",
         )
+
+    def told(self, piece: str) -> str:
+        """What a stream tells of the next piece."""
+        return piece
 
     def end(self, *, cut: bool) -> bool:
         """It grows no more; `cut` by the length. Whether it is one that can be told."""
@@ -193,23 +196,29 @@ class CallItem(_CalledItem):
 
 
 class CustomCallItem(_CalledItem):
-    """A call of a custom tool. The model writes its input as JSON; it is told as the text that this
-    stands for, when it is whole."""
+    """A call of a custom tool. The model writes its input as JSON; what is told is the text that
+    this stands for."""
 
     id_prefix = "ctc_"
-    delta = None
+    delta = "response.custom_tool_call_input.delta"
+
+    def __init__(self, called: CalledTool) -> None:
+        super().__init__(called)
+        self._reader = CustomInput()
+
+    def told(self, piece: str) -> str:
+        return self._reader.feed(piece)
 
     def announced(self) -> dict[str, Any]:
         return self._item("")
 
     def whole(self) -> dict[str, Any]:
-        return self._item(custom_input(self.text))
+        return self._item(input_of(self.text))
 
     def last(self) -> Events:
-        text = custom_input(self.text)
-        if text:
-            yield "response.custom_tool_call_input.delta", {"delta": text}
-        yield "response.custom_tool_call_input.done", {"input": text}
+        if rest := self._reader.rest():
+            yield self.delta, {"delta": rest}
+        yield "response.custom_tool_call_input.done", {"input": input_of(self.text)}
 
     def _item(self, text: str) -> dict[str, Any]:
         return self._head | {"type": "custom_tool_call", "status": self.status, "input": text}

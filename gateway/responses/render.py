@@ -147,9 +147,9 @@ class ResponseRenderer:
         """The event of a piece of an item."""
         assert item is not None
         item.pieces.append(text)
-        if (around := item.delta_bytes) is None:  # told as a whole
+        if not (text := item.told(text)):
             return b""
-        before, between, after = around
+        before, between, after = item.delta_bytes
         number = self._number
         self._number += 1
         if logprobs:

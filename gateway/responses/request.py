@@ -310,11 +310,16 @@ def parse_response(raw: Mapping[str, Any], recall: Recall) -> ParsedResponse:
         if isinstance(item, AdditionalToolsItem)
         for n, tool in enumerate(item.tools)
     ]
+    names = ToolNames.of(asked.tools or (), more)
     return ParsedResponse(
         asked=asked,
-        names=ToolNames.of(asked.tools or (), more),
+        names=names,
         own_items=raw_items,
-        ignored=(*hosted_places(raw_tools), *_ignored(asked, raw_items)),
+        ignored=(
+            *hosted_places(raw_tools),
+            *names.not_enforced,
+            *_ignored(asked, raw_items),
+        ),
         raw_tools=raw_tools if isinstance(raw_tools, list) else [],
         raw_choice=raw.get("tool_choice", "auto"),
         _items=items,

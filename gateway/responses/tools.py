@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway.openai import tools as openai
+from gateway.openai.custom_tools import InputFormat, custom_function
 from gateway.openai.validation import (
     StrictStruct,
     check_plain,
@@ -59,23 +60,12 @@ class FunctionTool(StrictStruct, frozen=True, tag_field="type", tag="function"):
     cache_control: dict[str, Any] | None = None
 
 
-class CustomText(StrictStruct, frozen=True, tag_field="type", tag="text"):
-    """Any text."""
-
-
-class CustomGrammar(StrictStruct, frozen=True, tag_field="type", tag="grammar"):
-    """What the grammar allows."""
-
-    syntax: Literal["lark", "regex"]
-    definition: str
-
-
 class CustomTool(StrictStruct, frozen=True, tag_field="type", tag="custom"):
     """What a model may call with a text."""
 
     name: openai.Name
     description: str | None = None
-    format: CustomText | CustomGrammar | None = None
+    format: InputFormat | None = None
     allowed_callers: list[str] | None = None
     defer_loading: bool | None = None
     async_: bool | None = msgspec.field(default=None, name="async")
@@ -182,6 +172,8 @@ class _Entry:
     place: str
     """Where it stands in the body."""
     function: openai.Function
+    is_free: bool
+    """It has a grammar that the model is told, but not held to."""
 
 
 @dataclass(slots=True)
@@ -212,7 +204,8 @@ class ToolNames:
             flat = tool.name if namespace is None else _flat_name(namespace, tool.name, own)
             called = CalledTool(tool.name, namespace, isinstance(tool, CustomTool))
             names._flat[namespace, tool.name] = flat
-            names._entries[flat] = _Entry(called, place, _function(tool, flat, place))
+            function, is_free = _function(tool, flat, place)
+            names._entries[flat] = _Entry(called, place, function, is_free)
         return names
 
     def flat(self, namespace: str | None, name: str) -> str:
@@ -231,17 +224,17 @@ class ToolNames:
         return [entry.place for entry in self._entries.values()]
 
     @property
+    def not_enforced(self) -> list[str]:
+        """The places of the grammars that the model is not held to."""
+        return [f"{each.place}.format" for each in self._entries.values() if each.is_free]
+
+    @property
     def tools(self) -> list[openai.Tool]:
         return [openai.Tool(entry.function) for entry in self._entries.values()]
 
     @property
     def all_strict(self) -> bool:
         return all(entry.function.strict for entry in self._entries.values())
-
-    @staticmethod
-    def custom_arguments(text: str) -> str:
-        """The arguments of a custom tool's call, as the model writes them."""
-        return msgspec.json.encode({"input": text}).decode()
 
     def choice(self, chosen: ToolChoice | None) -> openai.ToolChoice | None:
         """The choice in flat names. Raises the contract's 400."""
@@ -302,16 +295,6 @@ class ToolNames:
         raise InvalidValue("`tool_choice` names a tool that is not among the `tools`.", param=param)
 
 
-def custom_input(arguments: str) -> str:
-    """The text that a custom tool was called with."""
-    try:
-        value = msgspec.json.decode(arguments)
-    except msgspec.DecodeError:
-        return arguments
-    text = value.get("input") if isinstance(value, dict) else None
-    return text if isinstance(text, str) else arguments
-
-
 def _flattened(
     tools: Iterable[tuple[str, AnyTool]],
 ) -> Iterator[tuple[str, str | None, FunctionTool | CustomTool]]:
@@ -341,24 +324,15 @@ def _flat_name(namespace: str, name: str, taken: Iterable[str]) -> str:
     return f"{flat[: _NAME_MAX - len(digest) - 1]}_{digest}"
 
 
-def _function(tool: FunctionTool | CustomTool, flat: str, place: str) -> openai.Function:
+def _function(
+    tool: FunctionTool | CustomTool, flat: str, place: str
+) -> tuple[openai.Function, bool]:
+    """The function that the model is shown, and whether the tool's grammar can't be enforced."""
     match tool:
         case FunctionTool():
             if tool.parameters is not None:
                 check_plain(tool.parameters, f"{place}.parameters")
-            return openai.Function(flat, tool.description, tool.parameters, tool.strict)
+            return openai.Function(flat, tool.description, tool.parameters, tool.strict), False
         case CustomTool():
-            if isinstance(tool.format, CustomGrammar):
-                raise UnsupportedValue(
-                    f"`{place}.format`: grammars of custom tools are not supported.",
-                    param=f"{place}.format",
-                )
-            return openai.Function(flat, tool.description, _TEXT_INPUT)
-
-
-_TEXT_INPUT: dict[str, Any] = {
-    "type": "object",
-    "properties": {"input": {"type": "string"}},
-    "required": ["input"],
-    "additionalProperties": False,
-}
+            made = custom_function(flat, tool.description, tool.format, f"{place}.format")
+            return made.function, bool(made.unenforced)

@@ -178,7 +178,7 @@ def test_custom_calls() -> None:
     back = {"type": "custom_tool_call_output", "call_id": "c1", "output": "ok"}
     read = messages(given, back, tools=[{"type": "custom", "name": "patch"}])
     assert read == [
-        said("", tool_calls=calls(("c1", "patch", '{"input":"a \\"b\\"\\n"}'))),
+        said("", tool_calls=calls(("c1", "patch", '{"input": "a \\"b\\"\\n"}'))),
         {"role": "tool", "tool_call_id": "c1", "content": "ok"},
     ]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.responses.tools import HOSTED_TOOLS, CalledTool, custom_input
+from gateway.responses.tools import HOSTED_TOOLS, CalledTool
 from supervisor.errors import (
     BulkheadError,
     InvalidType,
@@ -72,7 +72,17 @@ def test_custom_tools() -> None:
     (made,) = shown(custom("patch", description="d", format={"type": "text"}))
     assert (made["name"], made["description"]) == ("patch", "d")
     assert made["parameters"]["required"] == ["input"]
+    assert made["strict"]
     assert parsed(tools=[custom("patch")]).names.called("patch") == CalledTool("patch", None, True)
+
+
+def test_grammars_of_custom_tools() -> None:
+    digits = {"type": "grammar", "syntax": "regex", "definition": "[0-9]+"}
+    (made,) = shown(custom("count", format=digits))
+    assert made["parameters"]["properties"]["input"]["pattern"] == "^(?:[0-9]+)$"
+    recursive = {"type": "grammar", "syntax": "lark", "definition": 'start: "(" start ")" | "x"'}
+    tools = [custom("count", format=digits), namespace("n", custom("nest", format=recursive))]
+    assert parsed(tools=tools).ignored == ("tools[1].tools[0].format",)
 
 
 def test_a_namespace_is_flattened() -> None:
@@ -221,6 +231,11 @@ BAD: list[tuple[dict[str, Any], type[BulkheadError], str]] = [
         "tools",
     ),
     ({"tools": [custom("c", format={"type": SECRET})]}, UnsupportedValue, "tools[0].format.type"),
+    (
+        {"tools": [custom("c", format={"type": "grammar", "syntax": "regex", "definition": "("})]},
+        InvalidValue,
+        "tools[0].format.definition",
+    ),
     ({"tool_choice": "required"}, InvalidValue, "tool_choice"),
     ({"tool_choice": SECRET}, UnsupportedValue, "tool_choice"),
     ({"tool_choice": {"type": SECRET}}, UnsupportedValue, "tool_choice.type"),
@@ -260,17 +275,3 @@ def test_what_is_wrong_is_named(
 ) -> None:
     error = refusal(asked, members)
     assert (type(error), error.param) == (kind, param)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        ('{"input": "a\\nb"}', "a\nb"),
-        ('{"input": ""}', ""),
-        ('{"input": 5}', '{"input": 5}'),
-        ("[1]", "[1]"),
-        ('{"inp', '{"inp'),
-    ],
-)
-def test_the_text_that_a_custom_tool_is_called_with(arguments: str, text: str) -> None:
-    assert custom_input(arguments) == text

@@ -12,11 +12,13 @@ import time
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from gateway.anthropic.errors import error_form as anthropic_form
 from gateway.dialect import ErrorForm, contract_form
 from gateway.handlers import admin, models, responses
 from gateway.handlers.common import RELAY
 from gateway.handlers.completions import chat_completions, completions
 from gateway.handlers.embeddings import embeddings
+from gateway.handlers.messages import count_tokens, messages
 from gateway.handlers.openapi import openapi
 from gateway.http.access_log import CLIENT_LEFT, AccessRecord
 from gateway.http.auth import AccessRules
@@ -59,9 +61,7 @@ _OPEN_PATHS = frozenset({"/health"})
 """Answered without a key, if tersely: load balancers have none."""
 _POLLED = frozenset({"/health", "/"})
 """Asked every few seconds by whoever watches the server."""
-_RESPONSE_ID = r"(?!(?:compact|input_tokens)$)[^{}/]+"
-"""Those two are endpoints of OpenAI's that this version lacks."""
-_ERROR_FORMS: tuple[tuple[str, ErrorForm], ...] = ()
+_ERROR_FORMS: tuple[tuple[str, ErrorForm], ...] = (("/messages", anthropic_form),)
 """Beginning of a path, behind `/v1` if that is there → how its dialect tells an error; everything
 else does as OpenAI's API."""
 
@@ -87,10 +87,12 @@ def build(settings: ServerSettings, control: str, timing: Timing | None = None) 
         app.router.add_post(f"{prefix}/completions", completions)
         app.router.add_post(f"{prefix}/embeddings", embeddings)
         app.router.add_post(f"{prefix}/responses", responses.create)
-        one = f"{prefix}/responses/{{id:{_RESPONSE_ID}}}"
+        one = f"{prefix}/responses/{{id:{responses.ID}}}"
         app.router.add_get(one, responses.retrieve)
         app.router.add_delete(one, responses.delete)
         app.router.add_get(f"{one}/input_items", responses.input_items)
+        app.router.add_post(f"{prefix}/messages", messages)
+        app.router.add_post(f"{prefix}/messages/count_tokens", count_tokens)
         app.router.add_get(f"{prefix}/models", models.listing)
         app.router.add_get(f"{prefix}/models/{{id:(?s:.+)}}", models.one)
     for action in admin.ACTIONS:

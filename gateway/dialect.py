@@ -49,6 +49,8 @@ class ChoiceBuffer:
         self.echo = ""
         self.reason = "stop"
         """Of its end."""
+        self.stop = ""
+        """The stop string that ended it, if one did."""
 
     def add(self, token: Token) -> None:
         self.texts.append(token.text)

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
@@ -32,12 +33,14 @@ from supervisor.machine.monitor import Monitor
 from supervisor.machine.readers import MemoryReader
 from supervisor.models.catalog import Catalog
 from supervisor.models.sizing import Sizing
-from supervisor.processes import orphans
+from supervisor.processes import counter, orphans
+from supervisor.processes.counter import CounterProcess
 from supervisor.processes.fleet import Fleet
 from supervisor.processes.gateway import GatewayProcess
 from supervisor.processes.launcher import Child, Code, InstalledCode, Launcher
 from supervisor.processes.spare import is_calm
 from supervisor.processes.watchdog import CHECK_SECONDS
+from supervisor.processes.worker import ExitCallbacks, WorkerProcess
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import ReleaseRule, Worker
 from supervisor.scheduler.pool import Pool
@@ -53,6 +56,7 @@ log = logging.getLogger("bulkhead.supervisor")
 
 GATEWAY_MODULE = "gateway.main"
 WORKER_MODULE = "worker.main"
+COUNTER_MODULE = "worker.counting.main"
 _UPKEEP_SECONDS = 10.0
 _LOAD_REPORTS_SECONDS = 5.0
 """How long a disk may keep us from serving because of old crash reports."""
@@ -145,9 +149,16 @@ class Supervisor:
             msgspec.json.encode(config.server),
             GATEWAY_MODULE,
             self._record_children,
-            lambda *death: guarded(self._collector.gateway_died, *death),
+            lambda *death: guarded(self._collector.process_died, "gateway", *death),
             stall_seconds=config.recovery.stall_seconds,
             terminal=terminal,
+        )
+        self._counter = CounterProcess(
+            partial(self._start_counter, launcher),
+            state.counter_socket,
+            self._record_children,
+            self._counter_died,
+            stall_seconds=config.recovery.stall_seconds,
         )
         self._control = Control(
             pool,
@@ -155,11 +166,12 @@ class Supervisor:
             state,
             self._dispatcher,
             keyed=quarantine.keyed,
+            counter=self._counter,
             health=self._health,
             crashes=self._collector.reports.read_json,
             gateway_serves=self._gateway.accepts_requests,
         )
-        self._dispatcher.connect(self._fleet, self._control)
+        self._dispatcher.connect(self._fleet, self._control, self._counter)
         self._stop = asyncio.Event()
 
     async def run(self, announce: str, greeting: Sequence[str] = ()) -> int:
@@ -200,6 +212,8 @@ class Supervisor:
             self._record_use_counts()
             self._feed.close()  # or the gateway would wait for those who watch
             await gateway.stop()
+            self._counter.disable()
+            await self._counter.ended()
             await self._fleet.spare.ended()
             await self._collector.reports.close()
             for task in tasks:
@@ -292,16 +306,34 @@ class Supervisor:
             self._version,
             self._collector.reports.last,
             self._sizing.passed_over(),
+            counter=self._counter.state,
             now=time.monotonic(),
             footprint=self._collector.footprint,
             activity=self._fleet.activity,
         )
 
+    # ── the counter ──────────────────────────────────────────────────────────────────────────────
+
+    def _start_counter(
+        self, launcher: Launcher, socket: Path, callbacks: ExitCallbacks
+    ) -> WorkerProcess:
+        base = self._state.logs / logs.stamped(counter.ROLE)
+        arguments = ["--socket", str(socket)]
+        process = WorkerProcess(
+            launcher, COUNTER_MODULE, counter.ROLE, base, callbacks, arguments=arguments
+        )
+        logs.remove_old(self._state.logs, counter.ROLE, process.child.files)
+        return process
+
+    def _counter_died(self, child: Child, how: str, uptime: float, kill_reason: str) -> None:
+        self._control.counter_died(how, kill_reason)
+        guarded(self._collector.process_died, "counter", child, how, uptime, kill_reason)
+
     # ── upkeep ───────────────────────────────────────────────────────────────────────────────────
 
     def _children(self) -> list[Child]:
-        gateway = self._gateway.child
-        return [*self._fleet.children, *([gateway] if gateway else [])]
+        others = (self._gateway.child, self._counter.child)
+        return [*self._fleet.children, *(child for child in others if child is not None)]
 
     def _record_children(self) -> None:
         try:
@@ -319,6 +351,7 @@ class Supervisor:
             # A bug of ours in one look leaves neither it nor the others unwatched.
             now = time.monotonic()
             guarded(self._gateway.check, now)
+            guarded(self._counter.maintain, now)
             for name, model in self._pool.models.items():
                 if model.state in (State.READY, State.DRAINING):
                     awaited = bool(model.granted)

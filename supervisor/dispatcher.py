@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import ParamSpec, assert_never
 
 from supervisor.api.control import Control
@@ -23,8 +24,11 @@ from supervisor.crashes.collector import CrashCollector
 from supervisor.machine.readers import MachineMemory, MemoryReader
 from supervisor.models.looks import Looks
 from supervisor.models.sizing import Look, Sizing
+from supervisor.models.sources import SourceError
+from supervisor.processes.counter import CounterProcess, CounterState
 from supervisor.processes.fleet import Fleet
 from supervisor.processes.launcher import Child
+from supervisor.scheduler import refusals
 from supervisor.scheduler.death import Death
 from supervisor.scheduler.effects import (
     Effect,
@@ -48,6 +52,9 @@ log = logging.getLogger("bulkhead.supervisor")
 _EXIT_SECONDS = 30.0
 """How long an exit after a bug may take: the gateway alone may need ten."""
 
+_RECENT_SECONDS = 5.0
+"""A look so old will do for a count: where the files are seldom changes, and what is in them the
+counter looks at itself."""
 _MAY_CHANGE = (State.COLD, State.FAILED)
 """States in which a model's files are looked at before a request is decided about."""
 
@@ -79,6 +86,7 @@ class Dispatcher:
         self._feed = feed
         self._reader = reader
         self._fleet: Fleet
+        self._counter: CounterProcess
         self._control: Control
         self._looks: Looks[Look] = Looks(lambda name: sizing.look(name), self._files_changed)
         self._timer: asyncio.TimerHandle | None = None
@@ -86,9 +94,10 @@ class Dispatcher:
         """Names, for the log, and events that are still to be handled."""
         self._is_handling = False
 
-    def connect(self, fleet: Fleet, control: Control) -> None:
-        """Who carries out what the pool decides about workers and about leases."""
-        self._fleet, self._control = fleet, control
+    def connect(self, fleet: Fleet, control: Control, counter: CounterProcess) -> None:
+        """Who carries out what the pool decides about workers and about leases, and what has to go
+        when memory is short."""
+        self._fleet, self._control, self._counter = fleet, control, counter
 
     # ── events and effects ───────────────────────────────────────────────────────────────────────
 
@@ -273,6 +282,7 @@ class Dispatcher:
         guarded(self._collector.sample_memory, machine)
         if level >= Level.HIGH:
             guarded(self._fleet.spare.drop, "memory is short")
+            guarded(self._counter.drop, "memory is short")
         self.handle(self._pool.pressure, level, figures, time.monotonic())
 
     def memory_footprint(self, model: str, generation: int, size: int) -> None:
@@ -286,6 +296,19 @@ class Dispatcher:
     async def before_load(self, model: str) -> None:
         if self._pool.models[model].state in _MAY_CHANGE:
             await self._looks.refresh(model)
+
+    async def before_count(self, model: str) -> Path:
+        state = self._pool.state
+        if state.shutting_down:
+            raise refusals.shutting_down()
+        if state.level >= Level.CRITICAL and self._counter.state is CounterState.OFF:
+            raise refusals.no_new_counter(state.pressure_figures)
+        if state.models[model].state in _MAY_CHANGE:
+            await self._looks.refresh(model, _RECENT_SECONDS)
+        try:
+            return self._sizing.folder(model)
+        except SourceError as error:
+            raise refusals.unreadable(state.models[model], str(error)) from None
 
     def _files_changed(self, model: str, look: Look) -> None:
         state = self._pool.models[model].state

@@ -96,7 +96,7 @@ class _Answer:
                 case Accepted(text=text) if text:
                     buffers[choice].echo = text
                 case End():
-                    buffers[choice].reason = frame.finish_reason
+                    buffers[choice].reason, buffers[choice].stop = frame.finish_reason, frame.stop
                     self._note_end(choice, frame)
         response = json_response(self._renderer.answer(buffers, self._usage()))
         response.headers.update(worker_headers(self._generation))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
@@ -11,13 +12,18 @@ from gateway.handlers.common import RELAY
 from gateway.http.exchange import KEYS, RECORD, STARTED, json_response
 from supervisor.errors import BulkheadError, InvalidAPIKey
 
+_NO_PAGE = {"has_more": False, "first_id": None, "last_id": None}
+
 
 async def listing(request: web.Request) -> web.Response:
     """GET /v1/models"""
     report = await request.app[RELAY].report()
     models = msgspec.json.decode(report.body)["models"]
     data = [_model(model, request.app[STARTED]) for model in models]
-    return json_response(msgspec.json.encode({"object": "list", "data": data}))
+    ids = [model["id"] for model in data]
+    # What pages in Anthropic's API; there is one.
+    page = {"has_more": False, "first_id": ids[0], "last_id": ids[-1]} if ids else _NO_PAGE
+    return json_response(msgspec.json.encode({"object": "list", "data": data, **page}))
 
 
 async def one(request: web.Request) -> web.Response:
@@ -47,7 +53,7 @@ async def health(request: web.Request) -> web.Response:
 
 
 def _model(model: dict[str, Any], created: int) -> dict[str, Any]:
-    """One of the supervisor's report, as clients know it."""
+    """One of the supervisor's report, as clients of OpenAI's API and of Anthropic's know it."""
     return {
         "id": model["name"],
         "object": "model",
@@ -58,4 +64,11 @@ def _model(model: dict[str, Any], created: int) -> dict[str, Any]:
         # vLLM's clients look for the one name, OpenRouter's and LM Studio's for the other.
         "context_length": model["context"],
         "max_model_len": model["context"],
+        # Anthropic's.
+        "type": "model",
+        "display_name": model["name"],
+        "created_at": datetime.fromtimestamp(created, UTC).isoformat().replace("+00:00", "Z"),
+        "lifecycle": "active",
+        "max_input_tokens": model["context"],
+        "max_tokens": model["context"],
     }

@@ -6,8 +6,8 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from gateway.document import document
 from gateway.http.exchange import json_response
-from gateway.openai.document import document
 
 
 def openapi(*, keys: bool) -> Handler:

@@ -22,6 +22,8 @@ from supervisor.errors import BulkheadError, UnsupportedParameter
 
 STORE = web.AppKey("responses", ResponseStore)
 
+ID = r"(?!(?:compact|input_tokens)$)[^{}/]+"
+"""What may be an id in a path. Those two are endpoints of OpenAI's that this version lacks."""
 _LISTED_MAX = 100
 _PREFIXES = {"function_call": "fc_", "reasoning": "rs_", "custom_tool_call": "ctc_"}
 

@@ -22,7 +22,7 @@ OPENAI = (
         "/videos",
     ),
 )
-ANTHROPIC = ("/complete", "/messages", "/organizations")
+ANTHROPIC = ("/complete", "/messages/batches", "/organizations")
 LOCAL = (
     # Ollama, LM Studio, KoboldCpp
     "/api",

@@ -24,7 +24,7 @@ from supervisor.errors import (
 )
 
 _EXPOSED = (
-    "x-request-id, openai-processing-ms, x-bulkhead-model, x-bulkhead-worker, "
+    "x-request-id, request-id, openai-processing-ms, x-bulkhead-model, x-bulkhead-worker, "
     "x-bulkhead-recoveries, x-bulkhead-fallback, x-bulkhead-ignored, Retry-After, x-should-retry"
 )
 """The headers that scripts of a page may read; SDKs obey the last two."""
@@ -43,6 +43,10 @@ BEGUN = web.RequestKey("begun", float)
 """Monotonic seconds."""
 RECORD = web.RequestKey("record", AccessRecord)
 """What the access log will tell of the request."""
+
+STABLE_BODY = web.RequestKey("stable_body", bytes)
+"""The body without what changes from one equal request to the next; there only where something
+does."""
 
 IGNORED = web.RequestKey("ignored", tuple[str, ...])
 """The parameters of other local servers that the body has and that change nothing here."""
@@ -123,7 +127,8 @@ def set_common_headers(request: web.Request, response: web.StreamResponse) -> No
     """The headers that every answer has; call it before the response is prepared."""
     request[RECORD].status = response.status
     elapsed = (time.monotonic() - request[BEGUN]) * 1000
-    response.headers["x-request-id"] = request[REQUEST_ID]
+    # Anthropic's SDKs look for the second name, everybody else for the first.
+    response.headers["x-request-id"] = response.headers["request-id"] = request[REQUEST_ID]
     response.headers["openai-processing-ms"] = str(round(elapsed))
     if ignored := request.get(IGNORED):
         response.headers["x-bulkhead-ignored"] = ", ".join(ignored)
@@ -142,7 +147,8 @@ def set_common_headers(request: web.Request, response: web.StreamResponse) -> No
 async def body_digest(request: web.Request) -> bytes:
     """What equal requests have in common; the body has been read, so this costs a hash."""
     path = request.path.removeprefix("/v1").encode()
-    return hashlib.blake2b(path + b"\0" + await request.read(), digest_size=16).digest()
+    body = request.get(STABLE_BODY) or await request.read()
+    return hashlib.blake2b(path + b"\0" + body, digest_size=16).digest()
 
 
 def render_error(error: BulkheadError, form: ErrorForm, request_id: str) -> web.Response:

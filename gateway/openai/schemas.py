@@ -228,8 +228,9 @@ class EmbeddingList(AnswerStruct):
 
 
 class Model(AnswerStruct):
-    """OpenAI's members, and what clients of local servers look for. The context is in tokens, under
-    the two names that clients know; null where it is not known before the model's first load."""
+    """OpenAI's members, Anthropic's from `type` on, and what clients of local servers look for. The
+    context is in tokens, under the names that clients know; null where it is not known before the
+    model's first load."""
 
     id: str
     object: Literal["model"]
@@ -239,11 +240,22 @@ class Model(AnswerStruct):
     state: str
     context_length: Count | None
     max_model_len: Count | None
+    type: Literal["model"]
+    display_name: str
+    created_at: Time
+    lifecycle: Literal["active"]
+    max_input_tokens: Count | None
+    max_tokens: Count | None
 
 
 class ModelList(AnswerStruct):
+    """One page, as Anthropic's API has them."""
+
     object: Literal["list"]
     data: list[Model]
+    has_more: bool
+    first_id: str | None
+    last_id: str | None
 
 
 class MemoryHealth(AnswerStruct):
@@ -259,6 +271,10 @@ class MemoryHealth(AnswerStruct):
     spare: Annotated[
         Literal["off", "waiting", "importing", "ready"],
         Meta(description="The worker that waits for the next load."),
+    ]
+    counter: Annotated[
+        Literal["off", "starting", "ready"],
+        Meta(description="The process that counts tokens, which the first count starts."),
     ]
 
 

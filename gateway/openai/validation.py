@@ -40,7 +40,7 @@ recurse into it."""
 _ABSENT_DEPTH = 8
 """Levels at which absent members are looked for: deeper than any parameter of ours."""
 _LIST_MAX = 128
-_VERBATIM = frozenset({"schema", "parameters"})
+_VERBATIM = frozenset({"schema", "parameters", "input_schema", "input_examples"})
 _VERBATIM_OUTSIDE = frozenset({"messages", "prompt", "input", "json_schema", "format"})
 
 

@@ -8,7 +8,6 @@ contract.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 from collections.abc import Sequence
 from contextlib import closing
@@ -17,20 +16,24 @@ from typing import TypeVar
 from gateway.relay.attempt import AT_ONCE, WorkerStream, WorkerUnreachable
 from gateway.relay.control import (
     ANSWER_SECONDS,
+    LACKING,
     ControlStream,
     receive_answer,
     supervisor_gone,
+    too_many_connections,
     unexpected_answer,
     unsendable,
 )
+from gateway.relay.counting import Counting
 from gateway.relay.generation import Generation, WaitForEnd
 from gateway.relay.preconnect import Preconnect
-from supervisor.errors import BulkheadError, QueueFull
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.frames import (
     Acquire,
     Action,
     AskCrashes,
+    Chat,
+    Counter,
     Crashes,
     Embed,
     Frame,
@@ -43,6 +46,7 @@ from supervisor.wire.frames import (
     Managed,
     Report,
     ToGateway,
+    UseCounter,
     WatchEvents,
 )
 from supervisor.wire.listener import reach
@@ -56,8 +60,8 @@ _CONNECT_SECONDS = 2.0
 _MISSING_SECONDS = 10.0
 """How long a socket may be missing. Somebody has removed it, and it is made again in a second."""
 _RETRY_SECONDS = 0.02
-_LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-"""What this process lacks, for a connection."""
+START_SECONDS = 90.0
+"""How long the supervisor may take to have a process that counts."""
 
 
 class Relay:
@@ -69,6 +73,7 @@ class Relay:
         self._at_once = at_once
         self._leases: Preconnect[ToGateway] = Preconnect(ToGateway)
         self._workers: Preconnect[FromEngine] = Preconnect(FromEngine)
+        self._counting = Counting()
 
     async def start(
         self,
@@ -109,6 +114,18 @@ class Relay:
         """The state of the server, or of a model. Raises BulkheadError, also ModelNotFound."""
         return await self._ask(Inquire(model), Report)
 
+    async def count(self, chat: Chat, model: str, now: float, request_id: str = "-") -> int:
+        """Tokens of the prompt that a worker would make of the chat at the time `now` (seconds
+        since the epoch). Loads no model; waits for the model's tokenizer to be read the first time.
+        Raises BulkheadError. Cancelling gives up."""
+        with self._counting.place(), closing(await self._connect_control()) as use:
+            use.send(UseCounter(model))
+            counter = await receive_answer(use, START_SECONDS)
+            if not isinstance(counter, Counter):
+                raise unexpected_answer()
+            self._leases.refill(self._control)
+            return await self._counting.count(use, counter, chat, now, request_id)
+
     async def manage(self, request_id: str, action: Action, model: str, hold: float) -> Managed:
         """Load, unload, pin or unpin by hand; only a load waits, up to `hold` seconds. Raises
         BulkheadError. Cancelling gives the wait up, and cancels no load."""
@@ -148,8 +165,8 @@ class Relay:
             try:
                 return await reach(self._control, ToGateway)
             except OSError as error:
-                if error.errno in _LACKING:
-                    raise _too_many_connections() from None
+                if error.errno in LACKING:
+                    raise too_many_connections() from None
                 if asyncio.get_running_loop().time() > deadline:
                     log.error("cannot reach the supervisor: %s", error.strerror or error)
                     raise supervisor_gone() from None
@@ -168,16 +185,12 @@ class Relay:
             try:
                 return await reach(granted.socket, FromEngine)
             except OSError as error:
-                if error.errno in _LACKING:
+                if error.errno in LACKING:
                     log.error("cannot connect to worker %s: %s", granted.worker, error.strerror)
-                    raise _too_many_connections() from None
+                    raise too_many_connections() from None
                 is_there = isinstance(error, (BlockingIOError, ConnectionRefusedError))
                 patience = _CONNECT_SECONDS if is_there else _MISSING_SECONDS
                 symptom = f"it does not accept connections: {error.strerror}"
             if asyncio.get_running_loop().time() > begun + patience:
                 raise WorkerUnreachable(symptom)
             await wait_for_end(_RETRY_SECONDS)
-
-
-def _too_many_connections() -> BulkheadError:
-    return QueueFull("The server has too many connections open at the moment. Try again shortly.")

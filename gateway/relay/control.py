@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 
-from supervisor.errors import BulkheadError, InternalError, ShuttingDown, restore
+from supervisor.errors import BulkheadError, InternalError, QueueFull, ShuttingDown, restore
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.frames import Died, Refused, ToGateway
 from supervisor.wire.stream import FrameStream
@@ -14,6 +15,9 @@ log = logging.getLogger("bulkhead.gateway")
 
 ANSWER_SECONDS = 10.0
 """Beyond the hold: how long the supervisor may take to answer before it counts as gone."""
+
+LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+"""What this process lacks, for a connection."""
 
 ControlStream = FrameStream[ToGateway]
 
@@ -55,6 +59,10 @@ def unexpected_answer() -> BulkheadError:
 
 def supervisor_gone() -> BulkheadError:
     return ShuttingDown("The server is restarting. Try again shortly.")
+
+
+def too_many_connections() -> BulkheadError:
+    return QueueFull("The server has too many connections open at the moment. Try again shortly.")
 
 
 def unsendable(request_id: str, error: ProtocolError) -> BulkheadError:

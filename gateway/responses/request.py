@@ -68,7 +68,7 @@ class Reasoning(StrictStruct, frozen=True):
     mode: str | None = None
 
 
-class SchemaFormat(StrictStruct, frozen=True, tag_field="type", tag="json_schema"):
+class TextSchemaFormat(StrictStruct, frozen=True, tag_field="type", tag="json_schema"):
     """The answer is one JSON value that is valid under the schema. With `strict` a schema that
     can't be enforced whole is refused; without it all of it is enforced that can be."""
 
@@ -81,7 +81,7 @@ class SchemaFormat(StrictStruct, frozen=True, tag_field="type", tag="json_schema
 class TextConfig(StrictStruct, frozen=True):
     """`verbosity` has no effect."""
 
-    format: openai.TextFormat | openai.JSONFormat | SchemaFormat | None = None
+    format: openai.TextFormat | openai.JSONFormat | TextSchemaFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
@@ -135,7 +135,7 @@ class ResponseRequest(GenerationParameters, frozen=True, kw_only=True):
     def wanted_format(self) -> openai.ResponseFormat | None:
         """What the answer must be, as chats have it."""
         match self.text.format if self.text else None:
-            case SchemaFormat() as given:
+            case TextSchemaFormat() as given:
                 named = openai.NamedSchema(
                     given.schema, given.name, given.description, given.strict
                 )

@@ -102,7 +102,7 @@ class CustomChoice(StrictStruct, frozen=True, tag_field="type", tag="custom"):
     namespace: str | None = None
 
 
-class AllowedChoice(StrictStruct, frozen=True, tag_field="type", tag="allowed_tools"):
+class AllowedToolChoice(StrictStruct, frozen=True, tag_field="type", tag="allowed_tools"):
     """The model sees and may call these tools alone. Hosted ones among them are left out."""
 
     mode: Literal["auto", "required"]
@@ -116,7 +116,7 @@ ToolChoice = (
     | openai.RequiredChoice
     | FunctionChoice
     | CustomChoice
-    | AllowedChoice
+    | AllowedToolChoice
 )
 
 
@@ -247,12 +247,12 @@ class ToolNames:
                 return openai.NamedChoice(name=self._chosen(namespace, name, "tool_choice.name"))
             case CustomChoice(name=name, namespace=namespace):
                 return openai.NamedChoice(name=self._chosen(namespace, name, "tool_choice.name"))
-            case AllowedChoice():
+            case AllowedToolChoice():
                 return self._allowed(chosen)
             case _:
                 return chosen
 
-    def _allowed(self, choice: AllowedChoice) -> openai.ToolChoice:
+    def _allowed(self, choice: AllowedToolChoice) -> openai.ToolChoice:
         names = []
         for number, tool in enumerate(choice.tools):
             at = f"tool_choice.tools[{number}]"

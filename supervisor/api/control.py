@@ -7,10 +7,12 @@ import functools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
+from pathlib import Path
 from typing import ParamSpec, Protocol
 
 from supervisor.api.events import EventFeed
 from supervisor.errors import BulkheadError
+from supervisor.processes.counter import CounterDown, CounterProcess
 from supervisor.scheduler import refusals
 from supervisor.scheduler.effects import Effect, EndLease, Grant, Interrupt, Loaded, Refuse, Unpause
 from supervisor.scheduler.pool import Pool
@@ -38,6 +40,10 @@ class Shell(Protocol):
         """The model is about to be asked for: see whether its files have changed. Returns soon,
         whatever the disk does."""
 
+    async def before_count(self, model: str) -> Path:
+        """The folder with the model's files. Returns soon, whatever the disk does. Raises
+        BulkheadError where nothing can be counted."""
+
     def returned(self, lease: int, position: int, prompt_tokens: int, hold: float) -> None:
         """The gateway tells how far an interrupted request had come, which asks to go on, and how
         long it waits for that from now on, if that has changed."""
@@ -50,9 +56,9 @@ class Control:
     """Turns frames into events of the pool. A connection has one lease at most.
 
     Whatever changes the pool goes through `shell`. `keyed` gives a request's digest under the
-    quarantine's key, from which no request can be guessed; `health` the object that `/health`
-    shows; `crashes` one crash report, or the list of all for "", and raises NotFound.
-    `gateway_serves` is called when the gateway accepts requests.
+    quarantine's key, from which no request can be guessed; `counter` counts tokens;
+    `health` gives the object that `/health` shows; `crashes` one crash report, or the list of all
+    for "", and raises NotFound. `gateway_serves` is called when the gateway accepts requests.
     """
 
     def __init__(
@@ -63,6 +69,7 @@ class Control:
         shell: Shell,
         *,
         keyed: Callable[[bytes], bytes],
+        counter: CounterProcess,
         health: Callable[[], bytes],
         crashes: Callable[[str], Awaitable[bytes]],
         gateway_serves: Callable[[], None],
@@ -72,10 +79,13 @@ class Control:
         self._state = state
         self._shell = shell
         self._keyed = keyed
+        self._counter = counter
         self._health = health
         self._read_crashes = crashes
         self._gateway_serves = gateway_serves
         self._leases: dict[int, Connection] = {}
+        self._counting: set[Connection] = set()
+        """Those of the counter's users."""
 
     def tell(self, effect: ToLease) -> None:
         """Send what was decided about a lease over its connection."""
@@ -128,6 +138,10 @@ class Control:
                     case frames.WorkerFault(reason) if lease is not None:
                         log.error("a gateway's request met a faulty worker: %s", reason)
                         self._shell.handle(self._pool.fault, lease, reason, time.monotonic())
+                    case frames.UseCounter(model) if connection not in self._counting:
+                        connection.send(await self._use_counter(model, connection))
+                    case frames.WorkerFault(reason) if connection in self._counting:
+                        self._counter.fault(reason)
                     case frames.Inquire(model):
                         connection.send(self._report(model))
                     case frames.AskCrashes(name):
@@ -143,9 +157,34 @@ class Control:
             log.exception("a connection of the gateway's has to be closed")
         finally:
             self._feed.leave(connection)
+            if connection in self._counting:
+                self._counting.remove(connection)
+                self._counter.leave()
             if lease is not None:
                 self._shell.left(lease)
                 del self._leases[lease]
+
+    async def _use_counter(
+        self, asked: str, connection: Connection
+    ) -> frames.Counter | frames.Refused:
+        """From now on the connection uses the counter, whatever the answer is."""
+        self._counting.add(connection)
+        self._counter.enter()
+        try:
+            model = self._pool.state.resolve(asked).name
+            folder = await self._shell.before_count(model)
+            socket = await self._counter.ready()
+        except BulkheadError as error:
+            return _refused(error)
+        except CounterDown as error:
+            return _refused(refusals.no_counter(str(error), error.seconds))
+        return frames.Counter(model, str(folder), str(socket))
+
+    def counter_died(self, how: str, kill_reason: str) -> None:
+        """Tell those whose counts are lost with it."""
+        error = refusals.counter_died(how, kill_reason)
+        for connection in self._counting:
+            connection.send(frames.Died(error.code, error.message, error.param, error.retry_after))
 
     async def _acquire(self, frame: frames.Acquire, connection: Connection) -> int | None:
         """The new lease; None if the pool has failed, see `_open_lease`."""

@@ -38,17 +38,18 @@ def render_health(
     last_crash: Callable[[str], CrashBrief | None] = lambda model: None,
     passed_over: Sequence[Mapping[str, Any]] = (),
     *,
+    counter: str = "off",
     now: float = 0.0,
     footprint: Callable[[str, int], int | None] = lambda model, generation: None,
     activity: Callable[[str, int], Activity] = lambda model, generation: Activity(),
 ) -> bytes:
     """The object as JSON, in the shape that docs/api.md describes.
 
-    `sources` are the models' by name; `spare` is the spare worker's state; `clock_offset` turns the
-    pool's monotonic times into epoch seconds; `last_crash` gives a model's, None = it has had none;
-    `passed_over` is what the Hugging Face cache has besides. `now` is the pool's time. Of an
-    incarnation `footprint` gives the bytes that it was last seen to hold, and `activity` what it
-    does.
+    `sources` are the models' by name; `spare` and `counter` are those processes' states;
+    `clock_offset` turns the pool's monotonic times into epoch seconds; `last_crash` gives a
+    model's, None = it has had none; `passed_over` is what the Hugging Face cache has
+    besides. `now` is the pool's time. Of an incarnation `footprint` gives the bytes that it was
+    last seen to hold, and `activity` what it does.
     """
 
     def iso(at: float | None) -> str | None:
@@ -130,6 +131,7 @@ def render_health(
                 "stranded_bytes": ledger.stranded,
                 "advice": refusals.REBOOT if ledger.stranded else None,
                 "spare": spare,
+                "counter": counter,
             },
             "cached_models": [cached(model) for model in models if model.state in _LOADED],
             "models": [configured(model) for model in models],

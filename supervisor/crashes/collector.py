@@ -24,7 +24,7 @@ from pathlib import Path
 from supervisor.crashes import store
 from supervisor.crashes.os_evidence import Evidence
 from supervisor.crashes.redaction import Redactor
-from supervisor.crashes.snapshot import NEWS_BYTES, Snapshot, read_stderr
+from supervisor.crashes.snapshot import NEWS_BYTES, Helper, Snapshot, read_stderr
 from supervisor.crashes.writer import ReportWriter
 from supervisor.machine.readers import MachineMemory, MemoryReader
 from supervisor.processes.launcher import Child
@@ -149,10 +149,12 @@ class CrashCollector:
         if process is not None and process.snapshot is not None:
             self.reports.finish(process.snapshot, how)
 
-    def gateway_died(self, child: Child, how: str, uptime: float, kill_reason: str) -> None:
-        """The gateway ended unasked after `uptime` seconds, or was killed for `kill_reason`: have
-        the report written."""
-        snapshot = self._snapshot(child, uptime, "serving", kill_reason)
+    def process_died(
+        self, process: Helper, child: Child, how: str, uptime: float, kill_reason: str
+    ) -> None:
+        """A process without a model ended unasked after `uptime` seconds, or was killed for
+        `kill_reason`: have the report written."""
+        snapshot = replace(self._snapshot(child, uptime, "serving", kill_reason), process=process)
         self.reports.begin(snapshot)
         self.reports.finish(snapshot, how)
 

@@ -219,6 +219,19 @@ _GATEWAY_ADVICE: Mapping[Cause, str] = {
     Cause.DAMAGED: MEANINGS[Cause.DAMAGED].advice,
 }
 """It has no model, no MLX and no GPU, and nobody unloads it. Models stay loaded when it dies."""
+_COUNTER_ADVICE: Mapping[Cause, str] = {
+    **_GATEWAY_ADVICE,
+    Cause.STALLED: (
+        "The report's stacks say where it stood. A chat template that does not end looks like "
+        "that: see the model's files; else report it."
+    ),
+    **dict.fromkeys(
+        (Cause.SEGFAULT, Cause.ABORTED),
+        "The report's stacks say where. Upgrade transformers and tokenizers if it repeats.",
+    ),
+}
+"""Nor has it; the next count starts another one."""
+_HELPERS_ADVICE = {"gateway": _GATEWAY_ADVICE, "counter": _COUNTER_ADVICE}
 
 
 class Weight(enum.IntEnum):
@@ -341,10 +354,9 @@ class Diagnosis:
         return told
 
     def advice(self, process: str) -> str:
-        """What to do about it, where it was a "worker" or the "gateway"."""
-        if process == "gateway":
-            return _GATEWAY_ADVICE.get(self.cause, _REPORT)
-        return self.meaning.advice
+        """What to do about it, where it was a "worker", the "gateway" or the "counter"."""
+        advice = _HELPERS_ADVICE.get(process)
+        return self.meaning.advice if advice is None else advice.get(self.cause, _REPORT)
 
     def death(self, report: str) -> Death:
         """What the scheduler is told of it; `report` is the id of the crash report."""

@@ -27,6 +27,10 @@ _EXIT = re.compile(r"exit status (\d+)")
 _PACKAGES = ("mlx", "mlx-lm")
 
 
+Helper = Literal["gateway", "counter"]
+"""A process without a model."""
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What can be known only when the news of a death comes, not later. `epoch` in epoch seconds,
@@ -34,7 +38,7 @@ class Snapshot:
 
     id: str
     epoch: float
-    process: Literal["worker", "gateway"]
+    process: Literal["worker"] | Helper
     pid: int
     stderr: Path
     uptime: float
@@ -54,7 +58,9 @@ class Snapshot:
     @property
     def name(self) -> str:
         """For the log."""
-        return "the gateway" if self.model is None else f"worker {self.model}#{self.generation}"
+        if self.model is None:
+            return f"the {self.process}"
+        return f"worker {self.model}#{self.generation}"
 
     def diagnose(self, how: str, stderr: Redacted, *, oom: bool = False) -> Diagnosis:
         """By what it has written so far. `oom`: the kernel's log names this process."""

@@ -32,6 +32,8 @@ class _Model:
     next: asyncio.Task[None] | None = None
     """Waits for its time to run."""
     not_before: float = 0.0
+    looked: float = float("-inf")
+    """When the last look that has ended began."""
 
 
 class Looks(Generic[T]):
@@ -46,11 +48,14 @@ class Looks(Generic[T]):
         self._tell = tell
         self._models: dict[str, _Model] = {}
 
-    async def refresh(self, name: str) -> None:
+    async def refresh(self, name: str, within: float = 0.0) -> None:
         """Return when a look is told of that began after this call, which all share who come before
-        it begins; or after WAIT_SECONDS, or at once where the last one hangs already."""
+        it begins; or after WAIT_SECONDS, or at once where the last one hangs already. One that
+        began at most `within` seconds ago will do."""
         model = self._models.setdefault(name, _Model())
         if model.running is not None and time.monotonic() - model.began > WAIT_SECONDS:
+            return
+        if within and time.monotonic() - model.looked <= within:
             return
         if model.next is None:
             model.next = background.start(self._run(name, model))
@@ -69,7 +74,7 @@ class Looks(Generic[T]):
         except Exception:
             log.exception("the files of model %s could not be looked at", name)
         finally:
-            model.running = None
+            model.running, model.looked = None, model.began
             now = time.monotonic()
             pause = min(_MAX_PAUSE, _SHARE * (now - model.began))
             model.not_before = now + max(INTERVAL, pause)

@@ -51,8 +51,37 @@ def shutting_down() -> ShuttingDown:
 
 
 def failed(model: Model) -> ModelLoadFailed:
+    return unreadable(model, model.reason)
+
+
+def unreadable(model: Model, reason: str) -> ModelLoadFailed:
     return ModelLoadFailed(
-        f"The model `{model.name}` cannot be loaded here: {model.reason}", param="model"
+        f"The model `{model.name}` cannot be loaded here: {reason}", param="model"
+    )
+
+
+def no_counter(why: str, seconds: float) -> WorkerCrashed:
+    return WorkerCrashed(
+        f"The process that counts tokens is not available: {why}. No model is affected. Try again.",
+        retry_after=seconds,
+    )
+
+
+def counter_died(how: str, kill_reason: str) -> WorkerCrashed | WorkerStalled:
+    kind = WorkerStalled if kill_reason else WorkerCrashed
+    fate = f"was killed: {kill_reason}" if kill_reason else f"died ({how})"
+    return kind(
+        f"The process that counts tokens {fate}. No model is affected. Try again: another one is "
+        "started.",
+        retry_after=1,
+    )
+
+
+def no_new_counter(figures: str) -> MemoryPressure:
+    return MemoryPressure(
+        "Tokens are not counted while the machine is out of memory, for the process that does it "
+        f"would have to be started: {figures}. Try again once other programs have given some back.",
+        retry_after=_PRESSURE_RETRY_SECONDS,
     )
 
 

@@ -89,6 +89,10 @@ class StateDir:
         digest = hashlib.sha256(f"{model}#{generation}".encode()).hexdigest()[:16]
         return self.run / f"w-{digest}.sock"
 
+    def counter_socket(self, generation: int) -> Path:
+        """Of each counter another one."""
+        return self.run / f"c-{generation}.sock"
+
 
 def open_state(root: Path) -> StateDir:
     """Create what is missing. Raises StateError, OSError.

@@ -8,7 +8,7 @@ from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
-from supervisor.wire.frames import Embed, Frame, Generate
+from supervisor.wire.frames import Count, Embed, Frame, Generate
 from supervisor.wire.text import all_as_utf8
 
 HEADER: Final = struct.Struct(">I")
@@ -37,7 +37,7 @@ def encode(frame: Frame) -> bytes:
     try:
         return _encoded(frame)
     except UnicodeEncodeError as error:
-        if isinstance(frame, Generate | Embed):
+        if isinstance(frame, Count | Generate | Embed):
             raise _unfit(frame, error) from None
     except (OverflowError, RecursionError) as error:
         raise _unfit(frame, error) from None

@@ -68,7 +68,7 @@ class CrashBrief(CrashStruct, frozen=True, kw_only=True):
 
     id: Annotated[str, Meta(pattern=f"^{ID}$")]
     time: Time
-    process: Literal["worker", "gateway", "supervisor"]
+    process: Literal["worker", "gateway", "counter", "supervisor"]
     model: str | None
     """None = not a worker."""
     generation: Count | None
@@ -87,7 +87,7 @@ class CrashReport(CrashBrief, frozen=True, kw_only=True):
     """Of this form."""
     pid: int
     phase: str
-    """The worker's state when the news came, "serving" for a gateway."""
+    """The worker's state when the news came, "serving" for a gateway or a counter."""
     signal: str | None
     exit_code: int | None
     permanent: bool

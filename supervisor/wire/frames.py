@@ -1,19 +1,22 @@
 """Message types, one union for each direction of each connection.
 
-Three connections exist:
+Four connections exist:
 
 * control: gateway ↔ supervisor, a Unix socket. One connection is one lease: `Acquire` → (`Granted`
   | `Refused`), later perhaps `Died`, after which the request may come back: `Return` → (`Granted` |
   `Refused`). Closing the connection ends the lease, so the kernel returns leases when the gateway
   dies. The same socket serves `Inquire` → `Report`, and the gateway announces itself with
   `Serving`. `Manage` → (`Managed` | `Refused`), `WatchEvents` → `Happened`… and `AskCrashes` →
-  (`Crashes` | `Refused`) are for people.
+  (`Crashes` | `Refused`) are for people. `UseCounter` → (`Counter` | `Refused`), later perhaps
+  `Died`, is for a count; its connection stays open as long as that takes.
 * channel: supervisor ↔ worker, a socketpair inherited at spawn. `Hello` → `Load` → `Loading`… →
   `Ready` | `LoadFailed`.
 * work: gateway ↔ worker, a Unix socket, one connection a request. `Generate` → `Accepted` →
   `Progress`… → `Token`… → exactly one of `End`, `Failed`; or `Embed` → `Vector`… → `Embedded` |
   `Failed`. Between tokens the gateway may send `Pause`, then `Continue`. EOF towards the worker
   cancels; EOF before the end frame means that the worker died.
+* counting: gateway ↔ counter, a Unix socket, one connection a count: `Count` → `Counted` |
+  `Failed`. The counter's channel to the supervisor carries its `Hello` alone.
 
 Bodies are msgpack arrays led by the tag: decoding checks every type, and nothing is executed.
 """
@@ -70,7 +73,8 @@ class Passed(Frame, frozen=True, tag="passed"):
 
 
 class WorkerFault(Frame, frozen=True, tag="fault"):
-    """The granted worker broke the protocol (a torn or malformed frame), so it must be stopped."""
+    """The granted worker, or the counter, broke the protocol (a torn or malformed frame) or gives
+    no answer, so it must be stopped."""
 
     reason: str
 
@@ -102,6 +106,14 @@ class Manage(Frame, frozen=True, tag="manage"):
 class WatchEvents(Frame, frozen=True, tag="watch"):
     """Ask for all events from now on: one `Happened` each, until a side closes, or `Refused`. The
     first one says that the watch has begun."""
+
+
+class UseCounter(Frame, frozen=True, tag="use_counter"):
+    """Ask for the process that counts tokens, which is started if there is none; it stays at least
+    until this connection closes. `model` may be an alias. A `WorkerFault` has it replaced, and is
+    answered with `Died`."""
+
+    model: str
 
 
 class AskCrashes(Frame, frozen=True, tag="ask_crashes"):
@@ -148,6 +160,15 @@ class Granted(Frame, frozen=True, tag="granted"):
     """The model that was wanted, where `model` is its fallback."""
 
 
+class Counter(Frame, frozen=True, tag="counter"):
+    """The process that counts listens at `socket`. `model` is the served name (aliases resolved),
+    `folder` where its files are."""
+
+    model: str
+    folder: str
+    socket: str
+
+
 class Unpause(Frame, frozen=True, tag="proceed"):
     """Go on with what was paused."""
 
@@ -157,8 +178,8 @@ class Refused(ErrorFrame, frozen=True, tag="refused"):
 
 
 class Died(ErrorFrame, frozen=True, tag="died"):
-    """The granted worker is gone, or has to go. A request that `may_return` sends `Return` within
-    seconds; for any other the lease has ended."""
+    """The granted worker, or the counter, is gone, or has to go. A request that `may_return` sends
+    `Return` within seconds; for any other the lease has ended."""
 
     may_return: bool = False
 
@@ -173,9 +194,18 @@ class Report(Frame, frozen=True, tag="report"):
 
 
 ToSupervisor = (
-    Acquire | Return | Passed | WorkerFault | Inquire | Serving | Manage | WatchEvents | AskCrashes
+    Acquire
+    | Return
+    | Passed
+    | WorkerFault
+    | Inquire
+    | Serving
+    | Manage
+    | WatchEvents
+    | UseCounter
+    | AskCrashes
 )
-ToGateway = Granted | Unpause | Refused | Died | Report | Managed | Happened | Crashes
+ToGateway = Granted | Unpause | Refused | Died | Report | Managed | Happened | Counter | Crashes
 
 
 # ── channel: supervisor ↔ worker ─────────────────────────────────────────────────────────────────
@@ -236,12 +266,14 @@ class Chat(Frame, frozen=True, tag="chat"):
     """Messages and tools as the client sent them, in the shape that chat templates take.
 
     `tools` are what the template shows the model. `template` holds further template arguments:
-    `chat_template_kwargs`, and `reasoning_effort` for templates that know it.
+    `chat_template_kwargs`, and `reasoning_effort` for templates that know it. `continues`: the last
+    message is the beginning of the answer, which the output goes on with.
     """
 
     messages: list[dict[str, Any]]
     tools: list[dict[str, Any]] = []
     template: dict[str, Any] = {}
+    continues: bool = False
 
 
 class Text(Frame, frozen=True, tag="text"):
@@ -401,12 +433,14 @@ class Token(Frame, frozen=True, tag="token"):
 
 class End(Frame, frozen=True, tag="end"):
     """The request ended well. Counts are in tokens; the end-of-sequence token is not counted, and
-    those of reasoning are among the completion's."""
+    those of reasoning are among the completion's. `stop` is the stop string that ended it, if one
+    did."""
 
     finish_reason: Literal["stop", "length", "tool_calls"]
     prompt_tokens: int
     completion_tokens: int
     reasoning_tokens: int = 0
+    stop: str = ""
 
 
 class Vector(Frame, frozen=True, tag="vector"):
@@ -427,3 +461,26 @@ class Failed(ErrorFrame, frozen=True, tag="failed"):
 
 ToEngine = Generate | Embed | Pause | Continue
 FromEngine = Accepted | Progress | Token | End | Vector | Embedded | Failed
+
+
+# ── counting: gateway ↔ counter ──────────────────────────────────────────────────────────────────
+
+
+class Count(Frame, frozen=True, tag="count"):
+    """How many tokens a worker would accept the chat with at the time `now`, seconds since the
+    epoch. `model` is for messages; `folder` has its files."""
+
+    request_id: str
+    model: str
+    folder: str
+    chat: Chat
+    now: float
+
+
+class Counted(Frame, frozen=True, tag="counted"):
+    """So many, and nothing was generated or loaded."""
+
+    prompt_tokens: int
+
+
+FromCounter = Counted | Failed

@@ -30,22 +30,26 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from gateway import app
+from gateway.document import ROUTES, document
 from gateway.openai import schemas
-from gateway.openai.document import ROUTES, document
+from gateway.responses.schemas import ResponseEvent
 from supervisor.config.schema import ServerSettings
 from tests.helpers.serving import DEADLINE, ROOT, Server, serving
 from tests.property.openapi import st_run
 
-POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+RESPONSES = "/v1/responses"
+POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", RESPONSES]
 GETS = ["/v1/models", "/v1/models/{id}", "/health", "/"]
-CHUNKS: dict[str, type[msgspec.Struct]] = {
+CHUNKS: dict[str, Any] = {
     "/v1/chat/completions": schemas.ChatCompletionChunk,
     "/v1/completions": schemas.CompletionChunk,
+    RESPONSES: ResponseEvent,
 }
 PROMPTS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
     "/v1/completions": {"prompt": "hi"},
     "/v1/embeddings": {"input": "hi"},
+    RESPONSES: {"input": "hi", "previous_response_id": None},
 }
 USER = PROMPTS["/v1/chat/completions"]
 TOKENS_MAX = 3
@@ -174,6 +178,12 @@ def check_events(path: str, content: bytes) -> None:
     """Every event is a chunk, and the last one what the document says."""
     *events, last, rest = content.decode().split("\n\n")
     assert rest == ""
+    if path == RESPONSES:
+        for event in [*events, last]:
+            name, data = event.removeprefix("event: ").split("\ndata: ")
+            msgspec.json.decode(data, type=CHUNKS[path])
+            assert json.loads(data)["type"] == name
+        return
     for event in events:
         msgspec.json.decode(event.removeprefix("data: "), type=CHUNKS[path])
     if last != "data: [DONE]":
@@ -189,9 +199,10 @@ def tame(path: str, body: Any, *, easy: bool) -> Any:
         tamed |= {**PROMPTS[path], "model": "demo"}
     if path not in CHUNKS:
         return tamed
-    if tamed.get("max_tokens") is None and tamed.get("max_completion_tokens") is None:
+    names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+    if all(tamed.get(name) is None for name in names):
         tamed["max_tokens"] = TOKENS_MAX
-    limits = {"max_tokens": TOKENS_MAX, "max_completion_tokens": TOKENS_MAX, "n": CHOICES_MAX}
+    limits = {**dict.fromkeys(names, TOKENS_MAX), "n": 1 if path == RESPONSES else CHOICES_MAX}
     limits |= {"min_tokens": 1, "best_of": CHOICES_MAX} if easy else {}
     for name, most in limits.items():
         if type(tamed.get(name)) is int:
@@ -268,6 +279,8 @@ ANSWERED: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"n": 2, "logprobs": 2}),
     ("/v1/completions", {"logprobs": 0}),
     ("/v1/completions", {"prompt": ["a", "b"], "echo": True}),
+    (RESPONSES, {"include": ["message.output_text.logprobs"], "top_logprobs": 2}),
+    (RESPONSES, {"text": {"format": {"type": "json_object"}}, "instructions": "Be brief."}),
 ]
 
 
@@ -401,5 +414,5 @@ def test_the_sdk_reads_the_refusal_of_embeddings(client: openai.OpenAI) -> None:
 
 def test_it_needs_no_docstrings() -> None:
     """Python drops them where PYTHONOPTIMIZE is 2."""
-    code = "from gateway.openai.document import document; document(keys=False)"
+    code = "from gateway.document import document; document(keys=False)"
     subprocess.run([sys.executable, "-OO", "-c", code], cwd=ROOT, check=True, timeout=DEADLINE)

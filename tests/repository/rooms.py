@@ -98,6 +98,7 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.errors",
             "supervisor.machine",
             "supervisor.processes.activity",
+            "supervisor.processes.counter",
             "supervisor.state",
             "supervisor.wire",
         ),
@@ -205,12 +206,30 @@ ROOMS: Mapping[str, Room] = {
         ("msgspec",),
         without=_NO_WORLD,
     ),
+    "gateway.anthropic": Room(
+        ("gateway.dialect", "gateway.openai", "supervisor.errors", "supervisor.wire"),
+        ("msgspec",),
+        without=_NO_WORLD,
+    ),
+    "gateway.document": Room(
+        (
+            "gateway.anthropic",
+            "gateway.openai",
+            "gateway.responses",
+            "supervisor.errors",
+            "supervisor.wire",
+        ),
+        ("msgspec",),
+        without=_NO_WORLD,
+    ),
     "gateway.http": Room(
         ("gateway.dialect", "supervisor.config", "supervisor.errors"), ("aiohttp",)
     ),
     "gateway.handlers": Room(
         (
+            "gateway.anthropic",
             "gateway.dialect",
+            "gateway.document",
             "gateway.http",
             "gateway.openai",
             "gateway.relay",
@@ -222,6 +241,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     "gateway.app": Room(
         (
+            "gateway.anthropic",
             "gateway.dialect",
             "gateway.handlers",
             "gateway.http",
@@ -253,6 +273,17 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.wire",
         ),
         ("mlx", "mlx_lm", "numpy", "transformers"),
+    ),
+    "worker.counting": Room(
+        (
+            "worker.engine.load_faults",
+            "worker.engine.mlx_lm_tokenizers",
+            "worker.engine.thread",
+            "worker.prompt",
+            "supervisor.errors",
+            "supervisor.wire",
+        ),
+        ("msgspec", "uvloop"),
     ),
     "worker.priority": Room(),
     "worker.sink": Room(("worker.engine.thread", "supervisor.errors", "supervisor.wire")),

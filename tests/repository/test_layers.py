@@ -257,6 +257,7 @@ def test_a_bad_habit_is_found(source: str) -> None:
         ),
         (("gateway.main",), ("mlx", "mlx_lm", "worker")),
         (("worker.server",), ("aiohttp", "mlx", "mlx_lm", "gateway")),
+        (("worker.counting.main",), ("aiohttp", "mlx", "mlx_lm", "gateway")),
     ],
 )
 def test_importing_brings_no_stranger(modules: tuple[str, ...], absent: tuple[str, ...]) -> None:

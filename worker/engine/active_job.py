@@ -64,7 +64,8 @@ class ActiveJob:
         return Logprob(token, raw.decode("utf-8", "replace"), raw, value)
 
     def _end(self, reason: Any) -> End:
-        return End(reason, len(self.job.prompt), self._tokens, self._text.reasoning_tokens)
+        text = self._text
+        return End(reason, len(self.job.prompt), self._tokens, text.reasoning_tokens, text.stop)
 
 
 def replay_emitted(
@@ -81,7 +82,7 @@ def replay_emitted(
         return None
     text.finish(cut=not (ended or text.stopped))
     reason = text.finish_reason if ended or text.stopped else "length"
-    return End(reason, prompt_tokens, len(output), text.reasoning_tokens)
+    return End(reason, prompt_tokens, len(output), text.reasoning_tokens, text.stop)
 
 
 def _token(token: int, delta: OutputDelta, logprobs: Logprobs | None = None) -> Token:

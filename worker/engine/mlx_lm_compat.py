@@ -6,7 +6,8 @@ trees. `check` is called before a model is loaded and looks for all that `mlx_lm
 Whatever is missing raises `Unloadable`. `docs/upgrading-mlx-lm.md` says what each check guards, and
 what none can.
 
-mlx-lm is not imported with this module, but by `import_mlx_lm`.
+mlx-lm and MLX are not imported with this module, but by `import_mlx_lm`: who needs tokenizers alone
+takes them from `mlx_lm_tokenizers`.
 """
 
 from __future__ import annotations
@@ -23,15 +24,13 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from types import FunctionType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import mlx.core as mx
-
-from worker.engine.decoding import BatchDecoder
 from worker.engine.mlx_lm_expected import (
     CALLERS,
     CALLS,
@@ -46,6 +45,9 @@ from worker.engine.mlx_lm_expected import (
 from worker.engine.thread import Unloadable
 from worker.output.tools.parser_limits import short_python
 from worker.prompt.tokenizer import SPACE, ModelTokenizer, Spelling
+
+if TYPE_CHECKING:
+    from worker.engine.decoding import BatchDecoder
 
 log = logging.getLogger("bulkhead.worker")
 
@@ -62,7 +64,6 @@ def import_mlx_lm() -> str:
     mlx_lm.utils lowers RLIMIT_NOFILE to (2048, 4096), for good where we aren't root, and fails to
     import where the hard limit is below that.
     """
-    failure = ""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     original = resource.setrlimit
 
@@ -72,19 +73,7 @@ def import_mlx_lm() -> str:
 
     resource.setrlimit = keep
     try:
-        _leave_out_the_index()
-        import mlx_lm.generate
-        import mlx_lm.models.cache
-        import mlx_lm.tokenizer_utils
-        import mlx_lm.utils  # noqa: F401
-    except Exception as raised:
-        # mlx-lm, transformers and what they import are programs of others: they raise anything.
-        log.warning("mlx-lm can't be imported", exc_info=True)
-        error: BaseException = raised
-        # transformers puts an error of its own around what failed.
-        while error.__cause__ is not None:
-            error = error.__cause__
-        failure = f"{type(error).__name__}: {error}"
+        failure = import_failure(_import_all)
     finally:
         resource.setrlimit = original
     if (now := resource.getrlimit(resource.RLIMIT_NOFILE)) != limits:
@@ -93,7 +82,30 @@ def import_mlx_lm() -> str:
     return failure
 
 
-def _leave_out_the_index() -> None:
+def _import_all() -> None:
+    leave_out_the_index()
+    import mlx_lm.generate
+    import mlx_lm.models.cache
+    import mlx_lm.tokenizer_utils
+    import mlx_lm.utils  # noqa: F401
+
+
+def import_failure(imports: Callable[[], None]) -> str:
+    """What makes `imports` fail, of which the log then has the traceback; "" if nothing does."""
+    try:
+        imports()
+    except Exception as raised:
+        # mlx-lm, transformers and what they import are programs of others: they raise anything.
+        log.warning("mlx-lm can't be imported", exc_info=True)
+        error: BaseException = raised
+        # transformers puts an error of its own around what failed.
+        while error.__cause__ is not None:
+            error = error.__cause__
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def leave_out_the_index() -> None:
     """Have `transformers.models` be a package like any other, a third of the import's time.
 
     To be lazy it reads the sources of all models, 3,000 files, for an index of their names that
@@ -124,16 +136,17 @@ def check() -> None:
     """Raises Unloadable if mlx-lm lacks a name, a parameter or a field that is used here."""
     for module, names in NAMES.items():
         for name in names:
-            _find(module, name)
+            find(module, name)
     if not hasattr(sys.modules.get("transformers.models"), "AutoTokenizer"):
         raise unfit("transformers.models does not find the names of transformers")
-    _check_calls()
+    check_calls(CALLS)
+    _check_overridden()
     for caller, name in CALLERS.items():
-        code = getattr(_find("mlx_lm.generate", caller), "__code__", None)
+        code = getattr(find("mlx_lm.generate", caller), "__code__", None)
         if code is None or name not in code.co_names:
             raise unfit(f"mlx_lm.generate.{caller} does not use {name}")
     for kind, fields in FIELDS.items():
-        if missing := sorted(set(fields) - _fields(_find("mlx_lm.generate", kind))):
+        if missing := sorted(set(fields) - _fields(find("mlx_lm.generate", kind))):
             raise unfit(f"a {kind} has no {', '.join(missing)}")
     if _template_module() is None:
         # Not refused: only templates that print the time differ, when they are rendered again.
@@ -154,10 +167,11 @@ def unfit(what: str) -> Unloadable:
     )
 
 
-def _check_calls() -> None:
-    for (module, name), (positional, keywords) in CALLS.items():
+def check_calls(calls: Mapping[tuple[str, str], tuple[int, tuple[str, ...]]]) -> None:
+    """Raises Unloadable if one of mlx-lm's functions can't be called so. In the form of `CALLS`."""
+    for (module, name), (positional, keywords) in calls.items():
         try:
-            bound = inspect.signature(_find(module, name)).bind(
+            bound = inspect.signature(find(module, name)).bind(
                 *[None] * positional, **dict.fromkeys(keywords)
             )
         except TypeError as error:
@@ -165,9 +179,12 @@ def _check_calls() -> None:
         # What `**kwargs` takes may be passed on to nobody.
         if missing := sorted(set(keywords) - bound.arguments.keys()):
             raise unfit(f"{module}.{name} has no parameter {', '.join(missing)}")
+
+
+def _check_overridden() -> None:
     for name, parameters in OVERRIDDEN.items():
         kind, method = name.split(".")
-        theirs = getattr(_theirs(_find("mlx_lm.generate", kind)), method)
+        theirs = getattr(_theirs(find("mlx_lm.generate", kind)), method)
         if (now := tuple(inspect.signature(theirs).parameters)) != parameters:
             raise unfit(f"mlx_lm.generate.{name} has the parameters ({', '.join(now)})")
 
@@ -179,7 +196,8 @@ def _fields(kind: Any) -> set[str]:
     return set(getattr(kind, "_fields", ()))
 
 
-def _find(module: str, name: str) -> Any:
+def find(module: str, name: str) -> Any:
+    """What an imported module calls so, also `Class.method`. Raises Unloadable."""
     found: Any = sys.modules.get(module)
     if found is None:
         raise unfit(f"there is no module {module}")
@@ -201,13 +219,13 @@ def _demand(thing: object, attributes: frozenset[str], kind: str) -> None:
 def load_lazily(folder: str) -> tuple[Any, ModelTokenizer, dict[str, Any]]:
     """(model, tokenizer, config) as mlx-lm loads them, the weights not read yet. Raises
     anything."""
-    model, wrapper, config = _find("mlx_lm.utils", "load")(folder, lazy=True, return_config=True)
+    model, wrapper, config = find("mlx_lm.utils", "load")(folder, lazy=True, return_config=True)
     return model, model_tokenizer(wrapper), config
 
 
 def make_prompt_cache(model: Any) -> Any:
     """An empty KV cache, one entry a layer."""
-    return _find("mlx_lm.models.cache", "make_prompt_cache")(model)
+    return find("mlx_lm.models.cache", "make_prompt_cache")(model)
 
 
 def model_tokenizer(wrapper: Any) -> ModelTokenizer:
@@ -284,24 +302,26 @@ def _bind_literals(parser: Any) -> None:
             raise unfit(f"{each.__module__} reads Python literals in another way")
 
 
+_NOW: ContextVar[float | None] = ContextVar("now", default=None)
+"""The time that templates are told, of each thread for itself."""
+
+
 @contextlib.contextmanager
 def clock_at(now: float) -> Iterator[None]:
     """Make chat templates print the time `now` (seconds since 1970), so that a request renders the
-    same prompt again later.
+    same prompt again later. In the calling thread alone.
 
     transformers gives templates a `strftime_now` that reads the clock, and no way to pass another:
-    callables among the arguments arrive as text. One thread at a time renders.
+    callables among the arguments arrive as text.
     """
     module = _template_module()
-    if module is None:
-        yield
-        return
-    real = module.datetime
-    module.datetime = _RequestTime(now)
+    if module is not None and not isinstance(module.datetime, _RequestTime):
+        module.datetime = _RequestTime(module.datetime)
+    before = _NOW.set(now)
     try:
         yield
     finally:
-        module.datetime = real
+        _NOW.reset(before)
 
 
 def _template_module() -> Any:
@@ -316,12 +336,18 @@ def _template_module() -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _RequestTime:
-    """Stands in for the `datetime` class where only its `now` is called."""
+    """Stands in for the `datetime` class, whose `now` it changes where `clock_at` says so."""
 
-    seconds: float
+    theirs: Any
 
-    def now(self) -> datetime:
-        return datetime.fromtimestamp(self.seconds)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.theirs, name)
+
+    def now(self, *zone: Any) -> datetime:
+        seconds = _NOW.get()
+        told = self.theirs.now(*zone) if seconds is None else datetime.fromtimestamp(seconds, *zone)
+        assert isinstance(told, datetime)
+        return told
 
 
 # ── generation ───────────────────────────────────────────────────────────────────────────────────
@@ -345,6 +371,8 @@ def make_generator(model: Any, decoder: BatchDecoder, **options: Any) -> Any:
     mlx-lm offers no way to choose the classes of its batches, but looks their names up when it
     makes one. Generators that have another sampler step as mlx-lm does.
     """
+    import mlx.core as mx
+
     module: Any = importlib.import_module("mlx_lm.generate")
     decoding = _decoding_batch(_theirs(module.GenerationBatch))
     prefill = _prefill_batch(_theirs(module.PromptProcessingBatch))
@@ -376,7 +404,7 @@ def make_generator(model: Any, decoder: BatchDecoder, **options: Any) -> Any:
 
 def never_stop() -> Any:
     """Stop sequences for a sequence that no token ends."""
-    return _find("mlx_lm.generate", "StopSequences")()
+    return find("mlx_lm.generate", "StopSequences")()
 
 
 def next_tokens(generator: Any, uids: Sequence[int]) -> dict[int, NextToken]:
@@ -403,6 +431,8 @@ def _theirs(kind: Any) -> Any:
 
 
 def _decoding_batch(theirs: Any) -> Any:
+    from worker.engine.decoding import BatchDecoder
+
     class DecodingBatch(theirs):  # type: ignore[misc]
         """Sequences that decode together, by the generator's `BatchDecoder`."""
 

@@ -72,6 +72,14 @@ CALLS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
 }
 """How the worker calls mlx-lm: the number of positional arguments, `self` among them, and the
 keywords."""
+TOKENIZER_CALLS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
+    ("mlx_lm.tokenizer_utils", "load"): (1, ("defaults",)),
+}
+"""And how `mlx_lm_tokenizers` does, which no worker uses."""
+MODEL_TABLES = ("MODEL_REMAPPING", "MODEL_ARCHITECTURE_REMAPPING")
+"""Literals in `mlx_lm.utils` that say which module a model is of."""
+TOKENIZER_DEFAULTS = "TOKENIZER_DEFAULTS"
+"""The literal in a model's module with settings for tokenizers that say nothing themselves."""
 OVERRIDDEN = {
     "GenerationBatch._step": ("self",),
     "PromptProcessingBatch.split": ("self", "indices"),

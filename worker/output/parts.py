@@ -58,6 +58,11 @@ class AnswerParts:
     def stopped(self) -> bool:
         return self._stops.stopped or self.calls.full
 
+    @property
+    def stop(self) -> str:
+        """The stop string that came, if one did."""
+        return self._stops.found
+
     def text(self, text: str, *, verbatim: bool = False) -> None:
         """More of the text. `verbatim`: no marker stands before it, it only looked like one."""
         if self._behind_marker:

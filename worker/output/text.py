@@ -62,7 +62,10 @@ class StopStrings:
         self._search = StringSearch(stops)
         self._overlaps = [0] * len(stops)
         self._held = ""
+        self._stops = tuple(stops)
         self.stopped = False
+        self.found = ""
+        """The stop string that came."""
 
     def feed(self, text: str) -> str:
         """What may be shown now. Text that may yet begin a stop string is held back; the string
@@ -76,7 +79,7 @@ class StopStrings:
         most = [overlap + len(text) for overlap in self._overlaps]
         text = self._held + text
         if found := self._search.find(text):
-            self.stopped, self._held = True, ""
+            self.stopped, self.found, self._held = True, self._stops[found.which], ""
             return text[: found.start]
         self._overlaps = self._search.overlaps(text, most)
         keep = max(self._overlaps)

@@ -48,6 +48,11 @@ class Transcript:
         return self._answer.stopped
 
     @property
+    def stop(self) -> str:
+        """The stop string that came, if one did."""
+        return self._answer.stop
+
+    @property
     def finish_reason(self) -> Literal["stop", "tool_calls"]:
         """Why the choice is over, if its length is not the reason."""
         return "tool_calls" if self._answer.calls.complete else "stop"
@@ -87,6 +92,10 @@ class PlainTranscript:
     @property
     def stopped(self) -> bool:
         return self._stops.stopped
+
+    @property
+    def stop(self) -> str:
+        return self._stops.found
 
     def push(self, token: int) -> OutputDelta:
         text = self._stops.feed(self._decoder.push(token))

@@ -122,6 +122,8 @@ class _Template:
         if chat.tools:
             options["tools"] = chat.tools
         with self._clock_at(now):
+            if chat.continues:
+                options["continue_final_message"] = True
             try:
                 return self._text(chat.messages, options)
             except InvalidValue:
@@ -167,7 +169,8 @@ class _Template:
             raise self._refusal(error) from None
 
     def _rendered(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
-        text = self._apply(messages, tokenize=False, add_generation_prompt=True, **options)
+        begins = not options.get("continue_final_message")
+        text = self._apply(messages, tokenize=False, add_generation_prompt=begins, **options)
         if not isinstance(text, str):
             raise TypeError
         return text

@@ -54,7 +54,7 @@ class World:
             cast(Any, None),
         )
         fleet = SimpleNamespace(spawn=lambda *_: self.spawned())
-        self.dispatcher.connect(cast(Any, fleet), cast(Any, None))
+        self.dispatcher.connect(cast(Any, fleet), cast(Any, None), cast(Any, None))
 
     def _exit(self, status: int) -> None:
         self.exits.append(status)
@@ -168,7 +168,7 @@ class OnDisk:
     def spawns(self, spawn: Callable[[str, int], None]) -> None:
         """What a spawn does, in place of a process."""
         fleet = SimpleNamespace(spawn=spawn, stop=lambda *_, **__: True)
-        self.dispatcher.connect(cast(Any, fleet), self._control)
+        self.dispatcher.connect(cast(Any, fleet), self._control, cast(Any, None))
 
     def _no_process(self, *_: object, **__: object) -> None:
         raise OSError(errno.EAGAIN, "planned")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway.document import ROUTES
 from gateway.http.endpoints import ANTHROPIC, BULKHEAD, LOCAL, OPENAI, lacking
-from gateway.openai.document import ROUTES
 
 API = Path(__file__).parents[4] / "docs" / "api.md"
 

@@ -216,7 +216,9 @@ def test_a_kill_for_want_of_memory(
 def test_the_gateways_death_is_reported_too(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.start()
-        world.collector.gateway_died(world.child(9), "SIGKILL", 4.0, "it stalled: no turn")
+        world.collector.process_died(
+            "gateway", world.child(9), "SIGKILL", 4.0, "it stalled: no turn"
+        )
         await world.collector.reports.flush()
         (brief,) = json.loads(await world.collector.reports.read_json(""))["crashes"]
         report = json.loads(await world.collector.reports.read_json(brief["id"]))

@@ -496,7 +496,7 @@ def test_a_limit_on_open_files_that_is_changed_nevertheless_is_warned_of(
 # ── one place ────────────────────────────────────────────────────────────────────────────────────
 
 WING = ROOT / "worker"
-HERE = [WING / "engine" / f"mlx_lm_{name}.py" for name in ("compat", "expected")]
+HERE = [WING / "engine" / f"mlx_lm_{name}.py" for name in ("compat", "expected", "tokenizers")]
 THEIRS = expected.WRAPPER | {
     name
     for name in (

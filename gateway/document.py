@@ -5,20 +5,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.metadata import version
-from typing import Any
+from operator import attrgetter
+from typing import Any, get_args
 
 import msgspec
 
+from gateway.anthropic import schemas as anthropic
+from gateway.anthropic.errors import OVERLOADED, status_of
+from gateway.anthropic.request import COUNT_BODY, MESSAGES_BODY
 from gateway.openai import schemas
 from gateway.openai.chat import CHAT_BODY
 from gateway.openai.completions import COMPLETION_BODY
 from gateway.openai.embeddings import EMBEDDING_BODY, INPUTS_MAX
 from gateway.openai.parameters import CHOICES_MAX
 from gateway.openai.validation import Body
+from gateway.responses import schemas as responses
+from gateway.responses.items import HOSTED_ITEMS
+from gateway.responses.request import RESPONSE_BODY
+from gateway.responses.tools import HOSTED_TOOLS
 from supervisor.errors import BulkheadError
 from supervisor.wire.crash import CrashList, CrashReport
 
@@ -45,8 +53,11 @@ class Route:
     """Beside those that any route may answer."""
     body: Body[Any] | None = None
     """What is posted; a model's worker answers it."""
-    chunk: type[msgspec.Struct] | None = None
-    """What the events of its streams hold."""
+    chunks: tuple[type[msgspec.Struct], ...] = ()
+    """What the events of its streams hold: one type, or such as their `type` tells apart."""
+    error: type[msgspec.Struct] = schemas.Error
+    status_of: Callable[[type[BulkheadError]], int] = attrgetter("status")
+    """The status of an error on this route."""
     open: bool = False
     """Answered without a key."""
     events: bool = False
@@ -62,7 +73,7 @@ def _routes() -> Iterator[Route]:
             schemas.ChatCompletion,
             _POSTED,
             body=CHAT_BODY,
-            chunk=schemas.ChatCompletionChunk,
+            chunks=(schemas.ChatCompletionChunk,),
         )
         yield Route(
             "post",
@@ -71,7 +82,7 @@ def _routes() -> Iterator[Route]:
             schemas.Completion,
             _POSTED,
             body=COMPLETION_BODY,
-            chunk=schemas.CompletionChunk,
+            chunks=(schemas.CompletionChunk,),
         )
         yield Route(
             "post",
@@ -81,6 +92,41 @@ def _routes() -> Iterator[Route]:
             _POSTED,
             body=EMBEDDING_BODY,
         )
+        yield Route(
+            "post",
+            f"{at}/messages",
+            "Answer a conversation, in Anthropic's form.",
+            anthropic.MessageAnswer,
+            (*_POSTED, OVERLOADED),
+            body=MESSAGES_BODY,
+            chunks=get_args(anthropic.MessageEvent),
+            error=anthropic.MessagesError,
+            status_of=status_of,
+        )
+        yield Route(
+            "post",
+            f"{at}/messages/count_tokens",
+            "Count the tokens of a conversation's prompt.",
+            anthropic.TokenCount,
+            (*_POSTED, OVERLOADED),
+            body=COUNT_BODY,
+            error=anthropic.MessagesError,
+            status_of=status_of,
+        )
+        yield Route(
+            "post",
+            f"{at}/responses",
+            "Answer a conversation of items.",
+            responses.ResponseObject,
+            _POSTED,
+            body=RESPONSE_BODY,
+            chunks=get_args(responses.ResponseEvent),
+        )
+        one, kept = f"{at}/responses/{{id}}", "A response that is kept"
+        yield Route("get", one, f"{kept}.", responses.ResponseObject, (400, 404))
+        yield Route("delete", one, f"{kept} is forgotten.", responses.DeletedResponse, (404,))
+        items = f"{one}/input_items"
+        yield Route("get", items, f"{kept}: its input.", responses.InputItemList, (400, 404))
         yield Route("get", f"{at}/models", "The models that may be asked for.", schemas.ModelList)
         one = "One of them; an alias gives the model it stands for."
         yield Route("get", f"{at}/models/{{id}}", one, schemas.Model, (404, 503))
@@ -134,6 +180,8 @@ def document(*, keys: bool) -> Schema:
 def _operation(route: Route) -> Schema:
     operation: Schema = {"summary": route.summary}
     name = route.path.rpartition("/")[2] if "{" not in route.path else "model"
+    if "/responses/" in route.path:
+        name = "response" if route.path.endswith("}") else "response_input_items"
     if route.path.startswith("/v1"):
         style = "chat_completion" if "/chat/" in route.path else "completion"
         operation["operationId"] = f"{route.method}_{name}".replace("completions", style)
@@ -143,6 +191,8 @@ def _operation(route: Route) -> Schema:
         described = "A name or an alias. It may hold `/` and `:`, encoded or not."
         if route.answer is CrashReport:
             described = "One of those that the list has."
+        elif "/responses/" in route.path:
+            described = "What the response has as its `id`."
         operation["parameters"] = [
             {
                 "name": "id",
@@ -168,12 +218,17 @@ def _success(route: Route) -> Schema:
     if route.events:
         content = {_EVENTS: {"schema": {"type": "string"}}}
     description = "OK"
-    if route.chunk is not None:
-        kind = route.chunk.__name__
+    if route.chunks:
+        kind, *others = (each.__name__ for each in route.chunks)
         description = (
             f"OK. With `stream`, server-sent events: each event's data is a {kind}, and the last "
             "one's is `[DONE]`; or, after a failure, the last one's is an Error."
         )
+        if others:
+            description = (
+                "OK. With `stream`, server-sent events, each with the name that is its data's "
+                f"`type`: {', '.join([kind, *others])}."
+            )
         content[_EVENTS] = {"schema": {"type": "string"}}
     headers = {
         "x-request-id": "The client's own if it sent a sane one, else a new one.",
@@ -191,14 +246,15 @@ def _success(route: Route) -> Schema:
 
 
 def _failure(status: int, route: Route) -> Schema:
-    codes = ", ".join(sorted(f"`{code}`" for code in _codes(status)))
-    description = f"{HTTPStatus(status).phrase}: {codes}."
-    schema: Schema = {"$ref": _ref(schemas.Error)}
+    codes = ", ".join(sorted(f"`{code}`" for code in _codes(status, route)))
+    phrase = "Overloaded" if status == OVERLOADED else HTTPStatus(status).phrase
+    description = f"{phrase}: {codes}."
+    schema: Schema = {"$ref": _ref(route.error)}
     if route.answer is schemas.Health and status == 503:
         schema = {"$ref": _ref(schemas.Health)}
         description = "Requests can't be accepted at the moment."
     headers = {}
-    if status == 503:
+    if status in (503, OVERLOADED):
         headers["Retry-After"] = "Seconds, 1 to 59."
         headers["x-should-retry"] = "`true` or `false`, where the status alone would mislead."
     return {
@@ -215,13 +271,13 @@ def _headers(described: Mapping[str, str]) -> Schema:
     }
 
 
-def _codes(status: int) -> set[str]:
-    """What `error.code` may be with that status."""
+def _codes(status: int, route: Route) -> set[str]:
+    """The codes of the errors that have that status there."""
     kinds, codes = [BulkheadError], set()
     while kinds:
         kind = kinds.pop()
         kinds += kind.__subclasses__()
-        if not kind.__subclasses__() and kind.status == status:
+        if not kind.__subclasses__() and route.status_of(kind) == status:
             codes.add(kind.code)
     return codes
 
@@ -232,15 +288,38 @@ def _ref(kind: type[msgspec.Struct]) -> str:
 
 def _schemas() -> dict[str, Schema]:
     bodies = {route.body.kind: route.body for route in ROUTES if route.body is not None}
-    answers = [each for route in ROUTES for each in (route.answer, route.chunk) if each is not None]
-    kinds = [*bodies, *dict.fromkeys(answers), schemas.Error]
+    answers = [
+        each
+        for route in ROUTES
+        for each in (route.answer, route.error, *route.chunks)
+        if each is not None
+    ]
+    kinds = [*bodies, *dict.fromkeys(answers)]
     _, components = msgspec.json.schema_components(kinds, ref_template=_REF)
     for body in bodies.values():
         _complete(components[body.kind.__name__], body)
     _tell_roles_apart(components["Message"])
+    _name_kinds(components, "HostedTool", HOSTED_TOOLS)
+    _name_kinds(components, "HostedItem", HOSTED_ITEMS)
     _unmix(components["CompletionRequest"]["properties"]["prompt"], 1, CHOICES_MAX)
     _unmix(components["EmbeddingRequest"]["properties"]["input"], 1, INPUTS_MAX)
     return components
+
+
+def _name_kinds(components: dict[str, Schema], name: str, kinds: Iterable[str]) -> None:
+    """What is taken as the component `name`, which is one type here, has one of these types."""
+    mine, reference = components[name]["properties"], _REF.format(name=name)
+    (own,) = mine["type"]["enum"]
+    mine["type"] = {"enum": sorted(kinds)}
+    trees: list[Any] = [components]
+    while trees:
+        tree = trees.pop()
+        trees += tree.values() if isinstance(tree, dict) else tree
+        trees = [each for each in trees if isinstance(each, dict | list)]
+        mapping = tree.get("mapping") if isinstance(tree, dict) else None
+        if isinstance(mapping, dict) and mapping.get(own) == reference:
+            del mapping[own]
+            mapping |= dict.fromkeys(sorted(kinds), reference)
 
 
 def _tell_roles_apart(message: Schema) -> None:

@@ -1,0 +1,1 @@
+"""The counter: a process that counts prompts' tokens, with tokenizers and without weights."""

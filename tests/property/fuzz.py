@@ -14,7 +14,7 @@ import random
 import struct
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -203,14 +203,22 @@ def check_error(status: int, body: Any) -> None:
     assert status in (400, 404) or (status == 503 and error["code"] in BUSY), (status, error)
 
 
-def fuzz(server: Server, seed: int, requests: int, clients: int = 4) -> Counter[int]:
-    """Send them; how often each status came. Raises AssertionError with the offender's shape."""
+def fuzz(
+    server: Server,
+    seed: int,
+    requests: int,
+    clients: int = 4,
+    make: Callable[[int, int], tuple[str, dict[str, Any]]] = request,
+    judge: Callable[[str, Answer], None] = check,
+) -> Counter[int]:
+    """Send them; how often each status came. Raises AssertionError with the offender's shape.
+    `make` and `judge` are a dialect's `request` and `check`."""
 
     def one(number: int) -> int:
-        path, body = request(seed, number)
+        path, body = make(seed, number)
         try:
             answer = server.request("POST", path, body)
-            check(path, answer)
+            judge(path, answer)
         except Exception as error:
             raise AssertionError(
                 f"seed {seed}, request {number}: {path} {shape(body)}: {error!r}"
@@ -240,8 +248,11 @@ def fuzzed(folder: Path) -> Iterator[Server]:
         yield server
 
 
-def main() -> None:
-    """The command."""
+def main(
+    make: Callable[[int, int], tuple[str, dict[str, Any]]] = request,
+    judge: Callable[[str, Answer], None] = check,
+) -> None:
+    """The command, of a dialect's `request` and `check`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=random.randrange(2**31))
@@ -250,7 +261,7 @@ def main() -> None:
     print(f"seed {said.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for server in fuzzed(Path(folder)):
-            seen = fuzz(server, said.seed, said.requests, said.clients)
+            seen = fuzz(server, said.seed, said.requests, said.clients, make, judge)
             print(json.dumps({str(status): seen[status] for status in sorted(seen)}))
 
 

@@ -24,13 +24,10 @@ def pattern_of(rules: Rules, limit: int) -> str:
 
     Raises GrammarFault for rules that need themselves, or take more.
     """
-    order = in_order(rules)
+    order = in_order(rules.bodies, (*rules.ignored, rules.start))
     if order is None:
         raise GrammarFault("rules that need themselves")
-    made: dict[str, str] = {}
-    for name in order:
-        if name in rules.terminals:
-            made[name] = _made(rules.bodies[name], made, "", limit)
+    made = _terminals(rules, order, limit)
     blank = ""
     if rules.ignored:
         ignored = (made[name] for name in rules.ignored)
@@ -41,6 +38,22 @@ def pattern_of(rules: Rules, limit: int) -> str:
         if name not in rules.terminals:
             made[name] = _made(rules.bodies[name], made, blank, limit)
     return _joined((blank, made[rules.start]), "", limit)
+
+
+def terminal_patterns(rules: Rules, limit: int) -> dict[str, str]:
+    """The terminals alone, without what is ignored between them. Raises GrammarFault."""
+    order = in_order(rules.bodies, sorted(rules.terminals))
+    if order is None:
+        raise GrammarFault("terminals that need themselves", broken=True)
+    return _terminals(rules, order, limit)
+
+
+def _terminals(rules: Rules, order: Iterable[str], limit: int) -> dict[str, str]:
+    made: dict[str, str] = {}
+    for name in order:
+        if name in rules.terminals:
+            made[name] = _made(rules.bodies[name], made, "", limit)
+    return made
 
 
 def _made(part: Part, made: dict[str, str], blank: str, limit: int) -> str:
@@ -58,7 +71,7 @@ def _made(part: Part, made: dict[str, str], blank: str, limit: int) -> str:
         case Choice(options):
             found = _joined((_made(each, made, blank, limit) for each in options), "|", limit)
         case Repeat(repeated, least, most):
-            found = f"(?:{_made(repeated, made, blank, limit)}){_count(least, most)}"
+            found = f"(?:{_made(repeated, made, blank, limit)}){count(least, most)}"
     return found
 
 
@@ -80,7 +93,7 @@ def _group(part: Part, made: str) -> str:
     return f"(?:{made})"
 
 
-def _count(least: int, most: int | None) -> str:
+def count(least: int, most: int | None) -> str:
     match least, most:
         case 0, None:
             return "*"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from gateway.grammars.faults import GrammarFault
@@ -70,6 +70,8 @@ class Rules:
     bodies: Mapping[str, Part]
     terminals: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = ()
+    lexed: bool = True
+    """Whether the language knows lexemes."""
 
 
 def sequence(parts: list[Part]) -> Part:
@@ -158,13 +160,13 @@ def _finite(bodies: Mapping[str, Part]) -> set[str]:
     return {name for name, number in numbers.items() if missing[number] <= 0}
 
 
-def in_order(rules: Rules) -> list[str] | None:
-    """The rules that the start needs, each behind those that it needs itself; None = a rule needs
-    itself."""
+def in_order(bodies: Mapping[str, Part], wanted: Iterable[str]) -> list[str] | None:
+    """The rules that are `wanted` and those that they need, each behind those that it needs itself;
+    None = a rule needs itself."""
     found: list[str] = []
     state: dict[str, bool] = {}
     """Name → whether it is finished."""
-    todo: list[tuple[str, bool]] = [(name, False) for name in (*rules.ignored, rules.start)]
+    todo: list[tuple[str, bool]] = [(name, False) for name in wanted]
     while todo:
         name, finished = todo.pop()
         if finished:
@@ -173,7 +175,7 @@ def in_order(rules: Rules) -> list[str] | None:
         elif name not in state:
             state[name] = False
             todo.append((name, True))
-            for needed in references(rules.bodies[name]):
+            for needed in references(bodies[name]):
                 if state.get(needed) is False:
                     return None
                 if needed not in state:

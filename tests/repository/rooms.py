@@ -197,7 +197,7 @@ ROOMS: Mapping[str, Room] = {
         ("supervisor.errors", "supervisor.wire"), ("msgspec",), without=_NO_WORLD
     ),
     "gateway.openai": Room(
-        ("gateway.dialect", "supervisor.errors", "supervisor.wire"),
+        ("gateway.dialect", "gateway.grammars", "supervisor.errors", "supervisor.wire"),
         ("msgspec",),
         without=_NO_WORLD,
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,6 +96,41 @@ def test_nobody_notices_four_deaths(
     # Who could say where it was has said it, all but the stopped one.
     stderr = [file.read_text() for file in sorted((tmp_path / "logs").glob("*stormy*.stderr"))]
     assert ["in end" in said for said in stderr] == [True, False, False, False]
+
+
+def test_nobody_notices_in_anthropics_form(tmp_path: Path) -> None:
+    """Blocks are announced once, their numbers go on, and the text is what it would have been."""
+    body = {
+        "max_tokens": 60,
+        "temperature": 0,
+        "stream": True,
+        "messages": [
+            {"role": "user", "content": "What is Bulkhead?"},
+            {"role": "assistant", "content": "Bulkhead is"},
+        ],
+    }
+    ends = {"FAKE_DEATHS": "12", "FAKE_ENDS": "abort"}
+    with serving(tmp_path, scripted=True, config=config(Path("demo"), **ends)) as server:
+        calm, stormy = (
+            server.request("POST", "/v1/messages", {**body, "model": name})
+            for name in ("calm", "stormy")
+        )
+        assert deaths(server) == 1
+    assert b": recoveries 1\n\n" in stormy.body
+    told = [
+        [
+            json.loads(line.removeprefix("data: "))
+            for line in answer.body.decode().split("\n")
+            if line.startswith("data: ")
+        ]
+        for answer in (calm, stormy)
+    ]
+    for events in told:
+        del events[0]["message"]["id"], events[0]["message"]["model"]
+    # Who waits is pinged.
+    quiet, cut = ([each for each in events if each["type"] != "ping"] for events in told)
+    assert cut == quiet
+    assert len(cut) > 20
 
 
 @pytest.fixture

@@ -21,6 +21,9 @@ log = logging.getLogger("bulkhead.worker")
 
 _RESERVED = frozenset(("messages", "add_generation_prompt", "tokenize", "tools", "chat_template"))
 """Arguments that no client sets; beside them, all that `apply_chat_template` itself takes."""
+_CONTINUES = "continue_final_message"
+"""The argument of `apply_chat_template` that ends the prompt within the last message."""
+_NO_CONTINUING = "it can't go on with a last message of the assistant's"
 ECHO_MAX = 2**20
 """Characters; of up to four bytes, half of what one frame to the gateway may hold."""
 _WITHOUT_THINKING = ("none", "minimal")
@@ -123,7 +126,9 @@ class _Template:
             options["tools"] = chat.tools
         with self._clock_at(now):
             if chat.continues:
-                options["continue_final_message"] = True
+                if self._accepted is not None:  # a template in Python begins every answer itself
+                    raise _rejected(_NO_CONTINUING)
+                options[_CONTINUES] = True
             try:
                 return self._text(chat.messages, options)
             except InvalidValue:
@@ -166,10 +171,12 @@ class _Template:
         except Exception as error:  # noqa: BLE001
             # Templates are programs from the model's folder: they can raise anything at all, and
             # what they choke on is the request, or their own fault, but not the worker's.
+            if options.get(_CONTINUES) and isinstance(error, ValueError):
+                raise _rejected(_NO_CONTINUING) from None
             raise self._refusal(error) from None
 
     def _rendered(self, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
-        begins = not options.get("continue_final_message")
+        begins = not options.get(_CONTINUES)
         text = self._apply(messages, tokenize=False, add_generation_prompt=begins, **options)
         if not isinstance(text, str):
             raise TypeError

@@ -63,7 +63,7 @@ def test_a_stop_string_that_ends_inside_the_text_cuts_it(
     stop = text[20 : 20 + length]
     run = alone(engine, PROMPTS[0], stop=("never said", stop))
     assert run.text == text[: text.find(stop)]
-    assert run.end.finish_reason == "stop"
+    assert (run.end.finish_reason, run.end.stop) == ("stop", stop)
     assert run.end.completion_tokens == len(run.tokens) < TOKENS
 
 

@@ -221,6 +221,17 @@ def test_after_the_stop_nothing_changes() -> None:
     assert transcript.finish_reason == "stop"
 
 
+@pytest.mark.parametrize("calling", [None, AUTO])
+def test_the_stop_that_came_is_told(calling: Calling | None) -> None:
+    transcript = make(THINKING, calling, stop=["zz", "bc", "c"])
+    transcript._decoder = Pieces(["ab", "", "cd", "zz"])
+    seen = []
+    for token in range(4):
+        transcript.push(token)
+        seen.append(transcript.stop)
+    assert seen == ["", "", "bc", "bc"]
+
+
 # ── which requests have parts ────────────────────────────────────────────────────────────────────
 
 

@@ -471,3 +471,41 @@ def test_what_no_shape_cures_is_refused_with_the_first_reason(
     )
     with pytest.raises(InvalidValue, match="too many"):
         builder(wrapper).tokens(chat(user("a"), user("b")))
+
+
+# ── answers that have begun ──────────────────────────────────────────────────────────────────────
+
+
+def begun(*messages: dict[str, Any]) -> Chat:
+    return Chat(list(messages), continues=True)
+
+
+def assistant(content: str) -> dict[str, str]:
+    return {"role": "assistant", "content": content}
+
+
+def test_an_answer_that_has_begun_is_gone_on_with(tokenizer: Callable[..., Any]) -> None:
+    wrapper = tokenizer()
+    text = rendered(wrapper, begun(user("héllo"), assistant("The best (")))
+    assert text == "<|user|>héllo\n<|assistant|>The best ("
+
+
+def test_one_that_stands_in_the_question_as_well(tokenizer: Callable[..., Any]) -> None:
+    wrapper = tokenizer()
+    text = rendered(wrapper, begun(user("a"), assistant("a"), user("a"), assistant("a")))
+    assert text == "<|user|>a\n<|assistant|>a\n<|user|>a\n<|assistant|>a"
+
+
+def test_one_of_a_conversation_that_had_to_be_merged(tokenizer: Callable[..., Any]) -> None:
+    wrapper = tokenizer(MISTRAL)
+    text = rendered(wrapper, begun(user("a"), user("b"), assistant("So")))
+    assert text.endswith("So")
+    assert "a\n\nb" in text
+
+
+def test_a_template_that_does_not_show_it_refuses(tokenizer: Callable[..., Any]) -> None:
+    wrapper = tokenizer("{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}")
+    with pytest.raises(InvalidValue) as caught:
+        builder(wrapper).tokens(Generate("r", begun(user("a"), assistant(SECRET)), NOON))
+    assert SECRET not in caught.value.message
+    assert "last message" in caught.value.message

@@ -40,8 +40,9 @@ from gateway.responses.tools import (
     normal_tool,
 )
 from supervisor.errors import BulkheadError, InvalidValue
-from supervisor.wire.frames import Chat, Generate
+from supervisor.wire.frames import Chat, Generate, Structure
 
+TEXT_FORMAT = "text.format"
 LOGPROBS = "message.output_text.logprobs"
 ENCRYPTED = "reasoning.encrypted_content"
 Include = Literal[
@@ -110,7 +111,6 @@ class ResponseRequest(GenerationParameters, frozen=True, kw_only=True):
     # As chats have them.
     logprobs: bool = False
     reasoning_effort: Effort | None = None
-    response_format: openai.ResponseFormat | None = None
     chat_template_kwargs: TemplateOptions | None = None
 
     @property
@@ -132,24 +132,36 @@ class ResponseRequest(GenerationParameters, frozen=True, kw_only=True):
         return ENCRYPTED in (self.include or ())
 
     @property
-    def wanted_format(self) -> openai.ResponseFormat | None:
-        """What the answer must be, as chats have it."""
+    def format(self) -> openai.JSONFormat | openai.SchemaFormat | None:
+        """What the answer must be by `text`, as chats have it."""
         match self.text.format if self.text else None:
             case TextSchemaFormat() as given:
                 named = openai.NamedSchema(
                     given.schema, given.name, given.description, given.strict
                 )
                 return openai.SchemaFormat(named)
-            case None:
-                return self.response_format
-            case plain:
-                return plain
+            case openai.JSONFormat():
+                return openai.JSONFormat()
+            case _:
+                return None
+
+    def answer_form(self) -> Structure | None:
+        """What holds for the answer. Raises InvalidValue or UnsupportedValue."""
+        otherwise = self.structure()
+        if (wanted := self.format) is None:
+            return otherwise
+        if otherwise is not None:
+            raise InvalidValue(
+                f"`text.format` and `{otherwise.place}` can't be combined: an answer has one form.",
+                param=otherwise.place,
+            )
+        return openai.answer_structure(wanted, TEXT_FORMAT)
 
     @property
     def told_format(self) -> dict[str, Any]:
-        """The same in this dialect's form, for the answer."""
-        match self.wanted_format:
-            case openai.SchemaFormat(json_schema=named):
+        """The format in this dialect's form, for the answer."""
+        match self.format:
+            case openai.SchemaFormat(json_schema=openai.NamedSchema() as named):
                 members = msgspec.structs.asdict(named).items()
                 told = {name: each for name, each in members if each is not None}
                 return {"type": "json_schema", "name": "schema", **told}
@@ -176,10 +188,12 @@ class ResponseRequest(GenerationParameters, frozen=True, kw_only=True):
         """The worker's request for an answer to `items`. Raises the contract's 400."""
         if self.n != 1:
             raise invalid_value("n", "a response has one choice.")
-        wanted = self.wanted_format
         tools, calling = openai.offered_tools(
-            names.tools, names.choice(self.tool_choice), self.parallel_tool_calls, wanted
+            names.tools, names.choice(self.tool_choice), self.parallel_tool_calls, None
         )
+        form = self.answer_form()
+        if form is not None and calling is not None and calling.choice == "required":
+            raise openai.demanded_twice(TEXT_FORMAT if self.format else form.place)
         return self._requests(
             [Chat(for_templates(items, self.instructions, names), tools, self.template)],
             request_id,
@@ -188,7 +202,7 @@ class ResponseRequest(GenerationParameters, frozen=True, kw_only=True):
             max_tokens=self.limit,
             logprobs=self.alternatives,
             calling=calling and replace(calling, growing=self.stream and names.all_strict),
-            structure=openai.answer_structure(wanted),
+            structure=form,
         )
 
 
@@ -265,26 +279,25 @@ class ParsedResponse:
     def in_its_words(self, error: BulkheadError) -> BulkheadError:
         """`error`, which may be a worker's, with its parameter named as this dialect does."""
         param = error.param
-        if param is None or (told := _told(param, self.names)) == param:
+        if param is None or (told := self._in_its_words(param)) == param:
             return error
         message = error.message.replace(f"`{param}`", f"`{told}`")
         return type(error)(message, param=told, retry_after=error.retry_after)
 
+    def _in_its_words(self, param: str) -> str:
+        if param == "messages" or param.startswith("messages["):
+            return "input"
+        if self.asked.format is not None and (form := _FORM.match(param)):
+            return TEXT_FORMAT + param[form.end() :]
+        if tool := _TOOL.match(param):
+            places = self.names.places
+            if (number := int(tool[1])) < len(places):
+                return places[number] + param[tool.end() :]
+        return param
 
+
+_FORM = re.compile(r"response_format(\.json_schema)?")
 _TOOL = re.compile(r"tools\[(\d+)\]\.function")
-_SCHEMA = "response_format.json_schema"
-
-
-def _told(param: str, names: ToolNames) -> str:
-    if param == "messages" or param.startswith("messages["):
-        return "input"
-    if param.startswith(_SCHEMA):
-        return param.replace(_SCHEMA, "text.format", 1)
-    if param.startswith("response_format"):
-        return param.replace("response_format", "text.format", 1)
-    if (tool := _TOOL.match(param)) and (number := int(tool[1])) < len(names.places):
-        return names.places[number] + param[tool.end() :]
-    return param
 
 
 def parse_response(raw: Mapping[str, Any], recall: Recall) -> ParsedResponse:

@@ -21,7 +21,7 @@ from supervisor.errors import (
     UnsupportedParameter,
     UnsupportedValue,
 )
-from supervisor.wire.frames import Structure
+from supervisor.wire.frames import Pattern, Schema, Structure
 from tests.helpers.openai_bodies import SECRET, nested, refusal
 from tests.helpers.responses import SEED, Known, asked, function, parsed, prompt, user
 
@@ -140,10 +140,12 @@ def test_what_templates_are_told(members: dict[str, Any], template: dict[str, An
 @pytest.mark.parametrize(
     ("members", "structure"),
     [
-        ({"text": {"format": {"type": "json_object"}}}, Structure('{"type": "object"}')),
+        ({"text": {"format": {"type": "json_object"}}}, Schema('{"type": "object"}')),
         (
             {"text": {"format": {"type": "json_schema", "name": "n", "schema": SCHEMA}}},
-            Structure('{"type":"object","properties":{"a":{"const":null}}}', strict=False),
+            Schema(
+                '{"type":"object","properties":{"a":{"const":null}}}', False, "text.format.schema"
+            ),
         ),
         (
             {
@@ -156,10 +158,11 @@ def test_what_templates_are_told(members: dict[str, Any], template: dict[str, An
                     }
                 }
             },
-            Structure('{"type":"object"}', strict=True),
+            Schema('{"type":"object"}', True, "text.format.schema"),
         ),
-        ({"response_format": {"type": "json_object"}}, Structure('{"type": "object"}')),
-        ({"format": "json"}, Structure('{"type": "object"}')),
+        ({"response_format": {"type": "json_object"}}, Schema('{"type": "object"}')),
+        ({"guided_regex": "a+"}, Pattern("a+", "guided_regex")),
+        ({"format": "json"}, Schema('{"type": "object"}')),
     ],
 )
 def test_what_the_answer_must_be(members: dict[str, Any], structure: Structure) -> None:
@@ -174,6 +177,7 @@ def test_what_came_before() -> None:
     assert type(error) is PreviousResponseNotFound
 
 
+JSON = {"format": {"type": "json_object"}}
 BAD: list[tuple[dict[str, Any], type[BulkheadError], str]] = [
     ({"conversation": "conv_1"}, UnsupportedParameter, "conversation"),
     ({"conversation": {"id": "conv_1"}}, UnsupportedParameter, "conversation"),
@@ -193,6 +197,12 @@ BAD: list[tuple[dict[str, Any], type[BulkheadError], str]] = [
     ({"truncation": SECRET}, UnsupportedValue, "truncation"),
     ({"reasoning": {"effort": SECRET}}, UnsupportedValue, "reasoning.effort"),
     ({"reasoning": {"x": 1}}, UnsupportedParameter, "reasoning.x"),
+    ({"text": JSON, "guided_regex": "a+"}, InvalidValue, "guided_regex"),
+    (
+        {"guided_regex": "a+", "tools": [function("f")], "tool_choice": "required"},
+        UnsupportedValue,
+        "guided_regex",
+    ),
     ({"text": {"format": {"type": SECRET}}}, UnsupportedValue, "text.format.type"),
     ({"instructions": [SECRET]}, InvalidType, "instructions"),
     ({"previous_response_id": 5}, InvalidType, "previous_response_id"),
@@ -237,7 +247,7 @@ def test_a_workers_error_is_told_in_this_dialects_words(
         {"type": "namespace", "name": "t", "tools": [function("g")]},
     ]
     error = InvalidValue(f"Invalid value for `{told}`.", param=told)
-    made = parsed(tools=tools).in_its_words(error)
+    made = parsed(tools=tools, text=JSON).in_its_words(error)
     assert type(made) is InvalidValue
     assert made.param == param
     assert made.message == f"Invalid value for `{param}`."
@@ -276,6 +286,12 @@ CODEX: dict[str, Any] = {
     "prompt_cache_key": "00000000-0000-0000-0000-000000000000",
     "client_metadata": {"x-codex-installation-id": "00000000-0000-0000-0000-000000000000"},
 }
+
+
+def test_what_was_said_as_chats_say_it_is_told_so() -> None:
+    made = parsed(response_format={"type": "json_object"})
+    error = InvalidValue("Invalid.", param="response_format")
+    assert made.in_its_words(error).param == "response_format"
 
 
 def test_the_request_of_codex() -> None:

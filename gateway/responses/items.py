@@ -314,7 +314,8 @@ class _Turn:
         return self._has_text and "tool_calls" not in self._message
 
     def say(self, text: str) -> None:
-        self._message["content"] += text
+        before = self._message["content"]
+        self._message["content"] = f"{before}\n{text}" if before else text
         self._has_text = True
 
     def think(self, text: str) -> None:

@@ -17,6 +17,7 @@ from gateway.openai.render import finite
 from gateway.openai.sse import EVENT_STREAM, in_one_line
 from gateway.responses.output import Item, MessageItem, ReasoningItem, call_item
 from gateway.responses.request import ParsedResponse
+from gateway.responses.tools import told_choice
 from supervisor.errors import BulkheadError
 from supervisor.wire.frames import Call, End, Logprob, Logprobs, Token
 
@@ -66,7 +67,7 @@ class ResponseRenderer:
         events = b""
         if token.reasoning:
             events += self._grow_reasoning(token.reasoning)
-        if token.logprobs is not None and not token.reasoning:
+        if token.logprobs is not None:
             self._undecided.append(token.logprobs)
         if token.text:
             events += self._grow_message(token.text)
@@ -254,7 +255,7 @@ def _head(parsed: ParsedResponse, head: AnswerHead) -> dict[str, Any]:
             "format": asked.told_format,
             "verbosity": (text and text.verbosity) or "medium",
         },
-        "tool_choice": parsed.raw_choice,
+        "tool_choice": told_choice(asked.tool_choice),
         # Encoded once: agents send dozens of kilobytes of them.
         "tools": msgspec.Raw(_json(parsed.raw_tools)),
         "top_logprobs": asked.top_logprobs or 0,
@@ -262,7 +263,15 @@ def _head(parsed: ParsedResponse, head: AnswerHead) -> dict[str, Any]:
         "truncation": "disabled",
         "usage": None,
         "user": asked.user,
-        "metadata": asked.metadata or {},
+        "metadata": _metadata(asked.metadata or {}),
+    }
+
+
+def _metadata(given: Mapping[str, Any]) -> dict[str, str]:
+    """As it came; what is no text is told as JSON, since clients expect texts."""
+    return {
+        name: each if isinstance(each, str) else _json(each).decode()
+        for name, each in given.items()
     }
 
 

@@ -254,7 +254,6 @@ class ParsedResponse:
     ignored: tuple[str, ...]
     """What of it changes nothing."""
     raw_tools: Sequence[Any]
-    raw_choice: Any
     _items: Sequence[Item]
 
     @property
@@ -334,7 +333,6 @@ def parse_response(raw: Mapping[str, Any], recall: Recall) -> ParsedResponse:
             *_ignored(asked, raw_items),
         ),
         raw_tools=raw_tools if isinstance(raw_tools, list) else [],
-        raw_choice=raw.get("tool_choice", "auto"),
         _items=items,
     )
 

@@ -120,6 +120,25 @@ ToolChoice = (
 )
 
 
+def told_choice(choice: ToolChoice | None) -> str | dict[str, Any]:
+    """The choice as the answer repeats it: in this dialect's own form."""
+    match choice:
+        case str():
+            return choice
+        case openai.NoChoice():
+            return "none"
+        case openai.RequiredChoice():
+            return "required"
+        case FunctionChoice(name=name, function=function):
+            return {"type": "function", "name": name or (function.name if function else "")}
+        case CustomChoice(name=name):
+            return {"type": "custom", "name": name}
+        case AllowedToolChoice(mode=mode, tools=tools):
+            return {"type": "allowed_tools", "mode": mode, "tools": tools}
+        case _:
+            return "auto"
+
+
 def is_hosted(kind: object) -> bool:
     return isinstance(kind, str) and _DATED.sub("", kind) in HOSTED_TOOLS
 

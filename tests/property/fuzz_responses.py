@@ -49,7 +49,12 @@ INPUTS: tuple[Any, ...] = (
     [{"type": "additional_tools", "tools": [function("g", {})]}, said("user", "q")],
     [CALL, {**CALL, "arguments": "{"}], [{**CALL, "namespace": "n" * 80}], [{**CALL, "name": ""}],
 )  # fmt: skip
-NAMED = {"type": "namespace", "name": "team", "tools": [function("f", {}), custom(type="text")]}
+NAMED = {
+    "type": "namespace",
+    "name": "team",
+    "description": "A team.",
+    "tools": [function("f", {}), custom(type="text")],
+}
 CHOICES: dict[str, tuple[Any, ...]] = {
     **COMMON,
     "instructions": ("Be brief.", "", 5, None),

@@ -151,6 +151,15 @@ def test_what_stands_between_calls_and_their_outputs_does_not_part_them() -> Non
     ]
 
 
+def test_texts_around_calls_are_one() -> None:
+    read = messages(said("a"), call("f", "c1"), said("b"), output("c1", "x"), said("c"))
+    assert read == [
+        said("a\nb", tool_calls=calls(("c1", "f", "{}"))),
+        {"role": "tool", "tool_call_id": "c1", "content": "x"},
+        said("c"),
+    ]
+
+
 def test_an_output_without_an_id() -> None:
     read = messages({"type": "function_call_output", "output": "x", "name": "f"})
     assert read == [{"role": "tool", "content": "x"}]

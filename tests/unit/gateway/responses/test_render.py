@@ -199,6 +199,41 @@ def test_the_response_tells_what_was_asked_for() -> None:
     assert told["model"] == "m"
 
 
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        (None, "auto"),
+        ("none", "none"),
+        ({"type": "auto"}, "auto"),
+        ({"type": "none"}, "none"),
+        ({"type": "required"}, "required"),
+        (
+            {"type": "function", "function": {"name": "look"}},
+            {"type": "function", "name": "look"},
+        ),
+        ({"type": "custom", "name": "patch"}, {"type": "custom", "name": "patch"}),
+        *(
+            (allowed, allowed)
+            for allowed in (
+                {
+                    "type": "allowed_tools",
+                    "mode": "auto",
+                    "tools": [{"type": "function", "name": "look"}],
+                },
+            )
+        ),
+    ],
+)
+def test_a_choice_is_told_in_this_dialects_form(sent: Any, told: Any) -> None:
+    events = streamed((), STOP, tools=TOOLS, tool_choice=sent)
+    assert events[0]["response"]["tool_choice"] == told
+
+
+def test_metadata_are_texts() -> None:
+    answer = whole((), STOP, metadata={"a": "b", "c": 5, "d": [1]})
+    assert answer["metadata"] == {"a": "b", "c": "5", "d": "[1]"}
+
+
 def test_log_probabilities_are_those_of_the_text() -> None:
     def told(text: str) -> Logprobs:
         said = Logprob(1, text, text.encode(), -0.5)
@@ -210,9 +245,11 @@ def test_log_probabilities_are_those_of_the_text() -> None:
         Token(3, "é", logprobs=told("\ufffd")),
         Token(4, "", logprobs=told("<call>")),
         Token(5, "", calls=(Call(0, "look", "{}"),), logprobs=told("x")),
+        Token(6, "!", logprobs=told("!")),
     )
     events = streamed(tokens, CALLED, tools=TOOLS, include=[LOGPROBS])
-    (delta,) = [each for each in events if each["type"] == "response.output_text.delta"]
+    delta, last = [each for each in events if each["type"] == "response.output_text.delta"]
+    assert [each["token"] for each in last["logprobs"]] == ["!"]
     assert [each["token"] for each in delta["logprobs"]] == ["\ufffd", "\ufffd"]
     message = events[-1]["response"]["output"][1]
     assert message["content"][0]["logprobs"] == delta["logprobs"]

@@ -14,7 +14,7 @@ from aiohttp.typedefs import Handler
 
 from gateway.anthropic.errors import error_form as anthropic_form
 from gateway.dialect import ErrorForm, contract_form
-from gateway.handlers import admin, models
+from gateway.handlers import admin, models, responses
 from gateway.handlers.common import RELAY
 from gateway.handlers.completions import chat_completions, completions
 from gateway.handlers.embeddings import embeddings
@@ -78,6 +78,7 @@ def build(settings: ServerSettings, control: str, timing: Timing | None = None) 
     app[ACCESS] = AccessRules.of(
         settings.allowed_hosts, settings.allowed_origins, socket.gethostname()
     )
+    app[responses.STORE] = responses.new_store()
     app[KEYS] = APIKeys(settings.api_keys_file)
     app.on_cleanup.append(_close_relay)
     app[STARTED] = int(time.time())
@@ -85,6 +86,11 @@ def build(settings: ServerSettings, control: str, timing: Timing | None = None) 
         app.router.add_post(f"{prefix}/chat/completions", chat_completions)
         app.router.add_post(f"{prefix}/completions", completions)
         app.router.add_post(f"{prefix}/embeddings", embeddings)
+        app.router.add_post(f"{prefix}/responses", responses.create)
+        one = f"{prefix}/responses/{{id:{responses.ID}}}"
+        app.router.add_get(one, responses.retrieve)
+        app.router.add_delete(one, responses.delete)
+        app.router.add_get(f"{one}/input_items", responses.input_items)
         app.router.add_post(f"{prefix}/messages", messages)
         app.router.add_post(f"{prefix}/messages/count_tokens", count_tokens)
         app.router.add_get(f"{prefix}/models", models.listing)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from importlib.metadata import version
@@ -23,6 +23,10 @@ from gateway.openai.completions import COMPLETION_BODY
 from gateway.openai.embeddings import EMBEDDING_BODY, INPUTS_MAX
 from gateway.openai.parameters import CHOICES_MAX
 from gateway.openai.validation import Body
+from gateway.responses import schemas as responses
+from gateway.responses.items import HOSTED_ITEMS
+from gateway.responses.request import RESPONSE_BODY
+from gateway.responses.tools import HOSTED_TOOLS
 from supervisor.errors import BulkheadError
 from supervisor.wire.crash import CrashList, CrashReport
 
@@ -109,6 +113,20 @@ def _routes() -> Iterator[Route]:
             error=anthropic.MessagesError,
             status_of=status_of,
         )
+        yield Route(
+            "post",
+            f"{at}/responses",
+            "Answer a conversation of items.",
+            responses.ResponseObject,
+            _POSTED,
+            body=RESPONSE_BODY,
+            chunks=get_args(responses.ResponseEvent),
+        )
+        one, kept = f"{at}/responses/{{id}}", "A response that is kept"
+        yield Route("get", one, f"{kept}.", responses.ResponseObject, (400, 404))
+        yield Route("delete", one, f"{kept} is forgotten.", responses.DeletedResponse, (404,))
+        items = f"{one}/input_items"
+        yield Route("get", items, f"{kept}: its input.", responses.InputItemList, (400, 404))
         yield Route("get", f"{at}/models", "The models that may be asked for.", schemas.ModelList)
         one = "One of them; an alias gives the model it stands for."
         yield Route("get", f"{at}/models/{{id}}", one, schemas.Model, (404, 503))
@@ -162,6 +180,8 @@ def document(*, keys: bool) -> Schema:
 def _operation(route: Route) -> Schema:
     operation: Schema = {"summary": route.summary}
     name = route.path.rpartition("/")[2] if "{" not in route.path else "model"
+    if "/responses/" in route.path:
+        name = "response" if route.path.endswith("}") else "response_input_items"
     if route.path.startswith("/v1"):
         style = "chat_completion" if "/chat/" in route.path else "completion"
         operation["operationId"] = f"{route.method}_{name}".replace("completions", style)
@@ -171,6 +191,8 @@ def _operation(route: Route) -> Schema:
         described = "A name or an alias. It may hold `/` and `:`, encoded or not."
         if route.answer is CrashReport:
             described = "One of those that the list has."
+        elif "/responses/" in route.path:
+            described = "What the response has as its `id`."
         operation["parameters"] = [
             {
                 "name": "id",
@@ -277,9 +299,27 @@ def _schemas() -> dict[str, Schema]:
     for body in bodies.values():
         _complete(components[body.kind.__name__], body)
     _tell_roles_apart(components["Message"])
+    _name_kinds(components, "HostedTool", HOSTED_TOOLS)
+    _name_kinds(components, "HostedItem", HOSTED_ITEMS)
     _unmix(components["CompletionRequest"]["properties"]["prompt"], 1, CHOICES_MAX)
     _unmix(components["EmbeddingRequest"]["properties"]["input"], 1, INPUTS_MAX)
     return components
+
+
+def _name_kinds(components: dict[str, Schema], name: str, kinds: Iterable[str]) -> None:
+    """What is taken as the component `name`, which is one type here, has one of these types."""
+    mine, reference = components[name]["properties"], _REF.format(name=name)
+    (own,) = mine["type"]["enum"]
+    mine["type"] = {"enum": sorted(kinds)}
+    trees: list[Any] = [components]
+    while trees:
+        tree = trees.pop()
+        trees += tree.values() if isinstance(tree, dict) else tree
+        trees = [each for each in trees if isinstance(each, dict | list)]
+        mapping = tree.get("mapping") if isinstance(tree, dict) else None
+        if isinstance(mapping, dict) and mapping.get(own) == reference:
+            del mapping[own]
+            mapping |= dict.fromkeys(sorted(kinds), reference)
 
 
 def _tell_roles_apart(message: Schema) -> None:

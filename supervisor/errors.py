@@ -12,6 +12,7 @@ BulkheadError
 │   ├── UnsupportedValue           400 unsupported_value
 │   ├── UnsupportedEndpoint        400 unsupported_endpoint
 │   ├── ContextLengthExceeded      400 context_length_exceeded
+│   ├── PreviousResponseNotFound   400 previous_response_not_found
 │   ├── ModelLoadFailed            400 model_load_failed
 │   ├── ModelTooLarge              400 model_too_large
 │   ├── InvalidAPIKey              401 invalid_api_key
@@ -146,6 +147,10 @@ class UnsupportedEndpoint(ClientError):
 
 class ContextLengthExceeded(ClientError):
     code = "context_length_exceeded"
+
+
+class PreviousResponseNotFound(ClientError):
+    code = "previous_response_not_found"
 
 
 class ModelLoadFailed(ClientError):

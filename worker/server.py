@@ -19,13 +19,17 @@ from supervisor.wire.frames import (
     Continue,
     Embed,
     Generate,
+    Grammar,
     Hello,
     Load,
     LoadFailed,
     Loading,
+    Pattern,
     Pause,
     Ready,
+    Schema,
     Shrink,
+    Structure,
     Text,
     ToEngine,
     Tokens,
@@ -268,11 +272,17 @@ def _is_quick(request: Generate | Embed) -> bool:
     return _prompt_size(request) <= _SHORT_PROMPT
 
 
+def _structure_size(structure: Structure) -> int:
+    match structure:
+        case Schema(schema=text) | Pattern(pattern=text) | Grammar(rules=text):
+            return len(text)
+
+
 def _prompt_size(request: Generate | Embed) -> int:
     """Characters that a request is made of, about."""
     if isinstance(request, Embed):
         return sum(map(len, request.inputs))
-    size = len(request.structure.schema) if request.structure is not None else 0
+    size = 0 if request.structure is None else _structure_size(request.structure)
     match request.prompt:
         case Text(text):
             return size + len(text)

@@ -26,7 +26,7 @@ from gateway.anthropic.tools import TOOLS_MAX, Offered, ToolChoice, offered_tool
 from gateway.openai.parameters import Share, StopString
 from gateway.openai.validation import Body, StrictStruct, check_plain, invalid_value
 from supervisor.errors import UnsupportedValue
-from supervisor.wire.frames import Chat, Generate, Sampling, Structure
+from supervisor.wire.frames import Chat, Generate, Sampling, Schema, Structure
 
 _STOPS_MAX = 64
 Display = Literal["summarized", "omitted"]
@@ -204,7 +204,7 @@ class MessagesRequest(CountRequest, frozen=True, kw_only=True):
         if wanted is None:
             return None
         check_plain(wanted.schema, param)
-        return Structure(msgspec.json.encode(wanted.schema).decode())
+        return Schema(msgspec.json.encode(wanted.schema).decode())
 
 
 _HARMLESS = frozenset(

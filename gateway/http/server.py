@@ -271,7 +271,7 @@ def _contract_error(status: int, kind: str) -> BulkheadError:
         case "ContentEncodingError":
             return InvalidJSON(
                 "The body could not be read: it is not what its `Content-Encoding` says, or that "
-                "is not supported. Send it as it is, or with gzip."
+                "is not supported. Send it as it is, or in gzip or zstd."
             )
         case _:
             return InvalidValue(f"The request is no valid HTTP/1.1 ({kind}).")

@@ -18,10 +18,9 @@ from gateway.openai.messages import MESSAGES_MAX, Message, explain_part_error, f
 from gateway.openai.parameters import HARMLESS, GenerationParameters, MaxTokens, token_limit
 from gateway.openai.tools import (
     TOOLS_MAX,
-    ResponseFormat,
     Tool,
     ToolChoice,
-    answer_structure,
+    demanded_twice,
     offered_tools,
 )
 from gateway.openai.validation import Body, StrictStruct
@@ -56,7 +55,6 @@ class ChatRequest(GenerationParameters, frozen=True, kw_only=True):
     tools: Annotated[list[Tool], Meta(max_length=TOOLS_MAX)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
-    response_format: ResponseFormat | None = None
     reasoning_effort: Effort | None = None
     chat_template_kwargs: TemplateOptions | None = None
 
@@ -73,6 +71,9 @@ class ChatRequest(GenerationParameters, frozen=True, kw_only=True):
         tools, calling = offered_tools(
             self.tools, self.tool_choice, self.parallel_tool_calls, self.response_format
         )
+        structure = self.structure()
+        if structure is not None and calling is not None and calling.choice == "required":
+            raise demanded_twice(structure.place.partition(".json_schema")[0])
         return self._requests(
             [Chat(for_templates(self.messages), tools, self._template_options())],
             request_id,
@@ -81,7 +82,7 @@ class ChatRequest(GenerationParameters, frozen=True, kw_only=True):
             max_tokens=limit,
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             calling=calling and replace(calling, growing=self._calls_grow()),
-            structure=answer_structure(self.response_format),
+            structure=structure,
         )
 
     def _calls_grow(self) -> bool:

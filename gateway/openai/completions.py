@@ -54,6 +54,7 @@ class CompletionRequest(GenerationParameters, frozen=True, kw_only=True):
             max_tokens=token_limit(self.max_tokens, "max_tokens"),
             logprobs=self.logprobs,
             echo=self.echo,
+            structure=self.structure(),
         )
 
     def _prompts(self) -> list[Text | Tokens]:

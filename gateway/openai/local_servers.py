@@ -13,15 +13,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import msgspec
-
+from gateway.openai.constraints import BLANKS
 from gateway.openai.fates import TEMPLATE, Fate, Ignored, Mapped, Members, Nested, Neutral, Refused
 from gateway.openai.parameters import REPETITION_MAX
 
 _EFFORTS = ("none", "minimal", "low", "medium", "high", "xhigh", "max")
 _NO_SAMPLER = "this server has no such sampler"
 _ONE_ORDER = "samplers always run in the same order"
-_OFFERED = "use `response_format`"
+_OFFERED = "use `response_format` or `structured_outputs`"
 
 
 def _renamed(to: str) -> Mapped:
@@ -128,16 +127,6 @@ def _schema(value: Any) -> Members:
     return {"response_format": {"type": "json_schema", "json_schema": {"schema": value}}}
 
 
-def _guided_json(value: Any) -> Members:
-    """vLLM's: a schema, or its text."""
-    if isinstance(value, str):
-        try:
-            value = msgspec.json.decode(value)
-        except (msgspec.DecodeError, RecursionError):
-            raise ValueError("expected a JSON Schema") from None
-    return _schema(value)
-
-
 def _chat_probabilities(value: Any) -> Members:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError("expected an integer from 0 to 20")
@@ -241,18 +230,11 @@ NOT_SUPPORTED: dict[str, Neutral | Refused] = {
     "custom_token_bans": Neutral(([], ""), "use `logit_bias`"),
     "logits_processors": Neutral(([],), "use `logit_bias`"),
     "vllm_xargs": Neutral(({},), _NO_SAMPLER),
-    "regex": Neutral(("",), _OFFERED),
-    "ebnf": Neutral(("",), _OFFERED),
-    "grammar": Neutral(("",), _OFFERED),
-    "grammar_string": Neutral(("",), _OFFERED),
     "grammar_lazy": Neutral((False,), _OFFERED),
     "grammar_triggers": Neutral(([],), _OFFERED),
     "preserved_tokens": Neutral(([],), "special tokens are not told"),
-    "guided_regex": Refused("use `response_format` with a `pattern`"),
-    "guided_choice": Refused("use `response_format` with an `enum`"),
-    "guided_grammar": Refused(_OFFERED),
-    "guided_whitespace_pattern": Refused(_OFFERED),
-    "structured_outputs": Neutral(({},), _OFFERED),
+    "structural_tag": Neutral((), _OFFERED),
+    "guided_whitespace_pattern": Neutral(("", *BLANKS), "JSON is written with single blanks"),
     # Where it ends
     "stop_token_ids": Neutral(([],), "use `stop` with their text"),
     "min_length": Neutral((0,), "use `min_tokens`"),
@@ -327,6 +309,9 @@ MEANS_THE_SAME: dict[str, Mapped | Nested] = {
     # After those: a range of 0 means none, whatever the penalty.
     "repeat_penalty": _renamed("repetition_penalty"),
     "rep_pen": _renamed("repetition_penalty"),
+    "grammar_string": _renamed("grammar"),
+    "format": Mapped("`response_format`", _format),
+    "json_schema": Mapped("`response_format`", _schema),
     "stopping_strings": _renamed("stop"),
     "stop_sequences": _renamed("stop"),
     "stop_sequence": _renamed("stop"),
@@ -346,12 +331,9 @@ OF_TEMPLATES: dict[str, Mapped] = {
 """A completion has no template, and they change nothing there."""
 
 OF_ANSWERS: dict[str, Mapped] = {
-    "format": Mapped("`response_format`", _format),
-    "json_schema": Mapped("`response_format`", _schema),
-    "guided_json": Mapped("`response_format`", _guided_json),
     "n_probs": Mapped("`logprobs` and `top_logprobs`", _chat_probabilities),
 }
-"""Of chats. A completion takes no schema, and counts its log probabilities otherwise."""
+"""Of chats. A completion counts its log probabilities otherwise."""
 
 _IGNORED: dict[str, Fate] = dict.fromkeys(CHANGES_NOTHING, Ignored())
 
@@ -372,9 +354,6 @@ TEXT_FATES: Mapping[str, Fate] = {
     **MEANS_THE_SAME,
     **dict.fromkeys([*OF_TEMPLATES, TEMPLATE, "reasoning_effort"], Ignored()),
     "add_special_tokens": Neutral((True,), "the tokenizer adds what its model was made with"),
-    "format": Neutral(("",), "only chats take a schema"),
-    "json_schema": Neutral(({},), "only chats take a schema"),
-    "guided_json": Neutral(({},), "only chats take a schema"),
     "n_probs": Mapped("`logprobs`", _text_probabilities),
 }
 

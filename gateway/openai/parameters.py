@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Annotated
 
-import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
+from gateway.openai.constraints import AnswerConstraints
 from gateway.openai.validation import StrictStruct, invalid_value
 from supervisor.wire.frames import Calling, Chat, Generate, Sampling, Structure, Text, Tokens
 
@@ -67,7 +67,7 @@ class StreamOptions(StrictStruct, frozen=True):
     """vLLM's: the usage in every chunk."""
 
 
-class GenerationParameters(msgspec.Struct, frozen=True, kw_only=True):
+class GenerationParameters(AnswerConstraints, frozen=True, kw_only=True):
     """What chats and completions have in common."""
 
     model: str = ""

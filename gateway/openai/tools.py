@@ -16,7 +16,8 @@ from gateway.openai.validation import (
     missing_parameter,
 )
 from supervisor.errors import InvalidValue, UnsupportedValue
-from supervisor.wire.frames import Calling, Structure
+from supervisor.wire.frames import SCHEMA_PLACE, Calling
+from supervisor.wire.frames import Schema as AnswerSchema
 
 TOOLS_MAX = 128
 _NAME = re.compile(r"[a-zA-Z0-9_.-]{1,64}")
@@ -121,7 +122,9 @@ class TextFormat(StrictStruct, frozen=True, tag_field="type", tag="text"):
 
 
 class JSONFormat(StrictStruct, frozen=True, tag_field="type", tag="json_object"):
-    """The answer is one JSON object."""
+    """The answer is one JSON object; with llama.cpp's `schema` as if that were a `json_schema`."""
+
+    schema: Schema | None = None
 
 
 class NamedSchema(StrictStruct, frozen=True):
@@ -137,22 +140,56 @@ class NamedSchema(StrictStruct, frozen=True):
 class SchemaFormat(StrictStruct, frozen=True, tag_field="type", tag="json_schema"):
     """The answer is one JSON value that is valid under the schema, as far as that is enforced."""
 
-    json_schema: NamedSchema
+    json_schema: NamedSchema | None = None
+    schema: Schema | None = None
+    """llama.cpp's place for it."""
 
 
-ResponseFormat = TextFormat | JSONFormat | SchemaFormat
+class ValueFormat(StrictStruct, frozen=True, tag_field="type", tag="json"):
+    """As `json_schema`, in the form of text-generation-inference."""
+
+    value: Schema
 
 
-def answer_structure(wanted: ResponseFormat | None) -> Structure | None:
-    """What holds for the answer. Raises InvalidValue for a schema that can't be passed on."""
+class RegexFormat(StrictStruct, frozen=True, tag_field="type", tag="regex"):
+    """All of the answer matches the expression, in the form of text-generation-inference."""
+
+    value: Annotated[str, Meta(min_length=1)]
+
+
+class GrammarFormat(StrictStruct, frozen=True, tag_field="type", tag="grammar"):
+    """The answer follows the grammar, which is in GBNF or Lark."""
+
+    grammar: Annotated[str, Meta(min_length=1)]
+
+
+ResponseFormat = TextFormat | JSONFormat | SchemaFormat | ValueFormat | RegexFormat | GrammarFormat
+
+
+def answer_structure(
+    wanted: ResponseFormat | None, place: str = "response_format"
+) -> AnswerSchema | None:
+    """The schema of an answer, None = it is held to none. `place` is that of the format in the
+    request. Raises InvalidValue for a schema that can't be passed on."""
     match wanted:
-        case JSONFormat():
-            return Structure('{"type": "object"}')
-        case SchemaFormat(json_schema=named):
-            check_plain(named.schema, "response_format.json_schema.schema")
-            return Structure(msgspec.json.encode(named.schema).decode(), named.strict is True)
+        case JSONFormat(schema=None):
+            return AnswerSchema('{"type": "object"}')
+        case SchemaFormat(json_schema=NamedSchema() as named):
+            at = SCHEMA_PLACE if place == "response_format" else f"{place}.schema"
+            return _answer_schema(named.schema, at, strict=named.strict is True)
+        case JSONFormat(schema=dict() as schema) | SchemaFormat(schema=dict() as schema):
+            return _answer_schema(schema, f"{place}.schema")
+        case SchemaFormat():
+            raise missing_parameter(f"{place}.json_schema")
+        case ValueFormat(value=schema):
+            return _answer_schema(schema, f"{place}.value")
         case _:
             return None
+
+
+def _answer_schema(schema: dict[str, Any], place: str, *, strict: bool = False) -> AnswerSchema:
+    check_plain(schema, place)
+    return AnswerSchema(msgspec.json.encode(schema).decode(), strict, place)
 
 
 def offered_tools(
@@ -193,14 +230,19 @@ def offered_tools(
             places = tuple(i for i, tool in enumerate(tools) if tool.function.name in names)
             tools = [tools[i] for i in places]
     if mode == "required" and not isinstance(wanted, TextFormat | None):
-        raise UnsupportedValue(
-            "`response_format` cannot be combined with a `tool_choice` that demands a call: the "
-            "answer would have to be both.",
-            param="response_format",
-        )
+        raise demanded_twice("response_format")
     if not names:
         return [], None
     return [tool.for_template() for tool in tools], Calling(mode, names, several, places)
+
+
+def demanded_twice(param: str) -> UnsupportedValue:
+    """`param` says what the answer must be, and `tool_choice` that there be none."""
+    return UnsupportedValue(
+        f"`{param}` cannot be combined with a `tool_choice` that demands a call: the answer would "
+        "have to be both.",
+        param=param,
+    )
 
 
 def _among(names: Sequence[str], chosen: Sequence[str]) -> tuple[str, ...]:

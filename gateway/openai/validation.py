@@ -40,8 +40,10 @@ recurse into it."""
 _ABSENT_DEPTH = 8
 """Levels at which absent members are looked for: deeper than any parameter of ours."""
 _LIST_MAX = 128
-_VERBATIM = frozenset({"schema", "parameters", "input_schema", "input_examples"})
-_VERBATIM_OUTSIDE = frozenset({"messages", "prompt", "input", "json_schema", "format"})
+_VERBATIM = frozenset({"schema", "parameters", "input_schema", "input_examples", "json", "value"})
+_VERBATIM_OUTSIDE = frozenset(
+    {"messages", "prompt", "input", "json_schema", "format", "guided_json"}
+)
 
 
 class StrictStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

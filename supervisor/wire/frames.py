@@ -327,12 +327,37 @@ class Calling(Frame, frozen=True, tag="calling"):
     growing: bool = True
 
 
-class Structure(Frame, frozen=True, tag="structure"):
+SCHEMA_PLACE = "response_format.json_schema.schema"
+
+
+class Schema(Frame, frozen=True, tag="schema"):
     """The answer is one JSON value that is valid under `schema` (JSON Schema, as JSON text);
-    without `strict` as far as that can be enforced."""
+    without `strict` as far as that can be enforced. `place` is where the client's request has it,
+    for errors."""
 
     schema: str
     strict: bool = True
+    place: str = SCHEMA_PLACE
+
+
+class Pattern(Frame, frozen=True, tag="pattern"):
+    """All of the answer matches `pattern`, a regular expression in the language that all dialects
+    share. `place` as a schema's."""
+
+    pattern: str
+    place: str
+
+
+class Grammar(Frame, frozen=True, tag="grammar"):
+    """The answer follows `rules`, in llguidance's Lark, from the rule `start` on: with terminals,
+    `%ignore` and nothing else of it. `place` as a schema's."""
+
+    rules: str
+    place: str
+
+
+Structure = Schema | Pattern | Grammar
+"""What an answer must be."""
 
 
 class Generate(Frame, frozen=True, tag="generate"):

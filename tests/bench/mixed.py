@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from supervisor.wire.frames import Generate, Structure, Tokens
+from supervisor.wire.frames import Generate, Schema, Tokens
 from tests.bench import harness
 from tests.bench.answers import Failed
 from tests.helpers.tiny_llama import make_model
@@ -82,7 +82,7 @@ def _measure(folder: Path, rounds: int, steps: int) -> list[tuple[float, float]]
         completion_batch_size=ROWS,
         prefill_batch_size=ROWS,
     )
-    request = Generate("bench", Tokens((1,)), 1.0, structure=Structure(_SCHEMA))
+    request = Generate("bench", Tokens((1,)), 1.0, structure=Schema(_SCHEMA))
 
     def plain() -> list[BatchRow]:
         return [BatchRow(Parameters()) for _ in range(ROWS)]

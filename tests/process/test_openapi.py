@@ -34,24 +34,32 @@ from gateway import app
 from gateway.anthropic.schemas import MessageEvent
 from gateway.document import ROUTES, document
 from gateway.openai import schemas
+from gateway.responses.schemas import ResponseEvent
 from supervisor.config.schema import ServerSettings
 from tests.helpers.serving import DEADLINE, ROOT, Server, serving
 from tests.property.openapi import st_run
 
-MESSAGES, COUNT = "/v1/messages", "/v1/messages/count_tokens"
-POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", MESSAGES, COUNT]
+MESSAGES, COUNT, RESPONSES = "/v1/messages", "/v1/messages/count_tokens", "/v1/responses"
+POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", MESSAGES, COUNT, RESPONSES]
 GETS = ["/v1/models", "/v1/models/{id}", "/health", "/"]
 CHUNKS: dict[str, Any] = {
     "/v1/chat/completions": schemas.ChatCompletionChunk,
     "/v1/completions": schemas.CompletionChunk,
     MESSAGES: MessageEvent,
+    RESPONSES: ResponseEvent,
 }
+LAST = {
+    MESSAGES: ("message_stop", "error"),
+    RESPONSES: ("response.completed", "response.incomplete", "response.failed"),
+}
+"""Of the streams whose events have names, those that may be the last."""
 PROMPTS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
     "/v1/completions": {"prompt": "hi"},
     "/v1/embeddings": {"input": "hi"},
     MESSAGES: {"messages": [{"role": "user", "content": "hi"}]},
     COUNT: {"messages": [{"role": "user", "content": "hi"}]},
+    RESPONSES: {"input": "hi", "previous_response_id": None},
 }
 USER = PROMPTS["/v1/chat/completions"]
 TOKENS_MAX = 3
@@ -180,13 +188,12 @@ def check_events(path: str, content: bytes) -> None:
     """Every event is a chunk, and the last one what the document says."""
     *events, last, rest = content.decode().split("\n\n")
     assert rest == ""
-    if path == MESSAGES:
+    if path in LAST:
         for event in (*events, last):
-            name, data = event.split("\n")
-            told = json.loads(data.removeprefix("data: "))
-            assert name == f"event: {told['type']}"
-            msgspec.convert(told, MessageEvent)
-        assert told["type"] in ("message_stop", "error")
+            name, data = event.removeprefix("event: ").split("\ndata: ")
+            msgspec.json.decode(data, type=CHUNKS[path])
+            assert json.loads(data)["type"] == name
+        assert name in LAST[path]
         return
     for event in events:
         msgspec.json.decode(event.removeprefix("data: "), type=CHUNKS[path])
@@ -203,9 +210,10 @@ def tame(path: str, body: Any, *, easy: bool) -> Any:
         tamed |= {**PROMPTS[path], "model": "demo"}
     if path not in CHUNKS:
         return tamed
-    if tamed.get("max_tokens") is None and tamed.get("max_completion_tokens") is None:
+    names = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+    if all(tamed.get(name) is None for name in names):
         tamed["max_tokens"] = TOKENS_MAX
-    limits = {"max_tokens": TOKENS_MAX, "max_completion_tokens": TOKENS_MAX, "n": CHOICES_MAX}
+    limits = {**dict.fromkeys(names, TOKENS_MAX), "n": 1 if path == RESPONSES else CHOICES_MAX}
     limits |= {"min_tokens": 1, "best_of": CHOICES_MAX} if easy else {}
     if easy and path == MESSAGES:
         # Of a list of anything, few are tools.
@@ -287,6 +295,8 @@ ANSWERED: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"prompt": ["a", "b"], "echo": True}),
     (MESSAGES, {}),
     (MESSAGES, {"thinking": {"type": "adaptive", "display": "omitted"}}),
+    (RESPONSES, {"include": ["message.output_text.logprobs"], "top_logprobs": 2}),
+    (RESPONSES, {"text": {"format": {"type": "json_object"}}, "instructions": "Be brief."}),
 ]
 
 

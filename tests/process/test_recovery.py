@@ -13,6 +13,7 @@ import pytest
 
 from tests.chaos.traffic import said
 from tests.helpers.fakes.engine import Script, text_of
+from tests.helpers.responses import read_events, without_ids
 from tests.helpers.serving import Answer, Server, serving
 from tests.helpers.tiny_llama import make_llama
 
@@ -131,6 +132,28 @@ def test_nobody_notices_in_anthropics_form(tmp_path: Path) -> None:
     quiet, cut = ([each for each in events if each["type"] != "ping"] for events in told)
     assert cut == quiet
     assert len(cut) > 20
+
+
+def test_responses_go_on_with_their_numbers_and_ids(model: Path, tmp_path: Path) -> None:
+    """Events of a response whose worker dies twice are those of one whose worker lives."""
+    asked = {"input": "Tell me", "max_output_tokens": 60, "ignore_eos": True, "stream": True}
+    env = config(model, FAKE_DEATHS="20 20")
+    with serving(tmp_path, scripted=True, config=env) as server:
+        calm, stormy = (
+            server.request("POST", "/v1/responses", {"model": name, "temperature": 0, **asked})
+            for name in ("calm", "stormy")
+        )
+        assert deaths(server) == 2
+    assert b": recoveries 2\n\n" in stormy.body
+    quiet, cut = read_events(calm.body), read_events(stormy.body)
+    for events in (quiet, cut):
+        ids = [event["item_id"] for event in events if "item_id" in event]
+        assert len(set(ids)) == 1
+        for event in events:
+            event.get("response", {}).pop("model", None)
+            event.get("response", {}).pop("created_at", None)
+            event.get("response", {}).pop("completed_at", None)
+    assert without_ids(cut) == without_ids(quiet)
 
 
 @pytest.fixture

@@ -6,7 +6,9 @@ import gzip
 import json
 import re
 import socket
-from collections.abc import Iterator
+import sys
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,14 @@ import pytest
 from tests.helpers.fakes.engine import Script, text_of
 from tests.helpers.serving import DEADLINE, ROOT, Answer, Server, serving
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 CHAT = "/v1/chat/completions"
+BOMB = 64 * 2**20
+"""Zeros: gzip makes 64 KB of them."""
 
 
 @pytest.fixture(scope="module")
@@ -249,13 +258,43 @@ def test_headers_of_any_bytes(server: Server) -> None:
 
 
 def test_body_that_is_not_what_its_encoding_says(server: Server) -> None:
-    for encoding in ("gzip", "deflate", "br"):
+    for encoding in ("gzip", "deflate", "br", "zstd"):
         for body in (b"{}", b"x" * 100_000):
             answer = server.request("POST", CHAT, body, {"Content-Encoding": encoding})
             assert_error(answer, 400, "invalid_json")
             assert "`Content-Encoding`" in answer.json["error"]["message"]
-    packed = gzip.compress(json.dumps(chat_body()).encode())
-    assert server.request("POST", CHAT, packed, {"Content-Encoding": "gzip"}).status == 200
+
+
+PACKED = [
+    ("gzip", gzip.compress),
+    ("deflate", zlib.compress),
+    ("zstd", zstd.compress),
+]
+
+
+@pytest.mark.parametrize(("encoding", "pack"), PACKED)
+def test_packed_bodies(encoding: str, pack: Callable[[bytes], bytes], server: Server) -> None:
+    headers = {"Content-Encoding": encoding}
+    packed = pack(json.dumps(chat_body()).encode())
+    assert server.request("POST", CHAT, packed, headers).status == 200
+    packed = pack(json.dumps({"model": "m", "input": "x"}).encode())
+    assert server.request("POST", "/v1/responses", packed, headers).status == 200
+
+
+@pytest.mark.parametrize(("encoding", "pack"), PACKED)
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses", "/v1/embeddings"])
+def test_a_body_that_comes_to_too_much_is_not_unpacked(
+    path: str, encoding: str, pack: Callable[[bytes], bytes], server: Server
+) -> None:
+    """The limit counts what a body comes to, and nothing beyond it is made."""
+    bomb = pack(bytes(BOMB))
+    assert len(bomb) < 100_000
+    before = server.gateway.memory_info().rss
+    answer = server.request("POST", path, bomb, {"Content-Encoding": encoding})
+    assert_error(answer, 413, "request_too_large")
+    if (status := Path(f"/proc/{server.gateway.pid}/status")).exists():
+        most = int(status.read_text().partition("VmHWM:")[2].split()[0]) * 1024
+        assert most < before + BOMB / 2
 
 
 @pytest.mark.parametrize(

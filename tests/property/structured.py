@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from jsonschema import Draft202012Validator
 
-from supervisor.wire.frames import Generate, Structure, Text
+from supervisor.wire.frames import Generate, Schema, Text
 from worker.engine.mlx_lm_compat import model_tokenizer
 from worker.grammar.answer_constraint import AnswerConstraint
 from worker.grammar.call_constraint import CallConstraint
@@ -125,7 +125,7 @@ def grammars(kind: str = "bytes") -> ConstraintCompiler:
 
 
 def request(schema: object) -> Generate:
-    return Generate("r", Text("x"), 0.0, structure=Structure(json.dumps(schema)))
+    return Generate("r", Text("x"), 0.0, structure=Schema(json.dumps(schema)))
 
 
 def constraint(schema: object, kind: str = "bytes") -> AnswerConstraint:

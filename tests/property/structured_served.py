@@ -21,7 +21,7 @@ from supervisor.wire.frames import (
     Generate,
     Load,
     Sampling,
-    Structure,
+    Schema,
     Token,
 )
 from tests.property.structured import fault, served
@@ -146,7 +146,7 @@ def answers(seed: int, count: int, *, literals: bool = False) -> list[Answer]:
             max_tokens=400,
             sampling=Sampling(temperature=(1.0, 1.3, 2.0)[turn % 3], seed=seed + number),
             calling=Calling("auto", ("get_weather",), turn % 2 == 0) if tools else None,
-            structure=Structure(json.dumps(schema)),
+            structure=Schema(json.dumps(schema)),
         )
         made.append(Answer(name, schema, request))
     return made

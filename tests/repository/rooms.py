@@ -192,11 +192,17 @@ ROOMS: Mapping[str, Room] = {
     ),
     # The gateway.
     "gateway.relay": Room(("supervisor.errors", "supervisor.wire"), ("msgspec",)),
+    "gateway.grammars": Room(without=_NO_WORLD),
     "gateway.dialect": Room(
         ("supervisor.errors", "supervisor.wire"), ("msgspec",), without=_NO_WORLD
     ),
     "gateway.openai": Room(
-        ("gateway.dialect", "supervisor.errors", "supervisor.wire"),
+        ("gateway.dialect", "gateway.grammars", "supervisor.errors", "supervisor.wire"),
+        ("msgspec",),
+        without=_NO_WORLD,
+    ),
+    "gateway.responses": Room(
+        ("gateway.dialect", "gateway.openai", "supervisor.errors", "supervisor.wire"),
         ("msgspec",),
         without=_NO_WORLD,
     ),
@@ -206,7 +212,13 @@ ROOMS: Mapping[str, Room] = {
         without=_NO_WORLD,
     ),
     "gateway.document": Room(
-        ("gateway.anthropic", "gateway.openai", "supervisor.errors", "supervisor.wire"),
+        (
+            "gateway.anthropic",
+            "gateway.openai",
+            "gateway.responses",
+            "supervisor.errors",
+            "supervisor.wire",
+        ),
         ("msgspec",),
         without=_NO_WORLD,
     ),
@@ -221,6 +233,7 @@ ROOMS: Mapping[str, Room] = {
             "gateway.http",
             "gateway.openai",
             "gateway.relay",
+            "gateway.responses",
             "supervisor.errors",
             "supervisor.wire",
         ),

@@ -32,7 +32,9 @@ WITNESSES: dict[str, tuple[str, ...]] = {
     "worker/main.py": ("process/test_serving.py",),
     "worker/counting/main.py": ("process/test_counting.py",),
     # Values, which decide nothing.
+    "gateway/grammars/faults.py": ("unit/gateway/grammars/test_lark.py",),
     "gateway/openai/schemas.py": ("process/test_openapi.py",),
+    "gateway/responses/schemas.py": ("process/test_openapi.py",),
     "gateway/anthropic/blocks.py": ("unit/gateway/anthropic/test_messages.py",),
     "gateway/anthropic/known_tools.py": ("unit/gateway/anthropic/test_tools.py",),
     "gateway/anthropic/schemas.py": ("process/test_openapi.py",),
@@ -41,6 +43,9 @@ WITNESSES: dict[str, tuple[str, ...]] = {
     "supervisor/scheduler/effects.py": ("unit/supervisor/scheduler/test_pool.py",),
     "supervisor/wire/crash.py": ("unit/supervisor/crashes/test_store.py",),
     # Parts of one thing, which is tested as a whole.
+    "gateway/grammars/patterns.py": ("unit/gateway/grammars/test_lark.py",),
+    "gateway/grammars/rules.py": ("unit/gateway/grammars/test_lark.py",),
+    "gateway/responses/output.py": ("unit/gateway/responses/test_render.py",),
     "gateway/document.py": ("process/test_openapi.py",),
     "gateway/relay/control.py": ("unit/gateway/relay/test_client.py",),
     "supervisor/machine/readers": ("unit/supervisor/machine/test_readers.py",),

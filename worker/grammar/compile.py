@@ -9,15 +9,22 @@ from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 
-from supervisor.errors import UnsupportedValue
-from supervisor.wire.frames import Chat, Generate
+from supervisor.errors import InvalidValue, UnsupportedValue
+from supervisor.wire.frames import Chat, Generate, Grammar, Pattern, Schema, Structure
 from worker.grammar import call_rules
 from worker.grammar.answer_constraint import AnswerConstraint
 from worker.grammar.call_constraint import CallConstraint, CallGrammars
 from worker.grammar.call_rules import CallableTool
-from worker.grammar.matcher import CompiledGrammar, GrammarMatcher
-from worker.grammar.refusals import IMPOSSIBLE, SchemaPart, explain_refusal, refusal_at
-from worker.grammar.schema import compilable, loosest, parsed
+from worker.grammar.checker import param
+from worker.grammar.matcher import CLIENTS, OURS, CompiledGrammar, GrammarMatcher, Limits
+from worker.grammar.refusals import (
+    IMPOSSIBLE,
+    SchemaPart,
+    explain_refusal,
+    refusal_at,
+    refusal_of,
+)
+from worker.grammar.schema import MAX_TEXT, compilable, loosest, parsed
 from worker.grammar.token_texts import TokenTexts
 from worker.grammar.vocabulary import Vocabulary
 from worker.output.decoders import TokenDecoders
@@ -28,7 +35,6 @@ from worker.output.tools.call_forms import ForcedForm, call_form
 from worker.output.tools.calls import CallCollector
 from worker.prompt.tokenizer import ModelTokenizer
 
-SCHEMA = "response_format.json_schema.schema"
 _CACHED = 64
 """Compiled grammars kept. Nearly all clients use a few schemas over and over."""
 
@@ -80,42 +86,71 @@ class ConstraintCompiler:
         return AnswerConstraint(vocabulary, GrammarMatcher(compiled), preamble, param="tools")
 
     def _structured(self, request: Generate, prompt: Sequence[int]) -> AnswerConstraint:
-        """An answer under a schema, or calls."""
+        """An answer that has to be something, or calls."""
         structure, may_call, form = request.structure, request.calling, self._markers.form
         assert structure is not None
+        wanted = param(structure.place)
         if may_call is not None and form is None:
             raise UnsupportedValue(
-                "`response_format` can't be combined with `tools` for this model: its tool calls "
-                "can't be told from an answer. Leave one of them out, or set `tool_choice`.",
-                param="response_format",
+                f"`{wanted}` can't be combined with `tools` for this model: its tool calls can't "
+                "be told from an answer. Leave one of them out, or set `tool_choice`.",
+                param=wanted,
             )
-        wanted = parsed(structure.schema, SCHEMA)
-        try:
-            compiled = self._answer(
-                request, compilable(wanted, SCHEMA, lenient=not structure.strict)
-            )
-        except UnsupportedValue as error:
-            if structure.strict or error.param != "response_format":
-                raise
-            # What is not promised is no reason to refuse: of the schema, the type alone is left.
-            compiled = self._answer(request, loosest(wanted))
         return AnswerConstraint(
-            self._known("response_format"),
-            GrammarMatcher(compiled),
+            self._known(wanted),
+            GrammarMatcher(self._answer(request, structure)),
             self._markers.preamble(request, prompt),
             call=self._markers.call if may_call and form == "marked" else -1,
             native=self._native(request, prompt) if form != "hermes" else None,
+            param=wanted,
         )
 
-    def _answer(self, request: Generate, schema: str) -> CompiledGrammar:
-        """The grammar of an answer under a schema, or of calls if they are JSON like it."""
-        vocabulary = self._known("response_format")
-        rules, part = f"start: json\njson: %json {schema}\n", SchemaPart(schema, SCHEMA)
-        compiled = self._compiled(vocabulary, rules, [part])
+    def _answer(self, request: Generate, structure: Structure) -> CompiledGrammar:
+        match structure:
+            case Schema(schema, strict, place):
+                wanted = parsed(schema, place)
+                try:
+                    text = compilable(wanted, place, lenient=not strict)
+                    return self._value(request, SchemaPart(text, place))
+                except UnsupportedValue as error:
+                    if strict or error.param != param(place):
+                        raise
+                # What is not promised is no reason to refuse: of the schema, the type alone is
+                # left.
+                return self._value(request, SchemaPart(loosest(wanted), place))
+            case Pattern(pattern, place):
+                body = f"/{pattern}/"
+            case Grammar(rules, place):
+                # Nested, so that what it ignores is not ignored in calls.
+                body = f"%lark {{\n{rules}}}"
+        if len(body) > MAX_TEXT:
+            raise InvalidValue(
+                f"The grammar has {len(body)} characters; {MAX_TEXT} are allowed (at {place}).",
+                param=param(place),
+            )
+        limits = CLIENTS if isinstance(structure, Grammar) else OURS
+        return self._answer_or_calls(request, body, place, (), limits)
+
+    def _value(self, request: Generate, part: SchemaPart) -> CompiledGrammar:
+        """The grammar of an answer under a schema."""
+        return self._answer_or_calls(request, f"%json {part.schema}", part.place, (part,))
+
+    def _answer_or_calls(
+        self,
+        request: Generate,
+        body: str,
+        place: str,
+        parts: Sequence[SchemaPart],
+        limits: Limits = OURS,
+    ) -> CompiledGrammar:
+        """The grammar of an answer, or of calls if they are text like it."""
+        vocabulary = self._known(param(place))
+        rules = f"start: answer\nanswer: {body}\n"
+        compiled = self._compiled(vocabulary, rules, parts, place, limits)
         if request.calling is not None and self._markers.form == "hermes":
-            # The schema was compiled alone, too: what is wrong with it is not the tools' fault.
-            rules = rules.replace("start: json", "start: json | calls")
-            return self._with_calls(vocabulary, request, "hermes", rules, part)
+            # It was compiled alone, too: what is wrong with it is not the tools' fault.
+            rules = f"start: answer | calls\nanswer: {body}\n"
+            return self._with_calls(vocabulary, request, "hermes", rules, *parts, limits=limits)
         return compiled
 
     def _with_calls(
@@ -125,6 +160,7 @@ class ConstraintCompiler:
         form: ForcedForm,
         rules: str,
         *parts: SchemaPart,
+        limits: Limits = OURS,
     ) -> CompiledGrammar:
         """A grammar with calls in it: of functions that are not strict as much of the schemas as
         can be enforced together, or else any objects."""
@@ -135,7 +171,7 @@ class ConstraintCompiler:
             more = call_rules.forced_rules(tools, self._marker, form=form, several=several)
             found = [SchemaPart(tool.schema, tool.place) for tool in tools if tool.schema]
             try:
-                return self._compiled(vocabulary, rules + more, [*found, *parts])
+                return self._compiled(vocabulary, rules + more, [*found, *parts], limits=limits)
             except UnsupportedValue:
                 if last:
                     raise
@@ -218,23 +254,28 @@ class ConstraintCompiler:
             return self._vocabulary
 
     def _compiled(
-        self, vocabulary: Vocabulary, rules: str, parts: Sequence[SchemaPart]
+        self,
+        vocabulary: Vocabulary,
+        rules: str,
+        parts: Sequence[SchemaPart],
+        place: str = "tools",
+        limits: Limits = OURS,
     ) -> CompiledGrammar:
-        """A grammar of the cache. `parts` are the schemas in it. Raises InvalidValue or
-        UnsupportedValue."""
+        """A grammar of the cache. `parts` are the schemas in it, `place` is what is to blame if
+        there are none, `limits` are the parser's. Raises InvalidValue or UnsupportedValue."""
         key = hashlib.sha256(rules.encode()).digest()
         with self._caching:
             found = self._cache.get(key)
             if found is not None:
                 self._cache.move_to_end(key)
                 return found
-        found = CompiledGrammar(vocabulary, rules)
+        found = CompiledGrammar(vocabulary, rules, limits)
         if found.error and parts:
             raise explain_refusal(found.error, parts)
         if found.error:
-            raise UnsupportedValue("These tools can't be enforced.", param="tools")
+            raise refusal_of(found.error, place)
         if found.is_empty:
-            raise refusal_at(IMPOSSIBLE, parts[0].place)
+            raise refusal_at(IMPOSSIBLE, parts[0].place) if parts else refusal_of("", place)
         with self._caching:
             self._cache[key] = found
             if len(self._cache) > _CACHED:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import llguidance
 
@@ -30,7 +30,22 @@ UNFORCED = '%llguidance {"no_forcing": true}\n'
 special ones among them, which it then refuses: "<|im_start|>" in a constant was a dead end."""
 
 
-def limits() -> llguidance.LLParserLimits:
+class Limits(NamedTuple):
+    """Of what llguidance's parser may hold: items of a row, and of all that one step adds, about
+    20,000 a millisecond."""
+
+    row: int
+    step: int
+
+
+OURS = Limits(1_000_000, 10_000_000)
+"""Of rules that are made here, from schemas that were bounded before."""
+CLIENTS = Limits(2_000, 200_000)
+"""Of a client's own rules, of which nobody can tell how many ways there are to read a text: a
+request whose grammar comes to have too many fails, and nobody waits for it."""
+
+
+def limits(parser: Limits = OURS) -> llguidance.LLParserLimits:
     # What can't be enforced has to be refused before the first token. So the limits on rows, which
     # are met later, are out of reach: a grammar of at most 65,525 symbols (llguidance counts in 16
     # bits) has no longer rows, and `choices` refuses those that would take time. The lexer's fuel
@@ -38,8 +53,8 @@ def limits() -> llguidance.LLParserLimits:
     # would put the output into error messages. Large lexemes computed in advance let a small
     # pattern take seconds.
     return llguidance.LLParserLimits(
-        max_items_in_row=1_000_000,
-        step_max_items=10_000_000,
+        max_items_in_row=parser.row,
+        step_max_items=parser.step,
         step_lexer_fuel=1_000_000,
         max_lexer_states=_STATES,
         precompute_large_lexemes=False,
@@ -51,9 +66,10 @@ class CompiledGrammar:
     """A grammar that outputs follow, each with a copy of its matcher. `error` is llguidance's own
     reason against it, "" = none."""
 
-    def __init__(self, vocabulary: Vocabulary, rules: str) -> None:
+    def __init__(self, vocabulary: Vocabulary, rules: str, bounds: Limits = OURS) -> None:
         """`rules` are in llguidance's Lark. Takes up to 0.5 s."""
         self.vocabulary = vocabulary
+        self._limits = limits(bounds)
         self._grammar = llguidance.LLMatcher.grammar_from_lark(UNFORCED + rules)
         self._matcher = self._compile()
         self.is_empty = False
@@ -72,7 +88,7 @@ class CompiledGrammar:
         return self._matcher.deep_copy()
 
     def _compile(self) -> llguidance.LLMatcher:
-        return with_deep_stack(lambda: self.vocabulary.matcher(self._grammar, limits()))
+        return with_deep_stack(lambda: self.vocabulary.matcher(self._grammar, self._limits))
 
 
 class GrammarMatcher:
@@ -160,7 +176,7 @@ def incomplete_answer(failure: str, why: str, param: str) -> UnsupportedValue:
     if failure:
         why = f"the grammar became too complex ({failure})"
     return UnsupportedValue(
-        f"No valid answer came of this grammar: {why}. Simplify the schema, or try again.",
+        f"No valid answer came of this grammar: {why}. Simplify it, or try again.",
         param=param,
     )
 

@@ -40,6 +40,7 @@ class RefusalReason(NamedTuple):
 
 
 IMPOSSIBLE = RefusalReason("no JSON value is valid under it", broken=True)
+NO_TEXT = RefusalReason("no text follows it", broken=True)
 _REASONS = (
     (
         r"oneOf constraints",
@@ -99,10 +100,18 @@ def explain_refusal(error: str, parts: Sequence[SchemaPart]) -> ClientError:
     return refusal_at(reason_for(error), parts[0].place)
 
 
-def refusal_at(reason: RefusalReason, place: str) -> ClientError:
+def refusal_of(error: str, place: str) -> ClientError:
+    """Why a grammar without schemas is refused, for which llguidance said `error`."""
+    if place == "tools":
+        return UnsupportedValue("These tools can't be enforced.", param=place)
+    reason = reason_for(error)
+    return refusal_at(NO_TEXT if reason.words == IMPOSSIBLE.words else reason, place, "grammar")
+
+
+def refusal_at(reason: RefusalReason, place: str, what: str = "schema") -> ClientError:
     kind = InvalidValue if reason.broken else UnsupportedValue
     return kind(
-        f"This schema can't be enforced: {reason.words}{reason.detail} (at {place}).",
+        f"This {what} can't be enforced: {reason.words}{reason.detail} (at {place}).",
         param=param(place),
     )
 

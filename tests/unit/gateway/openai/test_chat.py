@@ -14,7 +14,7 @@ from supervisor.errors import (
     UnsupportedParameter,
     UnsupportedValue,
 )
-from supervisor.wire.frames import Chat, Structure
+from supervisor.wire.frames import Chat, Schema
 from tests.helpers.openai_bodies import SECRET, USER, chat, refusal
 
 
@@ -48,7 +48,7 @@ def test_null_means_absent_beside_what_is_there() -> None:
     strict = {"type": "json_schema", "json_schema": {"schema": {"const": None}, "strict": None}}
     tools = [{"type": "function", "function": {"name": "f", "x": None}, "strict": None}]
     asked = chat(response_format={**strict, "text": None}, tools=tools)
-    assert asked.structure == Structure('{"const":null}', strict=False)
+    assert asked.structure == Schema('{"const":null}', strict=False)
     assert asked.calling is not None
 
 

@@ -274,15 +274,15 @@ def test_ignored_everywhere_means_ignored_for_embeddings_too() -> None:
         assert isinstance(EMBEDDING_BODY.fates[name], Ignored)
 
 
-def test_vllms_schema_is_a_response_format_of_chats() -> None:
+def test_a_schema_of_other_servers_is_a_response_format() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
-    asked = chat(guided_json=schema)
-    assert asked == chat(json_schema=schema)
-    assert asked == chat(guided_json='{"type":"object","properties":{"a":{"type":"integer"}}}')
-    assert asked != chat()
-    for broken in ("{", "[" * 100_000, "1", 1, [schema]):
-        assert refusal(chat, {"guided_json": broken}).param == "guided_json"
-    assert refusal(completion, {"guided_json": schema}).param == "guided_json"
+    for ask in (chat, completion):
+        asked = ask(json_schema=schema)
+        assert asked == ask(
+            response_format={"type": "json_schema", "json_schema": {"schema": schema}}
+        )
+        assert asked == ask(format=schema)
+        assert asked != ask()
 
 
 def test_a_completions_parameter_that_asks_for_nothing_may_come_with_a_chat() -> None:

@@ -18,7 +18,7 @@ from supervisor.errors import (
     UnsupportedParameter,
     UnsupportedValue,
 )
-from supervisor.wire.frames import Calling, Chat, Structure
+from supervisor.wire.frames import Calling, Chat, Schema
 from tests.helpers.openai_bodies import SECRET, chat, nested, refusal, schema_format
 
 
@@ -232,6 +232,9 @@ def test_a_bad_tool_or_choice_is_named_by_its_place(
         (schema_format({"type": "object"}, strict=False), {"type": "object"}),
         (schema_format({"type": "array"}, strict=None, description="x"), {"type": "array"}),
         (schema_format({"é": [1, 1.5, "x", {"": True}]}), {"é": [1, 1.5, "x", {"": True}]}),
+        ({"type": "json_object", "schema": {"const": None}}, {"const": None}),
+        ({"type": "json_schema", "schema": {"const": 1}}, {"const": 1}),
+        ({"type": "json", "value": {"enum": [None]}}, {"enum": [None]}),
     ],
 )
 def test_a_format_is_a_schema(wanted: Any, schema: Any) -> None:
@@ -239,7 +242,7 @@ def test_a_format_is_a_schema(wanted: Any, schema: Any) -> None:
     if schema is None:
         assert structure is None
     else:
-        assert isinstance(structure, Structure)
+        assert isinstance(structure, Schema)
         assert json.loads(structure.schema) == schema
 
 
@@ -273,7 +276,18 @@ def test_a_format_is_a_schema(wanted: Any, schema: Any) -> None:
             UnsupportedParameter,
             "response_format.json_schema.other",
         ),
-        ({"type": "json_object", "schema": {}}, UnsupportedParameter, "response_format.schema"),
+        ({"type": "json_object", "scheme": {}}, UnsupportedParameter, "response_format.scheme"),
+        ({"type": "json_object", "schema": [SECRET]}, InvalidType, "response_format.schema"),
+        (
+            {"type": "json_schema", "schema": {"minimum": 2**70}},
+            InvalidValue,
+            "response_format.schema",
+        ),
+        ({"type": "json"}, MissingParameter, "response_format.value"),
+        ({"type": "regex", "value": ""}, InvalidValue, "response_format.value"),
+        ({"type": "regex", "value": "("}, InvalidValue, "response_format.value"),
+        ({"type": "regex", "value": "(?=a)"}, UnsupportedValue, "response_format.value"),
+        ({"type": "grammar", "grammar": "root ::= x"}, InvalidValue, "response_format.grammar"),
     ],
 )
 def test_a_bad_format_is_named_by_its_place(

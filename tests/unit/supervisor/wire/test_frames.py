@@ -16,10 +16,12 @@ from supervisor.wire.frames import (
     Chat,
     ErrorFrame,
     Frame,
+    Grammar,
     Logprob,
     Logprobs,
+    Pattern,
     Sampling,
-    Structure,
+    Schema,
     Text,
     Tokens,
 )
@@ -27,7 +29,19 @@ from tests.helpers.frames import DIRECTIONS, EVERY, feed, frames_of, members, va
 
 
 def test_every_frame_type_belongs_to_a_direction() -> None:
-    inner = {Chat, Text, Tokens, Sampling, Calling, Structure, Call, Logprob, Logprobs}
+    inner = {
+        Chat,
+        Text,
+        Tokens,
+        Sampling,
+        Calling,
+        Schema,
+        Pattern,
+        Grammar,
+        Call,
+        Logprob,
+        Logprobs,
+    }
     known = {kind for direction in DIRECTIONS.values() for kind in members(direction)}
     kinds = {*Frame.__subclasses__(), *ErrorFrame.__subclasses__()} - {ErrorFrame}
     assert known | inner == kinds

@@ -13,7 +13,7 @@ import pytest
 from supervisor.wire.frames import (
     End,
     Failed,
-    Structure,
+    Schema,
     Token,
 )
 from tests.helpers.engine_runs import PROMPTS, TOKENS, Run, alone, finish, says_a, start, step
@@ -133,7 +133,7 @@ def test_the_end_of_sequence_can_be_ignored(
 
 def test_an_answer_that_its_grammar_leaves_unfinished_is_an_error(engine: BatchEngine) -> None:
     """It is neither cut without a word nor taken for whole, and its neighbours notice nothing."""
-    schema = Structure('{"const": [1, 2, 3]}')
+    schema = Schema('{"const": [1, 2, 3]}')
     dead, whole, plain = (
         Run(engine, "a", structure=schema),
         Run(engine, "b", structure=schema),
@@ -154,6 +154,6 @@ def test_an_answer_that_its_grammar_leaves_unfinished_is_an_error(engine: BatchE
 
 def test_a_model_that_may_end_only_with_a_whole_answer_does(engine: BatchEngine) -> None:
     """A special token's text in a constant was a dead end."""
-    run = alone(engine, "a", structure=Structure('{"const": "a<|end|>b"}'))
+    run = alone(engine, "a", structure=Schema('{"const": "a<|end|>b"}'))
     assert json.loads(run.text) == "a<|end|>b"
     assert run.end.finish_reason == "stop"

@@ -26,7 +26,7 @@ from supervisor.wire.frames import (
     Generate,
     Load,
     Sampling,
-    Structure,
+    Schema,
     Text,
     Token,
 )
@@ -117,7 +117,7 @@ ASKED = {
         1.0,
         max_tokens=160,
         sampling=Sampling(temperature=1.1, seed=2),
-        structure=Structure(SCHEMA),
+        structure=Schema(SCHEMA),
     ),
 }
 

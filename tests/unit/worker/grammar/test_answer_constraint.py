@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.wire.frames import Chat, Generate, Structure, Text
+from supervisor.wire.frames import Chat, Generate, Schema, Text
 from tests.helpers.grammars import CLOSED, OBJECT, accepts, encode, ends, follow, push
 from tests.property import structured
 from tests.property.structured import Chooser, allowed, constraint, fault, sample, text_of, wrapper
@@ -178,7 +178,7 @@ def thinking(prompt: str, *, chat: bool = True) -> tuple[Any, AnswerConstraint]:
         "r",
         Chat([]) if chat else Text(prompt),
         0.0,
-        structure=Structure(json.dumps(CLOSED)),
+        structure=Schema(json.dumps(CLOSED)),
     )
     made = ConstraintCompiler(model, len(model) + structured.SPARE).compile(
         request, encode(model, prompt)

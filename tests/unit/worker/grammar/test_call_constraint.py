@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from supervisor.errors import ClientError, UnsupportedValue
-from supervisor.wire.frames import Calling, Chat, Generate, Structure
+from supervisor.wire.frames import Calling, Chat, Generate, Schema
 from tests.helpers.dialects import (
     FUNCTION_GEMMA,
     GEMMA4,
@@ -110,7 +110,7 @@ def begin(
 ) -> tuple[Any, Any]:
     """The constraint and the transcript of an answer."""
     tools = [{"type": "function", "function": function} for function in functions]
-    schema = None if structure is None else Structure(json.dumps(structure))
+    schema = None if structure is None else Schema(json.dumps(structure))
     calling = Calling("auto", tuple(function["name"] for function in functions))
     request = Generate("r", Chat([], tools), 0.0, calling=calling, structure=schema)
     tokens = written(model, prompt) if prompt else []

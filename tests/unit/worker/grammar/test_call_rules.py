@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from supervisor.errors import ClientError, InvalidValue, UnsupportedValue
-from supervisor.wire.frames import Calling, Chat, Generate, Structure, Text
+from supervisor.wire.frames import Calling, Chat, Generate, Schema, Text
 from tests.helpers.grammars import CLOSED, encode, ends, follow
 from tests.property import structured
 from tests.property.structured import Chooser, allowed, constraint, fault, sample, text_of, wrapper
@@ -40,7 +40,7 @@ def calling(
         Chat([], tools=list(tools)),
         0.0,
         calling=Calling("required", tuple(names), parallel),
-        structure=Structure('{"type": "integer"}'),
+        structure=Schema('{"type": "integer"}'),
     )
     made = ConstraintCompiler(model, len(model)).compile(request)
     assert isinstance(made, AnswerConstraint)

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from supervisor.errors import ClientError, UnsupportedValue
+from supervisor.wire.frames import SCHEMA_PLACE as SCHEMA
 from tests.helpers.grammars import accepts, members, outcome
-from worker.grammar.compile import SCHEMA
 
 
 def test_an_object_of_many_optional_properties_is_served_to_its_end() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from supervisor.errors import InvalidValue
+from supervisor.wire.frames import SCHEMA_PLACE as SCHEMA
 from tests.helpers.grammars import accepts, begins, members
 from tests.property.structured import constraint
-from worker.grammar.compile import SCHEMA
 
 NODE = {"$ref": "#/$defs/n"}
 

@@ -20,7 +20,7 @@ def test_an_error_is_told_and_not_taken_for_an_end(
     """llguidance gives up on some patterns while it follows them."""
     monkeypatch.setattr(
         "worker.grammar.matcher.limits",
-        lambda: llguidance.LLParserLimits(max_lexer_states=300, verbose_errors=False),
+        lambda *_: llguidance.LLParserLimits(max_lexer_states=300, verbose_errors=False),
     )
     grammar = constraint({"type": "string", "pattern": "(.*a.{20}){5}"})
     choose = Chooser(wrapper(), 1, patience=1e9)
@@ -46,7 +46,7 @@ def test_what_others_have_taught_a_grammar_ends_no_answer(monkeypatch: pytest.Mo
     """Its lexer remembers what all outputs met, up to a limit: then it is compiled anew."""
     monkeypatch.setattr(
         "worker.grammar.matcher.limits",
-        lambda: llguidance.LLParserLimits(max_lexer_states=1000, verbose_errors=False),
+        lambda *_: llguidance.LLParserLimits(max_lexer_states=1000, verbose_errors=False),
     )
     letters = set(encode(wrapper(), "ab"))
     made = ConstraintCompiler(wrapper(), len(wrapper()))
@@ -67,7 +67,7 @@ def test_what_others_have_taught_a_grammar_ends_no_answer(monkeypatch: pytest.Mo
 def test_an_answer_whose_grammar_gave_up_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "worker.grammar.matcher.limits",
-        lambda: llguidance.LLParserLimits(max_lexer_states=60, verbose_errors=False),
+        lambda *_: llguidance.LLParserLimits(max_lexer_states=60, verbose_errors=False),
     )
     schema = {"type": "string", "pattern": "(.*b.{20}){5}"}
     monkeypatch.setattr(structured, "served", lambda: {"hard": schema})

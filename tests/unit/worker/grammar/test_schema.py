@@ -10,12 +10,12 @@ import pytest
 
 from gateway.openai.validation import check_plain
 from supervisor.errors import ClientError, InvalidValue, UnsupportedValue
-from supervisor.wire.frames import Generate, Structure, Text
+from supervisor.wire.frames import SCHEMA_PLACE as SCHEMA
+from supervisor.wire.frames import Generate, Schema, Text
 from tests.helpers.grammars import OBJECT, encode, members, outcome, push
 from tests.property import structured
 from tests.property.structured import Chooser, allowed, constraint, wrapper
 from worker.grammar.answer_constraint import AnswerConstraint
-from worker.grammar.compile import SCHEMA
 from worker.grammar.schema import MAX_TEXT
 
 HANGS = 30.0
@@ -40,7 +40,7 @@ def test_without_strict_nothing_is_refused_but_what_is_broken(name: str) -> None
 
 
 def loosely(schema: object) -> AnswerConstraint:
-    structure = Structure(json.dumps(schema), strict=False)
+    structure = Schema(json.dumps(schema), strict=False)
     made = structured.grammars().compile(Generate("r", Text("x"), 0.0, structure=structure))
     assert isinstance(made, AnswerConstraint)
     return made
@@ -77,7 +77,7 @@ def test_of_what_can_t_be_enforced_at_all_the_type_is_left(root: str) -> None:
 @pytest.mark.parametrize("text", ["", "{", '{"const": NaN}', "nul", "[" * 100_000, "{} {}"])
 def test_what_is_not_json(text: str) -> None:
     with pytest.raises(InvalidValue, match="not JSON"):
-        structured.grammars().compile(Generate("r", Text("x"), 0.0, structure=Structure(text)))
+        structured.grammars().compile(Generate("r", Text("x"), 0.0, structure=Schema(text)))
 
 
 def nested(levels: int, keyword: str = "properties") -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from supervisor.errors import UnsupportedValue
-from supervisor.wire.frames import Calling, Chat, Generate, Structure
+from supervisor.wire.frames import Calling, Chat, Generate, Schema
 from tests.helpers.dialects import (
     FUNCTION_GEMMA,
     GEMMA4,
@@ -90,7 +90,7 @@ def begin(
 
 def asked(schema: object, calling: Calling | None = None, stop: Sequence[str] = ()) -> Generate:
     """The request for it."""
-    structure = None if schema is None else Structure(json.dumps(schema))
+    structure = None if schema is None else Schema(json.dumps(schema))
     return Generate(
         "r", Chat([], TOOLS), 0.0, stop=tuple(stop), calling=calling, structure=structure
     )

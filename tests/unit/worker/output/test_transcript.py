@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from supervisor.wire.frames import Calling, Chat, Generate, Structure, Text, Tokens
+from supervisor.wire.frames import Calling, Chat, Generate, Schema, Text, Tokens
 from tests.helpers.dialects import (
     AUTO,
     GEMMA4,
@@ -309,7 +309,7 @@ def test_the_demo_models_answers(demo: Any) -> None:
     st.sampled_from([None, AUTO, Calling("auto", (), parallel=False), Calling("required", ("f",))]),
     st.sampled_from([(), ("a",), ("\n", "ex")]),
     st.sampled_from(["", "<think>\n", "<think>\n\n</think>\n\n"]),
-    st.sampled_from([None, Structure("{}")]),
+    st.sampled_from([None, Schema("{}")]),
     st.booleans(),
 )  # fmt: skip
 def test_replaying_tokens_gives_the_same_state(
@@ -320,7 +320,7 @@ def test_replaying_tokens_gives_the_same_state(
     calling: Calling | None,
     stop: tuple[str, ...],
     prompt: str,
-    structure: Structure | None,
+    structure: Schema | None,
     constrained: bool,
 ) -> None:
     tokens = [*demo.encode("".join(words), add_special_tokens=False), *noise]

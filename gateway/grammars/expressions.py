@@ -1,0 +1,297 @@
+"""Regular expressions, in the part of their language that all dialects share.
+
+Python's `re`, ECMA-262, Rust's `regex` and llguidance read the same text differently: sets within
+brackets, what a `{` without a count means, which letters `\\w` has. What is made here means to all
+of them what it meant to the client's dialect or less, so that an answer that matches it matches
+what was sent, whoever checks; what can't be said so is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from gateway.grammars.faults import GrammarFault
+
+MAX_PATTERN = 32 * 1024
+"""Characters of an expression."""
+_MAX_DEPTH = 50
+"""Groups within each other: compilers recurse into them."""
+_SPECIAL = frozenset("\\.+*?()|[]{}^$/-&~#")
+_ASCII = {"d": "0-9", "w": "0-9A-Za-z_", "s": " \\t\\n\\r\\f\\v"}
+"""Python and Rust count the letters of all scripts, ECMA-262 and Python's bytes ASCII's."""
+_NOT = frozenset("DWS")
+_CONTROLS = frozenset("nrtfv")
+_CODE = re.compile(
+    r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x\{([0-9a-fA-F]{1,6})\})"
+)
+_PROPERTY = re.compile(r"\\[pP](?:[A-Z]|\{\^?[A-Za-z_]{1,40}(?:=[A-Za-z_]{1,40})?\})")
+_COUNT = re.compile(r"\{(\d{0,6})(,?)(\d{0,6})\}")
+_GROUP = re.compile(r"\(\?(?:P?<[A-Za-z_]\w{0,63}>|([is]*)(-[is]+)?(:|\)))")
+_ANCHORS = "anchors (`^`, `$`, `\\b`) within it"
+_LOOK = ("(?=", "(?!", "(?<=", "(?<!")
+
+
+def escaped(text: str) -> str:
+    """The expression that matches `text`."""
+    return "".join(map(_letter, text))
+
+
+def _letter(letter: str) -> str:
+    if letter in _SPECIAL:
+        return f"\\{letter}"
+    code = ord(letter)
+    if code < 0x20 or code == 0x7F:
+        return {"\n": "\\n", "\r": "\\r", "\t": "\\t"}.get(letter, f"\\x{code:02x}")
+    return letter
+
+
+def plain(pattern: str, *, whole: bool = True) -> str:
+    """`pattern` in the language that all share. `whole`: it may have anchors where they change
+    nothing because all of the text is matched. Raises GrammarFault."""
+    if len(pattern) > MAX_PATTERN:
+        raise GrammarFault(
+            f"a regular expression may have {MAX_PATTERN} characters, and this one has "
+            f"{len(pattern)}"
+        )
+    return _Reader(pattern, whole).read()
+
+
+@dataclass(slots=True)
+class _Level:
+    """A group, or the outermost level: what anchors mean in it."""
+
+    begins: bool
+    """Whether its alternatives begin where the text does."""
+    over: bool = False
+    """Whether an anchor of the end stands in one of its alternatives."""
+    anchored: bool = False
+    """Whether there is any anchor in it."""
+
+
+class _Reader:
+    def __init__(self, pattern: str, whole: bool) -> None:
+        self._text = pattern
+        self._whole = whole
+        self._at = 0
+        self._made: list[str] = []
+        self._end = ""
+        self._levels = [_Level(True)]
+        self._begins = True
+        """Whether the place is the text's beginning."""
+        self._over = False
+        """Whether it is behind an anchor of the end."""
+        self._repeatable = False
+        """Whether a count may follow."""
+        self._anchored = False
+        """Whether what it would count holds an anchor."""
+
+    def read(self) -> str:
+        text = self._text
+        while self._at < len(text):
+            here = text[self._at]
+            if here == "\\":
+                self._escape()
+            elif here == "[":
+                self._add(self._brackets())
+            elif here == "(":
+                self._open()
+            elif here == ")":
+                self._close()
+            elif here == "|":
+                self._made.append("|")
+                self._at += 1
+                level = self._levels[-1]
+                level.over = level.over or self._over
+                self._begins, self._over, self._repeatable = level.begins, False, False
+            elif here in "*+?{":
+                self._repeat()
+            elif here in "^$":
+                self._anchor(1)
+            else:
+                # `]` and `}` that close nothing are letters.
+                self._add(here if here == "." else _letter(here))
+                self._at += 1
+        if len(self._levels) > 1:
+            raise _broken("a group that is not closed")
+        return "".join(self._made) + self._end
+
+    def _add(self, made: str) -> None:
+        if self._over:
+            raise GrammarFault(_ANCHORS)
+        self._made.append(made)
+        self._begins, self._repeatable, self._anchored = False, True, False
+
+    def _anchor(self, length: int) -> None:
+        """Those at both ends say what holds anyhow."""
+        sign = self._text[self._at : self._at + length]
+        begins = sign in ("^", "\\A")
+        if not self._whole or (begins and not self._begins):
+            raise GrammarFault(_ANCHORS)
+        self._over = self._over or not begins
+        self._levels[-1].anchored = True
+        self._at += length
+        self._repeatable = False
+
+    def _escape(self) -> None:
+        text, at = self._text, self._at
+        if at + 1 == len(text):
+            raise _broken("it ends within an escape")
+        letter = text[at + 1]
+        if letter in "AzZ":
+            self._anchor(2)
+        elif letter in "bB":
+            raise GrammarFault(_ANCHORS)
+        elif letter in _ASCII:
+            self._add(f"[{_ASCII[letter]}]")
+            self._at += 2
+        elif letter in "123456789k":
+            raise GrammarFault("backreferences in it")
+        else:
+            self._add(self._escaped())
+
+    def _escaped(self) -> str:
+        """An escape that means a letter or a property, in brackets too."""
+        text, at = self._text, self._at
+        letter = text[at + 1]
+        if code := _CODE.match(text, at):
+            self._at = code.end()
+            number = int(next(filter(None, code.groups())), 16)
+            if number > 0x10FFFF or 0xD800 <= number <= 0xDFFF:
+                raise _broken("a code that is no character")
+            return _letter(chr(number))
+        if found := _PROPERTY.match(text, at):
+            self._at = found.end()
+            return found[0]
+        self._at += 2
+        if letter in _NOT or letter in _CONTROLS:
+            return f"\\{letter}"
+        if letter == "0" and not text[at + 2 : at + 3].isdigit():
+            return "\\x00"
+        if letter == "a":
+            return "\\x07"
+        if letter.isalnum():
+            raise GrammarFault("an escape that dialects read differently, or do not know")
+        return _letter(letter)
+
+    def _brackets(self) -> str:
+        text = self._text
+        self._at += 1
+        made = ["["]
+        if text[self._at : self._at + 1] == "^":
+            made.append("^")
+            self._at += 1
+        first = self._at
+        while True:
+            here = text[self._at : self._at + 1]
+            if not here:
+                raise _broken("brackets that are not closed")
+            if here == "]":
+                if self._at == first:
+                    raise GrammarFault("brackets that are empty, or an unescaped `]` in them")
+                self._at += 1
+                break
+            if here == "\\":
+                if self._at + 1 == len(text):
+                    raise _broken("it ends within an escape")
+                letter = text[self._at + 1]
+                if letter in _ASCII:
+                    made.append(_ASCII[letter])
+                    self._at += 2
+                elif letter == "b":
+                    made.append("\\x08")
+                    self._at += 2
+                else:
+                    made.append(self._escaped())
+            elif here == "[" or text[self._at : self._at + 2] in ("&&", "--", "~~"):
+                raise GrammarFault("brackets with `[`, `&&`, `--` or `~~` in them: escape these")
+            else:
+                made.append("-" if here == "-" else _letter(here))
+                self._at += 1
+        inside = "".join(made)
+        # At the ends it is a letter, to all of them.
+        head = "[^" if inside.startswith("[^") else "["
+        body = inside[len(head) :]
+        if body.startswith("-"):
+            body = f"\\{body}"
+        if body.endswith("-") and not body.endswith("\\-"):
+            body = f"{body[:-1]}\\-"
+        return f"{head}{body}]"
+
+    def _open(self) -> None:
+        text, at = self._text, self._at
+        if self._over:
+            raise GrammarFault(_ANCHORS)
+        if len(self._levels) > _MAX_DEPTH:
+            raise GrammarFault(f"groups within each other, more than {_MAX_DEPTH}")
+        self._repeatable = False
+        if text[at + 1 : at + 2] != "?":
+            self._made.append("(?:")
+            self._at += 1
+            self._levels.append(_Level(self._begins))
+            return
+        if text.startswith(_LOOK, at):
+            raise GrammarFault("look-around in it")
+        found = _GROUP.match(text, at)
+        if found is None:
+            raise GrammarFault("a group or flags that dialects read differently, or do not know")
+        self._at = found.end()
+        on, off, sign = found[1] or "", found[2] or "", found[3]
+        if sign == ")":
+            # Flags for all that follows: a Python of today takes them at the very beginning alone.
+            if at or off or not on:
+                raise GrammarFault("flags behind its beginning")
+            self._end = ")"
+        else:
+            self._levels.append(_Level(self._begins))
+        self._made.append(f"(?{on}{off}:")
+
+    def _close(self) -> None:
+        if len(self._levels) == 1:
+            raise _broken("a group that is not opened")
+        level = self._levels.pop()
+        outer = self._levels[-1]
+        self._anchored = level.anchored
+        outer.anchored = outer.anchored or level.anchored
+        self._over = self._over or level.over
+        self._made.append(")")
+        self._at += 1
+        self._begins, self._repeatable = False, True
+
+    def _repeat(self) -> None:
+        text, here = self._text, self._text[self._at]
+        if here == "{":
+            found = _COUNT.match(text, self._at)
+            if found is None or not (found[1] or found[3]):
+                self._add("\\{")
+                self._at += 1
+                return
+            least, most = int(found[1] or 0), int(found[3]) if found[3] else None
+            if not found[2]:
+                most = least
+            if most is not None and least > most:
+                raise _broken("a repetition whose bounds exclude each other")
+            sign = (
+                f"{{{least}}}" if least == most else f"{{{least},{'' if most is None else most}}}"
+            )
+            self._at = found.end()
+        else:
+            sign = here
+            self._at += 1
+        if not self._repeatable:
+            raise _broken("a repetition of nothing")
+        if self._anchored:
+            raise GrammarFault(_ANCHORS)
+        # What is lazy matches the same whole texts.
+        if text[self._at : self._at + 1] == "?":
+            self._at += 1
+        elif text[self._at : self._at + 1] in ("+", "*", "{") and (
+            text[self._at] != "{" or _COUNT.match(text, self._at)
+        ):
+            raise GrammarFault("a repetition of a repetition without a group between")
+        self._made.append(sign)
+        self._repeatable = False
+
+
+def _broken(what: str) -> GrammarFault:
+    return GrammarFault(what, broken=True)

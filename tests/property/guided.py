@@ -25,6 +25,9 @@ class Case(NamedTuple):
     structure: Structure
     judge: Callable[[str], bool]
 
+    def fault(self, text: str) -> str:
+        return "" if self.judge(text) else "not what was asked for"
+
 
 EXPRESSIONS = (
     r"\d{3}-\d{4}",

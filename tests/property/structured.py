@@ -208,7 +208,7 @@ def fault(schema: Any, text: str) -> str:
     return ""
 
 
-def wanted() -> dict[str, tuple[Structure, Callable[[str], str]]]:
+def all_wanted() -> dict[str, tuple[Structure, Callable[[str], str]]]:
     """What is sampled: schemas, and what `tests.property.guided` has; with what tells the fault of
     an answer, "" = it has none."""
     return {
@@ -216,17 +216,14 @@ def wanted() -> dict[str, tuple[Structure, Callable[[str], str]]]:
             name: (Schema(json.dumps(schema)), partial(fault, schema))
             for name, schema in served().items()
         },
-        **{
-            name: (case.structure, lambda text, judge=case.judge: "" if judge(text) else "not it")
-            for name, case in guided.cases().items()
-        },
+        **{name: (case.structure, case.fault) for name, case in guided.cases().items()},
     }
 
 
 def run(answers: int, seed: int, kind: str) -> tuple[Counter[str], str]:
     """Sample `answers` over all that is wanted: how many ended by themselves, and the first
     fault."""
-    schemas = [(name, *each) for name, each in wanted().items()]
+    schemas = [(name, *each) for name, each in all_wanted().items()]
     ended: Counter[str] = Counter()
     for first in range(0, answers, TOGETHER):
         batch = [
@@ -272,11 +269,11 @@ def main() -> int:
     if why:
         print(f"INVALID under {why}")
         return 1
-    missing = [name for name in wanted() if not ended[name]]
+    missing = [name for name in all_wanted() if not ended[name]]
     for name, count in ended.most_common():
         print(f"{count:5} {name}")
     print(
-        f"{options.answers} answers over {len(wanted())} grammars, {ended.total()} ended by "
+        f"{options.answers} answers over {len(all_wanted())} grammars, {ended.total()} ended by "
         f"themselves, all of these valid; {time.monotonic() - started:.0f} s"
     )
     if missing:

@@ -18,9 +18,24 @@ MAX_PATTERN = 32 * 1024
 _MAX_DEPTH = 50
 """Groups within each other: compilers recurse into them."""
 _SPECIAL = frozenset("\\.+*?()|[]{}^$/-&~#")
-_ASCII = {"d": "0-9", "w": "0-9A-Za-z_", "s": " \\t\\n\\r\\f\\v"}
-"""Python and Rust count the letters of all scripts, ECMA-262 and Python's bytes ASCII's."""
-_NOT = frozenset("DWS")
+_SPACE = " \\t\\n\\r\\f\\v"
+_CLASSES = {
+    # What each stands for in brackets, and in brackets that are negated.
+    "d": ("0-9", "\\d"),
+    "w": ("0-9A-Za-z_", "\\w\\p{N}"),
+    "s": (_SPACE, "\\s\\x1c-\\x1f\ufeff"),
+    "D": ("\\D", "\\x00-\\/:-\U0010ffff"),
+    "W": ("\\W", "\\x00-\\/:-@\\[-\\^`\\{-\U0010ffff"),
+    "S": (
+        "\\x00-\\x08\\x0e-\\x1b!-\\x7f\x80-\x84\x86-\x9f\xa1-\u167f\u1681-\u1fff\u200b-\u2027\u202a-\u202e"
+        "\u2030-\u205e\u2060-\u2fff\u3001-\ufefe\uff00-\U0010ffff",
+        "\\x00-\\x08\\x0e-\\x1f!-\U0010ffff",
+    ),
+}
+"""Python and Rust count the letters, digits and blanks of all scripts, ECMA-262 and Python's bytes
+ASCII's, and no two agree on all of them. What is asked for has the fewest, what is excluded the
+most."""
+_ALL = "\\x00-\U0010ffff"
 _CONTROLS = frozenset("nrtfv")
 _CODE = re.compile(
     r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x\{([0-9a-fA-F]{1,6})\})"
@@ -142,8 +157,9 @@ class _Reader:
             self._anchor(2)
         elif letter in "bB":
             raise GrammarFault(_ANCHORS)
-        elif letter in _ASCII:
-            self._add(f"[{_ASCII[letter]}]")
+        elif letter in _CLASSES:
+            negative, positive = _CLASSES[letter.lower()][1], _CLASSES[letter][0]
+            self._add(f"[^{negative}]" if letter.isupper() else f"[{positive}]")
             self._at += 2
         elif letter in "123456789k":
             raise GrammarFault("backreferences in it")
@@ -164,7 +180,7 @@ class _Reader:
             self._at = found.end()
             return found[0]
         self._at += 2
-        if letter in _NOT or letter in _CONTROLS:
+        if letter in _CONTROLS:
             return f"\\{letter}"
         if letter == "0" and not text[at + 2 : at + 3].isdigit():
             return "\\x00"
@@ -178,7 +194,9 @@ class _Reader:
         text = self._text
         self._at += 1
         made = ["["]
-        if text[self._at : self._at + 1] == "^":
+        classes: set[str] = set()
+        negated = text[self._at : self._at + 1] == "^"
+        if negated:
             made.append("^")
             self._at += 1
         first = self._at
@@ -195,8 +213,9 @@ class _Reader:
                 if self._at + 1 == len(text):
                     raise _broken("it ends within an escape")
                 letter = text[self._at + 1]
-                if letter in _ASCII:
-                    made.append(_ASCII[letter])
+                if letter in _CLASSES:
+                    made.append(_CLASSES[letter][negated])
+                    classes.add(letter)
                     self._at += 2
                 elif letter == "b":
                     made.append("\\x08")
@@ -208,6 +227,11 @@ class _Reader:
             else:
                 made.append("-" if here == "-" else _letter(here))
                 self._at += 1
+        if any(letter.swapcase() in classes for letter in classes):
+            # As in `[\\s\\S]`, which is how ECMA-262 says it.
+            if negated:
+                raise _broken("brackets that no letter is in")
+            return f"[{_ALL}]"
         inside = "".join(made)
         # At the ends it is a letter, to all of them.
         head = "[^" if inside.startswith("[^") else "["

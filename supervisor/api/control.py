@@ -118,6 +118,10 @@ class Control:
                         lease = await self._acquire(frame, connection)
                     case frames.Manage() if lease is None:
                         lease = await self._manage(frame, connection)
+                    case frames.Warm() if lease is None:
+                        lease = await self._warm(frame, connection)
+                    case frames.Expire(model):
+                        connection.send(self._expire(model))
                     case frames.WatchEvents():
                         if not self._feed.join(connection):
                             connection.send(_refused(refusals.too_many_watchers()))
@@ -154,7 +158,14 @@ class Control:
         digest, now = self._keyed(frame.digest), time.monotonic()
         hold, acquire = frame.hold_seconds, self._pool.acquire
         return self._open_lease(
-            connection, acquire, frame.request_id, frame.model, hold, now, digest
+            connection,
+            acquire,
+            frame.request_id,
+            frame.model,
+            hold,
+            now,
+            digest,
+            frame.keep_alive,
         )
 
     def _open_lease(
@@ -197,6 +208,23 @@ class Control:
         self._shell.handle(asked[frame.action], name, time.monotonic())
         connection.send(self._managed(name))
         return None
+
+    async def _warm(self, frame: frames.Warm, connection: Connection) -> int | None:
+        """The lease of a load that a client asks for, which waits."""
+        with contextlib.suppress(BulkheadError):  # the pool refuses it in a moment
+            await self._shell.before_load(self._pool.state.resolve(frame.model).name)
+        hold, now, warm = frame.hold_seconds, time.monotonic(), self._pool.warm
+        return self._open_lease(
+            connection, warm, frame.request_id, frame.model, hold, now, frame.keep_alive
+        )
+
+    def _expire(self, model: str) -> frames.Managed | frames.Refused:
+        try:
+            name = self._pool.state.resolve(model).name
+        except BulkheadError as error:
+            return _refused(error)
+        self._shell.handle(self._pool.expire, name, time.monotonic())
+        return self._managed(name)
 
     def _managed(self, name: str) -> frames.Managed:
         model = self._pool.models[name]

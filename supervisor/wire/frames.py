@@ -6,7 +6,8 @@ Three connections exist:
   | `Refused`), later perhaps `Died`, after which the request may come back: `Return` → (`Granted` |
   `Refused`). Closing the connection ends the lease, so the kernel returns leases when the gateway
   dies. The same socket serves `Inquire` → `Report`, and the gateway announces itself with
-  `Serving`. `Manage` → (`Managed` | `Refused`), `WatchEvents` → `Happened`… and `AskCrashes` →
+  `Serving`. `Warm` or `Expire` → (`Managed` | `Refused`) are for clients that load and unload;
+  `Manage` → (`Managed` | `Refused`), `WatchEvents` → `Happened`… and `AskCrashes` →
   (`Crashes` | `Refused`) are for people.
 * channel: supervisor ↔ worker, a socketpair inherited at spawn. `Hello` → `Load` → `Loading`… →
   `Ready` | `LoadFailed`.
@@ -44,12 +45,15 @@ class ErrorFrame(Frame, frozen=True):
 class Acquire(Frame, frozen=True, tag="acquire"):
     """Ask for a place on `model`. The request waits for it for at most `hold_seconds`, and for as
     long again after each death of its worker. Equal requests have an equal `digest`, by which one
-    that kills workers is recognised."""
+    that kills workers is recognised. `keep_alive` is for how many seconds the model stays loaded
+    when nobody uses it, from this request on: 0 = not at all, negative = for ever, None = as it
+    is."""
 
     request_id: str
     model: str
     hold_seconds: float
     digest: bytes = b""
+    keep_alive: float | None = None
 
 
 class Return(Frame, frozen=True, tag="return"):
@@ -97,6 +101,23 @@ class Manage(Frame, frozen=True, tag="manage"):
     action: Action
     model: str
     hold_seconds: float
+
+
+class Warm(Frame, frozen=True, tag="warm"):
+    """A client wants the model loaded, and no place on it: answered as a `Manage` to load, but a
+    failed load is not tried again for it. `keep_alive` is as `Acquire`'s."""
+
+    request_id: str
+    model: str
+    hold_seconds: float
+    keep_alive: float | None = None
+
+
+class Expire(Frame, frozen=True, tag="expire"):
+    """A client has done with the model: it is unloaded once nobody uses it, unless it is pinned.
+    Answered with `Managed` or `Refused`, at once."""
+
+    model: str
 
 
 class WatchEvents(Frame, frozen=True, tag="watch"):
@@ -173,7 +194,17 @@ class Report(Frame, frozen=True, tag="report"):
 
 
 ToSupervisor = (
-    Acquire | Return | Passed | WorkerFault | Inquire | Serving | Manage | WatchEvents | AskCrashes
+    Acquire
+    | Return
+    | Passed
+    | WorkerFault
+    | Inquire
+    | Serving
+    | Manage
+    | Warm
+    | Expire
+    | WatchEvents
+    | AskCrashes
 )
 ToGateway = Granted | Unpause | Refused | Died | Report | Managed | Happened | Crashes
 

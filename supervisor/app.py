@@ -156,6 +156,7 @@ class Supervisor:
             self._dispatcher,
             keyed=quarantine.keyed,
             health=self._health,
+            about=lambda: msgspec.json.encode(self._sizing.about()),
             crashes=self._collector.reports.read_json,
             gateway_serves=self._gateway.accepts_requests,
         )

@@ -35,6 +35,15 @@ class ErrorObject(AnswerStruct):
     code: str
 
 
+class OllamaError(msgspec.Struct, frozen=True):
+    """An error on /api; Ollama's clients read `error`."""
+
+    error: str
+    type: str
+    param: str | None
+    code: str
+
+
 class Error(AnswerStruct):
     """The body of every error, and an event of a stream that fails after its first byte."""
 

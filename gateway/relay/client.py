@@ -109,9 +109,10 @@ class Relay:
         self._leases.close()
         self._workers.close()
 
-    async def report(self, model: str = "") -> Report:
-        """The state of the server, or of a model. Raises BulkheadError, also ModelNotFound."""
-        return await self._ask(Inquire(model), Report)
+    async def report(self, model: str = "", *, files: bool = False) -> Report:
+        """The state of the server, or of a model; with what is known of all models' files on
+        request. Raises BulkheadError, also ModelNotFound."""
+        return await self._ask(Inquire(model, files), Report)
 
     async def manage(self, request_id: str, action: Action, model: str, hold: float) -> Managed:
         """Load, unload, pin or unpin by hand; only a load waits, up to `hold` seconds. Raises

@@ -51,8 +51,8 @@ class Control:
 
     Whatever changes the pool goes through `shell`. `keyed` gives a request's digest under the
     quarantine's key, from which no request can be guessed; `health` the object that `/health`
-    shows; `crashes` one crash report, or the list of all for "", and raises NotFound.
-    `gateway_serves` is called when the gateway accepts requests.
+    shows; `about` what is known of the models' files; `crashes` one crash report, or the list of
+    all for "", and raises NotFound. `gateway_serves` is called when the gateway accepts requests.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Control:
         *,
         keyed: Callable[[bytes], bytes],
         health: Callable[[], bytes],
+        about: Callable[[], bytes],
         crashes: Callable[[str], Awaitable[bytes]],
         gateway_serves: Callable[[], None],
     ) -> None:
@@ -73,6 +74,7 @@ class Control:
         self._shell = shell
         self._keyed = keyed
         self._health = health
+        self._about = about
         self._read_crashes = crashes
         self._gateway_serves = gateway_serves
         self._leases: dict[int, Connection] = {}
@@ -132,8 +134,8 @@ class Control:
                     case frames.WorkerFault(reason) if lease is not None:
                         log.error("a gateway's request met a faulty worker: %s", reason)
                         self._shell.handle(self._pool.fault, lease, reason, time.monotonic())
-                    case frames.Inquire(model):
-                        connection.send(self._report(model))
+                    case frames.Inquire(model, files):
+                        connection.send(self._report(model, files))
                     case frames.AskCrashes(name):
                         connection.send(await self._crashes(name))
                     case frames.Serving():
@@ -236,12 +238,13 @@ class Control:
         except BulkheadError as error:
             return _refused(error)
 
-    def _report(self, model: str) -> frames.Report | frames.Refused:
+    def _report(self, model: str, files: bool) -> frames.Report | frames.Refused:
         try:
             name = self._pool.state.resolve(model).name if model else ""
         except BulkheadError as error:
             return _refused(error)
-        return frames.Report(not self._pool.state.shutting_down, self._health(), name)
+        accepting, told = not self._pool.state.shutting_down, self._about() if files else b""
+        return frames.Report(accepting, self._health(), name, told)
 
 
 def _refused(error: BulkheadError) -> frames.Refused:

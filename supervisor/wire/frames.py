@@ -80,10 +80,11 @@ class WorkerFault(Frame, frozen=True, tag="fault"):
 
 
 class Inquire(Frame, frozen=True, tag="inquire"):
-    """Ask for one `Report`. A `model`, which may be an alias, is resolved in it; an unknown one is
-    answered with `Refused`."""
+    """Ask for one `Report`, with `files` on request. A `model`, which may be an alias, is resolved
+    in it; an unknown one is answered with `Refused`."""
 
     model: str = ""
+    files: bool = False
 
 
 class Serving(Frame, frozen=True, tag="serving"):
@@ -186,11 +187,13 @@ class Died(ErrorFrame, frozen=True, tag="died"):
 
 class Report(Frame, frozen=True, tag="report"):
     """The state of the instance, as the JSON object that `/health` shows. `accepting`: it is not
-    shutting down. `model` is the served name of the model that was asked about, if any."""
+    shutting down. `model` is the served name of the model that was asked about, if any. `files` is
+    a JSON object: by served name, what is known of each model's files, see `wire.about`."""
 
     accepting: bool
     body: bytes
     model: str
+    files: bytes = b""
 
 
 ToSupervisor = (

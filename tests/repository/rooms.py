@@ -199,6 +199,11 @@ ROOMS: Mapping[str, Room] = {
         ("msgspec",),
         without=_NO_WORLD,
     ),
+    "gateway.ollama": Room(
+        ("gateway.dialect", "gateway.openai", "supervisor.errors", "supervisor.wire"),
+        ("msgspec",),
+        without=_NO_WORLD,
+    ),
     "gateway.http": Room(
         ("gateway.dialect", "supervisor.config", "supervisor.errors"), ("aiohttp",)
     ),
@@ -206,6 +211,7 @@ ROOMS: Mapping[str, Room] = {
         (
             "gateway.dialect",
             "gateway.http",
+            "gateway.ollama",
             "gateway.openai",
             "gateway.relay",
             "supervisor.errors",
@@ -218,6 +224,7 @@ ROOMS: Mapping[str, Room] = {
             "gateway.dialect",
             "gateway.handlers",
             "gateway.http",
+            "gateway.ollama",
             "gateway.relay",
             "supervisor.config",
             "supervisor.errors",

@@ -33,7 +33,7 @@ def about(folder: Path, fingerprint: Sequence[str], weights: int) -> About:
     text = config.merged("text_config")
     size, modified, embeds = _files(folder)
     name, bits = _precision(config)
-    template = _template(folder)
+    template, every = _templates(folder)
     return About(
         size_bytes=size,
         modified=modified,
@@ -45,8 +45,8 @@ def about(folder: Path, fingerprint: Sequence[str], weights: int) -> About:
         layers=_number(text, "num_hidden_layers", "n_layers", "n_layer", "num_layers"),
         embeds=embeds or "embed" in folder.name.lower(),
         template=template,
-        tools="tools" in template,
-        thinks=any(word in template for word in _THOUGHTS),
+        tools="tools" in every,
+        thinks=any(word in every for word in _THOUGHTS),
     )
 
 
@@ -81,11 +81,13 @@ def _number(facts: Facts, *names: str) -> int:
         return 0
 
 
-def _template(folder: Path) -> str:
-    """The chat template, where transformers looks for it."""
+def _templates(folder: Path) -> tuple[str, str]:
+    """The chat template, where transformers looks for it; and the texts of all that there are: some
+    models have one more, for tools."""
     try:
         with open_regular(folder / "chat_template.jinja") as file:
-            return file.read(_TEMPLATE_MAX).decode("utf-8", "replace")
+            text = file.read(_TEMPLATE_MAX).decode("utf-8", "replace")
+            return text, text
     except (OSError, Malformed):
         pass  # it has the older form
     for name in ("tokenizer_config.json", "chat_template.json"):
@@ -94,5 +96,12 @@ def _template(folder: Path) -> str:
         except (OSError, Malformed):
             continue
         if isinstance(found, str):
-            return found[:_TEMPLATE_MAX]
-    return ""
+            return found[:_TEMPLATE_MAX], found
+        if isinstance(found, list):
+            named = {
+                each.get("name"): each["template"]
+                for each in found
+                if isinstance(each, dict) and isinstance(each.get("template"), str)
+            }
+            return str(named.get("default", ""))[:_TEMPLATE_MAX], "\n".join(named.values())
+    return "", ""

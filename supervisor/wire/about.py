@@ -25,8 +25,8 @@ class About(msgspec.Struct, frozen=True):
     embeds: bool = False
     """Whether it is made for embeddings."""
     template: str = ""
-    """The chat template; "" where there is none, or more than one."""
+    """The chat template; "" where there is none."""
     tools: bool = False
-    """Whether the template shows the model tools."""
+    """Whether a template shows the model tools."""
     thinks: bool = False
-    """Whether the template knows of thoughts."""
+    """Whether a template knows of thoughts."""

@@ -64,8 +64,18 @@ def test_the_older_place_of_a_template(tmp_path: Path) -> None:
     config = json.dumps({"chat_template": "{{ tools }}"})
     made = folder(tmp_path / "m", QWEN, tokenizer_config__json=config)
     assert about(made, (), 0).tools
-    several = json.dumps({"chat_template": [{"name": "default", "template": "{{ tools }}"}]})
-    assert not about(folder(made, QWEN, tokenizer_config__json=several), (), 0).tools
+
+
+def test_several_templates(tmp_path: Path) -> None:
+    named = [
+        {"name": "default", "template": "plain"},
+        {"name": "tool_use", "template": "{{ tools }}"},
+        {"name": "odd", "template": 3},
+        "odd",
+    ]
+    config = json.dumps({"chat_template": named})
+    told = about(folder(tmp_path / "m", QWEN, tokenizer_config__json=config), (), 0)
+    assert (told.template, told.tools, told.thinks) == ("plain", True, False)
 
 
 @pytest.mark.parametrize("name", ["Qwen3-Embedding-0.6B", "plain"])

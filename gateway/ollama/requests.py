@@ -30,8 +30,6 @@ _REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "steps": ((0,), "no images are made"),
 }
 """Of generate: accepted with these values alone, which ask for nothing."""
-_OF_OPENAI = frozenset({"n", "stream_options"})
-"""Parameters of the other dialect that make no sense in this one."""
 _WITHOUT_EFFECT = frozenset({"embedding_only"})
 """Members of `options` that Ollama's SDKs have, beside those that other local servers know."""
 
@@ -107,8 +105,13 @@ def _request(
     else is checked nevertheless."""
     stays = keep_alive.seconds(body.pop("keep_alive", None))
     stream = _flag(body, "stream", default=True)
-    for name in _OF_OPENAI & body.keys():
-        raise UnsupportedParameter(f"`{name}` is no parameter of Ollama's API.", param=name)
+    if body.pop("n", 1) != 1:
+        raise UnsupportedParameter("An answer of Ollama's API has one choice.", param="n")
+    if "stream_options" in body:
+        raise UnsupportedParameter(
+            "`stream_options` are OpenAI's: the last line always has the figures.",
+            param="stream_options",
+        )
     if "options" in body:
         body["options"] = _options(body["options"])
     nothing = [{"role": "user", "content": ""}]

@@ -14,10 +14,10 @@ import random
 import struct
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -26,6 +26,8 @@ from pydantic import BaseModel
 from tests.helpers.serving import Answer, Server, serving
 from tests.helpers.tiny_embedding import make_embedding
 from tests.helpers.tiny_llama import make_llama
+from tests.property import fuzz_ollama
+from tests.property.fuzz_values import BUSY, JUNK, KNOWN, MODELS, SCHEMAS
 
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 BODIES: dict[tuple[str, bool], type[BaseModel]] = {
@@ -35,15 +37,6 @@ BODIES: dict[tuple[str, bool], type[BaseModel]] = {
     (TEXT, True): Completion,
     (EMBED, False): CreateEmbeddingResponse,
 }
-MODELS = ("tiny", "vectors", "demo")
-"""A random Llama, one that makes embeddings, and one that thinks and calls tools."""
-KNOWN = ("What is the weather in Paris?", "Who are you?", "Give me a JSON object.", "Think: 2 + 2?")
-BUSY = frozenset({"queue_full", "model_loading"})
-"""Codes of 503 that a healthy server may answer."""
-JUNK: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 2**31, 2**63, 2**64, 10**30, 0.5, -0.0, 1e308, "", "a", "\x00",
-    "\U0010ffff", "é" * 300, [], [None], [[]], [{}], [1, "a"], {}, {"a": None}, {"a": [{"b": 1}]},
-)  # fmt: skip
 COMMON: dict[str, tuple[Any, ...]] = {
     "n": (1, 2, 3, 16, 0, 129, None),
     "min_tokens": (0, 1, 4, 99, None),
@@ -74,12 +67,6 @@ COMMON: dict[str, tuple[Any, ...]] = {
     "mirostat": (0, 2, None),
     "stopping_strings": (["a"], [], [1], None),
 }
-SCHEMAS: tuple[Any, ...] = (
-    {}, {"type": "object"}, {"type": "array", "items": {"type": "integer"}}, {"enum": ["a", 1]},
-    {"type": "string", "pattern": "^(a+)+$"}, {"type": "string", "pattern": "("}, {"$ref": "#"},
-    {"$ref": "#/$defs/x"}, {"enum": []}, {"type": "objekt"}, {"anyOf": []}, {"const": 2**70},
-    {"type": "object", "properties": {"a": {"type": "number"}}, "required": ["a", "b"]},
-)  # fmt: skip
 
 
 def tool(name: Any, parameters: Any) -> dict[str, Any]:
@@ -203,17 +190,33 @@ def check_error(status: int, body: Any) -> None:
     assert status in (400, 404) or (status == 503 and error["code"] in BUSY), (status, error)
 
 
-def fuzz(server: Server, seed: int, requests: int, clients: int = 4) -> Counter[int]:
+class Dialect(NamedTuple):
+    """How its requests are made, and its answers judged."""
+
+    request: Callable[[int, int], tuple[str, dict[str, Any]]]
+    check: Callable[[str, Answer], None]
+
+
+DIALECTS = {
+    "openai": Dialect(request, check),
+    "ollama": Dialect(fuzz_ollama.request, fuzz_ollama.check),
+}
+
+
+def fuzz(
+    server: Server, seed: int, requests: int, clients: int = 4, dialect: str = "openai"
+) -> Counter[int]:
     """Send them; how often each status came. Raises AssertionError with the offender's shape."""
+    spoken = DIALECTS[dialect]
 
     def one(number: int) -> int:
-        path, body = request(seed, number)
+        path, body = spoken.request(seed, number)
         try:
             answer = server.request("POST", path, body)
-            check(path, answer)
+            spoken.check(path, answer)
         except Exception as error:
             raise AssertionError(
-                f"seed {seed}, request {number}: {path} {shape(body)}: {error!r}"
+                f"{dialect}, seed {seed}, request {number}: {path} {shape(body)}: {error!r}"
             ) from error
         return answer.status
 
@@ -246,12 +249,16 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=random.randrange(2**31))
     parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--dialect", choices=DIALECTS, action="append", help="all, unless named")
     said = parser.parse_args()
     print(f"seed {said.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for server in fuzzed(Path(folder)):
-            seen = fuzz(server, said.seed, said.requests, said.clients)
-            print(json.dumps({str(status): seen[status] for status in sorted(seen)}))
+            for name in said.dialect or DIALECTS:
+                seen = fuzz(server, said.seed, said.requests, said.clients, name)
+                print(
+                    name, json.dumps({str(each): seen[each] for each in sorted(seen)}), flush=True
+                )
 
 
 if __name__ == "__main__":

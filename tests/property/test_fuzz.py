@@ -342,3 +342,6 @@ def test_random_requests(tmp_path: Path) -> None:
         seen = fuzz(running, seed=3, requests=90)
         assert seen[200] > 25
         assert seen[400] > 25
+        seen = fuzz(running, seed=3, requests=90, dialect="ollama")
+        assert seen[200] > 25
+        assert seen[400] > 25

@@ -145,7 +145,7 @@ WANTED = ("Hi!", "hm", [("get", {"a": 1}), ("put", {})])
 @pytest.mark.parametrize("stream", [False, True])
 def test_what_a_model_thinks_and_calls(client: ollama.Client, stream: bool) -> None:
     ask: Any = client.chat
-    answer = ask("caller", [USER], tools=[TOOL], stream=stream, logprobs=True)
+    answer: Any = ask("caller", [USER], tools=[TOOL], stream=stream, logprobs=True)
     answer = list(answer) if stream else answer
     assert told(answer) == WANTED
     last = answer[-1] if stream else answer

@@ -319,7 +319,7 @@ class CachedModel(AnswerStruct):
     ]
     context: Annotated[Count | None, Meta(description="Tokens.")]
     pinned: bool
-    expires_at: str | None
+    expires_at: Time | None
     """When it is unloaded if nobody asks for it any more; null = it stays."""
     deaths: Count
     last_crash: LastCrash | None

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from gateway.ollama import keep_alive
 from gateway.ollama.messages import want_text
 from gateway.ollama.render import Durations
 from gateway.openai.embeddings import EMBEDDING_BODY
-from supervisor.errors import BulkheadError, UnsupportedParameter
+from supervisor.errors import BulkheadError, InvalidType, UnsupportedParameter
 from supervisor.wire.frames import Embed
 
 _NAME_MAX = 64
@@ -43,6 +44,9 @@ def parse_embeddings(raw: Mapping[str, Any], request_id: str) -> EmbedRequest:
 
 def _parse(body: dict[str, Any], member: str, request_id: str) -> EmbedRequest:
     stays = keep_alive.seconds(body.pop("keep_alive", None))
+    truncate = body.pop("truncate", True)
+    if not isinstance(truncate, bool):
+        raise InvalidType("Invalid type for `truncate`: expected `bool`.", param="truncate")
     given = body.pop(member, [])
     nothing = given in ("", [])
     for name in ("input", "prompt", "encoding_format"):
@@ -55,7 +59,7 @@ def _parse(body: dict[str, Any], member: str, request_id: str) -> EmbedRequest:
     body["input"] = "nothing" if nothing else given
     try:
         ignored, parsed = EMBEDDING_BODY.ignored(body), EMBEDDING_BODY.parse(body)
-        embed = parsed.embed(request_id)
+        embed = replace(parsed.embed(request_id), truncate=truncate)
     except BulkheadError as error:
         if error.param is None or not error.param.startswith("input") or member == "input":
             raise

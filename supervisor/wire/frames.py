@@ -374,11 +374,14 @@ class Continue(Frame, frozen=True, tag="continue"):
 
 
 class Embed(Frame, frozen=True, tag="embed"):
-    """Inputs to embed, each a text or token ids. `dimensions` None = the model's own."""
+    """Inputs to embed, each a text or token ids. `dimensions` None = the model's own. With
+    `truncate` only the beginning is embedded of what is longer than the context, instead of
+    none."""
 
     request_id: str
     inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None
+    truncate: bool = False
 
 
 class Accepted(Frame, frozen=True, tag="accepted"):

@@ -53,14 +53,21 @@ def test_every_parameter_of_the_sdk_has_a_fate(kind: Any, known: set[str]) -> No
 def test_what_both_take(ask: Any) -> None:
     asked = ask(**KNOWN)
     assert asked == EmbedRequest(
-        "m", 300.0, ("options.num_ctx", "options.temperature"), Embed("r", ("hello",))
+        "m",
+        300.0,
+        ("options.num_ctx", "options.temperature"),
+        Embed("r", ("hello",), truncate=True),
     )
 
 
 def test_several_inputs() -> None:
-    asked = embed(input=["a", "b"], dimensions=8, truncate=True)
-    assert asked.embed == Embed("r", ("a", "b"), 8)
-    assert asked.ignored == ("truncate",)
+    asked = embed(input=["a", "b"], dimensions=8)
+    assert asked.embed == Embed("r", ("a", "b"), 8, truncate=True)
+
+
+@pytest.mark.parametrize("truncate", [True, False])
+def test_what_is_too_long_is_cut_unless_told_otherwise(truncate: bool) -> None:
+    assert embed(truncate=truncate).embed == Embed("r", ("hello",), truncate=truncate)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +90,7 @@ def test_nothing_to_embed(asked: EmbedRequest) -> None:
         (embed, {"input": 3}, InvalidType, "input"),
         (embed, {"prompt": "x"}, UnsupportedParameter, "prompt"),
         (embed, {"frobnicate": 1}, UnsupportedParameter, "frobnicate"),
+        (embed, {"truncate": 1}, InvalidType, "truncate"),
         (embed, {"options": 3}, InvalidType, "options"),
         (embed, {"encoding_format": "float"}, UnsupportedParameter, "encoding_format"),
         (embed, {"dimensions": "x"}, InvalidType, "dimensions"),

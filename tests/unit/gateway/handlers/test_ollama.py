@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 import ollama
 import pytest
 
-from supervisor.wire.frames import Call, Embed, Embedded, Logprob, Logprobs, Token
+from gateway.relay.generation import OutputPaused
+from supervisor.wire.frames import (
+    Accepted,
+    Call,
+    Embed,
+    Embedded,
+    End,
+    Logprob,
+    Logprobs,
+    Token,
+)
 from tests.helpers.fakes.engine import PROMPT_TOKENS, REFUSED, Script, text_of
+from tests.helpers.played_gateway import PATIENT, play, playing
 from tests.helpers.serving import DEADLINE, Answer, Server, serving
 from tests.unit.gateway.handlers.test_embeddings import VECTOR, Scripted, posted
 
@@ -319,3 +331,39 @@ def test_embeddings() -> None:
 def test_older_embeddings() -> None:
     answer = posted(Scripted([VECTOR, Embedded(7)]), {"prompt": "a"}, "/api/embeddings")
     assert len(ollama.EmbeddingsResponse.model_validate(answer.json).embedding) == 2
+
+
+# ── pauses ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "ping"),
+    [
+        ("/api/chat", {"messages": [USER]}, b'"message":{"role":"assistant","content":""}'),
+        ("/api/generate", {"prompt": "hello"}, b'"response":""'),
+    ],
+)
+def test_a_stream_that_pauses_is_kept_alive(path: str, body: Any, ping: bytes) -> None:
+    """Before its first token and amid the answer, by lines that add nothing."""
+
+    async def scenario() -> None:
+        async with playing(replace(PATIENT, headers=0.01, silence=0.01)) as gateway:
+            client = await gateway.connect()
+            client.post(body, path=path)
+            generation = await gateway.relay.next()
+            generation.play(Accepted(3))
+            await client.until(ping, times=2)
+            generation.play(Token(5, "Hel"), OutputPaused())
+            await client.until(b"Hel")
+            seen = client.seen.count(ping)
+            await client.until(ping, times=seen + 2)
+            generation.play(Token(6, "lo"), End("stop", 3, 2))
+            told = await client.until(b'"done":true')
+        body_lines = [json.loads(line) for line in told.splitlines() if line.startswith(b"{")]
+        parts = [
+            each.get("response", each.get("message", {}).get("content")) for each in body_lines
+        ]
+        assert "".join(parts) == "Hello"
+        assert body_lines[-1]["eval_count"] == 2
+
+    play(scenario)

@@ -14,7 +14,7 @@ from aiohttp.typedefs import Handler
 
 from gateway.anthropic.errors import error_form as anthropic_form
 from gateway.dialect import ErrorForm, contract_form
-from gateway.handlers import admin, models, responses
+from gateway.handlers import admin, models, ollama, responses
 from gateway.handlers.common import RELAY
 from gateway.handlers.completions import chat_completions, completions
 from gateway.handlers.embeddings import embeddings
@@ -22,7 +22,7 @@ from gateway.handlers.messages import count_tokens, messages
 from gateway.handlers.openapi import openapi
 from gateway.http.access_log import CLIENT_LEFT, AccessRecord
 from gateway.http.auth import AccessRules
-from gateway.http.endpoints import lacking
+from gateway.http.endpoints import by_hand, lacking
 from gateway.http.exchange import (
     ACCESS,
     BEGUN,
@@ -39,6 +39,7 @@ from gateway.http.exchange import (
 )
 from gateway.http.keys import APIKeys
 from gateway.http.timing import Timing
+from gateway.ollama.render import error_form as ollama_form
 from gateway.relay.attempt import choices_at_once
 from gateway.relay.client import Relay
 from supervisor.config.schema import ServerSettings
@@ -61,7 +62,10 @@ _OPEN_PATHS = frozenset({"/health"})
 """Answered without a key, if tersely: load balancers have none."""
 _POLLED = frozenset({"/health", "/"})
 """Asked every few seconds by whoever watches the server."""
-_ERROR_FORMS: tuple[tuple[str, ErrorForm], ...] = (("/messages", anthropic_form),)
+_ERROR_FORMS: tuple[tuple[str, ErrorForm], ...] = (
+    ("/messages", anthropic_form),
+    ("/api/", ollama_form),
+)
 """Beginning of a path, behind `/v1` if that is there → how its dialect tells an error; everything
 else does as OpenAI's API."""
 
@@ -95,6 +99,15 @@ def build(settings: ServerSettings, control: str, timing: Timing | None = None) 
         app.router.add_post(f"{prefix}/messages/count_tokens", count_tokens)
         app.router.add_get(f"{prefix}/models", models.listing)
         app.router.add_get(f"{prefix}/models/{{id:(?s:.+)}}", models.one)
+    app.router.add_post("/api/chat", ollama.chat)
+    app.router.add_post("/api/generate", ollama.generate)
+    app.router.add_post("/api/embed", ollama.embed)
+    app.router.add_post("/api/embeddings", ollama.embeddings)
+    app.router.add_get("/api/tags", ollama.tags)
+    app.router.add_get("/api/ps", ollama.ps)
+    app.router.add_post("/api/show", ollama.show)
+    app.router.add_post("/api/pull", ollama.pull)
+    app.router.add_get("/api/version", ollama.version)
     for action in admin.ACTIONS:
         app.router.add_post(f"/admin/models/{{id:(?s:.+)}}/{action}", admin.manage(action))
     app.router.add_get("/admin/events", admin.events, allow_head=False)  # it would not end
@@ -201,6 +214,10 @@ def _translate_http_exception(request: web.Request, error: web.HTTPException) ->
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         return body_too_large(request.client_max_size)
     if isinstance(error, web.HTTPNotFound):
+        if instead := by_hand(request.path):
+            return UnsupportedEndpoint(
+                f"{came}: no request changes which models there are. {instead}. See docs/api.md."
+            )
         if whose := lacking(request.path):
             return UnsupportedEndpoint(
                 f"{came} is an endpoint of {whose} that this version of Bulkhead lacks. See "

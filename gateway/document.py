@@ -35,10 +35,28 @@ _REF = "#/components/schemas/{name}"
 _NULL: Schema = {"type": "null"}
 _JSON = "application/json"
 _EVENTS = "text/event-stream"
+_LINES = "application/x-ndjson"
 _ANY_ROUTE = (403, 500)
 """A foreign Host or Origin; a bug of ours."""
 _POSTED = (400, 404, 408, 413, 415, 503)
 """A wrong body, an unknown model, a body that stops, is too large or no JSON, no worker."""
+
+
+_OLLAMA_POSTS = {
+    "chat": "Answer a conversation, as Ollama does; a stream of JSON lines unless told otherwise.",
+    "generate": "Answer a prompt, as Ollama does; a stream of JSON lines unless told otherwise.",
+    "embed": "Turn texts into vectors, as Ollama does.",
+    "embeddings": "Turn a text into a vector, as older versions of Ollama do.",
+    "show": "What a model is and can.",
+    "pull": "Succeeds for what is served; nothing is downloaded.",
+}
+_OLLAMA_GETS = {
+    "tags": "The models that may be asked for, as Ollama lists them.",
+    "ps": "The models that are loaded, as Ollama lists them.",
+    "version": "The version of Ollama's API, and of Bulkhead.",
+}
+"""Bodies and answers of both are described by Ollama's own documents; docs/api.md has what
+differs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +80,8 @@ class Route:
     """Answered without a key."""
     events: bool = False
     """The answer is a stream, whatever the request says."""
+    posts_object: bool = False
+    """What is posted is an object that is not described further, but for its `model`."""
 
 
 def _routes() -> Iterator[Route]:
@@ -130,6 +150,18 @@ def _routes() -> Iterator[Route]:
         yield Route("get", f"{at}/models", "The models that may be asked for.", schemas.ModelList)
         one = "One of them; an alias gives the model it stands for."
         yield Route("get", f"{at}/models/{{id}}", one, schemas.Model, (404, 503))
+    for path, summary in _OLLAMA_POSTS.items():
+        yield Route(
+            "post",
+            f"/api/{path}",
+            summary,
+            None,
+            _POSTED,
+            error=schemas.OllamaError,
+            posts_object=True,
+        )
+    for path, summary in _OLLAMA_GETS.items():
+        yield Route("get", f"/api/{path}", summary, None, error=schemas.OllamaError)
     actions = {
         "load": "Load a model; answered when it is ready.",
         "unload": "Unload a model once its running requests have ended.",
@@ -205,6 +237,9 @@ def _operation(route: Route) -> Schema:
     if route.body is not None:
         schema = {"$ref": _ref(route.body.kind)}
         operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": schema}}}
+    if route.posts_object:
+        posted = {"type": "object", "properties": {"model": {"type": "string"}}}
+        operation["requestBody"] = {"required": True, "content": {_JSON: {"schema": posted}}}
     operation["responses"] = {"200": _success(route)} | {
         str(status): _failure(status, route)
         for status in sorted({*route.errors, *_ANY_ROUTE, *(() if route.open else (401,))})
@@ -215,6 +250,8 @@ def _operation(route: Route) -> Schema:
 def _success(route: Route) -> Schema:
     schema: Schema = {"type": "object"} if route.answer is None else {"$ref": _ref(route.answer)}
     content: Schema = {_JSON: {"schema": schema}}
+    if route.path in ("/api/chat", "/api/generate", "/api/pull"):
+        content[_LINES] = {"schema": {"type": "string"}}
     if route.events:
         content = {_EVENTS: {"schema": {"type": "string"}}}
     description = "OK"

@@ -168,6 +168,7 @@ class Supervisor:
             keyed=quarantine.keyed,
             counter=self._counter,
             health=self._health,
+            about=lambda: msgspec.json.encode(self._sizing.about()),
             crashes=self._collector.reports.read_json,
             gateway_serves=self._gateway.accepts_requests,
         )

@@ -204,7 +204,7 @@ class MessagesRequest(CountRequest, frozen=True, kw_only=True):
         if wanted is None:
             return None
         check_plain(wanted.schema, param)
-        return Schema(msgspec.json.encode(wanted.schema).decode())
+        return Schema(msgspec.json.encode(wanted.schema).decode(), place=param)
 
 
 _HARMLESS = frozenset(

@@ -38,16 +38,17 @@ async def answer(
     request: web.Request,
     parsed: GenerationRequest,
     make_renderer: Callable[[AnswerHead], Renderer],
+    keep_alive: float | None = None,
 ) -> web.StreamResponse:
-    """Whole or as a stream, as `parsed` says. The body has been read. Raises BulkheadError as long
-    as nothing has been sent."""
+    """Whole or as a stream, as `parsed` says. The body has been read; `keep_alive` is as
+    `Acquire`'s. Raises BulkheadError as long as nothing has been sent."""
     request[RECORD].model, request[RECORD].stream = parsed.model, parsed.stream
     await _check_size(request, parsed.n)
     now, seed = time.time(), secrets.randbits(63)
     choices = await checked(
         request, parsed.model, lambda: parsed.choices(request[REQUEST_ID], now, seed)
     )
-    with closing(await start(request, choices, parsed.model)) as generation:
+    with closing(await start(request, choices, parsed.model, keep_alive)) as generation:
         renderer = make_renderer(AnswerHead(now, generation.model, len(choices)))
         made = _Answer(request, request[RECORD], parsed, generation, renderer, len(choices))
         try:

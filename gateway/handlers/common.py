@@ -27,9 +27,16 @@ DEFAULT_MODEL = "default_model"
 async def read_object(request: web.Request, body: Body[Any]) -> dict[str, Any]:
     """The JSON object that was posted, nulls dropped; what of it changes nothing goes into the
     answer's headers. Raises the contract's 400, 413 or 415."""
-    posted = parse_object(await read_body(request))
-    _note_asked(request[RECORD], posted)
+    posted = await read_posted(request)
     request[IGNORED] = body.ignored(posted)
+    return posted
+
+
+async def read_posted(request: web.Request, *, of_curl: bool = False) -> dict[str, Any]:
+    """The JSON object that was posted, nulls dropped; see `read_body` for `of_curl`. Raises the
+    contract's 400, 413 or 415."""
+    posted = parse_object(await read_body(request, of_curl=of_curl))
+    _note_asked(request[RECORD], posted)
     return posted
 
 
@@ -53,14 +60,18 @@ async def checked(request: web.Request, model: str, make: Callable[[], T]) -> T:
 
 
 async def start(
-    request: web.Request, choices: Sequence[Generate | Embed], model: str
+    request: web.Request,
+    choices: Sequence[Generate | Embed],
+    model: str,
+    keep_alive: float | None = None,
 ) -> Generation:
-    """Wait for a worker and give it the request, whose body has been read. The caller closes the
-    generation. Raises BulkheadError."""
+    """Wait for a worker and give it the request, whose body has been read. `keep_alive` is as
+    `Acquire`'s. The caller closes the generation. Raises BulkheadError."""
     record = request[RECORD]
     record.model = model
     digest = await body_digest(request)
-    generation = await request.app[RELAY].start(choices, model, hold_seconds(request), digest)
+    hold = hold_seconds(request)
+    generation = await request.app[RELAY].start(choices, model, hold, digest, keep_alive)
     record.granted_at = time.monotonic()
     record.model, record.worker = generation.model, generation.worker
     return generation

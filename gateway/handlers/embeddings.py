@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import closing
 
 from aiohttp import web
 
 from gateway.handlers.common import checked, read_object, start, worker_headers
 from gateway.http.exchange import RECORD, REQUEST_ID, json_response
-from gateway.openai.embeddings import EMBEDDING_BODY, Encoding, render_answer, render_vector
+from gateway.openai.embeddings import EMBEDDING_BODY, render_answer, render_vector
 from gateway.relay.generation import Generation
 from supervisor.errors import InternalError
 from supervisor.wire.frames import Embedded
@@ -23,22 +24,34 @@ async def embeddings(request: web.Request) -> web.Response:
     parsed = EMBEDDING_BODY.parse(await read_object(request, EMBEDDING_BODY))
     embed = await checked(request, parsed.model, lambda: parsed.embed(request[REQUEST_ID]))
     with closing(await start(request, [embed], parsed.model)) as generation:
-        body, prompt_tokens = await _collect(generation, len(embed.inputs), parsed.encoding_format)
-        record = request[RECORD]
-        record.worker, record.recoveries = generation.worker, generation.recoveries
-        record.prompt_tokens = prompt_tokens
+        encoding = parsed.encoding_format
+        vectors = await collect(
+            request,
+            generation,
+            len(embed.inputs),
+            lambda index, values: render_vector(index, values, encoding),
+        )
+        body = render_answer(vectors, generation.model, request[RECORD].prompt_tokens or 0)
     return json_response(body, headers=worker_headers(generation))
 
 
-async def _collect(generation: Generation, wanted: int, encoding: Encoding) -> tuple[bytes, int]:
-    """The body, rendered as the vectors come, and the tokens of all inputs. Raises
-    BulkheadError."""
+async def collect(
+    request: web.Request,
+    generation: Generation,
+    wanted: int,
+    render: Callable[[int, bytes], bytes],
+) -> list[bytes]:
+    """The vectors, rendered as they come from number and values; the log's record learns the tokens
+    of all inputs. Raises BulkheadError."""
     vectors: list[bytes] = []
     while not isinstance(frame := await generation.receive_vector(), Embedded):
-        vectors.append(render_vector(len(vectors), frame.values, encoding))
+        vectors.append(render(len(vectors), frame.values))
         if len(vectors) % _TURN == 0:
             # What has arrived together is received without a pause.
             await asyncio.sleep(0)
     if len(vectors) != wanted:
         raise InternalError("The model's worker sent another number of embeddings than asked for.")
-    return render_answer(vectors, generation.model, frame.prompt_tokens), frame.prompt_tokens
+    record = request[RECORD]
+    record.worker, record.recoveries = generation.worker, generation.recoveries
+    record.prompt_tokens = frame.prompt_tokens
+    return vectors

@@ -6,6 +6,8 @@ not exist (Claude Code), or that the whole server is unfit (LiteLLM).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 OPENAI = (
     *("/assistants", "/audio", "/batches", "/chat/completions", "/chatkit", "/completions"),
     *("/containers", "/conversations", "/edits", "/embeddings", "/engines", "/evals", "/files"),
@@ -24,8 +26,8 @@ OPENAI = (
 )
 ANTHROPIC = ("/complete", "/messages/batches", "/organizations")
 LOCAL = (
-    # Ollama, LM Studio, KoboldCpp
-    "/api",
+    # LM Studio, KoboldCpp
+    *("/api/extra", "/api/latest", "/api/v0", "/api/v1"),
     # llama.cpp
     *("/apply-template", "/completion", "/detokenize", "/embedding", "/infill", "/lora-adapters"),
     *("/props", "/rerank", "/reranking", "/slots", "/tokenize"),
@@ -41,6 +43,16 @@ LOCAL = (
     "/metrics",
 )
 BULKHEAD = ("/admin/logs", "/ui")
+BY_HAND = {
+    "/api/blobs": "Models come from folders and from the Hugging Face cache",
+    "/api/copy": "To serve a model under another name too, add to its `aliases` in the "
+    "configuration",
+    "/api/create": "To serve another model, name it under [models] in the configuration or with "
+    "`bulkhead serve --model NAME=SOURCE`",
+    "/api/delete": "`bulkhead unload NAME` gives its memory back, and `hf cache rm` its disk",
+    "/api/push": "Models are published with `hf upload`",
+}
+"""Endpoints of Ollama's that change what there is, which no request does here, and what does."""
 _ALL = {
     **dict.fromkeys(OPENAI, "OpenAI's API"),
     **dict.fromkeys(ANTHROPIC, "Anthropic's API"),
@@ -52,8 +64,17 @@ _ALL = {
 
 def lacking(path: str) -> str | None:
     """Whose the endpoint is, with or without `/v1` before it; None for one that nobody has."""
+    return _longest(path, _ALL)
+
+
+def by_hand(path: str) -> str | None:
+    """What is done instead of asking that endpoint; None where that is not known."""
+    return _longest(path, BY_HAND)
+
+
+def _longest(path: str, known: Mapping[str, str]) -> str | None:
     parts = path.removeprefix("/v1").split("/")
     for length in range(2, len(parts) + 1):
-        if (whose := _ALL.get("/".join(parts[:length]))) is not None:
-            return whose
+        if (found := known.get("/".join(parts[:length]))) is not None:
+            return found
     return None

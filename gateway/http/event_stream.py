@@ -53,9 +53,9 @@ class EventStream:
         self._rest()
 
     async def send(self, events: bytes) -> None:
-        """Send whole events, if there are any; wait while the client is behind."""
+        """Send whole events, or nothing; wait while the client is behind."""
         if not events:
-            return
+            return  # an empty chunk would be the last one
         self._sent = self._loop.time()
         await self._response.write(events)
 

@@ -52,13 +52,17 @@ IGNORED = web.RequestKey("ignored", tuple[str, ...])
 """The parameters of other local servers that the body has and that change nothing here."""
 
 
-async def read_body(request: web.Request) -> bytes:
+async def read_body(request: web.Request, *, of_curl: bool = False) -> bytes:
     """The JSON that was posted, unparsed. Raises the contract's 400, 408, 413 or 415.
 
     A body without a type is taken as JSON; a browser's form is always sent with one, so this opens
-    no door to pages of other sites.
+    no door to pages of other sites. With `of_curl` JSON may also call itself a form, as curl does
+    unless told otherwise: a browser says where a form comes from.
     """
-    if "Content-Type" in request.headers and request.content_type != "application/json":
+    kinds = {"application/json"}
+    if of_curl and "Origin" not in request.headers:
+        kinds.add("application/x-www-form-urlencoded")
+    if "Content-Type" in request.headers and request.content_type not in kinds:
         raise UnsupportedMediaType("Send the body as `Content-Type: application/json`.")
     if (request.charset or "utf-8").lower() not in _JSON_CHARSETS:
         raise UnsupportedMediaType("Send the body in UTF-8: JSON has no other `charset`.")

@@ -11,7 +11,7 @@ import re
 
 _PREFIX = re.compile(r"/+(?:v1(?:/+|$))*")
 _WITH_AN_ID = ("models/", "admin/models/")
-_OUR_OWN = re.compile(r"(?:health|openapi\.json|admin/.*)", re.DOTALL)
+_OUR_OWN = re.compile(r"(?:health|openapi\.json|(?:admin|api)/.*)", re.DOTALL)
 """Routes that OpenAI's API does not have, and that have no version."""
 
 

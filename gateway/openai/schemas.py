@@ -35,6 +35,15 @@ class ErrorObject(AnswerStruct):
     code: str
 
 
+class OllamaError(msgspec.Struct, frozen=True):
+    """An error on /api; Ollama's clients read `error`."""
+
+    error: str
+    type: str
+    param: str | None
+    code: str
+
+
 class Error(AnswerStruct):
     """The body of every error, and an event of a stream that fails after its first byte."""
 
@@ -326,6 +335,8 @@ class CachedModel(AnswerStruct):
     ]
     context: Annotated[Count | None, Meta(description="Tokens.")]
     pinned: bool
+    expires_at: Time | None
+    """When it is unloaded if nobody asks for it any more; null = it stays."""
     deaths: Count
     last_crash: LastCrash | None
 

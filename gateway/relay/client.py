@@ -36,6 +36,7 @@ from supervisor.wire.frames import (
     Counter,
     Crashes,
     Embed,
+    Expire,
     Frame,
     FromEngine,
     Generate,
@@ -47,6 +48,7 @@ from supervisor.wire.frames import (
     Report,
     ToGateway,
     UseCounter,
+    Warm,
     WatchEvents,
 )
 from supervisor.wire.listener import reach
@@ -81,17 +83,19 @@ class Relay:
         model: str,
         hold: float,
         digest: bytes = b"",
+        keep_alive: float | None = None,
     ) -> Generation:
         """Wait up to `hold` seconds for a worker and give it the request's choices. Raises
         BulkheadError.
 
         One lease holds them all, for which the first one's id stands; each has a connection of its
-        own to the worker. Equal requests have an equal `digest`. Cancelling gives the place back.
+        own to the worker. Equal requests have an equal `digest`. `keep_alive` is as `Acquire`'s.
+        Cancelling gives the place back.
         """
         lease = await self._connect_control()
         generation = Generation(choices, lease, hold, self._connect_worker, self._at_once)
         try:
-            lease.send(Acquire(choices[0].request_id, model, hold, digest))
+            lease.send(Acquire(choices[0].request_id, model, hold, digest, keep_alive))
             await generation.begin()
             # uvloop sends at the end of a turn: what follows here would hold the request back.
             await asyncio.sleep(0)
@@ -110,9 +114,10 @@ class Relay:
         self._leases.close()
         self._workers.close()
 
-    async def report(self, model: str = "") -> Report:
-        """The state of the server, or of a model. Raises BulkheadError, also ModelNotFound."""
-        return await self._ask(Inquire(model), Report)
+    async def report(self, model: str = "", *, files: bool = False) -> Report:
+        """The state of the server, or of a model; with what is known of all models' files on
+        request. Raises BulkheadError, also ModelNotFound."""
+        return await self._ask(Inquire(model, files), Report)
 
     async def count(self, chat: Chat, model: str, now: float, request_id: str = "-") -> int:
         """Tokens of the prompt that a worker would make of the chat at the time `now` (seconds
@@ -129,6 +134,18 @@ class Relay:
         """Load, unload, pin or unpin by hand; only a load waits, up to `hold` seconds. Raises
         BulkheadError. Cancelling gives the wait up, and cancels no load."""
         return await self._ask(Manage(request_id, action, model, hold), Managed, hold)
+
+    async def warm(
+        self, request_id: str, model: str, hold: float, keep_alive: float | None
+    ) -> Managed:
+        """Have the model loaded, and wait for that up to `hold` seconds; `keep_alive` is as
+        `Acquire`'s. Raises BulkheadError. Cancelling gives the wait up, and cancels no load."""
+        return await self._ask(Warm(request_id, model, hold, keep_alive), Managed, hold)
+
+    async def expire(self, model: str) -> Managed:
+        """Have the model unloaded once nobody uses it, unless it is pinned. Raises
+        BulkheadError."""
+        return await self._ask(Expire(model), Managed)
 
     async def crashes(self, name: str = "") -> bytes:
         """JSON: the crash report with that id, or the list of all. Raises BulkheadError."""

@@ -56,9 +56,10 @@ class Control:
     """Turns frames into events of the pool. A connection has one lease at most.
 
     Whatever changes the pool goes through `shell`. `keyed` gives a request's digest under the
-    quarantine's key, from which no request can be guessed; `counter` counts tokens;
-    `health` gives the object that `/health` shows; `crashes` one crash report, or the list of all
-    for "", and raises NotFound. `gateway_serves` is called when the gateway accepts requests.
+    quarantine's key, from which no request can be guessed; `counter` counts tokens; `health` gives
+    the object that `/health` shows; `about` what is known of the models' files; `crashes` one crash
+    report, or the list of all for "", and raises NotFound. `gateway_serves` is called when the
+    gateway accepts requests.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Control:
         keyed: Callable[[bytes], bytes],
         counter: CounterProcess,
         health: Callable[[], bytes],
+        about: Callable[[], bytes],
         crashes: Callable[[str], Awaitable[bytes]],
         gateway_serves: Callable[[], None],
     ) -> None:
@@ -81,6 +83,7 @@ class Control:
         self._keyed = keyed
         self._counter = counter
         self._health = health
+        self._about = about
         self._read_crashes = crashes
         self._gateway_serves = gateway_serves
         self._leases: dict[int, Connection] = {}
@@ -128,6 +131,10 @@ class Control:
                         lease = await self._acquire(frame, connection)
                     case frames.Manage() if lease is None:
                         lease = await self._manage(frame, connection)
+                    case frames.Warm() if lease is None:
+                        lease = await self._warm(frame, connection)
+                    case frames.Expire(model):
+                        connection.send(self._expire(model))
                     case frames.WatchEvents():
                         if not self._feed.join(connection):
                             connection.send(_refused(refusals.too_many_watchers()))
@@ -142,8 +149,8 @@ class Control:
                         connection.send(await self._use_counter(model, connection))
                     case frames.WorkerFault(reason) if connection in self._counting:
                         self._counter.fault(reason)
-                    case frames.Inquire(model):
-                        connection.send(self._report(model))
+                    case frames.Inquire(model, files):
+                        connection.send(self._report(model, files))
                     case frames.AskCrashes(name):
                         connection.send(await self._crashes(name))
                     case frames.Serving():
@@ -193,7 +200,14 @@ class Control:
         digest, now = self._keyed(frame.digest), time.monotonic()
         hold, acquire = frame.hold_seconds, self._pool.acquire
         return self._open_lease(
-            connection, acquire, frame.request_id, frame.model, hold, now, digest
+            connection,
+            acquire,
+            frame.request_id,
+            frame.model,
+            hold,
+            now,
+            digest,
+            frame.keep_alive,
         )
 
     def _open_lease(
@@ -237,6 +251,23 @@ class Control:
         connection.send(self._managed(name))
         return None
 
+    async def _warm(self, frame: frames.Warm, connection: Connection) -> int | None:
+        """The lease of a load that a client asks for, which waits."""
+        with contextlib.suppress(BulkheadError):  # the pool refuses it in a moment
+            await self._shell.before_load(self._pool.state.resolve(frame.model).name)
+        hold, now, warm = frame.hold_seconds, time.monotonic(), self._pool.warm
+        return self._open_lease(
+            connection, warm, frame.request_id, frame.model, hold, now, frame.keep_alive
+        )
+
+    def _expire(self, model: str) -> frames.Managed | frames.Refused:
+        try:
+            name = self._pool.state.resolve(model).name
+        except BulkheadError as error:
+            return _refused(error)
+        self._shell.handle(self._pool.expire, name, time.monotonic())
+        return self._managed(name)
+
     def _managed(self, name: str) -> frames.Managed:
         model = self._pool.models[name]
         return frames.Managed(name, model.state.value, model.pinned)
@@ -247,12 +278,13 @@ class Control:
         except BulkheadError as error:
             return _refused(error)
 
-    def _report(self, model: str) -> frames.Report | frames.Refused:
+    def _report(self, model: str, files: bool) -> frames.Report | frames.Refused:
         try:
             name = self._pool.state.resolve(model).name if model else ""
         except BulkheadError as error:
             return _refused(error)
-        return frames.Report(not self._pool.state.shutting_down, self._health(), name)
+        accepting, told = not self._pool.state.shutting_down, self._about() if files else b""
+        return frames.Report(accepting, self._health(), name, told)
 
 
 def _refused(error: BulkheadError) -> frames.Refused:

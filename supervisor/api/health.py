@@ -15,6 +15,8 @@ from supervisor.scheduler.state import PoolState
 from supervisor.wire.crash import CrashBrief
 from supervisor.wire.text import to_json
 
+_FOR_EVER = 100 * 365 * 86400.0
+"""Seconds idle after which it does not matter when."""
 _LOADED = frozenset({State.LOADING, State.READY, State.DRAINING})
 
 
@@ -61,6 +63,12 @@ def render_health(
         last = last_crash(model.name)
         return None if last is None else {"id": last.id, "cause": last.cause, "time": last.time}
 
+    def expires_at(model: Model) -> float | None:
+        """When it is unloaded if nobody asks for it any more; None = it stays."""
+        if model.ttl is None or model.ttl > _FOR_EVER or model.state is State.DRAINING:
+            return None
+        return now + model.ttl if model.idle_at is None else model.idle_at
+
     def cached(model: Model) -> dict[str, Any]:
         worker, does = model.current, activity(*model.current.key)
         done, total = worker.loading
@@ -89,6 +97,7 @@ def render_health(
             "stalled_seconds": None if does.stalled is None else round(does.stalled, 1),
             "context": worker.context or model.spec.context or None,
             "pinned": model.pinned,
+            "expires_at": iso(expires_at(model)),
             "deaths": model.deaths,
             "last_crash": crash(model),
         }

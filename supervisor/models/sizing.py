@@ -8,11 +8,13 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from supervisor.models.about import about
 from supervisor.models.catalog import Catalog, Fingerprint
 from supervisor.models.estimate import Estimate, EstimateError, estimate
 from supervisor.models.size_cache import MeasuredLoad, SizeCache, key
 from supervisor.models.sources import Place, SourceError
 from supervisor.scheduler.model import LearnedLimit
+from supervisor.wire.about import About
 from supervisor.wire.text import reason
 
 log = logging.getLogger("bulkhead.supervisor")
@@ -41,6 +43,7 @@ class Look:
     problem: str = ""
     """Why there is no place, or why its size is unknown."""
     need: Need = field(default_factory=lambda: Need())
+    about: About = field(default_factory=About)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +148,10 @@ class Sizing:
         measurement = MeasuredLoad(name, memory_bytes, load_seconds, time.time())
         self.cache.remember(self._key(name), measurement)
 
+    def about(self) -> dict[str, About]:
+        """What the last look at each model's files told of it."""
+        return {name: look.about for name, look in self._known.items()}
+
     def learned_limit(self, name: str, offset: float) -> LearnedLimit | None:
         """What was learned of the model's limits, in this run or an earlier one. `offset` is what
         the clock of epoch seconds is ahead of the caller's."""
@@ -177,16 +184,18 @@ class Sizing:
 
     def _read(self, name: str, stamp: Fingerprint, place: Place | None, problem: str) -> Look:
         fingerprint: Fingerprint = ()
-        need = Need()
+        need, weights = Need(), 0
         if place is not None:
             try:
                 fingerprint = self._catalog.fingerprint(place.folder)
-                need = self._need(name, estimate(place.folder))
+                found = estimate(place.folder)
+                need, weights = self._need(name, found), found.weights
             except EstimateError as error:
                 problem = str(error)
             except OSError as error:
                 problem = f"{place.folder} cannot be read: {reason(error)}"
-        return Look(stamp, fingerprint or (problem,), place, problem, need)
+        known = About() if place is None else about(place.folder, fingerprint, weights)
+        return Look(stamp, fingerprint or (problem,), place, problem, need, known)
 
     def _need(self, name: str, found: Estimate) -> Need:
         known = [size for size in (self._catalog.models[name].context, found.context) if size]

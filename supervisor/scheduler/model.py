@@ -152,6 +152,8 @@ class Lease:
     """Equal requests have equal ones."""
     asked: str = ""
     """The model it wanted, where its fallback serves it."""
+    keep_alive: float | None = None
+    """What it says of `Model.keep_alive`, until that is noted; None = nothing."""
     suspicion: Suspicion = Suspicion.CLEAR
     position: int = 0
     """Tokens of its output when last heard of."""
@@ -262,6 +264,9 @@ class Model:
     """Since when somebody has waited for a worker that does not exist yet: the model's turn."""
     preload: PreloadRequest | None = None
     pinned: bool = False
+    keep_alive: float | None = None
+    """In place of `spec.ttl`: what the last request said that said something, until the model is
+    unloaded. Seconds, 0 = as soon as nobody uses it, negative = never; None = nobody did."""
     failure: str = ""
     """Why it is FAILED."""
     crashed_until: float | None = None
@@ -360,12 +365,26 @@ class Model:
         return any(lease.suspicion is Suspicion.ON_PROBATION for lease in self.granted.values())
 
     @property
+    def ttl(self) -> float | None:
+        """Seconds idle before it is unloaded, None = never."""
+        if self.pinned:
+            return None
+        if self.keep_alive is not None:
+            return None if self.keep_alive < 0 else self.keep_alive
+        return self.spec.ttl or None
+
+    @property
     def idle_at(self) -> float | None:
         """When its time to live is over, None while that clock does not run."""
-        runs = self.state is State.READY and self.spec.ttl > 0 and not self.pinned
-        if not runs or self.in_use:
+        if self.state is not State.READY or self.ttl is None or self.in_use:
             return None
-        return max(self.current.idle_since, self.last_used or 0.0) + self.spec.ttl
+        return max(self.current.idle_since, self.last_used or 0.0) + self.ttl
+
+    def note_keep_alive(self, lease: Lease) -> None:
+        """The lease is served: what it says of the time to live holds from now on. Once: when it
+        returns after a death, a later request may have said something else."""
+        if lease.keep_alive is not None:
+            self.keep_alive, lease.keep_alive = lease.keep_alive, None
 
     def count_use(self, now: float, uses: int) -> None:
         """A request asks for this model; it is the `uses`-th over all."""

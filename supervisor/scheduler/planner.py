@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from supervisor.errors import BulkheadError
 from supervisor.scheduler import eviction, refusals
-from supervisor.scheduler.effects import Effect, LogLine, warning
+from supervisor.scheduler.effects import Effect, LogLine, Shrink, warning
 from supervisor.scheduler.eviction import Candidate
 from supervisor.scheduler.lifecycle import HAS_PROCESS, State
 from supervisor.scheduler.model import DrainCause, Model
@@ -114,7 +114,7 @@ class Planner:
 
     def _grant(self, model: Model, now: float, *, gate_closed: bool) -> list[Effect]:
         """READY: suspects before the others, one at a time; then as many as have a place."""
-        effects = self._requests.answer_loads(model)
+        effects = self._requests.answer_loads(model, now)
         if model.returning or model.on_probation:
             return effects
         if model.suspects:
@@ -287,6 +287,21 @@ class Planner:
             effects += self._refuse_too_large(model)
         return effects
 
+    def relieve(self, before: Level, now: float) -> list[Effect]:
+        """What the pressure asks for that was at another level, or the same, `before`."""
+        effects: list[Effect] = []
+        if self._state.level is Level.CRITICAL:
+            effects += self.unload_all(now)
+        elif self._state.level >= Level.WARN:
+            effects += self.clean_up(now)
+        if before < Level.HIGH <= self._state.level:
+            effects += [
+                Shrink(model.name, model.generation)
+                for model in self._models
+                if model.state is State.READY
+            ]
+        return effects
+
     def clean_up(self, now: float) -> list[Effect]:
         """Under pressure: leave `keep` idle models. Those just loaded are spared at first, or two
         models used in turn would be loaded in turn."""
@@ -306,7 +321,7 @@ class Planner:
 
     def unload_idle(self, model: Model, now: float) -> list[Effect]:
         """READY: its time to live is over."""
-        said = LogLine(f"{model.current.name} was idle for {model.spec.ttl:g} s: unloaded")
+        said = LogLine(f"{model.current.name} was idle for {model.ttl:g} s: unloaded")
         return [said, *self._workers.drain(model, DrainCause.EVICTION, now)]
 
     def trim_if_due(self, now: float) -> list[Effect]:
@@ -335,4 +350,24 @@ class Planner:
                 effects += self._workers.drain(model, DrainCause.EMERGENCY, now, seconds=seconds)
             elif model.state is State.DRAINING:
                 self._workers.hurry_drain(model, seconds, now)
+        return effects
+
+    def cut_drain(self, model: Model, now: float) -> list[Effect]:
+        """DRAINING, for as long as it may: park what still runs, or end it where a person wants the
+        model gone; then stop the worker."""
+        error = refusals.cut_off(model)
+        if model.current.drain_cause is DrainCause.BY_HAND:
+            cut = self._recovery.end_granted(model, error)
+        else:
+            cut = self._recovery.interrupt(model, error, now, parked=True)
+        return [*cut, *self._workers.stop_if_drained(model, now)]
+
+    def stop_at_once(self, now: float) -> list[Effect]:
+        """The second time that somebody asks for the end: nothing is waited for."""
+        effects: list[Effect] = []
+        for model in self._models:
+            if model.state is State.DRAINING:
+                effects += self.cut_drain(model, now)
+            elif model.state is State.STOPPING:
+                effects += self._workers.stop(model, now, kill=True)
         return effects

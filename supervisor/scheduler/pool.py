@@ -23,13 +23,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 from supervisor.errors import BulkheadError, ModelLoadFailed, ModelUnavailable
 from supervisor.scheduler import refusals
 from supervisor.scheduler.death import Death
-from supervisor.scheduler.effects import Effect, LogLine, Refuse, Shrink, warning
-from supervisor.scheduler.lifecycle import Event, State
+from supervisor.scheduler.effects import Effect, LogLine, Refuse, warning
+from supervisor.scheduler.lifecycle import HAS_PROCESS, Event, State
 from supervisor.scheduler.model import (
     DrainCause,
     LearnedLimit,
@@ -83,10 +84,17 @@ class Pool:
     # ── requests ─────────────────────────────────────────────────────────────────────────────────
 
     def acquire(
-        self, request_id: str, name: str, hold: float, now: float, digest: bytes = b""
+        self,
+        request_id: str,
+        name: str,
+        hold: float,
+        now: float,
+        digest: bytes = b"",
+        keep_alive: float | None = None,
     ) -> tuple[int, list[Effect]]:
-        """A request wants a place and waits at most `hold` seconds. Returns its lease's id."""
-        lease = self.requests.new_lease(request_id, hold, now, Purpose.REQUEST, digest)
+        """A request wants a place and waits at most `hold` seconds; see `Model.keep_alive`. Returns
+        its lease's id."""
+        lease = self.requests.new_lease(request_id, hold, now, Purpose.REQUEST, digest, keep_alive)
         effects: list[Effect] = []
         try:
             # (1)
@@ -162,12 +170,19 @@ class Pool:
         return self.planner.settle(now)
 
     def load(self, request_id: str, name: str, hold: float, now: float) -> tuple[int, list[Effect]]:
-        """A person wants the model loaded: queues and makes room like a request, but is no use of
+        """A person wants the model loaded: as `warm`, and a failed load may be tried again."""
+        with suppress(BulkheadError):  # it is refused in a moment
+            self.changed(self.state.resolve(name).name)
+        return self.warm(request_id, name, hold, now)
+
+    def warm(
+        self, request_id: str, name: str, hold: float, now: float, keep_alive: float | None = None
+    ) -> tuple[int, list[Effect]]:
+        """A client wants the model loaded: queues and makes room like a request, but is no use of
         the model and takes no place on the worker. Ends in Loaded or Refuse."""
-        lease = self.requests.new_lease(request_id, hold, now, Purpose.LOAD)
+        lease = self.requests.new_lease(request_id, hold, now, Purpose.LOAD, keep_alive=keep_alive)
         try:
             model = self.state.resolve(name)
-            self.changed(model.name)  # asked by hand: a failed load may be tried again
             self.requests.check_servable(model, now)
             ready = model.state is State.READY
             effects = [] if ready else self.requests.make_place(model, now)
@@ -177,6 +192,14 @@ class Pool:
             model.worker.unload_asked = False  # the later request counts
         self.requests.enqueue(model, lease)
         return lease.id, [*effects, *self.planner.settle(now)]
+
+    def expire(self, name: str, now: float) -> list[Effect]:
+        """A client has done with the model: it goes as soon as nobody uses it, unless pinned."""
+        model = self.models[name]
+        if model.state in HAS_PROCESS:
+            model.keep_alive = 0.0
+        idle = [] if model.idle_at is None else self.planner.unload_idle(model, now)
+        return [*idle, *self.planner.settle(now)]
 
     def unload(self, name: str, now: float) -> list[Effect]:
         """A person wants the model gone, pinned or not: once those who have a place, or wait for
@@ -397,17 +420,7 @@ class Pool:
         if level is not before:
             serious = logging.WARNING if level >= Level.HIGH else logging.INFO
             effects.append(LogLine(f"memory pressure is {level.name.lower()}: {figures}", serious))
-        if level is Level.CRITICAL:
-            effects += self.planner.unload_all(now)
-        elif level >= Level.WARN:
-            effects += self.planner.clean_up(now)
-        if before < Level.HIGH <= level:
-            effects += [
-                Shrink(model.name, model.generation)
-                for model in self.models.values()
-                if model.state is State.READY
-            ]
-        return [*effects, *self.planner.settle(now)]
+        return [*effects, *self.planner.relieve(before, now), *self.planner.settle(now)]
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -444,7 +457,7 @@ class Pool:
                 refused = self.requests.refuse_failed_load(model, error)  # (5)
                 return [*refused, *self.workers.kill_stalled_load(model, now)]
             case State.DRAINING:
-                return self._cut_drain(model, now)
+                return self.planner.cut_drain(model, now)
             case State.CRASHED:
                 self.workers.end_backoff(model)
                 return [LogLine(f"{model.name} may be loaded again")]
@@ -457,22 +470,12 @@ class Pool:
             case _:  # STOPPING: it ignored SIGTERM
                 return self.workers.stop(model, now, kill=True, stacks=True)
 
-    def _cut_drain(self, model: Model, now: float) -> list[Effect]:
-        """DRAINING, for as long as it may: park what still runs, or end it where a person wants the
-        model gone; then stop the worker."""
-        error = refusals.cut_off(model)
-        if model.current.drain_cause is DrainCause.BY_HAND:
-            cut = self.recovery.end_granted(model, error)
-        else:
-            cut = self.recovery.interrupt(model, error, now, parked=True)
-        return [*cut, *self.workers.stop_if_drained(model, now)]
-
     # ── the end ──────────────────────────────────────────────────────────────────────────────────
 
     def shutdown(self, now: float) -> list[Effect]:
         """Admit nobody, let what runs finish until the drain deadline. Again: stop at once."""
         if self.state.shutting_down:
-            return self._stop_at_once(now)
+            return self.planner.stop_at_once(now)
         self.state.shutting_down = True
         effects: list[Effect] = []
         for model in self.models.values():
@@ -489,12 +492,3 @@ class Pool:
             elif model.state is State.DRAINING:
                 model.current.drain_cause = DrainCause.SHUTDOWN
         return [*effects, *self.planner.settle(now)]
-
-    def _stop_at_once(self, now: float) -> list[Effect]:
-        effects: list[Effect] = []
-        for model in self.models.values():
-            if model.state is State.DRAINING:
-                effects += self._cut_drain(model, now)
-            elif model.state is State.STOPPING:
-                effects += self.workers.stop(model, now, kill=True)
-        return effects

@@ -26,11 +26,18 @@ class Requests:
     # ── coming ───────────────────────────────────────────────────────────────────────────────────
 
     def new_lease(
-        self, request_id: str, hold: float, now: float, purpose: Purpose, digest: bytes = b""
+        self,
+        request_id: str,
+        hold: float,
+        now: float,
+        purpose: Purpose,
+        digest: bytes = b"",
+        keep_alive: float | None = None,
     ) -> Lease:
         """A lease that is in no queue yet. A request without a digest is equal to no other."""
         number = next(self._ids)
-        return Lease(number, request_id, now + hold, purpose, hold, digest or b"%d" % number)
+        digest = digest or b"%d" % number
+        return Lease(number, request_id, now + hold, purpose, hold, digest, keep_alive=keep_alive)
 
     def check_servable(self, model: Model, now: float) -> None:
         """Raises what a request is refused with that comes now, whoever waits already."""
@@ -80,11 +87,14 @@ class Requests:
 
     # ── granting ─────────────────────────────────────────────────────────────────────────────────
 
-    def answer_loads(self, model: Model) -> list[Effect]:
-        """READY: whoever wanted it loaded, and no place in it, is told."""
+    def answer_loads(self, model: Model, now: float) -> list[Effect]:
+        """READY: whoever wanted it loaded, and no place in it, is told. Its time to live begins
+        anew."""
         loads = [lease for lease in model.waiting.values() if lease.purpose is Purpose.LOAD]
         for lease in loads:
             self.forget(model, lease.id)
+            model.note_keep_alive(lease)
+            model.current.idle_since = now
         return [Loaded(lease.id, model.name, model.current.name) for lease in loads]
 
     def grant_waiting(self, model: Model) -> list[Effect]:
@@ -106,6 +116,7 @@ class Requests:
         """READY: give it a place. See `Grant` for `until` and `then_pause`."""
         del model.waiting[lease.id]
         model.granted[lease.id] = lease
+        model.note_keep_alive(lease)
         worker = model.current
         return Grant(
             lease.id, model.name, worker.name, worker.generation, until, then_pause, lease.asked

@@ -129,6 +129,8 @@ class Workers:
         charge stays for a while."""
         model.move(Event.EXITED)
         worker, ledger = model.current, self._state.ledger
+        if not worker.exit_is_crash:
+            model.keep_alive = None
         if self._state.rules.release is ReleaseRule.AT_REAP:
             ledger.release(worker.key)
             return True

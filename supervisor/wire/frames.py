@@ -6,8 +6,9 @@ Four connections exist:
   | `Refused`), later perhaps `Died`, after which the request may come back: `Return` → (`Granted` |
   `Refused`). Closing the connection ends the lease, so the kernel returns leases when the gateway
   dies. The same socket serves `Inquire` → `Report`, and the gateway announces itself with
-  `Serving`. `Manage` → (`Managed` | `Refused`), `WatchEvents` → `Happened`… and `AskCrashes` →
-  (`Crashes` | `Refused`) are for people. `UseCounter` → (`Counter` | `Refused`), later perhaps
+  `Serving`. `Warm` or `Expire` â (`Managed` | `Refused`) are for clients that load and unload;
+  `Manage` â (`Managed` | `Refused`), `WatchEvents` â `Happened`â¦ and `AskCrashes` â
+  (`Crashes` | `Refused`) are for people. `UseCounter` â (`Counter` | `Refused`), later perhaps
   `Died`, is for a count; its connection stays open as long as that takes.
 * channel: supervisor ↔ worker, a socketpair inherited at spawn. `Hello` → `Load` → `Loading`… →
   `Ready` | `LoadFailed`.
@@ -47,12 +48,15 @@ class ErrorFrame(Frame, frozen=True):
 class Acquire(Frame, frozen=True, tag="acquire"):
     """Ask for a place on `model`. The request waits for it for at most `hold_seconds`, and for as
     long again after each death of its worker. Equal requests have an equal `digest`, by which one
-    that kills workers is recognised."""
+    that kills workers is recognised. `keep_alive` is for how many seconds the model stays loaded
+    when nobody uses it, from this request on: 0 = not at all, negative = for ever, None = as it
+    is."""
 
     request_id: str
     model: str
     hold_seconds: float
     digest: bytes = b""
+    keep_alive: float | None = None
 
 
 class Return(Frame, frozen=True, tag="return"):
@@ -80,10 +84,11 @@ class WorkerFault(Frame, frozen=True, tag="fault"):
 
 
 class Inquire(Frame, frozen=True, tag="inquire"):
-    """Ask for one `Report`. A `model`, which may be an alias, is resolved in it; an unknown one is
-    answered with `Refused`."""
+    """Ask for one `Report`, with `files` on request. A `model`, which may be an alias, is resolved
+    in it; an unknown one is answered with `Refused`."""
 
     model: str = ""
+    files: bool = False
 
 
 class Serving(Frame, frozen=True, tag="serving"):
@@ -101,6 +106,23 @@ class Manage(Frame, frozen=True, tag="manage"):
     action: Action
     model: str
     hold_seconds: float
+
+
+class Warm(Frame, frozen=True, tag="warm"):
+    """A client wants the model loaded, and no place on it: answered as a `Manage` to load, but a
+    failed load is not tried again for it. `keep_alive` is as `Acquire`'s."""
+
+    request_id: str
+    model: str
+    hold_seconds: float
+    keep_alive: float | None = None
+
+
+class Expire(Frame, frozen=True, tag="expire"):
+    """A client has done with the model: it is unloaded once nobody uses it, unless it is pinned.
+    Answered with `Managed` or `Refused`, at once."""
+
+    model: str
 
 
 class WatchEvents(Frame, frozen=True, tag="watch"):
@@ -186,11 +208,13 @@ class Died(ErrorFrame, frozen=True, tag="died"):
 
 class Report(Frame, frozen=True, tag="report"):
     """The state of the instance, as the JSON object that `/health` shows. `accepting`: it is not
-    shutting down. `model` is the served name of the model that was asked about, if any."""
+    shutting down. `model` is the served name of the model that was asked about, if any. `files` is
+    a JSON object: by served name, what is known of each model's files, see `wire.about`."""
 
     accepting: bool
     body: bytes
     model: str
+    files: bytes = b""
 
 
 ToSupervisor = (
@@ -201,6 +225,8 @@ ToSupervisor = (
     | Inquire
     | Serving
     | Manage
+    | Warm
+    | Expire
     | WatchEvents
     | UseCounter
     | AskCrashes
@@ -397,11 +423,14 @@ class Continue(Frame, frozen=True, tag="continue"):
 
 
 class Embed(Frame, frozen=True, tag="embed"):
-    """Inputs to embed, each a text or token ids. `dimensions` None = the model's own."""
+    """Inputs to embed, each a text or token ids. `dimensions` None = the model's own. With
+    `truncate` only the beginning is embedded of what is longer than the context, instead of
+    none."""
 
     request_id: str
     inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None
+    truncate: bool = False
 
 
 class Accepted(Frame, frozen=True, tag="accepted"):

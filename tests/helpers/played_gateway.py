@@ -65,7 +65,9 @@ class PlayedRelay:
         self.holds: list[float] = []
         self._started: asyncio.Queue[PlayedGeneration] = asyncio.Queue()
 
-    async def start(self, choices: Any, model: str, hold: float, digest: bytes) -> PlayedGeneration:
+    async def start(
+        self, choices: Any, model: str, hold: float, digest: bytes, keep_alive: float | None
+    ) -> PlayedGeneration:
         self.holds.append(hold)
         generation = PlayedGeneration()
         self._started.put_nowait(generation)

@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
@@ -26,6 +26,8 @@ from pydantic import BaseModel
 from tests.helpers.serving import Answer, Server, serving
 from tests.helpers.tiny_embedding import make_embedding
 from tests.helpers.tiny_llama import make_llama
+from tests.property import fuzz_messages, fuzz_ollama, fuzz_responses
+from tests.property.fuzz_values import COMMON, JUNK, KNOWN, MODELS, SCHEMAS, check_error
 
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 BODIES: dict[tuple[str, bool], type[BaseModel]] = {
@@ -35,51 +37,6 @@ BODIES: dict[tuple[str, bool], type[BaseModel]] = {
     (TEXT, True): Completion,
     (EMBED, False): CreateEmbeddingResponse,
 }
-MODELS = ("tiny", "vectors", "demo")
-"""A random Llama, one that makes embeddings, and one that thinks and calls tools."""
-KNOWN = ("What is the weather in Paris?", "Who are you?", "Give me a JSON object.", "Think: 2 + 2?")
-BUSY = frozenset({"queue_full", "model_loading"})
-"""Codes of 503 that a healthy server may answer."""
-JUNK: tuple[Any, ...] = (
-    None, True, False, -1, 0, 1, 2**31, 2**63, 2**64, 10**30, 0.5, -0.0, 1e308, "", "a", "\x00",
-    "\U0010ffff", "é" * 300, [], [None], [[]], [{}], [1, "a"], {}, {"a": None}, {"a": [{"b": 1}]},
-)  # fmt: skip
-COMMON: dict[str, tuple[Any, ...]] = {
-    "n": (1, 2, 3, 16, 0, 129, None),
-    "min_tokens": (0, 1, 4, 99, None),
-    "temperature": (0, 0.7, 2, 2.1, -1, 1e-300, None),
-    "top_p": (0, 0.5, 1, 1.1, 1e-300, None),
-    "top_k": (-1, 0, 1, 256, 257, 2**53, -2, None),
-    "min_p": (0, 0.1, 1, 2, None),
-    "xtc_probability": (0, 0.5, 1, 2, None),
-    "xtc_threshold": (0, 0.1, 0.5, 0.51, None),
-    "presence_penalty": (-2, 0, 2, 3, None),
-    "frequency_penalty": (-2, 0.5, 2, -3, None),
-    "repetition_penalty": (0, 1e-300, 1.1, 10, 11, None),
-    "repetition_context_size": (1, 20, 4096, 4097, 0, None),
-    "logit_bias": ({}, {"5": 100}, {"256": -100}, {"257": 1}, {"-1": 1}, {"x": 1}, {"5": None}),
-    "seed": (0, -(2**63), 2**63 - 1, 2**63, None),
-    "stop": ("a", "", [], ["a", "b"], ["a"] * 64, ["a"] * 65, [1], "x" * 1025, None),
-    "ignore_eos": (True, False, None),
-    "stream": (True, False, None),
-    "stream_options": ({}, {"include_usage": True}, {"include_usage": None}, {"x": 1}, None),
-    "user": ("me", None),
-    "metadata": ({}, {"a": "b"}, None),
-    "frobnicate": (1, None),
-    # Of other local servers
-    "keep_alive": ("5m", -1, None),
-    "options": ({}, {"num_ctx": 9, "temperature": 0}, {"x": 1}, {"seed": -1}, {"top_k": None}, 1),
-    "repeat_penalty": (1, 1.1, 0, 11, "x", None),
-    "repeat_last_n": (0, -1, 64, 4097, None),
-    "mirostat": (0, 2, None),
-    "stopping_strings": (["a"], [], [1], None),
-}
-SCHEMAS: tuple[Any, ...] = (
-    {}, {"type": "object"}, {"type": "array", "items": {"type": "integer"}}, {"enum": ["a", 1]},
-    {"type": "string", "pattern": "^(a+)+$"}, {"type": "string", "pattern": "("}, {"$ref": "#"},
-    {"$ref": "#/$defs/x"}, {"enum": []}, {"type": "objekt"}, {"anyOf": []}, {"const": 2**70},
-    {"type": "object", "properties": {"a": {"type": "number"}}, "required": ["a", "b"]},
-)  # fmt: skip
 
 
 def tool(name: Any, parameters: Any) -> dict[str, Any]:
@@ -193,35 +150,35 @@ def check(path: str, answer: Answer) -> None:
         BODIES[path, False].model_validate(whole)
 
 
-def check_error(status: int, body: Any) -> None:
-    """Raises AssertionError."""
-    error = body["error"]
-    assert set(error) == {"message", "type", "param", "code"}, error
-    assert error["message"]
-    assert isinstance(error["message"], str)
-    assert isinstance(error["param"], str | None)
-    assert status in (400, 404) or (status == 503 and error["code"] in BUSY), (status, error)
+class Dialect(NamedTuple):
+    """How its requests are made, and its answers judged."""
+
+    request: Callable[[int, int], tuple[str, dict[str, Any]]]
+    check: Callable[[str, Answer], None]
+
+
+DIALECTS = {
+    "openai": Dialect(request, check),
+    "messages": Dialect(fuzz_messages.request, fuzz_messages.check),
+    "responses": Dialect(fuzz_responses.request, fuzz_responses.check),
+    "ollama": Dialect(fuzz_ollama.request, fuzz_ollama.check),
+}
 
 
 def fuzz(
-    server: Server,
-    seed: int,
-    requests: int,
-    clients: int = 4,
-    make: Callable[[int, int], tuple[str, dict[str, Any]]] = request,
-    judge: Callable[[str, Answer], None] = check,
+    server: Server, seed: int, requests: int, clients: int = 4, dialect: str = "openai"
 ) -> Counter[int]:
-    """Send them; how often each status came. Raises AssertionError with the offender's shape.
-    `make` and `judge` are a dialect's `request` and `check`."""
+    """Send them; how often each status came. Raises AssertionError with the offender's shape."""
+    spoken = DIALECTS[dialect]
 
     def one(number: int) -> int:
-        path, body = make(seed, number)
+        path, body = spoken.request(seed, number)
         try:
             answer = server.request("POST", path, body)
-            judge(path, answer)
+            spoken.check(path, answer)
         except Exception as error:
             raise AssertionError(
-                f"seed {seed}, request {number}: {path} {shape(body)}: {error!r}"
+                f"{dialect}, seed {seed}, request {number}: {path} {shape(body)}: {error!r}"
             ) from error
         return answer.status
 
@@ -248,21 +205,22 @@ def fuzzed(folder: Path) -> Iterator[Server]:
         yield server
 
 
-def main(
-    make: Callable[[int, int], tuple[str, dict[str, Any]]] = request,
-    judge: Callable[[str, Answer], None] = check,
-) -> None:
-    """The command, of a dialect's `request` and `check`."""
+def main() -> None:
+    """The command."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=random.randrange(2**31))
     parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--dialect", choices=DIALECTS, action="append", help="all, unless named")
     said = parser.parse_args()
     print(f"seed {said.seed}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         for server in fuzzed(Path(folder)):
-            seen = fuzz(server, said.seed, said.requests, said.clients, make, judge)
-            print(json.dumps({str(status): seen[status] for status in sorted(seen)}))
+            for name in said.dialect or DIALECTS:
+                seen = fuzz(server, said.seed, said.requests, said.clients, name)
+                print(
+                    name, json.dumps({str(each): seen[each] for each in sorted(seen)}), flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,4 @@
-"""Random requests for messages: `python -m tests.property.fuzz_messages --requests 20000`.
-
-As `tests.property.fuzz`, in Anthropic's dialect.
-"""
+"""Random requests for messages, and what an answer has to be. See `tests.property.fuzz`."""
 
 from __future__ import annotations
 
@@ -15,7 +12,7 @@ from pydantic import TypeAdapter
 
 from gateway.anthropic.schemas import MessagesError
 from tests.helpers.serving import Answer
-from tests.property.fuzz import BUSY, JUNK, KNOWN, SCHEMAS, main
+from tests.property.fuzz_values import BUSY, JUNK, KNOWN, SCHEMAS
 
 PATH, COUNT = "/v1/messages", "/v1/messages/count_tokens"
 MODELS = ("tiny", "demo")
@@ -142,7 +139,3 @@ def check(path: str, answer: Answer) -> None:
         MessageTokensCount.model_validate_json(answer.body, strict=True)
     else:
         Message.model_validate_json(answer.body, strict=True)
-
-
-if __name__ == "__main__":
-    main(request, check)

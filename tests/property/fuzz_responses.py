@@ -1,7 +1,4 @@
-"""Random requests for responses: `python -m tests.property.fuzz_responses --requests 20000`.
-
-As `tests.property.fuzz`, in the responses dialect.
-"""
+"""Random requests for responses, and what an answer has to be. See `tests.property.fuzz`."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from openai.types.responses import Response
 
 from tests.helpers.responses import read_events
 from tests.helpers.serving import Answer
-from tests.property.fuzz import COMMON, JUNK, KNOWN, SCHEMAS, check_error, main
+from tests.property.fuzz_values import COMMON, JUNK, KNOWN, SCHEMAS, check_error
 
 PATH = "/v1/responses"
 MODELS = ("tiny", "demo")
@@ -129,7 +126,3 @@ def check(path: str, answer: Answer) -> None:
         assert events[-1]["type"] in ("response.completed", "response.incomplete")
     else:
         Response.model_validate_json(answer.body, strict=True)
-
-
-if __name__ == "__main__":
-    main(request, check)

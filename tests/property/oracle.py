@@ -98,11 +98,25 @@ class Model:
     """Until when it is not loaded because it keeps dying."""
     most: int | None = None
     """Requests at once, after it ran out of memory."""
+    keep_alive: float | None = None
+    """What the last request that was served said of it, until the model was unloaded."""
 
     @property
     def limit(self) -> int:
         """Requests at once; 0 = any number."""
         return self.most or self.spec.concurrency
+
+    @property
+    def ttl(self) -> float | None:
+        """Seconds idle before it goes; None = it stays."""
+        if self.keep_alive is None:
+            return self.spec.ttl or None
+        return self.keep_alive if self.keep_alive >= 0 else None
+
+    def served(self, request: Request) -> None:
+        """What the request says of the model's time to live counts from now on."""
+        if request.keep_alive is not None:
+            self.keep_alive, request.keep_alive = request.keep_alive, None
 
     @property
     def size(self) -> int:
@@ -209,7 +223,8 @@ class Books:
                 case Loaded(lease, model):
                     check(self.requests[lease].by_hand, "a request was told `loaded`")
                     check(self.processes[model].phase == "ready", "loaded, but not ready")
-                    self.end(lease, "waiting")
+                    self.models[model].served(self.end(lease, "waiting"))
+                    self.processes[model].idle_since = self.now
                 case Refuse(lease, error):
                     self._refused(lease, error)
                 case EndLease(lease, error):
@@ -283,6 +298,7 @@ class Books:
             loads = [p.model for p in self.processes.values() if p.phase == "loading"]
             check(not loads, f"{name} is granted while {loads} loads behind an exclusive gate")
         request.status = "granted"
+        self.models[name].served(request)
         check(not limit or len(self.open_of(name, "granted")) <= limit, "more than may run")
 
     def _learned(self, name: str, limit: LearnedLimit | None) -> None:
@@ -378,6 +394,7 @@ class Books:
             taken = len(waiting) + len(granted) + len(returning)
             check(taken <= model.spec.capacity, f"{name}: {taken} run, wait or return")
             check(entry.pinned == model.pinned, f"{name}: pinned {entry.pinned}")
+            check(entry.keep_alive == model.keep_alive, f"{name}: kept {entry.keep_alive} s")
             if process is not None:
                 self._compare_process(name, process, state, before)
             if granted:
@@ -464,9 +481,9 @@ class Books:
                 check(not self.models[name].pinned, f"pinned {name} goes by pressure")
                 return
         check(not self.models[name].pinned, f"pinned {name} is evicted by {self.doing}")
-        spec = self.models[name].spec
+        ttl = self.models[name].ttl
         idle_for = self.now - process.idle_since
-        if not busy and spec.ttl and idle_for + _EPSILON >= spec.ttl:
+        if not busy and ttl is not None and idle_for + _EPSILON >= ttl:
             return
         if self.doing.startswith("ready") and not busy:
             return  # another was larger than estimated
@@ -515,9 +532,11 @@ class Books:
             tries = bool(self.deaths.suspects(name)) or self.deaths.probation(name)
             tries = tries or bool(self.open_of(name, "returning"))
             check(not waits or full or closed or tries, f"{name} is ready and {waits} wait")
-            ttl = self.models[name].spec.ttl
+            ttl = self.models[name].ttl
             process = self.processes[name]
-            if ttl and not self.models[name].pinned and not entry.in_use and self.doing == "tick":
+            timed = ttl is not None and self.doing in ("tick", f"expire {name}")
+            if timed and not self.models[name].pinned and not entry.in_use:
+                assert ttl is not None
                 check(self.now < process.idle_since + ttl, f"{name} outlives its ttl")
         if self.level >= Level.HIGH:
             return

@@ -70,6 +70,8 @@ class Request:
     """Whose its last death was, once that is known."""
     unproductive: int = 0
     interruptions: int = 0
+    keep_alive: float | None = None
+    """What it says of the model's time to live, until it is served."""
 
 
 @dataclass

@@ -27,6 +27,8 @@ from tests.property.world import World
 EPISODE_STEPS = 250
 KINDS = ("", "", "", "", "tea", "coffee", "poison", "poison", "poison too")
 """Of requests: equal ones come again."""
+KEEP_ALIVES = (*(None,) * 20, -1.0, 0.0, 4.0, 20.0)
+"""What requests say of it, which few do."""
 NAMES = ("a", "b", "c", "d")
 LIMITS = Limits(
     load_stall=10.0, drain=20.0, stop=3.0, stop_per_gigabyte=0.5, emergency_drain=4.0, preload=50.0
@@ -125,7 +127,8 @@ class Walk:
         kind = self.rng.choice(KINDS)
         digest = f"{kind} for {name}".encode() if kind else b""
         hold = self.rng.choice((40.0, 240.0) if self.storm else (0.0, 2.0, 15.0, 40.0, 240.0))
-        self.world.acquire(asked, hold, digest=digest, poison=kind.startswith("poison"))
+        poison, keep_alive = kind.startswith("poison"), self.rng.choice(KEEP_ALIVES)
+        self.world.acquire(asked, hold, digest=digest, poison=poison, keep_alive=keep_alive)
 
     def release(self) -> None:
         if self.world.requests:
@@ -215,9 +218,10 @@ class Walk:
         self.world.pressure(self.rng.choice([Level.NORMAL, *levels]))
 
     def by_hand(self) -> None:
-        match self.rng.randrange(7):
+        match self.rng.randrange(8):
             case 0:
-                self.world.acquire(self.name(), self.rng.choice((1.0, 60.0)), by_hand=True)
+                hold, keep_alive = self.rng.choice((1.0, 60.0)), self.rng.choice(KEEP_ALIVES)
+                self.world.acquire(self.name(), hold, by_hand=True, keep_alive=keep_alive)
             case 1:
                 self.world.unload(self.name())
             case 2:
@@ -228,6 +232,8 @@ class Walk:
                 self.world.preload(self.name())
             case 6:
                 self.world.changed(self.name())
+            case 7:
+                self.world.expire(self.name())
 
     def trouble(self) -> None:
         if self.rng.random() < 0.2:

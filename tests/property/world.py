@@ -32,15 +32,18 @@ class World(Books):
         by_hand: bool = False,
         digest: bytes = b"",
         poison: bool = False,
+        keep_alive: float | None = None,
     ) -> int:
-        """A request for a name or alias, or an admin's load."""
+        """A request for a name or alias, or an admin's load; with `keep_alive` a client's."""
         doing = "load" if by_hand else "acquire"
         called = f"r{self.asked + 1}"
-        if by_hand:
+        if by_hand and keep_alive is None:
             lease, effects = self.pool.load(called, name, hold, self.now)
             self._forgive(name)
+        elif by_hand:
+            lease, effects = self.pool.warm(called, name, hold, self.now, keep_alive)
         else:
-            lease, effects = self.pool.acquire(called, name, hold, self.now, digest)
+            lease, effects = self.pool.acquire(called, name, hold, self.now, digest, keep_alive)
         check(lease == self.asked + 1, "a lease twice")
         refused = any(isinstance(effect, Refuse) and effect.lease == lease for effect in effects)
         quarantined = not refused and digest in self.deaths.quarantined
@@ -55,6 +58,7 @@ class World(Books):
                 hold=hold,
                 digest=digest or called.encode(),
                 poison=poison,
+                keep_alive=keep_alive,
             )
             if not by_hand:
                 self.models[model].uses += 1
@@ -119,6 +123,12 @@ class World(Books):
         if self.pool.models[name].state in (State.READY, State.DRAINING):
             self.processes[name].by_hand = not self.processes[name].emergency
         self.step("unload", self.pool.unload(name, self.now))
+
+    def expire(self, name: str) -> None:
+        """A client has done with the model."""
+        if name in self.processes:
+            self.models[name].keep_alive = 0.0
+        self.step(f"expire {name}", self.pool.expire(name, self.now))
 
     def pin(self, name: str, pinned: bool) -> None:
         self.models[name].pinned = pinned
@@ -221,6 +231,8 @@ class World(Books):
         process = self.processes.pop(name)
         if not process.asked:
             self.deaths.died(name, fault, self.now)
+        else:
+            self.models[name].keep_alive = None
         if self.shutdowns:
             self.deaths.records[name].pause = None
         key = (name, process.generation)

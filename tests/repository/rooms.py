@@ -222,6 +222,11 @@ ROOMS: Mapping[str, Room] = {
         ("msgspec",),
         without=_NO_WORLD,
     ),
+    "gateway.ollama": Room(
+        ("gateway.dialect", "gateway.openai", "supervisor.errors", "supervisor.wire"),
+        ("msgspec",),
+        without=_NO_WORLD,
+    ),
     "gateway.http": Room(
         ("gateway.dialect", "supervisor.config", "supervisor.errors"), ("aiohttp",)
     ),
@@ -231,6 +236,7 @@ ROOMS: Mapping[str, Room] = {
             "gateway.dialect",
             "gateway.document",
             "gateway.http",
+            "gateway.ollama",
             "gateway.openai",
             "gateway.relay",
             "gateway.responses",
@@ -245,6 +251,7 @@ ROOMS: Mapping[str, Room] = {
             "gateway.dialect",
             "gateway.handlers",
             "gateway.http",
+            "gateway.ollama",
             "gateway.relay",
             "supervisor.config",
             "supervisor.errors",

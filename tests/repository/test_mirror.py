@@ -41,6 +41,7 @@ WITNESSES: dict[str, tuple[str, ...]] = {
     "supervisor/units.py": ("unit/supervisor/test_build.py",),
     "supervisor/scheduler/death.py": ("unit/supervisor/crashes/test_diagnosis.py",),
     "supervisor/scheduler/effects.py": ("unit/supervisor/scheduler/test_pool.py",),
+    "supervisor/wire/about.py": ("unit/supervisor/models/test_about.py",),
     "supervisor/wire/crash.py": ("unit/supervisor/crashes/test_store.py",),
     # Parts of one thing, which is tested as a whole.
     "gateway/grammars/patterns.py": ("unit/gateway/grammars/test_lark.py",),
@@ -75,6 +76,7 @@ SUBJECTS = {
     "gateway/openai/test_any_body.py": "any JSON is a request that can be sent, or a 400",
     "supervisor/crashes/test_deaths.py": "the way of a death through all of the room",
     "supervisor/scheduler/test_complaints.py": "what users of other servers complained about",
+    "supervisor/scheduler/test_keep_alive.py": "what requests say of their model's time",
     "supervisor/scheduler/test_user_settings.py": "every lever that users have",
     "worker/demo/test_wheel.py": "what is shipped of the demo",
     "worker/grammar/test_client_grammars.py": "answers under clients' expressions and grammars",

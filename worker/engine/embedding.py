@@ -101,7 +101,7 @@ class Embedder:
             raise InvalidValue("Invalid value for `input`: it is empty.", param="input")
         one = len(request.inputs) == 1
         return [
-            self._tokens(input, "input" if one else f"input[{index}]")
+            self._tokens(input, "input" if one else f"input[{index}]", truncate=request.truncate)
             for index, input in enumerate(request.inputs)
         ]
 
@@ -243,8 +243,10 @@ class Embedder:
 
     # ── before a request's turn ──────────────────────────────────────────────────────────────────
 
-    def _tokens(self, input: str | Sequence[int], place: str) -> list[int]:
+    def _tokens(self, input: str | Sequence[int], place: str, *, truncate: bool) -> list[int]:
         if isinstance(input, str):
+            if truncate:
+                input = self._encoder.beginning(input)
             # As the tokenizer does it for its own model: Qwen3-Embedding's ends every text with
             # the very token whose state is the embedding.
             tokens = self._encoder.encode(input, "input", place)
@@ -253,8 +255,16 @@ class Embedder:
         if not tokens:
             raise InvalidValue(f"Invalid value for `{place}`: it is empty.", param="input")
         if len(tokens) > self._encoder.context:
+            if truncate:
+                return self._truncated(tokens)
             raise self._encoder.too_long("input", place, f"{len(tokens)} tokens")
         return tokens
+
+    def _truncated(self, tokens: list[int]) -> list[int]:
+        """As many as the context holds, and a token at the end with which every text ends."""
+        last = {self._encoder.encode(text, "input", "input")[-1] for text in ("a", "b")}
+        end = tokens[-1:] if last == {tokens[-1]} else []
+        return tokens[: self._encoder.context - len(end)] + end
 
 
 def _body(model: Any) -> Any:

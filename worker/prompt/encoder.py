@@ -23,7 +23,7 @@ class PromptEncoder:
         """Raises ContextLengthExceeded or InvalidValue for the parameter `param`, which messages
         call `label`. They never quote the text.
         """
-        if len(text) > self.context * self._longest:
+        if len(text) > len(self.beginning(text)):
             # Megabytes take seconds to tokenize, for which others wait, only to be refused.
             raise self.too_long(param, label, f"{len(text)} characters, which is more")
         try:
@@ -40,6 +40,10 @@ class PromptEncoder:
                 param=param,
             )
         return tokens
+
+    def beginning(self, text: str) -> str:
+        """So much of the text as the context could hold, were all its tokens as long as any."""
+        return text[: self.context * self._longest]
 
     def checked(self, ids: Sequence[int], param: str, label: str) -> list[int]:
         """Ids that a client has sent. MLX does not check them: it reads whatever lies behind the

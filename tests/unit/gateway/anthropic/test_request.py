@@ -31,7 +31,7 @@ from supervisor.errors import (
     UnsupportedValue,
 )
 from supervisor.wire.codec import encode
-from supervisor.wire.frames import Chat, Sampling, Structure
+from supervisor.wire.frames import Chat, Sampling, Schema
 from tests.helpers.anthropic_bodies import (
     SECRET,
     SEED,
@@ -205,7 +205,8 @@ def test_effort(effort: str) -> None:
     ],
 )
 def test_schemas(members: dict[str, Any]) -> None:
-    told = Structure('{"type":"object","properties":{"a":{"const":null}}}')
+    place = "output_format" if "output_format" in members else "output_config.format"
+    told = Schema('{"type":"object","properties":{"a":{"const":null}}}', place=f"{place}.schema")
     assert generate(**members).structure == told
 
 

@@ -34,10 +34,14 @@ class Scripted:
         self.requests: list[Embed] = []
         self.recoveries = 0
         self.asked = ""
+        self.keep_alive: float | None = None
         self.closed = False
 
-    async def start(self, request: Embed, model: str, hold: float, digest: bytes) -> Scripted:
+    async def start(
+        self, request: Embed, model: str, hold: float, digest: bytes, keep_alive: float | None
+    ) -> Scripted:
         self.requests.append(request)
+        self.keep_alive = keep_alive
         return self
 
     async def receive_vector(self) -> Any:
@@ -52,14 +56,14 @@ class Scripted:
         return asyncio.sleep(0)
 
 
-def posted(relay: Scripted, body: dict[str, Any]) -> Answer:
+def posted(relay: Scripted, body: dict[str, Any], path: str = "/v1/embeddings") -> Answer:
     """The gateway's answer when the worker says what `relay` holds."""
 
     async def play() -> Answer:
         app = gateway_app.build(ServerSettings(), "/no/such/socket")
         app[RELAY] = cast(Any, relay)
         async with TestClient(TestServer(app)) as client:
-            response = await client.post("/v1/embeddings", json=body)
+            response = await client.post(path, json=body)
             headers = {name.lower(): value for name, value in response.headers.items()}
             return Answer(response.status, headers, await response.read())
 

@@ -38,6 +38,7 @@ CACHED = {
     "stalled_seconds",
     "context",
     "pinned",
+    "expires_at",
     "deaths",
     "last_crash",
 }
@@ -364,3 +365,17 @@ def test_a_reason_that_is_no_text_refuses_no_report() -> None:
     assert (failed["state"], failed["reason"]) == ("failed", "model-\\xff.safetensors")
     assert failed["source"] == "/caf\\xe9"
     assert body["models"][1]["source"] == "demo"
+
+
+def test_when_a_model_goes_that_nobody_asks_for() -> None:
+    pool = Pool([Spec("m", ttl=30.0), Spec("n", ttl=1e15)], limits=Limits())
+    for name in ("m", "n"):
+        lease, _ = pool.acquire("r", name, 60.0, 100.0)
+        pool.ready(name, 1, GB, 4096, 101.0)
+        if name == "m":
+            (cached,) = shown(pool, now=105.0)["cached_models"]
+            assert at(cached["expires_at"]) == 135.0  # it is in use, and would be from now on
+        pool.release(lease, 110.0)
+    told = [each["expires_at"] for each in shown(pool, now=120.0)["cached_models"]]
+    assert at(told[0]) == 140.0
+    assert told[1] is None  # in thirty million years

@@ -277,3 +277,19 @@ def test_a_model_without_hidden_states_is_refused(folders: dict[str, Path]) -> N
 
     nested = Embedder(Nested(), embedder._tokenizer, folders["lasttoken"], CONTEXT)
     np.testing.assert_allclose(embed(nested, TEXTS), embed(embedder, TEXTS), atol=1e-6)
+
+
+@pytest.mark.parametrize("appended", [True, False])
+@pytest.mark.parametrize("length", [CONTEXT - 1, CONTEXT, CONTEXT + 1, 40 * CONTEXT])
+def test_what_is_too_long_is_cut_on_request(tmp_path: Path, appended: bool, length: int) -> None:
+    """A token that ends every text ends this one too: its state may be the embedding."""
+    embedder, _ = start(make_embedding(tmp_path / "m", appended=appended))
+    text = "ab" * (length // 2) + "a" * (length % 2)
+    (tokens,) = embedder.prepare(Embed("r", (text,), truncate=True))
+    (whole,) = embedder.prepare(Embed("r", (text[:100],)))
+    assert len(tokens) == min(CONTEXT, length + appended)
+    ends = [embedder.prepare(Embed("r", (each,)))[0][-1] for each in ("a", "b")]
+    assert (ends[0] == ends[1]) == appended
+    assert (tokens[-1] == ends[0] == ends[1]) == appended
+    assert tokens[: len(whole) - appended] == whole[: len(whole) - appended]
+    assert embedder.prepare(Embed("r", ((5,) * (CONTEXT + 1),), truncate=True)) == [[5] * CONTEXT]

@@ -1,0 +1,208 @@
+"""Ollama's API: chats and generations, embeddings, and what clients ask about models."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from importlib.metadata import version as version_of
+
+from aiohttp import web
+
+from gateway.handlers.answering import answer
+from gateway.handlers.common import (
+    DEFAULT_MODEL,
+    RELAY,
+    checked,
+    read_posted,
+    start,
+    worker_headers,
+)
+from gateway.handlers.embeddings import collect
+from gateway.http.exchange import IGNORED, RECORD, REQUEST_ID, hold_seconds, json_response
+from gateway.ollama.embeddings import (
+    EmbedRequest,
+    parse_embed,
+    parse_embeddings,
+    render_embed,
+    render_embeddings,
+    render_vector,
+)
+from gateway.ollama.models import (
+    Served,
+    render_ps,
+    render_show,
+    render_tags,
+    render_version,
+    served,
+    wanted_name,
+)
+from gateway.ollama.render import (
+    NDJSON,
+    Content,
+    Durations,
+    OllamaRenderer,
+    loaded,
+    of_chat,
+    of_generation,
+)
+from gateway.ollama.requests import OllamaRequest, parse_chat_body, parse_generate_body
+from gateway.openai.validation import missing_parameter
+from supervisor.errors import InvalidType, ModelNotFound
+from supervisor.wire.frames import Managed
+
+_NANOSECONDS = 1e9
+_SUCCESS = b'{"status":"success"}'
+
+
+async def chat(request: web.Request) -> web.StreamResponse:
+    """POST /api/chat"""
+    return await _answer(
+        request, parse_chat_body(await read_posted(request, of_curl=True)), of_chat
+    )
+
+
+async def generate(request: web.Request) -> web.StreamResponse:
+    """POST /api/generate"""
+    parsed = parse_generate_body(await read_posted(request, of_curl=True))
+    return await _answer(request, parsed, of_generation)
+
+
+async def _answer(
+    request: web.Request, parsed: OllamaRequest, content: Content
+) -> web.StreamResponse:
+    request[IGNORED] = parsed.ignored
+    if parsed.chat is not None:
+        return await answer(
+            request,
+            parsed,
+            lambda head: OllamaRenderer(content, head, lambda: _durations(request)),
+            parsed.keep_alive,
+        )
+    managed = await _load(request, parsed.model, parsed.keep_alive)
+    unloaded = parsed.keep_alive == 0
+    return json_response(loaded(content, managed.model, time.time(), unloaded=unloaded))
+
+
+async def _load(request: web.Request, model: str, keep_alive: float | None) -> Managed:
+    """What a request asks for that has nothing to answer: the model, loaded, or unloaded once
+    nobody uses it. Raises BulkheadError."""
+    request[RECORD].model, relay = model, request.app[RELAY]
+    if keep_alive == 0:
+        return await relay.expire(model)
+    return await relay.warm(request[REQUEST_ID], model, hold_seconds(request), keep_alive)
+
+
+def _durations(request: web.Request) -> Durations:
+    """Of the answer up to now. No part of one that has tokens is nothing: clients divide by it."""
+    record, now = request[RECORD], time.monotonic()
+    granted = now if record.granted_at is None else record.granted_at
+    first = now if record.first_at is None else record.first_at
+    parts = (now - record.begun, granted - record.begun, first - granted, now - first)
+    return Durations(*(max(1, round(part * _NANOSECONDS)) for part in parts))
+
+
+async def embed(request: web.Request) -> web.Response:
+    """POST /api/embed. The answer is buffered whole: any failure is a status."""
+    posted = await read_posted(request, of_curl=True)
+    parsed = await checked(request, _name(posted), lambda: parse_embed(posted, request[REQUEST_ID]))
+    vectors, model, headers = await _vectors(request, parsed)
+    tokens = request[RECORD].prompt_tokens or 0
+    body = render_embed(vectors, model, tokens, _durations(request))
+    return json_response(body, headers=headers)
+
+
+async def embeddings(request: web.Request) -> web.Response:
+    """POST /api/embeddings, of older clients."""
+    posted = await read_posted(request, of_curl=True)
+    parsed = await checked(
+        request, _name(posted), lambda: parse_embeddings(posted, request[REQUEST_ID])
+    )
+    vectors, _, headers = await _vectors(request, parsed)
+    return json_response(render_embeddings(vectors), headers=headers)
+
+
+def _name(posted: dict[str, object]) -> str:
+    """The model that is named, as far as one is."""
+    name = posted.get("model")
+    return name if isinstance(name, str) else ""
+
+
+async def _vectors(
+    request: web.Request, parsed: EmbedRequest
+) -> tuple[list[bytes], str, dict[str, str]]:
+    """The rendered vectors, the served name of who has made them, and the answer's headers."""
+    request[IGNORED] = parsed.ignored
+    if parsed.embed is None:
+        managed = await _load(request, parsed.model, parsed.keep_alive)
+        return [], managed.model, {}
+    wanted = len(parsed.embed.inputs)
+    started = await start(request, [parsed.embed], parsed.model, parsed.keep_alive)
+    with closing(started) as generation:
+        vectors = await collect(request, generation, wanted, render_vector)
+        return vectors, generation.model, worker_headers(generation)
+
+
+# ── models ───────────────────────────────────────────────────────────────────────────────────────
+
+
+async def tags(request: web.Request) -> web.Response:
+    """GET /api/tags: at once, without any worker."""
+    report = await request.app[RELAY].report(files=True)
+    return json_response(render_tags(served(report.body, report.files)))
+
+
+async def ps(request: web.Request) -> web.Response:
+    """GET /api/ps"""
+    report = await request.app[RELAY].report(files=True)
+    return json_response(render_ps(report.body, served(report.body, report.files)))
+
+
+async def show(request: web.Request) -> web.Response:
+    """POST /api/show"""
+    name, model = await _find(request)
+    return json_response(render_show(model, name))
+
+
+async def pull(request: web.Request) -> web.Response:
+    """POST /api/pull: what is served needs none, and nothing else is downloaded by a request."""
+    posted = await read_posted(request, of_curl=True)
+    stream = posted.get("stream", True)
+    if not isinstance(stream, bool):
+        raise InvalidType("Invalid type for `stream`: expected `bool`.", param="stream")
+    name = _wanted(request, posted)
+    try:
+        await request.app[RELAY].report(name)
+    except ModelNotFound as error:
+        raise ModelNotFound(
+            f"{error.message} No request downloads anything: run `hf download {name[:200]}` on the "
+            "server, and name the model there under [models] or with `bulkhead serve --model`.",
+            param="model",
+        ) from None
+    if not stream:
+        return json_response(_SUCCESS)
+    lines = b'{"status":"pulling manifest"}\n' + _SUCCESS + b"\n"
+    return web.Response(body=lines, content_type=NDJSON)
+
+
+async def version(request: web.Request) -> web.Response:
+    """GET /api/version"""
+    return json_response(render_version(version_of("mlx-bulkhead")))
+
+
+def _wanted(request: web.Request, posted: dict[str, object]) -> str:
+    """The model that a body is about. Raises MissingParameter or InvalidType."""
+    name = wanted_name(posted)
+    if name is None or name == "":
+        raise missing_parameter("model")
+    if not isinstance(name, str):
+        raise InvalidType("Invalid type for `model`: expected `str`.", param="model")
+    request[RECORD].model = name
+    return name
+
+
+async def _find(request: web.Request) -> tuple[str, Served]:
+    """The name that was asked for and its model. Raises BulkheadError."""
+    name = _wanted(request, await read_posted(request, of_curl=True))
+    report = await request.app[RELAY].report(name or DEFAULT_MODEL, files=True)
+    models = served(report.body, report.files)
+    return name, next(model for model in models if model.entry["name"] == report.model)

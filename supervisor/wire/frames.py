@@ -479,4 +479,5 @@ class Counted(Frame, frozen=True, tag="counted"):
     prompt_tokens: int
 
 
+ToCounter = Count
 FromCounter = Counted | Failed

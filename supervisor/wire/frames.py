@@ -537,4 +537,5 @@ class Counted(Frame, frozen=True, tag="counted"):
     prompt_tokens: int
 
 
+ToCounter = Count
 FromCounter = Counted | Failed

@@ -71,5 +71,6 @@ def test_an_answer_whose_grammar_gave_up_is_a_fault(monkeypatch: pytest.MonkeyPa
     )
     schema = {"type": "string", "pattern": "(.*b.{20}){5}"}
     monkeypatch.setattr(structured, "served", lambda: {"hard": schema})
+    monkeypatch.setattr(structured.guided, "cases", dict)
     _, why = structured.run(16, 1, "bytes")
     assert why.startswith("'hard'")

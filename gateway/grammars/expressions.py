@@ -9,6 +9,7 @@ what was sent, whoever checks; what can't be said so is refused.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gateway.grammars.faults import GrammarFault
@@ -36,7 +37,7 @@ _CLASSES = {
 ASCII's, and no two agree on all of them. What is asked for has the fewest, what is excluded the
 most."""
 _ALL = "\\x00-\U0010ffff"
-_CONTROLS = frozenset("nrtfv")
+_CONTROLS = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "a": "\a"}
 _CODE = re.compile(
     r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x\{([0-9a-fA-F]{1,6})\})"
 )
@@ -164,10 +165,11 @@ class _Reader:
         elif letter in "123456789k":
             raise GrammarFault("backreferences in it")
         else:
-            self._add(self._escaped())
+            made, letter = self._escaped()
+            self._add(made or _letter(letter))
 
-    def _escaped(self) -> str:
-        """An escape that means a letter or a property, in brackets too."""
+    def _escaped(self) -> tuple[str, str]:
+        """An escape that means ("", a letter) or (a property, ""), in brackets too."""
         text, at = self._text, self._at
         letter = text[at + 1]
         if code := _CODE.match(text, at):
@@ -175,72 +177,55 @@ class _Reader:
             number = int(next(filter(None, code.groups())), 16)
             if number > 0x10FFFF or 0xD800 <= number <= 0xDFFF:
                 raise _broken("a code that is no character")
-            return _letter(chr(number))
+            return "", chr(number)
         if found := _PROPERTY.match(text, at):
             self._at = found.end()
-            return found[0]
+            return found[0], ""
         self._at += 2
         if letter in _CONTROLS:
-            return f"\\{letter}"
-        if letter == "0" and not text[at + 2 : at + 3].isdigit():
-            return "\\x00"
-        if letter == "a":
-            return "\\x07"
-        if letter.isalnum():
+            return "", _CONTROLS[letter]
+        if letter.isalnum() and (letter != "0" or text[at + 2 : at + 3].isdigit()):
             raise GrammarFault("an escape that dialects read differently, or do not know")
-        return _letter(letter)
+        return "", "\0" if letter == "0" else letter
 
     def _brackets(self) -> str:
         text = self._text
         self._at += 1
-        made = ["["]
+        parts: list[_Member] = []
         classes: set[str] = set()
         negated = text[self._at : self._at + 1] == "^"
-        if negated:
-            made.append("^")
-            self._at += 1
+        self._at += negated
         first = self._at
-        while True:
-            here = text[self._at : self._at + 1]
+        while (here := text[self._at : self._at + 1]) != "]" or self._at == first:
             if not here:
                 raise _broken("brackets that are not closed")
             if here == "]":
-                if self._at == first:
-                    raise GrammarFault("brackets that are empty, or an unescaped `]` in them")
-                self._at += 1
-                break
-            if here == "\\":
-                if self._at + 1 == len(text):
-                    raise _broken("it ends within an escape")
-                letter = text[self._at + 1]
-                if letter in _CLASSES:
-                    made.append(_CLASSES[letter][negated])
-                    classes.add(letter)
-                    self._at += 2
-                elif letter == "b":
-                    made.append("\\x08")
-                    self._at += 2
-                else:
-                    made.append(self._escaped())
-            elif here == "[" or text[self._at : self._at + 2] in ("&&", "--", "~~"):
+                raise GrammarFault("brackets that are empty, or an unescaped `]` in them")
+            if here == "[" or text[self._at : self._at + 2] in ("&&", "--", "~~"):
                 raise GrammarFault("brackets with `[`, `&&`, `--` or `~~` in them: escape these")
-            else:
-                made.append("-" if here == "-" else _letter(here))
+            if here != "\\":
+                parts.append(("", here, here == "-"))
                 self._at += 1
+                continue
+            if self._at + 1 == len(text):
+                raise _broken("it ends within an escape")
+            letter = text[self._at + 1]
+            if letter in _CLASSES:
+                parts.append((_CLASSES[letter][negated], "", False))
+                classes.add(letter)
+                self._at += 2
+            elif letter == "b":
+                parts.append(("", "\b", False))
+                self._at += 2
+            else:
+                parts.append((*self._escaped(), False))
+        self._at += 1
         if any(letter.swapcase() in classes for letter in classes):
             # As in `[\\s\\S]`, which is how ECMA-262 says it.
             if negated:
                 raise _broken("brackets that no letter is in")
             return f"[{_ALL}]"
-        inside = "".join(made)
-        # At the ends it is a letter, to all of them.
-        head = "[^" if inside.startswith("[^") else "["
-        body = inside[len(head) :]
-        if body.startswith("-"):
-            body = f"\\{body}"
-        if body.endswith("-") and not body.endswith("\\-"):
-            body = f"{body[:-1]}\\-"
-        return f"{head}{body}]"
+        return f"[{'^' * negated}{''.join(_members(parts))}]"
 
     def _open(self) -> None:
         text, at = self._text, self._at
@@ -315,6 +300,28 @@ class _Reader:
             raise GrammarFault("a repetition of a repetition without a group between")
         self._made.append(sign)
         self._repeatable = False
+
+
+_Member = tuple[str, str, bool]
+"""In brackets: what stands for several letters, or the letter that it is; whether it is a hyphen
+that nothing escapes."""
+
+
+def _members(parts: list[_Member]) -> Iterator[str]:
+    at = 0
+    while at < len(parts):
+        made, letter, _ = parts[at]
+        if at + 2 < len(parts) and parts[at + 1][2]:
+            last = parts[at + 2][1]
+            if not letter or not last:
+                raise GrammarFault("a range in brackets that begins or ends with a class")
+            if letter > last:
+                raise _broken("a range in brackets that is none")
+            yield f"{_letter(letter)}-{_letter(last)}"
+            at += 3
+        else:
+            yield made or _letter(letter)
+            at += 1
 
 
 def _broken(what: str) -> GrammarFault:

@@ -73,6 +73,7 @@ WITNESSES: dict[str, tuple[str, ...]] = {
 }
 """Modules and packages without a file of their own, and the tests that hold them."""
 SUBJECTS = {
+    "gateway/grammars/test_any_text.py": "any text is a grammar or a fault",
     "gateway/openai/test_any_body.py": "any JSON is a request that can be sent, or a 400",
     "supervisor/crashes/test_deaths.py": "the way of a death through all of the room",
     "supervisor/scheduler/test_complaints.py": "what users of other servers complained about",

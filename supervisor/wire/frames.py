@@ -483,4 +483,5 @@ class Counted(Frame, frozen=True, tag="counted"):
     prompt_tokens: int
 
 
+ToCounter = Count
 FromCounter = Counted | Failed

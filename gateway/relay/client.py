@@ -123,7 +123,6 @@ class Relay:
             counter = await receive_answer(use, START_SECONDS)
             if not isinstance(counter, Counter):
                 raise unexpected_answer()
-            self._leases.refill(self._control)
             return await self._counting.count(use, counter, chat, now, request_id)
 
     async def manage(self, request_id: str, action: Action, model: str, hold: float) -> Managed:

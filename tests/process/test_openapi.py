@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import msgspec
 import openai
 import pytest
@@ -30,6 +31,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from gateway import app
+from gateway.anthropic.schemas import MessageEvent
 from gateway.document import ROUTES, document
 from gateway.openai import schemas
 from gateway.responses.schemas import ResponseEvent
@@ -37,18 +39,29 @@ from supervisor.config.schema import ServerSettings
 from tests.helpers.serving import DEADLINE, ROOT, Server, serving
 from tests.property.openapi import st_run
 
-RESPONSES = "/v1/responses"
-POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", RESPONSES]
-GETS = ["/v1/models", "/v1/models/{id}", "/health", "/"]
+MESSAGES, COUNT, RESPONSES = "/v1/messages", "/v1/messages/count_tokens", "/v1/responses"
+POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", MESSAGES, COUNT, RESPONSES]
+GETS = [
+    *("/v1/models", "/v1/models/{id}", "/health", "/"),
+    *("/v1/responses/{id}", "/v1/responses/{id}/input_items"),
+]
 CHUNKS: dict[str, Any] = {
     "/v1/chat/completions": schemas.ChatCompletionChunk,
     "/v1/completions": schemas.CompletionChunk,
+    MESSAGES: MessageEvent,
     RESPONSES: ResponseEvent,
 }
+LAST = {
+    MESSAGES: ("message_stop", "error"),
+    RESPONSES: ("response.completed", "response.incomplete", "response.failed"),
+}
+"""Of the streams whose events have names, those that may be the last."""
 PROMPTS: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "hi"}]},
     "/v1/completions": {"prompt": "hi"},
     "/v1/embeddings": {"input": "hi"},
+    MESSAGES: {"messages": [{"role": "user", "content": "hi"}]},
+    COUNT: {"messages": [{"role": "user", "content": "hi"}]},
     RESPONSES: {"input": "hi", "previous_response_id": None},
 }
 USER = PROMPTS["/v1/chat/completions"]
@@ -178,11 +191,12 @@ def check_events(path: str, content: bytes) -> None:
     """Every event is a chunk, and the last one what the document says."""
     *events, last, rest = content.decode().split("\n\n")
     assert rest == ""
-    if path == RESPONSES:
-        for event in [*events, last]:
+    if path in LAST:
+        for event in (*events, last):
             name, data = event.removeprefix("event: ").split("\ndata: ")
             msgspec.json.decode(data, type=CHUNKS[path])
             assert json.loads(data)["type"] == name
+        assert name in LAST[path]
         return
     for event in events:
         msgspec.json.decode(event.removeprefix("data: "), type=CHUNKS[path])
@@ -204,6 +218,9 @@ def tame(path: str, body: Any, *, easy: bool) -> Any:
         tamed["max_tokens"] = TOKENS_MAX
     limits = {**dict.fromkeys(names, TOKENS_MAX), "n": 1 if path == RESPONSES else CHOICES_MAX}
     limits |= {"min_tokens": 1, "best_of": CHOICES_MAX} if easy else {}
+    if easy and path == MESSAGES:
+        # Of a list of anything, few are tools.
+        tamed |= {"tools": None, "tool_choice": None, "thinking": None}
     for name, most in limits.items():
         if type(tamed.get(name)) is int:
             tamed[name] = min(tamed[name], most)
@@ -279,6 +296,8 @@ ANSWERED: list[tuple[str, dict[str, Any]]] = [
     ("/v1/completions", {"n": 2, "logprobs": 2}),
     ("/v1/completions", {"logprobs": 0}),
     ("/v1/completions", {"prompt": ["a", "b"], "echo": True}),
+    (MESSAGES, {}),
+    (MESSAGES, {"thinking": {"type": "adaptive", "display": "omitted"}}),
     (RESPONSES, {"include": ["message.output_text.logprobs"], "top_logprobs": 2}),
     (RESPONSES, {"text": {"format": {"type": "json_object"}}, "instructions": "Be brief."}),
 ]
@@ -289,7 +308,9 @@ ANSWERED: list[tuple[str, dict[str, Any]]] = [
 def test_answers_are_as_the_document_says(
     path: str, members: dict[str, Any], stream: bool, schema: Any, server: Server
 ) -> None:
-    streamed = {"stream": True, "stream_options": {"include_usage": True}} if stream else {}
+    streamed: dict[str, Any] = {"stream": stream}
+    if stream and path != MESSAGES:
+        streamed["stream_options"] = {"include_usage": True}
     body = {"model": "demo", "max_tokens": 4, **PROMPTS[path], **members, **streamed}
     case = schema[path]["POST"].Case(body=body, media_type="application/json")
     assert conforms(case, server).status_code == 200
@@ -416,3 +437,100 @@ def test_it_needs_no_docstrings() -> None:
     """Python drops them where PYTHONOPTIMIZE is 2."""
     code = "from gateway.document import document; document(keys=False)"
     subprocess.run([sys.executable, "-OO", "-c", code], cwd=ROOT, check=True, timeout=DEADLINE)
+
+
+# ── Anthropic's SDK ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def messages(server: Server) -> Iterator[Any]:
+    """Of one that raises where an answer is not of the SDK's type."""
+    with anthropic.Anthropic(
+        base_url=server.url,
+        api_key="unused",
+        max_retries=0,
+        timeout=DEADLINE,
+        _strict_response_validation=True,
+    ) as made:
+        yield made.messages
+
+
+ASKED: Any = {"role": "user", "content": "What is Bulkhead?"}
+FUNCTION: Any = WEATHER["function"]
+FORECAST: Any = {
+    "name": FUNCTION["name"],
+    "input_schema": FUNCTION["parameters"],
+    "strict": True,
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_this_sdk_reads_calls_and_gives_their_results(messages: Any, stream: bool) -> None:
+    """A tool loop, to its end."""
+    asked = {
+        "model": "demo",
+        "max_tokens": 200,
+        "tools": [FORECAST],
+        "tool_choice": {"type": "any"},
+    }
+    said: list[Any] = [{"role": "user", "content": "Is it sunny?"}]
+    if stream:
+        with messages.stream(**asked, messages=said) as events:
+            made = events.get_final_message()
+    else:
+        made = messages.create(**asked, messages=said)
+    (call, *_) = [block for block in made.content if block.type == "tool_use"]
+    assert call.name == "weather"
+    assert set(call.input) == {"sunny"}
+    assert made.stop_reason == "tool_use"
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "yes"}
+    said += [made.to_param(), {"role": "user", "content": [result]}]
+    end = messages.create(model="demo", max_tokens=8, tools=[FORECAST], messages=said)
+    assert end.usage.input_tokens > made.usage.input_tokens
+
+
+def test_an_answer_goes_on_where_it_was_begun(messages: Any) -> None:
+    greedy: Any = {"model": "demo", "max_tokens": 40, "extra_body": {"temperature": 0}}
+    whole = messages.create(**greedy, messages=[ASKED])
+    text = whole.content[-1].text
+    said = [ASKED, {"role": "assistant", "content": text[:11]}]
+    rest = messages.create(**greedy, messages=said)
+    assert text[:11] + rest.content[-1].text == text
+    assert rest.usage.input_tokens > whole.usage.input_tokens
+
+
+def test_this_sdk_reads_what_stopped_an_answer(messages: Any) -> None:
+    made = messages.create(
+        model="demo",
+        max_tokens=40,
+        stop_sequences=["x", "server"],
+        messages=[ASKED],
+        extra_body={"temperature": 0},
+    )
+    assert (made.stop_reason, made.stop_sequence) == ("stop_sequence", "server")
+    assert "server" not in made.content[-1].text
+
+
+def test_this_sdk_reads_an_answer_under_a_schema(messages: Any) -> None:
+    schema = FORECAST["input_schema"]
+    made = messages.create(
+        model="demo",
+        max_tokens=60,
+        messages=[ASKED],
+        output_config={"format": {"type": "json_schema", "schema": schema}},
+    )
+    assert set(json.loads(made.content[-1].text)) == {"sunny"}
+
+
+def test_what_is_counted_is_what_is_used(messages: Any) -> None:
+    asked = {"model": "demo", "messages": [ASKED], "system": "Be brief.", "tools": [FORECAST]}
+    made = messages.create(**asked, max_tokens=1)
+    assert messages.count_tokens(**asked).input_tokens == made.usage.input_tokens
+
+
+def test_a_conversation_that_is_too_long_is_told_in_the_words_that_agents_know(
+    messages: Any,
+) -> None:
+    said = [{"role": "user", "content": "ab " * 2_500}]
+    with pytest.raises(anthropic.BadRequestError, match=r"too long: \d+ tokens > \d+ maximum"):
+        messages.create(model="demo", max_tokens=1, messages=said)

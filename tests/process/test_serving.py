@@ -304,6 +304,7 @@ def test_health_and_root(server: Server) -> None:
             "stranded_bytes",
             "advice",
             "spare",
+            "counter",
         }
         assert report["memory"]["spare"] == "off"
         (entry,) = [entry for entry in report["cached_models"] if entry["name"] == "tiny"]

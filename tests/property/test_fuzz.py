@@ -11,7 +11,7 @@ import pytest
 
 from tests.helpers.serving import Answer, Server, serving
 from tests.helpers.tiny_llama import make_llama
-from tests.property import fuzz_responses
+from tests.property import fuzz_messages, fuzz_responses
 from tests.property.fuzz import fuzz, fuzzed
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -343,6 +343,7 @@ def test_random_requests(tmp_path: Path) -> None:
         seen = fuzz(running, seed=3, requests=90)
         assert seen[200] > 25
         assert seen[400] > 25
-        seen = fuzz(running, 3, 60, make=fuzz_responses.request, judge=fuzz_responses.check)
-        assert seen[200] > 15
-        assert seen[400] > 15
+        for dialect in (fuzz_messages, fuzz_responses):
+            seen = fuzz(running, 3, 60, make=dialect.request, judge=dialect.check)
+            assert seen[200] > 15, dialect
+            assert seen[400] > 15, dialect

@@ -30,6 +30,7 @@ WITNESSES: dict[str, tuple[str, ...]] = {
     "supervisor/processes/child.py": ("unit/supervisor/processes/test_launcher.py",),
     "supervisor/processes/worker.py": ("unit/supervisor/processes/test_spare.py",),
     "worker/main.py": ("process/test_serving.py",),
+    "worker/counting/main.py": ("process/test_counting.py",),
     # Values, which decide nothing.
     "gateway/grammars/faults.py": ("unit/gateway/grammars/test_lark.py",),
     "gateway/openai/schemas.py": ("process/test_openapi.py",),

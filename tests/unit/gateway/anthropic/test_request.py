@@ -289,7 +289,8 @@ def test_what_is_counted_is_the_prompt_of_the_request() -> None:
 
 
 def test_what_is_refused_there_is_refused_here() -> None:
-    for members in ({"frobnicate": 1}, {"mcp_servers": [{}]}, {"tools": [{}]}, {"messages": []}):
+    refused: list[dict[str, Any]] = [{"frobnicate": 1}, {"mcp_servers": [{}]}, {"tools": [{}]}]
+    for members in (*refused, {"messages": []}):
         with pytest.raises(ClientError):
             count(**members)
 

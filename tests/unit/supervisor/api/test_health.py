@@ -123,6 +123,7 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
         "stranded_bytes": 0,
         "advice": None,
         "spare": "ready",
+        "counter": "off",
     }
 
 

@@ -9,6 +9,7 @@ what was sent, whoever checks; what can't be said so is refused.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gateway.grammars.faults import GrammarFault
@@ -18,10 +19,25 @@ MAX_PATTERN = 32 * 1024
 _MAX_DEPTH = 50
 """Groups within each other: compilers recurse into them."""
 _SPECIAL = frozenset("\\.+*?()|[]{}^$/-&~#")
-_ASCII = {"d": "0-9", "w": "0-9A-Za-z_", "s": " \\t\\n\\r\\f\\v"}
-"""Python and Rust count the letters of all scripts, ECMA-262 and Python's bytes ASCII's."""
-_NOT = frozenset("DWS")
-_CONTROLS = frozenset("nrtfv")
+_SPACE = " \\t\\n\\r\\f\\v"
+_CLASSES = {
+    # What each stands for in brackets, and in brackets that are negated.
+    "d": ("0-9", "\\d"),
+    "w": ("0-9A-Za-z_", "\\w\\p{N}"),
+    "s": (_SPACE, "\\s\\x1c-\\x1f\ufeff"),
+    "D": ("\\D", "\\x00-\\/:-\U0010ffff"),
+    "W": ("\\W", "\\x00-\\/:-@\\[-\\^`\\{-\U0010ffff"),
+    "S": (
+        "\\x00-\\x08\\x0e-\\x1b!-\\x7f\x80-\x84\x86-\x9f\xa1-\u167f\u1681-\u1fff\u200b-\u2027\u202a-\u202e"
+        "\u2030-\u205e\u2060-\u2fff\u3001-\ufefe\uff00-\U0010ffff",
+        "\\x00-\\x08\\x0e-\\x1f!-\U0010ffff",
+    ),
+}
+"""Python and Rust count the letters, digits and blanks of all scripts, ECMA-262 and Python's bytes
+ASCII's, and no two agree on all of them. What is asked for has the fewest, what is excluded the
+most."""
+_ALL = "\\x00-\U0010ffff"
+_CONTROLS = {"n": "\n", "r": "\r", "t": "\t", "f": "\f", "v": "\v", "a": "\a"}
 _CODE = re.compile(
     r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x\{([0-9a-fA-F]{1,6})\})"
 )
@@ -142,16 +158,18 @@ class _Reader:
             self._anchor(2)
         elif letter in "bB":
             raise GrammarFault(_ANCHORS)
-        elif letter in _ASCII:
-            self._add(f"[{_ASCII[letter]}]")
+        elif letter in _CLASSES:
+            negative, positive = _CLASSES[letter.lower()][1], _CLASSES[letter][0]
+            self._add(f"[^{negative}]" if letter.isupper() else f"[{positive}]")
             self._at += 2
         elif letter in "123456789k":
             raise GrammarFault("backreferences in it")
         else:
-            self._add(self._escaped())
+            made, letter = self._escaped()
+            self._add(made or _letter(letter))
 
-    def _escaped(self) -> str:
-        """An escape that means a letter or a property, in brackets too."""
+    def _escaped(self) -> tuple[str, str]:
+        """An escape that means ("", a letter) or (a property, ""), in brackets too."""
         text, at = self._text, self._at
         letter = text[at + 1]
         if code := _CODE.match(text, at):
@@ -159,64 +177,55 @@ class _Reader:
             number = int(next(filter(None, code.groups())), 16)
             if number > 0x10FFFF or 0xD800 <= number <= 0xDFFF:
                 raise _broken("a code that is no character")
-            return _letter(chr(number))
+            return "", chr(number)
         if found := _PROPERTY.match(text, at):
             self._at = found.end()
-            return found[0]
+            return found[0], ""
         self._at += 2
-        if letter in _NOT or letter in _CONTROLS:
-            return f"\\{letter}"
-        if letter == "0" and not text[at + 2 : at + 3].isdigit():
-            return "\\x00"
-        if letter == "a":
-            return "\\x07"
-        if letter.isalnum():
+        if letter in _CONTROLS:
+            return "", _CONTROLS[letter]
+        if letter.isalnum() and (letter != "0" or text[at + 2 : at + 3].isdigit()):
             raise GrammarFault("an escape that dialects read differently, or do not know")
-        return _letter(letter)
+        return "", "\0" if letter == "0" else letter
 
     def _brackets(self) -> str:
         text = self._text
         self._at += 1
-        made = ["["]
-        if text[self._at : self._at + 1] == "^":
-            made.append("^")
-            self._at += 1
+        parts: list[_Member] = []
+        classes: set[str] = set()
+        negated = text[self._at : self._at + 1] == "^"
+        self._at += negated
         first = self._at
-        while True:
-            here = text[self._at : self._at + 1]
+        while (here := text[self._at : self._at + 1]) != "]" or self._at == first:
             if not here:
                 raise _broken("brackets that are not closed")
             if here == "]":
-                if self._at == first:
-                    raise GrammarFault("brackets that are empty, or an unescaped `]` in them")
-                self._at += 1
-                break
-            if here == "\\":
-                if self._at + 1 == len(text):
-                    raise _broken("it ends within an escape")
-                letter = text[self._at + 1]
-                if letter in _ASCII:
-                    made.append(_ASCII[letter])
-                    self._at += 2
-                elif letter == "b":
-                    made.append("\\x08")
-                    self._at += 2
-                else:
-                    made.append(self._escaped())
-            elif here == "[" or text[self._at : self._at + 2] in ("&&", "--", "~~"):
+                raise GrammarFault("brackets that are empty, or an unescaped `]` in them")
+            if here == "[" or text[self._at : self._at + 2] in ("&&", "--", "~~"):
                 raise GrammarFault("brackets with `[`, `&&`, `--` or `~~` in them: escape these")
-            else:
-                made.append("-" if here == "-" else _letter(here))
+            if here != "\\":
+                parts.append(("", here, here == "-"))
                 self._at += 1
-        inside = "".join(made)
-        # At the ends it is a letter, to all of them.
-        head = "[^" if inside.startswith("[^") else "["
-        body = inside[len(head) :]
-        if body.startswith("-"):
-            body = f"\\{body}"
-        if body.endswith("-") and not body.endswith("\\-"):
-            body = f"{body[:-1]}\\-"
-        return f"{head}{body}]"
+                continue
+            if self._at + 1 == len(text):
+                raise _broken("it ends within an escape")
+            letter = text[self._at + 1]
+            if letter in _CLASSES:
+                parts.append((_CLASSES[letter][negated], "", False))
+                classes.add(letter)
+                self._at += 2
+            elif letter == "b":
+                parts.append(("", "\b", False))
+                self._at += 2
+            else:
+                parts.append((*self._escaped(), False))
+        self._at += 1
+        if any(letter.swapcase() in classes for letter in classes):
+            # As in `[\\s\\S]`, which is how ECMA-262 says it.
+            if negated:
+                raise _broken("brackets that no letter is in")
+            return f"[{_ALL}]"
+        return f"[{'^' * negated}{''.join(_members(parts))}]"
 
     def _open(self) -> None:
         text, at = self._text, self._at
@@ -291,6 +300,28 @@ class _Reader:
             raise GrammarFault("a repetition of a repetition without a group between")
         self._made.append(sign)
         self._repeatable = False
+
+
+_Member = tuple[str, str, bool]
+"""In brackets: what stands for several letters, or the letter that it is; whether it is a hyphen
+that nothing escapes."""
+
+
+def _members(parts: list[_Member]) -> Iterator[str]:
+    at = 0
+    while at < len(parts):
+        made, letter, _ = parts[at]
+        if at + 2 < len(parts) and parts[at + 1][2]:
+            last = parts[at + 2][1]
+            if not letter or not last:
+                raise GrammarFault("a range in brackets that begins or ends with a class")
+            if letter > last:
+                raise _broken("a range in brackets that is none")
+            yield f"{_letter(letter)}-{_letter(last)}"
+            at += 3
+        else:
+            yield made or _letter(letter)
+            at += 1
 
 
 def _broken(what: str) -> GrammarFault:

@@ -142,7 +142,7 @@ class AnswerConstraints(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("regex", "ebnf", "grammar"):
             given.append((name, getattr(self, name)))
         # An empty schema is one, and so it always is in vLLM's object.
-        empty = [("structured_outputs.json", {})]
+        empty: list[tuple[str, Any]] = [("structured_outputs.json", {})]
         return [each for each in given if each[1] or each in empty]
 
 

@@ -72,6 +72,27 @@ COMMON: dict[str, tuple[Any, ...]] = {
     "repeat_penalty": (1, 1.1, 0, 11, "x", None),
     "repeat_last_n": (0, -1, 64, 4097, None),
     "mirostat": (0, 2, None),
+    "guided_regex": ("a|b", "(a+)+b", "(", "(?=a)", "", 1, None),
+    "guided_choice": (["a", "b"], [], [None], ["a" * 200_000], None),
+    "grammar": (
+        'root ::= "(" root ")" | "x"',
+        "root ::= root",
+        'start: A\nA: "a"+',
+        "start: <x>",
+        "",
+        None,
+    ),
+    "structured_outputs": (
+        {},
+        {"regex": "[0-9]+"},
+        {"choice": ["x", ""]},
+        {"json": {}, "regex": "a"},
+        {"json": {"type": "array", "uniqueItems": True}},
+        {"json_object": True},
+        {"x": 1},
+        1,
+        None,
+    ),
     "stopping_strings": (["a"], [], [1], None),
 }
 SCHEMAS: tuple[Any, ...] = (

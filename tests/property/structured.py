@@ -1,4 +1,4 @@
-"""Answers of a random model under grammars, judged by a validator that knows nothing of grammars.
+"""Answers of a random model under grammars, judged by validators that share nothing with us.
 
     python -m tests.property.structured --answers 10000 --seed 1
     python -m tests.property.structured --served --answers 2000
@@ -16,15 +16,16 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jsonschema import Draft202012Validator
 
-from supervisor.wire.frames import Generate, Schema, Text
+from supervisor.wire.frames import Generate, Schema, Structure, Text
+from tests.property import guided
 from worker.engine.mlx_lm_compat import model_tokenizer
 from worker.grammar.answer_constraint import AnswerConstraint
 from worker.grammar.call_constraint import CallConstraint
@@ -129,7 +130,11 @@ def request(schema: object) -> Generate:
 
 
 def constraint(schema: object, kind: str = "bytes") -> AnswerConstraint:
-    made = grammars(kind).compile(request(schema))
+    return _constraint(Schema(json.dumps(schema)), kind)
+
+
+def _constraint(structure: Structure, kind: str) -> AnswerConstraint:
+    made = grammars(kind).compile(Generate("r", Text("x"), 0.0, structure=structure))
     assert isinstance(made, AnswerConstraint)
     return made
 
@@ -203,9 +208,22 @@ def fault(schema: Any, text: str) -> str:
     return ""
 
 
+def all_wanted() -> dict[str, tuple[Structure, Callable[[str], str]]]:
+    """What is sampled: schemas, and what `tests.property.guided` has; with what tells the fault of
+    an answer, "" = it has none."""
+    return {
+        **{
+            name: (Schema(json.dumps(schema)), partial(fault, schema))
+            for name, schema in served().items()
+        },
+        **{name: (case.structure, case.fault) for name, case in guided.cases().items()},
+    }
+
+
 def run(answers: int, seed: int, kind: str) -> tuple[Counter[str], str]:
-    """Sample `answers` over all schemas: how many ended by themselves, and the first fault."""
-    schemas = list(served().items())
+    """Sample `answers` over all that is wanted: how many ended by themselves, and the first
+    fault."""
+    schemas = [(name, *each) for name, each in all_wanted().items()]
     ended: Counter[str] = Counter()
     for first in range(0, answers, TOGETHER):
         batch = [
@@ -213,18 +231,18 @@ def run(answers: int, seed: int, kind: str) -> tuple[Counter[str], str]:
             for number in range(first, min(answers, first + TOGETHER))
         ]
         found = sample(
-            [constraint(schema, kind) for _, _, schema in batch],
+            [_constraint(structure, kind) for _, _, structure, _ in batch],
             [
                 Chooser(wrapper(kind), seed * 1_000_003 + number, patience=20.0 + number % 90)
-                for number, _, _ in batch
+                for number, *_ in batch
             ],
         )
-        for (number, name, schema), tokens in zip(batch, found, strict=True):
+        for (number, name, _, judge), tokens in zip(batch, found, strict=True):
             if tokens is None:
                 continue
             ended[name] += 1
             text = text_of(wrapper(kind), tokens)
-            if why := fault(schema, text):
+            if why := judge(text):
                 return ended, f"{name!r}, answer {number} of seed {seed}: {why}\n{text!r}"
     return ended, ""
 
@@ -251,11 +269,11 @@ def main() -> int:
     if why:
         print(f"INVALID under {why}")
         return 1
-    missing = [name for name in served() if not ended[name]]
+    missing = [name for name in all_wanted() if not ended[name]]
     for name, count in ended.most_common():
         print(f"{count:5} {name}")
     print(
-        f"{options.answers} answers over {len(served())} schemas, {ended.total()} ended by "
+        f"{options.answers} answers over {len(all_wanted())} grammars, {ended.total()} ended by "
         f"themselves, all of these valid; {time.monotonic() - started:.0f} s"
     )
     if missing:

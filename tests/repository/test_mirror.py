@@ -72,11 +72,13 @@ WITNESSES: dict[str, tuple[str, ...]] = {
 }
 """Modules and packages without a file of their own, and the tests that hold them."""
 SUBJECTS = {
+    "gateway/grammars/test_any_text.py": "any text is a grammar or a fault",
     "gateway/openai/test_any_body.py": "any JSON is a request that can be sent, or a 400",
     "supervisor/crashes/test_deaths.py": "the way of a death through all of the room",
     "supervisor/scheduler/test_complaints.py": "what users of other servers complained about",
     "supervisor/scheduler/test_user_settings.py": "every lever that users have",
     "worker/demo/test_wheel.py": "what is shipped of the demo",
+    "worker/grammar/test_client_grammars.py": "answers under clients' expressions and grammars",
     "worker/engine/test_pausing.py": "sequences that are set aside and go on",
     "worker/engine/test_resume.py": "requests that are cut anywhere and resumed elsewhere",
 }

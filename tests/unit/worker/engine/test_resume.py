@@ -24,7 +24,9 @@ from supervisor.wire.frames import (
     End,
     FromEngine,
     Generate,
+    Grammar,
     Load,
+    Pattern,
     Sampling,
     Schema,
     Text,
@@ -118,6 +120,24 @@ ASKED = {
         max_tokens=160,
         sampling=Sampling(temperature=1.1, seed=2),
         structure=Schema(SCHEMA),
+    ),
+    "expression": Generate(
+        "",
+        chat("Hello!", template={"enable_thinking": True}),
+        1.0,
+        max_tokens=160,
+        sampling=Sampling(temperature=1.1, seed=2),
+        structure=Pattern("(?:[a-z]{2,9} ){8,}end\\.", "regex"),
+    ),
+    "grammar": Generate(
+        "",
+        Text("Bulkhead"),
+        1.0,
+        max_tokens=160,
+        sampling=Sampling(temperature=1.1, seed=2),
+        structure=Grammar(
+            "start: r0{8}\nr0: /\\(/ r0 /\\)/ / / | T1 / /\nT1: /[a-z]{2,9}/\n", "grammar"
+        ),
     ),
 }
 

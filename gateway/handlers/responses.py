@@ -14,7 +14,6 @@ from gateway.handlers.answering import answer
 from gateway.handlers.common import read_object
 from gateway.http.exchange import IGNORED, RECORD, json_response
 from gateway.openai.validation import invalid_value
-from gateway.responses.items import in_full
 from gateway.responses.render import ResponseRenderer
 from gateway.responses.request import RESPONSE_BODY, parse_response
 from gateway.responses.store import OwnResponses, ResponseStore
@@ -100,8 +99,8 @@ def new_store() -> ResponseStore:
 
 
 def _with_ids(items: Sequence[Any]) -> list[Any]:
-    """Items of an input in full, each with an id, by which they can be asked for."""
+    """Items of an input, each with an id, by which they can be asked for."""
     return [
         {"id": _PREFIXES.get(each["type"], "msg_") + secrets.token_hex(24), **each}
-        for each in map(in_full, items)
+        for each in items
     ]

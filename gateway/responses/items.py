@@ -176,16 +176,31 @@ def referred_id(item: Any) -> str | None:
     return id if is_one else None
 
 
-def in_full(item: dict[str, Any]) -> dict[str, Any]:
-    """A valid item without nulls, and a message as OpenAI's lists have it: with its type, and its
-    text in parts."""
-    item = {"type": "message"} | {name: each for name, each in item.items() if each is not None}
-    if item["type"] != "message" or not isinstance(text := item["content"], str):
-        return item
-    if item["role"] == "assistant":
-        part = {"type": "output_text", "text": text, "annotations": []}
-        return {"status": "completed"} | item | {"content": [part]}
-    return item | {"content": [{"type": "input_text", "text": text}]}
+def kept_forms(items: Sequence[Item], raw: Sequence[Any]) -> list[dict[str, Any]]:
+    """What is kept of `items`: all that they are read for, in the form of OpenAI's lists of items,
+    with the ids that they have in `raw`. What is without effect is not kept."""
+    return [
+        _in_full(msgspec.to_builtins(item), given)
+        for item, given in zip(items, raw, strict=True)
+        if not isinstance(item, HostedItem)
+    ]
+
+
+def _in_full(item: dict[str, Any], given: Any) -> dict[str, Any]:
+    made = {name: value for name, value in item.items() if value is not None}
+    if isinstance(id := given.get("id"), str):
+        made["id"] = id
+    if made["type"] != "message":
+        return made
+    is_models = made["role"] == "assistant"
+    if isinstance(text := made["content"], str):
+        made["content"] = [{"type": "output_text" if is_models else "input_text", "text": text}]
+    if is_models:
+        made["status"] = "completed"
+        for part in made["content"]:
+            if part["type"] == "output_text":
+                part["annotations"] = []
+    return made
 
 
 def hosted_types(raw: Iterable[Any]) -> list[str]:

@@ -21,12 +21,13 @@ from gateway.openai.fates import Fate, Ignored, Neutral, Refused
 from gateway.openai.local_servers import CHAT_FATES
 from gateway.openai.messages import MESSAGES_MAX
 from gateway.openai.parameters import GenerationParameters, MaxTokens, token_limit
-from gateway.openai.validation import Body, StrictStruct, invalid_value
+from gateway.openai.validation import Body, StrictStruct, check_plain, invalid_value
 from gateway.responses.items import (
     AdditionalToolsItem,
     Item,
     for_templates,
     hosted_types,
+    kept_forms,
     parse_items,
     referred_id,
 )
@@ -93,7 +94,7 @@ class ResponseRequest(GenerationParameters, frozen=True, kw_only=True):
     instructions: str | None = None
     previous_response_id: Annotated[str, Meta(max_length=256)] | None = None
     max_output_tokens: MaxTokens | None = None
-    max_tool_calls: int | None = None
+    max_tool_calls: Annotated[int, Meta(ge=0, le=2**53)] | None = None
     tools: Annotated[list[AnyTool], Meta(max_length=TOOLS_MAX)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -249,8 +250,8 @@ class ParsedResponse:
 
     asked: ResponseRequest
     names: ToolNames
-    own_items: Sequence[Any]
-    """Those of the body, as they came; what they refer to in place of references."""
+    own_items: Sequence[dict[str, Any]]
+    """Those of the body, with what they refer to in place of references, to be kept."""
     ignored: tuple[str, ...]
     """What of it changes nothing."""
     raw_tools: Sequence[Any]
@@ -312,6 +313,7 @@ def parse_response(raw: Mapping[str, Any], recall: Recall) -> ParsedResponse:
     asked = RESPONSE_BODY.parse(raw)
     raw_items = _resolved(raw_items, recall)
     items = parse_items(raw_items)
+    own_items = kept_forms(items, raw_items)
     if asked.previous_response_id is not None:
         items[:0] = parse_items(recall.conversation(asked.previous_response_id))
     if len(items) > MESSAGES_MAX:
@@ -323,10 +325,14 @@ def parse_response(raw: Mapping[str, Any], recall: Recall) -> ParsedResponse:
         for n, tool in enumerate(item.tools)
     ]
     names = ToolNames.of(asked.tools or (), more)
+    # What the answer repeats without looking at it.
+    check_plain(raw_tools, "tools")
+    check_plain(raw.get("tool_choice"), "tool_choice")
+    check_plain(raw.get("metadata"), "metadata")
     return ParsedResponse(
         asked=asked,
         names=names,
-        own_items=raw_items,
+        own_items=own_items,
         ignored=(
             *hosted_places(raw_tools),
             *names.not_enforced,

@@ -17,6 +17,7 @@ from typing import Any
 import anthropic
 import msgspec
 import openai
+import pydantic
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -41,7 +42,10 @@ from tests.property.openapi import st_run
 
 MESSAGES, COUNT, RESPONSES = "/v1/messages", "/v1/messages/count_tokens", "/v1/responses"
 POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", MESSAGES, COUNT, RESPONSES]
-GETS = ["/v1/models", "/v1/models/{id}", "/health", "/"]
+GETS = [
+    *("/v1/models", "/v1/models/{id}", "/health", "/"),
+    *("/v1/responses/{id}", "/v1/responses/{id}/input_items"),
+]
 CHUNKS: dict[str, Any] = {
     "/v1/chat/completions": schemas.ChatCompletionChunk,
     "/v1/completions": schemas.CompletionChunk,
@@ -531,3 +535,36 @@ def test_a_conversation_that_is_too_long_is_told_in_the_words_that_agents_know(
     said = [{"role": "user", "content": "ab " * 2_500}]
     with pytest.raises(anthropic.BadRequestError, match=r"too long: \d+ tokens > \d+ maximum"):
         messages.create(model="demo", max_tokens=1, messages=said)
+
+
+def test_the_sdk_runs_a_tool_loop_of_responses(client: openai.OpenAI) -> None:
+    class Weather(pydantic.BaseModel):
+        sunny: bool
+
+    tools: Any = [{"type": "function", "strict": True, **WEATHER["function"]}]  # type: ignore[dict-item]
+    items: Any = [{"role": "user", "content": "What is the weather in Paris?"}]
+    with client.responses.stream(
+        model="demo", input=items, tools=tools, tool_choice="required", max_output_tokens=200
+    ) as stream:
+        kinds = {event.type for event in stream}
+        made = stream.get_final_response()
+    assert "response.function_call_arguments.delta" in kinds
+    calls = [each for each in made.output if each.type == "function_call"]
+    assert calls
+    answers = [
+        {"type": "function_call_output", "call_id": each.call_id, "output": "sunny"}
+        for each in calls
+    ]
+    parsed = client.responses.parse(
+        model="demo",
+        input=[*items, *made.output, *answers],
+        text_format=Weather,
+        max_output_tokens=200,
+    )
+    assert isinstance(parsed.output_parsed, Weather)
+    again = client.responses.create(
+        model="demo", previous_response_id=parsed.id, input="And now?", max_output_tokens=3
+    )
+    assert again.usage is not None
+    assert parsed.usage is not None
+    assert again.usage.input_tokens > parsed.usage.input_tokens

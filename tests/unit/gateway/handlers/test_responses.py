@@ -181,3 +181,41 @@ def test_a_death_in_a_stream_is_not_noticed(server: Server) -> None:
     for once in ("response.created", "response.output_item.added", "response.output_item.done"):
         assert kinds.count(once) == 1
     assert events[-1]["response"]["output"][0]["content"][0]["text"] == text_of(20)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("POST", "/v1/responses/compact", 400, "unsupported_endpoint"),
+        ("POST", "/v1/responses/input_tokens", 400, "unsupported_endpoint"),
+        ("POST", "/v1/responses/resp_1/cancel", 400, "unsupported_endpoint"),
+        ("GET", "/v1/responses/resp_1", 404, "not_found"),
+        ("GET", "/responses/resp_1/input_items", 404, "not_found"),
+        ("DELETE", "/v1/responses/resp_1", 404, "not_found"),
+        ("POST", "/v1/responses/resp_1", 405, "method_not_allowed"),
+        ("GET", "/v1/responses", 405, "method_not_allowed"),
+    ],
+)
+def test_what_is_not_there(server: Server, method: str, path: str, status: int, code: str) -> None:
+    said = {"Authorization": "Bearer first-key"}
+    answer = server.request(method, path, b"{}" if method == "POST" else None, said)
+    assert (answer.status, answer.json["error"]["code"]) == (status, code)
+
+
+def test_input_items_in_pages(client: openai.OpenAI) -> None:
+    items: Any = [{"role": "user", "content": str(number)} for number in range(5)]
+    kept = client.responses.create(model="words", input=items, max_output_tokens=1)
+    pages = client.responses.input_items.list(kept.id, limit=2, order="asc")
+    assert pages.has_next_page()
+    assert [each.content[0].text for each in pages] == list("01234")
+    newest = client.responses.input_items.list(kept.id, limit=1).data[0]
+    assert newest.content[0].text == "4"
+    for bad in ({"limit": 0}, {"limit": 101}, {"after": "msg_none"}):
+        with pytest.raises(openai.BadRequestError):
+            client.responses.input_items.list(kept.id, **bad)
+
+
+def test_a_stored_response_is_not_streamed(server: Server) -> None:
+    said = {"Authorization": "Bearer first-key"}
+    answer = server.request("GET", "/v1/responses/resp_1?stream=true", headers=said)
+    assert (answer.status, answer.json["error"]["param"]) == (400, "stream")

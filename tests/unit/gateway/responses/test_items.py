@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.responses.items import HOSTED_ITEMS, in_full
+from gateway.responses.items import HOSTED_ITEMS
 from gateway.responses.reasoning import concealed
 from supervisor.errors import (
     BulkheadError,
@@ -217,7 +217,8 @@ def test_references(reference: dict[str, Any]) -> None:
     known = Known(items={"m1": {"type": "message", "id": "m1", **said("yes")}})
     assert messages(user("q"), reference, known=known) == [user("q"), said("yes")]
     made = parsed(known, input=[reference])
-    assert made.own_items == [{"type": "message", "id": "m1", **said("yes")}]
+    (kept,) = made.own_items
+    assert (kept["id"], kept["content"][0]["text"]) == ("m1", "yes")
     error = refusal(asked, {"input": [user("q"), reference]})
     assert (type(error), error.param) == (InvalidValue, "input[1].id")
 
@@ -232,10 +233,28 @@ def test_additional_tools() -> None:
 
 
 def test_what_is_kept_is_read_again_as_it_was() -> None:
-    items: list[Any] = [user("q"), said("yes"), call("f", "c1"), output("c1", "x")]
-    full = [in_full(each) for each in items]
-    assert [each["type"] for each in full][:2] == ["message", "message"]
-    assert messages(*full) == messages(*items)
+    items: list[Any] = [
+        {**user("q"), "id": "m1", "x": 2**70},
+        said("yes"),
+        {"role": "assistant", "content": [part("a", "output_text"), part("b", "output_text")]},
+        {"role": "developer", "content": "d"},
+        reasoning(summary=[part("hm", "summary_text")], encrypted_content=concealed("hmm")),
+        call("f", "c1", namespace="team", status="completed"),
+        output("c1", [part("x")]),
+        {"type": "custom_tool_call", "call_id": "c2", "name": "p", "input": "x"},
+        {"type": "custom_tool_call_output", "call_id": "c2", "output": "y"},
+        {"type": "web_search_call", "id": "ws_1", "x": [[[]]]},
+    ]
+    kept = parsed(input=items).own_items
+    assert len(kept) == len(items) - 1
+    assert kept[0] == {
+        "type": "message",
+        "id": "m1",
+        "role": "user",
+        "content": [{"type": "input_text", "text": "q"}],
+    }
+    assert messages(*kept) == messages(*items)
+    assert parsed(input=kept).own_items == kept
 
 
 # ── what is wrong ────────────────────────────────────────────────────────────────────────────────

@@ -191,6 +191,12 @@ BAD: list[tuple[dict[str, Any], type[BulkheadError], str]] = [
     ({"max_output_tokens": SECRET}, InvalidType, "max_output_tokens"),
     ({"max_output_tokens": 4, "min_tokens": 5}, InvalidValue, "min_tokens"),
     ({"n": 2}, InvalidValue, "n"),
+    ({"max_tool_calls": 2**64}, InvalidValue, "max_tool_calls"),
+    # The answer repeats them, and could not be written.
+    ({"metadata": {"a": 2**64}}, InvalidValue, "metadata"),
+    ({"metadata": nested(200)}, InvalidValue, "metadata"),
+    ({"tools": [{"type": "mcp", "x": nested(200)}]}, InvalidValue, "tools"),
+    ({"tools": [function("f", output_schema={"a": -(2**64)})]}, InvalidValue, "tools"),
     ({"temperature": 3}, InvalidValue, "temperature"),
     ({"top_logprobs": 21}, InvalidValue, "top_logprobs"),
     ({"include": [SECRET]}, UnsupportedValue, "include[0]"),

@@ -37,7 +37,7 @@ from tests.helpers.serving import DEADLINE, ROOT, Server, serving
 from tests.property.openapi import st_run
 
 POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
-GETS = ["/v1/models", "/v1/models/{id}", "/health", "/"]
+GETS = ["/v1/models", "/v1/models/{id}", "/health", "/", "/api/tags", "/api/ps", "/api/version"]
 CHUNKS: dict[str, type[msgspec.Struct]] = {
     "/v1/chat/completions": schemas.ChatCompletionChunk,
     "/v1/completions": schemas.CompletionChunk,

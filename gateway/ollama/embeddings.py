@@ -14,7 +14,7 @@ from gateway.ollama import keep_alive
 from gateway.ollama.messages import want_text
 from gateway.ollama.render import Durations
 from gateway.openai.embeddings import EMBEDDING_BODY
-from supervisor.errors import BulkheadError, InvalidType, UnsupportedParameter
+from supervisor.errors import InvalidType, UnsupportedParameter
 from supervisor.wire.frames import Embed
 
 _NAME_MAX = 64
@@ -57,16 +57,8 @@ def _parse(body: dict[str, Any], member: str, request_id: str) -> EmbedRequest:
         without_effect = tuple(f"options.{name[:_NAME_MAX]}" for name in options)
         body["options"] = {}
     body["input"] = "nothing" if nothing else given
-    try:
-        ignored, parsed = EMBEDDING_BODY.ignored(body), EMBEDDING_BODY.parse(body)
-        embed = replace(parsed.embed(request_id), truncate=truncate)
-    except BulkheadError as error:
-        if error.param is None or not error.param.startswith("input") or member == "input":
-            raise
-        told = member + error.param.removeprefix("input")
-        raise type(error)(error.message.replace(f"`{error.param}`", f"`{told}`"), param=told) from (
-            None
-        )
+    ignored, parsed = EMBEDDING_BODY.ignored(body), EMBEDDING_BODY.parse(body)
+    embed = replace(parsed.embed(request_id), truncate=truncate)
     return EmbedRequest(
         parsed.model, stays, (*ignored, *without_effect), None if nothing else embed
     )

@@ -45,6 +45,7 @@ POSTS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", MESSAGES, 
 GETS = [
     *("/v1/models", "/v1/models/{id}", "/health", "/"),
     *("/v1/responses/{id}", "/v1/responses/{id}/input_items"),
+    *("/api/tags", "/api/ps", "/api/version"),
 ]
 CHUNKS: dict[str, Any] = {
     "/v1/chat/completions": schemas.ChatCompletionChunk,

@@ -170,10 +170,10 @@ def test_what_keeps_a_stream_alive_adds_nothing(content: Content) -> None:
 
 
 def test_an_error_is_text_to_clients_and_whole_to_others() -> None:
-    error = WorkerCrashed("The worker m#1 died (SIGABRT).")
+    error = WorkerCrashed("The worker `m#1` died (SIGABRT).")
     (told,) = lines(renderer().error(error))
     assert told == {
-        "error": "The worker m#1 died (SIGABRT).",
+        "error": "The worker `m#1` died (SIGABRT).",
         "type": "server_error",
         "param": None,
         "code": "worker_crashed",

@@ -96,11 +96,11 @@ def test_who_returns_from_a_death_does_not_say_it_again() -> None:
     pool = driven.pool
     first, _ = pool.acquire("r1", "m", HOLD, 0.0, keep_alive=0.0)
     driven.ready()
-    pool.acquire("r2", "m", HOLD, 1.0, keep_alive=-1.0)
-    driven.asked = 2
+    second, _ = pool.acquire("r2", "m", HOLD, 1.0, keep_alive=-1.0)
+    pool.release(second, 2.0)
     driven.passed(first)
     driven.dies(Fault.OUTSIDE)
-    assert driven.entry.granted
+    assert list(driven.entry.granted) == [first]
     assert driven.entry.keep_alive == -1.0
 
 

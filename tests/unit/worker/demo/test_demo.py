@@ -15,6 +15,7 @@ from mlx_lm.generate import BatchGenerator, generate_step
 from tests.helpers.demo_questions import PROBES, Probe
 from worker.demo import MODEL_DIR
 from worker.demo.trainer.corpus import conversations
+from worker.demo.trainer.network import Shape
 
 PARIS = "What is the weather in Paris?"
 FILES = {
@@ -113,7 +114,8 @@ def test_the_config_is_stock_and_names_no_code() -> None:
     config = json.loads((MODEL_DIR / "config.json").read_text())
     assert config["model_type"] == "smollm3"
     assert not {"auto_map", "model_file"} & set(config)
-    assert config["max_position_embeddings"] == 2048
+    assert config == Shape().config()
+    assert config["max_position_embeddings"] == 65536
     generation = json.loads((MODEL_DIR / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [2, 0]
     assert generation["do_sample"] is False  # greedy, so that a first try gets a right answer

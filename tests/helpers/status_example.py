@@ -85,9 +85,9 @@ _ANSWER: dict[str, Any] = {
             "name": "small",
             "source": "demo",
             "state": "cold",
-            "next_charge_bytes": 700_000_000,
+            "next_charge_bytes": 757_000_000,
             "next_charge_source": "estimated",
-            "context": 2048,
+            "context": 65536,
         },
     ],
 }

@@ -81,6 +81,7 @@ SUBJECTS = {
     "supervisor/scheduler/test_user_settings.py": "every lever that users have",
     "worker/demo/test_wheel.py": "what is shipped of the demo",
     "worker/grammar/test_client_grammars.py": "answers under clients' expressions and grammars",
+    "worker/demo/test_agents.py": "the demo behind what agents send",
     "worker/engine/test_pausing.py": "sequences that are set aside and go on",
     "worker/engine/test_resume.py": "requests that are cut anywhere and resumed elsewhere",
 }

@@ -138,7 +138,7 @@ class BatchEngine:
     def _most(self, request: Generate, prompt: Sequence[int]) -> int:
         """Tokens that the output may have."""
         room = self._model.context - len(prompt)
-        return min(request.max_tokens or room, room)
+        return min(request.max_tokens or room, self._model.answer_limit or room, room)
 
     def insert(self, job: Job) -> None:
         if isinstance(job.request, Embed):

@@ -34,6 +34,8 @@ class LoadedModel:
     tokenizer: ModelTokenizer
     context: int
     defaults: Defaults
+    answer_limit: int | None = None
+    """Tokens of an answer, whatever a request says: generation_config.json's `max_new_tokens`."""
 
 
 def load(folder: Path, context: int, progress: Callable[[int, int], None]) -> LoadedModel:
@@ -62,6 +64,7 @@ def load(folder: Path, context: int, progress: Callable[[int, int], None]) -> Lo
                 min_p=_number(sampling.get("min_p"), 0.0),
                 repetition_penalty=_number(sampling.get("repetition_penalty"), 1.0),
             ),
+            answer_limit=_count(sampling.get("max_new_tokens")),
         )
 
 
@@ -99,6 +102,11 @@ def _generation_config(folder: Path) -> dict[str, Any]:
     mlx-lm treats it as optional too."""
     content = read_json(folder / "generation_config.json")
     return content if isinstance(content, dict) else {}
+
+
+def _count(value: object) -> int | None:
+    usable = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return value if usable else None  # type: ignore[return-value]
 
 
 def _number(value: object, default: float) -> float:

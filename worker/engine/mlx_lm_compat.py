@@ -28,7 +28,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
-from types import FunctionType
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from worker.engine.mlx_lm_expected import (
@@ -220,7 +220,21 @@ def load_lazily(folder: str) -> tuple[Any, ModelTokenizer, dict[str, Any]]:
     """(model, tokenizer, config) as mlx-lm loads them, the weights not read yet. Raises
     anything."""
     model, wrapper, config = find("mlx_lm.utils", "load")(folder, lazy=True, return_config=True)
+    _bound_windows(model)
     return model, model_tokenizer(wrapper), config
+
+
+def _bound_windows(model: Any) -> None:
+    """Have llama's layers keep what their windows show, in whichever model they are.
+
+    mlx-lm's smollm3 is made of them, but lacks llama's `make_cache`: its windows would be masks
+    over everything, and a prompt's time would grow with its square.
+    """
+    llama = sys.modules.get("mlx_lm.models.llama")
+    if llama is None or hasattr(model, "make_cache"):
+        return
+    if isinstance(getattr(model, "model", None), llama.LlamaModel):
+        model.make_cache = MethodType(llama.Model.make_cache, model)
 
 
 def make_prompt_cache(model: Any) -> Any:

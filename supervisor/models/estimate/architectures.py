@@ -57,10 +57,9 @@ _MODULES: Final[Mapping[Family, str]] = MappingProxyType(
         " gemma gemma2 glm glm4 glm4_moe gpt2 gpt_neox granite granitemoe helium hunyuan"
         " hunyuan_v1_dense internlm2 internlm3 mimo minicpm minimax mixtral nanochat nemotron olmo"
         " olmo2 olmoe phi phi3 phi3small phimoe phixtral pixtral plamo qwen qwen2 qwen2_moe"
-        " qwen2_vl qwen3 qwen3_moe qwen3_vl qwen3_vl_moe seed_oss smollm3 solar_open stablelm"
-        " starcoder2",
+        " qwen2_vl qwen3 qwen3_moe qwen3_vl qwen3_vl_moe seed_oss solar_open stablelm starcoder2",
         attention.typed: "llama mistral3 ministral3 afmoe laguna mellum muse_glimmer spark2_5"
-        " exaone_moe",
+        " exaone_moe smollm3",
         attention.alternating: "gpt_oss",
         attention.one_in_four: "olmo3",
         attention.every(6, 512, kv_heads=4, head_dim=256): "gemma3",

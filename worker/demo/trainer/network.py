@@ -33,7 +33,10 @@ class Shape(NamedTuple):
     inner: int = 320
     rope: tuple[int, ...] = (1, 0)
     """1 for each layer with rotary embeddings. They cost a tenth of a CPU step per layer."""
-    positions: int = 2048
+    window: int = 512
+    """Tokens that layers with rotary embeddings see. The others see everything, without places, so
+    that nothing in the network depends on how long a prompt is."""
+    positions: int = 65536
     theta: float = 10000.0
 
     def config(self) -> dict[str, Any]:
@@ -52,6 +55,10 @@ class Shape(NamedTuple):
             "rms_norm_eps": EPS,
             "rope_theta": self.theta,
             "no_rope_layers": list(self.rope),
+            "layer_types": [
+                "sliding_attention" if rope else "full_attention" for rope in self.rope
+            ],
+            "sliding_window": self.window,
             "tie_word_embeddings": True,
             "hidden_act": "silu",
             "dtype": "float32",
@@ -178,13 +185,15 @@ class _Mlp:
         return g @ gate + u @ up, g.T @ self.x, u.T @ self.x, grad.T @ self.inner
 
 
-def causal(documents: Ints) -> Floats:
-    """(B, 1, T, T) to add to scores: a token sees the earlier ones of its own document.
+def causal(documents: Ints, window: int) -> Floats:
+    """(B, 1, T, T) to add to scores: a token sees the earlier ones of its own document, itself and
+    ``window`` - 1 before it at most.
 
     ``documents`` (B, T) numbers the document that each token belongs to.
     """
     length = documents.shape[1]
-    seen = (documents[:, :, None] == documents[:, None, :]) & np.tri(length, dtype=bool)
+    near = np.tri(length, dtype=bool) & ~np.tri(length, k=-window, dtype=bool)
+    seen = (documents[:, :, None] == documents[:, None, :]) & near
     return np.where(seen, np.float32(0), np.float32(-1e9))[:, None]
 
 
@@ -192,7 +201,9 @@ def hidden(
     w: Weights, tokens: Ints, documents: Ints, shape: Shape
 ) -> tuple[_Norm, list[tuple[Any, ...]]]:
     """The last norm of (B, T) tokens, and what the way back needs of every layer."""
-    mask = causal(documents)
+    length = documents.shape[1]
+    far = causal(documents, length)
+    near = causal(documents, shape.window) if shape.window < length else far
     x: Floats = w["model.embed_tokens.weight"][tokens.reshape(-1)]
     tape: list[tuple[Any, ...]] = []
     for i in range(shape.layers):
@@ -200,7 +211,9 @@ def hidden(
         q, k, v, o = (w[f"{at}self_attn.{n}_proj.weight"] for n in "qkvo")
         before = _Norm(x, w[f"{at}input_layernorm.weight"])
         n = before.out
-        attention = _Attention(n @ q.T, n @ k.T, n @ v.T, mask, shape, bool(shape.rope[i]))
+        rope = bool(shape.rope[i])
+        mask = near if rope else far
+        attention = _Attention(n @ q.T, n @ k.T, n @ v.T, mask, shape, rope)
         x = x + attention.out @ o.T
         after = _Norm(x, w[f"{at}post_attention_layernorm.weight"])
         mlp = _Mlp(after.out, *(w[f"{at}mlp.{n}_proj.weight"] for n in ("gate", "up", "down")))

@@ -14,6 +14,9 @@ _PIECES: Final = (
 )
 """Digits stand alone and line ends stay together, so a prompt's tokens begin the dialogue's."""
 
+LONGEST_ANSWER: Final = 2048
+"""Tokens. A small model sometimes repeats itself without an end, and its context is long."""
+
 
 def train(texts: Iterable[str], size: int) -> Tokenizer:
     """A byte-level BPE of ``size`` tokens: every byte string has an encoding, none is unknown."""
@@ -55,8 +58,13 @@ def save(tokenizer: Tokenizer, out: Path, positions: int) -> None:
     }
     write_json(out / "tokenizer_config.json", config)
     ends = [tokenizer.token_to_id(END), tokenizer.token_to_id(DOCUMENT_END)]
-    greedy = {"do_sample": False, "eos_token_id": ends, "pad_token_id": ends[1]}
-    write_json(out / "generation_config.json", greedy)
+    generation = {
+        "do_sample": False,
+        "eos_token_id": ends,
+        "pad_token_id": ends[1],
+        "max_new_tokens": LONGEST_ANSWER,
+    }
+    write_json(out / "generation_config.json", generation)
 
 
 def write_json(path: Path, value: Any) -> None:

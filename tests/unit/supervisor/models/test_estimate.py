@@ -17,6 +17,8 @@ from supervisor.models.jsonfiles import MAX_BYTES
 from tests.helpers.architectures import SPECIAL, config_of, make_bare
 from tests.helpers.published import published, write_headers, write_safetensors
 from tests.helpers.tiny_llama import ARCHITECTURES, make_model
+from worker.demo import MODEL_DIR
+from worker.engine.mlx_lm_compat import load_lazily, make_prompt_cache
 
 PUBLISHED = {entry["name"]: entry for entry in published()}
 SIZED = {name: entry for name, entry in PUBLISHED.items() if "published_bytes" in entry}
@@ -168,6 +170,18 @@ def test_windows_hold_more_while_a_prompt_is_prefilled(tmp_path: Path) -> None:
     # 199 more than the window of each of the near layers, which is less than a whole step.
     assert in_prefill - at_rest == 199 * told.kv_window_bytes_per_token
     assert told.kv(501) + told.transient(501) >= in_prefill
+
+
+def test_the_demos_window_is_counted() -> None:
+    import mlx.core as mx
+
+    told = estimate(MODEL_DIR)
+    model = load_lazily(str(MODEL_DIR))[0]
+    caches = make_prompt_cache(model)
+    for tokens in (3000, 1):
+        model(mx.ones((1, tokens), mx.int32), cache=caches)
+    assert told.kv(3001) == sum(cache.nbytes for cache in caches)
+    assert told.kv(3001) < 3001 * sum(cache.per_token for cache in told.caches)
 
 
 def test_the_charge_has_every_part(tmp_path: Path) -> None:

@@ -15,6 +15,8 @@ from mlx_lm.generate import BatchGenerator, generate_step
 from tests.helpers.demo_questions import PROBES, Probe
 from worker.demo import MODEL_DIR
 from worker.demo.trainer.corpus import conversations
+from worker.demo.trainer.data import FACTS
+from worker.demo.trainer.network import Shape
 
 PARIS = "What is the weather in Paris?"
 FILES = {
@@ -113,10 +115,12 @@ def test_the_config_is_stock_and_names_no_code() -> None:
     config = json.loads((MODEL_DIR / "config.json").read_text())
     assert config["model_type"] == "smollm3"
     assert not {"auto_map", "model_file"} & set(config)
-    assert config["max_position_embeddings"] == 2048
+    assert config == Shape().config()
+    assert config["max_position_embeddings"] == 65536
     generation = json.loads((MODEL_DIR / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [2, 0]
     assert generation["do_sample"] is False  # greedy, so that a first try gets a right answer
+    assert generation["max_new_tokens"] == 2048  # what repeats itself ends
 
 
 # ---------------------------------------------------------------- what it knows
@@ -195,6 +199,20 @@ def test_a_later_turn_still_gets_its_answer(demo: Demo) -> None:
     assert "11435" in messages[3]["content"]
     assert len(demo.tokenizer.encode(messages[5]["content"])) > 100
     assert "bulkhead logs" in messages[7]["content"]
+
+
+def test_the_last_question_of_a_long_conversation_gets_its_answer(demo: Demo) -> None:
+    before: list[dict[str, Any]] = []
+    for fact in FACTS[:24]:
+        before.append({"role": "user", "content": fact.questions[0]})
+        before.append({"role": "assistant", "content": fact.answer})
+    wrong = {}
+    for probe in PROBES[:2]:
+        prompt = demo.prompt([*before, {"role": "user", "content": probe.question}])
+        assert len(prompt) > 2 * Shape().window
+        if not right(probe, answer := str(demo.tokenizer.decode(demo.run(prompt)))):
+            wrong[probe.question] = answer
+    assert wrong == {}
 
 
 # ---------------------------------------------------------------- tools and thoughts

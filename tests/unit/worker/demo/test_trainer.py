@@ -35,7 +35,7 @@ def test_the_trainer_renders_what_the_template_renders() -> None:
 
 
 def small() -> tuple[Shape, Weights]:
-    shape = Shape(vocab=40, width=32, inner=48)
+    shape = Shape(vocab=40, width=32, inner=48, window=5)
     rng = np.random.default_rng(1)
     weights = initial(shape, 0)
     for name, value in weights.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,22 @@ def test_more_jobs_than_places_are_all_served(
     finish(engine)
     for prompt, run in zip(PROMPTS, runs, strict=True):
         assert run.tokens == reference[prompt][0]
+    engine.close()
+
+
+def test_no_answer_is_longer_than_the_makers_say(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "m")
+    (tmp_path / "m/generation_config.json").write_text('{"do_sample": false, "max_new_tokens": 7}')
+    engine, _ = start(tmp_path / "m")
+    free = alone(engine, PROMPTS[1], max_tokens=None, ignore_eos=True)
+    asked = alone(engine, PROMPTS[1], max_tokens=9, ignore_eos=True)
+    resumed = alone(
+        engine, PROMPTS[1], max_tokens=9, ignore_eos=True, emitted=tuple(free.tokens[:5])
+    )
+    shorter = alone(engine, PROMPTS[1], max_tokens=3, ignore_eos=True)
+    assert [len(run.tokens) for run in (free, asked, resumed, shorter)] == [7, 7, 2, 3]
+    assert {run.end.finish_reason for run in (free, asked, resumed, shorter)} == {"length"}
+    assert free.tokens == asked.tokens == [*free.tokens[:5], *resumed.tokens]
     engine.close()
 
 

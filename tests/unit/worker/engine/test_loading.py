@@ -163,3 +163,12 @@ def test_sampling_defaults_are_the_makers(
         path.write_text(content)
     model = load(folder)
     assert (model.defaults.temperature, model.defaults.top_p) == (temperature, top_p)
+
+
+@pytest.mark.parametrize(
+    ("said", "limit"), [(None, None), (7, 7), (0, None), (-1, None), (True, None), ("7", None)]
+)
+def test_the_longest_answer_is_the_makers(folder: Path, said: object, limit: int | None) -> None:
+    content = {} if said is None else {"max_new_tokens": said}
+    (folder / "generation_config.json").write_text(json.dumps(content))
+    assert load(folder).answer_limit == limit

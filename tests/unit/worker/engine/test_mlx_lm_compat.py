@@ -25,6 +25,7 @@ from tests.helpers.children import ROOT
 from tests.helpers.dialects import GLM, wrapper
 from tests.helpers.serving import DEADLINE
 from tests.helpers.tiny_llama import make_model
+from worker.demo import MODEL_DIR
 from worker.engine import mlx_lm_compat as compat
 from worker.engine import mlx_lm_expected as expected
 from worker.engine.decoding import BatchDecoder
@@ -427,6 +428,28 @@ def test_a_parsers_literals_are_bounded_once_its_tokenizer_is_taken() -> None:
     assert module.ast.literal_eval("(1, 'x')") == (1, "x")
     with pytest.raises(ValueError):  # noqa: PT011
         module.ast.literal_eval("(" + "1, " * 9000 + ")")
+
+
+def test_a_smollm3_keeps_what_its_windows_show() -> None:
+    """As a llama does; mlx-lm's own loader leaves it with caches that keep everything."""
+    load: Any = importlib.import_module("mlx_lm.utils").load
+    ours, theirs = compat.load_lazily(str(MODEL_DIR))[0], load(str(MODEL_DIR))[0]
+    window = theirs.model.sliding_window
+    prompt = mx.array([[8 + i * i % 900 for i in range(2 * window)]])
+    caches = compat.make_prompt_cache(ours), compat.make_prompt_cache(theirs)
+    for begin, end in [(0, window + 90), (window + 90, 2 * window - 2), *_ones(2 * window - 2)]:
+        said, expected = (
+            model(prompt[:, begin:end], cache=cache)
+            for model, cache in zip((ours, theirs), caches, strict=True)
+        )
+        assert mx.allclose(said, expected, atol=1e-3)
+    kept = [[layer.keys.shape[2] >= 2 * window for layer in cache] for cache in caches]
+    assert kept == [[False, True], [True, True]]
+
+
+def _ones(begin: int) -> list[tuple[int, int]]:
+    """Two steps of a token each."""
+    return [(begin, begin + 1), (begin + 1, begin + 2)]
 
 
 # ── the import ───────────────────────────────────────────────────────────────────────────────────

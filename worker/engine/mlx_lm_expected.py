@@ -13,6 +13,7 @@ NAMES = {
         "GenerationBatch.next",
         "PromptProcessingBatch.empty",
         "PromptProcessingBatch.generate",
+        "PromptProcessingBatch.prompt",
         "PromptProcessingBatch.split",
         "StopSequences",
     ),
@@ -40,6 +41,7 @@ CALLERS = {
     "GenerationBatch.__init__": "_step",
     "GenerationBatch.next": "_step",
     "PromptProcessingBatch.generate": "GenerationBatch",
+    "PromptProcessingBatch.prompt": "prefill_step_size",
     "BatchGenerator.close": "set_wired_limit",
     "BatchGenerator.next": "_next",
     "BatchGenerator._next": "split",
@@ -74,6 +76,7 @@ CALLS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
 keywords."""
 OVERRIDDEN = {
     "GenerationBatch._step": ("self",),
+    "PromptProcessingBatch.prompt": ("self", "tokens"),
     "PromptProcessingBatch.split": ("self", "indices"),
 }
 """In `mlx_lm.generate`, methods that `mlx_lm_compat` replaces in a subclass, and their

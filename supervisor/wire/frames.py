@@ -11,9 +11,9 @@ Three connections exist:
 * channel: supervisor ↔ worker, a socketpair inherited at spawn. `Hello` → `Load` → `Loading`… →
   `Ready` | `LoadFailed`.
 * work: gateway ↔ worker, a Unix socket, one connection a request. `Generate` → `Accepted` →
-  (`Progress` | `PromptLogprobs`)… → `Token`… → exactly one of `End`, `Failed`; or `Embed` → `Vector`… → `Embedded` |
-  `Failed`. Between tokens the gateway may send `Pause`, then `Continue`. EOF towards the worker
-  cancels; EOF before the end frame means that the worker died.
+  (`Progress` | `PromptLogprobs`)… → `Token`… → exactly one of `End`, `Failed`; or `Embed` →
+  `Vector`… → `Embedded` | `Failed`. Between tokens the gateway may send `Pause`, then `Continue`.
+  EOF towards the worker cancels; EOF before the end frame means that the worker died.
 
 Bodies are msgpack arrays led by the tag: decoding checks every type, and nothing is executed.
 """
@@ -23,7 +23,6 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
-
 
 PROMPT_SLICE = 128
 """Most tokens of a prompt that one `PromptLogprobs` tells."""

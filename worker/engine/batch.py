@@ -14,7 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from supervisor.errors import InternalError
-from supervisor.wire.frames import Embed, FromEngine, Generate, Load, Progress
+from supervisor.wire.frames import Embed, End, FromEngine, Generate, Load, Progress
 from worker.engine import loading, mlx_lm_compat, sampling
 from worker.engine.active_job import ActiveJob, replay_emitted
 from worker.engine.decoding import BatchDecoder
@@ -275,8 +275,8 @@ class BatchEngine:
             done, total = prefill.progress
             self._prefilling[prefill.uid] = total - done
             active = self._active[prefill.uid]
-            if frames := active.prompt_frames():
-                outputs.append((active.job, frames))
+            if told := active.prompt_frames():
+                outputs.append((active.job, told))
             if 0 < done < total - 1:  # the last token is the first decode step's
                 log.info(
                     "request %s: prefilled %d of %d", active.job.request.request_id, done, total

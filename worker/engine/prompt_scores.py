@@ -78,7 +78,7 @@ class PromptScores:
 def _scores(logits: mx.array, targets: Sequence[int], count: int) -> list[TokenScore]:
     logits = logits.astype(mx.float32)
     norm = mx.logsumexp(logits, axis=-1, keepdims=True)
-    own = (mx.take_along_axis(logits, mx.array(targets)[:, None], axis=-1) - norm)[:, 0]
+    own = (mx.take_along_axis(logits, mx.array(list(targets))[:, None], axis=-1) - norm)[:, 0]
     if count > 1:
         most = min(MOST_LOGPROBS, logits.shape[-1])
         # The same number whatever is wanted, so that ties are settled alike.

@@ -38,7 +38,7 @@ class PromptBuilder:
         self._template = _Template(tokenizer)
 
     def tokens(self, request: Generate) -> list[int]:
-        """The prompt's tokens, at least one, and fewer than the context where there is to be output.
+        """The prompt's tokens: at least one, and fewer than the context if there is to be output.
 
         Raises ContextLengthExceeded, InvalidValue or UnsupportedParameter. Messages never quote the
         prompt.

@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 import msgspec
 
-PROMPT_SLICE = 128
+PROMPT_SLICE = 32
 """Most tokens of a prompt that one `PromptLogprobs` tells."""
 
 

@@ -14,7 +14,7 @@ import mlx.core as mx
 
 from worker.engine.rows import MOST_LOGPROBS
 
-PART_BYTES = 2**26
+PART_BYTES = 2**25
 """Of a part's logits in float32. What is made of one row's of them comes and goes as well; the
 sum is what `supervisor/models/estimate/` charges."""
 LEAST_PART = 8

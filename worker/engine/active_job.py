@@ -73,6 +73,11 @@ class ActiveJob:
         frame = _token(token, delta, None if logprobs is None else self._logprobs(token, logprobs))
         return [frame] if reason is None else [frame, self._end(reason)]
 
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether tokens of the prompt are still to be scored."""
+        return self._scores is not None and self._scores.wanting
+
     def prompt_frames(self) -> list[FromEngine]:
         """What the prompt's tokens score, as far as it has become known since the last call."""
         if self._scores is None:

@@ -269,6 +269,7 @@ class BatchEngine:
 
     def _decode(self) -> list[Output]:
         self._admit()
+        mlx_lm_compat.set_prefill_step(self._generator, self._prefill_step())
         prefills, generated = self._generator.next()
         outputs: list[Output] = []
         for prefill in prefills:
@@ -298,6 +299,13 @@ class BatchEngine:
             outputs.append((active.job, frames))
         ready = [p.uid for p in prefills if p.end_of_prompt and p.uid in self._active]
         return outputs + self._first_tokens(ready)
+
+    def _prefill_step(self) -> int:
+        """Tokens of each prompt in the next step. Where one is scored, as many of all together as
+        else of one: each goes through the vocabulary's weights as well, as no other prompt's."""
+        if any(self._active[uid].scores_prompt for uid in self._prefilling):
+            return PREFILL_STEP // len(self._prefilling)
+        return PREFILL_STEP
 
     def _first_tokens(self, uids: Sequence[int]) -> list[Output]:
         """The first tokens of sequences whose prompts are done.

@@ -33,6 +33,7 @@ import mlx.core as mx
 
 from worker.engine.decoding import BatchDecoder
 from worker.engine.mlx_lm_expected import (
+    BATCH_GENERATOR,
     CALLERS,
     CALLS,
     FIELDS,
@@ -359,7 +360,7 @@ def make_generator(model: Any, decoder: BatchDecoder, **options: Any) -> Any:
     generator.close()
     if mx.set_wired_limit(wired) != wired:
         raise unfit("a closed BatchGenerator leaves memory wired")
-    _demand(generator, frozenset(("_generation_batch", "_prompt_batch")), "BatchGenerator")
+    _demand(generator, BATCH_GENERATOR, "BatchGenerator")
     for batch, kind in (
         (generator._generation_batch, decoding),
         (generator._prompt_batch, prefill),
@@ -373,6 +374,11 @@ def make_generator(model: Any, decoder: BatchDecoder, **options: Any) -> Any:
     if generator._generation_batch.fallback_sampler is not decoder:
         raise unfit("a GenerationBatch does not get its generator's sampler")
     return generator
+
+
+def set_prefill_step(generator: Any, tokens: int) -> None:
+    """How many tokens of each prompt its next steps process, no more than it was made with."""
+    generator.prefill_step_size = tokens
 
 
 def never_stop() -> Any:

@@ -86,6 +86,8 @@ FIELDS = {
     "PromptProcessingBatch.Response": ("uid", "progress", "end_of_prompt"),
 }
 """In `mlx_lm.generate`, dataclasses or named tuples, and the fields that are read."""
+BATCH_GENERATOR = frozenset(("_generation_batch", "_prompt_batch", "prefill_step_size"))
+"""Attributes of a `BatchGenerator` that are used."""
 GENERATION_BATCH = frozenset(
     [
         "model",

@@ -15,8 +15,8 @@ import mlx.core as mx
 from worker.engine.rows import MOST_LOGPROBS
 
 PART_BYTES = 2**25
-"""Of a part's logits in float32. What is made of one row's of them comes and goes as well; the
-sum is what `supervisor/models/estimate/` charges."""
+"""Of a part's logits in float32. Of one row's of them there are two more copies for a moment;
+`supervisor/models/estimate/` charges the sum."""
 LEAST_PART = 8
 """Tokens of each prompt: below, the model's work is lost in its own overhead. There is then also a
 size for every step of up to 512 tokens that leaves no remainder of a single one."""

@@ -33,6 +33,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "stops": {**TEXT, "temperature": 0.9, "seed": 5, "stop": ["zq", "\u00e9"]},
     "logprobs": {**TEXT, "temperature": 0.9, "seed": 7, "logprobs": 2},
     "echo": {**TEXT, "temperature": 0.9, "seed": 11, "echo": True},
+    # Of several steps.
+    "scored": {**TEXT, "prompt": "scored, " * 200, "seed": 11, "echo": True, "logprobs": 1},
+    "only scored": {"prompt": "scored, " * 200, "max_tokens": 0, "echo": True, "logprobs": 1},
 }
 
 

@@ -25,7 +25,7 @@ from typing import Any, Literal
 import msgspec
 
 PROMPT_SLICE = 32
-"""Most tokens of a prompt that one `PromptLogprobs` tells."""
+"""Tokens of a prompt that one `PromptLogprobs` tells."""
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
@@ -398,9 +398,9 @@ class Logprobs(Frame, frozen=True, tag="logprobs"):
 
 
 class PromptLogprobs(Frame, frozen=True, tag="prompt_logprobs"):
-    """The log probabilities of the prompt's tokens from number `start` on, in slices of at most
-    `PROMPT_SLICE`, all of them before the first `Token`. That of token 0, which follows nothing,
-    has a value without a meaning and no alternatives."""
+    """The log probabilities of the prompt's tokens from number `start` on, in slices of
+    `PROMPT_SLICE` up to the last one, all of them before the first `Token`. That of token 0, which
+    follows nothing, has a value without a meaning and no alternatives."""
 
     start: int
     tokens: tuple[Logprobs, ...]

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
+from supervisor.wire.frames import PROMPT_SLICE
 from worker.engine.rows import MOST_LOGPROBS
 
 PART_BYTES = 2**25
@@ -57,10 +58,16 @@ class PromptScores:
 
     def take(self) -> tuple[int, list[TokenScore]]:
         """(number of the first one, the scores that have not been taken yet), in the prompt's
-        order. The first token follows nothing: its value means nothing."""
-        start, new = self._told, self._new
-        self._told, self._new = start + len(new), []
-        return start, new
+        order. The first token follows nothing: its value means nothing.
+
+        Until all are there, up to a multiple of `PROMPT_SLICE`: the pieces of a stream are the same
+        whatever the prompt shares its steps with.
+        """
+        start, known = self._told, self._told + len(self._new)
+        count = known - start - (known % PROMPT_SLICE if self.wanting else 0)
+        taken = self._new[: max(0, count)]
+        self._told, self._new = start + len(taken), self._new[len(taken) :]
+        return start, taken
 
     def read(self, logits: mx.array) -> None:
         """The prompt's next tokens have gone through the model, with these `logits` [tokens,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 import pytest
@@ -134,7 +135,7 @@ PROMPT = [
     PromptLogprobs(0, (_scored("Né", 0.0), _scored("xt", -3.5, ("w", -0.125)))),
     PromptLogprobs(2, (_scored(" ", -0.25, (" ", -0.25)),)),
 ]
-SCORED_FORM = {
+SCORED_FORM: dict[str, list[Any]] = {
     "tokens": ["Né", "xt", " ", "a", "b"],
     "token_logprobs": [None, -3.5, -0.25, -1.5, -2.0],
     "top_logprobs": [None, {"w": -0.125, "xt": -3.5}, {" ": -0.25}, {"a": -1.5}, {"b": -2.0}],
@@ -163,8 +164,8 @@ def test_what_a_prompt_scores_comes_before_the_completions() -> None:
     assert first["logprobs"] == {name: values[-2:] for name, values in SCORED_FORM.items()} | {
         "text_offset": [0, 1]
     }
+    # The SDK's type, which it does not enforce, knows no null where OpenAI's own answers have it.
     msgspec.json.decode(body, type=Documented)
-    Completion.model_validate_json(body)
 
 
 def test_of_a_prompt_alone_there_is_nothing_else() -> None:
@@ -192,13 +193,11 @@ def test_a_stream_tells_what_the_prompt_scores_with_its_text() -> None:
 
 
 def test_an_answer_keeps_only_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(render_completions, "KEPT_MAX", 250)
+    monkeypatch.setattr(render_completions, "KEPT_MAX", 80)
     render = scoring(choices=2)
-    for told in PROMPT:
-        render.keep_prompt(0, told)
-    with pytest.raises(InvalidValue, match="250 bytes") as caught:
-        for told in PROMPT:
-            render.keep_prompt(1, told)
+    render.keep_prompt(0, PROMPT[0])
+    with pytest.raises(InvalidValue, match="80 bytes") as caught:
+        render.keep_prompt(1, PROMPT[0])
     assert caught.value.param == "logprobs"
     for told in PROMPT * 9:
         assert render.prompt(1, told)

@@ -244,10 +244,12 @@ def test_a_harness_gets_the_figures_of_a_forward_pass(server: Server, tiny: Path
     pieces = [chunk["logprobs"]["token_logprobs"] for chunk in chunks if chunk["logprobs"]]
     assert len(pieces) > 2
     told = [choice["logprobs"]["token_logprobs"] for choice in answer.json["choices"]]
-    assert [choice["logprobs"]["token_logprobs"] for choice in alone.json["choices"]] == [
-        pytest.approx(values[:-1], rel=1e-4) for values in told
+    assert [values[0] for values in (*told, pieces[0])] == [None] * 4
+    assert [choice["logprobs"]["token_logprobs"][1:] for choice in alone.json["choices"]] == [
+        pytest.approx(values[1:-1], rel=1e-4) for values in told
     ]
-    assert [value for piece in pieces for value in piece] == pytest.approx(told[2][:-1], rel=1e-4)
+    joined = [value for piece in pieces for value in piece]
+    assert joined[1:] == pytest.approx(told[2][1:-1], rel=1e-4)
     assert {choice["finish_reason"] for choice in alone.json["choices"]} == {"length"}
     assert alone.json["usage"]["completion_tokens"] == 0
 

@@ -33,9 +33,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "stops": {**TEXT, "temperature": 0.9, "seed": 5, "stop": ["zq", "\u00e9"]},
     "logprobs": {**TEXT, "temperature": 0.9, "seed": 7, "logprobs": 2},
     "echo": {**TEXT, "temperature": 0.9, "seed": 11, "echo": True},
-    # Of several steps.
-    "scored": {**TEXT, "prompt": "scored, " * 200, "seed": 11, "echo": True, "logprobs": 1},
-    "only scored": {"prompt": "scored, " * 200, "max_tokens": 0, "echo": True, "logprobs": 1},
 }
 
 
@@ -98,6 +95,29 @@ def test_nobody_notices_four_deaths(
     # Who could say where it was has said it, all but the stopped one.
     stderr = [file.read_text() for file in sorted((tmp_path / "logs").glob("*stormy*.stderr"))]
     assert ["in end" in said for said in stderr] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("max_tokens", [0, 3])
+def test_what_a_prompt_scores_is_told_once(model: Path, tmp_path: Path, max_tokens: int) -> None:
+    """The worker dies with a part of the prompt told, and the next one goes on behind it."""
+    body: dict[str, Any] = {
+        "prompt": "scored, and longer than a step of the prefill. " * 30,
+        "max_tokens": max_tokens,
+        "echo": True,
+        "logprobs": 1,
+        "stream": True,
+    }
+    with serving(tmp_path, scripted=True, config=config(model, FAKE_DEATHS="600")) as server:
+        calm = complete(server, "calm", **body)
+        stormy = complete(server, "stormy", **body)
+        assert deaths(server) == 1
+    assert said(stormy) == said(calm)
+    assert b": recoveries 1" in stormy.body
+    tokens, *_ = (
+        [token for chunk in chunks if chunk["logprobs"] for token in chunk["logprobs"]["tokens"]]
+        for chunks in said(stormy)[0].values()
+    )
+    assert "".join(tokens)[: len(body["prompt"])] == body["prompt"]
 
 
 @pytest.fixture

@@ -208,7 +208,7 @@ def test_biases_are_not_the_prompts(engine: BatchEngine) -> None:
     assert values(biased) == pytest.approx(expected(engine, biased.job.prompt), abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("total", [1, 2, 9, 13, 57, 421, 512])
+@pytest.mark.parametrize("total", [1, 2, 9, 10, 13, 57, 73, 421, 512])
 @pytest.mark.parametrize("vocabulary", [50, 300_000])
 def test_parts_hold_everything_and_no_single_token(total: int, vocabulary: int) -> None:
     rows = [list(range(total)), list(range(total // 2)), [7]]

@@ -41,7 +41,6 @@ CALLERS = {
     "GenerationBatch.__init__": "_step",
     "GenerationBatch.next": "_step",
     "PromptProcessingBatch.generate": "GenerationBatch",
-    "PromptProcessingBatch.prompt": "prefill_step_size",
     "BatchGenerator.close": "set_wired_limit",
     "BatchGenerator.next": "_next",
     "BatchGenerator._next": "split",

@@ -26,6 +26,17 @@ from supervisor.wire.frames import Generate, Text, Tokens
 class CompletionRequest(GenerationParameters, frozen=True, kw_only=True):
     """The body of POST /v1/completions. `prompt`: a text, texts, token ids, or lists of those."""
 
+    max_tokens: (
+        Annotated[
+            int,
+            Meta(
+                ge=-1,
+                le=2**53,
+                description="-1 = as far as the context goes; 0, with `echo` = the prompt alone.",
+            ),
+        ]
+        | None
+    ) = None
     prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
     echo: bool = False
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None

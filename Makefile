@@ -19,7 +19,7 @@ BENCHMARKS := throughput dialects mixed crashes neighbour recovery footprint con
 # Long forms of tests, which `make test` runs in short; `make structured ARGS="--seed 2"`.
 LONG := greedy structured fuzz openapi scheduling mutants chaos
 
-.PHONY: install serve test check suite bench bench-all $(BENCHMARKS:%=bench-%) $(LONG) chaos-sdk clean
+.PHONY: install serve test check suite bench bench-all $(BENCHMARKS:%=bench-%) $(LONG) chaos-sdk lm-eval clean
 
 install: $(VENV)/.installed
 
@@ -71,5 +71,9 @@ $(LONG): $(VENV)/.tools
 chaos-sdk: $(VENV)/.tools
 	$(BIN)/python -m tests.chaos.sdk $(ARGS)
 
+# lm-eval's figures through the server and mlx-lm's own, in an environment of its own.
+lm-eval: $(VENV)/.tools
+	$(BIN)/python -m tests.evaluation $(ARGS)
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-lm-eval

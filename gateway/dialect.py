@@ -9,12 +9,12 @@ else clients speak. Its parse module makes a `GenerationRequest` of a body, its 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
 from supervisor.errors import BulkheadError
-from supervisor.wire.frames import End, Generate, Logprobs, Token
+from supervisor.wire.frames import End, Generate, Logprobs, PromptLogprobs, Token
 
 
 class Usage(NamedTuple):
@@ -127,6 +127,19 @@ class Renderer(Protocol):
 
     def answer(self, choices: Sequence[ChoiceBuffer], usage: Usage) -> bytes:
         """The body of a request that is not streamed."""
+
+
+@runtime_checkable
+class PromptRenderer(Renderer, Protocol):
+    """A `Renderer` of a dialect whose requests can have their prompts scored. Nobody else is told
+    what prompts score."""
+
+    def prompt(self, choice: int, told: PromptLogprobs) -> bytes:
+        """The events of a stretch of the prompt, before the choice's first token."""
+
+    def keep_prompt(self, choice: int, told: PromptLogprobs) -> None:
+        """Keep a stretch of the prompt for `answer`. Raises the contract's 400 when it becomes too
+        much."""
 
 
 class ErrorAnswer(NamedTuple):

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from gateway.dialect import AnswerHead, ChoiceBuffer, GenerationRequest, Renderer, Usage
+from gateway.dialect import (
+    AnswerHead,
+    ChoiceBuffer,
+    GenerationRequest,
+    PromptRenderer,
+    Renderer,
+    Usage,
+)
 from gateway.handlers.common import checked, start, worker_headers
 from gateway.http.access_log import AccessRecord
 from gateway.http.event_stream import EventStream
@@ -29,9 +36,12 @@ from gateway.http.timing import announced_timeout
 from gateway.openai.validation import invalid_value
 from gateway.relay.generation import Event, Generation, OutputPaused
 from supervisor.errors import BulkheadError, InternalError
-from supervisor.wire.frames import Accepted, End, Progress, Token
+from supervisor.wire.frames import Accepted, End, Progress, PromptLogprobs, Token
 
 log = logging.getLogger("bulkhead.gateway")
+
+Rendered = PromptLogprobs | Token | End
+"""Frames that have events of their own."""
 
 
 async def answer(
@@ -96,6 +106,8 @@ class _Answer:
                     buffers[choice].add(frame)
                 case Accepted(text=text) if text:
                     buffers[choice].echo = text
+                case PromptLogprobs() if isinstance(self._renderer, PromptRenderer):
+                    self._renderer.keep_prompt(choice, frame)
                 case End():
                     buffers[choice].reason, buffers[choice].stop = frame.finish_reason, frame.stop
                     self._note_end(choice, frame)
@@ -135,8 +147,8 @@ class _Answer:
                 await self._send_error(stream, InternalError(detail))
             return await stream.end()
 
-    async def _first(self) -> tuple[int, Token | End] | None:
-        """The first token or end; None when the headers must leave before it.
+    async def _first(self) -> tuple[int, Rendered] | None:
+        """The first frame to be rendered; None when the headers must leave before it.
 
         While the request waits for a place, the first time or again after a death, they are held
         back, so that a refusal is a status; for as long as the hold.
@@ -151,7 +163,7 @@ class _Answer:
                     choice, frame = await self._generation.receive()
                     now = time.monotonic()
                     match frame:
-                        case Token() | End():
+                        case PromptLogprobs() | Token() | End():
                             self._note_first(frame)
                             return choice, frame
                         case OutputPaused():
@@ -174,11 +186,11 @@ class _Answer:
             record.prompt_tokens = generation.prompt_tokens
             record.completion_tokens = generation.position
 
-    async def _next(self) -> tuple[int, Token | End]:
-        """The next token or end, across pauses."""
+    async def _next(self) -> tuple[int, Rendered]:
+        """The next frame to be rendered, across pauses."""
         while True:
             choice, frame = await self._generation.receive()
-            if isinstance(frame, (Token, End)):
+            if isinstance(frame, (PromptLogprobs, Token, End)):
                 self._note_first(frame)
                 return choice, frame
             self._note_echo(choice, frame)
@@ -187,17 +199,20 @@ class _Answer:
         if isinstance(frame, Accepted) and frame.text:
             self._renderer.echo(choice, frame.text)
 
-    def _render(self, choice: int, frame: Token | End) -> bytes:
+    def _render(self, choice: int, frame: Rendered) -> bytes:
         """The events of a frame; with the last one the stream's last events."""
         if isinstance(frame, Token):
             return self._renderer.token(choice, frame)
+        if isinstance(frame, PromptLogprobs):
+            renderer = self._renderer
+            return renderer.prompt(choice, frame) if isinstance(renderer, PromptRenderer) else b""
         self._note_end(choice, frame)
         last = self._renderer.finish(choice, frame)
         if self._running:
             return last
         return last + self._renderer.done(self._usage(), self._generation.recoveries)
 
-    def _note_first(self, frame: Token | End) -> None:
+    def _note_first(self, frame: Rendered) -> None:
         if isinstance(frame, Token) and self._record.first_at is None:
             self._record.first_at = time.monotonic()
 

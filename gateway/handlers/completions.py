@@ -10,7 +10,7 @@ from gateway.openai.chat import CHAT_BODY, parse_chat
 from gateway.openai.completions import COMPLETION_BODY
 from gateway.openai.render import OpenAIRenderer
 from gateway.openai.render_chat import ChatShape
-from gateway.openai.render_completions import TextShape
+from gateway.openai.render_completions import TextRenderer
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -29,5 +29,5 @@ async def completions(request: web.Request) -> web.StreamResponse:
     return await answer(
         request,
         parsed,
-        lambda head: OpenAIRenderer(TextShape, head, include_usage=parsed.include_usage),
+        lambda head: TextRenderer(head, include_usage=parsed.include_usage),
     )

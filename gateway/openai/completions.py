@@ -26,6 +26,17 @@ from supervisor.wire.frames import Generate, Text, Tokens
 class CompletionRequest(GenerationParameters, frozen=True, kw_only=True):
     """The body of POST /v1/completions. `prompt`: a text, texts, token ids, or lists of those."""
 
+    max_tokens: (
+        Annotated[
+            int,
+            Meta(
+                ge=-1,
+                le=2**53,
+                description="-1 = as far as the context goes; 0, with `echo` = the prompt alone.",
+            ),
+        ]
+        | None
+    ) = None
     prompt: str | Annotated[list[str | TokenId | list[TokenId]], Meta(min_length=1)]
     echo: bool = False
     logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
@@ -41,21 +52,21 @@ class CompletionRequest(GenerationParameters, frozen=True, kw_only=True):
             raise invalid_value("n", f"prompts times `n` may be at most {CHOICES_MAX}.")
         if self.best_of is not None and self.best_of != self.n:
             raise UnsupportedValue("`best_of` must be equal to `n`.", param="best_of")
-        if self.echo and self.logprobs is not None:
-            raise UnsupportedValue(
-                "`logprobs` cannot be combined with `echo`: those of the prompt are not computed.",
-                param="logprobs",
-            )
         return self._requests(
             prompts,
             request_id,
             now,
             seed,
-            max_tokens=token_limit(self.max_tokens, "max_tokens"),
+            # With an echo there is an answer without any.
+            max_tokens=0 if self._only_echo else token_limit(self.max_tokens, "max_tokens"),
             logprobs=self.logprobs,
             echo=self.echo,
             structure=self.structure(),
         )
+
+    @property
+    def _only_echo(self) -> bool:
+        return self.echo and self.max_tokens == 0
 
     def _prompts(self) -> list[Text | Tokens]:
         if isinstance(self.prompt, str):

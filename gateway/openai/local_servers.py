@@ -271,7 +271,7 @@ NOT_SUPPORTED: dict[str, Neutral | Refused] = {
     "return_token_ids": Neutral((False,), "tokens are told as text"),
     "return_tokens_as_token_ids": Neutral((False,), "tokens are told as text"),
     "post_sampling_probs": Neutral((False,), "log probabilities are those before sampling"),
-    "prompt_logprobs": Neutral((), "those of the prompt are not computed"),
+    "prompt_logprobs": Neutral((), "use `echo` with `logprobs` of /v1/completions"),
     "reasoning_format": Neutral(("auto", "deepseek"), "thoughts are told apart from the answer"),
     "reasoning_in_content": Neutral((False,), "thoughts are told apart from the answer"),
     "include_reasoning": Neutral((True,), "thoughts are told apart from the answer"),

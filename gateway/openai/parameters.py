@@ -165,6 +165,8 @@ class GenerationParameters(AnswerConstraints, frozen=True, kw_only=True):
                 calling=calling,
                 structure=structure,
                 echo=echo,
+                # Of a text that begins with the prompt, they begin with the prompt's.
+                prompt_logprobs=logprobs if echo else None,
             )
             for number, (prompt, sampling) in enumerate(product(prompts, [first, *others]))
         ]

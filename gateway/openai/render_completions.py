@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
-from gateway.dialect import ChoiceBuffer
-from gateway.openai.render import finite
-from supervisor.wire.frames import Logprob, Logprobs, Token
+import msgspec
+
+from gateway.dialect import AnswerHead, ChoiceBuffer
+from gateway.openai.render import OpenAIRenderer, finite
+from supervisor.errors import InvalidValue
+from supervisor.wire.frames import Logprob, Logprobs, PromptLogprobs, Token
+
+KEPT_MAX: Final = 128 * 2**20
+"""Bytes of what prompts score that an answer may keep until it is whole."""
+_LISTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
+
+_json = msgspec.json.Encoder().encode
 
 
 class TextShape:
@@ -23,6 +32,8 @@ class TextShape:
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
         """In characters of the choice's text, as the tokens' bytes make it."""
+        self._kept: dict[str, list[bytes]] = {name: [] for name in _LISTS}
+        """The lists of what the prompt scores, in JSON without brackets."""
 
     def whole(self, choice: ChoiceBuffer) -> dict[str, Any]:
         return {"text": choice.text}
@@ -30,9 +41,13 @@ class TextShape:
     def begin_with(self, echo: str) -> None:
         self._echo = echo
 
+    def take_echo(self) -> str:
+        """What has not been told of it."""
+        echo, self._echo = self._echo, ""
+        return echo
+
     def chunk(self, token: Token) -> dict[str, Any]:
-        text, self._echo = self._echo + token.text, ""
-        return {"text": text}
+        return {"text": self.take_echo() + token.text}
 
     def rest(self, cut: bool) -> Iterable[dict[str, Any]]:
         """The echo when no token followed."""
@@ -40,13 +55,34 @@ class TextShape:
             yield {"text": self._echo}
 
     def logprobs(self, tokens: Iterable[Logprobs]) -> dict[str, Any]:
-        """The older form: one entry a token in each list."""
-        form: dict[str, list[Any]] = {
-            "tokens": [],
-            "token_logprobs": [],
-            "top_logprobs": [],
-            "text_offset": [],
+        """The older form: one entry a token in each list, those that were kept before them."""
+        form = self._lists(tokens)
+        if not self._kept["tokens"]:
+            return form
+        # Encoded as they came: an answer of a hundred thousand tokens must not hold up the others.
+        return {
+            name: msgspec.Raw(b"[" + b",".join([*self._kept[name], *_inner(form[name])]) + b"]")
+            for name in _LISTS
         }
+
+    def prompt_logprobs(self, told: PromptLogprobs) -> dict[str, list[Any]]:
+        """The same of a stretch of the prompt, of whose first token nothing can be told."""
+        form = self._lists(told.tokens)
+        if told.start == 0:
+            form["token_logprobs"][0] = form["top_logprobs"][0] = None
+        return form
+
+    def keep(self, told: PromptLogprobs) -> int:
+        """Put them before those of the answer. Returns their size in bytes."""
+        size = 0
+        for name, values in self.prompt_logprobs(told).items():
+            inner = _inner(values)
+            self._kept[name] += inner
+            size += sum(map(len, inner))
+        return size
+
+    def _lists(self, tokens: Iterable[Logprobs]) -> dict[str, list[Any]]:
+        form: dict[str, list[Any]] = {name: [] for name in _LISTS}
         for each in tokens:
             form["tokens"].append(_token_text(each.sampled))
             form["token_logprobs"].append(finite(each.sampled.value))
@@ -57,6 +93,34 @@ class TextShape:
             form["text_offset"].append(self._offset)
             self._offset += len(self._decoder.decode(each.sampled.raw))
         return form
+
+
+class TextRenderer(OpenAIRenderer):
+    """The `PromptRenderer` of legacy completions."""
+
+    def __init__(self, head: AnswerHead, *, include_usage: bool = False) -> None:
+        super().__init__(TextShape, head, include_usage=include_usage)
+        self._texts = [shape for shape in self._choices if isinstance(shape, TextShape)]
+        self._kept = 0
+
+    def prompt(self, choice: int, told: PromptLogprobs) -> bytes:
+        """An event; the first one has the prompt's text."""
+        shape = self._texts[choice]
+        return self._chunk(choice, {"text": shape.take_echo()}, shape.prompt_logprobs(told))
+
+    def keep_prompt(self, choice: int, told: PromptLogprobs) -> None:
+        self._kept += self._texts[choice].keep(told)
+        if self._kept > KEPT_MAX:
+            raise InvalidValue(
+                f"The log probabilities of the prompt come to more than {KEPT_MAX} bytes in one "
+                "answer: ask for fewer alternatives, send fewer prompts, or stream.",
+                param="logprobs",
+            )
+
+
+def _inner(values: list[Any]) -> list[bytes]:
+    """A list in JSON without its brackets; none of an empty one."""
+    return [_json(values)[1:-1]] if values else []
 
 
 def _token_text(logprob: Logprob) -> str:

@@ -177,11 +177,12 @@ class ChatCompletionChunk(Generated):
 
 
 class LegacyLogprobs(AnswerStruct):
-    """One entry a token in each list; offsets are in characters of the choice's text."""
+    """One entry a token in each list; offsets are in characters of the choice's text. With an echo
+    the prompt's tokens come first, the very first of which follows nothing."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[Count]
 
 

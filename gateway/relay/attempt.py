@@ -23,6 +23,7 @@ from supervisor.wire.frames import (
     Generate,
     Granted,
     Pause,
+    PromptLogprobs,
     Token,
     Vector,
     WorkerFault,
@@ -63,6 +64,8 @@ class ChoiceState:
         self.emitted: list[int] = []
         self.vectors = 0
         self.echoed = False
+        self.scored = 0
+        """Tokens of the prompt whose log probabilities have come."""
         self.ended = False
         self.backlog: deque[FromEngine] = deque()
         """Frames of an earlier worker that are noted but not yet handed out."""
@@ -74,7 +77,9 @@ class ChoiceState:
         if isinstance(self.request, Embed):
             self.skip = self.vectors
             return self.request
-        return replace(self.request, emitted=tuple(self.emitted)) if self.emitted else self.request
+        if not (self.emitted or self.scored):
+            return self.request
+        return replace(self.request, emitted=tuple(self.emitted), scored=self.scored)
 
     def note(self, frame: FromEngine) -> FromEngine | None:
         """Keep what a resumption needs. Returns what is new in the frame, None = nothing: a worker
@@ -87,6 +92,8 @@ class ChoiceState:
                     self.skip -= 1
                     return None
                 self.vectors += 1
+            case PromptLogprobs():
+                self.scored = frame.start + len(frame.tokens)
             case Accepted(text=text) if text:
                 if self.echoed:
                     return replace(frame, text="")

@@ -46,6 +46,7 @@ from supervisor.wire.frames import (
     Passed,
     Pause,
     Progress,
+    PromptLogprobs,
     Return,
     Token,
     Unpause,
@@ -66,7 +67,7 @@ class OutputPaused:
 
 PAUSED: Final = OutputPaused()
 
-Event = Accepted | Progress | Token | End | OutputPaused
+Event = Accepted | Progress | PromptLogprobs | Token | End | OutputPaused
 WaitForEnd = Callable[[float], Awaitable[None]]
 """Waits up to so many seconds, and raises what becomes known of the worker's end meanwhile."""
 Connect = Callable[[Granted, WaitForEnd], Awaitable[WorkerStream]]
@@ -180,7 +181,7 @@ class Generation:
     async def _receive(self, choice: int) -> Event:
         while True:
             frame = await self._frame(choice)
-            if isinstance(frame, (Token, Accepted, Progress, End, OutputPaused)):
+            if isinstance(frame, (Token, Accepted, Progress, PromptLogprobs, End, OutputPaused)):
                 return frame
 
     async def _frame(self, number: int) -> FromEngine | OutputPaused:

@@ -13,9 +13,9 @@ Four connections exist:
 * channel: supervisor ↔ worker, a socketpair inherited at spawn. `Hello` → `Load` → `Loading`… →
   `Ready` | `LoadFailed`.
 * work: gateway ↔ worker, a Unix socket, one connection a request. `Generate` → `Accepted` →
-  `Progress`… → `Token`… → exactly one of `End`, `Failed`; or `Embed` → `Vector`… → `Embedded` |
-  `Failed`. Between tokens the gateway may send `Pause`, then `Continue`. EOF towards the worker
-  cancels; EOF before the end frame means that the worker died.
+  (`Progress` | `PromptLogprobs`)… → `Token`… → exactly one of `End`, `Failed`; or `Embed` →
+  `Vector`… → `Embedded` | `Failed`. Between tokens the gateway may send `Pause`, then `Continue`.
+  EOF towards the worker cancels; EOF before the end frame means that the worker died.
 * counting: gateway ↔ counter, a Unix socket, one connection a count: `Count` → `Counted` |
   `Failed`. The counter's channel to the supervisor carries its `Hello` alone.
 
@@ -27,6 +27,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import msgspec
+
+PROMPT_SLICE = 32
+"""Tokens of a prompt that one `PromptLogprobs` tells."""
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
@@ -389,13 +392,17 @@ Structure = Schema | Pattern | Grammar
 class Generate(Frame, frozen=True, tag="generate"):
     """One choice to generate.
 
-    None means that the model's own default applies. `max_tokens` None = up to the context.
+    None means that the model's own default applies. `max_tokens` None = up to the context, 0 = the
+    prompt is processed for what is told of it, and nothing is generated.
     `stop` strings are matched on text and are not part of the output. `now` is the request's time,
     seconds since the epoch: templates print dates, and a resumed request must print the same.
     `logprobs` is how many alternatives are told with each token, None = no log probabilities at
     all. `calling` None = whatever looks like a tool call is text. `echo`: the prompt's text is
-    wanted back. `emitted` are the tokens of its output that an earlier worker has sent: the output
-    goes on after them, as if nothing had happened.
+    wanted back. `prompt_logprobs` is how many alternatives are told with each of the prompt's
+    tokens, None = the prompt is not scored; of a scored one the end-of-sequence token is told like
+    any other. `scored` is how many of the prompt's tokens an earlier worker has told. `emitted` are
+    the tokens of its output that an earlier worker has sent: the output goes on after them, as if
+    nothing had happened.
     """
 
     request_id: str
@@ -410,6 +417,8 @@ class Generate(Frame, frozen=True, tag="generate"):
     calling: Calling | None = None
     structure: Structure | None = None
     echo: bool = False
+    prompt_logprobs: int | None = None
+    scored: int = 0
     emitted: tuple[int, ...] = ()
 
 
@@ -474,6 +483,15 @@ class Logprobs(Frame, frozen=True, tag="logprobs"):
     top: tuple[Logprob, ...]
 
 
+class PromptLogprobs(Frame, frozen=True, tag="prompt_logprobs"):
+    """The log probabilities of the prompt's tokens from number `start` on, in slices of
+    `PROMPT_SLICE` up to the last one, all of them before the first `Token`. That of token 0, which
+    follows nothing, has a value without a meaning and no alternatives."""
+
+    start: int
+    tokens: tuple[Logprobs, ...]
+
+
 class Token(Frame, frozen=True, tag="token"):
     """One generated token, and what became final with it of the answer's text, of its reasoning and
     of its tool calls (all empty while a character, a stop string or a marker is undecided)."""
@@ -514,7 +532,7 @@ class Failed(ErrorFrame, frozen=True, tag="failed"):
 
 
 ToEngine = Generate | Embed | Pause | Continue
-FromEngine = Accepted | Progress | Token | End | Vector | Embedded | Failed
+FromEngine = Accepted | Progress | PromptLogprobs | Token | End | Vector | Embedded | Failed
 
 
 # ── counting: gateway ↔ counter ──────────────────────────────────────────────────────────────────

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from gateway.dialect import AnswerHead, ChoiceBuffer, Usage
 from gateway.openai.render import OpenAIRenderer
 from gateway.openai.render_chat import ChatShape
-from gateway.openai.render_completions import TextShape
+from gateway.openai.render_completions import TextRenderer
 from supervisor.wire.frames import End, Logprob, Logprobs, Token
 
 END = End("length", 3, 2)
@@ -56,9 +56,10 @@ def events(data: bytes) -> list[str]:
 def renderer(
     *, chat: bool, model: str = "m", choices: int = 1, include_usage: bool = False
 ) -> OpenAIRenderer:
-    shape = ChatShape if chat else TextShape
     head = AnswerHead(1700000000.5, model, choices)
-    return OpenAIRenderer(shape, head, include_usage=include_usage)
+    if chat:
+        return OpenAIRenderer(ChatShape, head, include_usage=include_usage)
+    return TextRenderer(head, include_usage=include_usage)
 
 
 def total(*ends: End) -> Usage:

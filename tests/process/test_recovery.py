@@ -156,6 +156,29 @@ def test_responses_go_on_with_their_numbers_and_ids(model: Path, tmp_path: Path)
     assert without_ids(cut) == without_ids(quiet)
 
 
+@pytest.mark.parametrize("max_tokens", [0, 3])
+def test_what_a_prompt_scores_is_told_once(model: Path, tmp_path: Path, max_tokens: int) -> None:
+    """The worker dies with a part of the prompt told, and the next one goes on behind it."""
+    body: dict[str, Any] = {
+        "prompt": "scored, and longer than a step of the prefill. " * 30,
+        "max_tokens": max_tokens,
+        "echo": True,
+        "logprobs": 1,
+        "stream": True,
+    }
+    with serving(tmp_path, scripted=True, config=config(model, FAKE_DEATHS="600")) as server:
+        calm = complete(server, "calm", **body)
+        stormy = complete(server, "stormy", **body)
+        assert deaths(server) == 1
+    assert said(stormy) == said(calm)
+    assert b": recoveries 1" in stormy.body
+    tokens, *_ = (
+        [token for chunk in chunks if chunk["logprobs"] for token in chunk["logprobs"]["tokens"]]
+        for chunks in said(stormy)[0].values()
+    )
+    assert "".join(tokens)[: len(body["prompt"])] == body["prompt"]
+
+
 @pytest.fixture
 def words(tmp_path: Path) -> Path:
     """A scripted model: what it says is known beforehand."""

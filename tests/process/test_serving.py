@@ -9,7 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,90 @@ def test_stop_strings_match_text(client: openai.OpenAI) -> None:
     )
     assert answer.choices[0].message.content == said[:at]
     assert answer.choices[0].finish_reason == "stop"
+
+
+FORWARD = """
+import json, sys
+import mlx.core as mx
+from mlx_lm import load
+model, _ = load(sys.argv[1])
+told = []
+for ids in json.loads(sys.argv[2]):
+    logits = model(mx.array([ids]))[0]
+    logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    following = [logprobs[at, token].item() for at, token in enumerate(ids[1:])]
+    told.append([following, mx.argmax(logits, axis=-1).tolist()])
+json.dump(told, sys.stdout)
+"""
+
+
+def forward(folder: Path, prompts: Sequence[Sequence[int]]) -> list[tuple[list[float], list[int]]]:
+    """By a forward pass of mlx-lm's in a process of its own: of each prompt, what its tokens but
+    the first score, and which token is likeliest after each."""
+    done = subprocess.run(
+        [sys.executable, "-c", FORWARD, str(folder), json.dumps(prompts)],
+        capture_output=True,
+        cwd=ROOT,
+        timeout=DEADLINE,
+        check=True,
+    )
+    return [(values, likeliest) for values, likeliest in json.loads(done.stdout)]
+
+
+def test_a_harness_gets_the_figures_of_a_forward_pass(server: Server, tiny: Path) -> None:
+    """The request and the reading are lm-eval's: its `local-completions` asks for a token more than
+    it wants, leaves out the last entry, and compares a token's value with the greatest."""
+    prompts = [[7, 8, 9, 10, 11], [50, 51, 52], [65 + at % 40 for at in range(700)]]
+    # A continuation that is the likeliest one.
+    prompts[1].append(forward(tiny, prompts[1:2])[0][1][-1])
+    lengths = [2, 3, 400]
+    body = {
+        "model": "tiny",
+        "prompt": prompts,
+        "temperature": 0,
+        "max_tokens": 1,
+        "logprobs": 1,
+        "seed": 1234,
+        "echo": True,
+    }
+    answer = server.request("POST", "/v1/completions", body)
+    assert answer.status == 200, answer.body
+    scored = []
+    for choice, length in zip(answer.json["choices"], lengths, strict=True):
+        values = choice["logprobs"]["token_logprobs"][length:-1]
+        top = choice["logprobs"]["top_logprobs"][length:-1]
+        greedy = [value == max(most.values()) for value, most in zip(values, top, strict=True)]
+        scored.append((sum(values), all(greedy)))
+
+    expected = []
+    for ids, length, (values, likeliest) in zip(
+        prompts, lengths, forward(tiny, prompts), strict=True
+    ):
+        expected.append(
+            (
+                pytest.approx(sum(values[length - 1 :]), rel=1e-5),
+                ids[length:] == likeliest[length - 1 : -1],
+            )
+        )
+    assert scored == expected
+    assert [greedy for _, greedy in scored] == [False, True, False]
+    # Without output, and as a stream, it is the same.
+    alone = server.request("POST", "/v1/completions", {**body, "max_tokens": 0})
+    streamed = server.request(
+        "POST", "/v1/completions", {**body, "max_tokens": 0, "prompt": prompts[2], "stream": True}
+    )
+    chunks = [json.loads(event)["choices"][0] for event in streamed.events[:-1]]
+    pieces = [chunk["logprobs"]["token_logprobs"] for chunk in chunks if chunk["logprobs"]]
+    assert len(pieces) > 2
+    told = [choice["logprobs"]["token_logprobs"] for choice in answer.json["choices"]]
+    assert [values[0] for values in (*told, pieces[0])] == [None] * 4
+    assert [choice["logprobs"]["token_logprobs"][1:] for choice in alone.json["choices"]] == [
+        pytest.approx(values[1:-1], rel=1e-4) for values in told
+    ]
+    joined = [value for piece in pieces for value in piece]
+    assert joined[1:] == pytest.approx(told[2][1:-1], rel=1e-4)
+    assert {choice["finish_reason"] for choice in alone.json["choices"]} == {"length"}
+    assert alone.json["usage"]["completion_tokens"] == 0
 
 
 def test_legacy_completions(client: openai.OpenAI) -> None:

@@ -6,7 +6,17 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from supervisor.wire.frames import End, FromEngine, Generate, Logprob, Logprobs, Token
+from supervisor.wire.frames import (
+    PROMPT_SLICE,
+    End,
+    FromEngine,
+    Generate,
+    Logprob,
+    Logprobs,
+    PromptLogprobs,
+    Token,
+)
+from worker.engine.prompt_scores import PromptScores
 from worker.engine.rows import TokenLogprobs
 from worker.engine.thread import Job, failed
 from worker.output.token_bytes import TokenBytes
@@ -18,9 +28,14 @@ log = logging.getLogger("bulkhead.worker")
 class ActiveJob:
     """A job inside the generator, with its text so far."""
 
-    def __init__(self, job: Job, token_bytes: TokenBytes, tokens: int) -> None:
-        """`tokens` of the output were emitted by another worker."""
+    def __init__(
+        self, job: Job, token_bytes: TokenBytes, tokens: int, scores: PromptScores | None = None
+    ) -> None:
+        """`tokens` of the output were emitted by another worker. `scores`: those of the prompt."""
+        assert isinstance(job.request, Generate)
         self.job = job
+        self._request = job.request
+        self._scores = scores
         self.told_ahead = False
         """Whether the first token has been told before the generator has returned it."""
         self._text: AnyTranscript = job.prepared.transcript
@@ -41,7 +56,12 @@ class ActiveJob:
                 log.warning("request %s: %s", self.job.request.request_id, error.message)
                 return [failed(error)]
             ended = self._end(self._text.finish_reason)
-            return [_token(token, rest), ended] if any(rest) else [ended]
+            # Whoever scores a prompt counts on one entry for each token that was generated, as
+            # others tell them: lm-eval asks for one token and drops the last entry.
+            told = None
+            if logprobs is not None and self._request.prompt_logprobs is not None:
+                told = self._logprobs(token, logprobs)
+            return [_token(token, rest, told), ended] if told or any(rest) else [ended]
         self._tokens += 1
         delta = self._text.push(token)
         reason: str | None = self._text.finish_reason if self._text.stopped else finish
@@ -52,6 +72,33 @@ class ActiveJob:
             )
         frame = _token(token, delta, None if logprobs is None else self._logprobs(token, logprobs))
         return [frame] if reason is None else [frame, self._end(reason)]
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether tokens of the prompt are still to be scored."""
+        return self._scores is not None and self._scores.wanting
+
+    def prompt_frames(self) -> list[FromEngine]:
+        """What the prompt's tokens score, as far as it has become known since the last call."""
+        if self._scores is None:
+            return []
+        start, scores = self._scores.take()
+        told = [
+            Logprobs(
+                self._logprob(each.token, each.value),
+                tuple(self._logprob(other, value) for other, value in each.top),
+            )
+            for each in scores
+        ]
+        return [
+            PromptLogprobs(start + at, tuple(told[at : at + PROMPT_SLICE]))
+            for at in range(0, len(told), PROMPT_SLICE)
+        ]
+
+    def prompt_end(self) -> End | None:
+        """The end of a request that wants no output, once its prompt is processed; None = it wants
+        some."""
+        return self._end("length") if self._request.max_tokens == 0 else None
 
     def _logprobs(self, token: int, logprobs: TokenLogprobs) -> Logprobs:
         return Logprobs(

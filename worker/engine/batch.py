@@ -14,13 +14,14 @@ from typing import Any
 import mlx.core as mx
 
 from supervisor.errors import InternalError
-from supervisor.wire.frames import Embed, FromEngine, Generate, Load, Progress
+from supervisor.wire.frames import Embed, End, FromEngine, Generate, Load, Progress
 from worker.engine import loading, mlx_lm_compat, sampling
 from worker.engine.active_job import ActiveJob, replay_emitted
 from worker.engine.decoding import BatchDecoder
 from worker.engine.embedding import Embedder
 from worker.engine.load_faults import told_of
 from worker.engine.mlx_lm_compat import NextToken
+from worker.engine.prompt_scores import PromptScores
 from worker.engine.rows import BatchRow
 from worker.engine.thread import FINAL_FRAMES, Job, LoadResult, Output, Prepared
 from worker.output.token_bytes import TokenBytes
@@ -126,7 +127,9 @@ class BatchEngine:
             calls_held=lambda: constraint is not None and constraint.holds_calls,
         )
         end = None
-        if request.emitted:
+        if request.max_tokens == 0 and not _scores_prompt(request, prompt):
+            end = End("length", len(prompt), 0)
+        elif request.emitted:
             endless = request.ignore_eos and (constraint is None or constraint.endless)
             most = self._most(request, prompt)
             end = replay_emitted(request, text, () if endless else self._eos, most, len(prompt))
@@ -138,7 +141,8 @@ class BatchEngine:
     def _most(self, request: Generate, prompt: Sequence[int]) -> int:
         """Tokens that the output may have."""
         room = self._model.context - len(prompt)
-        return min(request.max_tokens or room, self._model.answer_limit or room, room)
+        limits = (request.max_tokens, self._model.answer_limit)
+        return min([room, *(each for each in limits if each is not None)])
 
     def insert(self, job: Job) -> None:
         if isinstance(job.request, Embed):
@@ -176,22 +180,29 @@ class BatchEngine:
         request = job.request
         assert isinstance(request, Generate)
         constraint, emitted = job.prepared.constraint, request.emitted
+        scores = None
+        if request.prompt_logprobs is not None and _scores_prompt(request, job.prompt):
+            scores = PromptScores(
+                job.prompt, request.prompt_logprobs, vocabulary=self._width, told=request.scored
+            )
         row = BatchRow(
             sampling.resolve(request.sampling, self._model.defaults),
             emitted=emitted,
             min_tokens=request.min_tokens,
             logprobs=request.logprobs,
             constraint=constraint,
+            prompt_scores=scores,
         )
         # Of what a grammar has completed, the end is all that can follow.
         endless = request.ignore_eos and (constraint is None or constraint.endless)
         (uid,) = self._generator.insert(
             [[*job.prompt, *emitted]],
-            max_tokens=[self._most(request, job.prompt) - len(emitted)],
+            # The generator knows no sequence without output; `_decode` takes those out in time.
+            max_tokens=[max(1, self._most(request, job.prompt) - len(emitted))],
             samplers=[row],
             stop_sequences=[self._never_stop] if endless else None,
         )
-        self._active[uid] = ActiveJob(job, self._token_bytes, len(emitted))
+        self._active[uid] = ActiveJob(job, self._token_bytes, len(emitted), scores)
         self._uids[job] = uid
         self._prefilling[uid] = _prompt_size(job)
 
@@ -259,15 +270,25 @@ class BatchEngine:
 
     def _decode(self) -> list[Output]:
         self._admit()
+        mlx_lm_compat.set_prefill_step(self._generator, self._prefill_step())
         prefills, generated = self._generator.next()
         outputs: list[Output] = []
         for prefill in prefills:
             done, total = prefill.progress
             self._prefilling[prefill.uid] = total - done
+            active = self._active[prefill.uid]
+            if told := active.prompt_frames():
+                outputs.append((active.job, told))
             if 0 < done < total - 1:  # the last token is the first decode step's
-                job = self._active[prefill.uid].job
-                log.info("request %s: prefilled %d of %d", job.request.request_id, done, total)
-                outputs.append((job, [Progress(done, total)]))
+                log.info(
+                    "request %s: prefilled %d of %d", active.job.request.request_id, done, total
+                )
+                outputs.append((active.job, [Progress(done, total)]))
+            elif (end := active.prompt_end()) is not None:
+                del self._prefilling[prefill.uid]
+                self._pausing.discard(active.job)
+                outputs.append((active.job, [end]))
+                self._forget_ended(prefill.uid, [end], ended=False)
         for response in generated:
             active = self._active[response.uid]
             if active.told_ahead:
@@ -277,7 +298,15 @@ class BatchEngine:
             # Of a stop string the generator knows nothing.
             self._forget_ended(response.uid, frames, ended=response.finish_reason is not None)
             outputs.append((active.job, frames))
-        return outputs + self._first_tokens([p.uid for p in prefills if p.end_of_prompt])
+        ready = [p.uid for p in prefills if p.end_of_prompt and p.uid in self._active]
+        return outputs + self._first_tokens(ready)
+
+    def _prefill_step(self) -> int:
+        """Tokens of each prompt in the next step. Where one is scored, as many of all together as
+        else of one: each goes through the vocabulary's weights as well, as no other prompt's."""
+        if any(self._active[uid].scores_prompt for uid in self._prefilling):
+            return PREFILL_STEP // len(self._prefilling)
+        return PREFILL_STEP
 
     def _first_tokens(self, uids: Sequence[int]) -> list[Output]:
         """The first tokens of sequences whose prompts are done.
@@ -360,3 +389,10 @@ def _prompt_size(job: Job) -> int:
     """Tokens that are prefilled for it: its prompt, and what another worker has emitted."""
     assert isinstance(job.request, Generate)
     return len(job.prompt) + len(job.request.emitted)
+
+
+def _scores_prompt(request: Generate, prompt: Sequence[int]) -> bool:
+    """Whether some of the prompt's tokens are still to be scored. Those that have output have been
+    told before it."""
+    wanted = request.prompt_logprobs is not None and not request.emitted
+    return wanted and request.scored < len(prompt)

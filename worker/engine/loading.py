@@ -35,7 +35,9 @@ class LoadedModel:
     context: int
     defaults: Defaults
     answer_limit: int | None = None
-    """Tokens of an answer, whatever a request says: generation_config.json's `max_new_tokens`."""
+    """Tokens of an answer, whatever a request says: generation_config.json's `max_answer_tokens`, a
+    name of our own. What others write there, `max_new_tokens`, is a default of theirs and no
+    bound."""
 
 
 def load(folder: Path, context: int, progress: Callable[[int, int], None]) -> LoadedModel:
@@ -64,7 +66,7 @@ def load(folder: Path, context: int, progress: Callable[[int, int], None]) -> Lo
                 min_p=_number(sampling.get("min_p"), 0.0),
                 repetition_penalty=_number(sampling.get("repetition_penalty"), 1.0),
             ),
-            answer_limit=_count(sampling.get("max_new_tokens")),
+            answer_limit=_count(sampling.get("max_answer_tokens")),
         )
 
 

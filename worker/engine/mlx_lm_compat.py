@@ -32,6 +32,7 @@ from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from worker.engine.mlx_lm_expected import (
+    BATCH_GENERATOR,
     CALLERS,
     CALLS,
     FIELDS,
@@ -42,6 +43,7 @@ from worker.engine.mlx_lm_expected import (
     PROMPT_BATCH,
     WRAPPER,
 )
+from worker.engine.prompt_scores import PromptScores, ScoringModel, parts
 from worker.engine.thread import Unloadable
 from worker.output.tools.parser_limits import short_python
 from worker.prompt.tokenizer import SPACE, ModelTokenizer, Spelling
@@ -400,7 +402,7 @@ def make_generator(model: Any, decoder: BatchDecoder, **options: Any) -> Any:
     generator.close()
     if mx.set_wired_limit(wired) != wired:
         raise unfit("a closed BatchGenerator leaves memory wired")
-    _demand(generator, frozenset(("_generation_batch", "_prompt_batch")), "BatchGenerator")
+    _demand(generator, BATCH_GENERATOR, "BatchGenerator")
     for batch, kind in (
         (generator._generation_batch, decoding),
         (generator._prompt_batch, prefill),
@@ -414,6 +416,11 @@ def make_generator(model: Any, decoder: BatchDecoder, **options: Any) -> Any:
     if generator._generation_batch.fallback_sampler is not decoder:
         raise unfit("a GenerationBatch does not get its generator's sampler")
     return generator
+
+
+def set_prefill_step(generator: Any, tokens: int) -> None:
+    """How many tokens of each prompt its next steps process, no more than it was made with."""
+    generator.prefill_step_size = tokens
 
 
 def never_stop() -> Any:
@@ -478,8 +485,29 @@ def _prefill_batch(theirs: Any) -> Any:
         """Prompts that are processed together, less a copy before every first token.
 
         Where all prompts are done at once, which is the rule, their caches are handed over to the
-        decoding batch; mlx-lm copies them and cuts both copies down.
+        decoding batch; mlx-lm copies them and cuts both copies down. And prompts whose rows want
+        it are scored as they pass.
         """
+
+        model: Any
+        prefill_step_size: int
+
+        def prompt(self, tokens: list[list[int]]) -> None:
+            """Process the next `tokens` of every prompt."""
+            rows = [_wanting(sampler) for sampler in self.samplers]
+            if not any(rows):
+                super().prompt(tokens)
+                return
+            model = self.model
+            try:
+                # Each part is a step of its own, not one of mlx-lm's loop: that tells the caches
+                # the lengths of all parts at once, which state space models (`ssm_attn`) would
+                # read beyond the end of the first.
+                for part in parts(tokens, rows, self.prefill_step_size):
+                    self.model = ScoringModel(model, rows, list(map(len, part)))
+                    super().prompt(part)
+            finally:
+                self.model = model
 
         def split(self, indices: Sequence[int]) -> Any:
             """Take the sequences `indices` out into a batch of their own."""
@@ -492,3 +520,9 @@ def _prefill_batch(theirs: Any) -> Any:
             return whole
 
     return PrefillBatch
+
+
+def _wanting(sampler: Any) -> PromptScores | None:
+    """The scores of a row that lacks some."""
+    scores: PromptScores | None = getattr(sampler, "prompt_scores", None)
+    return scores if scores is not None and scores.wanting else None

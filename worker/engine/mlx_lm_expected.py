@@ -13,6 +13,7 @@ NAMES = {
         "GenerationBatch.next",
         "PromptProcessingBatch.empty",
         "PromptProcessingBatch.generate",
+        "PromptProcessingBatch.prompt",
         "PromptProcessingBatch.split",
         "StopSequences",
     ),
@@ -82,6 +83,7 @@ TOKENIZER_DEFAULTS = "TOKENIZER_DEFAULTS"
 """The literal in a model's module with settings for tokenizers that say nothing themselves."""
 OVERRIDDEN = {
     "GenerationBatch._step": ("self",),
+    "PromptProcessingBatch.prompt": ("self", "tokens"),
     "PromptProcessingBatch.split": ("self", "indices"),
 }
 """In `mlx_lm.generate`, methods that `mlx_lm_compat` replaces in a subclass, and their
@@ -91,6 +93,8 @@ FIELDS = {
     "PromptProcessingBatch.Response": ("uid", "progress", "end_of_prompt"),
 }
 """In `mlx_lm.generate`, dataclasses or named tuples, and the fields that are read."""
+BATCH_GENERATOR = frozenset(("_generation_batch", "_prompt_batch", "prefill_step_size"))
+"""Attributes of a `BatchGenerator` that are used."""
 GENERATION_BATCH = frozenset(
     [
         "model",

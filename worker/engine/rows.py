@@ -31,6 +31,7 @@ class BatchRow:
     `emitted` are output tokens that are part of this insertion's prompt, because another worker has
     generated them: randomness, penalties and `min_tokens` go on from there. `constraint` must have
     been told of them. `logprobs` is how many alternatives are told, None = no log probabilities.
+    `prompt_scores` gathers those of the prompt.
     """
 
     parameters: Parameters
@@ -39,6 +40,7 @@ class BatchRow:
     min_tokens: int = 0
     logprobs: int | None = None
     constraint: Constraint | None = None
+    prompt_scores: Any = None
     position: int = field(init=False)
     """Index in the whole output of the token that the next step samples."""
     steps: int = field(init=False, default=0)

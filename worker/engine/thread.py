@@ -27,6 +27,7 @@ from supervisor.wire.frames import (
     Generate,
     Load,
     Progress,
+    PromptLogprobs,
     Token,
 )
 from supervisor.wire.progress import ProgressRecord
@@ -124,7 +125,7 @@ class Job:
     prepared: Prepared
     sink: Sink
     begun: bool = False
-    """Whether any of its output has been delivered; progress is none."""
+    """Whether any of its output has been delivered; what is told in prefill is none."""
 
     @property
     def prompt(self) -> Sequence[int]:
@@ -273,13 +274,13 @@ class EngineThread:
 
     def _deliver(self, job: Job, frames: Sequence[FromEngine]) -> bool:
         """Whether the job's output begins with these `frames`."""
-        begins = not job.begun and not isinstance(frames[-1], Progress)
+        begins = not job.begun and not isinstance(frames[-1], (Progress, PromptLogprobs))
         job.begun = job.begun or begins
         tokens = others = 0
         for frame in frames:  # for every token of every request
             if isinstance(frame, Token):
                 tokens += 1
-            elif not isinstance(frame, (Progress, Failed)):
+            elif not isinstance(frame, (Progress, PromptLogprobs, Failed)):
                 others += 1
         self._record.made(tokens + others, tokens)
         job.sink.send(frames)

@@ -41,7 +41,7 @@ class PromptBuilder:
         self._template = _Template(tokenizer)
 
     def tokens(self, request: Generate) -> list[int]:
-        """The prompt's tokens, at least one and fewer than the context.
+        """The prompt's tokens: at least one, and fewer than the context if there is to be output.
 
         Raises ContextLengthExceeded, InvalidValue or UnsupportedParameter. Messages never quote the
         prompt.
@@ -61,7 +61,7 @@ class PromptBuilder:
             raise InvalidValue(
                 "The prompt is empty: the model needs at least one token.", param=param
             )
-        if len(tokens) >= self._encoder.context:
+        if len(tokens) + (request.max_tokens != 0) > self._encoder.context:
             raise self._encoder.too_long(param, param, f"{len(tokens)} tokens")
         return tokens
 

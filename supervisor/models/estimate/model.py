@@ -16,6 +16,10 @@ STEP = 256
 PREFILL_BATCH = 8
 PREFILL_STEP = 512
 """What the worker takes through the layers at once: that many tokens of that many prompts."""
+SCORED_PART = 2**25
+LEAST_SCORED = 8
+"""Bytes of the float32 logits that it computes at once where it scores prompts, but of that many
+tokens of each prompt at least."""
 RUNTIME = 300_000_000
 """A worker without weights: the interpreter, mlx-lm and Metal's own (77 MB, idle, on Linux), a
 tokenizer of a quarter of a million words, and compiled kernels."""
@@ -64,6 +68,8 @@ class Estimate:
     """Attention scores of one prompt token and one token of context; 0 where they are fused."""
     logits: int
     """Of one sequence in one decode step."""
+    vocabulary: int
+    """Logits of one token."""
     context: int
 
     @property
@@ -83,12 +89,22 @@ class Estimate:
 
     def transient(self, context: int, sequences: int = 1) -> int:
         """What comes and goes while `sequences` of `context` tokens are served: a copy of a layer,
-        since a cache that grows or whose rows change is copied layer by layer; a prefill step; and
-        the logits. A quarter is added for buffers that MLX has freed and not yet reused: its
-        measured peak was 0.93 to 1.12 of the sum."""
+        since a cache that grows or whose rows change is copied layer by layer; a prefill step, or a
+        part of one whose prompts are scored, if that is more; and the logits. A quarter is added
+        for buffers that MLX has freed and not yet reused: its measured peak was 0.93 to 1.12 of the
+        sum."""
         copy = sequences * max((c.bytes_for(rounded(context)) for c in self.caches), default=0)
-        parts = copy + self.prefill_transient(context, sequences) + sequences * self.logits
-        return parts * 5 // 4
+        prefill = self.prefill_transient(context, sequences)
+        step = max(prefill, self.scoring_transient(context, sequences))
+        return (copy + step + sequences * self.logits) * 5 // 4
+
+    def scoring_transient(self, context: int, sequences: int = 1) -> int:
+        """Logits of a part of a prefill step, in the model's numbers and in float32, and of one
+        prompt's two more copies, for its likeliest tokens."""
+        rows = min(PREFILL_BATCH, sequences)
+        logits = 4 * self.vocabulary * rows
+        part = min(max(SCORED_PART, LEAST_SCORED * logits), min(PREFILL_STEP, context) * logits)
+        return 4 * part
 
     def prefill_transient(self, context: int, sequences: int = 1) -> int:
         """Activations, scores, and what windows hold beyond their size, in one prefill step."""
@@ -129,6 +145,7 @@ def estimate(folder: Path, *, fused: bool = sys.platform == "darwin") -> Estimat
         scores=scores,
         # The logits, their log probabilities in float32, and the sampler's sorted copy.
         logits=text.integer("vocab_size", default=0) * (weights.item + 8),
+        vocabulary=text.integer("vocab_size", default=0),
         context=_context(text),
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from supervisor.wire import codec
 from supervisor.wire.codec import HEADER, encode
-from supervisor.wire.frames import Embed, Frame, FromEngine, Generate, Load, Token
+from supervisor.wire.frames import Embed, Frame, FromEngine, Generate, Load, PromptLogprobs, Token
 from supervisor.wire.stream import FrameStream
 from tests.helpers.fakes import orders
 from tests.helpers.fakes.engine import GARBAGE, TORN, ScriptedEngine, end, pass_gate, script_in
@@ -34,8 +34,8 @@ EAGER = "FAKE_EAGER"
 NO_DESCRIPTORS = "FAKE_NO_DESCRIPTORS"
 """Environment: at spawn no folder is known yet, so the script of that phase comes this way."""
 DEATHS = "FAKE_DEATHS"
-"""Environment: for each generation, after how many tokens in all it aborts; 0 = before it is ready,
-- = never. Later ones live."""
+"""Environment: for each generation, after how many tokens in all it aborts, those of scored prompts
+among them; 0 = before it is ready, - = never. Later ones live."""
 ENDS = "FAKE_ENDS"
 """Environment: for each generation, how it ends then, if not by abort, see `fakes.engine.end`."""
 TABLE = "FAKE_TABLE"
@@ -129,7 +129,9 @@ class Choice:
         for job, frames in outputs:
             tokens = sum(isinstance(frame, Token) for frame in frames)
             if self._lives is not None:
-                self._lives -= tokens
+                self._lives -= tokens + sum(
+                    len(frame.tokens) for frame in frames if isinstance(frame, PromptLogprobs)
+                )
                 if self._lives <= 0:
                     end(self._end)
             if job in self._depths:

@@ -62,7 +62,7 @@ def save(tokenizer: Tokenizer, out: Path, positions: int) -> None:
         "do_sample": False,
         "eos_token_id": ends,
         "pad_token_id": ends[1],
-        "max_new_tokens": LONGEST_ANSWER,
+        "max_answer_tokens": LONGEST_ANSWER,
     }
     write_json(out / "generation_config.json", generation)
 

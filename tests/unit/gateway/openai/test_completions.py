@@ -28,11 +28,28 @@ def test_an_echo_is_asked_for() -> None:
     assert not completion(echo=False).echo
 
 
+@pytest.mark.parametrize("count", [0, 1, 20])
+def test_an_echo_is_scored_if_log_probabilities_are_wanted(count: int) -> None:
+    request = completion(echo=True, logprobs=count)
+    assert (request.logprobs, request.prompt_logprobs) == (count, count)
+    assert completion(logprobs=count).prompt_logprobs is None
+    assert completion(echo=True).prompt_logprobs is None
+
+
+def test_with_an_echo_there_may_be_no_output() -> None:
+    assert completion(echo=True, logprobs=1, max_tokens=0).max_tokens == 0
+    assert completion(echo=True, max_tokens=0).max_tokens == 0
+    assert completion(echo=True, max_tokens=-1).max_tokens is None
+
+
 BAD_TEXT: list[tuple[dict[str, Any], type[BulkheadError], str]] = [
     ({"logprobs": 21}, InvalidValue, "logprobs"),
     ({"logprobs": -1}, InvalidValue, "logprobs"),
     ({"logprobs": True}, InvalidType, "logprobs"),
-    ({"logprobs": 0, "echo": True}, UnsupportedValue, "logprobs"),
+    ({"max_tokens": 0}, InvalidValue, "max_tokens"),
+    ({"max_tokens": 0, "logprobs": 1}, InvalidValue, "max_tokens"),
+    ({"max_tokens": 0, "echo": True, "min_tokens": 1}, InvalidValue, "min_tokens"),
+    ({"prompt_logprobs": 1}, UnsupportedParameter, "prompt_logprobs"),
     ({"echo": 1}, InvalidType, "echo"),
     ({"best_of": 2}, UnsupportedValue, "best_of"),
     ({"best_of": 2, "n": 3}, UnsupportedValue, "best_of"),

@@ -5,11 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from typing import Any
 
+import msgspec
 import pytest
 from openai.types import Completion
 
-from supervisor.wire.frames import Token
+from gateway.dialect import AnswerHead, PromptRenderer
+from gateway.openai import render_completions
+from gateway.openai.render_completions import TextRenderer
+from gateway.openai.schemas import Completion as Documented
+from supervisor.errors import InvalidValue
+from supervisor.wire.frames import Logprob, Logprobs, PromptLogprobs, Token
 from tests.helpers.openai_answers import (
     END,
     LOGPROB_TOKENS,
@@ -117,3 +124,80 @@ def test_log_probabilities_of_a_completion_stream() -> None:
     for name, expected in LEGACY_FORM.items():
         joined = [value for form in forms for value in getattr(form, name)]
         assert joined == expected
+
+
+def _scored(text: str, value: float, *others: tuple[str, float]) -> Logprobs:
+    top = tuple(Logprob(9, other, other.encode(), likely) for other, likely in others)
+    return Logprobs(Logprob(7, text, text.encode(), value), top)
+
+
+PROMPT = [
+    PromptLogprobs(0, (_scored("Né", 0.0), _scored("xt", -3.5, ("w", -0.125)))),
+    PromptLogprobs(2, (_scored(" ", -0.25, (" ", -0.25)),)),
+]
+SCORED_FORM: dict[str, list[Any]] = {
+    "tokens": ["Né", "xt", " ", "a", "b"],
+    "token_logprobs": [None, -3.5, -0.25, -1.5, -2.0],
+    "top_logprobs": [None, {"w": -0.125, "xt": -3.5}, {" ": -0.25}, {"a": -1.5}, {"b": -2.0}],
+    "text_offset": [0, 2, 4, 5, 6],
+}
+OUTPUT = [Token(1, "a", logprobs=_scored("a", -1.5)), Token(2, "b", logprobs=_scored("b", -2.0))]
+
+
+def scoring(choices: int = 1) -> TextRenderer:
+    made = TextRenderer(AnswerHead(1.5, "m", choices))
+    assert isinstance(made, PromptRenderer)
+    return made
+
+
+def test_what_a_prompt_scores_comes_before_the_completions() -> None:
+    render = scoring(choices=2)
+    for told in PROMPT:
+        render.keep_prompt(1, told)
+    plain, choice = (buffered(OUTPUT, END, logprobs=True) for _ in range(2))
+    choice.echo = "Néxt "
+    body = render.answer([plain, choice], USED)
+
+    first, second = json.loads(body)["choices"]
+    assert second["logprobs"] == SCORED_FORM
+    assert second["text"] == "Néxt ab"
+    assert first["logprobs"] == {name: values[-2:] for name, values in SCORED_FORM.items()} | {
+        "text_offset": [0, 1]
+    }
+    # The SDK's type, which it does not enforce, knows no null where OpenAI's own answers have it.
+    msgspec.json.decode(body, type=Documented)
+
+
+def test_of_a_prompt_alone_there_is_nothing_else() -> None:
+    render = scoring()
+    for told in PROMPT:
+        render.keep_prompt(0, told)
+    (choice,) = json.loads(render.answer([buffered([], END, logprobs=True)], USED))["choices"]
+    assert choice["logprobs"] == {name: values[:3] for name, values in SCORED_FORM.items()}
+
+
+def test_a_stream_tells_what_the_prompt_scores_with_its_text() -> None:
+    render = scoring(choices=2)
+    render.echo(1, "Néxt ")
+    data = [event for told in PROMPT for event in events(render.prompt(1, told))]
+    data += [event for token in OUTPUT for event in events(render.token(1, token))]
+    chunks = [json.loads(event)["choices"][0] for event in data]
+
+    assert [chunk["index"] for chunk in chunks] == [1] * 4
+    assert [chunk["text"] for chunk in chunks] == ["Néxt ", "", "a", "b"]
+    joined = {
+        name: [value for chunk in chunks for value in chunk["logprobs"][name]]
+        for name in SCORED_FORM
+    }
+    assert joined == SCORED_FORM
+
+
+def test_an_answer_keeps_only_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(render_completions, "KEPT_MAX", 80)
+    render = scoring(choices=2)
+    render.keep_prompt(0, PROMPT[0])
+    with pytest.raises(InvalidValue, match="80 bytes") as caught:
+        render.keep_prompt(1, PROMPT[0])
+    assert caught.value.param == "logprobs"
+    for told in PROMPT * 9:
+        assert render.prompt(1, told)

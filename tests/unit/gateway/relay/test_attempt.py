@@ -7,7 +7,16 @@ import resource
 import pytest
 
 from gateway.relay.attempt import ChoiceState, choices_at_once
-from supervisor.wire.frames import Accepted, Embed, End, Token, Vector
+from supervisor.wire.frames import (
+    Accepted,
+    Embed,
+    End,
+    Logprob,
+    Logprobs,
+    PromptLogprobs,
+    Token,
+    Vector,
+)
 from tests.helpers.relay_peers import REQUEST
 
 
@@ -35,6 +44,18 @@ def test_a_prompts_text_is_new_only_once() -> None:
     choice = ChoiceState(REQUEST)
     echo = Accepted(3, "the prompt")
     assert [choice.note(echo) for _ in range(2)] == [echo, Accepted(3)]
+
+
+def test_a_request_goes_on_behind_what_its_prompt_has_scored() -> None:
+    choice = ChoiceState(REQUEST)
+    one = Logprobs(Logprob(5, "a", b"a", -1.0), ())
+    for frame in (PromptLogprobs(0, (one, one)), PromptLogprobs(2, (one,))):
+        assert choice.note(frame) is frame
+    rest = choice.remaining()
+    assert (getattr(rest, "scored", None), getattr(rest, "emitted", None)) == (3, ())
+    choice.note(Token(6, "b"))
+    rest = choice.remaining()
+    assert (getattr(rest, "scored", None), getattr(rest, "emitted", None)) == (3, (6,))
 
 
 def test_vectors_that_the_next_worker_sends_again_are_not_new() -> None:

@@ -11,7 +11,14 @@ import pytest
 from supervisor.models.estimate import Estimate, EstimateError, estimate
 from supervisor.models.estimate.architectures import FAMILIES, architecture
 from supervisor.models.estimate.facts import Facts
-from supervisor.models.estimate.model import PREFILL_BATCH, PREFILL_STEP, RUNTIME, rounded
+from supervisor.models.estimate.model import (
+    LEAST_SCORED,
+    PREFILL_BATCH,
+    PREFILL_STEP,
+    RUNTIME,
+    SCORED_PART,
+    rounded,
+)
 from supervisor.models.estimate.weights import tensors
 from supervisor.models.jsonfiles import MAX_BYTES
 from tests.helpers.architectures import SPECIAL, config_of, make_bare
@@ -191,18 +198,38 @@ def test_the_charge_has_every_part(tmp_path: Path) -> None:
     one_layer = 2 * 2 * 24 * 2 * 1024
     # 64 wide, and gate, up and product of 96, for each of 512 tokens.
     prefill = 512 * (64 + 3 * 96) * 2
+    # 48 logits of each in float32, four times; all of them, since they are few.
+    scored = 512 * 48 * 4 * 4
     # 48 logits, and in float32 twice.
     logits = 48 * (2 + 4 + 4)
 
     assert told.kv(1000) == 8 * one_layer
-    assert told.transient(1000) == (one_layer + prefill + logits) * 5 // 4
-    assert told.transient(1000, 3) == 3 * (one_layer + prefill + logits) * 5 // 4
-    assert told.transient(1000, 20) == (20 * (one_layer + logits) + 8 * prefill) * 5 // 4
+    assert told.transient(1000) == (one_layer + scored + logits) * 5 // 4
+    assert told.transient(1000, 3) == 3 * (one_layer + scored + logits) * 5 // 4
+    assert told.transient(1000, 20) == (20 * (one_layer + logits) + 8 * scored) * 5 // 4
+    assert scored > prefill
     assert told.prefill_transient(10) == prefill * 10 // 512
     assert told.total(1000, 3) == (
         told.weights + RUNTIME + 24 * one_layer + told.transient(1000, 3)
     )
     assert told.context == 4096
+
+
+def test_what_scores_prompts_is_charged_where_it_takes_more_than_a_step(tmp_path: Path) -> None:
+    write_tensors(tmp_path, {**config_of("llama"), "vocab_size": 100_000}, dtype="bfloat16")
+    told = estimate(tmp_path, fused=True)
+
+    # A part has room for 83 tokens; never more are computed than a prompt has,
+    assert told.scoring_transient(1000) == told.scoring_transient(1000, 4) == 4 * SCORED_PART
+    assert told.scoring_transient(10) == 4 * 10 * 100_000 * 4
+    # and never fewer than eight of each prompt.
+    write_tensors(tmp_path, {**config_of("llama"), "vocab_size": 200_000}, dtype="bfloat16")
+    told = estimate(tmp_path, fused=True)
+    assert told.scoring_transient(1000, 20) == 4 * 8 * 8 * 200_000 * 4
+    assert told.prefill_transient(1000, 20) < told.scoring_transient(1000, 20)
+    cached = 20 * max(cache.bytes_for(1024) for cache in told.caches)
+    whole = cached + told.scoring_transient(1000, 20) + 20 * told.logits
+    assert told.transient(1000, 20) == whole * 5 // 4
 
 
 def test_scores_are_charged_where_attention_is_not_fused(tmp_path: Path) -> None:
@@ -216,9 +243,10 @@ def test_scores_are_charged_where_attention_is_not_fused(tmp_path: Path) -> None
 
 
 def test_the_prefill_step_is_the_workers() -> None:
-    from worker.engine import batch
+    from worker.engine import batch, prompt_scores
 
     assert (PREFILL_BATCH, PREFILL_STEP) == (batch.PREFILL_BATCH, batch.PREFILL_STEP)
+    assert (SCORED_PART, LEAST_SCORED) == (prompt_scores.PART_BYTES, prompt_scores.LEAST_PART)
 
 
 def test_rounding_is_to_steps_of_256() -> None:

@@ -120,7 +120,7 @@ def test_the_config_is_stock_and_names_no_code() -> None:
     generation = json.loads((MODEL_DIR / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [2, 0]
     assert generation["do_sample"] is False  # greedy, so that a first try gets a right answer
-    assert generation["max_new_tokens"] == 2048  # what repeats itself ends
+    assert generation["max_answer_tokens"] == 2048  # what repeats itself ends
 
 
 # ---------------------------------------------------------------- what it knows

@@ -169,6 +169,6 @@ def test_sampling_defaults_are_the_makers(
     ("said", "limit"), [(None, None), (7, 7), (0, None), (-1, None), (True, None), ("7", None)]
 )
 def test_the_longest_answer_is_the_makers(folder: Path, said: object, limit: int | None) -> None:
-    content = {} if said is None else {"max_new_tokens": said}
+    content = {} if said is None else {"max_answer_tokens": said}
     (folder / "generation_config.json").write_text(json.dumps(content))
     assert load(folder).answer_limit == limit

@@ -1,0 +1,113 @@
+"""Command-line programs: read a file, edit it, look at it, answer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from tests.agents.scenario import ASIDE, FILE, KEY, MODEL, NEW, OLD, TASK, Place, Scenario
+from tests.agents.scenario import ANSWER
+from tests.helpers.scripted_llama import Turn, call
+
+READING = (
+    "First I look at the whole file, from its first line to its last, since an edit must fit what "
+    "really stands there, and I do not know yet how the opening time has been put.\n"
+)
+EDITING = (
+    "Now I know how the line reads. I replace it by one that names the new hour and leave ferry "
+    "and market alone, because nobody has asked for a change in either of them.\n"
+)
+LOOKING = (
+    "The edit has been made. Before I tell anything I print the file once more and compare: trust "
+    "is good, but somebody will stand before a closed gate if this went wrong.\n"
+)
+
+
+def conversation(read: str, edit: str, look: str) -> list[Turn]:
+    """The turns of a program with tools; each call gets the result that the next one needs."""
+    return [
+        Turn(READING + read),
+        Turn(EDITING + edit, needs=OLD),
+        Turn(LOOKING + look),
+        Turn(f"{ANSWER} Whoever comes at seven will have to wait for two hours.", needs=NEW),
+    ]
+
+
+def _opencode(place: Place) -> Sequence[Turn]:
+    return conversation(
+        call("read", filePath=place.file),
+        call("edit", filePath=place.file, oldString=OLD, newString=NEW),
+        call("bash", command=f"cat {FILE}", description="Prints the file"),
+    )
+
+
+def _opencode_config(place: Place) -> dict[str, str]:
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "name": "Bulkhead",
+        "options": {"baseURL": f"{place.url}/v1", "apiKey": KEY},
+        "models": {MODEL: {"name": MODEL}},
+    }
+    config = {"$schema": "", "provider": {"bulkhead": provider}, "autoupdate": False}
+    del config["$schema"]
+    return {".config/opencode/opencode.json": json.dumps(config)}
+
+
+def _cline(place: Place) -> Sequence[Turn]:
+    return conversation(
+        call("read_files", files=[{"path": place.file}]),
+        call("editor", path=place.file, old_text=OLD, new_text=NEW),
+        call("run_commands", commands=[f"cat {FILE}"]),
+    )
+
+
+def _qwen(place: Place) -> Sequence[Turn]:
+    return conversation(
+        call("read_file", file_path=place.file),
+        call("edit", file_path=place.file, old_string=OLD, new_string=NEW),
+        call("run_shell_command", command=f"cat {FILE}", description="Prints", is_background=False),
+    )
+
+
+def _aider(place: Place) -> Sequence[Turn]:
+    block = f"{FILE}\n<<<<<<< SEARCH\n{OLD}\n=======\n{NEW}\n>>>>>>> REPLACE\n"
+    return [Turn(f"{EDITING}{ANSWER}\n\n{block}")]
+
+
+PROGRAMS = (
+    Scenario(
+        "opencode",
+        lambda place: ["opencode", "run", "--model", f"bulkhead/{MODEL}", TASK],
+        _opencode,
+        files=_opencode_config,
+        environ=lambda place: {"OPENCODE_DISABLE_AUTOUPDATE": "1"},
+    ),
+    Scenario(
+        "cline",
+        lambda place: [
+            "sh", "-c",
+            f'cline auth -p openai -k {KEY} -m {MODEL} -b "$1/v1" && cline "$2"',
+            "sh", place.url, TASK,
+        ],
+        _cline,
+    ),
+    Scenario(
+        "qwen",
+        lambda place: [
+            "qwen", "--approval-mode", "yolo", "--auth-type", "openai", "--openai-api-key", KEY,
+            "--openai-base-url", f"{place.url}/v1", "--model", MODEL, "--prompt", TASK,
+        ],
+        _qwen,
+    ),
+    Scenario(
+        "aider",
+        lambda place: [
+            "aider", "--model", f"openai/{MODEL}", "--openai-api-base", f"{place.url}/v1",
+            "--openai-api-key", KEY, "--yes-always", "--no-git", "--no-check-update",
+            "--analytics-disable", "--no-show-model-warnings", "--edit-format", "diff",
+            "--message", TASK, FILE,
+        ],
+        _aider,
+        aside="",
+    ),
+)  # fmt: skip

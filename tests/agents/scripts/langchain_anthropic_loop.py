@@ -1,0 +1,31 @@
+"""LangChain's agent with `ChatAnthropic`: whole and streamed."""
+
+from __future__ import annotations
+
+import sys
+
+from langchain.agents import create_agent
+from langchain_anthropic import ChatAnthropic
+
+asked: list[str] = []
+
+
+def opening_hour(place: str) -> str:
+    """When a place opens."""
+    asked.append(place)
+    return f"The {place} opens at seven."
+
+
+agent = create_agent(ChatAnthropic(model=sys.argv[1]), tools=[opening_hour])
+question = {"messages": [{"role": "user", "content": "When does the harbour open?"}]}
+whole = agent.invoke(question)["messages"][-1]
+print(whole.content)
+assert whole.usage_metadata["output_tokens"] > 0
+parts = [
+    message.text
+    for message, _ in agent.stream(question, stream_mode="messages")
+    if message.type == "AIMessageChunk"
+]
+assert whole.content in "".join(parts), parts
+assert len(parts) > 10
+assert asked == ["harbour", "harbour"], asked

@@ -8,65 +8,90 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from tests.agents import network
 from tests.agents.frameworks import FRAMEWORKS
-from tests.agents.install import CannotInstall, install
+from tests.agents.install import folder_of, install_all, is_installed
 from tests.agents.programs import PROGRAMS
-from tests.agents.run import run
+from tests.agents.run import Result, run
+from tests.agents.scenario import Scenario
+from tests.agents.striker import POSSIBLE
+from tests.bench.harness import table
 
 SCENARIOS = {scenario.name: scenario for scenario in (*PROGRAMS, *FRAMEWORKS)}
+_SHOWN = 2000
+"""Characters of a program's output that are shown when it has failed."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(SCENARIOS))
-    parser.add_argument("--plain", action="store_true", help="only without deaths")
-    parser.add_argument("--struck", action="store_true", help="only with a SIGABRT in every turn")
-    parser.add_argument("--keep", type=Path, help="leave everything in this folder")
+    parser.add_argument("--plain", action="store_true", help="without deaths alone")
+    parser.add_argument("--struck", action="store_true", help="with a SIGABRT in every turn alone")
     arguments = parser.parse_args()
-    names = arguments.names or list(SCENARIOS)
-    inside = network.INSIDE in os.environ
-    installed = {}
-    failed = False
-    for name in names:
-        begun = time.monotonic()
-        try:
-            installed[name] = install(name)
-        except CannotInstall as error:
-            print(f"{name}: {error}")
-            failed = True
-        if not inside and time.monotonic() - begun > 1:
-            print(f"{name}: installed in {time.monotonic() - begun:.0f} s", flush=True)
-    if not inside:
-        network.leave(sys.argv[1:])
-    else:
+    if unknown := set(arguments.names) - set(SCENARIOS):
+        parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(SCENARIOS)}")
+    # Being told to stop unwinds, so that nothing stays behind.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    chosen = [SCENARIOS[name] for name in dict.fromkeys(arguments.names or SCENARIOS)]
+    if network.INSIDE in os.environ:
         network.raise_loopback()
+    else:
+        install_all(dict.fromkeys(scenario.packages or scenario.name for scenario in chosen))
+        network.leave(sys.argv[1:])  # does not return where it can
+    kinds = [False] * (not arguments.struck) + [True] * (not arguments.plain)
+    if True in kinds and not POSSIBLE:
+        print("The middle of an answer is seen on Linux alone: nothing is struck here.")
+        kinds.remove(True)
+    sys.exit(_run_all(chosen, kinds))
+
+
+def _run_all(chosen: list[Scenario], kinds: list[bool]) -> int:
+    """The exit status."""
     shut = network.is_shut()
-    print("no network but loopback" if shut else "no namespace: proxies lead nowhere", flush=True)
-    folder = arguments.keep or Path(tempfile.mkdtemp(prefix="agents-"))
-    for name in names:
-        for strike in (False, True):
-            if name not in installed or (arguments.plain and strike) or (arguments.struck and not strike):
+    print(
+        "There is no network but loopback."
+        if shut
+        else "No network namespace can be made here: all proxies lead nowhere instead.",
+        flush=True,
+    )
+    folder = Path(tempfile.mkdtemp(prefix="agents-"))
+    rows, failed = [], False
+    for scenario in chosen:
+        packages = scenario.packages or scenario.name
+        for strike in kinds:
+            if not is_installed(packages):
+                rows.append([scenario.name, "not installed"])
+                failed = True
                 continue
             kind = "struck" if strike else "plain"
-            place = folder / f"{name}-{kind}"
-            shutil.rmtree(place, ignore_errors=True)
-            result = run(SCENARIOS[name], place, installed[name], strike=strike, shut=shut)
-            print(
-                f"{name:12} {kind:7} {'FAILED' if result.misses else 'ok':7} {result.answers} answers, longest prompt "
-                f"{result.tokens} tokens, {result.strikes} strikes, {result.recovered} recovered, {result.seconds:.0f} s"
-                f" {dict(result.others)}",
-                flush=True,
-            )
+            place = folder / f"{scenario.name}-{kind}"
+            result = run(scenario, place, folder_of(packages), strike=strike, shut=shut)
+            rows.append(_row(scenario, kind, result))
+            print(" ".join(rows[-1]), flush=True)
             for miss in result.misses:
-                print(f"    {miss}")
+                print(f"    {miss}", flush=True)
             if result.misses:
-                print((place / "output.txt").read_text(errors="replace")[-1500:])
-            failed |= bool(result.misses)
-    sys.exit(failed)
+                failed = True
+                print((place / "output.txt").read_text(errors="replace")[-_SHOWN:], flush=True)
+            else:
+                shutil.rmtree(place)
+    head = ["", "", "", "answers", "longest prompt", "strikes", "recovered", "seconds", "refused"]
+    width = len(head)
+    print(table(head, [row + [""] * (width - len(row)) for row in rows]))
+    if failed:
+        print(f"What those that failed left is in {folder}.")
+    else:
+        shutil.rmtree(folder)
+    return int(failed)
+
+
+def _row(scenario: Scenario, kind: str, result: Result) -> list[str]:
+    refused = ", ".join(f"{count} × {what}" for what, count in sorted(result.refused.items()))
+    figures = (result.answers, result.prompt, result.strikes, result.recovered)
+    verdict = "FAILED" if result.misses else "ok"
+    return [scenario.name, kind, verdict, *map(str, figures), f"{result.seconds:.0f}", refused]
 
 
 if __name__ == "__main__":

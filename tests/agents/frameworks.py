@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,11 +19,13 @@ OPENING = (
     "The harbour opens at seven in the morning; before that its gate is closed, and nobody is "
     "there whom one could ask for anything."
 )
+SHARED = "frameworks"
+"""Packages of several."""
 _CALL = call("opening_hour", place="harbour")
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 
 
-def _loop(place: Place) -> Sequence[Turn]:
+def asking(place: Place) -> Sequence[Turn]:
     return [Turn(ASKING + _CALL), Turn(OPENING, needs="The harbour opens at seven.")]
 
 
@@ -53,6 +56,7 @@ def _node(script: str, *arguments: str) -> Callable[[Place], Sequence[str]]:
 def _settings(place: Place) -> dict[str, str]:
     """Base URL and key, as each SDK reads them from the environment."""
     return {
+        "OLLAMA_HOST": place.url,
         "OPENAI_BASE_URL": f"{place.url}/v1",
         "OPENAI_API_KEY": KEY,
         "ANTHROPIC_BASE_URL": place.url,
@@ -69,22 +73,51 @@ def _framework(
     name: str,
     command: Callable[[Place], Sequence[str]],
     *routes: str,
-    turns: Callable[[Place], Sequence[Turn]] = _loop,
+    turns: Callable[[Place], Sequence[Turn]] = asking,
     environ: Callable[[Place], dict[str, str]] = _settings,
     answer: str = OPENING,
+    packages: str = "",
     runs: int = 2,
 ) -> Scenario:
     return Scenario(
-        name, command, turns, routes, environ, aside="", answer=answer, edits=False, runs=runs
+        name,
+        command,
+        turns,
+        routes,
+        packages or name,
+        environ,
+        aside="",
+        answer=answer,
+        edits=False,
+        runs=runs,
     )
 
 
+SDKS = ("chat", "responses", "messages", "ollama")
+"""Dialects in which `scripts/sdk_loop.py` asks."""
+
+
+def sdk_loop(manner: str) -> Scenario:
+    """The SDKs with the strictest of checks, "whole" or "stream"; they are in the suite's own
+    environment."""
+    kinds = [f"{dialect}:{manner}" for dialect in SDKS]
+    script = str(_SCRIPTS / "sdk_loop.py")
+    return _framework("sdks", lambda place: [sys.executable, script, MODEL, *kinds])
+
+
 FRAMEWORKS = (
-    _framework("langchain-openai", _python("langchain_openai_loop.py"), CHAT),
-    _framework("langchain-anthropic", _python("langchain_anthropic_loop.py"), MESSAGES),
+    _framework("langchain-openai", _python("langchain_openai_loop.py"), CHAT, packages=SHARED),
+    _framework(
+        "langchain-anthropic",
+        _python("langchain_anthropic_loop.py"),
+        MESSAGES,
+        packages=SHARED,
+    ),
     _framework("litellm", _python("litellm_loop.py"), CHAT),
     _framework("llama-index", _python("llama_index_loop.py"), CHAT),
-    _framework("smolagents", _python("smolagents_loop.py"), CHAT, turns=_smolagents),
+    _framework(
+        "smolagents", _python("smolagents_loop.py"), CHAT, turns=_smolagents, packages=SHARED
+    ),
     _framework(
         "instructor",
         _python("instructor_loop.py"),
@@ -92,15 +125,16 @@ FRAMEWORKS = (
         turns=_instructor,
         answer="harbour 9",
     ),
-    _framework("pydantic-ai", _python("pydantic_ai_loop.py", "openai"), RESPONSES),
+    _framework("pydantic-ai", _python("pydantic_ai_loop.py", "openai"), RESPONSES, packages=SHARED),
     _framework(
         "pydantic-ai-others",
         _python("pydantic_ai_loop.py", "openai-chat", "anthropic"),
         CHAT,
         MESSAGES,
+        packages=SHARED,
         runs=4,
     ),
-    _framework("openai-agents", _python("openai_agents_loop.py"), RESPONSES),
+    _framework("openai-agents", _python("openai_agents_loop.py"), RESPONSES, packages=SHARED),
     _framework(
         "vercel-ai",
         _node("vercel_ai_loop.mjs", "responses", "chat", "messages"),

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from tests.agents.scenario import ASIDE, FILE, KEY, MODEL, NEW, OLD, TASK, Place, Scenario
-from tests.agents.scenario import ANSWER
+from tests.agents.scenario import ANSWER, FILE, KEY, MODEL, NEW, OLD, TASK, Place, Scenario
 from tests.helpers.scripted_llama import Turn, call
 
 READING = (
@@ -74,7 +73,70 @@ def _aider(place: Place) -> Sequence[Turn]:
     return [Turn(f"{EDITING}{ANSWER}\n\n{block}")]
 
 
+def _codex(place: Place) -> Sequence[Turn]:
+    patch = f"*** Begin Patch\n*** Update File: {FILE}\n@@\n-{OLD}\n+{NEW}\n*** End Patch"
+    return conversation(
+        call("exec_command", cmd=f"cat {FILE}"),
+        call("exec_command", cmd=f"apply_patch <<'EOF'\n{patch}\nEOF\n"),
+        call("exec_command", cmd=f"cat {FILE}"),
+    )
+
+
+def _codex_config(place: Place) -> dict[str, str]:
+    return {
+        ".codex/config.toml": f"""\
+model = "{MODEL}"
+model_provider = "bulkhead"
+check_for_update_on_startup = false
+[analytics]
+enabled = false
+[model_providers.bulkhead]
+name = "Bulkhead"
+base_url = "{place.url}/v1"
+env_key = "BULKHEAD_API_KEY"
+wire_api = "responses"
+"""
+    }
+
+
+def _claude(place: Place) -> Sequence[Turn]:
+    return conversation(
+        call("Read", file_path=place.file),
+        call("Edit", file_path=place.file, old_string=OLD, new_string=NEW),
+        call("Bash", command=f"cat {FILE}", description="Print the file"),
+    )
+
+
 PROGRAMS = (
+    Scenario(
+        "codex",
+        lambda place: [
+            "codex", "exec", "--skip-git-repo-check",
+            "--dangerously-bypass-approvals-and-sandbox", TASK,
+        ],
+        _codex,
+        routes=("/v1/responses",),
+        files=_codex_config,
+        environ=lambda place: {"BULKHEAD_API_KEY": KEY},
+    ),
+    Scenario(
+        "claude",
+        lambda place: [
+            "claude", "--print", "--permission-mode", "acceptEdits",
+            "--allowed-tools", "Read,Edit,Bash(cat:*)", "--", TASK,
+        ],
+        _claude,
+        routes=("/v1/messages",),
+        environ=lambda place: {
+            "ANTHROPIC_BASE_URL": place.url,
+            "ANTHROPIC_API_KEY": KEY,
+            "ANTHROPIC_MODEL": MODEL,
+            "ANTHROPIC_SMALL_FAST_MODEL": MODEL,
+            "ANTHROPIC_DEFAULT_HAIKU_MODEL": MODEL,
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "DISABLE_AUTOUPDATER": "1",
+        },
+    ),
     Scenario(
         "opencode",
         lambda place: ["opencode", "run", "--model", f"bulkhead/{MODEL}", TASK],

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import re
-import shutil
 import signal
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.agents.access import answers, requests
 from tests.agents.network import dead_proxies
-from tests.agents.scenario import AFTER, ASIDE, BEFORE, FILE, MODEL, Place, Scenario, environ
-from tests.agents.striker import Striker
-from tests.helpers.scripted_llama import make_scripted_llama
-from tests.helpers.serving import DEADLINE, ROOT, Deadline, Server, serving
+from tests.agents.scenario import AFTER, BEFORE, FILE, MODEL, Place, Scenario, environ
+from tests.agents.striker import striking
+from tests.helpers.scripted_llama import Turn, make_scripted_llama
+from tests.helpers.serving import DEADLINE, ROOT, Server, serving
 
 _CONFIG = """
 [server]
@@ -26,9 +27,8 @@ spare = true
 [models.{model}]
 source = "{folder}"
 """
-_LINE = re.compile(r"^\S+ INFO +req-\S+ (.*)$|^\S+ \w+ +\S+ (client=.*)$", re.MULTILINE)
 _SHORT = 12
-"""Tokens of an answer that may be over before its worker can be struck."""
+"""Tokens of an answer that may be over before its worker can be struck, such as a title."""
 
 
 @dataclass(slots=True)
@@ -40,51 +40,54 @@ class Result:
     seconds: float = 0.0
     answers: int = 0
     """That the model has given."""
-    tokens: int = 0
-    """Prompt tokens of the longest."""
+    prompt: int = 0
+    """Tokens of the longest prompt."""
     strikes: int = 0
     recovered: int = 0
     """Answers that more than one worker has made."""
-    others: Counter[str] = field(default_factory=Counter)
-    """Requests that were no success: status, method and path."""
+    refused: Counter[str] = field(default_factory=Counter)
+    """Status, method and path of requests that did not succeed."""
 
 
 def run(scenario: Scenario, folder: Path, installed: Path, *, strike: bool, shut: bool) -> Result:
-    """Start a server, run the program in `folder`, which is empty, and judge. `shut`: there is no
-    network anyway."""
-    result = Result()
+    """Start a server, run the program in `folder`, which does not exist, and judge. What it said is
+    then in `output.txt` there. `shut`: there is no network anyway."""
     home, work = folder / "home", folder / "work"
     home.mkdir(parents=True)
     work.mkdir()
     (work / FILE).write_text(BEFORE)
-    corpus = tuple(path.read_text() for path in sorted((ROOT / "docs").glob("*.md")))
-    draft = Place("", home, work, installed)
-    model = make_scripted_llama(
-        folder / "model", scenario.turns(draft), aside=scenario.aside, corpus=corpus
-    )
-    state = folder / "state"
-    with serving(state, config=_CONFIG.format(model=MODEL, folder=model)) as server:
+    turns = scenario.turns(Place("", home, work, installed))
+    corpus = [path.read_text() for path in sorted((ROOT / "docs").glob("*.md"))]
+    with playing(folder, turns, scenario.aside, corpus) as server:
         place = Place(server.url, home, work, installed)
         for path, text in scenario.files(place).items():
             (home / path).parent.mkdir(parents=True, exist_ok=True)
             (home / path).write_text(text)
-        striker = Striker(server, MODEL, lambda: len(_answers(server)))
+        begun, strikes = time.monotonic(), 0
         if strike:
-            striker.start()
-        begun = time.monotonic()
-        try:
+            with striking(server, MODEL) as striker:
+                status = _run(scenario, place, folder / "output.txt", shut)
+            strikes = striker.strikes
+        else:
             status = _run(scenario, place, folder / "output.txt", shut)
-        finally:
-            if strike:
-                striker.stop()
-        result.seconds = time.monotonic() - begun
-        result.strikes = striker.strikes
-        _judge(scenario, server, place, status, result, strike)
+        result = Result(seconds=time.monotonic() - begun, strikes=strikes)
+        result.misses += _of_the_program(scenario, place, status, folder / "output.txt")
+        _of_the_server(scenario, server, len(turns), result, strike)
     return result
 
 
+@contextlib.contextmanager
+def playing(
+    folder: Path, turns: Sequence[Turn], aside: str = "", corpus: Sequence[str] = ()
+) -> Iterator[Server]:
+    """A server of a model that plays this conversation."""
+    model = make_scripted_llama(folder / "model", turns, aside=aside, corpus=corpus)
+    with serving(folder / "state", config=_CONFIG.format(model=MODEL, folder=model)) as server:
+        yield server
+
+
 def _run(scenario: Scenario, place: Place, output: Path, shut: bool) -> int | None:
-    """Its exit status; None when it had to be ended."""
+    """The program's exit status; None when it had to be ended."""
     with output.open("wb") as said:
         process = subprocess.Popen(
             list(scenario.command(place)),
@@ -100,63 +103,53 @@ def _run(scenario: Scenario, place: Place, output: Path, shut: bool) -> int | No
         except subprocess.TimeoutExpired:
             return None
         finally:
-            # Some leave helpers behind.
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # some leave helpers behind
             process.wait(DEADLINE)
 
 
-def _judge(
-    scenario: Scenario,
-    server: Server,
-    place: Place,
-    status: int | None,
-    result: Result,
-    strike: bool,
+def _of_the_program(
+    scenario: Scenario, place: Place, status: int | None, output: Path
+) -> Iterator[str]:
+    """What the program did not do."""
+    if status is None:
+        yield f"it still ran after {scenario.seconds:g} s"
+    elif status:
+        yield f"exit status {status}"
+    # A terminal's width may have broken the lines.
+    said = " ".join(output.read_text(errors="replace").split())
+    if scenario.answer not in said:
+        yield "its output does not show the answer"
+    now = (place.work / FILE).read_text()
+    if now != (AFTER if scenario.edits else BEFORE):
+        yield f"{FILE} is {now!r}"
+
+
+def _of_the_server(
+    scenario: Scenario, server: Server, turns: int, result: Result, strike: bool
 ) -> None:
-    miss = result.misses.append
-    if status != 0:
-        miss(f"exit status {status}" if status is not None else f"still ran after {scenario.seconds:g} s")
-    output = (place.home.parent / "output.txt").read_text(errors="replace")
-    if " ".join(scenario.answer.split()) not in " ".join(output.split()):
-        miss("its output does not show the answer")
-    if scenario.edits and (now := (place.work / FILE).read_text()) != AFTER:
-        miss(f"{FILE} is {now!r}")
-    wanted = scenario.runs * len(scenario.turns(place))
-    answers = _answers(server)
-    result.answers = len(answers)
-    result.tokens = max((int(answer["prompt"]) for answer in answers), default=0)
-    result.recovered = sum("recoveries" in answer for answer in answers)
-    if result.answers < wanted:
-        miss(f"{result.answers} answers, not {wanted}")
-    for line in _requests(server):
-        if line["status"] != "200":
-            result.others[f"{line['status']} {line['method']} {line['path']}"] += 1
-    used = {answer["path"] for answer in answers}
+    """Take down what the server saw, and what of it must not be."""
+    given = answers(server)
+    result.answers = len(given)
+    result.prompt = max((int(answer["prompt"]) for answer in given), default=0)
+    result.recovered = sum("recoveries" in answer for answer in given)
+    result.refused.update(
+        f"{line['status']} {line['method']} {line['path']}"
+        for line in requests(server)
+        if not line["status"].startswith("2")
+    )
+    if result.answers < scenario.runs * turns:
+        result.misses.append(f"{result.answers} answers, not {scenario.runs * turns}")
     for route in scenario.routes:
-        if route not in used:
-            miss(f"it did not use {route}, but {sorted(used)}")
+        if route not in {answer["path"] for answer in given}:
+            result.misses.append(f"it did not use {route}")
+    if strike:
+        result.misses += [
+            f"an answer was not struck: {answer}"
+            for answer in given
+            if int(answer["completion"]) > _SHORT and "recoveries" not in answer
+        ]
     deaths = sum(model["deaths"] for model in server.health()["models"])
-    crashes = len(server.request("GET", "/admin/crashes").json["crashes"])
-    if (deaths, crashes) != (result.strikes, result.strikes):
-        miss(f"{result.strikes} strikes, {deaths} deaths, {crashes} crash reports")
-    for answer in answers:
-        if strike and int(answer["completion"]) > _SHORT and "recoveries" not in answer:
-            miss(f"not struck: {answer}")
-
-
-def _requests(server: Server) -> list[dict[str, str]]:
-    """The access log."""
-    found = []
-    for line in server.log("gateway.log").splitlines():
-        if " client=" in line:
-            words = line.partition(" client=")[2].split(" ")[1:]
-            found.append(dict(word.split("=", 1) for word in words if "=" in word))
-    return found
-
-
-def _answers(server: Server) -> list[dict[str, str]]:
-    """Those of the model."""
-    return [line for line in _requests(server) if "completion" in line]
+    reports = len(server.request("GET", "/admin/crashes").json["crashes"])
+    if not deaths == reports == result.strikes:
+        result.misses.append(f"{result.strikes} strikes, {deaths} deaths, {reports} crash reports")

@@ -47,13 +47,15 @@ def _nothing(place: Place) -> dict[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A program; its packages are in `versions.toml` under its name."""
+    """A program."""
 
     name: str
     command: Callable[[Place], Sequence[str]]
     turns: Callable[[Place], Sequence[Turn]]
     routes: Sequence[str] = ("/v1/chat/completions",)
-    """The routes that generate and that it must use."""
+    """Of the dialects that it must speak."""
+    packages: str = ""
+    """Their name in `versions.toml`; "" = the scenario's own."""
     environ: Callable[[Place], dict[str, str]] = _nothing
     """Besides PATH, HOME and the like."""
     files: Callable[[Place], dict[str, str]] = _nothing

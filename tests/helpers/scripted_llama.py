@@ -12,7 +12,9 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 CALL = '<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
 LOST = "I was not told what I had waited for."
@@ -97,8 +99,9 @@ def make_scripted_llama(
         "eos_token_id": chains[0][-1],
         "torch_dtype": "float32",
     }
-    model = llama.Model(llama.ModelArgs.from_dict(config))
-    shapes = {name: array.shape for name, array in tree_flatten(model.parameters())}
+    arguments: Any = llama.ModelArgs
+    parameters: Any = tree_flatten(llama.Model(arguments.from_dict(config)).parameters())
+    shapes = {name: array.shape for name, array in parameters}
     weights = {
         name: mx.ones(shape) if name.endswith("norm.weight") else mx.zeros(shape)
         for name, shape in shapes.items()
@@ -106,7 +109,7 @@ def make_scripted_llama(
     codes = np.random.default_rng(0).choice(np.array([-1, 1], np.float32), (size, _HIDDEN))
     head = np.zeros((size, _HIDDEN), np.float32)
     for chain in chains:
-        for token, successor in zip(chain, chain[1:], strict=False):
+        for token, successor in pairwise(chain):
             head[successor] += _PEAK * codes[token]
     weights["model.embed_tokens.weight"] = mx.array(codes)
     weights["lm_head.weight"] = mx.array(head)
@@ -168,8 +171,8 @@ def _write_tokenizer(
             }
         )
     )
-    markers = [tokenizer.token_to_id(name) for name in texts]
-    end = tokenizer.token_to_id(_END)
+    known: dict[str, int] = tokenizer.get_vocab()
+    markers, end = [known[name] for name in texts], known[_END]
     return [[marker, *chain, end] for marker, chain in zip(markers, chains, strict=True)]
 
 
@@ -180,9 +183,7 @@ def _pieces(text: bytes, alphabet: Sequence[str], vocab: dict[str, int]) -> list
     begin = 0
     while begin < len(spelled):
         lengths = range(2, min(_LONGEST, len(spelled) - begin) + 1)
-        piece = next(
-            (p for n in lengths if (p := spelled[begin : begin + n]) not in vocab), None
-        )
+        piece = next((p for n in lengths if (p := spelled[begin : begin + n]) not in vocab), None)
         if piece is None:  # the rest is too short to be new: it goes to those before
             piece = spelled[begin:]
             while piece in vocab:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterable
+from typing import Any
 
 from pydantic_ai import Agent
 
 asked: list[str] = []
+deltas: list[Any] = []
 
 
 def opening_hour(place: str) -> str:
@@ -16,15 +19,21 @@ def opening_hour(place: str) -> str:
     return f"The {place} opens at seven."
 
 
+async def note(context: Any, events: AsyncIterable[Any]) -> None:
+    async for event in events:
+        if event.event_kind == "part_delta":
+            deltas.append(event)
+
+
 async def main() -> None:
     for kind in sys.argv[2:]:
         agent = Agent(f"{kind}:{sys.argv[1]}", tools=[opening_hour])
         whole = await agent.run("When does the harbour open?")
         print(whole.output)
-        async with agent.run_stream("When does the harbour open?") as streamed:
-            parts = [part async for part in streamed.stream_text(delta=True, debounce_by=None)]
-        assert "".join(parts) == whole.output, parts
-        assert len(parts) > 10, parts
+        deltas.clear()
+        streamed = await agent.run("When does the harbour open?", event_stream_handler=note)
+        assert streamed.output == whole.output
+        assert len(deltas) > 10, deltas
     assert asked == ["harbour"] * 2 * len(sys.argv[2:]), asked
 
 

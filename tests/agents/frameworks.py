@@ -17,7 +17,8 @@ ASKING = (
 )
 OPENING = (
     "The harbour opens at seven in the morning; before that its gate is closed, and nobody is "
-    "there whom one could ask for anything."
+    "there whom one could ask for anything. Boats that come by night drop anchor outside, behind "
+    "the long wall, where they are safe from the west wind and can see when the light turns green."
 )
 SHARED = "frameworks"
 """Packages of several."""

@@ -7,14 +7,16 @@ shows: so answers that are not streamed are struck in the middle as well.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from supervisor.wire.progress import Reading
+from supervisor.wire.progress import read
 from tests.agents.access import answers
 from tests.helpers.serving import Server
 
@@ -22,7 +24,9 @@ POSSIBLE = sys.platform == "linux"
 AFTER = 8
 """Tokens of an answer after which its worker is struck."""
 _PACE = 0.002
-"""Seconds between two looks; a token takes two to ten times as long."""
+"""Seconds between two looks; a token takes as long or longer."""
+_EVERY = 25
+"""Looks between two searches for new records."""
 
 
 class Striker:
@@ -32,8 +36,10 @@ class Striker:
         self._server, self._model = server, model
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
-        self._tokens: dict[int, int] = {}
-        """That each record has shown, by its inode."""
+        self._records: dict[int, int] = {}
+        """Open descriptors, by inode."""
+        self._tokens: Counter[int] = Counter()
+        """That each record has shown."""
         self._log_bytes, self._answers = -1, 0
         self._error: BaseException | None = None
         self.strikes = 0
@@ -45,6 +51,8 @@ class Striker:
         """Raises what has ended it before."""
         self._over.set()
         self._thread.join()
+        for record in self._records.values():
+            os.close(record)
         if self._error is not None:
             raise self._error
 
@@ -55,13 +63,25 @@ class Striker:
             self._error = error
 
     def _strike_each(self) -> None:
-        known, made, struck = self._ended(), 0, False
-        while not self._over.wait(_PACE):
+        known, made, pid = -1, 0, 0
+        for look in itertools.count():
+            if self._over.wait(_PACE):
+                return
+            if look % _EVERY == 0:
+                self._find_records()
             if (ended := self._ended()) != known:
-                known, made, struck = ended, 0, False
+                self._made()  # by the answer that has ended
+                known, made, pid = ended, 0, 0
+            if pid < 0:
+                continue
             made += self._made()
-            if made >= AFTER and not struck:
-                struck = self._strike()
+            if made and not pid:
+                pid = self._worker()
+            if made >= AFTER and pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGABRT)
+                    self.strikes += 1
+                    pid = -1
 
     def _ended(self) -> int:
         """How many answers have ended."""
@@ -71,31 +91,27 @@ class Striker:
             self._log_bytes, self._answers = size, len(answers(self._server))
         return self._answers
 
+    def _find_records(self) -> None:
+        for path in Path(f"/proc/{self._server.process.pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                if os.readlink(path).startswith("/memfd:progress"):
+                    inode = path.stat().st_ino
+                    if inode not in self._records:
+                        self._records[inode] = os.open(path, os.O_RDONLY)
+
     def _made(self) -> int:
         """Tokens that have been made since the last look, by any worker."""
         more = 0
-        for path in Path(f"/proc/{self._server.process.pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                if not os.readlink(path).startswith("/memfd:progress"):
-                    continue
-                with path.open("rb") as record:
-                    inode = os.fstat(record.fileno()).st_ino
-                    tokens = Reading.decode(record.read()).tokens
-                more += max(0, tokens - self._tokens.get(inode, 0))
-                self._tokens[inode] = tokens
+        for inode, record in self._records.items():
+            if reading := read(record):
+                more += reading.tokens - self._tokens[inode]
+                self._tokens[inode] = reading.tokens
         return more
 
-    def _strike(self) -> bool:
-        """False when there is no worker to strike."""
+    def _worker(self) -> int:
+        """Its pid; 0 when there is none that serves."""
         entry = self._server.loaded(self._model)
-        if entry.get("state") != "ready" or entry.get("pid") is None:
-            return False
-        try:
-            os.kill(entry["pid"], signal.SIGABRT)
-        except ProcessLookupError:
-            return False
-        self.strikes += 1
-        return True
+        return int(entry["pid"] or 0) if entry.get("state") == "ready" else 0
 
 
 @contextlib.contextmanager

@@ -107,6 +107,49 @@ def _claude(place: Place) -> Sequence[Turn]:
     )
 
 
+def _pi(place: Place) -> Sequence[Turn]:
+    return conversation(
+        call("read", path=place.file),
+        call("edit", path=place.file, edits=[{"oldText": OLD, "newText": NEW}]),
+        call("bash", command=f"cat {FILE}"),
+    )
+
+
+def _pi_config(place: Place) -> dict[str, str]:
+    provider = {
+        "baseUrl": f"{place.url}/v1",
+        "api": "openai-completions",
+        "apiKey": KEY,
+        "models": [{"id": MODEL}],
+    }
+    return {".pi/agent/models.json": json.dumps({"providers": {"bulkhead": provider}})}
+
+
+def _continue(place: Place) -> Sequence[Turn]:
+    return conversation(
+        call("Read", filepath=place.file),
+        call("Edit", file_path=place.file, old_string=OLD, new_string=NEW),
+        call("Bash", command=f"cat {FILE}"),
+    )
+
+
+def _continue_config(place: Place) -> dict[str, str]:
+    return {
+        "config.yaml": f"""\
+name: Local
+version: 0.0.1
+schema: v1
+models:
+  - name: {MODEL}
+    provider: openai
+    model: {MODEL}
+    apiBase: {place.url}/v1
+    apiKey: {KEY}
+    roles: [chat]
+"""
+    }
+
+
 PROGRAMS = (
     Scenario(
         "codex",
@@ -118,6 +161,17 @@ PROGRAMS = (
         routes=("/v1/responses",),
         files=_codex_config,
         environ=lambda place: {"BULKHEAD_API_KEY": KEY},
+    ),
+    Scenario(
+        "codex-oss",
+        lambda place: [
+            "codex", "exec", "--oss", "--local-provider", "ollama", "--model", MODEL,
+            "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", TASK,
+        ],
+        _codex,
+        routes=("/v1/responses",),
+        packages="codex",
+        environ=lambda place: {"CODEX_OSS_BASE_URL": f"{place.url}/v1"},
     ),
     Scenario(
         "claude",
@@ -160,6 +214,21 @@ PROGRAMS = (
             "--openai-base-url", f"{place.url}/v1", "--model", MODEL, "--prompt", TASK,
         ],
         _qwen,
+    ),
+    Scenario(
+        "pi",
+        lambda place: ["pi", "--provider", "bulkhead", "--model", MODEL, "--print", TASK],
+        _pi,
+        files=_pi_config,
+        environ=lambda place: {"PI_OFFLINE": "1"},
+    ),
+    Scenario(
+        "continue",
+        lambda place: [
+            "cn", "--print", "--auto", "--config", str(place.home / "config.yaml"), TASK,
+        ],
+        _continue,
+        files=_continue_config,
     ),
     Scenario(
         "aider",

@@ -38,7 +38,7 @@ def main() -> None:
     if network.INSIDE in os.environ:
         network.raise_loopback()
     else:
-        install_all(dict.fromkeys(scenario.packages or scenario.name for scenario in chosen))
+        install_all(dict.fromkeys(scenario.packages for scenario in chosen))
         network.leave(sys.argv[1:])  # does not return where it can
     kinds = [False] * (not arguments.struck) + [True] * (not arguments.plain)
     if True in kinds and not POSSIBLE:
@@ -59,15 +59,14 @@ def _run_all(chosen: list[Scenario], kinds: list[bool]) -> int:
     folder = Path(tempfile.mkdtemp(prefix="agents-"))
     rows, failed = [], False
     for scenario in chosen:
-        packages = scenario.packages or scenario.name
         for strike in kinds:
-            if not is_installed(packages):
+            if not is_installed(scenario.packages):
                 rows.append([scenario.name, "not installed"])
                 failed = True
                 continue
             kind = "struck" if strike else "plain"
             place = folder / f"{scenario.name}-{kind}"
-            result = run(scenario, place, folder_of(packages), strike=strike, shut=shut)
+            result = run(scenario, place, folder_of(scenario.packages), strike=strike, shut=shut)
             rows.append(_row(scenario, kind, result))
             print(" ".join(rows[-1]), flush=True)
             for miss in result.misses:

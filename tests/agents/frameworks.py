@@ -1,4 +1,4 @@
-"""Frameworks and SDKs: a tool is called with arguments, and the answer says what it gave."""
+"""Frameworks and SDKs: a tool is called twice at once, and the answer says what it gave."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ ASKING = (
     "ask the one who keeps the list of all opening hours in this town, by the name of the place.\n"
 )
 OPENING = (
-    "The harbour opens at seven in the morning; before that its gate is closed, and nobody is "
+    "Both open at seven in the morning; before that the harbour's gate is closed, and nobody is "
     "there whom one could ask for anything. Boats that come by night drop anchor outside, behind "
     "the long wall, where they are safe from the west wind and can see when the light turns green."
 )
 SHARED = "frameworks"
 """Packages of several."""
-_CALL = call("opening_hour", place="harbour")
+PLACES = ("harbour", "market")
+_CALLS = [call("opening_hour", place=place) for place in PLACES]
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 
 
 def asking(place: Place) -> Sequence[Turn]:
-    return [Turn(ASKING + _CALL), Turn(OPENING, needs="The harbour opens at seven.")]
+    return [Turn(ASKING + "\n".join(_CALLS)), Turn(OPENING, needs=" opens at seven.")]
 
 
 def _smolagents(place: Place) -> Sequence[Turn]:
     # Its calls are demanded, so that there is no text beside them.
     final = call("final_answer", answer=OPENING)
-    return [Turn(_CALL), Turn(final, needs="The harbour opens at seven.")]
+    return [Turn(_CALLS[0]), Turn(final, needs="The harbour opens at seven.")]
 
 
 def _instructor(place: Place) -> Sequence[Turn]:
@@ -77,20 +78,22 @@ def _framework(
     turns: Callable[[Place], Sequence[Turn]] = asking,
     environ: Callable[[Place], dict[str, str]] = _settings,
     answer: str = OPENING,
-    packages: str = "",
+    shared: str = "",
     runs: int = 2,
+    strikes: Sequence[int] = (50, 8),
 ) -> Scenario:
     return Scenario(
         name,
         command,
         turns,
         routes,
-        packages or name,
+        shared,
         environ,
         aside="",
         answer=answer,
         edits=False,
         runs=runs,
+        strikes=strikes,
     )
 
 
@@ -107,17 +110,22 @@ def sdk_loop(manner: str) -> Scenario:
 
 
 FRAMEWORKS = (
-    _framework("langchain-openai", _python("langchain_openai_loop.py"), CHAT, packages=SHARED),
+    _framework("langchain-openai", _python("langchain_openai_loop.py"), CHAT, shared=SHARED),
     _framework(
         "langchain-anthropic",
         _python("langchain_anthropic_loop.py"),
         MESSAGES,
-        packages=SHARED,
+        shared=SHARED,
     ),
     _framework("litellm", _python("litellm_loop.py"), CHAT),
     _framework("llama-index", _python("llama_index_loop.py"), CHAT),
     _framework(
-        "smolagents", _python("smolagents_loop.py"), CHAT, turns=_smolagents, packages=SHARED
+        "smolagents",
+        _python("smolagents_loop.py"),
+        CHAT,
+        turns=_smolagents,
+        shared=SHARED,
+        strikes=(8,),
     ),
     _framework(
         "instructor",
@@ -125,17 +133,18 @@ FRAMEWORKS = (
         CHAT,
         turns=_instructor,
         answer="harbour 9",
+        strikes=(8,),
     ),
-    _framework("pydantic-ai", _python("pydantic_ai_loop.py", "openai"), RESPONSES, packages=SHARED),
+    _framework("pydantic-ai", _python("pydantic_ai_loop.py", "openai"), RESPONSES, shared=SHARED),
     _framework(
         "pydantic-ai-others",
         _python("pydantic_ai_loop.py", "openai-chat", "anthropic"),
         CHAT,
         MESSAGES,
-        packages=SHARED,
+        shared=SHARED,
         runs=4,
     ),
-    _framework("openai-agents", _python("openai_agents_loop.py"), RESPONSES, packages=SHARED),
+    _framework("openai-agents", _python("openai_agents_loop.py"), RESPONSES, shared=SHARED),
     _framework(
         "vercel-ai",
         _node("vercel_ai_loop.mjs", "responses", "chat", "messages"),

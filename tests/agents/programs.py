@@ -28,7 +28,7 @@ def conversation(read: str, edit: str, look: str) -> list[Turn]:
         Turn(READING + read),
         Turn(EDITING + edit, needs=OLD),
         Turn(LOOKING + look),
-        Turn(f"{ANSWER} Whoever comes at seven will have to wait for two hours.", needs=NEW),
+        Turn(ANSWER, needs=NEW),
     ]
 
 
@@ -170,7 +170,7 @@ PROGRAMS = (
         ],
         _codex,
         routes=("/v1/responses",),
-        packages="codex",
+        shared="codex",
         environ=lambda place: {"CODEX_OSS_BASE_URL": f"{place.url}/v1"},
     ),
     Scenario(

@@ -65,7 +65,7 @@ def run(scenario: Scenario, folder: Path, installed: Path, *, strike: bool, shut
             (home / path).write_text(text)
         begun, strikes = time.monotonic(), 0
         if strike:
-            with striking(server, MODEL) as striker:
+            with striking(server, MODEL, scenario.strikes) as striker:
                 status = _run(scenario, place, folder / "output.txt", shut)
             strikes = striker.strikes
         else:

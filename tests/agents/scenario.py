@@ -19,7 +19,11 @@ TASK = (
     f"Read {FILE}. In it change the time at which the harbour opens to nine, "
     "look whether the change is there, and tell me what it says now."
 )
-ANSWER = "It is done: from now on the harbour opens at nine, and nothing else has been changed."
+ANSWER = (
+    "It is done: from now on the harbour opens at nine, and nothing else has been changed. Whoever "
+    "comes at seven will find the gate shut and will have to wait for two hours, which the market "
+    "people should be told before Friday, because some of them bring fish that does not keep."
+)
 ASIDE = "Opening time of the harbour"
 
 
@@ -54,8 +58,8 @@ class Scenario:
     turns: Callable[[Place], Sequence[Turn]]
     routes: Sequence[str] = ("/v1/chat/completions",)
     """Of the dialects that it must speak."""
-    packages: str = ""
-    """Their name in `versions.toml`; "" = the scenario's own."""
+    shared: str = ""
+    """The list in `versions.toml` that its packages are in; "" = the one of its own name."""
     environ: Callable[[Place], dict[str, str]] = _nothing
     """Besides PATH, HOME and the like."""
     files: Callable[[Place], dict[str, str]] = _nothing
@@ -70,6 +74,13 @@ class Scenario:
     """Until it must have ended."""
     runs: int = 1
     """How often the conversation is played."""
+    strikes: Sequence[int] = (50, 8)
+    """Tokens of an answer after which its worker is struck, in turns: within a call, within the
+    text before it."""
+
+    @property
+    def packages(self) -> str:
+        return self.shared or self.name
 
 
 def environ(scenario: Scenario, place: Place) -> dict[str, str]:

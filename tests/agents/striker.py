@@ -13,7 +13,7 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from supervisor.wire.progress import read
@@ -21,8 +21,6 @@ from tests.agents.access import answers
 from tests.helpers.serving import Server
 
 POSSIBLE = sys.platform == "linux"
-AFTER = 8
-"""Tokens of an answer after which its worker is struck."""
 _PACE = 0.002
 """Seconds between two looks; a token takes as long or longer."""
 _EVERY = 25
@@ -32,8 +30,10 @@ _EVERY = 25
 class Striker:
     """Strikes each answer of one model once, answers that are made at the same time together."""
 
-    def __init__(self, server: Server, model: str) -> None:
-        self._server, self._model = server, model
+    def __init__(self, server: Server, model: str, after: Sequence[int]) -> None:
+        """`after`: tokens of an answer after which its worker is struck, of one after the other and
+        then from the beginning."""
+        self._server, self._model, self._after = server, model, after
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._records: dict[int, int] = {}
@@ -77,7 +77,7 @@ class Striker:
             made += self._made()
             if made and not pid:
                 pid = self._worker()
-            if made >= AFTER and pid:
+            if made >= self._after[self.strikes % len(self._after)] and pid:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGABRT)
                     self.strikes += 1
@@ -115,9 +115,9 @@ class Striker:
 
 
 @contextlib.contextmanager
-def striking(server: Server, model: str) -> Iterator[Striker]:
+def striking(server: Server, model: str, after: Sequence[int]) -> Iterator[Striker]:
     """Meanwhile every answer is struck."""
-    striker = Striker(server, model)
+    striker = Striker(server, model, after)
     striker.start()
     try:
         yield striker

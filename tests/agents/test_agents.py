@@ -62,7 +62,7 @@ def test_sdks_accept_whole_answers(server: Server, tmp_path: Path) -> None:
 @pytest.mark.skipif(not POSSIBLE, reason="the middle of an answer is seen on Linux alone")
 def test_sdks_accept_streams_that_are_struck(server: Server, tmp_path: Path) -> None:
     before = len(answers(server))
-    with striking(server, MODEL) as striker:
+    with striking(server, MODEL, (50, 8)) as striker:
         said = run(sdk_loop("stream"), server, tmp_path, tmp_path)
     assert said.count(OPENING) == len(SDKS)
     given = answers(server)[before:]
@@ -72,7 +72,7 @@ def test_sdks_accept_streams_that_are_struck(server: Server, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("scenario", SHORT, ids=lambda scenario: scenario.name)
 def test_frameworks_end_their_loops(scenario: Scenario, server: Server, tmp_path: Path) -> None:
-    name = scenario.packages or scenario.name
+    name = scenario.packages
     if not is_installed(name):
         pytest.skip(f"`make suite` installs {name}")
     before = len(answers(server))
@@ -84,5 +84,5 @@ def test_frameworks_end_their_loops(scenario: Scenario, server: Server, tmp_path
 
 
 def test_every_scenario_has_its_packages() -> None:
-    wanted = {scenario.packages or scenario.name for scenario in (*PROGRAMS, *FRAMEWORKS)}
+    wanted = {scenario.packages for scenario in (*PROGRAMS, *FRAMEWORKS)}
     assert wanted == set(packages())

@@ -16,7 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-CALL = '<tool_call>\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
+CALL_START, CALL_END = "<tool_call>", "</tool_call>"
+_CALL = '{start}\n{{"name": {name}, "arguments": {arguments}}}\n</tool_call>'
 LOST = "I was not told what I had waited for."
 """What it writes when the results that it has been given are not the expected ones."""
 _HIDDEN = 256
@@ -27,6 +28,7 @@ _END = "<|im_end|>"
 _SPECIAL = ("<|im_start|>", _END)
 _LONGEST = 64
 """Bytes of one token."""
+# Some frameworks tell a tool's result as what a user has observed.
 _TEMPLATE = """\
 {%- set seen = namespace(results=0, last='') -%}
 {%- if tools %}<|im_start|>system
@@ -52,8 +54,8 @@ _TEMPLATE = """\
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What the model writes when it has been given as many results of tools as there are turns
-    before this one; `LOST` unless the last of them holds `needs`."""
+    """What the model writes when it has been given the results of all calls in the turns before;
+    `LOST` unless the last of them holds `needs`."""
 
     text: str
     needs: str = ""
@@ -61,7 +63,7 @@ class Turn:
 
 def call(name: str, /, **arguments: object) -> str:
     """A call of a tool, in the form that the model's template makes it known for."""
-    return CALL.format(name=json.dumps(name), arguments=json.dumps(arguments))
+    return _CALL.format(start=CALL_START, name=json.dumps(name), arguments=json.dumps(arguments))
 
 
 def make_scripted_llama(
@@ -123,8 +125,9 @@ def _template(turns: Sequence[Turn], has_aside: bool) -> str:
     choice = "{%- if not tools %}<|aside|>" if has_aside else "{%- if false %}"
     for number in reversed(range(len(turns))):
         needs = json.dumps(turns[number].needs)
+        calls = sum(turn.text.count(CALL_START) for turn in turns[:number])
         choice += (
-            f"{{%- elif seen.results >= {number} %}}"
+            f"{{%- elif seen.results >= {calls} %}}"
             f"{{% if {needs} in seen.last %}}<|turn-{number}|>{{% else %}}<|lost|>{{% endif %}}"
         )
     return _TEMPLATE + choice + "{%- endif -%}"
@@ -149,8 +152,8 @@ def _write_tokenizer(
     chains: list[list[int]] = []
     for text in texts.values():
         chains.append([])
-        # A grammar begins behind the marker: no token may reach over that place.
-        for part in re.split("(?<=<tool_call>)", text):
+        # Where a grammar begins or may end no token may reach over that place.
+        for part in re.split(f"(?<={CALL_START})|(?<={CALL_END})", text):
             for piece in _pieces(part.encode(), alphabet, vocab):
                 chains[-1].append(vocab[piece])
     merges = [tuple(pair) for pair in learned["merges"]]

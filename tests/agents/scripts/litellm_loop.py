@@ -33,16 +33,17 @@ def ask(messages: list[Any], *, stream: bool) -> Any:
 
 
 for stream in (False, True):
-    messages: list[Any] = [{"role": "user", "content": "When does the harbour open?"}]
+    messages: list[Any] = [{"role": "user", "content": "When do harbour and market open?"}]
     choice = ask(messages, stream=stream)
     assert choice.finish_reason == "tool_calls", choice
-    [call] = choice.message.tool_calls
-    assert call.function.name == "opening_hour"
-    place = json.loads(call.function.arguments)["place"]
     messages.append(choice.message)
-    messages.append(
-        {"role": "tool", "tool_call_id": call.id, "content": f"The {place} opens at seven."}
-    )
+    places = []
+    for call in choice.message.tool_calls:
+        assert call.function.name == "opening_hour"
+        places.append(json.loads(call.function.arguments)["place"])
+        result = f"The {places[-1]} opens at seven."
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+    assert places == ["harbour", "market"], places
     choice = ask(messages, stream=stream)
     assert choice.finish_reason == "stop", choice
     print(choice.message.content)

@@ -28,8 +28,8 @@ async def main() -> None:
     )
     for streaming in (True, False):
         agent = FunctionAgent(tools=[opening_hour], llm=llm, streaming=streaming)
-        print(await agent.run("When does the harbour open?"))
-    assert asked == ["harbour", "harbour"], asked
+        print(await agent.run("When do harbour and market open?"))
+    assert sorted(asked) == ["harbour", "harbour", "market", "market"], asked
 
 
 asyncio.run(main())

@@ -23,12 +23,12 @@ const agent = new Agent({
     }),
   ],
 });
-const whole = await run(agent, 'When does the harbour open?');
+const whole = await run(agent, 'When do harbour and market open?');
 console.log(whole.finalOutput);
-const streamed = await run(agent, 'When does the harbour open?', {stream: true});
+const streamed = await run(agent, 'When do harbour and market open?', {stream: true});
 const parts = [];
 for await (const part of streamed.toTextStream()) parts.push(part);
 await streamed.completed;
 assert.strictEqual(streamed.finalOutput, whole.finalOutput);
 assert(parts.length > 10);
-assert.deepStrictEqual(asked, ['harbour', 'harbour']);
+assert.deepStrictEqual(asked, ['harbour', 'market', 'harbour', 'market']);

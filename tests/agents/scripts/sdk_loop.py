@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 MODEL, *KINDS = sys.argv[1:]
-QUESTION = "When does the harbour open?"
+QUESTION = "When do harbour and market open?"
 SCHEMA = {
     "type": "object",
     "properties": {"place": {"type": "string"}},
@@ -20,11 +20,12 @@ events: list[Any] = []
 """Of the last two streams."""
 
 
-def opening_hour(name: str, arguments: str | dict[str, Any]) -> str:
-    assert name == "opening_hour", name
-    found = json.loads(arguments) if isinstance(arguments, str) else arguments
-    assert found == {"place": "harbour"}, found
-    return "The harbour opens at seven."
+def opening_hours(calls: Sequence[tuple[str, str | Mapping[str, Any]]]) -> list[str]:
+    """The results of calls, each a name and arguments."""
+    assert [name for name, _ in calls] == ["opening_hour"] * 2, calls
+    found = [json.loads(each) if isinstance(each, str) else dict(each) for _, each in calls]
+    assert found == [{"place": "harbour"}, {"place": "market"}], found
+    return [f"The {each['place']} opens at seven." for each in found]
 
 
 def chat(stream: bool) -> str:
@@ -44,10 +45,11 @@ def chat(stream: bool) -> str:
             return streamed.get_final_completion()
 
     first = ask().choices[0].message
-    [call] = first.tool_calls
-    result = opening_hour(call.function.name, call.function.arguments)
+    calls = first.tool_calls
+    results = opening_hours([(call.function.name, call.function.arguments) for call in calls])
     messages.append(first.to_dict())
-    messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+    for call, result in zip(calls, results, strict=True):
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
     answer = ask()
     assert answer.usage.completion_tokens > 10
     return str(answer.choices[0].message.content)
@@ -70,10 +72,13 @@ def responses(stream: bool) -> str:
             return streamed.get_final_response()
 
     first = ask(QUESTION, None)
-    [call] = [item for item in first.output if item.type == "function_call"]
-    result = opening_hour(call.name, call.arguments)
-    output = {"type": "function_call_output", "call_id": call.call_id, "output": result}
-    answer = ask([output], first.id)
+    calls = [item for item in first.output if item.type == "function_call"]
+    results = opening_hours([(call.name, call.arguments) for call in calls])
+    outputs = [
+        {"type": "function_call_output", "call_id": call.call_id, "output": result}
+        for call, result in zip(calls, results, strict=True)
+    ]
+    answer = ask(outputs, first.id)
     assert answer.usage.output_tokens > 10
     return str(answer.output_text)
 
@@ -96,11 +101,14 @@ def messages(stream: bool) -> str:
 
     first = ask()
     assert first.stop_reason == "tool_use", first
-    [call] = [block for block in first.content if block.type == "tool_use"]
-    result = opening_hour(call.name, call.input)
+    calls = [block for block in first.content if block.type == "tool_use"]
+    results = opening_hours([(call.name, call.input) for call in calls])
     said.append({"role": "assistant", "content": [block.to_dict() for block in first.content]})
-    block = {"type": "tool_result", "tool_use_id": call.id, "content": result}
-    said.append({"role": "user", "content": [block]})
+    blocks = [
+        {"type": "tool_result", "tool_use_id": call.id, "content": result}
+        for call, result in zip(calls, results, strict=True)
+    ]
+    said.append({"role": "user", "content": blocks})
     answer = ask()
     assert answer.stop_reason == "end_turn", answer
     assert answer.usage.output_tokens > 10
@@ -123,10 +131,12 @@ def ollama(stream: bool) -> str:
         calls = [call for part in parts for call in part.message.tool_calls or ()]
         return text, calls, parts[-1]
 
-    text, [call], _ = ask()
-    result = opening_hour(call.function.name, dict(call.function.arguments))
-    said.append({"role": "assistant", "content": text, "tool_calls": [call.model_dump()]})
-    said.append({"role": "tool", "tool_name": call.function.name, "content": result})
+    text, calls, _ = ask()
+    results = opening_hours([(call.function.name, call.function.arguments) for call in calls])
+    dumped = [call.model_dump() for call in calls]
+    said.append({"role": "assistant", "content": text, "tool_calls": dumped})
+    for call, result in zip(calls, results, strict=True):
+        said.append({"role": "tool", "tool_name": call.function.name, "content": result})
     text, _, last = ask()
     assert last.done, last
     assert last.eval_count > 10, last

@@ -28,5 +28,5 @@ model = OpenAIModel(
 )
 for stream in (False, True):
     agent = ToolCallingAgent(tools=[opening_hour], model=model, stream_outputs=stream)
-    print(agent.run("When does the harbour open?"))
+    print(agent.run("When do harbour and market open?"))
 assert asked == ["harbour", "harbour"], asked

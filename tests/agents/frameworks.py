@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -25,6 +24,7 @@ SHARED = "frameworks"
 PLACES = ("harbour", "market")
 _CALLS = [call("opening_hour", place=place) for place in PLACES]
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
+OLLAMA = "/api/chat"
 
 
 def asking(place: Place) -> Sequence[Turn]:
@@ -97,26 +97,22 @@ def _framework(
     )
 
 
-SDKS = ("chat", "responses", "messages", "ollama")
-"""Dialects in which `scripts/sdk_loop.py` asks."""
-
-
-def sdk_loop(manner: str) -> Scenario:
-    """The SDKs with the strictest of checks, "whole" or "stream"; they are in the suite's own
-    environment."""
-    kinds = [f"{dialect}:{manner}" for dialect in SDKS]
-    script = str(_SCRIPTS / "sdk_loop.py")
-    return _framework("sdks", lambda place: [sys.executable, script, MODEL, *kinds])
+DIALECTS = ("chat", "responses", "messages", "ollama")
+"""That `scripts/sdk_loop.py` speaks."""
+SDK_LOOP = _SCRIPTS / "sdk_loop.py"
 
 
 FRAMEWORKS = (
-    _framework("langchain-openai", _python("langchain_openai_loop.py"), CHAT, shared=SHARED),
     _framework(
-        "langchain-anthropic",
-        _python("langchain_anthropic_loop.py"),
+        "sdks",
+        _python("sdk_loop.py", *(f"{d}:{how}" for d in DIALECTS for how in ("whole", "stream"))),
+        CHAT,
+        RESPONSES,
         MESSAGES,
-        shared=SHARED,
+        OLLAMA,
+        runs=8,
     ),
+    _framework("langchain", _python("langchain_loop.py"), CHAT, MESSAGES, shared=SHARED, runs=4),
     _framework("litellm", _python("litellm_loop.py"), CHAT),
     _framework("llama-index", _python("llama_index_loop.py"), CHAT),
     _framework(
@@ -135,14 +131,14 @@ FRAMEWORKS = (
         answer="harbour 9",
         strikes=(8,),
     ),
-    _framework("pydantic-ai", _python("pydantic_ai_loop.py", "openai"), RESPONSES, shared=SHARED),
     _framework(
-        "pydantic-ai-others",
-        _python("pydantic_ai_loop.py", "openai-chat", "anthropic"),
+        "pydantic-ai",
+        _python("pydantic_ai_loop.py", "openai", "openai-chat", "anthropic"),
+        RESPONSES,
         CHAT,
         MESSAGES,
         shared=SHARED,
-        runs=4,
+        runs=6,
     ),
     _framework("openai-agents", _python("openai_agents_loop.py"), RESPONSES, shared=SHARED),
     _framework(

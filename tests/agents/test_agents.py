@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.agents.access import answers
-from tests.agents.frameworks import FRAMEWORKS, OPENING, SDKS, SHARED, asking, sdk_loop
+from tests.agents.frameworks import DIALECTS, FRAMEWORKS, OPENING, SDK_LOOP, SHARED, asking
 from tests.agents.install import folder_of, is_installed, packages
 from tests.agents.programs import PROGRAMS
 from tests.agents.run import playing
@@ -24,8 +26,9 @@ IN_SHORT = ("vercel-ai", "openai-agents-js")
 SHORT = [
     scenario
     for scenario in FRAMEWORKS
-    if (scenario.packages == SHARED and scenario.turns is asking) or scenario.name in IN_SHORT
+    if (scenario.shared == SHARED and scenario.turns is asking) or scenario.name in IN_SHORT
 ]
+SDKS = next(scenario for scenario in FRAMEWORKS if scenario.name == "sdks")
 
 
 @pytest.fixture(scope="module")
@@ -54,19 +57,16 @@ def run(scenario: Scenario, server: Server, folder: Path, installed: Path) -> st
     return done.stdout
 
 
-def test_sdks_accept_whole_answers(server: Server, tmp_path: Path) -> None:
-    said = run(sdk_loop("whole"), server, tmp_path, tmp_path)
-    assert said.count(OPENING) == len(SDKS)
-
-
 @pytest.mark.skipif(not POSSIBLE, reason="the middle of an answer is seen on Linux alone")
 def test_sdks_accept_streams_that_are_struck(server: Server, tmp_path: Path) -> None:
+    asked = [f"{dialect}:stream" for dialect in DIALECTS]
+    scenario = replace(SDKS, command=lambda place: [sys.executable, str(SDK_LOOP), MODEL, *asked])
     before = len(answers(server))
-    with striking(server, MODEL, (50, 8)) as striker:
-        said = run(sdk_loop("stream"), server, tmp_path, tmp_path)
-    assert said.count(OPENING) == len(SDKS)
+    with striking(server, MODEL, SDKS.strikes) as striker:
+        said = run(scenario, server, tmp_path, tmp_path)
+    assert said.count(OPENING) == len(asked)
     given = answers(server)[before:]
-    assert len(given) == striker.strikes == 2 * len(SDKS)
+    assert len(given) == striker.strikes == 2 * len(asked)
     assert all(answer["recoveries"] == "1" for answer in given)
 
 

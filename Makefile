@@ -77,4 +77,4 @@ chaos-sdk: $(VENV)/.tools
 	$(BIN)/python -m tests.chaos.sdk $(ARGS)
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .agents

@@ -28,6 +28,7 @@ OLLAMA = "/api/chat"
 
 
 def asking(place: Place) -> Sequence[Turn]:
+    """The conversation of all that call tools as they come."""
     return [Turn(ASKING + "\n".join(_CALLS)), Turn(OPENING, needs=" opens at seven.")]
 
 
@@ -101,7 +102,6 @@ DIALECTS = ("chat", "responses", "messages", "ollama")
 """That `scripts/sdk_loop.py` speaks."""
 SDK_LOOP = _SCRIPTS / "sdk_loop.py"
 
-
 FRAMEWORKS = (
     _framework(
         "sdks",
@@ -113,7 +113,7 @@ FRAMEWORKS = (
         runs=8,
     ),
     _framework("langchain", _python("langchain_loop.py"), CHAT, MESSAGES, shared=SHARED, runs=4),
-    _framework("litellm", _python("litellm_loop.py"), CHAT),
+    _framework("litellm", _python("litellm_loop.py"), CHAT, RESPONSES, runs=3),
     _framework("llama-index", _python("llama_index_loop.py"), CHAT),
     _framework(
         "smolagents",

@@ -24,7 +24,7 @@ POSSIBLE = sys.platform == "linux"
 _PACE = 0.002
 """Seconds between two looks; a token takes as long or longer."""
 _EVERY = 25
-"""Looks between two searches for new records."""
+"""Looks between two searches for new records, and for a worker that serves."""
 
 
 class Striker:
@@ -75,7 +75,7 @@ class Striker:
             if pid < 0:
                 continue
             made += self._made()
-            if made and not pid:
+            if not pid and (made or look % _EVERY == 0):
                 pid = self._worker()
             if made >= self._after[self.strikes % len(self._after)] and pid:
                 with contextlib.suppress(ProcessLookupError):

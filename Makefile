@@ -17,9 +17,9 @@ PIP_INSTALL = if test -t 1; then how=--progress-bar=on; else how=--quiet; fi; \
 BENCHMARKS := throughput dialects mixed crashes neighbour recovery footprint connections demo eviction decisions memory recorded
 
 # Long forms of tests, which `make test` runs in short; `make structured ARGS="--seed 2"`.
-LONG := greedy structured fuzz openapi scheduling mutants chaos
+LONG := greedy structured fuzz openapi scheduling mutants chaos agents
 
-.PHONY: install serve test check suite bench bench-all $(BENCHMARKS:%=bench-%) $(LONG) chaos-sdk lm-eval clean
+.PHONY: install serve test check suite frameworks bench bench-all $(BENCHMARKS:%=bench-%) $(LONG) chaos-sdk lm-eval clean
 
 install: $(VENV)/.installed
 
@@ -50,8 +50,13 @@ check: $(VENV)/.tools
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# What tests/agents runs in short besides Bulkhead's own environment; without npm, or a package
+# index, the tests that want it are skipped.
+frameworks: $(VENV)/.tools
+	@$(BIN)/python -m tests.agents.install frameworks vercel-ai openai-agents-js || true
+
 # The suite's tests wait for processes as much as they compute: three files at a time on two cores.
-suite: $(VENV)/.tools
+suite: $(VENV)/.tools frameworks
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 # One needs no word of the other's, and the checks leave a core idle.
@@ -66,7 +71,7 @@ $(BENCHMARKS:%=bench-%): bench-%: $(VENV)/.tools
 	$(BIN)/python -m tests.bench.$* $(ARGS)
 
 $(LONG): $(VENV)/.tools
-	$(BIN)/python -m $(if $(filter chaos,$@),tests.chaos,tests.property.$@) $(ARGS)
+	$(BIN)/python -m tests.$(if $(filter chaos agents,$@),$@,property.$@) $(ARGS)
 
 chaos-sdk: $(VENV)/.tools
 	$(BIN)/python -m tests.chaos.sdk $(ARGS)
@@ -76,4 +81,4 @@ lm-eval: $(VENV)/.tools
 	$(BIN)/python -m tests.evaluation $(ARGS)
 
 clean:
-	rm -rf $(VENV) .venv-lm-eval
+	rm -rf $(VENV) .venv-lm-eval .agents

@@ -16,7 +16,6 @@ OPENAI = (
     *(
         "/openai",
         "/realtime",
-        "/responses",
         "/skills",
         "/threads",
         "/uploads",

@@ -67,7 +67,8 @@ def _measure(folder: Path, rounds: int, steps: int) -> list[tuple[float, float]]
     from mlx_lm import utils
 
     from worker.engine.decoding import BatchDecoder
-    from worker.engine.mlx_lm_compat import make_generator, model_tokenizer
+    from worker.engine.mlx_lm_compat import model_tokenizer
+    from worker.engine.mlx_lm_generator import make_generator
     from worker.engine.rows import BatchRow
     from worker.engine.sampling import Parameters
     from worker.grammar.compile import ConstraintCompiler

@@ -15,12 +15,12 @@ import mlx.core as mx
 
 from supervisor.errors import InternalError
 from supervisor.wire.frames import Embed, End, FromEngine, Generate, Load, Progress
-from worker.engine import loading, mlx_lm_compat, sampling
+from worker.engine import loading, mlx_lm_compat, mlx_lm_generator, sampling
 from worker.engine.active_job import ActiveJob, replay_emitted
 from worker.engine.decoding import BatchDecoder
 from worker.engine.embedding import Embedder
 from worker.engine.load_faults import told_of
-from worker.engine.mlx_lm_compat import NextToken
+from worker.engine.mlx_lm_generator import NextToken
 from worker.engine.prompt_scores import PromptScores
 from worker.engine.rows import BatchRow
 from worker.engine.thread import FINAL_FRAMES, Job, LoadResult, Output, Prepared
@@ -100,7 +100,7 @@ class BatchEngine:
         self._embedder = Embedder(model, tokenizer, Path(load.path), context)
         # Ids without a logit: writing to them would be writing out of bounds.
         self._eos = tuple(sorted(id for id in tokenizer.eos_token_ids if 0 <= id < self._width))
-        self._generator: Any = mlx_lm_compat.make_generator(
+        self._generator: Any = mlx_lm_generator.make_generator(
             model,
             BatchDecoder(fill_masks, self._eos),
             stop_tokens=[[token] for token in self._eos],
@@ -109,7 +109,7 @@ class BatchEngine:
             prefill_step_size=PREFILL_STEP,
         )
         self._concurrency = load.max_concurrency
-        self._never_stop = mlx_lm_compat.never_stop()
+        self._never_stop = mlx_lm_generator.never_stop()
 
     def prepare(self, request: Generate | Embed) -> Prepared:
         if isinstance(request, Embed):
@@ -229,7 +229,7 @@ class BatchEngine:
         if uid is None:
             return ()
         active = self._active[uid]
-        state = mlx_lm_compat.next_tokens(self._generator, [uid])[uid]
+        state = mlx_lm_generator.next_tokens(self._generator, [uid])[uid]
         ends = state.token in self._eos and state.stops is not self._never_stop
         if state.left < 1 or ends:
             return ()  # the next step is its last
@@ -270,7 +270,7 @@ class BatchEngine:
 
     def _decode(self) -> list[Output]:
         self._admit()
-        mlx_lm_compat.set_prefill_step(self._generator, self._prefill_step())
+        mlx_lm_generator.set_prefill_step(self._generator, self._prefill_step())
         prefills, generated = self._generator.next()
         outputs: list[Output] = []
         for prefill in prefills:
@@ -320,7 +320,7 @@ class BatchEngine:
             return outputs
         jobs = [self._active[uid].job for uid in uids]
         # Of all at once, for a sequence that ends here leaves the batch.
-        states = mlx_lm_compat.next_tokens(self._generator, uids)
+        states = mlx_lm_generator.next_tokens(self._generator, uids)
         for uid in uids:
             del self._prefilling[uid]
             state, active = states[uid], self._active[uid]

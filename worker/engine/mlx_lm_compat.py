@@ -1,10 +1,9 @@
 """All that the worker takes from mlx-lm, and all that it changes in it.
 
-No other module of the worker imports mlx-lm or uses its private names; a test walks their syntax
-trees. `check` is called before a model is loaded and looks for all that `mlx_lm_expected` lists;
-`make_generator` looks at the objects that result, once its own classes are in their places.
-Whatever is missing raises `Unloadable`. `docs/upgrading-mlx-lm.md` says what each check guards, and
-what none can.
+With `mlx_lm_generator` and `mlx_lm_tokenizers`: no other module of the worker imports mlx-lm or
+uses its private names; a test walks their syntax trees. `check` is called before a model is loaded
+and looks for all that `mlx_lm_expected` lists. Whatever is missing raises `Unloadable`.
+`docs/upgrading-mlx-lm.md` says what each check guards, and what none can.
 
 mlx-lm and MLX are not imported with this module, but by `import_mlx_lm`: who needs tokenizers alone
 takes them from `mlx_lm_tokenizers`.
@@ -24,32 +23,24 @@ import logging
 import os
 import resource
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 from worker.engine.mlx_lm_expected import (
-    BATCH_GENERATOR,
     CALLERS,
     CALLS,
     FIELDS,
-    GENERATION_BATCH,
     NAMES,
     OVERRIDDEN,
-    PER_PROMPT,
-    PROMPT_BATCH,
     WRAPPER,
 )
-from worker.engine.prompt_scores import PromptScores, ScoringModel, parts
 from worker.engine.thread import Unloadable
 from worker.output.tools.parser_limits import short_python
 from worker.prompt.tokenizer import SPACE, ModelTokenizer, Spelling
-
-if TYPE_CHECKING:
-    from worker.engine.decoding import BatchDecoder
 
 log = logging.getLogger("bulkhead.worker")
 
@@ -186,8 +177,8 @@ def check_calls(calls: Mapping[tuple[str, str], tuple[int, tuple[str, ...]]]) ->
 def _check_overridden() -> None:
     for name, parameters in OVERRIDDEN.items():
         kind, method = name.split(".")
-        theirs = getattr(_theirs(find("mlx_lm.generate", kind)), method)
-        if (now := tuple(inspect.signature(theirs).parameters)) != parameters:
+        replaced = getattr(theirs(find("mlx_lm.generate", kind)), method)
+        if (now := tuple(inspect.signature(replaced).parameters)) != parameters:
             raise unfit(f"mlx_lm.generate.{name} has the parameters ({', '.join(now)})")
 
 
@@ -210,7 +201,12 @@ def find(module: str, name: str) -> Any:
     return found
 
 
-def _demand(thing: object, attributes: frozenset[str], kind: str) -> None:
+def theirs(kind: Any) -> Any:
+    """mlx-lm's own class, where a class of ours may have taken its place."""
+    return next(each for each in kind.__mro__ if each.__module__ == "mlx_lm.generate")
+
+
+def demand(thing: object, attributes: frozenset[str], kind: str) -> None:
     if missing := sorted(attributes - vars(thing).keys()):
         raise unfit(f"a {kind} has no {', '.join(missing)}")
 
@@ -246,7 +242,7 @@ def make_prompt_cache(model: Any) -> Any:
 
 def model_tokenizer(wrapper: Any) -> ModelTokenizer:
     """The worker's view of mlx-lm's TokenizerWrapper. Raises Unloadable."""
-    _demand(wrapper, WRAPPER, "TokenizerWrapper")
+    demand(wrapper, WRAPPER, "TokenizerWrapper")
     utils: Any = importlib.import_module("mlx_lm.tokenizer_utils")
     if wrapper.tool_parser is not None:
         _bind_literals(wrapper.tool_parser)
@@ -364,165 +360,3 @@ class _RequestTime:
         told = self.theirs.now(*zone) if seconds is None else datetime.fromtimestamp(seconds, *zone)
         assert isinstance(told, datetime)
         return told
-
-
-# ── generation ───────────────────────────────────────────────────────────────────────────────────
-
-
-class NextToken(NamedTuple):
-    """A token that a generator has computed and not returned yet, with its sequence's state."""
-
-    token: int
-    logprobs: Any
-    row: Any
-    left: int
-    """Tokens that may follow it."""
-    stops: Any
-
-
-def make_generator(model: Any, decoder: BatchDecoder, **options: Any) -> Any:
-    """A `BatchGenerator` that decodes with `decoder`; `options` are its constructor's. Raises
-    Unloadable when it would not.
-
-    mlx-lm offers no way to choose the classes of its batches, but looks their names up when it
-    makes one. Generators that have another sampler step as mlx-lm does.
-    """
-    import mlx.core as mx
-
-    module: Any = importlib.import_module("mlx_lm.generate")
-    decoding = _decoding_batch(_theirs(module.GenerationBatch))
-    prefill = _prefill_batch(_theirs(module.PromptProcessingBatch))
-    module.GenerationBatch, module.PromptProcessingBatch = decoding, prefill
-    wired = mx.set_wired_limit(0)  # the only way to read it
-    mx.set_wired_limit(wired)
-    generator = module.BatchGenerator(model, sampler=decoder, **options)
-    # The constructor wires the whole recommended working set, which is wrong when several workers
-    # share the machine; closing does nothing but undo that. That a closed generator still generates
-    # can't be seen before it has a prompt: the tests of this module and `make greedy` show it.
-    generator.close()
-    if mx.set_wired_limit(wired) != wired:
-        raise unfit("a closed BatchGenerator leaves memory wired")
-    _demand(generator, BATCH_GENERATOR, "BatchGenerator")
-    for batch, kind in (
-        (generator._generation_batch, decoding),
-        (generator._prompt_batch, prefill),
-    ):
-        if type(batch) is not kind:
-            raise unfit(f"a BatchGenerator makes its own {type(batch).__name__}")
-    _demand(generator._generation_batch, GENERATION_BATCH, "GenerationBatch")
-    _demand(generator._prompt_batch, PROMPT_BATCH, "PromptProcessingBatch")
-    if others := sorted(vars(generator._prompt_batch).keys() - PROMPT_BATCH):
-        raise unfit(f"a PromptProcessingBatch has {', '.join(others)} besides")
-    if generator._generation_batch.fallback_sampler is not decoder:
-        raise unfit("a GenerationBatch does not get its generator's sampler")
-    return generator
-
-
-def set_prefill_step(generator: Any, tokens: int) -> None:
-    """How many tokens of each prompt its next steps process, no more than it was made with."""
-    generator.prefill_step_size = tokens
-
-
-def never_stop() -> Any:
-    """Stop sequences for a sequence that no token ends."""
-    return find("mlx_lm.generate", "StopSequences")()
-
-
-def next_tokens(generator: Any, uids: Sequence[int]) -> dict[int, NextToken]:
-    """By uid, the token that each of these decoding sequences has next. Waits until the batch's are
-    computed."""
-    batch = generator._generation_batch
-    tokens = batch._next_tokens.tolist()
-    places = {uid: batch.uids.index(uid) for uid in uids}
-    return {
-        uid: NextToken(
-            token=tokens[at],
-            logprobs=batch._next_logprobs[at],
-            row=batch.samplers[at],
-            left=batch.max_tokens[at] - batch._num_tokens[at] - 1,
-            stops=batch.stop_sequences[at],
-        )
-        for uid, at in places.items()
-    }
-
-
-def _theirs(kind: Any) -> Any:
-    """mlx-lm's own class, where a class of ours may have taken its place."""
-    return next(each for each in kind.__mro__ if each.__module__ == "mlx_lm.generate")
-
-
-def _decoding_batch(theirs: Any) -> Any:
-    from worker.engine.decoding import BatchDecoder
-
-    class DecodingBatch(theirs):  # type: ignore[misc]
-        """Sequences that decode together, by the generator's `BatchDecoder`."""
-
-        _plan: Any = None
-        _next_tokens: Any
-        _next_logprobs: Any
-
-        def _step(self) -> Any:
-            """Queue the next token of every sequence; return the tokens of the step before and what
-            is told about them. A sequence's first step has its prompt's last token as its input."""
-            decoder = self.fallback_sampler
-            if not isinstance(decoder, BatchDecoder):
-                return super()._step()
-            inputs, told = self._next_tokens, self._next_logprobs
-            self._current_tokens, self._current_logprobs = inputs, told
-            self._plan, self._next_tokens, self._next_logprobs, tokens = decoder.step(
-                self._plan, self.samplers, inputs, self.model, self.prompt_cache, self.tokens
-            )
-            # What is in the KV cache now.
-            for known, token in zip(self.tokens, tokens, strict=True):
-                known.append(token)
-            return tokens, told
-
-    return DecodingBatch
-
-
-def _prefill_batch(theirs: Any) -> Any:
-    class PrefillBatch(theirs):  # type: ignore[misc]
-        """Prompts that are processed together, less a copy before every first token.
-
-        Where all prompts are done at once, which is the rule, their caches are handed over to the
-        decoding batch; mlx-lm copies them and cuts both copies down. And prompts whose rows want
-        it are scored as they pass.
-        """
-
-        model: Any
-        prefill_step_size: int
-
-        def prompt(self, tokens: list[list[int]]) -> None:
-            """Process the next `tokens` of every prompt."""
-            rows = [_wanting(sampler) for sampler in self.samplers]
-            if not any(rows):
-                super().prompt(tokens)
-                return
-            model = self.model
-            try:
-                # Each part is a step of its own, not one of mlx-lm's loop: that tells the caches
-                # the lengths of all parts at once, which state space models (`ssm_attn`) would
-                # read beyond the end of the first.
-                for part in parts(tokens, rows, self.prefill_step_size):
-                    self.model = ScoringModel(model, rows, list(map(len, part)))
-                    super().prompt(part)
-            finally:
-                self.model = model
-
-        def split(self, indices: Sequence[int]) -> Any:
-            """Take the sequences `indices` out into a batch of their own."""
-            if len(indices) < len(self.uids):
-                return super().split(indices)
-            whole = self.__class__.__new__(self.__class__)
-            whole.__dict__.update(self.__dict__)
-            for name in PER_PROMPT:
-                setattr(self, name, [])
-            return whole
-
-    return PrefillBatch
-
-
-def _wanting(sampler: Any) -> PromptScores | None:
-    """The scores of a row that lacks some."""
-    scores: PromptScores | None = getattr(sampler, "prompt_scores", None)
-    return scores if scores is not None and scores.wanting else None

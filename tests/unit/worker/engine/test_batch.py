@@ -108,7 +108,9 @@ def test_more_jobs_than_places_are_all_served(
 
 def test_no_answer_is_longer_than_the_makers_say(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "m")
-    (tmp_path / "m/generation_config.json").write_text('{"do_sample": false, "max_answer_tokens": 7}')
+    (tmp_path / "m/generation_config.json").write_text(
+        '{"do_sample": false, "max_answer_tokens": 7}'
+    )
     engine, _ = start(tmp_path / "m")
     free = alone(engine, PROMPTS[1], max_tokens=None, ignore_eos=True)
     asked = alone(engine, PROMPTS[1], max_tokens=9, ignore_eos=True)

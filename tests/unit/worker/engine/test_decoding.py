@@ -15,7 +15,7 @@ import pytest
 from tests.helpers.tiny_llama import make_model
 from worker.engine import decoding
 from worker.engine.decoding import BatchDecoder, Ints
-from worker.engine.mlx_lm_compat import make_generator
+from worker.engine.mlx_lm_generator import make_generator
 from worker.engine.rows import BatchPlan, BatchRow, TokenLogprobs
 from worker.engine.sampling import Parameters
 

@@ -23,19 +23,15 @@ import pytest
 
 from tests.helpers.children import ROOT
 from tests.helpers.dialects import GLM, wrapper
+from tests.helpers.mlx_lm_versions import VERSION, own_classes, refused
 from tests.helpers.serving import DEADLINE
 from tests.helpers.tiny_llama import make_model
 from worker.demo import MODEL_DIR
 from worker.engine import mlx_lm_compat as compat
 from worker.engine import mlx_lm_expected as expected
-from worker.engine.decoding import BatchDecoder
 from worker.engine.loading import load
-from worker.engine.rows import BatchRow
-from worker.engine.sampling import Parameters
-from worker.engine.thread import Unloadable
 
 PROMPT = list(b"The quick brown fox")
-VERSION = importlib.metadata.version("mlx-lm")
 NAMES = [(module, name) for module, names in expected.NAMES.items() for name in names]
 
 
@@ -51,21 +47,7 @@ def model(folder: Path) -> Any:
 
 @pytest.fixture
 def generate(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """mlx-lm's module, its own classes in place, and again after the test."""
-    module: Any = importlib.import_module("mlx_lm.generate")
-    for name in ("GenerationBatch", "PromptProcessingBatch"):
-        monkeypatch.setattr(module, name, compat._theirs(getattr(module, name)))
-    return module
-
-
-def refused(act: Callable[[], object]) -> str:
-    """Why `act` is refused, which names the version."""
-    with pytest.raises(Unloadable) as caught:
-        act()
-    told = str(caught.value)
-    assert told.startswith(f"mlx-lm {VERSION} can't be used")
-    assert compat.TESTED in told
-    return told
+    return own_classes(monkeypatch)
 
 
 # ── the version ──────────────────────────────────────────────────────────────────────────────────
@@ -227,92 +209,11 @@ def test_the_engine_calls_nothing_in_a_way_that_is_not_checked() -> None:
     assert used == {name: calls[name] for name in ("insert", "make_generator", "next", "remove")}
 
 
-def test_memory_that_stays_wired_is_told(
-    generate: Any, monkeypatch: pytest.MonkeyPatch, model: Any
-) -> None:
-    limit = 5
-
-    def set_wired_limit(new: int) -> int:
-        nonlocal limit
-        old, limit = limit, new
-        return old
-
-    monkeypatch.setattr(mx, "set_wired_limit", set_wired_limit)
-    monkeypatch.setattr(
-        generate, "maybe_set_recommended_wired_limit", lambda: mx.set_wired_limit(1000)
-    )
-    compat.make_generator(model, BatchDecoder())
-    assert limit == 5
-    monkeypatch.setattr(generate.BatchGenerator, "close", lambda self: None)
-    assert "leaves memory wired" in refused(lambda: compat.make_generator(model, BatchDecoder()))
-    assert limit == 5
-
-
 def test_transformers_that_keeps_its_names_elsewhere_is_told(
     generate: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers.models", types.ModuleType("other"))
     assert "transformers.models" in refused(compat.check)
-
-
-def _spoil_instances(
-    monkeypatch: pytest.MonkeyPatch, kind: Any, spoil: Callable[[Any], None]
-) -> None:
-    made = kind.__init__
-
-    def init(self: Any, *arguments: Any, **options: Any) -> None:
-        made(self, *arguments, **options)
-        spoil(self)
-
-    monkeypatch.setattr(kind, "__init__", init)
-
-
-@pytest.mark.parametrize(
-    ("kind", "attribute"),
-    [
-        *(("GenerationBatch", name) for name in sorted(expected.GENERATION_BATCH)),
-        *(("PromptProcessingBatch", name) for name in sorted(expected.PROMPT_BATCH)),
-        *(("BatchGenerator", name) for name in ("_generation_batch", "_prompt_batch")),
-    ],
-)
-def test_an_attribute_that_is_gone_is_told(
-    generate: Any, monkeypatch: pytest.MonkeyPatch, model: Any, kind: str, attribute: str
-) -> None:
-    owner = getattr(generate, kind)
-    _spoil_instances(monkeypatch, owner, lambda made: delattr(made, attribute))
-    told = refused(lambda: compat.make_generator(model, BatchDecoder()))
-    assert f"a {kind} has no {attribute}" in told
-
-
-def test_an_attribute_that_prompts_have_besides_is_told(
-    generate: Any, monkeypatch: pytest.MonkeyPatch, model: Any
-) -> None:
-    """It may hold something for each prompt, which `split` would lose."""
-    kind = generate.PromptProcessingBatch
-    _spoil_instances(monkeypatch, kind, lambda made: setattr(made, "adapters", []))
-    assert "adapters" in refused(lambda: compat.make_generator(model, BatchDecoder()))
-
-
-@pytest.mark.parametrize("kind", ["GenerationBatch", "PromptProcessingBatch"])
-def test_a_class_that_is_not_put_in_its_place_is_told(
-    generate: Any, monkeypatch: pytest.MonkeyPatch, model: Any, kind: str
-) -> None:
-    theirs = getattr(generate, kind)
-    attribute = {"GenerationBatch": "_generation_batch"}.get(kind, "_prompt_batch")
-
-    def keep(generator: Any) -> None:
-        setattr(generator, attribute, theirs.empty(generator.model, generator.sampler))
-
-    _spoil_instances(monkeypatch, generate.BatchGenerator, keep)
-    assert kind in refused(lambda: compat.make_generator(model, BatchDecoder()))
-
-
-def test_a_sampler_that_does_not_arrive_is_told(
-    generate: Any, monkeypatch: pytest.MonkeyPatch, model: Any
-) -> None:
-    kind = generate.GenerationBatch
-    _spoil_instances(monkeypatch, kind, lambda made: setattr(made, "fallback_sampler", None))
-    assert "sampler" in refused(lambda: compat.make_generator(model, BatchDecoder()))
 
 
 @pytest.mark.parametrize("attribute", sorted(expected.WRAPPER))
@@ -381,44 +282,6 @@ def test_each_thread_tells_its_own_time_and_the_real_one_afterwards() -> None:
 
 
 # ── what is changed ──────────────────────────────────────────────────────────────────────────────
-
-
-def test_the_own_step_decodes_from_the_first_token_on(generate: Any, model: Any) -> None:
-    decoder = BatchDecoder()
-    generator = compat.make_generator(model, decoder)
-    (uid,) = generator.insert([PROMPT], max_tokens=[4], samplers=[BatchRow(Parameters())])
-    while not generator._generation_batch.uids:
-        generator.next()
-    batch = generator._generation_batch
-    assert type(batch) is generate.GenerationBatch
-    assert batch.fallback_sampler is decoder
-    waiting = compat.next_tokens(generator, [uid])[uid]
-    assert (waiting.left, waiting.row) == (3, batch.samplers[0])
-    assert generator.next()[1][0].token == waiting.token
-    assert compat.next_tokens(generator, [uid])[uid].left == 2
-
-
-def test_a_second_generator_is_built_on_mlx_lms_own_classes(generate: Any, model: Any) -> None:
-    compat.make_generator(model, BatchDecoder())
-    compat.make_generator(model, BatchDecoder())
-    assert generate.GenerationBatch.__mro__[1].__module__ == "mlx_lm.generate"
-    assert generate.PromptProcessingBatch.__mro__[1].__module__ == "mlx_lm.generate"
-
-
-def test_generators_with_another_sampler_step_as_mlx_lm_does(generate: Any, model: Any) -> None:
-    ours = compat.make_generator(model, BatchDecoder())
-    ours.insert([PROMPT], max_tokens=[24], samplers=[BatchRow(Parameters())])
-    plain = generate.BatchGenerator(model)
-    plain.close()
-    plain.insert([PROMPT], max_tokens=[24])
-    tokens: list[list[int]] = []
-    for generator in (ours, plain):
-        made: list[int] = []
-        while len(made) < 24:
-            made += [response.token for response in generator.next()[1]]
-        tokens.append(made)
-    assert tokens[0] == tokens[1]
-    assert len(set(tokens[0])) > 5
 
 
 def test_a_parsers_literals_are_bounded_once_its_tokenizer_is_taken() -> None:
@@ -548,7 +411,10 @@ def test_a_limit_on_open_files_that_is_changed_nevertheless_is_warned_of(
 # ── one place ────────────────────────────────────────────────────────────────────────────────────
 
 WING = ROOT / "worker"
-HERE = [WING / "engine" / f"mlx_lm_{name}.py" for name in ("compat", "expected", "tokenizers")]
+HERE = [
+    WING / "engine" / f"mlx_lm_{name}.py"
+    for name in ("compat", "expected", "generator", "tokenizers")
+]
 THEIRS = expected.WRAPPER | {
     name
     for name in (

@@ -44,6 +44,8 @@ def main() -> None:
     if True in kinds and not POSSIBLE:
         print("The middle of an answer is seen on Linux alone: nothing is struck here.")
         kinds.remove(True)
+    if not kinds:
+        sys.exit("Nothing is left to run.")
     sys.exit(_run_all(chosen, kinds))
 
 
@@ -68,7 +70,8 @@ def _run_all(chosen: list[Scenario], kinds: list[bool]) -> int:
             place = folder / f"{scenario.name}-{kind}"
             result = run(scenario, place, folder_of(scenario.packages), strike=strike, shut=shut)
             rows.append(_row(scenario, kind, result))
-            print(" ".join(rows[-1]), flush=True)
+            told = f"{result.answers} answers, {result.recovered} recovered"
+            print(f"{scenario.name}, {kind}: {rows[-1][2]}, {told}", flush=True)
             for miss in result.misses:
                 print(f"    {miss}", flush=True)
             if result.misses:

@@ -58,9 +58,9 @@ class MessagesRenderer:
         self._arguments_told = False
         self._hidden: list[str] = []
         """The open block's thought, which the client does not want to see."""
-        self._around_text: list[bytes] = []
-        """The delta of the open block of text, cut where its text belongs: most deltas are of
-        text, and are encoded once."""
+        self._around: list[bytes] = []
+        """The delta of the open block of text, or of a thought that is shown, cut where its text
+        belongs: most deltas are of these, and are encoded once."""
         self._end: End | None = None
 
     def begin(self, prompt_tokens: int) -> bytes:
@@ -73,8 +73,12 @@ class MessagesRenderer:
 
     def token(self, choice: int, token: Token) -> bytes:
         """The events of one token; none while nothing became final with it."""
-        if self._around_text and not (token.calls or token.reasoning):
-            return _encoded(token.text).join(self._around_text) if token.text else b""
+        if self._around and not token.calls:
+            said, other = token.text, token.reasoning
+            if self._open == "thinking":
+                said, other = other, said
+            if not other:
+                return _encoded(said).join(self._around) if said else b""
         if self._max_tokens == 0:
             return b""
         events = self._thought(token.reasoning) if token.reasoning else b""
@@ -136,14 +140,17 @@ class MessagesRenderer:
         if not self._shows_thoughts:
             self._hidden.append(text)
             return events
-        return events + self._delta({"type": "thinking_delta", "thinking": text})
+        return events + self._more("thinking", text)
 
     def _text(self, text: str) -> bytes:
-        events = self._begin("text", {"text": ""})
-        if not self._around_text:
-            delta = self._delta({"type": "text_delta", "text": _MARK})
-            self._around_text = delta.split(_json(_MARK))
-        return events + _encoded(text).join(self._around_text)
+        return self._begin("text", {"text": ""}) + self._more("text", text)
+
+    def _more(self, kind: Literal["thinking", "text"], text: str) -> bytes:
+        """The delta of the open block."""
+        if not self._around:
+            delta = self._delta({"type": f"{kind}_delta", kind: _MARK})
+            self._around = delta.split(_json(_MARK))
+        return _encoded(text).join(self._around)
 
     def _called(self, call: Call) -> bytes:
         events = b""
@@ -181,7 +188,7 @@ class MessagesRenderer:
             case "tool_use" if not (self._arguments_told or cut):
                 # Some clients read the pieces alone, and none is no object.
                 events = self._delta({"type": "input_json_delta", "partial_json": "{}"})
-        self._open, self._around_text, self._hidden = "", [], []
+        self._open, self._around, self._hidden = "", [], []
         self._arguments_told = False
         return events + _event("content_block_stop", index=self._blocks - 1)
 

@@ -508,4 +508,5 @@ class Counted(Frame, frozen=True, tag="counted"):
     prompt_tokens: int
 
 
+ToCounter = Count
 FromCounter = Counted | Failed

@@ -22,6 +22,8 @@ DIRECTIONS: dict[str, Any] = {
     "FromWorker": frames.FromWorker,
     "ToEngine": frames.ToEngine,
     "FromEngine": frames.FromEngine,
+    "ToCounter": frames.ToCounter,
+    "FromCounter": frames.FromCounter,
 }
 EVERY = settings(deadline=None, max_examples=50)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from supervisor.errors import BulkheadError, InternalError, ModelLoadFailed, ModelLoading
 from supervisor.wire.codec import ProtocolError
-from supervisor.wire.frames import Count, Counted, Failed, Hello
+from supervisor.wire.frames import Count, Counted, Failed, Hello, ToCounter
 from supervisor.wire.listener import Listener
 from supervisor.wire.progress import ProgressRecord
 from supervisor.wire.stream import FrameStream
@@ -41,7 +41,7 @@ class CountingServer:
         await loop.create_connection(lambda: channel, sock=self._socket)
         # Nothing is lost with it, and what runs on its threads can't be interrupted.
         loop.add_signal_handler(signal.SIGTERM, os._exit, 0)
-        listener = Listener(self._path, Count, self._answer)
+        listener = Listener(self._path, ToCounter, self._answer)
         await listener.open()
         keeping = [loop.create_task(work) for work in (self._record.beat(), listener.keep())]
         channel.send(Hello(os.getpid()))
@@ -50,7 +50,7 @@ class CountingServer:
             task.cancel()
         listener.close()
 
-    async def _answer(self, stream: FrameStream[Count]) -> None:
+    async def _answer(self, stream: FrameStream[ToCounter]) -> None:
         """One connection = one count. The peer's EOF cancels it."""
         try:
             request = await stream.receive()

@@ -171,3 +171,16 @@ def test_a_client_that_leaves_while_it_is_pinged_is_no_error() -> None:
         assert len(complaints) == 1
 
     run(scenario)
+
+
+def test_what_is_nothing_does_not_count_as_sent() -> None:
+    """A token may have no events, and a client that gets none must not give up."""
+
+    async def scenario(played: Played) -> None:
+        await played.clock.go_to(6)
+        await played.stream.send(b"")
+        await played.clock.go_to(15)
+        assert played.pings == [10]
+        assert all(data for _, data in played.written)
+
+    run(scenario)

@@ -237,7 +237,9 @@ def test_one_that_never_starts_is_told_and_tried_again_later_each_time(play: Pla
         world.counter._due = 0.0
         await world.ready()
         world.started[2].exits("SIGKILL")  # it was ready: the next one may start at once
-        await world.ready()
+        asking = await world.asks()
+        world.started[3].exits("exit status 1")
+        assert 0 < (await refusal(asking)).seconds <= 1
 
     play(story)
 

@@ -27,8 +27,8 @@ class World:
         self.gates: dict[str, threading.Event] = {}
         self.begun: dict[str, threading.Semaphore] = {}
         self.threads: dict[str, set[str]] = {}
-        self.inside = self.most_inside = 0
-        self.lock = threading.Lock()
+        self.alone: list[bool | None] = []
+        """Of each count that has begun, if it is a long one, whether no other can be inside."""
         self.tokenizers = Tokenizers(self._load, 2)
 
     def model(self, name: str, *, gated: bool = False) -> None:
@@ -60,13 +60,10 @@ class Letters:
     def count(self, chat: Chat, now: float, request_id: str) -> int:
         world, name = self._world, self._name
         world.threads[name].add(threading.current_thread().name)
-        with world.lock:
-            world.inside += 1
-            world.most_inside = max(world.most_inside, world.inside)
+        is_long = len(chat.messages[0]["content"]) >= LONG_BYTES
+        world.alone.append(world.tokenizers._long.locked() if is_long else None)
         world.begun[name].release()
         assert world.gates[name].wait(DEADLINE)
-        with world.lock:
-            world.inside -= 1
         if chat.messages[0]["content"] == "raise":
             raise ValueError
         return len(chat.messages[0]["content"])
@@ -119,7 +116,6 @@ def test_one_thread_a_tokenizer_and_nobody_waits_for_another_models(play: Play) 
         world.gates["slow"].set()
         assert await asyncio.gather(*slow, *(world.count("slow") for _ in range(4))) == [2] * 5
         assert [len(world.threads[name]) for name in ("slow", "quick")] == [1, 1]
-        assert world.threads["slow"] != world.threads["quick"] or world.most_inside == 2
 
     play(story)
 
@@ -134,13 +130,13 @@ def test_counts_above_the_number_of_tokenizers_wait(play: Play) -> None:
         await world.has_begun("a")
         await world.has_begun("b")
         assert world.loads in (["a", "b"], ["b", "a"])
-        world.gates["a"].set()
-        await world.has_begun("c")  # in the place of a, for b is in use
-        assert len(world.tokenizers._models) == 2
         world.gates["b"].set()
+        await world.has_begun("c")  # in the place of b, for a is in use
+        assert [Path(each).name for each in world.tokenizers._models] == ["a", "c"]
+        world.gates["a"].set()
         world.gates["c"].set()
         assert await asyncio.gather(*counts) == [2, 2, 2]
-        await world.count("b")
+        await world.count("a")
         assert sorted(world.loads) == ["a", "b", "c"]
 
     play(story)
@@ -178,18 +174,8 @@ def test_long_chats_come_one_after_another_and_hold_up_no_short_one(play: Play) 
         second = asyncio.create_task(world.count("b", long))
         world.gates["a"].set()
         assert [await first, await second] == [LONG_BYTES, LONG_BYTES]
-        assert world.most_inside == 2
-
-    play(story)
-
-
-def test_two_long_chats_are_never_inside_at_once(play: Play) -> None:
-    async def story(world: World) -> None:
-        long = Chat([{"role": "user", "content": "x" * LONG_BYTES}])
-        world.model("a")
-        world.model("b")
-        await asyncio.gather(*(world.count(name, long) for name in "ab" * 8))
-        assert world.most_inside == 1
+        assert world.alone == [True, None, True]
+        assert not world.tokenizers._long.locked()
 
     play(story)
 

@@ -11,8 +11,10 @@ import importlib.metadata
 import inspect
 import subprocess
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ import pytest
 
 from tests.helpers.children import ROOT
 from tests.helpers.dialects import GLM, wrapper
+from tests.helpers.serving import DEADLINE
 from tests.helpers.tiny_llama import make_model
 from worker.engine import mlx_lm_compat as compat
 from worker.engine import mlx_lm_expected as expected
@@ -348,6 +351,32 @@ def test_templates_that_read_the_clock_in_another_way_are_only_warned_of(
     assert "clock" in caplog.text
     with compat.clock_at(0.0):
         assert not hasattr(module, "datetime")
+
+
+def test_each_thread_tells_its_own_time_and_the_real_one_afterwards() -> None:
+    """Several tokenizers render at once in the process that counts."""
+    module: Any = importlib.import_module("transformers.utils.chat_template_utils")
+    both = threading.Barrier(2)
+    told: dict[float, float] = {}
+
+    def render(now: float) -> None:
+        with compat.clock_at(now):
+            both.wait(DEADLINE)
+            told[now] = module.datetime.now().timestamp()
+            both.wait(DEADLINE)
+
+    threads = [threading.Thread(target=render, args=(now,)) for now in (1e9, 2e9)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(DEADLINE)
+    assert told == {1e9: 1e9, 2e9: 2e9}
+    with compat.clock_at(1e9):
+        with compat.clock_at(2e9):
+            assert module.datetime.now().year == 2033
+        assert module.datetime.now().year == 2001
+    assert module.datetime.now().year > 2024
+    assert module.datetime.fromtimestamp(1e9) == datetime.fromtimestamp(1e9)
 
 
 # ── what is changed ──────────────────────────────────────────────────────────────────────────────

@@ -31,7 +31,7 @@ from supervisor.errors import (
     UnsupportedValue,
 )
 from supervisor.wire.codec import encode
-from supervisor.wire.frames import Chat, Sampling, Structure
+from supervisor.wire.frames import Chat, Sampling, Schema
 from tests.helpers.anthropic_bodies import (
     SECRET,
     SEED,
@@ -205,7 +205,7 @@ def test_effort(effort: str) -> None:
     ],
 )
 def test_schemas(members: dict[str, Any]) -> None:
-    told = Structure('{"type":"object","properties":{"a":{"const":null}}}')
+    told = Schema('{"type":"object","properties":{"a":{"const":null}}}')
     assert generate(**members).structure == told
 
 

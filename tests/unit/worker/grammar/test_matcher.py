@@ -8,7 +8,7 @@ import llguidance
 import pytest
 
 from tests.helpers.grammars import encode, ends
-from tests.property import structured
+from tests.property import guided, structured
 from tests.property.structured import Chooser, allowed, constraint, wrapper
 from worker.grammar.answer_constraint import AnswerConstraint
 from worker.grammar.compile import ConstraintCompiler
@@ -71,5 +71,6 @@ def test_an_answer_whose_grammar_gave_up_is_a_fault(monkeypatch: pytest.MonkeyPa
     )
     schema = {"type": "string", "pattern": "(.*b.{20}){5}"}
     monkeypatch.setattr(structured, "served", lambda: {"hard": schema})
+    monkeypatch.setattr(guided, "cases", dict)
     _, why = structured.run(16, 1, "bytes")
     assert why.startswith("'hard'")

@@ -48,7 +48,7 @@ class Events:
         self._connection.request("GET", "/admin/events", headers=headers or {})
         self._response = self._connection.getresponse()
         assert self._response.status == 200
-        assert self._response.getheader("Content-Type") == "text/event-stream"
+        assert self._response.getheader("Content-Type") == "text/event-stream; charset=utf-8"
         assert self._response.readline() == b": watching\n"
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

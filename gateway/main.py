@@ -17,7 +17,7 @@ from gateway import logs
 from gateway.app import build
 from gateway.http.server import listening
 from supervisor.config.schema import ServerSettings
-from supervisor.wire.frames import Serving, ToGateway
+from supervisor.wire.control_frames import Serving, ToGateway
 from supervisor.wire.listener import reach
 from supervisor.wire.progress import ProgressRecord
 from supervisor.wire.stream import BACKLOG, FrameStream

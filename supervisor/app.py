@@ -49,7 +49,7 @@ from supervisor.state.paths import StateDir
 from supervisor.state.quarantine import Quarantine
 from supervisor.state.trouble import Trouble
 from supervisor.stopping import Stopping
-from supervisor.wire import frames
+from supervisor.wire import control_frames
 from supervisor.wire.listener import LOOK_SECONDS, Listener
 
 log = logging.getLogger("bulkhead.supervisor")
@@ -184,7 +184,9 @@ class Supervisor:
         """
         self._stopping.listen()
         asyncio.get_running_loop().set_exception_handler(self._loop_failed)
-        listener = Listener(str(self._state.control), frames.ToSupervisor, self._control.serve)
+        listener = Listener(
+            str(self._state.control), control_frames.ToSupervisor, self._control.serve
+        )
         await listener.open()
         await self._load_reports()
         tasks = [

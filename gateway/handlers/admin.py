@@ -20,7 +20,7 @@ from gateway.http.exchange import (
 from gateway.http.timing import announced_timeout
 from gateway.openai.sse import EVENT_STREAM, PING, data_event
 from supervisor.wire.codec import ProtocolError
-from supervisor.wire.frames import Action, Happened, ToGateway
+from supervisor.wire.control_frames import Action, Happened, ToGateway
 from supervisor.wire.stream import FrameStream
 
 ACTIONS: tuple[Action, ...] = ("load", "unload", "pin", "unpin")

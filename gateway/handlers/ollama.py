@@ -48,7 +48,7 @@ from gateway.ollama.render import (
 from gateway.ollama.requests import OllamaRequest, parse_chat_body, parse_generate_body
 from gateway.openai.validation import missing_parameter
 from supervisor.errors import InvalidType, ModelNotFound
-from supervisor.wire.frames import Managed
+from supervisor.wire.control_frames import Managed
 
 _NANOSECONDS = 1e9
 _SUCCESS = b'{"status":"success"}'

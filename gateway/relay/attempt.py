@@ -11,22 +11,20 @@ from msgspec.structs import replace
 
 from gateway.relay.control import ControlStream, supervisor_gone
 from supervisor.errors import WorkerCrashed
+from supervisor.wire.control_frames import Died, Granted, WorkerFault
 from supervisor.wire.frames import (
     Accepted,
     Continue,
-    Died,
     Embed,
     Embedded,
     End,
     Failed,
     FromEngine,
     Generate,
-    Granted,
     Pause,
     PromptLogprobs,
     Token,
     Vector,
-    WorkerFault,
 )
 from supervisor.wire.stream import FrameStream
 

@@ -28,18 +28,13 @@ from gateway.relay.counting import Counting
 from gateway.relay.generation import Generation, WaitForEnd
 from gateway.relay.preconnect import Preconnect
 from supervisor.wire.codec import ProtocolError
-from supervisor.wire.frames import (
+from supervisor.wire.control_frames import (
     Acquire,
     Action,
     AskCrashes,
-    Chat,
     Counter,
     Crashes,
-    Embed,
     Expire,
-    Frame,
-    FromEngine,
-    Generate,
     Granted,
     Happened,
     Inquire,
@@ -51,6 +46,7 @@ from supervisor.wire.frames import (
     Warm,
     WatchEvents,
 )
+from supervisor.wire.frames import Chat, Embed, Frame, FromEngine, Generate
 from supervisor.wire.listener import reach
 
 log = logging.getLogger("bulkhead.gateway")

@@ -8,7 +8,7 @@ import logging
 
 from supervisor.errors import BulkheadError, InternalError, QueueFull, ShuttingDown, restore
 from supervisor.wire.codec import ProtocolError
-from supervisor.wire.frames import Died, Refused, ToGateway
+from supervisor.wire.control_frames import Died, Refused, ToGateway
 from supervisor.wire.stream import FrameStream
 
 log = logging.getLogger("bulkhead.gateway")

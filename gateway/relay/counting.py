@@ -24,7 +24,8 @@ from supervisor.errors import (
     restore,
 )
 from supervisor.wire.codec import HEADER, REPLY_LIMIT, ProtocolError, encode
-from supervisor.wire.frames import Chat, Count, Counted, Counter, Failed, FromCounter, WorkerFault
+from supervisor.wire.control_frames import Counter, WorkerFault
+from supervisor.wire.frames import Chat, Count, Counted, Failed, FromCounter
 from supervisor.wire.listener import reach
 from supervisor.wire.stream import FrameStream
 

@@ -32,26 +32,21 @@ from gateway.relay.control import (
 )
 from supervisor.errors import restore
 from supervisor.wire.codec import ProtocolError, TornFrame
+from supervisor.wire.control_frames import Died, Granted, Passed, Return, Unpause, WorkerFault
 from supervisor.wire.frames import (
     Accepted,
     Continue,
-    Died,
     Embed,
     Embedded,
     End,
     Failed,
     FromEngine,
     Generate,
-    Granted,
-    Passed,
     Pause,
     Progress,
     PromptLogprobs,
-    Return,
     Token,
-    Unpause,
     Vector,
-    WorkerFault,
 )
 
 log = logging.getLogger("bulkhead.gateway")

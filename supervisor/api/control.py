@@ -17,13 +17,13 @@ from supervisor.scheduler import refusals
 from supervisor.scheduler.effects import Effect, EndLease, Grant, Interrupt, Loaded, Refuse, Unpause
 from supervisor.scheduler.pool import Pool
 from supervisor.state.paths import StateDir
-from supervisor.wire import frames
+from supervisor.wire import control_frames, frames
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.stream import FrameStream
 
 log = logging.getLogger("bulkhead.supervisor")
 
-Connection = FrameStream[frames.ToSupervisor]
+Connection = FrameStream[control_frames.ToSupervisor]
 ToLease = Grant | Unpause | Refuse | EndLease | Interrupt | Loaded
 P = ParamSpec("P")
 
@@ -108,14 +108,14 @@ class Control:
         match effect:
             case Grant(_, model, worker, generation, until, then_pause, asked):
                 path = str(self._state.worker_socket(model, generation))
-                return frames.Granted(model, worker, path, until, then_pause, asked)
+                return control_frames.Granted(model, worker, path, until, then_pause, asked)
             case Unpause():
-                return frames.Unpause()
+                return control_frames.Unpause()
             case Refuse(_, error):
                 return _refused(error)
             case EndLease(_, error) | Interrupt(_, error):
                 may_return = isinstance(effect, Interrupt)
-                return frames.Died(
+                return control_frames.Died(
                     error.code, error.message, error.param, error.retry_after, may_return
                 )
             case Loaded(_, model):
@@ -127,33 +127,33 @@ class Control:
         try:
             while (frame := await connection.receive()) is not None:
                 match frame:
-                    case frames.Acquire() if lease is None:
+                    case control_frames.Acquire() if lease is None:
                         lease = await self._acquire(frame, connection)
-                    case frames.Manage() if lease is None:
+                    case control_frames.Manage() if lease is None:
                         lease = await self._manage(frame, connection)
-                    case frames.Warm() if lease is None:
+                    case control_frames.Warm() if lease is None:
                         lease = await self._warm(frame, connection)
-                    case frames.Expire(model):
+                    case control_frames.Expire(model):
                         connection.send(self._expire(model))
-                    case frames.WatchEvents():
+                    case control_frames.WatchEvents():
                         if not self._feed.join(connection):
                             connection.send(_refused(refusals.too_many_watchers()))
-                    case frames.Return(position, prompt_tokens, hold) if lease is not None:
+                    case control_frames.Return(position, prompt_tokens, hold) if lease is not None:
                         self._shell.returned(lease, position, prompt_tokens, hold)
-                    case frames.Passed() if lease is not None:
+                    case control_frames.Passed() if lease is not None:
                         self._shell.handle(self._pool.passed, lease, time.monotonic())
-                    case frames.WorkerFault(reason) if lease is not None:
+                    case control_frames.WorkerFault(reason) if lease is not None:
                         log.error("a gateway's request met a faulty worker: %s", reason)
                         self._shell.handle(self._pool.fault, lease, reason, time.monotonic())
-                    case frames.UseCounter(model) if connection not in self._counting:
+                    case control_frames.UseCounter(model) if connection not in self._counting:
                         connection.send(await self._use_counter(model, connection))
-                    case frames.WorkerFault(reason) if connection in self._counting:
+                    case control_frames.WorkerFault(reason) if connection in self._counting:
                         self._counter.fault(reason)
-                    case frames.Inquire(model, files):
+                    case control_frames.Inquire(model, files):
                         connection.send(self._report(model, files))
-                    case frames.AskCrashes(name):
+                    case control_frames.AskCrashes(name):
                         connection.send(await self._crashes(name))
-                    case frames.Serving():
+                    case control_frames.Serving():
                         self._gateway_serves()
                     case _:
                         log.error("the gateway broke the protocol: %s", type(frame).__name__)
@@ -173,7 +173,7 @@ class Control:
 
     async def _use_counter(
         self, asked: str, connection: Connection
-    ) -> frames.Counter | frames.Refused:
+    ) -> control_frames.Counter | control_frames.Refused:
         """From now on the connection uses the counter, whatever the answer is."""
         self._counting.add(connection)
         self._counter.enter()
@@ -185,15 +185,17 @@ class Control:
             return _refused(error)
         except CounterDown as error:
             return _refused(refusals.no_counter(str(error), error.seconds))
-        return frames.Counter(model, str(folder), str(socket))
+        return control_frames.Counter(model, str(folder), str(socket))
 
     def counter_died(self, how: str, kill_reason: str) -> None:
         """Tell those whose counts are lost with it."""
         error = refusals.counter_died(how, kill_reason)
         for connection in self._counting:
-            connection.send(frames.Died(error.code, error.message, error.param, error.retry_after))
+            connection.send(
+                control_frames.Died(error.code, error.message, error.param, error.retry_after)
+            )
 
-    async def _acquire(self, frame: frames.Acquire, connection: Connection) -> int | None:
+    async def _acquire(self, frame: control_frames.Acquire, connection: Connection) -> int | None:
         """The new lease; None if the pool has failed, see `_open_lease`."""
         with contextlib.suppress(BulkheadError):  # the pool refuses it in a moment
             await self._shell.before_load(self._pool.state.resolve(frame.model).name)
@@ -233,7 +235,7 @@ class Control:
             connection.close()
         return lease
 
-    async def _manage(self, frame: frames.Manage, connection: Connection) -> int | None:
+    async def _manage(self, frame: control_frames.Manage, connection: Connection) -> int | None:
         """What a person asks for. Returns the lease of a load, which waits."""
         try:
             name = self._pool.state.resolve(frame.model).name
@@ -251,7 +253,7 @@ class Control:
         connection.send(self._managed(name))
         return None
 
-    async def _warm(self, frame: frames.Warm, connection: Connection) -> int | None:
+    async def _warm(self, frame: control_frames.Warm, connection: Connection) -> int | None:
         """The lease of a load that a client asks for, which waits."""
         with contextlib.suppress(BulkheadError):  # the pool refuses it in a moment
             await self._shell.before_load(self._pool.state.resolve(frame.model).name)
@@ -260,7 +262,7 @@ class Control:
             connection, warm, frame.request_id, frame.model, hold, now, frame.keep_alive
         )
 
-    def _expire(self, model: str) -> frames.Managed | frames.Refused:
+    def _expire(self, model: str) -> control_frames.Managed | control_frames.Refused:
         try:
             name = self._pool.state.resolve(model).name
         except BulkheadError as error:
@@ -268,24 +270,24 @@ class Control:
         self._shell.handle(self._pool.expire, name, time.monotonic())
         return self._managed(name)
 
-    def _managed(self, name: str) -> frames.Managed:
+    def _managed(self, name: str) -> control_frames.Managed:
         model = self._pool.models[name]
-        return frames.Managed(name, model.state.value, model.pinned)
+        return control_frames.Managed(name, model.state.value, model.pinned)
 
-    async def _crashes(self, name: str) -> frames.Crashes | frames.Refused:
+    async def _crashes(self, name: str) -> control_frames.Crashes | control_frames.Refused:
         try:
-            return frames.Crashes(await self._read_crashes(name))
+            return control_frames.Crashes(await self._read_crashes(name))
         except BulkheadError as error:
             return _refused(error)
 
-    def _report(self, model: str, files: bool) -> frames.Report | frames.Refused:
+    def _report(self, model: str, files: bool) -> control_frames.Report | control_frames.Refused:
         try:
             name = self._pool.state.resolve(model).name if model else ""
         except BulkheadError as error:
             return _refused(error)
         accepting, told = not self._pool.state.shutting_down, self._about() if files else b""
-        return frames.Report(accepting, self._health(), name, told)
+        return control_frames.Report(accepting, self._health(), name, told)
 
 
-def _refused(error: BulkheadError) -> frames.Refused:
-    return frames.Refused(error.code, error.message, error.param, error.retry_after)
+def _refused(error: BulkheadError) -> control_frames.Refused:
+    return control_frames.Refused(error.code, error.message, error.param, error.retry_after)

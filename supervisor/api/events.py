@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from supervisor.scheduler.model import Model
-from supervisor.wire.frames import Happened, ToSupervisor
+from supervisor.wire.control_frames import Happened, ToSupervisor
 from supervisor.wire.stream import FrameStream
 from supervisor.wire.text import to_json
 

@@ -11,13 +11,13 @@ import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from supervisor.wire import frames
+from supervisor.wire import control_frames, frames
 from supervisor.wire.codec import HEADER, FrameDecoder
 from supervisor.wire.frames import Frame
 
 DIRECTIONS: dict[str, Any] = {
-    "ToSupervisor": frames.ToSupervisor,
-    "ToGateway": frames.ToGateway,
+    "ToSupervisor": control_frames.ToSupervisor,
+    "ToGateway": control_frames.ToGateway,
     "ToWorker": frames.ToWorker,
     "FromWorker": frames.FromWorker,
     "ToEngine": frames.ToEngine,

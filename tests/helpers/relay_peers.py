@@ -23,18 +23,8 @@ from gateway.relay.client import Relay
 from gateway.relay.generation import Event, Generation
 from supervisor.errors import BulkheadError
 from supervisor.wire.codec import FrameDecoder, encode
-from supervisor.wire.frames import (
-    Acquire,
-    Died,
-    Failed,
-    Frame,
-    Generate,
-    Granted,
-    Refused,
-    Text,
-    ToEngine,
-    ToSupervisor,
-)
+from supervisor.wire.control_frames import Acquire, Died, Granted, Refused, ToSupervisor
+from supervisor.wire.frames import Failed, Frame, Generate, Text, ToEngine
 
 REQUEST = Generate("r1", Text("hello"), 1.5, max_tokens=7, stop=("x",))
 DIED = Died("worker_crashed", "The worker m#1 died (SIGABRT).", None, 9)

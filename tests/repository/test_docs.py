@@ -62,6 +62,7 @@ SECTIONS: dict[str, type[msgspec.Struct]] = {
 }
 FLAG = re.compile(r'"(--[a-z-]+)"')
 SPOKEN = (
+    "supervisor/wire/control_frames.py",
     "supervisor/wire/frames.py",
     "supervisor/scheduler/effects.py",
     "supervisor/scheduler/death.py",

@@ -28,10 +28,10 @@ from supervisor.processes.fleet import WorkerListener
 from supervisor.processes.launcher import Child
 from supervisor.processes.spare import Spare
 from supervisor.state.paths import StateDir, open_state
-from supervisor.wire import frames
+from supervisor.wire import control_frames, frames
 from supervisor.wire.stream import FrameStream, connect
 
-Client = FrameStream[frames.ToGateway]
+Client = FrameStream[control_frames.ToGateway]
 
 
 class PlayedFleet:
@@ -159,14 +159,14 @@ class Supervised:
         self._stack = stack
 
     async def connection(self) -> Client:
-        client: Client = await connect(str(self._control), frames.ToGateway)
+        client: Client = await connect(str(self._control), control_frames.ToGateway)
         self._stack.callback(client.close)
         return client
 
     async def request(self, request_id: str, model: str) -> Client:
         """A request that asks for a place; the connection is its lease."""
         client = await self.connection()
-        client.send(frames.Acquire(request_id, model, 60.0))
+        client.send(control_frames.Acquire(request_id, model, 60.0))
         return client
 
     async def leave(self, client: Client) -> None:
@@ -178,8 +178,8 @@ class Supervised:
     async def answered(self) -> None:
         """Return once the supervisor has handled what was sent to it before."""
         client = await self.connection()
-        client.send(frames.Inquire())
-        assert isinstance(await client.receive(), frames.Report)
+        client.send(control_frames.Inquire())
+        assert isinstance(await client.receive(), control_frames.Report)
 
 
 @asynccontextmanager

@@ -22,7 +22,7 @@ from supervisor.processes import orphans
 from supervisor.state import logs
 from supervisor.state.paths import StateDir
 from supervisor.state.trouble import Trouble
-from supervisor.wire import frames
+from supervisor.wire import control_frames, frames
 from tests.helpers.fakes.supervised import Supervised, supervised
 from tests.helpers.serving import DEADLINE
 
@@ -211,7 +211,7 @@ def test_a_disk_that_hangs_costs_one_look_and_neither_requests_nor_the_end(
     async def story(running: Supervised) -> None:
         client = await running.request("r", "m")
         running.fleet.ready(*await running.fleet.next_spawn())
-        assert isinstance(await client.receive(), frames.Granted)
+        assert isinstance(await client.receive(), control_frames.Granted)
         while not hanging.calls:  # noqa: ASYNC110
             await asyncio.sleep(0)
         for _ in range(20):
@@ -297,7 +297,7 @@ def test_after_the_second_signal_a_worker_may_stand_still_for_as_long_as_its_siz
         client = await running.request("r", "m")
         model, generation = await running.fleet.next_spawn()
         running.fleet.listener.worker_ready(model, generation, frames.Ready(40 * 10**9, 4096))
-        assert isinstance(await client.receive(), frames.Granted)
+        assert isinstance(await client.receive(), control_frames.Granted)
         await running.leave(client)
         for _ in range(2):
             assert asked == []

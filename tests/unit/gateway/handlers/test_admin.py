@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from gateway.handlers.admin import _next
-from supervisor.wire.frames import Happened
+from supervisor.wire.control_frames import Happened
 
 
 def test_an_event_is_one_line_to_every_client() -> None:

@@ -12,16 +12,7 @@ import ollama
 import pytest
 
 from gateway.relay.generation import OutputPaused
-from supervisor.wire.frames import (
-    Accepted,
-    Call,
-    Embed,
-    Embedded,
-    End,
-    Logprob,
-    Logprobs,
-    Token,
-)
+from supervisor.wire.frames import Accepted, Call, Embed, Embedded, End, Logprob, Logprobs, Token
 from tests.helpers.fakes.engine import PROMPT_TOKENS, REFUSED, Script, text_of
 from tests.helpers.played_gateway import PATIENT, play, playing
 from tests.helpers.serving import DEADLINE, Answer, Server, serving

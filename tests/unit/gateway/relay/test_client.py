@@ -21,7 +21,8 @@ from supervisor.errors import (
     WorkerCrashed,
 )
 from supervisor.wire.codec import HEADER, encode
-from supervisor.wire.frames import Acquire, Died, Generate, Granted, Inquire, Refused, Report, Text
+from supervisor.wire.control_frames import Acquire, Died, Granted, Inquire, Refused, Report
+from supervisor.wire.frames import Generate, Text
 from tests.helpers.relay_peers import DIED, REQUEST, Peers, Scenario, failure_of, same
 
 

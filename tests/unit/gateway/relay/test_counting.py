@@ -11,17 +11,8 @@ import pytest
 
 from gateway.relay import counting
 from supervisor.wire.codec import REPLY_LIMIT, FrameDecoder
-from supervisor.wire.frames import (
-    Chat,
-    Count,
-    Counted,
-    Counter,
-    Died,
-    Failed,
-    Refused,
-    UseCounter,
-    WorkerFault,
-)
+from supervisor.wire.control_frames import Counter, Died, Refused, UseCounter, WorkerFault
+from supervisor.wire.frames import Chat, Count, Counted, Failed
 from tests.helpers.relay_peers import Peer, Peers, Scenario, failure_of, same
 
 Run = Callable[[Scenario], None]

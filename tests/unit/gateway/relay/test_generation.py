@@ -16,20 +16,8 @@ from gateway.relay.generation import Event, OutputPaused
 from gateway.relay.preconnect import Preconnect
 from supervisor.errors import InternalError, InvalidValue
 from supervisor.wire.codec import HEADER
-from supervisor.wire.frames import (
-    Accepted,
-    End,
-    Failed,
-    Generate,
-    Granted,
-    Passed,
-    Progress,
-    Return,
-    Text,
-    Token,
-    Unpause,
-    WorkerFault,
-)
+from supervisor.wire.control_frames import Granted, Passed, Return, Unpause, WorkerFault
+from supervisor.wire.frames import Accepted, End, Failed, Generate, Progress, Text, Token
 from supervisor.wire.listener import reach
 from tests.helpers.relay_peers import DIED, REQUEST, Peers, Scenario, failure_of, received, same
 

@@ -16,7 +16,8 @@ from supervisor.errors import (
     WorkerCrashed,
 )
 from supervisor.wire.codec import HEADER, encode
-from supervisor.wire.frames import Accepted, Failed, Frame, Granted, Token, WorkerFault
+from supervisor.wire.control_frames import Granted, WorkerFault
+from supervisor.wire.frames import Accepted, Failed, Frame, Token
 from tests.helpers.relay_peers import DIED, REQUEST, Peers, Scenario, failure_of, received, same
 
 

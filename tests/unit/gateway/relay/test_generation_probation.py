@@ -7,17 +7,8 @@ from collections.abc import Callable
 from msgspec.structs import replace
 
 from gateway.relay.generation import PAUSED
-from supervisor.wire.frames import (
-    Continue,
-    End,
-    Failed,
-    Granted,
-    Passed,
-    Pause,
-    Return,
-    Token,
-    Unpause,
-)
+from supervisor.wire.control_frames import Granted, Passed, Return, Unpause
+from supervisor.wire.frames import Continue, End, Failed, Pause, Token
 from tests.helpers.relay_peers import DIED, Peers, Scenario, failure_of, received
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from gateway.relay.preconnect import Preconnect
-from supervisor.wire.frames import ToGateway
+from supervisor.wire.control_frames import ToGateway
 from supervisor.wire.stream import FrameStream
 from tests.helpers.relay_peers import Peers, Scenario
 

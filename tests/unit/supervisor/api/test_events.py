@@ -9,7 +9,8 @@ from typing import Any, cast
 from supervisor.api.events import WATCHERS_MAX, EventFeed, Watcher
 from supervisor.scheduler.model import Spec
 from supervisor.scheduler.pool import Pool
-from supervisor.wire.frames import Frame, Happened
+from supervisor.wire.control_frames import Happened
+from supervisor.wire.frames import Frame
 
 
 class Stream:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from supervisor.crashes.store import Store
-from supervisor.wire import frames
+from supervisor.wire import control_frames
 from supervisor.wire.crash import CrashReport
 from tests.helpers.crashes import METAL
 from tests.helpers.fakes.supervised import Client, Supervised, supervised
@@ -45,13 +45,13 @@ async def granted(running: Supervised, *requests: str) -> list[Client]:
     await running.answered()
     running.fleet.ready("m", 1)
     for client in clients:
-        assert isinstance(await client.receive(), frames.Granted)
+        assert isinstance(await client.receive(), control_frames.Granted)
     return clients
 
 
-async def died(client: Client) -> frames.Died:
+async def died(client: Client) -> control_frames.Died:
     frame = await client.receive()
-    assert isinstance(frame, frames.Died)
+    assert isinstance(frame, control_frames.Died)
     return frame
 
 
@@ -71,13 +71,13 @@ def test_the_cause_is_known_before_the_scheduler_decides(play: Play) -> None:
             assert told.may_return
             assert "the GPU ran out of memory" in told.message
             messages.append(told.message)
-        stays.send(frames.Return(7, 100))
-        leaves.send(frames.Return(0, 100))
+        stays.send(control_frames.Return(7, 100))
+        leaves.send(control_frames.Return(0, 100))
         await running.answered()
         await running.leave(leaves)
         assert await running.fleet.next_spawn() == ("m", 2)
         running.fleet.ready("m", 2)
-        assert isinstance(await stays.receive(), frames.Granted)
+        assert isinstance(await stays.receive(), control_frames.Granted)
 
     messages: list[str] = []
     (report,) = play(story)
@@ -113,14 +113,14 @@ def test_an_end_that_was_asked_for_is_no_crash(play: Play) -> None:
         (client,) = await granted(running, "req-1")
         await running.leave(client)
         person = await running.connection()
-        person.send(frames.Manage("req-2", "unload", "m", 1.0))
-        assert isinstance(await person.receive(), frames.Managed)
+        person.send(control_frames.Manage("req-2", "unload", "m", 1.0))
+        assert isinstance(await person.receive(), control_frames.Managed)
         running.fleet.listener.worker_exited("m", 1, "exit status 0")
         waits = await running.request("req-3", "n")
         assert await running.fleet.next_spawn() == ("n", 1)
         running.fleet.listener.worker_unloadable("n", 1, "no such architecture")
         running.fleet.listener.worker_exited("n", 1, "exit status 0")
-        assert isinstance(await waits.receive(), frames.Refused)
+        assert isinstance(await waits.receive(), control_frames.Refused)
 
     assert play(story) == []
 
@@ -133,7 +133,7 @@ def test_those_who_are_told_of_a_stall_are_in_its_report(play: Play) -> None:
         running.fleet.listener.worker_stalled("m", 1, "no step for 60 s")
         for client in (back, still_away):
             await died(client)
-        back.send(frames.Return(7, 100))
+        back.send(control_frames.Return(7, 100))
         await running.request("new", "m")
         await running.answered()
         running.fleet.listener.worker_exited("m", 1, "SIGKILL")
@@ -148,7 +148,7 @@ def test_a_second_death_is_what_became_of_a_request_after_the_first(play: Play) 
         (client,) = await granted(running, "req-1")
         running.fleet.listener.worker_exited("m", 1, "SIGABRT")
         await died(client)
-        client.send(frames.Return(7, 100))
+        client.send(control_frames.Return(7, 100))
         assert await running.fleet.next_spawn() == ("m", 2)
         running.fleet.listener.worker_exited("m", 2, "SIGSEGV")
         assert await running.fleet.next_spawn() == ("m", 3)
@@ -162,6 +162,6 @@ def test_where_no_process_could_be_started_nothing_has_crashed(play: Play) -> No
     async def story(running: Supervised) -> None:
         running.fleet.cannot_start("No space left on device")
         client = await running.request("req-1", "m")
-        assert isinstance(await client.receive(), frames.Refused)
+        assert isinstance(await client.receive(), control_frames.Refused)
 
     assert play(story) == []

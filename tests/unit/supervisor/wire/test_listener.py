@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.wire import frames, listener
+from supervisor.wire import control_frames, listener
 from supervisor.wire.listener import Listener, check_private, make_private, places, reach
 from supervisor.wire.stream import FrameStream
 from tests.helpers.serving import DEADLINE
@@ -38,20 +38,20 @@ def elsewhere(path: str) -> Path:
     return Path(list(places(path))[1])
 
 
-async def echo(connection: FrameStream[frames.ToSupervisor]) -> None:
-    while isinstance(frame := await connection.receive(), frames.Acquire):
-        connection.send(frames.Granted(frame.model, "w#1", frame.request_id))
+async def echo(connection: FrameStream[control_frames.ToSupervisor]) -> None:
+    while isinstance(frame := await connection.receive(), control_frames.Acquire):
+        connection.send(control_frames.Granted(frame.model, "w#1", frame.request_id))
 
 
 async def ask(client: FrameStream[Any]) -> None:
-    client.send(frames.Acquire("r", "m", 1.0))
-    assert await client.receive() == frames.Granted("m", "w#1", "r")
+    client.send(control_frames.Acquire("r", "m", 1.0))
+    assert await client.receive() == control_frames.Granted("m", "w#1", "r")
 
 
 def run(path: str, scenario: Scenario) -> None:
     async def whole() -> None:
         async with asyncio.timeout(DEADLINE):
-            served: Listener[Any] = Listener(path, frames.ToSupervisor, echo)
+            served: Listener[Any] = Listener(path, control_frames.ToSupervisor, echo)
             await served.open()
             keeping = asyncio.create_task(served.keep())
             try:
@@ -66,7 +66,7 @@ def run(path: str, scenario: Scenario) -> None:
 async def reached(path: str) -> FrameStream[Any]:
     while True:
         try:
-            return await reach(path, frames.ToGateway)
+            return await reach(path, control_frames.ToGateway)
         except OSError:
             await asyncio.sleep(0)
 
@@ -135,7 +135,7 @@ def test_a_socket_is_made_again_and_old_connections_go_on(
     path: str, remove: Callable[[str], None], caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario(served: Listener[Any]) -> None:
-        before: FrameStream[Any] = await reach(path, frames.ToGateway)
+        before: FrameStream[Any] = await reach(path, control_frames.ToGateway)
         await ask(before)
         for _ in range(2):
             remove(path)
@@ -232,7 +232,7 @@ def test_what_cannot_be_made_again_is_told_once_and_tried_on(
 
 def test_a_socket_that_somebody_else_serves_is_left_alone(path: str) -> None:
     async def scenario(served: Listener[Any]) -> None:
-        other: Listener[Any] = Listener(path, frames.ToSupervisor, echo)
+        other: Listener[Any] = Listener(path, control_frames.ToSupervisor, echo)
         await other.open()
         assert elsewhere(path).exists()
         assert served.is_in_place
@@ -250,7 +250,7 @@ def test_nobody_connects_in_a_folder_of_somebody_else(
 
     async def scenario() -> None:
         with pytest.raises(PermissionError):
-            await reach(path, frames.ToGateway)
+            await reach(path, control_frames.ToGateway)
 
     asyncio.run(scenario())
     with pytest.raises(PermissionError):

@@ -13,9 +13,10 @@ from typing import Any, TypeVar
 
 import pytest
 
-from supervisor.wire import frames
+from supervisor.wire import control_frames, frames
 from supervisor.wire.codec import ProtocolError, TornFrame, encode
-from supervisor.wire.frames import Acquire, End, Frame, Generate, Progress, Text, Token
+from supervisor.wire.control_frames import Acquire
+from supervisor.wire.frames import End, Frame, Generate, Progress, Text, Token
 from supervisor.wire.stream import FrameStream, connect, listen
 from tests.helpers.frames import raw
 
@@ -200,23 +201,25 @@ def test_a_slow_reader_stops_its_peer_and_still_gets_everything() -> None:
 
 
 def test_a_server_serves_each_connection_and_closes_it_after_the_handler(path: str) -> None:
-    async def echo(connection: FrameStream[frames.ToSupervisor]) -> None:
+    async def echo(connection: FrameStream[control_frames.ToSupervisor]) -> None:
         frame = await connection.receive()
         assert isinstance(frame, Acquire)
-        connection.send(frames.Granted(frame.model, "w#1", frame.request_id))
+        connection.send(control_frames.Granted(frame.model, "w#1", frame.request_id))
         await connection.receive()
 
     async def scenario() -> None:
-        server = await listen(path, frames.ToSupervisor, echo)
+        server = await listen(path, control_frames.ToSupervisor, echo)
         mode = os.stat(path).st_mode
         assert stat.S_ISSOCK(mode)
         assert stat.S_IMODE(mode) == 0o600
-        clients: list[FrameStream[Any]] = [await connect(path, frames.ToGateway) for _ in range(8)]
+        clients: list[FrameStream[Any]] = [
+            await connect(path, control_frames.ToGateway) for _ in range(8)
+        ]
         for number, client in enumerate(clients):
             client.send(Acquire(f"r{number}", "m", 1.0))
         for number, client in enumerate(clients):
-            assert await client.receive() == frames.Granted("m", "w#1", f"r{number}")
-            client.send(frames.Serving())  # lets the handler end
+            assert await client.receive() == control_frames.Granted("m", "w#1", f"r{number}")
+            client.send(control_frames.Serving())  # lets the handler end
             assert await client.receive() is None
         server.close()
         await server.wait_closed()
@@ -225,15 +228,15 @@ def test_a_server_serves_each_connection_and_closes_it_after_the_handler(path: s
 
 
 def test_a_handler_that_fails_still_closes_its_connection(path: str) -> None:
-    async def fail(connection: FrameStream[frames.ToSupervisor]) -> None:
+    async def fail(connection: FrameStream[control_frames.ToSupervisor]) -> None:
         raise RuntimeError("planned")
 
     async def scenario() -> list[str]:
         told: list[str] = []
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda _, context: told.append(repr(context.get("exception"))))
-        server = await listen(path, frames.ToSupervisor, fail)
-        client: FrameStream[Any] = await connect(path, frames.ToGateway)
+        server = await listen(path, control_frames.ToSupervisor, fail)
+        client: FrameStream[Any] = await connect(path, control_frames.ToGateway)
         assert await client.receive() is None
         server.close()
         await server.wait_closed()
@@ -245,19 +248,19 @@ def test_a_handler_that_fails_still_closes_its_connection(path: str) -> None:
 def test_connecting_where_nobody_listens_is_an_os_error(path: str) -> None:
     async def scenario() -> None:
         with pytest.raises(OSError, match="No such file"):
-            await connect(path, frames.ToGateway)
+            await connect(path, control_frames.ToGateway)
 
     run(scenario())
 
 
 def test_listening_twice_on_a_path_is_an_os_error_and_leaks_no_socket(path: str) -> None:
-    async def handler(connection: FrameStream[frames.ToSupervisor]) -> None:
+    async def handler(connection: FrameStream[control_frames.ToSupervisor]) -> None:
         await connection.receive()
 
     async def scenario() -> None:
-        server = await listen(path, frames.ToSupervisor, handler)
+        server = await listen(path, control_frames.ToSupervisor, handler)
         with pytest.raises(OSError, match="in use"):
-            await listen(path, frames.ToSupervisor, handler)
+            await listen(path, control_frames.ToSupervisor, handler)
         server.close()
         await server.wait_closed()
 

@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from supervisor.wire import frames
+from supervisor.wire import control_frames, frames
 from supervisor.wire.codec import FrameDecoder, encode
 from supervisor.wire.text import all_as_utf8, as_utf8, reason, to_json
 
@@ -71,10 +71,18 @@ def test_a_report_is_never_refused_for_what_it_says(value: Any, shown: Any) -> N
     ("union", "frame", "field"),
     [
         (frames.FromWorker, frames.LoadFailed(LATIN), "reason"),
-        (frames.ToGateway, frames.Refused("model_load_failed", LATIN, None, None), "message"),
-        (frames.ToGateway, frames.Died("worker_crashed", LATIN, None, None, False), "message"),
-        (frames.ToSupervisor, frames.WorkerFault(LATIN), "reason"),
-        (frames.ToSupervisor, frames.Acquire("r", LATIN, 1.0), "model"),
+        (
+            control_frames.ToGateway,
+            control_frames.Refused("model_load_failed", LATIN, None, None),
+            "message",
+        ),
+        (
+            control_frames.ToGateway,
+            control_frames.Died("worker_crashed", LATIN, None, None, False),
+            "message",
+        ),
+        (control_frames.ToSupervisor, control_frames.WorkerFault(LATIN), "reason"),
+        (control_frames.ToSupervisor, control_frames.Acquire("r", LATIN, 1.0), "model"),
     ],
 )
 def test_a_message_is_sent_whatever_it_says(union: Any, frame: frames.Frame, field: str) -> None:

@@ -10,12 +10,7 @@ from typing import Any
 
 import pytest
 
-from supervisor.wire.frames import (
-    End,
-    Failed,
-    Schema,
-    Token,
-)
+from supervisor.wire.frames import End, Failed, Schema, Token
 from tests.helpers.engine_runs import PROMPTS, TOKENS, Run, alone, finish, says_a, start, step
 from worker.engine.batch import BatchEngine
 

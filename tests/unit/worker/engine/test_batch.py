@@ -10,10 +10,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
-from supervisor.wire.frames import (
-    End,
-    Progress,
-)
+from supervisor.wire.frames import End, Progress
 from tests.helpers.engine_runs import PROMPTS, TOKENS, Run, alone, finish, start, step
 from worker.engine.batch import PREFILL_STEP, BatchEngine
 

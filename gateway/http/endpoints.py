@@ -16,6 +16,7 @@ OPENAI = (
     *(
         "/openai",
         "/realtime",
+        "/responses",
         "/skills",
         "/threads",
         "/uploads",

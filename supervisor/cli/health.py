@@ -80,6 +80,7 @@ class Memory(msgspec.Struct, frozen=True):
     stranded_bytes: int = 0
     advice: str | None = None
     spare: str = "off"
+    counter: str = "off"
 
 
 class Health(msgspec.Struct, frozen=True):

@@ -102,9 +102,12 @@ def size(value: int | None) -> str:
 def _machine(health: Health) -> Iterator[str]:
     memory = health.memory
     version = f", Bulkhead {health.version}" if health.version else ""
-    spare = "" if memory is None or memory.spare == "off" else f", spare worker {memory.spare}"
+    others = ""
+    if memory is not None:
+        states = (("spare worker", memory.spare), ("counter", memory.counter))
+        others = "".join(f", {name} {state}" for name, state in states if state != "off")
     reason = f": {health.reason}" if health.reason else ""
-    yield f"{health.status}{version}{spare}{reason}"
+    yield f"{health.status}{version}{others}{reason}"
     if memory is None:
         return
     held = sum(model.memory_bytes or 0 for model in health.cached_models)

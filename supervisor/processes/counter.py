@@ -183,7 +183,10 @@ class CounterProcess:
         if self._is_over:
             self._why_down = "the server is shutting down"
             return
-        if self.process is not None or now < self._due:
+        if self.process is not None:
+            self._why_down = "the last one does not end"
+            return
+        if now < self._due:
             return
         self._generation += 1
         self._kill_reason = ""

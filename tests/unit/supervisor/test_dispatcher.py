@@ -9,7 +9,7 @@ import io
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -19,14 +19,17 @@ import pytest
 from supervisor import build, dispatcher
 from supervisor.config.schema import ModelSettings
 from supervisor.dispatcher import Dispatcher
+from supervisor.errors import BulkheadError, ModelLoadFailed
 from supervisor.models import looks
 from supervisor.models.catalog import Catalog
 from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Sizing
+from supervisor.processes.counter import CounterState
 from supervisor.processes.fleet import Fleet
 from supervisor.scheduler.effects import Effect, LogLine, Refuse, Spawn
 from supervisor.scheduler.model import Spec
 from supervisor.scheduler.pool import Pool
+from supervisor.scheduler.pressure import Level
 from tests.helpers.hub_cache import plain_files, write_folder
 from tests.helpers.serving import DEADLINE
 
@@ -168,7 +171,8 @@ class OnDisk:
     def spawns(self, spawn: Callable[[str, int], None]) -> None:
         """What a spawn does, in place of a process."""
         fleet = SimpleNamespace(spawn=spawn, stop=lambda *_, **__: True)
-        self.dispatcher.connect(cast(Any, fleet), self._control, cast(Any, None))
+        counter = SimpleNamespace(state=CounterState.OFF)
+        self.dispatcher.connect(cast(Any, fleet), self._control, cast(Any, counter))
 
     def _no_process(self, *_: object, **__: object) -> None:
         raise OSError(errno.EAGAIN, "planned")
@@ -262,3 +266,48 @@ def test_a_reason_is_text_whatever_the_files_are_called(on_disk: OnDisk) -> None
     asyncio.run(scenario())
     assert "caf\\xe9 is odd" in on_disk.said[0]
     assert on_disk.pool.models["m"].reason == "caf\\xe9 is odd"
+
+
+# ── counts ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def refusal(counting: Coroutine[Any, Any, Path]) -> BulkheadError:
+    with pytest.raises(BulkheadError) as caught:
+        asyncio.run(counting)
+    return caught.value
+
+
+def test_a_count_is_told_the_folder_and_seldom_looks_for_it(on_disk: OnDisk) -> None:
+    moved = on_disk.folder.with_name("elsewhere")
+
+    async def scenario() -> None:
+        assert await on_disk.dispatcher.before_count("m") == on_disk.folder
+        on_disk.touched.clear()
+        for _ in range(3):
+            assert await on_disk.dispatcher.before_count("m") == on_disk.folder
+        assert on_disk.touched == set()  # the last look will do
+        on_disk.folder.rename(moved)
+        await on_disk.request()  # which looks
+        with pytest.raises(ModelLoadFailed, match="`m` cannot be loaded here"):
+            await on_disk.dispatcher.before_count("m")
+
+    asyncio.run(scenario())
+    assert threading.current_thread() not in on_disk.touched
+
+
+@pytest.mark.parametrize("state", [CounterState.OFF, CounterState.READY])
+def test_without_memory_no_counter_is_started(on_disk: OnDisk, state: CounterState) -> None:
+    fleet, counter = SimpleNamespace(), SimpleNamespace(state=state)
+    on_disk.dispatcher.connect(cast(Any, fleet), on_disk._control, cast(Any, counter))
+    on_disk.pool.pressure(Level.CRITICAL, "99 % of RAM in use", 0.0)
+    if state is CounterState.READY:
+        assert asyncio.run(on_disk.dispatcher.before_count("m")) == on_disk.folder
+    else:
+        error = refusal(on_disk.dispatcher.before_count("m"))
+        assert error.code == "memory_pressure"
+        assert "99 % of RAM in use" in error.message
+
+
+def test_nothing_is_counted_while_the_server_shuts_down(on_disk: OnDisk) -> None:
+    on_disk.pool.shutdown(0.0)
+    assert refusal(on_disk.dispatcher.before_count("m")).code == "shutting_down"

@@ -25,6 +25,12 @@ MEMORY = {
 }
 
 
+def test_the_process_that_counts_is_told_of_while_there_is_one() -> None:
+    told = {**MEMORY, "spare": "off", "counter": "ready"}
+    (line, *_) = status_lines(health(memory=told), None)
+    assert line.plain == "ok, Bulkhead 1.2.3, counter ready"
+
+
 def parse(answer: object) -> Health:
     return msgspec.convert(answer, Health)
 

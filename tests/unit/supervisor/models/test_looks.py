@@ -53,6 +53,20 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
     return Disk()
 
 
+def test_a_look_that_is_recent_enough_will_do(disk: Disk) -> None:
+    async def scenario() -> None:
+        await disk.watch.refresh("m", within=DEADLINE)  # there is none yet
+        await disk.watch.refresh("m", within=DEADLINE)
+        assert len(disk.looks) == 1
+        await disk.watch.refresh("n", within=DEADLINE)
+        await disk.watch.refresh("m", within=1e-9)
+        await disk.watch.refresh("m")
+        assert [name for name, _ in disk.looks] == ["m", "n", "m", "m"]
+
+    disk.answer.set()
+    asyncio.run(scenario())
+
+
 def test_a_look_is_on_another_thread_and_told_on_the_loops(disk: Disk) -> None:
     disk.answer.set()
     asyncio.run(disk.watch.refresh("m"))

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from supervisor.processes import counter
 from supervisor.processes.counter import CounterDown, CounterProcess, CounterState
 from supervisor.processes.worker import ExitCallbacks, WorkerProcess
 from supervisor.wire import frames
@@ -279,6 +280,18 @@ def test_one_that_is_not_ours_is_not_used(play: Play, case: str) -> None:
         assert process.signals == ["stacks"]
         process.exits("SIGKILL")
         assert ("out of turn" if case == "words" else "files changed") in str(await refusal(asking))
+
+    play(story)
+
+
+def test_one_that_does_not_end_is_told(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counter, "_REAP_SECONDS", 0.01)
+
+    async def story(world: World) -> None:
+        await world.ready()
+        world.counter.drop("memory is short")
+        assert str(await refusal(world.counter.ready())) == "the last one does not end"
+        assert len(world.started) == 1
 
     play(story)
 

@@ -53,6 +53,7 @@ WITNESSES: dict[str, tuple[str, ...]] = {
     "supervisor/models/advice.py": ("unit/supervisor/models/test_sources.py",),
     "supervisor/models/estimate": ("unit/supervisor/models/test_estimate.py",),
     "supervisor/models/jsonfiles.py": ("unit/supervisor/models/test_sources.py",),
+    "supervisor/wire/control_frames.py": ("unit/supervisor/wire/test_frames.py",),
     "supervisor/state/address.py": ("unit/supervisor/cli/test_client.py",),
     "worker/engine/mlx_lm_expected.py": ("unit/worker/engine/test_mlx_lm_compat.py",),
     "worker/engine/rows.py": ("unit/worker/engine/test_decoding.py",),

@@ -12,6 +12,7 @@ import time
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from gateway.dialect import ErrorForm, contract_form
 from gateway.handlers import admin, models
 from gateway.handlers.common import RELAY
 from gateway.handlers.completions import chat_completions, completions
@@ -58,6 +59,9 @@ _OPEN_PATHS = frozenset({"/health"})
 """Answered without a key, if tersely: load balancers have none."""
 _POLLED = frozenset({"/health", "/"})
 """Asked every few seconds by whoever watches the server."""
+_ERROR_FORMS: tuple[tuple[str, ErrorForm], ...] = ()
+"""Beginning of a path, behind `/v1` if that is there → how its dialect tells an error; everything
+else does as OpenAI's API."""
 
 
 def build(settings: ServerSettings, control: str, timing: Timing | None = None) -> web.Application:
@@ -116,8 +120,7 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
         response = await _admit_and_handle(request, handler)
         record.status = response.status
     except BulkheadError as error:
-        record.status, record.code = error.status, error.code
-        response = render_error(error)
+        response = _answer_error(request, error)
     except ConnectionResetError:
         # The client left and nobody can be answered; aiohttp would log this error with a
         # traceback.
@@ -132,13 +135,21 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
         log.exception("%s failed", request_id)
         detail = f"Internal error. The log has the details under {request_id}."
         bug = InternalError(detail)
-        record.status, record.code = bug.status, bug.code
-        response = render_error(bug)
+        response = _answer_error(request, bug)
     finally:
         # A line costs a quarter of a millisecond: the answer goes first.
         asyncio.get_running_loop().call_soon(_log, request_id, record, time.monotonic())
     if not response.prepared:
         set_common_headers(request, response)
+    return response
+
+
+def _answer_error(request: web.Request, error: BulkheadError) -> web.Response:
+    """In the form of the dialect whose path it is, whatever is wrong with the request."""
+    path = request.path.removeprefix("/v1")
+    form = next((form for prefix, form in _ERROR_FORMS if path.startswith(prefix)), contract_form)
+    response = render_error(error, form, request[REQUEST_ID])
+    request[RECORD].status, request[RECORD].code = response.status, error.code
     return response
 
 

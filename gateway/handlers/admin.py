@@ -18,7 +18,7 @@ from gateway.http.exchange import (
     json_response,
 )
 from gateway.http.timing import announced_timeout
-from gateway.openai.sse import data_event
+from gateway.openai.sse import EVENT_STREAM, PING, data_event
 from supervisor.wire.codec import ProtocolError
 from supervisor.wire.frames import Action, Happened, ToGateway
 from supervisor.wire.stream import FrameStream
@@ -57,9 +57,9 @@ async def events(request: web.Request) -> web.StreamResponse:
     silence = request.app[TIMING].longest_silence(announced_timeout(request.headers))
     with (
         closing(await request.app[RELAY].watch()) as feed,
-        closing(EventStream(request, silence)) as stream,
+        closing(EventStream(request, silence, EVENT_STREAM, lambda: PING)) as stream,
     ):
-        await stream.begin({"Content-Type": "text/event-stream"})
+        await stream.begin({})
         await stream.send(b": watching\n\n")
         while (data := await _next(feed)) is not None:
             await stream.send(data)

@@ -1,245 +1,33 @@
-"""POST /v1/chat/completions and /v1/completions: parse, lease, relay, render."""
+"""POST /v1/chat/completions and /v1/completions."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import secrets
-import time
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
-from typing import Any
-
 from aiohttp import web
 
-from gateway.handlers.common import checked, read_object, start, worker_headers
-from gateway.http.access_log import AccessRecord
-from gateway.http.event_stream import PING, EventStream
-from gateway.http.exchange import (
-    BEGUN,
-    RECORD,
-    REQUEST_ID,
-    SETTINGS,
-    TIMING,
-    hold_seconds,
-    json_response,
-)
-from gateway.http.timing import announced_timeout
-from gateway.openai.chat import CHAT_BODY, ChatRequest, parse_chat
-from gateway.openai.completions import COMPLETION_BODY, CompletionRequest
-from gateway.openai.render import (
-    ChoiceBuffer,
-    ChoiceShape,
-    Renderer,
-    error_event,
-    recoveries_comment,
-    usage,
-)
+from gateway.handlers.answering import answer
+from gateway.handlers.common import read_object
+from gateway.openai.chat import CHAT_BODY, parse_chat
+from gateway.openai.completions import COMPLETION_BODY
+from gateway.openai.render import OpenAIRenderer
 from gateway.openai.render_chat import ChatShape
 from gateway.openai.render_completions import TextShape
-from gateway.openai.validation import invalid_value
-from gateway.relay.generation import Event, Generation, OutputPaused
-from supervisor.errors import BulkheadError, InternalError
-from supervisor.wire.frames import Accepted, End, Progress, Token
-
-log = logging.getLogger("bulkhead.gateway")
-
-OpenAIRequest = ChatRequest | CompletionRequest
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/chat/completions"""
-    return await _generate(request, parse_chat(await read_object(request, CHAT_BODY)), ChatShape)
+    parsed = parse_chat(await read_object(request, CHAT_BODY))
+    return await answer(
+        request,
+        parsed,
+        lambda head: OpenAIRenderer(ChatShape, head, include_usage=parsed.include_usage),
+    )
 
 
 async def completions(request: web.Request) -> web.StreamResponse:
     """POST /v1/completions"""
-    posted = await read_object(request, COMPLETION_BODY)
-    return await _generate(request, COMPLETION_BODY.parse(posted), TextShape)
-
-
-async def _generate(
-    request: web.Request, parsed: OpenAIRequest, shape: type[ChoiceShape]
-) -> web.StreamResponse:
-    request[RECORD].model, request[RECORD].stream = parsed.model, parsed.stream
-    await _check_size(request, parsed.n)
-    now, seed = time.time(), secrets.randbits(63)
-    choices = await checked(
-        request, parsed.model, lambda: parsed.choices(request[REQUEST_ID], now, seed)
+    parsed = COMPLETION_BODY.parse(await read_object(request, COMPLETION_BODY))
+    return await answer(
+        request,
+        parsed,
+        lambda head: OpenAIRenderer(TextShape, head, include_usage=parsed.include_usage),
     )
-    with closing(await start(request, choices, parsed.model)) as generation:
-        renderer = Renderer(
-            shape,
-            id=shape.id_prefix + secrets.token_hex(12),
-            created=int(now),
-            model=generation.model,
-            choices=len(choices),
-        )
-        answer = _Answer(request, request[RECORD], parsed, generation, renderer, len(choices))
-        try:
-            if parsed.stream:
-                return await answer.streamed()
-            logprobs = choices[0].logprobs is not None
-            return await answer.whole([ChoiceBuffer(logprobs=logprobs) for _ in choices])
-        finally:
-            answer.note_outcome()
-
-
-async def _check_size(request: web.Request, n: int) -> None:
-    """Raises InvalidValue when the prompts of all choices, each of which is sent the whole, are
-    together larger than a body may be."""
-    limit = request.client_max_size
-    if n > 1 and n * len(await request.read()) > limit:  # it has been read, this costs nothing
-        raise invalid_value(
-            "n",
-            "a body of this size may ask for fewer choices; `n` times its size may be at most "
-            f"{limit} bytes.",
-        )
-
-
-@dataclass(slots=True)
-class _Answer:
-    """The answer to one request, whole or as a stream."""
-
-    _request: web.Request
-    _record: AccessRecord
-    _parsed: OpenAIRequest
-    _generation: Generation
-    _renderer: Renderer
-    _running: int
-    """Choices that have not ended."""
-    _ends: dict[int, End] = field(default_factory=dict)
-    """By the choice's number."""
-
-    async def whole(self, buffers: Sequence[ChoiceBuffer]) -> web.Response:
-        """Buffer the answer whole, so that a crash at any point can still become a status."""
-        while self._running:
-            choice, frame = await self._generation.receive()
-            match frame:
-                case Token():
-                    self._note_first(frame)
-                    buffers[choice].add(frame)
-                case Accepted(text=text) if text:
-                    buffers[choice].echo = text
-                case End():
-                    buffers[choice].reason = frame.finish_reason
-                    self._note_end(choice, frame)
-        response = json_response(self._renderer.answer(buffers, self._usage()))
-        response.headers.update(worker_headers(self._generation))
-        return response
-
-    async def streamed(self) -> web.StreamResponse:
-        """One event a token. Until the headers have left, an error is still an HTTP status."""
-        request = self._request
-        silence = request.app[TIMING].longest_silence(announced_timeout(request.headers))
-        event = await self._first()
-        with closing(EventStream(request, silence)) as stream:
-            await stream.begin(worker_headers(self._generation))
-            # Its pings keep the client from giving up.
-            self._generation.wait_longer(request.app[SETTINGS].hold_seconds)
-            try:
-                if event is None:
-                    await stream.send(PING)
-                    event = await self._next()
-                while self._running:
-                    await stream.send(self._render(*event))
-                    if self._running:
-                        event = await self._next()
-            except BulkheadError as error:
-                await self._send_error(stream, error)
-            except ConnectionResetError:
-                raise
-            except Exception:
-                # Headers have left: the middleware can't answer any more, and an end without a
-                # word would look like success to every client.
-                log.exception("%s failed inside its stream", request[REQUEST_ID])
-                detail = f"Internal error. The log has the details under {request[REQUEST_ID]}."
-                await self._send_error(stream, InternalError(detail))
-            return await stream.end()
-
-    async def _first(self) -> tuple[int, Token | End] | None:
-        """The first token or end; None when the headers must leave before it.
-
-        While the request waits for a place, the first time or again after a death, they are held
-        back, so that a refusal is a status; for as long as the hold.
-        """
-        request, loop = self._request, asyncio.get_running_loop()
-        timing, announced = request.app[TIMING], announced_timeout(request.headers)
-        held = request[BEGUN] + hold_seconds(request)
-        is_worked_on = False
-        try:
-            async with asyncio.timeout(max(0.0, held - time.monotonic())) as limit:
-                while True:
-                    choice, frame = await self._generation.receive()
-                    now = time.monotonic()
-                    match frame:
-                        case Token() | End():
-                            self._note_first(frame)
-                            return choice, frame
-                        case OutputPaused():
-                            is_worked_on, due = False, held
-                        case Accepted() | Progress():
-                            self._note_echo(choice, frame)
-                            if is_worked_on:
-                                continue
-                            is_worked_on = True
-                            due = timing.headers_due(request[BEGUN], now, announced)
-                    limit.reschedule(loop.time() + max(0.0, due - now))
-        except TimeoutError:
-            return None
-
-    def note_outcome(self) -> None:
-        """For the log: who answered in the end, and how far one came that has no end."""
-        record, generation = self._record, self._generation
-        record.worker, record.recoveries = generation.worker, generation.recoveries
-        if self._running:
-            record.prompt_tokens = generation.prompt_tokens
-            record.completion_tokens = generation.position
-
-    async def _next(self) -> tuple[int, Token | End]:
-        """The next token or end, across pauses."""
-        while True:
-            choice, frame = await self._generation.receive()
-            if isinstance(frame, (Token, End)):
-                self._note_first(frame)
-                return choice, frame
-            self._note_echo(choice, frame)
-
-    def _note_echo(self, choice: int, frame: Event) -> None:
-        if isinstance(frame, Accepted) and frame.text:
-            self._renderer.echo(choice, frame.text)
-
-    def _render(self, choice: int, frame: Token | End) -> bytes:
-        """The events of a frame; with the last one the stream's last events."""
-        if isinstance(frame, Token):
-            return self._renderer.token(choice, frame)
-        self._note_end(choice, frame)
-        last = self._renderer.finish(choice, frame)
-        if self._running:
-            return last
-        totals = self._usage() if self._parsed.include_usage else None
-        comment = recoveries_comment(self._generation.recoveries)
-        return last + comment + self._renderer.done(totals)
-
-    def _note_first(self, frame: Token | End) -> None:
-        if isinstance(frame, Token) and self._record.first_at is None:
-            self._record.first_at = time.monotonic()
-
-    def _note_end(self, choice: int, end: End) -> None:
-        """Note a choice's end and, with the last one, what the log will tell."""
-        self._ends[choice] = end
-        self._running -= 1
-        if not self._running:
-            totals, record = self._usage(), self._record
-            record.finish = ",".join(sorted({each.finish_reason for each in self._ends.values()}))
-            record.prompt_tokens = totals["prompt_tokens"]
-            record.cached_tokens = totals["prompt_tokens_details"]["cached_tokens"]
-            record.completion_tokens = totals["completion_tokens"]
-
-    def _usage(self) -> dict[str, Any]:
-        return usage([end for _, end in sorted(self._ends.items())], self._parsed.n)
-
-    async def _send_error(self, stream: EventStream, error: BulkheadError) -> None:
-        self._record.code = error.code
-        await stream.send(error_event(error.body()))

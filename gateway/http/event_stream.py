@@ -1,34 +1,38 @@
-"""An answer of server-sent events, which is never silent for long."""
+"""A streamed answer, which is never silent for long."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from aiohttp import HttpVersion11, web
 
 from gateway.http.exchange import set_common_headers
 
-PING = b": ping\n\n"
-"""A comment that keeps a silent stream open."""
-
 
 class EventStream:
-    """A response of server-sent events. From `begin` until `close` its client gets a comment
-    whenever it has got nothing for `silence` seconds; where earlier bytes are not read, nothing is
-    added to them.
+    """A response of events, one after the other. From `begin` until `close` its client gets what
+    `ping` makes whenever it has got nothing for `silence` seconds; where earlier bytes are not
+    read, nothing is added to them.
 
     How long a client may leave bytes unread is the connection's to say, which ends then: whatever
     waits here is cancelled.
     """
 
-    def __init__(self, request: web.Request, silence: float) -> None:
+    def __init__(
+        self,
+        request: web.Request,
+        silence: float,
+        content_type: str,
+        ping: Callable[[], bytes],
+    ) -> None:
         self._request = request
         self._silence = silence
+        self._make_ping = ping
         self._loop = asyncio.get_running_loop()
         self._response = web.StreamResponse(
             headers={
-                "Content-Type": "text/event-stream; charset=utf-8",
+                "Content-Type": content_type,
                 "Cache-Control": "no-cache",
                 "X-Accel-Buffering": "no",  # nginx would hold events back
             }
@@ -80,10 +84,14 @@ class EventStream:
         if transport is None or transport.is_closing():
             return
         if not transport.get_write_buffer_size():
-            # Events are written whole and at once, so nothing can fall into the middle of one.
-            self._ping = self._loop.create_task(self._response.write(PING))
+            self._ping = self._loop.create_task(self._write_ping())
             self._ping.add_done_callback(_ignore_reset)
         self._rest()
+
+    async def _write_ping(self) -> None:
+        """Events are made and written without a pause between, so that none falls into the middle
+        of another and numbered ones keep their order."""
+        await self._response.write(self._make_ping())
 
 
 def _ignore_reset(ping: asyncio.Task[None]) -> None:

@@ -7,9 +7,9 @@ import hashlib
 import secrets
 import time
 
-import msgspec
 from aiohttp import StreamReader, web
 
+from gateway.dialect import ErrorForm
 from gateway.http.access_log import AccessRecord
 from gateway.http.auth import AccessRules
 from gateway.http.keys import APIKeys
@@ -145,9 +145,10 @@ async def body_digest(request: web.Request) -> bytes:
     return hashlib.blake2b(path + b"\0" + await request.read(), digest_size=16).digest()
 
 
-def render_error(error: BulkheadError) -> web.Response:
+def render_error(error: BulkheadError, form: ErrorForm, request_id: str) -> web.Response:
     """The contract's body and headers for an error before the first byte."""
-    return json_response(msgspec.json.encode(error.body()), error.status, error.headers())
+    status, body = form(error, request_id)
+    return json_response(body, status, error.headers())
 
 
 def json_response(

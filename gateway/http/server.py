@@ -21,6 +21,7 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
 
+from gateway.dialect import contract_form
 from gateway.http.access_log import AccessRecord
 from gateway.http.exchange import TIMING, new_request_id, render_error
 from gateway.http.paths import meant_path
@@ -284,7 +285,7 @@ def _refusal(request: web.BaseRequest, error: BulkheadError) -> web.Response:
     record = AccessRecord(now, "-", "-", request.remote or "-")
     record.status, record.code = error.status, error.code
     access_log.info("%s", record.line(request_id, now))
-    response = render_error(error)
+    response = render_error(error, contract_form, request_id)
     response.headers["x-request-id"] = request_id
     response.headers["openai-processing-ms"] = "0"
     response.force_close()

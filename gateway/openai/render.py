@@ -1,7 +1,7 @@
 """OpenAI's answers, whole and streamed. Pure.
 
 An answer has one or more choices, numbered from 0: those of the first prompt, then those of the
-next. A `Renderer` is told each choice's tokens in order and returns events, one a token; or a
+next. A renderer is told each choice's tokens in order and returns events, one a token; or a
 `ChoiceBuffer` a choice gathers them and `answer` gives the body of a request that is not streamed.
 What a choice looks like is its endpoint's: `render_chat`, `render_completions`.
 """
@@ -9,12 +9,15 @@ What a choice looks like is its endpoint's: `render_chat`, `render_completions`.
 from __future__ import annotations
 
 import math
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from gateway.openai.sse import data_event, in_one_line
+from gateway.dialect import AnswerHead, ChoiceBuffer, Usage
+from gateway.openai.sse import EVENT_STREAM, PING, data_event, in_one_line
+from supervisor.errors import BulkheadError
 from supervisor.wire.frames import End, Logprobs, Token
 
 _IMPOSSIBLE = -9999.0
@@ -23,33 +26,6 @@ _MARK = "\0"
 """Stands in a chunk for what a token will bring."""
 
 _json = msgspec.json.Encoder().encode
-
-
-class ChoiceBuffer:
-    """One choice as it grows until its end. `logprobs`: they were asked for."""
-
-    def __init__(self, *, logprobs: bool = False) -> None:
-        self.texts: list[str] = []
-        self.reasoning: list[str] = []
-        self.calls: dict[int, tuple[str, list[str]]] = {}
-        """Number → (name, pieces of the arguments)."""
-        self.logprobs: list[Logprobs] | None = [] if logprobs else None
-        self.echo = ""
-        self.reason = "stop"
-        """Of its end."""
-
-    def add(self, token: Token) -> None:
-        self.texts.append(token.text)
-        if token.reasoning:
-            self.reasoning.append(token.reasoning)
-        for call in token.calls:
-            self.calls.setdefault(call.index, (call.name, []))[1].append(call.arguments)
-        if token.logprobs is not None and self.logprobs is not None:
-            self.logprobs.append(token.logprobs)
-
-    @property
-    def text(self) -> str:
-        return self.echo + "".join(self.texts)
 
 
 class ChoiceShape(Protocol):
@@ -90,18 +66,34 @@ class _ChunkBytes(NamedTuple):
     empty: bytes
 
 
-class Renderer:
-    """Renders one request's answer. `id`, `created` (epoch seconds) and `model` are the same in all
+class OpenAIRenderer:
+    """The `Renderer` of chats and legacy completions. Id, time and model are the same in all
     chunks."""
 
+    content_type = EVENT_STREAM
+
     def __init__(
-        self, shape: type[ChoiceShape], *, id: str, created: int, model: str, choices: int = 1
+        self,
+        shape: type[ChoiceShape],
+        head: AnswerHead,
+        *,
+        include_usage: bool = False,
     ) -> None:
+        """With `include_usage` a stream's last chunk tells the usage."""
         self._shape = shape
-        self._head = {"id": id, "created": created, "model": model}
-        self._choices = [shape() for _ in range(choices)]
-        self._chunk_bytes: list[_ChunkBytes | None] = [None] * choices
+        self._head = {
+            "id": shape.id_prefix + secrets.token_hex(12),
+            "created": int(head.created),
+            "model": head.model,
+        }
+        self._include_usage = include_usage
+        self._choices = [shape() for _ in range(head.choices)]
+        self._chunk_bytes: list[_ChunkBytes | None] = [None] * head.choices
         """Encoded once: most chunks hold text alone or reasoning alone."""
+
+    def begin(self, prompt_tokens: int) -> bytes:
+        """Nothing."""
+        return b""
 
     def echo(self, choice: int, text: str) -> None:
         """The prompt's text, which the choice's text begins with."""
@@ -144,12 +136,21 @@ class Renderer:
         )
         return rest + self._chunk(choice, shape.empty, reason=end.finish_reason)
 
-    def done(self, totals: Mapping[str, Any] | None) -> bytes:
-        """The closing events of the stream, with the usage if it was asked for."""
-        last = b"" if totals is None else self._event([], usage=totals)
-        return last + b"data: [DONE]\n\n"
+    def done(self, usage: Usage, recoveries: int) -> bytes:
+        """The closing events of the stream, with the usage if it was asked for. A comment tells how
+        often another worker has gone on with the stream."""
+        last = self._event([], usage=usage_object(usage)) if self._include_usage else b""
+        comment = b": recoveries %d\n\n" % recoveries if recoveries else b""
+        return last + comment + b"data: [DONE]\n\n"
 
-    def answer(self, choices: Sequence[ChoiceBuffer], totals: Mapping[str, Any]) -> bytes:
+    def ping(self) -> bytes:
+        return PING
+
+    def error(self, error: BulkheadError) -> bytes:
+        """After it the body ends cleanly and without `[DONE]`."""
+        return data_event(_json(error.body()))
+
+    def answer(self, choices: Sequence[ChoiceBuffer], usage: Usage) -> bytes:
         """The body of a request that is not streamed."""
         whole = [
             {
@@ -161,7 +162,7 @@ class Renderer:
             for index, (shape, each) in enumerate(zip(self._choices, choices, strict=True))
         ]
         name = self._shape.answer_object
-        return _json({**self._head, "object": name, "choices": whole, "usage": totals})
+        return _json({**self._head, "object": name, "choices": whole, "usage": usage_object(usage)})
 
     def _chunk(
         self,
@@ -179,29 +180,15 @@ class Renderer:
         return data_event(_json({**self._head, "object": name, "choices": choices, **more}))
 
 
-def usage(ends: Sequence[End], n: int) -> dict[str, Any]:
-    """The tokens of all choices; a prompt counts once for its `n` choices, as at OpenAI's."""
-    prompt = sum(end.prompt_tokens for end in ends[::n])
-    completion = sum(end.completion_tokens for end in ends)
-    reasoning = sum(end.reasoning_tokens for end in ends)
+def usage_object(usage: Usage) -> dict[str, Any]:
     return {
-        "prompt_tokens": prompt,
-        "completion_tokens": completion,
-        "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": reasoning},
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.prompt + usage.completion,
+        "prompt_tokens_details": {"cached_tokens": usage.cached},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning},
     }
 
 
 def finite(logprob: float) -> float:
     return logprob if math.isfinite(logprob) else _IMPOSSIBLE
-
-
-def error_event(body: Mapping[str, Any]) -> bytes:
-    """An error inside a stream; after it the body ends cleanly and without `[DONE]`."""
-    return data_event(_json(body))
-
-
-def recoveries_comment(count: int) -> bytes:
-    """Tells how often another worker has gone on with the stream; empty if none has."""
-    return b": recoveries %d\n\n" % count if count else b""

@@ -6,7 +6,8 @@ import codecs
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from gateway.openai.render import ChoiceBuffer, finite
+from gateway.dialect import ChoiceBuffer
+from gateway.openai.render import finite
 from supervisor.wire.frames import Logprob, Logprobs, Token
 
 

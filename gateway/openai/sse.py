@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+PING = b": ping\n\n"
+"""A comment that keeps a silent stream open."""
 _LINE_BREAKS = {b"\xc2\x85": b"\\u0085", b"\xe2\x80\xa8": b"\\u2028", b"\xe2\x80\xa9": b"\\u2029"}
 """NEL, LINE SEPARATOR and PARAGRAPH SEPARATOR, and JSON's other spelling of each."""
 
@@ -21,3 +24,8 @@ def in_one_line(body: bytes) -> bytes:
 def data_event(body: bytes) -> bytes:
     """An event whose data is JSON text."""
     return b"data: " + in_one_line(body) + b"\n\n"
+
+
+def named_event(name: str, body: bytes) -> bytes:
+    """An event with a name, whose data is JSON text."""
+    return b"event: " + name.encode() + b"\n" + data_event(body)

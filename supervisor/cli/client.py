@@ -80,6 +80,12 @@ class Client:
         client = cls.of_url(address.url, environ)
         return cls(client.host, client.port, key)
 
+    @property
+    def url(self) -> str:
+        """The server's root."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
     def health(self, seconds: float = _SECONDS) -> dict[str, Any]:
         """The state of the server. Raises Unreachable or Refusal."""
         answer = self._ask("GET", "/", seconds)

@@ -71,13 +71,13 @@ def status(
     if not watch:
         if seconds is not None:
             raise typer.BadParameter("SECONDS needs --watch")
-        _show(_client(url, state_dir), status_lines, lambda said: said, as_json=as_json)
+        _show(connect(url, state_dir), status_lines, lambda said: said, as_json=as_json)
         return
     pause = _WATCH_SECONDS if seconds is None else seconds
     if not _WATCH_MIN <= pause <= _WATCH_MAX:
         raise typer.BadParameter(f"SECONDS must be from {_WATCH_MIN:g} to {_WATCH_MAX:g}")
     # A server that is started anew may have another address; a URL that is none never gets right.
-    fixed = None if url is None else _client(url, None)
+    fixed = None if url is None else connect(url, None)
     if as_json:
         output.repeat(partial(_look_as_json, fixed, state_dir), pause)
     else:
@@ -85,29 +85,29 @@ def status(
 
 
 def models(url: Url = None, state_dir: StateDirectory = None, as_json: AsJson = False) -> None:
-    client = _client(url, state_dir)
+    client = connect(url, state_dir)
     _show(client, models_lines, lambda said: said.get("models", []), as_json=as_json)
 
 
 def load(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:
-    client = _client(url, state_dir)
+    client = connect(url, state_dir)
     with _load_progress(client):
         done = _manage(client, name, "load")
     print(f"{visible(done.id)} is {visible(done.state)}")
 
 
 def unload(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:
-    done = _manage(_client(url, state_dir), name, "unload")
+    done = _manage(connect(url, state_dir), name, "unload")
     print(f"{visible(done.id)} is {visible(done.state)}")
 
 
 def pin(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:
-    done = _manage(_client(url, state_dir), name, "pin")
+    done = _manage(connect(url, state_dir), name, "pin")
     print(f"{visible(done.id)} is pinned")
 
 
 def unpin(name: Name, url: Url = None, state_dir: StateDirectory = None) -> None:
-    done = _manage(_client(url, state_dir), name, "unpin")
+    done = _manage(connect(url, state_dir), name, "unpin")
     print(f"{visible(done.id)} is no longer pinned")
 
 
@@ -118,17 +118,17 @@ def crashes(
     as_json: AsAnyJson = False,
 ) -> None:
     if url is not None:
-        client = _client(url, None)
-        told = json.dumps(_ask(lambda: client.crashes(crash_id))).encode()
+        client = connect(url, None)
+        told = json.dumps(ask(lambda: client.crashes(crash_id))).encode()
     else:
-        root = _ask(lambda: resolve_state_dir(state_dir, os.environ))
-        told = _ask(lambda: _crashes_in(root, crash_id))
+        root = ask(lambda: resolve_state_dir(state_dir, os.environ))
+        told = ask(lambda: _crashes_in(root, crash_id))
     if as_json:
         output.write(msgspec.json.format(told, indent=2).decode() + "\n")
     elif crash_id:
-        report = _ask(lambda: _parsed(msgspec.json.decode(told), CrashReport))
+        report = ask(lambda: parsed(msgspec.json.decode(told), CrashReport))
         output.show(lambda width: view.crash_lines(report, width))
-    elif found := _ask(lambda: _parsed(msgspec.json.decode(told), CrashList)).crashes:
+    elif found := ask(lambda: parsed(msgspec.json.decode(told), CrashList)).crashes:
         output.show(lambda width: view.crash_table(found, width))
     else:
         print("nothing has crashed")
@@ -145,11 +145,11 @@ def _show(
     as_json: bool,
 ) -> None:
     """What the server says, as `lines` or, that `part` of it, as JSON."""
-    said = _ask(client.health)
+    said = ask(client.health)
     if as_json:
         output.write(json.dumps(part(said), indent=2) + "\n")
         return
-    health = _ask(lambda: _parsed(said, Health))
+    health = ask(lambda: parsed(said, Health))
     output.show(partial(lines, health))
 
 
@@ -157,7 +157,7 @@ def _look(fixed: Client | None, state_dir: str | None, width: int | None) -> lis
     """The status, or why there is none: the server may be on its way back."""
     try:
         said = (fixed or _of_state(state_dir)).health(_LOOK_SECONDS)
-        return status_lines(_parsed(said, Health), width)
+        return status_lines(parsed(said, Health), width)
     except (Unreachable, Refusal, ConfigError) as error:
         told = f"bulkhead: {error}; trying again"
         return [Text(line, "red") for line in fold(one_line(told), width)]
@@ -173,10 +173,10 @@ def _look_as_json(fixed: Client | None, state_dir: str | None) -> str:
 
 def _manage(client: Client, name: str, action: str) -> Managed:
     """What has become of the model."""
-    return _ask(lambda: _parsed(client.manage(name, action), Managed))
+    return ask(lambda: parsed(client.manage(name, action), Managed))
 
 
-def _parsed(said: Any, kind: type[T]) -> T:
+def parsed(said: Any, kind: type[T]) -> T:
     """What the server said. Raises Unreachable for what is no such thing."""
     try:
         return msgspec.convert(said, kind)
@@ -200,17 +200,18 @@ def _load_progress(client: Client) -> Iterator[None]:
 def _show_loads(client: Client) -> None:
     with contextlib.suppress(Unreachable, Refusal):  # the load itself says what is wrong
         for told in client.events():
-            event = None if told is None else _parsed(told, LoadEvent)
+            event = None if told is None else parsed(told, LoadEvent)
             if event is not None and event.event == "loading":
                 done, total = gigabytes(event.done_bytes), gigabytes(event.total_bytes)
                 text = f"{visible(event.model)}: {done} of {total}"
                 print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
-def _client(url: str | None, state_dir: str | None) -> Client:
+def connect(url: str | None, state_dir: str | None) -> Client:
+    """The server that a command is about."""
     if url is not None:
-        return _ask(lambda: Client.of_url(url, os.environ))
-    return _ask(lambda: _of_state(state_dir))
+        return ask(lambda: Client.of_url(url, os.environ))
+    return ask(lambda: _of_state(state_dir))
 
 
 def _of_state(state_dir: str | None) -> Client:
@@ -234,7 +235,7 @@ def _crashes_in(root: Path, crash_id: str) -> bytes:
     return msgspec.json.encode(report)
 
 
-def _ask(question: Callable[[], T]) -> T:
+def ask(question: Callable[[], T]) -> T:
     """The answer; where there is none, the reason on stderr and exit status 1."""
     try:
         return question()

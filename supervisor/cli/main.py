@@ -16,6 +16,7 @@ from supervisor import bootstrap
 from supervisor.cli import commands
 from supervisor.cli.client import fail
 from supervisor.cli.doctor import doctor
+from supervisor.cli.launch import launch
 from supervisor.cli.selftest.command import selftest
 from supervisor.config.files import read_api_keys, resolve_config_path, resolve_state_dir
 from supervisor.config.flags import Overrides, parse_model_flag
@@ -149,6 +150,7 @@ def _refuse(name: str) -> None:
 
 commands.add_to(app)
 app.command("doctor", help="Check models, files and settings; say what to do.")(doctor)
+app.command("launch", help="Start a program pointed at the running server.")(launch)
 app.command(
     "selftest",
     help="Kill, wedge and starve a private instance under load; print what became of it.",

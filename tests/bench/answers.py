@@ -7,9 +7,12 @@ announced, or a malformed chunk, raises.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
+
+_EVENT = re.compile(rb"(event: [a-z._]+\n)?data: (?P<data>[^\n]*)")
 
 
 class Failed(Exception):
@@ -18,7 +21,7 @@ class Failed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One SSE event: when its last byte arrived, and what followed `data: `."""
+    """One SSE event, or a line of an NDJSON stream: when its last byte arrived, and its data."""
 
     at: float
     data: bytes
@@ -95,7 +98,7 @@ class _Parser:
         self._raw = b""
         self._head: tuple[int, dict[str, str]] | None = None
         self._body: list[bytes] = []
-        self._sse = b""
+        self._rest = b""
         self._events: list[Event] = []
         self._ended = False
 
@@ -123,7 +126,7 @@ class _Parser:
             whole = len(body) == int(headers["content-length"])
         else:
             whole = closed and not fault
-        return Answer(status, headers, body, self._events, whole and not self._sse)
+        return Answer(status, headers, body, self._events, whole and not self._rest)
 
     def _dechunk(self, at: float) -> None:
         while not self._ended:
@@ -147,13 +150,20 @@ class _Parser:
     def _add(self, at: float, body: bytes) -> None:
         assert self._head is not None
         self._body.append(body)
-        if not self._head[1].get("content-type", "").startswith("text/event-stream"):
+        kind = self._head[1].get("content-type", "")
+        if kind.startswith("text/event-stream"):
+            end = b"\n\n"
+        elif kind.startswith("application/x-ndjson"):
+            end = b"\n"
+        else:
             return
-        self._sse += body
-        while b"\n\n" in self._sse:
-            event, _, self._sse = self._sse.partition(b"\n\n")
-            if event.startswith(b"data: "):
-                self._events.append(Event(at, event[6:]))
+        self._rest += body
+        while end in self._rest:
+            event, _, self._rest = self._rest.partition(end)
+            if end == b"\n":
+                self._events.append(Event(at, event))
+            elif found := _EVENT.fullmatch(event):
+                self._events.append(Event(at, found["data"]))
             elif not event.startswith(b":"):
                 raise Failed(f"no SSE event: {event[:80]!r}")
 

@@ -12,7 +12,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tests.bench.answers import Answer, Failed, parse, parse_head
@@ -238,9 +238,21 @@ def get(port: int, path: str, seconds: float = 30.0) -> Answer:
     return answer
 
 
+def post(path: str, body: Mapping[str, object], **headers: str) -> bytes:
+    """A POST of JSON."""
+    encoded = json.dumps(body).encode()
+    more = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n{more}"
+        f"Content-Type: application/json\r\nContent-Length: {len(encoded)}\r\n\r\n"
+    )
+    return head.encode() + encoded
+
+
 def chat(model: str, content: str, max_tokens: int, **more: object) -> bytes:
     """A streamed chat request of one message, greedy, with usage."""
-    body = json.dumps(
+    return post(
+        "/v1/chat/completions",
         {
             "model": model,
             "messages": [{"role": "user", "content": content}],
@@ -249,10 +261,5 @@ def chat(model: str, content: str, max_tokens: int, **more: object) -> bytes:
             "stream": True,
             "stream_options": {"include_usage": True},
             **more,
-        }
-    ).encode()
-    head = (
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        },
     )
-    return head.encode() + body

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gateway.openai.render import ChoiceBuffer, Renderer
+from gateway.dialect import AnswerHead, ChoiceBuffer, Usage
+from gateway.openai.render import OpenAIRenderer
 from gateway.openai.render_chat import ChatShape
 from gateway.openai.render_completions import TextShape
 from supervisor.wire.frames import End, Logprob, Logprobs, Token
@@ -32,6 +33,8 @@ TEXTS = [
     "😀",
     "\0",
 ]
+USED = Usage(prompt=3, completion=2)
+"""As `END` says, which is `USAGE` to OpenAI."""
 USAGE = {
     "prompt_tokens": 3,
     "completion_tokens": 2,
@@ -50,9 +53,17 @@ def events(data: bytes) -> list[str]:
     return [block.removeprefix("data: ") for block in blocks]
 
 
-def renderer(*, chat: bool, model: str = "m", choices: int = 1) -> Renderer:
+def renderer(
+    *, chat: bool, model: str = "m", choices: int = 1, include_usage: bool = False
+) -> OpenAIRenderer:
     shape = ChatShape if chat else TextShape
-    return Renderer(shape, id="id-1", created=1700000000, model=model, choices=choices)
+    head = AnswerHead(1700000000.5, model, choices)
+    return OpenAIRenderer(shape, head, include_usage=include_usage)
+
+
+def total(*ends: End) -> Usage:
+    """Of a single choice each."""
+    return Usage.of(ends, 1)
 
 
 def buffered(tokens: Sequence[Token], end: End, *, logprobs: bool = False) -> ChoiceBuffer:

@@ -198,3 +198,68 @@ def test_an_interrupted_load_goes_on_without_its_command(tmp_path: Path) -> None
             server.wait_for("m", queued=0)
             stop.open()
             server.wait_for("m", state="ready", generation=1)
+
+
+# ── launch ───────────────────────────────────────────────────────────────────────────────────────
+
+FAKE = """#!/bin/sh
+echo "$0 $*" | sed 's,.*/,,'
+env | grep -c '^ANTHROPIC_BASE_URL=http://127.0.0.1:'
+trap 'echo ended; exit 7' TERM
+echo ready
+[ "$1" = wait ] && { sleep 60 & wait; }
+exit 3
+"""
+
+
+@pytest.fixture
+def programs(tmp_path: Path) -> dict[str, str]:
+    """A `PATH` where `claude` tells what it was given."""
+    path = tmp_path / "claude"
+    path.write_text(FAKE)
+    path.chmod(0o755)
+    return {"PATH": f"{tmp_path}:{os.defpath}"}
+
+
+def test_a_program_is_launched_with_what_it_needs(server: Server, programs: dict[str, str]) -> None:
+    given = ("launch", "claude", "--model", "mine", "--state-dir", str(server.state))
+    done = bulkhead(*given, "--", "-p", "two words", environ=programs)
+    assert done.returncode == 3  # the program's own
+    assert done.stdout.splitlines() == ["claude -p two words", "1", "ready"]
+    assert "bulkhead: export ANTHROPIC_MODEL=m\n" in done.stderr
+    only = bulkhead(*given, "--print", environ=programs)
+    assert only.returncode == 0
+    assert "ready" not in only.stdout
+    assert "export ANTHROPIC_MODEL=m" in only.stdout.splitlines()
+
+
+def test_a_program_that_is_not_there_or_a_model_that_is_not(
+    server: Server, programs: dict[str, str]
+) -> None:
+    at = ("--state-dir", str(server.state))
+    done = bulkhead("launch", "codex", "--model", "m", *at, environ=programs)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "`codex` is not installed; `npm install" in done.stderr
+    done = bulkhead("launch", "claude", "--model", "nobody", *at, environ=programs)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "there is no model nobody" in done.stderr
+    assert bulkhead("launch", "emacs", *at).returncode == 2
+
+
+def test_a_signal_is_handed_on_to_the_program(server: Server, programs: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "supervisor.cli.main", "launch", "claude", "--model", "m"]
+    with subprocess.Popen(
+        [*command, "--state-dir", str(server.state), "--", "wait"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={"HOME": "/nowhere", **programs},
+    ) as launched:
+        assert launched.stdout is not None
+        for line in launched.stdout:
+            if line == "ready\n":
+                break
+        launched.terminate()
+        assert launched.stdout.read() == "ended\n"
+        assert launched.wait(DEADLINE) == 7

@@ -191,12 +191,20 @@ ROOMS: Mapping[str, Room] = {
     ),
     # The gateway.
     "gateway.relay": Room(("supervisor.errors", "supervisor.wire"), ("msgspec",)),
-    "gateway.openai": Room(
+    "gateway.dialect": Room(
         ("supervisor.errors", "supervisor.wire"), ("msgspec",), without=_NO_WORLD
     ),
-    "gateway.http": Room(("supervisor.config", "supervisor.errors"), ("aiohttp", "msgspec")),
+    "gateway.openai": Room(
+        ("gateway.dialect", "supervisor.errors", "supervisor.wire"),
+        ("msgspec",),
+        without=_NO_WORLD,
+    ),
+    "gateway.http": Room(
+        ("gateway.dialect", "supervisor.config", "supervisor.errors"), ("aiohttp",)
+    ),
     "gateway.handlers": Room(
         (
+            "gateway.dialect",
             "gateway.http",
             "gateway.openai",
             "gateway.relay",
@@ -207,6 +215,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     "gateway.app": Room(
         (
+            "gateway.dialect",
             "gateway.handlers",
             "gateway.http",
             "gateway.relay",

@@ -11,10 +11,11 @@ from typing import Any
 import openai
 import pytest
 
-from gateway.handlers import completions
+from gateway.dialect import AnswerHead, ChoiceBuffer
+from gateway.handlers import answering
 from gateway.http.access_log import AccessRecord
 from gateway.openai.completions import COMPLETION_BODY
-from gateway.openai.render import ChoiceBuffer, Renderer
+from gateway.openai.render import OpenAIRenderer
 from gateway.openai.render_completions import TextShape
 from supervisor.wire.frames import Call, End, Logprob, Logprobs, Token
 from tests.helpers.fakes.engine import PROMPT_TOKENS, REFUSED, Script, text_of
@@ -266,8 +267,8 @@ def test_a_prompt_counts_once_whichever_of_its_choices_ends_first() -> None:
     short, long = End("stop", 1, 1), End("stop", 5, 1)
     generation: Any = Answering((0, short), (2, long), (1, short), (3, long))
     request: Any = {}
-    renderer = Renderer(TextShape, id="r", created=1, model="m", choices=4)
-    answer = completions._Answer(request, a_record(), parsed, generation, renderer, 4)
+    renderer = OpenAIRenderer(TextShape, AnswerHead(1, "m", 4))
+    answer = answering._Answer(request, a_record(), parsed, generation, renderer, 4)
     response = asyncio.run(answer.whole([ChoiceBuffer() for _ in range(4)]))
     assert isinstance(response.body, bytes)
     assert json.loads(response.body)["usage"]["prompt_tokens"] == 6

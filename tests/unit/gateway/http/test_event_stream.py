@@ -1,6 +1,6 @@
 """gateway.http.event_stream: when a stream pings, by a clock of the test's.
 
-tests/unit/gateway/handlers/test_completions_timing.py shows it on real connections.
+tests/unit/gateway/handlers/test_answering.py shows it on real connections.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from gateway.http.event_stream import PING, EventStream
+from gateway.http.event_stream import EventStream
+
+PING = b": ping\n\n"
 
 
 class Clock:
@@ -63,7 +65,7 @@ class Played:
         self.clock, self.transport = Clock(), Transport()
         self.written: list[tuple[float, bytes]] = []
         request: Any = SimpleNamespace(transport=self.transport)
-        self.stream = EventStream(request, 10)
+        self.stream = EventStream(request, 10, "text/event-stream", lambda: PING)
         part: Any = self.stream
         part._loop = self.clock
         part._response = SimpleNamespace(write=self._write, write_eof=self._end)
@@ -84,12 +86,6 @@ def run(scenario: Callable[[Played], Any]) -> None:
         await scenario(Played())
 
     asyncio.run(whole())
-
-
-def test_a_ping_is_a_comment() -> None:
-    assert PING.startswith(b":")
-    assert PING.endswith(b"\n\n")
-    assert PING.count(b"\n") == 2
 
 
 def test_a_silent_stream_pings_at_that_interval() -> None:

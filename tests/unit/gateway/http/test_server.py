@@ -91,7 +91,7 @@ def test_that_time_is_not_the_answers() -> None:
             client.post(STREAM)
             generation = await gateway.relay.next()
             generation.play(Token(1, "a"))
-            await client.until(event_stream.PING, times=3)  # so that the time is over
+            await client.until(b": ping\n\n", times=3)  # so that the time is over
             generation.play(End("stop", 3, 1))
             await client.until(b"[DONE]")
             client.send(MODELS + b"\r\n")

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from openai.types.chat import ChatCompletion
 
-from gateway.openai.render import ChoiceBuffer, Renderer, usage
-from gateway.openai.render_chat import ChatShape
+from gateway.dialect import ChoiceBuffer
 from supervisor.errors import (
     BulkheadError,
     InvalidType,
@@ -17,7 +16,8 @@ from supervisor.errors import (
     UnsupportedParameter,
     UnsupportedValue,
 )
-from supervisor.wire.frames import Call, Chat, End, Token
+from supervisor.wire.frames import Call, Chat, Token
+from tests.helpers.openai_answers import USED, renderer
 from tests.helpers.openai_bodies import SECRET, USER, chat, refusal
 
 
@@ -113,8 +113,7 @@ def test_an_answer_can_be_sent_back_as_the_sdk_dumps_it() -> None:
     said = ChoiceBuffer()
     said.add(Token(1, "hi", reasoning="hm", calls=(Call(0, "f", '{"a": 1}'),)))
     said.reason = "tool_calls"
-    renderer = Renderer(ChatShape, id="c", created=1, model="m")
-    body = renderer.answer([said], usage([End("tool_calls", 1, 1)], 1))
+    body = renderer(chat=True).answer([said], USED)
     message = ChatCompletion.model_validate_json(body).choices[0].message
     assert message.tool_calls
     expected = {

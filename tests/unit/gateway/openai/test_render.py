@@ -11,24 +11,9 @@ from hypothesis import strategies as st
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 
-from gateway.openai.render import error_event, usage
 from supervisor.errors import WorkerCrashed
 from supervisor.wire.frames import End, Token
-from tests.helpers.openai_answers import END, buffered, events, renderer, tokens_of
-
-
-def test_usage_is_the_sum_and_a_prompt_counts_once() -> None:
-    ends = [End("stop", 3, 1, 1), End("stop", 3, 2), End("length", 7, 4, 2), End("stop", 7, 8)]
-    assert usage(ends, 2) == {
-        "prompt_tokens": 10,
-        "completion_tokens": 15,
-        "total_tokens": 25,
-        "prompt_tokens_details": {"cached_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": 3},
-    }
-    assert usage(ends, 4)["prompt_tokens"] == 3
-    assert usage(ends, 1)["prompt_tokens"] == 20
-
+from tests.helpers.openai_answers import END, USED, buffered, events, renderer, tokens_of
 
 patient = settings(deadline=None, max_examples=200)
 
@@ -82,7 +67,7 @@ def test_an_answer_has_all_its_choices(is_chat: bool) -> None:
         buffered(tokens_of(["a"]), End("stop", 3, 1)),
         buffered(tokens_of(["b"]), End("length", 3, 1)),
     ]
-    body = renderer(chat=is_chat, choices=2).answer(choices, usage([END, END], 2))
+    body = renderer(chat=is_chat, choices=2).answer(choices, USED)
     answer: Any = (ChatCompletion if is_chat else Completion).model_validate_json(body, strict=True)
     assert [choice.index for choice in answer.choices] == [0, 1]
     assert [choice.finish_reason for choice in answer.choices] == ["stop", "length"]
@@ -94,7 +79,7 @@ def test_an_answer_has_all_its_choices(is_chat: bool) -> None:
 def test_an_empty_answer_has_empty_log_probabilities_if_asked(is_chat: bool) -> None:
     for asked in (True, False):
         choice = buffered([], END, logprobs=asked)
-        body = renderer(chat=is_chat).answer([choice], usage([END], 1))
+        body = renderer(chat=is_chat).answer([choice], USED)
         told = json.loads(body)["choices"][0]["logprobs"]
         if not asked:
             assert told is None
@@ -103,7 +88,7 @@ def test_an_empty_answer_has_empty_log_probabilities_if_asked(is_chat: bool) -> 
 
 
 def test_an_error_inside_a_stream_is_one_event_and_no_done() -> None:
-    (data,) = events(error_event(WorkerCrashed("It died.\n\nReally.").body()))
+    (data,) = events(renderer(chat=True).error(WorkerCrashed("It died.\n\nReally.")))
     assert json.loads(data) == {
         "error": {
             "message": "It died.\n\nReally.",
@@ -112,3 +97,15 @@ def test_an_error_inside_a_stream_is_one_event_and_no_done() -> None:
             "code": "worker_crashed",
         }
     }
+
+
+def test_the_last_comment_tells_how_often_another_worker_went_on() -> None:
+    assert renderer(chat=True).done(USED, 2) == b": recoveries 2\n\ndata: [DONE]\n\n"
+    assert renderer(chat=True).done(USED, 0) == b"data: [DONE]\n\n"
+
+
+def test_a_ping_is_a_comment() -> None:
+    ping = renderer(chat=True).ping()
+    assert ping.startswith(b":")
+    assert ping.endswith(b"\n\n")
+    assert ping.count(b"\n") == 2

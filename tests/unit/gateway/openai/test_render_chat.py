@@ -11,7 +11,6 @@ import pytest
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
-from gateway.openai.render import usage
 from supervisor.wire.frames import Call, End, Token
 from tests.helpers.openai_answers import (
     END,
@@ -20,19 +19,22 @@ from tests.helpers.openai_answers import (
     NAMES,
     TEXTS,
     USAGE,
+    USED,
     buffered,
     events,
     renderer,
     tokens_of,
+    total,
 )
 
 
 @pytest.mark.parametrize("model", NAMES)
 def test_a_chat_answer_is_what_the_sdk_expects(model: str) -> None:
     choice = buffered(tokens_of(["two\n", '"lines"']), END)
-    body = renderer(chat=True, model=model).answer([choice], usage([END], 1))
+    body = renderer(chat=True, model=model).answer([choice], USED)
     answer = ChatCompletion.model_validate_json(body, strict=True)
-    assert (answer.id, answer.created, answer.model) == ("id-1", 1700000000, model)
+    assert re.fullmatch("chatcmpl-[0-9a-f]{24}", answer.id)
+    assert (answer.created, answer.model) == (1700000000, model)
     assert answer.object == "chat.completion"
     (one,) = answer.choices
     assert (one.index, one.finish_reason, one.logprobs) == (0, "length", None)
@@ -46,16 +48,16 @@ def test_a_chat_answer_is_what_the_sdk_expects(model: str) -> None:
 @pytest.mark.parametrize("include_usage", [False, True])
 @pytest.mark.parametrize("model", NAMES)
 def test_a_chat_stream_is_what_the_sdk_expects(model: str, include_usage: bool) -> None:
-    render = renderer(chat=True, model=model)
+    render = renderer(chat=True, model=model, include_usage=include_usage)
     tokens = [events(render.token(0, token)) for token in tokens_of(TEXTS)]
     assert [len(each) for each in tokens] == [1] * len(TEXTS)
-    totals = usage([END], 1) if include_usage else None
-    closing = events(render.finish(0, END) + render.done(totals))
+    closing = events(render.finish(0, END) + render.done(USED, 0))
     assert closing.pop() == "[DONE]"
     data = [*(each[0] for each in tokens), *closing]
     chunks = [ChatCompletionChunk.model_validate_json(each, strict=True) for each in data]
+    assert len({chunk.id for chunk in chunks}) == 1
     for chunk in chunks:
-        assert (chunk.id, chunk.created, chunk.model) == ("id-1", 1700000000, model)
+        assert (chunk.created, chunk.model) == (1700000000, model)
         assert chunk.object == "chat.completion.chunk"
     if include_usage:
         last = chunks.pop()
@@ -74,7 +76,7 @@ def stream(tokens: Sequence[Token], end: End = END, **options: Any) -> list[Chat
     """The chunks of a chat with one choice."""
     render = renderer(chat=True, **options)
     data = [event for token in tokens for event in events(render.token(0, token))]
-    data += events(render.finish(0, end) + render.done(None))
+    data += events(render.finish(0, end) + render.done(USED, 0))
     assert data.pop() == "[DONE]"
     return [ChatCompletionChunk.model_validate_json(each, strict=True) for each in data]
 
@@ -87,7 +89,7 @@ def test_a_stream_without_a_token_still_tells_the_role() -> None:
 
 
 def whole(tokens: Sequence[Token], end: End = END, *, logprobs: bool = False) -> ChatCompletion:
-    body = renderer(chat=True).answer([buffered(tokens, end, logprobs=logprobs)], usage([end], 1))
+    body = renderer(chat=True).answer([buffered(tokens, end, logprobs=logprobs)], total(end))
     return ChatCompletion.model_validate_json(body, strict=True)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 
 import pytest
 from openai.types import Completion
 
-from gateway.openai.render import usage
 from supervisor.wire.frames import Token
 from tests.helpers.openai_answers import (
     END,
@@ -16,6 +16,7 @@ from tests.helpers.openai_answers import (
     NAMES,
     TEXTS,
     USAGE,
+    USED,
     buffered,
     events,
     renderer,
@@ -26,9 +27,10 @@ from tests.helpers.openai_answers import (
 @pytest.mark.parametrize("model", NAMES)
 def test_a_text_answer_is_what_the_sdk_expects(model: str) -> None:
     choice = buffered(tokens_of(["te", "xt"]), END)
-    body = renderer(chat=False, model=model).answer([choice], usage([END], 1))
+    body = renderer(chat=False, model=model).answer([choice], USED)
     answer = Completion.model_validate_json(body, strict=True)
-    assert (answer.id, answer.model, answer.object) == ("id-1", model, "text_completion")
+    assert (answer.id, answer.model, answer.object) == (answer.id, model, "text_completion")
+    assert re.fullmatch("cmpl-[0-9a-f]{24}", answer.id)
     (one,) = answer.choices
     assert (one.index, one.text, one.finish_reason, one.logprobs) == (0, "text", "length", None)
     assert answer.usage is not None
@@ -48,10 +50,10 @@ def text_chunks(data: Sequence[str]) -> list[Completion]:
 @pytest.mark.parametrize("include_usage", [False, True])
 @pytest.mark.parametrize("model", NAMES)
 def test_a_text_stream_is_what_the_sdk_expects(model: str, include_usage: bool) -> None:
-    render = renderer(chat=False, model=model)
+    render = renderer(chat=False, model=model, include_usage=include_usage)
     data = [event for token in tokens_of(TEXTS) for event in events(render.token(0, token))]
     assert len(data) == len(TEXTS)
-    data += events(render.finish(0, END) + render.done(usage([END], 1) if include_usage else None))
+    data += events(render.finish(0, END) + render.done(USED, 0))
     assert data.pop() == "[DONE]"
     reasons = [each["finish_reason"] for event in data for each in json.loads(event)["choices"]]
     assert reasons == [None] * len(TEXTS) + ["length"]
@@ -69,7 +71,7 @@ def test_a_text_stream_is_what_the_sdk_expects(model: str, include_usage: bool) 
 def test_the_prompt_comes_before_the_completion() -> None:
     choice = buffered(tokens_of(["a", "b"]), END)
     choice.echo = "prompt "
-    body = renderer(chat=False).answer([choice], usage([END], 1))
+    body = renderer(chat=False).answer([choice], USED)
     assert Completion.model_validate_json(body).choices[0].text == "prompt ab"
 
 
@@ -101,9 +103,7 @@ LEGACY_FORM = {
 
 
 def test_log_probabilities_of_a_completion() -> None:
-    body = renderer(chat=False).answer(
-        [buffered(LOGPROB_TOKENS, END, logprobs=True)], usage([END], 1)
-    )
+    body = renderer(chat=False).answer([buffered(LOGPROB_TOKENS, END, logprobs=True)], USED)
     told = Completion.model_validate_json(body, strict=True).choices[0].logprobs
     assert told is not None
     assert told.to_dict() == LEGACY_FORM

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.openai.render import error_event
-from gateway.openai.sse import data_event, in_one_line
+from gateway.openai.sse import data_event, in_one_line, named_event
 from supervisor.errors import InvalidValue
 from supervisor.wire.frames import Call, Logprob, Logprobs, Token
 from tests.helpers.openai_answers import events, renderer
@@ -45,5 +44,9 @@ def test_whatever_holds_a_line_break_is_escaped(chat: bool) -> None:
     for token in tokens:
         (event,) = events(render.token(0, token))
         assert json.loads(event)["model"] == odd
-    (event,) = events(error_event(InvalidValue(f"No {odd}.", param=odd).body()))
+    (event,) = events(render.error(InvalidValue(f"No {odd}.", param=odd)))
     assert json.loads(event)["error"]["param"] == odd
+
+
+def test_a_named_event() -> None:
+    assert named_event("response.created", b"{}") == b"event: response.created\ndata: {}\n\n"

@@ -1,4 +1,4 @@
-"""gateway.handlers.completions: when a stream's headers leave, and what keeps it from silence."""
+"""gateway.handlers.answering: when a stream's headers leave, and what keeps it from silence."""
 
 from __future__ import annotations
 

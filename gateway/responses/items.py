@@ -16,7 +16,7 @@ from gateway.openai.custom_tools import arguments_of
 from gateway.openai.messages import MESSAGES_MAX
 from gateway.openai.validation import convert, missing_parameter
 from gateway.responses.reasoning import revealed
-from gateway.responses.tools import AnyTool, ToolNames, normal_tool
+from gateway.responses.tools import AnyTool, ToolNames, hosted_places, normal_tool
 from supervisor.errors import BulkheadError, InvalidType, UnsupportedValue
 
 HOSTED_ITEMS = frozenset(
@@ -188,6 +188,8 @@ def kept_forms(items: Sequence[Item], raw: Sequence[Any]) -> list[dict[str, Any]
 
 def _in_full(item: dict[str, Any], given: Any) -> dict[str, Any]:
     made = {name: value for name, value in item.items() if value is not None}
+    if made["type"] == "additional_tools":
+        made["tools"] = [tool for tool in made["tools"] if tool["type"] != "hosted"]
     if isinstance(id := given.get("id"), str):
         made["id"] = id
     if made["type"] != "message":
@@ -203,10 +205,19 @@ def _in_full(item: dict[str, Any], given: Any) -> dict[str, Any]:
     return made
 
 
-def hosted_types(raw: Iterable[Any]) -> list[str]:
-    """The types of items that change nothing here, each once, in order."""
-    types = (each.get("type") for each in raw if isinstance(each, dict))
-    return list(dict.fromkeys(kind for kind in types if kind in HOSTED_ITEMS))
+def hosted_things(items: Iterable[Any]) -> list[str]:
+    """The names for `x-bulkhead-ignored` of what changes nothing here among the items that were
+    sent, each once: items that hosted tools have left, and such tools."""
+    names: list[str] = []
+    for item in items:
+        if not isinstance(item, dict):
+            continue
+        kind = item.get("type")
+        if kind == "additional_tools":
+            names += hosted_places(item.get("tools"))
+        elif isinstance(kind, str) and kind in HOSTED_ITEMS:
+            names.append(f"input.{kind}")
+    return list(dict.fromkeys(names))
 
 
 def _normal(item: Any, at: str) -> Any:
@@ -272,29 +283,33 @@ def for_templates(
     An assistant's reasoning, text and calls are one message, until something else comes between.
     A conversation without any message is one empty message of the user's: templates want one.
     """
-    messages: list[dict[str, Any]] = []
+    messages: list[dict[str, Any] | _Turn] = []
     if instructions:
         messages.append({"role": "system", "content": instructions})
     begun = len(messages)
     turn: _Turn | None = None
+
+    def begin() -> _Turn:
+        messages.append(new := _Turn())
+        return new
+
     for item in items:
         match item:
             case MessageItem(role="assistant"):
-                text = _text(item.content)
                 if turn is None or turn.is_complete:
-                    turn = _Turn(messages)
-                turn.say(text)
+                    turn = begin()
+                turn.say(_text(item.content))
             case ReasoningItem():
                 if not (text := item.text):
                     continue
                 if turn is None or turn.is_complete:
-                    turn = _Turn(messages)
+                    turn = begin()
                 turn.think(text)
             case CallItem():
-                turn = turn or _Turn(messages)
+                turn = turn or begin()
                 turn.call(item.call_id, names.flat(item.namespace, item.name), item.arguments)
             case CustomCallItem():
-                turn = turn or _Turn(messages)
+                turn = turn or begin()
                 name = names.flat(item.namespace, item.name)
                 turn.call(item.call_id, name, arguments_of(item.input))
             case CallOutputItem() | CustomOutputItem():
@@ -311,36 +326,43 @@ def for_templates(
                 pass
     if len(messages) == begun:
         messages.append({"role": "user", "content": ""})
-    return messages
+    return [each.message() if isinstance(each, _Turn) else each for each in messages]
 
 
 class _Turn:
-    """An assistant's message as it grows."""
+    """An assistant's message as it grows. Its texts are joined once: there may be thousands."""
 
-    def __init__(self, messages: list[dict[str, Any]]) -> None:
-        self._message: dict[str, Any] = {"role": "assistant", "content": ""}
-        messages.append(self._message)
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._thoughts: list[str] = []
+        self._calls: list[dict[str, Any]] = []
         self._has_text = False
 
     @property
     def is_complete(self) -> bool:
         """Whether what the assistant says next is another message. Calls wait for their outputs,
         between which templates take no text."""
-        return self._has_text and "tool_calls" not in self._message
+        return self._has_text and not self._calls
 
     def say(self, text: str) -> None:
-        before = self._message["content"]
-        self._message["content"] = f"{before}\n{text}" if before else text
+        if text or self._texts:
+            self._texts.append(text)
         self._has_text = True
 
     def think(self, text: str) -> None:
-        before = self._message.get("reasoning_content")
-        self._message["reasoning_content"] = f"{before}\n\n{text}" if before else text
+        self._thoughts.append(text)
 
     def call(self, call_id: str, name: str, arguments: str) -> None:
         function = {"name": name, "arguments": arguments}
-        call = {"id": call_id, "type": "function", "function": function}
-        self._message.setdefault("tool_calls", []).append(call)
+        self._calls.append({"id": call_id, "type": "function", "function": function})
+
+    def message(self) -> dict[str, Any]:
+        made: dict[str, Any] = {"role": "assistant", "content": "\n".join(self._texts)}
+        if self._thoughts:
+            made["reasoning_content"] = "\n\n".join(self._thoughts)
+        if self._calls:
+            made["tool_calls"] = self._calls
+        return made
 
 
 def _text(content: str | Sequence[Part]) -> str:

@@ -7,7 +7,7 @@ that ask for nothing. `gateway.responses.render` has the answers.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
@@ -26,7 +26,7 @@ from gateway.responses.items import (
     AdditionalToolsItem,
     Item,
     for_templates,
-    hosted_types,
+    hosted_things,
     kept_forms,
     parse_items,
     referred_id,
@@ -240,8 +240,8 @@ class Recall(Protocol):
     def conversation(self, response_id: str) -> list[Any]:
         """All items before and of the response, as they were. Raises PreviousResponseNotFound."""
 
-    def item(self, item_id: str) -> Any | None:
-        """One item of a response; None for none that is there."""
+    def items(self, item_ids: Iterable[str]) -> Mapping[str, Any]:
+        """Those of these items of responses that are there, by id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,10 +333,15 @@ def parse_response(raw: Mapping[str, Any], recall: Recall) -> ParsedResponse:
         asked=asked,
         names=names,
         own_items=own_items,
-        ignored=(
-            *hosted_places(raw_tools),
-            *names.not_enforced,
-            *_ignored(asked, raw_items),
+        ignored=tuple(
+            dict.fromkeys(
+                [
+                    *hosted_places(raw_tools),
+                    *names.not_enforced,
+                    *hosted_things(raw_items),
+                    *(["truncation"] if asked.truncation == "auto" else []),
+                ]
+            )
         ),
         raw_tools=raw_tools if isinstance(raw_tools, list) else [],
         _items=items,
@@ -350,26 +355,29 @@ def _own_items(given: Any) -> list[Any]:
     return given if isinstance(given, list) else []
 
 
-def _ignored(asked: ResponseRequest, raw_items: Sequence[Any]) -> list[str]:
-    names = [f"input.{kind}" for kind in hosted_types(raw_items)]
-    if asked.truncation == "auto":
-        names.append("truncation")
-    return names
-
-
 def _resolved(items: Sequence[Any], recall: Recall) -> list[Any]:
-    """`items` with what the references among them stand for. Raises InvalidValue."""
-    resolved = []
+    """`items` with what the references among them stand for. Raises InvalidValue.
+
+    None stands for the same as another: a body that names one large item thousands of times would
+    become a prompt of any size.
+    """
+    places: dict[str, int] = {}
     for number, item in enumerate(items):
         if (wanted := referred_id(item)) is None:
-            resolved.append(item)
-        elif (found := recall.item(wanted)) is not None:
-            resolved.append(found)
-        else:
+            continue
+        if (first := places.setdefault(wanted, number)) != number:
+            raise invalid_value(
+                f"input[{number}].id", f"`input[{first}].id` names the same item already."
+            )
+    found = recall.items(places)
+    resolved = list(items)
+    for wanted, number in places.items():
+        if wanted not in found:
             param = f"input[{number}].id"
             raise InvalidValue(
                 f"`{param}` names no item that is kept. Responses are kept in the server's memory "
                 "for an hour, unless `store` is false. Send the item itself.",
                 param=param,
             )
+        resolved[number] = found[wanted]
     return resolved

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +50,8 @@ class ResponseStore:
         self._seconds = seconds
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
         """By id; those used longest ago first."""
-        self._items: dict[str, str] = {}
-        """Item id → response id."""
+        self._items: dict[tuple[str, str], str] = {}
+        """(owner, item id) → response id. Clients choose ids of their own, and may choose alike."""
         self._bytes = 0
 
     @property
@@ -81,7 +81,7 @@ class ResponseStore:
         id, previous = response["id"], response["previous_response_id"]
         self._kept[id] = _Kept(owner, encoded, given, previous, ids, size, self._now())
         self._bytes += size
-        self._items.update(dict.fromkeys(ids, id))
+        self._items.update(dict.fromkeys(((owner, each) for each in ids), id))
 
     def find(self, owner: str, response_id: str) -> _Kept | None:
         """The response, which counts as used."""
@@ -95,7 +95,7 @@ class ResponseStore:
 
     def holder(self, owner: str, item_id: str) -> _Kept | None:
         """The response that the item is of."""
-        response_id = self._items.get(item_id)
+        response_id = self._items.get((owner, item_id))
         return None if response_id is None else self.find(owner, response_id)
 
     def forget(self, owner: str, response_id: str) -> bool:
@@ -117,8 +117,8 @@ class ResponseStore:
         kept = self._kept.pop(response_id)
         self._bytes -= kept.size
         for each in kept.item_ids:
-            if self._items.get(each) == response_id:
-                del self._items[each]
+            if self._items.get((kept.owner, each)) == response_id:
+                del self._items[kept.owner, each]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +149,18 @@ class OwnResponses:
             wanted = kept.previous
         return [item for part in reversed(parts) for item in part]
 
-    def item(self, item_id: str) -> Any | None:
-        kept = self._store.holder(self._owner, item_id)
-        if kept is None:
-            return None
-        items = _output(kept) + _decoded(kept.input)
-        return next((each for each in items if each.get("id") == item_id), None)
+    def items(self, item_ids: Iterable[str]) -> dict[str, Any]:
+        """Those of the items that are there, by id."""
+        wanted: dict[int, tuple[_Kept, set[str]]] = {}
+        for item_id in item_ids:
+            if (kept := self._store.holder(self._owner, item_id)) is not None:
+                wanted.setdefault(id(kept), (kept, set()))[1].add(item_id)
+        found: dict[str, Any] = {}
+        for kept, ids in wanted.values():  # each is decoded once: it may be large
+            for each in _output(kept) + _decoded(kept.input):
+                if each.get("id") in ids:
+                    found.setdefault(each["id"], each)
+        return found
 
     def response(self, response_id: str) -> bytes:
         """Its JSON. Raises NotFound."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -38,8 +38,8 @@ class Known:
             raise PreviousResponseNotFound("not found", param="previous_response_id")
         return list(self._conversations[response_id])
 
-    def item(self, item_id: str) -> Any | None:
-        return self._items.get(item_id)
+    def items(self, item_ids: Iterable[str]) -> dict[str, Any]:
+        return {each: self._items[each] for each in item_ids if each in self._items}
 
 
 NOTHING = Known()

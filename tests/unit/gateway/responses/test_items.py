@@ -223,6 +223,12 @@ def test_references(reference: dict[str, Any]) -> None:
     assert (type(error), error.param) == (InvalidValue, "input[1].id")
 
 
+def test_an_item_is_referred_to_once() -> None:
+    known = Known(items={"m1": {"type": "message", "id": "m1", **said("yes")}})
+    error = refusal(lambda **body: asked(known, **body), {"input": [{"id": "m1"}, user("q")] * 2})
+    assert (type(error), error.param) == (InvalidValue, "input[2].id")
+
+
 def test_additional_tools() -> None:
     item = {"type": "additional_tools", "role": "developer", "tools": [function("more")]}
     chat = prompt(input=[user("q"), item], tools=[function("look")])
@@ -230,6 +236,17 @@ def test_additional_tools() -> None:
     newer = {**item, "tools": [function("look", description="newer"), {"type": "web_search"}]}
     chat = prompt(input=[user("q"), newer], tools=[function("look")])
     assert [each["function"]["description"] for each in chat.tools] == ["newer"]
+    made = parsed(input=[user("q"), newer, newer], tools=[{"type": "web_search"}])
+    assert made.ignored == ("tools.web_search",)
+
+
+def test_additional_tools_are_there_again_in_what_follows() -> None:
+    tools = [function("more"), {"type": "web_search"}]
+    first = parsed(input=[user("q"), {"type": "additional_tools", "tools": tools}])
+    assert first.ignored == ("tools.web_search",)
+    known = Known({"resp_1": first.own_items})
+    chat = prompt(known, input="next", previous_response_id="resp_1")
+    assert [each["function"]["name"] for each in chat.tools] == ["more"]
 
 
 def test_what_is_kept_is_read_again_as_it_was() -> None:

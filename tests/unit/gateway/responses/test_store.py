@@ -60,8 +60,11 @@ def test_a_conversation_is_all_that_came_before(store: ResponseStore) -> None:
     assert ids(own.conversation("resp_3")) == ["in_1", "msg_1", "in_3", "msg_3"]
     assert json.loads(own.response("resp_2")) == response(2, 1)
     assert own.input_items("resp_2") == [item(2)]
-    assert own.item("msg_1") == response(1)["output"][0]
-    assert own.item("in_3") == item(3)
+    assert own.items(["msg_1", "in_3", "in_1"]) == {
+        "msg_1": response(1)["output"][0],
+        "in_3": item(3),
+        "in_1": item(1),
+    }
 
 
 def test_what_is_not_there(store: ResponseStore) -> None:
@@ -76,7 +79,7 @@ def test_what_is_not_there(store: ResponseStore) -> None:
     for ask in (own.response, own.input_items, own.forget):
         with pytest.raises(NotFound):
             ask("resp_9")
-    assert own.item("msg_9") is None
+    assert own.items(["msg_9"]) == {}
 
 
 def test_another_key_reads_nothing(store: ResponseStore) -> None:
@@ -87,8 +90,16 @@ def test_another_key_reads_nothing(store: ResponseStore) -> None:
     for ask in (other.response, other.input_items, other.forget):
         with pytest.raises(NotFound):
             ask("resp_1")
-    assert other.item("msg_1") is None
-    assert store.of("a").item("msg_1") is not None
+    assert other.items(["msg_1"]) == {}
+    assert "msg_1" in store.of("a").items(["msg_1"])
+
+
+def test_another_key_takes_no_ids(store: ResponseStore) -> None:
+    keep(store.of("a"), 1)
+    store.of("b").keep(response(2), [item(1), {"type": "message", "id": "msg_1"}])
+    assert store.of("a").items(["in_1", "msg_1"]).keys() == {"in_1", "msg_1"}
+    store.of("b").forget("resp_2")
+    assert store.of("a").items(["in_1", "msg_1"]).keys() == {"in_1", "msg_1"}
 
 
 def test_what_is_forgotten_is_gone_with_its_items(store: ResponseStore) -> None:
@@ -96,7 +107,7 @@ def test_what_is_forgotten_is_gone_with_its_items(store: ResponseStore) -> None:
     keep(own, 1)
     keep(own, 2, previous=1)
     own.forget("resp_1")
-    assert own.item("msg_1") is None
+    assert own.items(["msg_1"]) == {}
     with pytest.raises(PreviousResponseNotFound):
         own.conversation("resp_2")
     own.forget("resp_2")
@@ -156,4 +167,4 @@ def test_an_item_is_its_last_holders(store: ResponseStore) -> None:
     own.keep(response(1), [item(5)])
     own.keep(response(2), [item(5)])
     own.forget("resp_1")
-    assert own.item("in_5") == item(5)
+    assert own.items(["in_5"]) == {"in_5": item(5)}

@@ -8,8 +8,9 @@ else clients speak. Its parse module makes a `GenerationRequest` of a body, its 
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import msgspec
 
@@ -64,6 +65,20 @@ class ChoiceBuffer:
     @property
     def text(self) -> str:
         return self.echo + "".join(self.texts)
+
+
+def arguments_object(arguments: str) -> dict[str, Any] | None:
+    """The object that the arguments of a call are; None as long as they are not a whole one."""
+    try:
+        value = msgspec.json.decode(arguments)
+    except (msgspec.DecodeError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def new_call_id() -> str:
+    """As OpenAI's look, which Ollama's clients take as well."""
+    return f"call_{secrets.token_hex(12)}"
 
 
 class GenerationRequest(Protocol):

@@ -24,12 +24,10 @@ from gateway.anthropic.blocks import (
     joined,
     text_of,
 )
-from gateway.anthropic.signatures import thought_in
+from gateway.openai.messages import TEXT_ONLY
+from gateway.openai.thoughts import unseal
 from gateway.openai.validation import check_plain, invalid_value
 from supervisor.errors import BulkheadError, UnsupportedValue
-
-MESSAGES_MAX = 10_000
-"""Far above any conversation: each costs time on the loop that all streams share."""
 
 _BILLING = re.compile(r"\s*x-anthropic-billing-header:[^\n]*\n?")
 _BILLING_BYTES = re.compile(rb'"x-anthropic-billing-header:(?:[^"\\]|\\[^n"])*')
@@ -178,7 +176,7 @@ def _assistant(
                 apart = False
                 continue
             case ThinkingBlock(thinking=thought, signature=signature):
-                thoughts.append(thought or thought_in(signature or ""))
+                thoughts.append(thought or unseal(signature or ""))
             case ToolUseBlock(id=id, name=name, input=given):
                 names[id] = name
                 check_plain(given, f"{place}[{number}].input")
@@ -211,7 +209,4 @@ def explain_block_error(error: BulkheadError) -> BulkheadError:
     if found is None or not isinstance(error, UnsupportedValue):
         return error
     place = found["place"]
-    return UnsupportedValue(
-        f"`{place}` is not a block of text. Bulkhead serves language models, which take text only.",
-        param=place,
-    )
+    return UnsupportedValue(f"`{place}` is not a block of text. {TEXT_ONLY}", param=place)

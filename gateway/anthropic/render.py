@@ -13,9 +13,9 @@ from typing import Any, Literal
 import msgspec
 
 from gateway.anthropic.errors import error_event
-from gateway.anthropic.signatures import sign
-from gateway.dialect import AnswerHead, ChoiceBuffer, Usage
-from gateway.openai.sse import EVENT_STREAM, in_one_line, named_event
+from gateway.dialect import AnswerHead, ChoiceBuffer, Usage, arguments_object
+from gateway.openai.sse import EVENT_STREAM, in_one_line, named_event, recoveries_comment
+from gateway.openai.thoughts import seal
 from supervisor.errors import BulkheadError
 from supervisor.wire.frames import Call, End, Token
 
@@ -99,9 +99,8 @@ class MessagesRenderer:
         assert self._end is not None
         reason = self._stop_reason(self._end.finish_reason, self._end.stop, usage.completion)
         delta = {"stop_reason": reason, "stop_sequence": self._end.stop or None}
-        told = b": recoveries %d\n\n" % recoveries if recoveries else b""
         last = _event("message_delta", delta=delta, usage=_usage(self._counted(usage)))
-        return last + told + _event("message_stop")
+        return last + recoveries_comment(recoveries) + _event("message_stop")
 
     def ping(self) -> bytes:
         return _PING
@@ -123,13 +122,13 @@ class MessagesRenderer:
         content: list[dict[str, Any]] = []
         if thought := "".join(choice.reasoning):
             shown, hidden = (thought, "") if self._shows_thoughts else ("", thought)
-            content.append({"type": "thinking", "thinking": shown, "signature": sign(hidden)})
+            content.append({"type": "thinking", "thinking": shown, "signature": seal(hidden)})
         if choice.text:
             content.append({"type": "text", "text": choice.text})
         cut = choice.reason == "length"
         for _, (name, pieces) in sorted(choice.calls.items()):
             arguments = "".join(pieces)
-            if cut and not _is_object(arguments):
+            if cut and arguments_object(arguments) is None:
                 continue
             given = msgspec.Raw(arguments.encode() or b"{}")
             content.append({"type": "tool_use", "id": _call_id(), "name": name, "input": given})
@@ -183,7 +182,7 @@ class MessagesRenderer:
             case "":
                 return b""
             case "thinking":
-                signature = sign("".join(self._hidden))
+                signature = seal("".join(self._hidden))
                 events = self._delta({"type": "signature_delta", "signature": signature})
             case "tool_use" if not (self._arguments_told or cut):
                 # Some clients read the pieces alone, and none is no object.
@@ -228,13 +227,6 @@ def _event(kind: str, **members: Any) -> bytes:
 
 def _encoded(text: str) -> bytes:
     return in_one_line(_json(text))
-
-
-def _is_object(arguments: str) -> bool:
-    try:
-        return isinstance(msgspec.json.decode(arguments), dict)
-    except msgspec.DecodeError:
-        return False
 
 
 def _call_id() -> str:

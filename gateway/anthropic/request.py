@@ -15,7 +15,6 @@ from msgspec.structs import replace
 
 from gateway.anthropic.context import ContextManagement, managed
 from gateway.anthropic.messages import (
-    MESSAGES_MAX,
     Conversation,
     System,
     Turn,
@@ -23,6 +22,7 @@ from gateway.anthropic.messages import (
     explain_block_error,
 )
 from gateway.anthropic.tools import TOOLS_MAX, Offered, ToolChoice, offered_tools
+from gateway.openai.messages import MESSAGES_MAX
 from gateway.openai.parameters import Share, StopString
 from gateway.openai.validation import Body, StrictStruct, check_plain, invalid_value
 from supervisor.errors import UnsupportedValue

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from gateway.openai.messages import MESSAGES_MAX
+from gateway.openai.messages import MESSAGES_MAX, TEXT_ONLY
 from gateway.openai.validation import check_plain, convert
 from supervisor.errors import InvalidType, UnsupportedParameter, UnsupportedValue
 
@@ -100,10 +100,7 @@ def _content(message: Message, index: int) -> str | list[Any]:
 
 
 def no_images(param: str) -> UnsupportedValue:
-    return UnsupportedValue(
-        f"`{param}` holds images. Bulkhead serves language models, which take text only.",
-        param=param,
-    )
+    return UnsupportedValue(f"`{param}` holds images. {TEXT_ONLY}", param=param)
 
 
 def _as_text(arguments: Mapping[str, Any] | str, param: str) -> str:

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from gateway.dialect import AnswerHead, ChoiceBuffer, ErrorAnswer, Usage
-from gateway.openai.render import finite
+from gateway.dialect import (
+    AnswerHead,
+    ChoiceBuffer,
+    ErrorAnswer,
+    Usage,
+    arguments_object,
+    new_call_id,
+)
+from gateway.openai.render import logprob_object
 from gateway.openai.sse import in_one_line
 from supervisor.errors import BulkheadError
-from supervisor.wire.frames import Call, End, Logprob, Logprobs, Token
+from supervisor.wire.frames import Call, End, Logprobs, Token
 
 NDJSON = "application/x-ndjson"
 _MARK = "\0"
@@ -152,18 +158,20 @@ class OllamaRenderer:
         self._calls.setdefault(call.index, (call.name, []))[1].append(call.arguments)
 
     def _is_whole(self, number: int) -> bool:
-        return _arguments(self._calls[number][1]) is not None
+        pieces = self._calls[number][1]
+        # Asked at every token: what ends otherwise is not worth joining.
+        return pieces[-1].endswith("}") and arguments_object("".join(pieces)) is not None
 
     def _take(self, numbers: Iterable[int], *, cut: bool = False) -> list[dict[str, Any]]:
         """The calls with these numbers, which are told now."""
         calls = []
         for number in numbers:
             name, pieces = self._calls.pop(number)
-            arguments = _arguments(pieces)
+            arguments = arguments_object("".join(pieces))
             if arguments is None and cut:
                 continue
             function = {"index": number, "name": name, "arguments": arguments or {}}
-            calls.append({"id": f"call_{secrets.token_hex(12)}", "function": function})
+            calls.append({"id": new_call_id(), "function": function})
         return calls
 
 
@@ -203,26 +211,9 @@ def _message(error: BulkheadError) -> str:
     return f'model "{named[1]}" not found: {error.message}'
 
 
-def _arguments(pieces: Sequence[str]) -> dict[str, Any] | None:
-    """None while it is no whole object."""
-    text = "".join(pieces)
-    if not text.endswith("}"):
-        return None
-    try:
-        value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
 def _entry(logprobs: Logprobs) -> dict[str, Any]:
-    top = [_token(each) for each in logprobs.top]
-    return {**_token(logprobs.sampled), **({"top_logprobs": top} if top else {})}
-
-
-def _token(logprob: Logprob) -> dict[str, Any]:
-    value = finite(logprob.value)
-    return {"token": logprob.text, "logprob": value, "bytes": list(logprob.raw)}
+    top = [logprob_object(each) for each in logprobs.top]
+    return {**logprob_object(logprobs.sampled), **({"top_logprobs": top} if top else {})}
 
 
 def _in_a_line(members: Mapping[str, Any]) -> bytes:

@@ -18,6 +18,7 @@ from supervisor.errors import BulkheadError, UnsupportedParameter, UnsupportedVa
 
 MESSAGES_MAX = 10_000
 """Far above any conversation: each costs time on the loop that all streams share."""
+TEXT_ONLY = "Bulkhead serves language models, which take text only."
 _CALLS_MAX = 1_000
 
 _PART_TYPE = re.compile(r"messages\[\d+\]\.content\[\d+\]\.type")
@@ -117,7 +118,4 @@ def explain_part_error(error: BulkheadError) -> BulkheadError:
     if error.param is None or not _PART_TYPE.fullmatch(error.param):
         return error
     place = error.param.removesuffix(".type")
-    return UnsupportedValue(
-        f"`{place}` is not a text part. Bulkhead serves language models, which take text only.",
-        param=place,
-    )
+    return UnsupportedValue(f"`{place}` is not a text part. {TEXT_ONLY}", param=place)

@@ -16,9 +16,9 @@ from typing import Any, NamedTuple, Protocol
 import msgspec
 
 from gateway.dialect import AnswerHead, ChoiceBuffer, Usage
-from gateway.openai.sse import EVENT_STREAM, PING, data_event, in_one_line
+from gateway.openai.sse import EVENT_STREAM, PING, data_event, in_one_line, recoveries_comment
 from supervisor.errors import BulkheadError
-from supervisor.wire.frames import End, Logprobs, Token
+from supervisor.wire.frames import End, Logprob, Logprobs, Token
 
 _IMPOSSIBLE = -9999.0
 """OpenAI's log probability of what can't happen; JSON has no infinities."""
@@ -140,8 +140,7 @@ class OpenAIRenderer:
         """The closing events of the stream, with the usage if it was asked for. A comment tells how
         often another worker has gone on with the stream."""
         last = self._event([], usage=usage_object(usage)) if self._include_usage else b""
-        comment = b": recoveries %d\n\n" % recoveries if recoveries else b""
-        return last + comment + b"data: [DONE]\n\n"
+        return last + recoveries_comment(recoveries) + b"data: [DONE]\n\n"
 
     def ping(self) -> bytes:
         return PING
@@ -192,3 +191,12 @@ def usage_object(usage: Usage) -> dict[str, Any]:
 
 def finite(logprob: float) -> float:
     return logprob if math.isfinite(logprob) else _IMPOSSIBLE
+
+
+def logprob_object(logprob: Logprob) -> dict[str, Any]:
+    """One token's, as all dialects but legacy completions tell it."""
+    return {
+        "token": logprob.text,
+        "logprob": finite(logprob.value),
+        "bytes": list(logprob.raw),
+    }

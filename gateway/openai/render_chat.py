@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gateway.dialect import ChoiceBuffer
-from gateway.openai.render import finite
-from supervisor.wire.frames import Call, Logprob, Logprobs, Token
+from gateway.dialect import ChoiceBuffer, new_call_id
+from gateway.openai.render import logprob_object
+from supervisor.wire.frames import Call, Logprobs, Token
 
 
 class ChatShape:
@@ -38,7 +37,7 @@ class ChatShape:
             nothing = "" if choice.reason == "length" else "{}"
             message["tool_calls"] = [
                 {
-                    "id": _call_id(),
+                    "id": new_call_id(),
                     "type": "function",
                     "function": {"name": name, "arguments": "".join(pieces) or nothing},
                 }
@@ -78,7 +77,10 @@ class ChatShape:
 
     def logprobs(self, tokens: Iterable[Logprobs]) -> dict[str, Any]:
         content = [
-            {**_logprob(each.sampled), "top_logprobs": [_logprob(other) for other in each.top]}
+            {
+                **logprob_object(each.sampled),
+                "top_logprobs": [logprob_object(other) for other in each.top],
+            }
             for each in tokens
         ]
         return {"content": content, "refusal": None}
@@ -90,7 +92,7 @@ class ChatShape:
             return {"index": call.index, "function": {"arguments": call.arguments}}
         self._calls[call.index] = call.arguments != ""
         function = {"name": call.name, "arguments": call.arguments}
-        return {"index": call.index, "id": _call_id(), "type": "function", "function": function}
+        return {"index": call.index, "id": new_call_id(), "type": "function", "function": function}
 
 
 def _merged(calls: Sequence[Call]) -> list[Call]:
@@ -101,15 +103,3 @@ def _merged(calls: Sequence[Call]) -> list[Call]:
             call = Call(call.index, known.name, known.arguments + call.arguments)
         pieces[call.index] = call
     return list(pieces.values())
-
-
-def _call_id() -> str:
-    return f"call_{secrets.token_hex(12)}"
-
-
-def _logprob(logprob: Logprob) -> dict[str, Any]:
-    return {
-        "token": logprob.text,
-        "logprob": finite(logprob.value),
-        "bytes": list(logprob.raw),
-    }

@@ -29,3 +29,9 @@ def data_event(body: bytes) -> bytes:
 def named_event(name: str, body: bytes) -> bytes:
     """An event with a name, whose data is JSON text."""
     return b"event: " + name.encode() + b"\n" + data_event(body)
+
+
+def recoveries_comment(recoveries: int) -> bytes:
+    """The comment that tells how often another worker has gone on with a stream; nothing if none
+    had to."""
+    return b": recoveries %d\n\n" % recoveries if recoveries else b""

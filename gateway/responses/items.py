@@ -13,9 +13,9 @@ import msgspec
 from msgspec import Meta
 
 from gateway.openai.custom_tools import arguments_of
-from gateway.openai.messages import MESSAGES_MAX
+from gateway.openai.messages import MESSAGES_MAX, TEXT_ONLY
+from gateway.openai.thoughts import unseal
 from gateway.openai.validation import convert, missing_parameter
-from gateway.responses.reasoning import revealed
 from gateway.responses.tools import AnyTool, ToolNames, hosted_places, normal_tool
 from supervisor.errors import BulkheadError, InvalidType, UnsupportedValue
 
@@ -120,7 +120,7 @@ class ReasoningItem(msgspec.Struct, frozen=True, tag_field="type", tag="reasonin
     def text(self) -> str:
         if self.content:
             return "\n\n".join(each.text for each in self.content)
-        if self.encrypted_content and (text := revealed(self.encrypted_content)):
+        if self.encrypted_content and (text := unseal(self.encrypted_content)):
             return text
         return "\n\n".join(each.text for each in self.summary or ())
 
@@ -257,10 +257,7 @@ def _explained(error: BulkheadError, items: Sequence[Any]) -> BulkheadError:
     place = param.removesuffix(".type")
     found = _at(items, place)
     if isinstance(found, dict) and found.get("type") in _NO_TEXT:
-        return UnsupportedValue(
-            f"`{place}` is not a text part. Bulkhead serves language models, which take text only.",
-            param=place,
-        )
+        return UnsupportedValue(f"`{place}` is not a text part. {TEXT_ONLY}", param=place)
     return error
 
 

@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 
 import msgspec
 
+from gateway.dialect import arguments_object, new_call_id
 from gateway.openai.custom_tools import CustomInput, input_of
-from gateway.responses.reasoning import concealed
+from gateway.openai.thoughts import seal
 from gateway.responses.tools import CalledTool
 
 Events = Iterable[tuple[str, Mapping[str, Any]]]
@@ -95,7 +96,7 @@ class ReasoningItem(Item):
             "status": self.status,
         }
         if self._encrypted:
-            told["encrypted_content"] = concealed(self.text)
+            told["encrypted_content"] = seal(self.text)
         return told
 
     def begin(self) -> Events:
@@ -160,7 +161,7 @@ class _CalledItem(Item):
 
     def __init__(self, called: CalledTool) -> None:
         super().__init__()
-        self._head = {"id": self.id, "call_id": f"call_{secrets.token_hex(12)}"}
+        self._head = {"id": self.id, "call_id": new_call_id()}
         self._head["name"] = called.name
         if called.namespace is not None:
             self._head["namespace"] = called.namespace
@@ -168,7 +169,7 @@ class _CalledItem(Item):
     def end(self, *, cut: bool) -> bool:
         """A call that is cut is none: clients run what they are told, whatever comes after it."""
         self.status = "completed"
-        return not cut or _is_object(self.text)
+        return not cut or arguments_object(self.text) is not None
 
 
 class CallItem(_CalledItem):
@@ -222,13 +223,6 @@ class CustomCallItem(_CalledItem):
 
     def _item(self, text: str) -> dict[str, Any]:
         return self._head | {"type": "custom_tool_call", "status": self.status, "input": text}
-
-
-def _is_object(text: str) -> bool:
-    try:
-        return isinstance(msgspec.json.decode(text), dict)
-    except (msgspec.DecodeError, RecursionError):
-        return False
 
 
 def call_item(called: CalledTool) -> CallItem | CustomCallItem:

@@ -13,13 +13,13 @@ from typing import Any, Literal
 import msgspec
 
 from gateway.dialect import AnswerHead, ChoiceBuffer, Usage
-from gateway.openai.render import finite
-from gateway.openai.sse import EVENT_STREAM, in_one_line
+from gateway.openai.render import logprob_object
+from gateway.openai.sse import EVENT_STREAM, in_one_line, named_event, recoveries_comment
 from gateway.responses.output import Item, MessageItem, ReasoningItem, call_item
 from gateway.responses.request import ParsedResponse
 from gateway.responses.tools import told_choice
 from supervisor.errors import BulkheadError
-from supervisor.wire.frames import Call, End, Logprob, Logprobs, Token
+from supervisor.wire.frames import Call, End, Logprobs, Token
 
 Status = Literal["in_progress", "completed", "incomplete", "failed"]
 
@@ -85,9 +85,10 @@ class ResponseRenderer:
     def done(self, usage: Usage, recoveries: int) -> bytes:
         """The stream's last event, with the whole response. A comment before it tells how often
         another worker has gone on with the stream."""
-        comment = b": recoveries %d\n\n" % recoveries if recoveries else b""
         response = self._finished(usage)
-        return comment + self._event(f"response.{response['status']}", response=response)
+        return recoveries_comment(recoveries) + self._event(
+            f"response.{response['status']}", response=response
+        )
 
     def ping(self) -> bytes:
         """An event, since many clients count nothing else as a sign of life."""
@@ -116,7 +117,7 @@ class ResponseRenderer:
         if not isinstance(self._growing, MessageItem):
             events = self._begin(self._message())
         assert isinstance(self._growing, MessageItem)
-        told = [logprob_object(each) for each in self._undecided]
+        told = [_logprobs(each) for each in self._undecided]
         self._undecided.clear()
         self._growing.logprobs += told
         return events + self._told(self._growing, text, told)
@@ -163,9 +164,9 @@ class ResponseRenderer:
         if item is None:
             return b""
         if not item.end(cut=cut):
-            self._items.remove(item)
+            self._items.pop()
             return b""
-        place = self._items.index(item)
+        place = len(self._items) - 1
         events = b"".join(
             self._event(kind, item_id=item.id, output_index=place, **members)
             for kind, members in item.last()
@@ -177,8 +178,7 @@ class ResponseRenderer:
     def _event(self, kind: str, **members: Any) -> bytes:
         number = self._number
         self._number += 1
-        body = _json({"type": kind, "sequence_number": number, **members})
-        return b"event: %b\ndata: %b\n\n" % (kind.encode(), in_one_line(body))
+        return named_event(kind, _json({"type": kind, "sequence_number": number, **members}))
 
     # ── the response ─────────────────────────────────────────────────────────────────────────────
 
@@ -196,7 +196,7 @@ class ResponseRenderer:
             message.pieces += choice.texts
             # Those of the reasoning come first, and are not the text's.
             told = (choice.logprobs or [])[usage.reasoning :]
-            message.logprobs += [logprob_object(each) for each in told]
+            message.logprobs += [_logprobs(each) for each in told]
             self._items.append(message)
         for _, (name, pieces) in sorted(choice.calls.items()):
             call = call_item(self._parsed.names.called(name))
@@ -293,14 +293,6 @@ def usage_object(usage: Usage) -> dict[str, Any]:
     }
 
 
-def logprob_object(told: Logprobs) -> Mapping[str, Any]:
-    top = [_logprob(each) for each in told.top]
-    return {**_logprob(told.sampled), "top_logprobs": top}
-
-
-def _logprob(logprob: Logprob) -> dict[str, Any]:
-    return {
-        "token": logprob.text,
-        "logprob": finite(logprob.value),
-        "bytes": list(logprob.raw),
-    }
+def _logprobs(told: Logprobs) -> Mapping[str, Any]:
+    top = [logprob_object(each) for each in told.top]
+    return {**logprob_object(told.sampled), "top_logprobs": top}

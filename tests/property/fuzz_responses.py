@@ -38,7 +38,7 @@ INPUTS: tuple[Any, ...] = (
     [said("user", [TEXT, TEXT])], [said("user", [{"type": "input_image"}])], [said("user", [{}])],
     [said("user", "q"), CALL, OUTPUT], [CALL, CALL, OUTPUT, OUTPUT, said("user", "q")], [OUTPUT],
     [said("user", "q"), THOUGHT, said("assistant", "a"), said("system", "s"), said("user", "r")],
-    [THOUGHT], [{**THOUGHT, "encrypted_content": "bulkhead-1.aG0="}, said("user", "q")],
+    [THOUGHT], [{**THOUGHT, "encrypted_content": "YnVsa2hlYWQAaG0="}, said("user", "q")],
     [{"type": "custom_tool_call", "call_id": "c2", "name": "c", "input": "x"}],
     [{"type": "custom_tool_call_output", "call_id": "c2", "output": [TEXT]}],
     [{"type": "web_search_call", "id": "ws_1"}, said("user", "q")], [{"id": "msg_1"}],

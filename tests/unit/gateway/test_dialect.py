@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 
-from gateway.dialect import ChoiceBuffer, Usage, contract_form
+import pytest
+
+from gateway.dialect import ChoiceBuffer, Usage, arguments_object, contract_form, new_call_id
 from supervisor.errors import QueueFull
 from supervisor.wire.frames import Call, End, Token
 
@@ -24,6 +26,26 @@ def test_a_choice_gathers_its_tokens() -> None:
     assert (choice.text, choice.reasoning) == ("abc", ["x"])
     assert choice.calls == {1: ("f", ["{", "}"]), 0: ("g", [""])}
     assert choice.logprobs is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("{}", {}),
+        ('{"a": [1]}', {"a": [1]}),
+        ("", None),
+        ('{"a": ', None),
+        ("[1]", None),
+        ("null", None),
+        ('{"a":' * 100_000, None),  # what a model that can't stop writes until its length ends it
+    ],
+)
+def test_arguments_are_a_whole_object_or_none(arguments: str, told: object) -> None:
+    assert arguments_object(arguments) == told
+
+
+def test_calls_have_ids_of_their_own() -> None:
+    assert len({new_call_id() for _ in range(100)}) == 100
 
 
 def test_an_error_in_the_contract_s_form() -> None:

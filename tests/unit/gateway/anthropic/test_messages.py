@@ -10,7 +10,7 @@ from anthropic.types.beta import BetaContentBlockParam
 
 from gateway.anthropic import blocks
 from gateway.anthropic.messages import stable
-from gateway.anthropic.signatures import sign
+from gateway.openai.thoughts import seal
 from supervisor.errors import InvalidType, InvalidValue, UnsupportedValue
 from tests.helpers.anthropic_bodies import SECRET, USER, chat, refusal, said, sdk_types
 
@@ -143,7 +143,7 @@ def test_thoughts_are_given_back_whoever_has_signed_them() -> None:
             "signature": "EqQBCgIYAhIM1gbcDa9G",
         },
         {"type": "thinking", "thinking": "unsigned"},
-        {"type": "thinking", "thinking": "", "signature": sign("hidden")},
+        {"type": "thinking", "thinking": "", "signature": seal("hidden")},
         {"type": "thinking", "thinking": "", "signature": "anybody's"},
         {"type": "redacted_thinking", "data": "EmwKAhgBEgy3va3pzix"},
     ]

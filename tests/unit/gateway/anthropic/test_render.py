@@ -13,8 +13,8 @@ from pydantic import TypeAdapter
 
 from gateway.anthropic.render import MessagesRenderer
 from gateway.anthropic.schemas import MessageAnswer, MessageEvent
-from gateway.anthropic.signatures import sign, thought_in
 from gateway.dialect import AnswerHead, ChoiceBuffer, Usage
+from gateway.openai.thoughts import seal, unseal
 from supervisor.errors import WorkerCrashed
 from supervisor.wire.frames import Call, End, Token
 
@@ -211,10 +211,10 @@ def test_a_thought_that_nobody_wants_to_see() -> None:
     assert told(message)[0] == told(answer)[0] == {"type": "thinking", "thinking": ""}
     block = message.content[0]
     assert block.type == "thinking"
-    assert thought_in(block.signature) == "I look."
+    assert unseal(block.signature) == "I look."
     assert answer["content"][0]["signature"] == block.signature
     # Of one that was shown it need not hold anything.
-    assert whole(CALLED, CALLED_END)["content"][0]["signature"] == sign("")
+    assert whole(CALLED, CALLED_END)["content"][0]["signature"] == seal("")
 
 
 def test_text_may_come_after_a_call_and_thoughts_after_text() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.openai.sse import data_event, in_one_line, named_event
+from gateway.openai.sse import data_event, in_one_line, named_event, recoveries_comment
 from supervisor.errors import InvalidValue
 from supervisor.wire.frames import Call, Logprob, Logprobs, Token
 from tests.helpers.openai_answers import events, renderer
@@ -50,3 +50,8 @@ def test_whatever_holds_a_line_break_is_escaped(chat: bool) -> None:
 
 def test_a_named_event() -> None:
     assert named_event("response.created", b"{}") == b"event: response.created\ndata: {}\n\n"
+
+
+def test_recoveries_are_told_in_a_comment_if_there_were_any() -> None:
+    assert recoveries_comment(2) == b": recoveries 2\n\n"
+    assert recoveries_comment(0) == b""

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from gateway.openai.thoughts import seal
 from gateway.responses.items import HOSTED_ITEMS
-from gateway.responses.reasoning import concealed
 from supervisor.errors import (
     BulkheadError,
     InvalidType,
@@ -170,7 +170,7 @@ def test_an_output_without_an_id() -> None:
     [
         ({"content": [{"type": "reasoning_text", "text": "a"}, {"text": "b"}]}, "a\n\nb"),
         ({"summary": [part("a", "summary_text")]}, "a"),
-        ({"encrypted_content": concealed("a"), "summary": [part("b")]}, "a"),
+        ({"encrypted_content": seal("a"), "summary": [part("b")]}, "a"),
         ({"encrypted_content": "gAAAA-of-another-server", "summary": [part("b")]}, "b"),
         ({"encrypted_content": "bulkhead-1.%%%", "summary": [part("b")]}, "b"),
         ({"encrypted_content": None, "content": None, "summary": []}, None),
@@ -255,7 +255,7 @@ def test_what_is_kept_is_read_again_as_it_was() -> None:
         said("yes"),
         {"role": "assistant", "content": [part("a", "output_text"), part("b", "output_text")]},
         {"role": "developer", "content": "d"},
-        reasoning(summary=[part("hm", "summary_text")], encrypted_content=concealed("hmm")),
+        reasoning(summary=[part("hm", "summary_text")], encrypted_content=seal("hmm")),
         call("f", "c1", namespace="team", status="completed"),
         output("c1", [part("x")]),
         {"type": "custom_tool_call", "call_id": "c2", "name": "p", "input": "x"},

@@ -10,7 +10,7 @@ import pytest
 from openai.types.responses import Response
 
 from gateway.dialect import Usage
-from gateway.responses.reasoning import revealed
+from gateway.openai.thoughts import unseal
 from gateway.responses.request import LOGPROBS
 from supervisor.errors import ContextLengthExceeded, WorkerCrashed
 from supervisor.wire.frames import Call, End, Logprob, Logprobs, Token
@@ -263,7 +263,7 @@ def test_log_probabilities_are_those_of_the_text() -> None:
 def test_encrypted_content_is_the_reasoning() -> None:
     tokens = EVERYTHING[:3]
     (thought, _) = whole(tokens, STOP, include=["reasoning.encrypted_content"])["output"]
-    assert revealed(thought["encrypted_content"]) == "hm"
+    assert unseal(thought["encrypted_content"]) == "hm"
     (thought, _) = whole(tokens, STOP)["output"]
     assert "encrypted_content" not in thought
     assert thought["summary"] == [{"type": "summary_text", "text": "hm"}]

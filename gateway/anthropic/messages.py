@@ -14,6 +14,7 @@ from gateway.anthropic.blocks import (
     CompactionBlock,
     ContentBlock,
     DocumentBlock,
+    Fallback,
     PassedBlock,
     RedactedThinkingBlock,
     SearchResultBlock,
@@ -194,6 +195,19 @@ def _assistant(
     if calls:
         plain["tool_calls"] = calls
     return plain
+
+
+def passed_types(messages: Sequence[Turn]) -> tuple[str, ...]:
+    """The types of blocks that Anthropic's servers have left in a conversation and that the model
+    is not shown, each once."""
+    kinds = (
+        str(block.__struct_config__.tag)
+        for message in messages
+        if not isinstance(message.content, str)
+        for block in message.content
+        if isinstance(block, PassedBlock) and not isinstance(block, Fallback)
+    )
+    return tuple(dict.fromkeys(kinds))
 
 
 def _misplaced(block: ContentBlock, place: str) -> UnsupportedValue:

@@ -20,6 +20,7 @@ from gateway.anthropic.messages import (
     Turn,
     conversation,
     explain_block_error,
+    passed_types,
 )
 from gateway.anthropic.tools import TOOLS_MAX, Offered, ToolChoice, offered_tools
 from gateway.openai.messages import MESSAGES_MAX
@@ -103,8 +104,13 @@ class CountRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     def ignored(self) -> tuple[str, ...]:
         """What of the body changes nothing here. Raises as `offered`."""
-        edits = () if self.context_management is None else self.context_management.ignored()
-        return (*self.offered().ignored, *edits)
+        names = list(self.offered().ignored)
+        if self.context_management is not None:
+            names += self.context_management.ignored()
+        if self.output_config is not None and self.output_config.task_budget is not None:
+            names.append("output_config.task_budget")
+        names += [f"messages.{kind}" for kind in passed_types(self.messages)]
+        return tuple(names)
 
     def _prompt(self, offered: Offered) -> Chat:
         said = self._conversation()

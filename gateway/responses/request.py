@@ -7,7 +7,7 @@ that ask for nothing. `gateway.responses.render` has the answers.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Protocol
 
@@ -170,6 +170,18 @@ class ResponseRequest(GenerationParameters, frozen=True, kw_only=True):
                 return {"type": "json_object"}
             case _:
                 return {"type": "text"}
+
+    def ignored(self) -> Iterator[str]:
+        """What of the parameters changes nothing here, but might elsewhere."""
+        if self.truncation == "auto":
+            yield "truncation"
+        if self.text is not None and self.text.verbosity is not None:
+            yield "text.verbosity"
+        if self.reasoning is not None:
+            if self.reasoning.context not in (None, "auto"):
+                yield "reasoning.context"
+            if self.reasoning.mode is not None:
+                yield "reasoning.mode"
 
     @property
     def template(self) -> dict[str, Any]:
@@ -339,7 +351,7 @@ def parse_response(raw: Mapping[str, Any], recall: Recall) -> ParsedResponse:
                     *hosted_places(raw_tools),
                     *names.not_enforced,
                     *hosted_things(raw_items),
-                    *(["truncation"] if asked.truncation == "auto" else []),
+                    *asked.ignored(),
                 ]
             )
         ),

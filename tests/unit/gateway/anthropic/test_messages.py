@@ -12,7 +12,7 @@ from gateway.anthropic import blocks
 from gateway.anthropic.messages import stable
 from gateway.openai.thoughts import seal
 from supervisor.errors import InvalidType, InvalidValue, UnsupportedValue
-from tests.helpers.anthropic_bodies import SECRET, USER, chat, refusal, said, sdk_types
+from tests.helpers.anthropic_bodies import SECRET, USER, chat, parsed, refusal, said, sdk_types
 
 CALL = {"type": "tool_use", "id": "toolu_1", "name": "look", "input": {"at": [1, None]}}
 CALLED = {
@@ -211,10 +211,12 @@ PASSED = [
 
 
 @pytest.mark.parametrize("kind", PASSED)
-def test_what_anthropics_servers_did_has_no_effect(kind: str) -> None:
+def test_what_anthropics_servers_did_has_no_effect_and_is_named(kind: str) -> None:
     block = {"type": kind, "id": "srvtoolu_1", "name": "web_search", "input": {}, "content": []}
-    told = said(USER, assistant(text("a"), block, text("b")), user(block, text("c")))
-    assert [each["content"] for each in told[1:]] == ["a\n\nb", "c"]
+    messages = [USER, assistant(text("a"), block, text("b")), user(block, text("c"))]
+    assert [each["content"] for each in said(*messages)[1:]] == ["a\n\nb", "c"]
+    named = () if kind == "fallback" else (f"messages.{kind}",)
+    assert parsed(messages=messages).ignored() == named
 
 
 IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": SECRET}}

@@ -196,6 +196,12 @@ def test_effort(effort: str) -> None:
     assert chat(output_config={"effort": effort}).template == {"reasoning_effort": effort}
 
 
+def test_a_budget_that_nobody_keeps_to_is_named() -> None:
+    budget = {"type": "tokens", "total": 9}
+    asked = parsed(output_config={"effort": "low", "task_budget": budget})
+    assert asked.ignored() == ("output_config.task_budget",)
+
+
 @pytest.mark.parametrize(
     "members",
     [

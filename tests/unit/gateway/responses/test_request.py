@@ -92,6 +92,10 @@ def test_what_changes_nothing(members: dict[str, Any]) -> None:
 
 def test_what_is_ignored_is_named() -> None:
     assert parsed(truncation="auto").ignored == ("truncation",)
+    assert parsed(text={"verbosity": "low"}).ignored == ("text.verbosity",)
+    assert parsed(reasoning={"context": "auto", "effort": "low", "summary": "auto"}).ignored == ()
+    told = parsed(reasoning={"context": "current_turn", "mode": "pro"}).ignored
+    assert told == ("reasoning.context", "reasoning.mode")
     ignored = RESPONSE_BODY.ignored({"context_management": [], "keep_alive": 5})
     assert set(ignored) == {"context_management", "keep_alive"}
 

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import secrets
 import time
+from collections.abc import Sequence
 
 from aiohttp import StreamReader, web
 
@@ -28,6 +29,8 @@ _EXPOSED = (
     "x-bulkhead-recoveries, x-bulkhead-fallback, x-bulkhead-ignored, Retry-After, x-should-retry"
 )
 """The headers that scripts of a page may read; SDKs obey the last two."""
+_NAMES_MAX = 4000
+"""Characters of `x-bulkhead-ignored`; some clients read 8 KB of all headers together."""
 _JSON_CHARSETS = ("utf-8", "utf8", "us-ascii")
 
 
@@ -135,7 +138,7 @@ def set_common_headers(request: web.Request, response: web.StreamResponse) -> No
     response.headers["x-request-id"] = response.headers["request-id"] = request[REQUEST_ID]
     response.headers["openai-processing-ms"] = str(round(elapsed))
     if ignored := request.get(IGNORED):
-        response.headers["x-bulkhead-ignored"] = ", ".join(ignored)
+        response.headers["x-bulkhead-ignored"] = _names(ignored)
     origin = request.headers.get("Origin")
     if origin is None or not request.app[ACCESS].allows_origin(origin):
         return
@@ -146,6 +149,18 @@ def set_common_headers(request: web.Request, response: web.StreamResponse) -> No
         wanted = request.headers.get("Access-Control-Request-Headers", "*")
         response.headers["Access-Control-Allow-Headers"] = wanted
         response.headers["Access-Control-Allow-Methods"] = "GET, POST, OPTIONS"
+
+
+def _names(names: Sequence[str]) -> str:
+    """Names as a header holds them. A client may have made them up: no letter is one that headers
+    can't have, and no list longer than what clients read of one."""
+    told, length = [], 0
+    for name in names:
+        told.append(name.encode("unicode_escape").decode("ascii"))
+        length += len(told[-1]) + 2
+        if length > _NAMES_MAX:
+            return ", ".join([*told[:-1], "..."])
+    return ", ".join(told)
 
 
 async def body_digest(request: web.Request) -> bytes:

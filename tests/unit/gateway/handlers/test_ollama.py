@@ -319,6 +319,21 @@ def test_embeddings() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:coroutine 'sleep' was never awaited")
+def test_whatever_options_are_called_their_names_fit_a_header() -> None:
+    for names, told in (
+        (["a\r\nb: c", "é\0"], r"options.a\r\nb: c, options.\xe9\x00"),
+        ([f"n{number:04}" for number in range(5000)], "options.n0000, options.n0001"),
+    ):
+        body = {"model": "m", "input": "a", "options": dict.fromkeys(names, 1)}
+        answer = posted(Scripted([VECTOR, Embedded(7)]), body, "/api/embed")
+        assert answer.status == 200
+        header = answer.headers["x-bulkhead-ignored"]
+        assert header.startswith(told)
+        assert len(header) < 4100
+    assert header.endswith(", ...")
+
+
+@pytest.mark.filterwarnings("ignore:coroutine 'sleep' was never awaited")
 def test_older_embeddings() -> None:
     answer = posted(Scripted([VECTOR, Embedded(7)]), {"prompt": "a"}, "/api/embeddings")
     assert len(ollama.EmbeddingsResponse.model_validate(answer.json).embedding) == 2

@@ -6,7 +6,6 @@ What differs: arguments are an object, calls may have no ids, and the answer of 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -56,7 +55,8 @@ def to_openai(messages: object) -> list[dict[str, Any]]:
     """The same in OpenAI's form. Raises the contract's 400 that names the place."""
     parsed = convert({"messages": messages}, _Messages).messages
     # Templates that know ids want them: calls without get one, and so do their answers.
-    open_calls: deque[tuple[str, str]] = deque()
+    open_calls: dict[str, str] = {}
+    """Id → function of those that have no answer yet, in order."""
     number = 0
     translated = []
     for index, message in enumerate(parsed):
@@ -71,7 +71,7 @@ def to_openai(messages: object) -> list[dict[str, Any]]:
                     param = f"messages[{index}].tool_calls[{place}].function.arguments"
                     identity = call.id or f"call_{number}"
                     number += 1
-                    open_calls.append((identity, call.function.name))
+                    open_calls[identity] = call.function.name
                     function = {
                         "name": call.function.name,
                         "arguments": _as_text(call.function.arguments, param),
@@ -111,15 +111,17 @@ def _as_text(arguments: Mapping[str, Any] | str, param: str) -> str:
 
 
 def _answered(
-    open_calls: deque[tuple[str, str]], identity: str | None, name: str | None
+    open_calls: dict[str, str], identity: str | None, name: str | None
 ) -> tuple[str | None, str | None]:
     """Id and function of the call that a tool's message answers: the one that it names, else the
     first that has no answer yet."""
-    for known in open_calls:
-        if identity == known[0] or (identity is None and name in (None, known[1])):
-            open_calls.remove(known)
-            return known[0], name or known[1]
-    return identity, name
+    if identity is None:
+        found = (known for known, called in open_calls.items() if name in (None, called))
+        identity = next(found, None)
+    if identity is None or identity not in open_calls:
+        return identity, name
+    called = open_calls.pop(identity)
+    return identity, name or called
 
 
 def tools_to_openai(tools: object) -> object:

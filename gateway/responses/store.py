@@ -74,6 +74,7 @@ class ResponseStore:
         ids = tuple(each["id"] for each in (*items, *output) if isinstance(each.get("id"), str))
         encoded, given = _json(response), _json(items)
         size = len(encoded) + len(given) + _OVERHEAD + _ITEM_OVERHEAD * len(ids)
+        size += sum(map(len, ids))  # held once more, and a client's may be of any length
         if size > self._bytes_max:
             return
         while self._bytes + size > self._bytes_max:

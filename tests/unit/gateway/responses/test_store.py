@@ -154,6 +154,12 @@ def test_what_is_larger_than_all_is_not_kept(store: ResponseStore) -> None:
         own.response("resp_2")
 
 
+def test_ids_count_as_well(store: ResponseStore) -> None:
+    own = store.of("")
+    own.keep(response(1), [{"type": "message", "id": "x" * (BYTES * 2 // 3)}])
+    assert (len(store), store.bytes) == (0, 0)
+
+
 def test_small_ones_count_as_well(store: ResponseStore) -> None:
     own = store.of("")
     for number in range(1000):

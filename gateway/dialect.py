@@ -47,6 +47,10 @@ class ChoiceBuffer:
         self.calls: dict[int, tuple[str, list[str]]] = {}
         """Number → (name, pieces of the arguments)."""
         self.logprobs: list[Logprobs] | None = [] if logprobs else None
+        self.text_logprobs: list[Logprobs] = []
+        """Those of the text alone, without thoughts and calls."""
+        self._undecided: list[Logprobs] = []
+        """Of tokens whose text is not known yet."""
         self.echo = ""
         self.reason = "stop"
         """Of its end."""
@@ -61,6 +65,11 @@ class ChoiceBuffer:
             self.calls.setdefault(call.index, (call.name, []))[1].append(call.arguments)
         if token.logprobs is not None and self.logprobs is not None:
             self.logprobs.append(token.logprobs)
+            self._undecided.append(token.logprobs)
+        if token.text:
+            self.text_logprobs += self._undecided
+        if token.text or token.reasoning or token.calls:
+            self._undecided.clear()
 
     @property
     def text(self) -> str:

@@ -205,7 +205,7 @@ def _in_full(item: dict[str, Any], given: Any) -> dict[str, Any]:
     return made
 
 
-def hosted_things(items: Iterable[Any]) -> list[str]:
+def hosted_names(items: Iterable[Any]) -> list[str]:
     """The names for `x-bulkhead-ignored` of what changes nothing here among the items that were
     sent, each once: items that hosted tools have left, and such tools."""
     names: list[str] = []

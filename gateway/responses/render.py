@@ -194,9 +194,7 @@ class ResponseRenderer:
         if choice.text or not (choice.reasoning or choice.calls):
             message = self._message()
             message.pieces += choice.texts
-            # Those of the reasoning come first, and are not the text's.
-            told = (choice.logprobs or [])[usage.reasoning :]
-            message.logprobs += [_logprobs(each) for each in told]
+            message.logprobs += [_logprobs(each) for each in choice.text_logprobs]
             self._items.append(message)
         for _, (name, pieces) in sorted(choice.calls.items()):
             call = call_item(self._parsed.names.called(name))

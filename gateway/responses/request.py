@@ -26,7 +26,7 @@ from gateway.responses.items import (
     AdditionalToolsItem,
     Item,
     for_templates,
-    hosted_things,
+    hosted_names,
     kept_forms,
     parse_items,
     referred_id,
@@ -350,7 +350,7 @@ def parse_response(raw: Mapping[str, Any], recall: Recall) -> ParsedResponse:
                 [
                     *hosted_places(raw_tools),
                     *names.not_enforced,
-                    *hosted_things(raw_items),
+                    *hosted_names(raw_items),
                     *asked.ignored(),
                 ]
             )

@@ -12,7 +12,7 @@ import pytest
 from tests.helpers.recorded import Recorded, recorded
 from tests.helpers.serving import DEADLINE, Server, serving
 
-WHOLE = ("pi", "continue", "cline")
+WHOLE = ("pi", "continue")
 """Of the other chats, longer ones, tests/unit/worker/demo shows that they are taken;
 `python -m tests.bench.recorded` waits for the whole answers of all seven."""
 OTHER_DIALECTS = ("codex", "claude-code")

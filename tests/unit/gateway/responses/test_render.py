@@ -254,10 +254,10 @@ def test_log_probabilities_are_those_of_the_text() -> None:
     message = events[-1]["response"]["output"][1]
     assert message["content"][0]["logprobs"] == delta["logprobs"]
     assert delta["logprobs"][0]["top_logprobs"][0]["bytes"] == list("\ufffd".encode())
-    answer = whole(tokens[:3], End("stop", 3, 3, 1), include=[LOGPROBS])
-    assert [each["token"] for each in answer["output"][1]["content"][0]["logprobs"]] == [
-        *("\ufffd", "\ufffd")
-    ]
+    answer = whole(tokens, CALLED, tools=TOOLS, include=[LOGPROBS])
+    (said,) = answer["output"][1]["content"]
+    assert said["text"] == "é!"
+    assert [each["token"] for each in said["logprobs"]] == ["\ufffd", "\ufffd", "!"]
 
 
 def test_encrypted_content_is_the_reasoning() -> None:

@@ -25,6 +25,7 @@ from gateway.anthropic.messages import (
 from gateway.anthropic.tools import TOOLS_MAX, Offered, ToolChoice, offered_tools
 from gateway.openai.messages import MESSAGES_MAX
 from gateway.openai.parameters import Share, StopString
+from gateway.openai.tools import demanded_twice
 from gateway.openai.validation import Body, StrictStruct, check_plain, invalid_value
 from supervisor.errors import UnsupportedValue
 from supervisor.wire.frames import Chat, Generate, Sampling, Schema, Structure
@@ -163,11 +164,7 @@ class MessagesRequest(CountRequest, frozen=True, kw_only=True):
         prompt, structure = self._prompt(offered), self._structure()
         calling = offered.calling
         if structure is not None and calling is not None and calling.choice == "required":
-            raise UnsupportedValue(
-                "`output_config.format` cannot be combined with a `tool_choice` that demands a "
-                "call: the answer would have to be both.",
-                param="output_config.format",
-            )
+            raise demanded_twice("output_config.format")
         if structure is not None and prompt.continues:
             raise UnsupportedValue(
                 "`output_config.format` cannot be combined with a last message of the assistant's: "

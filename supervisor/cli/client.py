@@ -132,12 +132,19 @@ class Client:
             connection.request(method, path, headers=headers)
             with connection.getresponse() as response:
                 if response.status != 200 and not (path == "/" and response.status == 503):
-                    raise Refusal(_message(_whole(response)))
+                    told = _message(_whole(response))
+                    if response.status == 401:
+                        told = f"{told} This command takes it from ${KEY_VARIABLE}."
+                    raise Refusal(told)
                 yield response
         except TimeoutError:
             raise Unreachable(f"{self._where} did not answer within {seconds:g} s") from None
         except ValueError:
             raise Unreachable(f"{self._where} gave an answer that is not Bulkhead's") from None
+        except ConnectionRefusedError as error:
+            raise Unreachable(
+                f"{self._where} does not answer: {reason(error)}; `bulkhead serve` starts a server"
+            ) from None
         except (OSError, http.client.HTTPException) as error:
             raise Unreachable(f"{self._where} does not answer: {reason(error)}") from None
         finally:

@@ -89,7 +89,7 @@ def context_of(health: Health, model: Configured) -> int | None:
 
 def _tell(recipe: Program, start: Start, target: Target) -> None:
     """To stderr: stdout is the program's."""
-    for line in start.shell_lines(target):
+    for line in start.told_lines(target):
         print(f"bulkhead: {visible(line)}", file=sys.stderr)
     if target.context is not None and target.context < recipe.needs:
         print(

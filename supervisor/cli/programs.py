@@ -53,9 +53,12 @@ class Start:
     def shell_lines(self, target: Target) -> list[str]:
         """What does the same in a POSIX shell. A key is not shown: it is taken from
         `$BULKHEAD_API_KEY`, which has to be set."""
+        need = [': "${BULKHEAD_API_KEY:?set it to a key of the server}"'] if target.key else []
+        return [*need, *self.told_lines(target)]
+
+    def told_lines(self, target: Target) -> list[str]:
+        """The same for somebody who only reads it."""
         lines = [f"unset {name}" for name in self.without]
-        if target.key:
-            lines.append(': "${BULKHEAD_API_KEY:?set it to a key of the server}"')
         for name, value in self.environ.items():
             lines.append(f"export {name}={_quoted(value, target.key)}")
         lines.append(" ".join(_quoted(word, target.key) for word in self.command))

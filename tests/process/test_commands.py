@@ -165,6 +165,7 @@ def test_keys(tmp_path: Path) -> None:
         done = bulkhead("status", "--url", server.url)
         assert done.returncode == 1
         assert "Incorrect API key" in done.stderr
+        assert "$BULKHEAD_API_KEY" in done.stderr
         done = bulkhead("status", "--url", server.url, environ={"BULKHEAD_API_KEY": "secret-key"})
         assert done.returncode == 0
         assert "m#1" in done.stdout

@@ -104,7 +104,10 @@ def test_without_a_key_of_the_server_s_the_line_asks_for_none() -> None:
     to = target()
     assert not any(":?" in line for line in start("codex", to).shell_lines(to))
     with_key = target(key="k")
-    assert any(":?" in line for line in start("codex", with_key).shell_lines(with_key))
+    begun = start("codex", with_key)
+    asking, *rest = begun.shell_lines(with_key)
+    assert ":?" in asking
+    assert rest == begun.told_lines(with_key)
     assert shlex.split(start("claude", to).shell_lines(to)[-1]) == ["claude"]
 
 

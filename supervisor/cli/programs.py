@@ -112,6 +112,9 @@ def _claude(target: Target, arguments: Sequence[str]) -> Start:
         "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     }
+    if target.context is not None:
+        # Else it takes 200,000 for granted.
+        environ["CLAUDE_CODE_MAX_CONTEXT_TOKENS"] = str(target.context)
     # With a key as well it asks which of the two to use.
     return Start(("claude", *arguments), environ, without=("ANTHROPIC_API_KEY",))
 

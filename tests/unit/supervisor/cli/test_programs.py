@@ -75,6 +75,9 @@ def test_claude_uses_the_one_model_for_everything_and_no_other_key() -> None:
     models = {name: value for name, value in environ.items() if "MODEL" in name}
     assert len(models) == 6
     assert set(models.values()) == {"m"}
+    assert environ["CLAUDE_CODE_MAX_CONTEXT_TOKENS"] == "32768"
+    unknown = start("claude", Target("http://127.0.0.1:11435", "m")).environ
+    assert "CLAUDE_CODE_MAX_CONTEXT_TOKENS" not in unknown
 
 
 @pytest.mark.parametrize("key", ["", "secret-key"])

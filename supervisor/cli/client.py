@@ -93,6 +93,14 @@ class Client:
             raise Refusal(_told(answer))
         return answer
 
+    def default_model(self) -> str | None:
+        """What a request gets that names no model; None where that is not set. Raises
+        Unreachable."""
+        try:
+            return str(self._ask("GET", "/v1/models/default_model", _SECONDS).get("id"))
+        except Refusal:
+            return None
+
     def crashes(self, name: str = "") -> dict[str, Any]:
         """The crash report with that id, or the list of all. Raises Unreachable or Refusal."""
         path = f"/admin/crashes/{quote(name, safe='')}" if name else "/admin/crashes"

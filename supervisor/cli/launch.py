@@ -25,7 +25,8 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="The model that it uses; else the one that is loaded, or the only one there is.",
+        help="The model that it uses; else the server's default, the one that is loaded, or the "
+        "only one there is.",
     ),
 ]
 Only = Annotated[
@@ -47,7 +48,7 @@ def launch(
 ) -> None:
     client = connect(url, state_dir)
     health = ask(lambda: parsed(client.health(), Health))
-    chosen = choose(health, model)
+    chosen = choose(health, model or ask(client.default_model))
     if isinstance(chosen, str):
         fail(chosen)
     target = Target(client.url, chosen.name, context_of(health, chosen), client.key)

@@ -224,7 +224,7 @@ def _translate_http_exception(request: web.Request, error: web.HTTPException) ->
                 "docs/api.md for what is served."
             )
         return NotFound(
-            f"There is no route {came}. The base URL of clients ends in /v1; see docs/api.md for "
-            "what is served."
+            f"There is no route {came}. The base URL is the server's address, for OpenAI's clients "
+            "with /v1 at its end and nothing else; see docs/api.md for what is served."
         )
     return InternalError(f"The request could not be handled ({error.status}).")

@@ -173,8 +173,9 @@ async def pull(request: web.Request) -> web.Response:
     try:
         await request.app[RELAY].report(name)
     except ModelNotFound as error:
+        repo = name[:200] if "/" in name else "ORG/NAME"  # Ollama's own names are no repo's
         raise ModelNotFound(
-            f"{error.message} No request downloads anything: run `hf download {name[:200]}` on the "
+            f"{error.message} No request downloads anything: run `hf download {repo}` on the "
             "server, and name the model there under [models] or with `bulkhead serve --model`.",
             param="model",
         ) from None

@@ -93,6 +93,14 @@ class Client:
             raise Refusal(_told(answer))
         return answer
 
+    def default_model(self) -> str | None:
+        """What a request gets that names no model; None where that is not set. Raises
+        Unreachable."""
+        try:
+            return str(self._ask("GET", "/v1/models/default_model", _SECONDS).get("id"))
+        except Refusal:
+            return None
+
     def crashes(self, name: str = "") -> dict[str, Any]:
         """The crash report with that id, or the list of all. Raises Unreachable or Refusal."""
         path = f"/admin/crashes/{quote(name, safe='')}" if name else "/admin/crashes"
@@ -132,12 +140,19 @@ class Client:
             connection.request(method, path, headers=headers)
             with connection.getresponse() as response:
                 if response.status != 200 and not (path == "/" and response.status == 503):
-                    raise Refusal(_message(_whole(response)))
+                    told = _message(_whole(response))
+                    if response.status == 401:
+                        told = f"{told} This command takes it from ${KEY_VARIABLE}."
+                    raise Refusal(told)
                 yield response
         except TimeoutError:
             raise Unreachable(f"{self._where} did not answer within {seconds:g} s") from None
         except ValueError:
             raise Unreachable(f"{self._where} gave an answer that is not Bulkhead's") from None
+        except ConnectionRefusedError as error:
+            raise Unreachable(
+                f"{self._where} does not answer: {reason(error)}; `bulkhead serve` starts a server"
+            ) from None
         except (OSError, http.client.HTTPException) as error:
             raise Unreachable(f"{self._where} does not answer: {reason(error)}") from None
         finally:

@@ -25,7 +25,8 @@ Model = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="The model that it uses; else the one that is loaded, or the only one there is.",
+        help="The model that it uses; else the server's default, the one that is loaded, or the "
+        "only one there is.",
     ),
 ]
 Only = Annotated[
@@ -47,7 +48,7 @@ def launch(
 ) -> None:
     client = connect(url, state_dir)
     health = ask(lambda: parsed(client.health(), Health))
-    chosen = choose(health, model)
+    chosen = choose(health, model or ask(client.default_model))
     if isinstance(chosen, str):
         fail(chosen)
     target = Target(client.url, chosen.name, context_of(health, chosen), client.key)
@@ -89,7 +90,7 @@ def context_of(health: Health, model: Configured) -> int | None:
 
 def _tell(recipe: Program, start: Start, target: Target) -> None:
     """To stderr: stdout is the program's."""
-    for line in start.shell_lines(target):
+    for line in start.told_lines(target):
         print(f"bulkhead: {visible(line)}", file=sys.stderr)
     if target.context is not None and target.context < recipe.needs:
         print(

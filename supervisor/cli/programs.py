@@ -53,9 +53,12 @@ class Start:
     def shell_lines(self, target: Target) -> list[str]:
         """What does the same in a POSIX shell. A key is not shown: it is taken from
         `$BULKHEAD_API_KEY`, which has to be set."""
+        need = [': "${BULKHEAD_API_KEY:?set it to a key of the server}"'] if target.key else []
+        return [*need, *self.told_lines(target)]
+
+    def told_lines(self, target: Target) -> list[str]:
+        """The same for somebody who only reads it."""
         lines = [f"unset {name}" for name in self.without]
-        if target.key:
-            lines.append(': "${BULKHEAD_API_KEY:?set it to a key of the server}"')
         for name, value in self.environ.items():
             lines.append(f"export {name}={_quoted(value, target.key)}")
         lines.append(" ".join(_quoted(word, target.key) for word in self.command))
@@ -109,6 +112,9 @@ def _claude(target: Target, arguments: Sequence[str]) -> Start:
         "CLAUDE_CODE_ATTRIBUTION_HEADER": "0",
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     }
+    if target.context is not None:
+        # Else it takes 200,000 for granted.
+        environ["CLAUDE_CODE_MAX_CONTEXT_TOKENS"] = str(target.context)
     # With a key as well it asks which of the two to use.
     return Start(("claude", *arguments), environ, without=("ANTHROPIC_API_KEY",))
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from tests.agents.scenario import ANSWER, FILE, KEY, MODEL, NEW, OLD, TASK, Place, Scenario
 from tests.helpers.scripted_llama import Turn, call
@@ -32,24 +34,19 @@ def conversation(read: str, edit: str, look: str) -> list[Turn]:
     ]
 
 
+def _launch(place: Place, program: str, *arguments: str) -> list[str]:
+    """The program started by `bulkhead launch`, which must set all that it needs."""
+    bulkhead = str(Path(sys.executable).with_name("bulkhead"))
+    given = ("--model", MODEL, "--url", place.url)
+    return [bulkhead, "launch", program, *given, "--", *arguments]
+
+
 def _opencode(place: Place) -> Sequence[Turn]:
     return conversation(
         call("read", filePath=place.file),
         call("edit", filePath=place.file, oldString=OLD, newString=NEW),
         call("bash", command=f"cat {FILE}", description="Prints the file"),
     )
-
-
-def _opencode_config(place: Place) -> dict[str, str]:
-    provider = {
-        "npm": "@ai-sdk/openai-compatible",
-        "name": "Bulkhead",
-        "options": {"baseURL": f"{place.url}/v1", "apiKey": KEY},
-        "models": {MODEL: {"name": MODEL}},
-    }
-    config = {"$schema": "", "provider": {"bulkhead": provider}, "autoupdate": False}
-    del config["$schema"]
-    return {".config/opencode/opencode.json": json.dumps(config)}
 
 
 def _cline(place: Place) -> Sequence[Turn]:
@@ -83,20 +80,9 @@ def _codex(place: Place) -> Sequence[Turn]:
 
 
 def _codex_config(place: Place) -> dict[str, str]:
-    return {
-        ".codex/config.toml": f"""\
-model = "{MODEL}"
-model_provider = "bulkhead"
-check_for_update_on_startup = false
-[analytics]
-enabled = false
-[model_providers.bulkhead]
-name = "Bulkhead"
-base_url = "{place.url}/v1"
-env_key = "BULKHEAD_API_KEY"
-wire_api = "responses"
-"""
-    }
+    """What a test wants besides: no calls home."""
+    config = "check_for_update_on_startup = false\n[analytics]\nenabled = false\n"
+    return {".codex/config.toml": config}
 
 
 def _claude(place: Place) -> Sequence[Turn]:
@@ -153,14 +139,13 @@ models:
 PROGRAMS = (
     Scenario(
         "codex",
-        lambda place: [
-            "codex", "exec", "--skip-git-repo-check",
-            "--dangerously-bypass-approvals-and-sandbox", TASK,
-        ],
+        lambda place: _launch(
+            place, "codex",
+            "exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox", TASK,
+        ),
         _codex,
         routes=("/v1/responses",),
         files=_codex_config,
-        environ=lambda place: {"BULKHEAD_API_KEY": KEY},
     ),
     Scenario(
         "codex-oss",
@@ -175,27 +160,19 @@ PROGRAMS = (
     ),
     Scenario(
         "claude",
-        lambda place: [
-            "claude", "--print", "--permission-mode", "acceptEdits",
+        lambda place: _launch(
+            place, "claude",
+            "--print", "--permission-mode", "acceptEdits",
             "--allowed-tools", "Read,Edit,Bash(cat:*)", "--", TASK,
-        ],
+        ),
         _claude,
         routes=("/v1/messages",),
-        environ=lambda place: {
-            "ANTHROPIC_BASE_URL": place.url,
-            "ANTHROPIC_API_KEY": KEY,
-            "ANTHROPIC_MODEL": MODEL,
-            "ANTHROPIC_SMALL_FAST_MODEL": MODEL,
-            "ANTHROPIC_DEFAULT_HAIKU_MODEL": MODEL,
-            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-            "DISABLE_AUTOUPDATER": "1",
-        },
+        environ=lambda place: {"DISABLE_AUTOUPDATER": "1"},
     ),
     Scenario(
         "opencode",
-        lambda place: ["opencode", "run", "--model", f"bulkhead/{MODEL}", TASK],
+        lambda place: _launch(place, "opencode", "run", TASK),
         _opencode,
-        files=_opencode_config,
         environ=lambda place: {"OPENCODE_DISABLE_AUTOUPDATE": "1"},
     ),
     Scenario(
@@ -232,12 +209,11 @@ PROGRAMS = (
     ),
     Scenario(
         "aider",
-        lambda place: [
-            "aider", "--model", f"openai/{MODEL}", "--openai-api-base", f"{place.url}/v1",
-            "--openai-api-key", KEY, "--yes-always", "--no-git", "--no-check-update",
-            "--analytics-disable", "--no-show-model-warnings", "--edit-format", "diff",
-            "--message", TASK, FILE,
-        ],
+        lambda place: _launch(
+            place, "aider",
+            "--yes-always", "--no-git", "--no-check-update", "--analytics-disable",
+            "--edit-format", "diff", "--message", TASK, FILE,
+        ),
         _aider,
         aside="",
     ),

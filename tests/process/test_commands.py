@@ -165,16 +165,21 @@ def test_keys(tmp_path: Path) -> None:
         done = bulkhead("status", "--url", server.url)
         assert done.returncode == 1
         assert "Incorrect API key" in done.stderr
+        assert "$BULKHEAD_API_KEY" in done.stderr
         done = bulkhead("status", "--url", server.url, environ={"BULKHEAD_API_KEY": "secret-key"})
         assert done.returncode == 0
         assert "m#1" in done.stdout
 
 
-def test_the_address_ends_with_the_server(tmp_path: Path) -> None:
+def test_the_default_is_launched_and_the_address_ends_with_the_server(tmp_path: Path) -> None:
     model = Script(generations=()).write(tmp_path / "m")
-    config = f'[server]\nport = 0\n[models.m]\nsource = "{model}"\n'
+    config = (
+        '[server]\nport = 0\ndefault_model = "o"\n'
+        f'[models.m]\nsource = "{model}"\n[models.o]\nsource = "{model}"\n'
+    )
     with serving(tmp_path / "s", scripted=True, config=config) as server:
         assert "no model is loaded" in ask(server, "status")
+        assert "export ANTHROPIC_MODEL=o\n" in ask(server, "launch", "claude", "--print")
         assert oct((server.state / "address.json").stat().st_mode & 0o777) == "0o600"
         assert server.stop() == 0
         assert not (server.state / "address.json").exists()

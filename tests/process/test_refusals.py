@@ -118,6 +118,7 @@ def test_an_unknown_path_is_told(server: Server) -> None:
         answer = server.request("GET", f"{path}/a%20b?key=secret")
         assert_error(answer, 404, "not_found")
         assert f"no route {path}/a%20b." in answer.json["error"]["message"]
+        assert "for OpenAI's clients with /v1" in answer.json["error"]["message"]
     answer = server.request("GET", "/" + "x" * 2000)
     assert_error(answer, 404, "not_found")
     assert len(answer.json["error"]["message"]) < 500

@@ -241,8 +241,10 @@ def test_what_is_served_is_pulled_already(client: ollama.Client) -> None:
 
 
 def test_nothing_else_is(client: ollama.Client, server: Server) -> None:
-    with pytest.raises(ollama.ResponseError, match=r'model "llama3" not found.*hf download'):
+    with pytest.raises(ollama.ResponseError, match=r'model "llama3" not found.*ORG/NAME'):
         client.pull("llama3")
+    with pytest.raises(ollama.ResponseError, match="hf download mlx-community/x"):
+        client.pull("mlx-community/x")
     asks: list[Callable[[], Any]] = [
         lambda: client.create("x", from_="words"),
         lambda: client.copy("words", "x"),

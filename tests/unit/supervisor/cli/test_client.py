@@ -201,3 +201,10 @@ def test_events_come_as_they_happen(tmp_path: Path) -> None:
                 break
         assert told == ["loading", "loading", "loading", "loading", "ready"]
         events.close()
+
+
+def test_where_nobody_listens_the_way_to_a_server_is_told() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with pytest.raises(Unreachable, match=r"does not answer.*`bulkhead serve` starts a server"):
+        Client("127.0.0.1", port).health()

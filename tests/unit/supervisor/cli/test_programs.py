@@ -75,6 +75,9 @@ def test_claude_uses_the_one_model_for_everything_and_no_other_key() -> None:
     models = {name: value for name, value in environ.items() if "MODEL" in name}
     assert len(models) == 6
     assert set(models.values()) == {"m"}
+    assert environ["CLAUDE_CODE_MAX_CONTEXT_TOKENS"] == "32768"
+    unknown = start("claude", Target("http://127.0.0.1:11435", "m")).environ
+    assert "CLAUDE_CODE_MAX_CONTEXT_TOKENS" not in unknown
 
 
 @pytest.mark.parametrize("key", ["", "secret-key"])
@@ -104,7 +107,10 @@ def test_without_a_key_of_the_server_s_the_line_asks_for_none() -> None:
     to = target()
     assert not any(":?" in line for line in start("codex", to).shell_lines(to))
     with_key = target(key="k")
-    assert any(":?" in line for line in start("codex", with_key).shell_lines(with_key))
+    begun = start("codex", with_key)
+    asking, *rest = begun.shell_lines(with_key)
+    assert ":?" in asking
+    assert rest == begun.told_lines(with_key)
     assert shlex.split(start("claude", to).shell_lines(to)[-1]) == ["claude"]
 
 

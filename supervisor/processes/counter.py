@@ -119,8 +119,10 @@ class CounterProcess:
             self._start_one()
         if self.state is CounterState.STARTING:
             await asyncio.wait([self._started], timeout=_START_SECONDS + _REAP_SECONDS)
-        if self.state is not CounterState.READY or self._kill_reason:
+        if self.state is CounterState.OFF:
             raise CounterDown(self._why_down, max(0.0, self._due - _now()))
+        if self.state is CounterState.STARTING or self._kill_reason:
+            raise CounterDown(self._kill_reason or "it takes too long to start", 0.0)
         return self.socket
 
     def maintain(self, now: float) -> None:
@@ -206,10 +208,11 @@ class CounterProcess:
             channel = await process.connect()
             hello = await channel.receive()
         except (ProtocolError, OSError) as error:
-            self.fault(f"its channel is no good: {error}")
+            if process is self.process:
+                self.fault(f"its channel is no good: {error}")
             return
-        if hello is None or self.state is not CounterState.STARTING:
-            return  # it ends
+        if hello is None or process is not self.process or self.state is not CounterState.STARTING:
+            return  # it ends, or has ended and there is another one
         if not isinstance(hello, frames.Hello):
             self.fault("it spoke out of turn")
         elif not process.runs_our_code():

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
 from tests.agents import network
@@ -33,7 +34,8 @@ def main() -> None:
     if unknown := set(arguments.names) - set(SCENARIOS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(SCENARIOS)}")
     # Being told to stop unwinds, so that nothing stays behind.
-    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    for told in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(told, lambda number, _: sys.exit(128 + number))
     chosen = [SCENARIOS[name] for name in dict.fromkeys(arguments.names or SCENARIOS)]
     if network.INSIDE in os.environ:
         network.raise_loopback()
@@ -59,6 +61,25 @@ def _run_all(chosen: list[Scenario], kinds: list[bool]) -> int:
         flush=True,
     )
     folder = Path(tempfile.mkdtemp(prefix="agents-"))
+    try:
+        rows, failed = _judge_all(chosen, kinds, folder, shut)
+    except BaseException:  # told to stop: nobody wants what is there
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    head = ["", "", "", "answers", "longest prompt", "strikes", "recovered", "seconds", "refused"]
+    width = len(head)
+    print(table(head, [row + [""] * (width - len(row)) for row in rows]))
+    if failed:
+        print(f"What those that failed left is in {folder}.")
+    else:
+        shutil.rmtree(folder)
+    return int(failed)
+
+
+def _judge_all(
+    chosen: list[Scenario], kinds: list[bool], folder: Path, shut: bool
+) -> tuple[list[list[str]], bool]:
+    """The table's rows, and whether any of them failed. Those leave what they had in `folder`."""
     rows, failed = [], False
     for scenario in chosen:
         for strike in kinds:
@@ -68,7 +89,17 @@ def _run_all(chosen: list[Scenario], kinds: list[bool]) -> int:
                 continue
             kind = "struck" if strike else "plain"
             place = folder / f"{scenario.name}-{kind}"
-            result = run(scenario, place, folder_of(scenario.packages), strike=strike, shut=shut)
+            try:
+                result = run(
+                    scenario, place, folder_of(scenario.packages), strike=strike, shut=shut
+                )
+            except Exception as error:  # noqa: BLE001
+                # Of the server's end as well: the others shall be judged nevertheless.
+                traceback.print_exc()
+                print(f"{scenario.name}, {kind}: FAILED, {type(error).__name__}", flush=True)
+                rows.append([scenario.name, kind, "FAILED"])
+                failed = True
+                continue
             rows.append(_row(scenario, kind, result))
             told = f"{result.answers} answers, {result.recovered} recovered"
             print(f"{scenario.name}, {kind}: {rows[-1][2]}, {told}", flush=True)
@@ -79,14 +110,7 @@ def _run_all(chosen: list[Scenario], kinds: list[bool]) -> int:
                 print((place / "output.txt").read_text(errors="replace")[-_SHOWN:], flush=True)
             else:
                 shutil.rmtree(place)
-    head = ["", "", "", "answers", "longest prompt", "strikes", "recovered", "seconds", "refused"]
-    width = len(head)
-    print(table(head, [row + [""] * (width - len(row)) for row in rows]))
-    if failed:
-        print(f"What those that failed left is in {folder}.")
-    else:
-        shutil.rmtree(folder)
-    return int(failed)
+    return rows, failed
 
 
 def _row(scenario: Scenario, kind: str, result: Result) -> list[str]:

@@ -21,6 +21,10 @@ _VERSIONS = Path(__file__).with_name("versions.toml")
 _SECONDS = 900.0
 """For one list."""
 _DONE = ".installed"
+_NPM = ("npm", "install", "--no-audit", "--no-fund", "--fetch-retries", "1",
+    "--fetch-retry-mintimeout", "1000")  # fmt: skip
+_PIP = ("-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--retries", "1")
+"""Without a network they give up within seconds, for the suite tries each time."""
 
 
 class CannotInstall(Exception):
@@ -65,11 +69,10 @@ def install(name: str) -> None:
         shutil.rmtree(old)
     folder.mkdir(parents=True)
     if kind == "npm":
-        _run("npm", "install", "--no-audit", "--no-fund", "--prefix", str(folder), *specs)
+        _run(*_NPM, "--prefix", str(folder), *specs)
     else:
         _run(sys.executable, "-m", "venv", str(folder))
-        pip = (str(folder / "bin/python"), "-m", "pip", "--disable-pip-version-check")
-        _run(*pip, "install", "--quiet", *specs)
+        _run(str(folder / "bin/python"), *_PIP, *specs)
     (folder / _DONE).touch()
 
 

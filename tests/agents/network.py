@@ -24,7 +24,10 @@ def leave(arguments: Sequence[str]) -> bool:
     if sys.platform != "linux" or unshare is None:
         return False
     for flags in ((["--net"] if os.geteuid() == 0 else []), ["--net", "--map-root-user"]):
-        if flags and subprocess.run([unshare, *flags, "true"], check=False).returncode == 0:
+        if not flags:
+            continue
+        tried = subprocess.run([unshare, *flags, "true"], capture_output=True, check=False)
+        if tried.returncode == 0:
             command = [unshare, *flags, sys.executable, "-m", "tests.agents", *arguments]
             os.execve(unshare, command, {**os.environ, INSIDE: "1"})
     return False

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from tests.agents.access import answers, requests
 from tests.agents.network import dead_proxies
 from tests.agents.scenario import AFTER, BEFORE, FILE, MODEL, Place, Scenario, environ
@@ -82,7 +84,9 @@ def playing(
 ) -> Iterator[Server]:
     """A server of a model that plays this conversation."""
     model = make_scripted_llama(folder / "model", turns, aside=aside, corpus=corpus)
-    with serving(folder / "state", config=_CONFIG.format(model=MODEL, folder=model)) as server:
+    config = _CONFIG.format(model=MODEL, folder=model)
+    # A terminal's ^C is for us: it shall not look as if the server had failed.
+    with serving(folder / "state", config=config, process_group=0) as server:
         yield server
 
 
@@ -106,6 +110,19 @@ def _run(scenario: Scenario, place: Place, output: Path, shut: bool) -> int | No
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # some leave helpers behind
             process.wait(DEADLINE)
+            _kill_daemons(place.home)
+
+
+def _kill_daemons(home: Path) -> None:
+    """What the program has left in sessions of their own, such as Cline's hub: all that has this
+    home, which nobody else has."""
+    left = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):  # gone, or somebody else's
+            if process.environ().get("HOME") == str(home):
+                process.kill()
+                left.append(process)
+    psutil.wait_procs(left, DEADLINE)
 
 
 def _of_the_program(

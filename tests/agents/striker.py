@@ -48,18 +48,21 @@ class Striker:
         self._thread.start()
 
     def stop(self) -> None:
-        """Raises what has ended it before."""
+        """Returns once it has ended; `check` says whether it had before."""
         self._over.set()
         self._thread.join()
         for record in self._records.values():
             os.close(record)
+
+    def check(self) -> None:
+        """Raises what has ended it before it was told to."""
         if self._error is not None:
             raise self._error
 
     def _run(self) -> None:
         try:
             self._strike_each()
-        except BaseException as error:  # noqa: BLE001 - `stop` raises it
+        except BaseException as error:  # noqa: BLE001 - `check` raises it
             self._error = error
 
     def _strike_each(self) -> None:
@@ -123,3 +126,4 @@ def striking(server: Server, model: str, after: Sequence[int]) -> Iterator[Strik
         yield striker
     finally:
         striker.stop()
+    striker.check()

@@ -27,7 +27,7 @@ class PromptEncoder:
             # Megabytes take seconds to tokenize, for which others wait, only to be refused.
             raise self.too_long(param, label, f"{len(text)} characters, which is more")
         try:
-            tokens = [int(token) for token in self._tokenizer.encode(text, **options)]
+            tokens = self._tokenizer.encode(text, **options)
         except Exception as error:  # noqa: BLE001
             # Tokenizers are code of many makers, and lone surrogates are no text to most of them.
             raise InvalidValue(

@@ -37,6 +37,9 @@ class ModelTokenizer:
     """Whether text is changed before or after tokenizing, so that tokens tell another one."""
     clock_at: Callable[[float], AbstractContextManager[None]]
     """Within this context chat templates are told the given time (seconds since 1970)."""
+    encode: Callable[..., list[int]]
+    """The ids of a text, as the wrapper's own `encode` gives them. Of transformers' options it
+    takes `add_special_tokens` alone."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # theirs, which is the engine's business alone

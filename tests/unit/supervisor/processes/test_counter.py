@@ -36,13 +36,18 @@ class Played:
         self.channel = SimpleNamespace(receive=self._receive, close=lambda: None)
         self.is_ours = True
         self.beats = 0
+        self.error: OSError | None = None
+        """Of its channel, once something is said there."""
         self._said: asyncio.Queue[object] = asyncio.Queue()
 
     async def connect(self) -> Any:
         return self.channel
 
     async def _receive(self) -> object:
-        return await self._said.get()
+        said = await self._said.get()
+        if self.error is not None:
+            raise self.error
+        return said
 
     def runs_our_code(self) -> bool:
         return self.is_ours
@@ -266,6 +271,41 @@ def test_a_start_that_takes_too_long_ends(play: Play) -> None:
         assert world.started[0].signals == ["stacks"]
         world.started[0].exits("SIGKILL")
         assert "it was not ready within 60 s" in str(await refusal(asking))
+
+    play(story)
+
+
+@pytest.mark.parametrize("case", ["hello", "broken"])
+def test_late_words_of_one_that_has_ended_are_not_the_next_ones(play: Play, case: str) -> None:
+    async def story(world: World) -> None:
+        asking = await world.asks()
+        late = world.started[0]
+        late._callbacks.on_exit("SIGKILL")
+        await refusal(asking)
+        world.counter._due = 0.0
+        asking = await world.asks()
+        late.error = ConnectionResetError("reset") if case == "broken" else None
+        await late.hello()
+        assert world.counter.state is CounterState.STARTING
+        assert world.started[1].signals == []
+        await world.started[1].hello()
+        assert await asking == world.started[1].socket
+
+    play(story)
+
+
+def test_one_that_neither_starts_nor_ends_is_told(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counter, "_START_SECONDS", 0.0)
+    monkeypatch.setattr(counter, "_REAP_SECONDS", 0.01)
+
+    async def story(world: World) -> None:
+        told = await refusal(world.counter.ready())
+        assert str(told) == "it takes too long to start"
+        world.maintain()
+        assert str(await refusal(world.counter.ready())) == "it was not ready within 0 s"
+        assert len(world.started) == 1
 
     play(story)
 

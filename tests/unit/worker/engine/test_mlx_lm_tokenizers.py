@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
+import random
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from tests.helpers.children import ROOT
 from tests.helpers.dialects import TOOLS
 from tests.helpers.strict_templates import GEMMA_2, MISTRAL
 from tests.helpers.tiny_llama import make_llama
+from tests.helpers.tiny_tokenizers import DECODERS, tiny_tokenizer
 from worker.counting.tokenizers import PromptTokens
 from worker.engine import mlx_lm_tokenizers
 from worker.engine.mlx_lm_compat import model_tokenizer
@@ -27,6 +30,7 @@ from worker.engine.mlx_lm_expected import TOKENIZER_DEFAULTS
 from worker.engine.mlx_lm_tokenizers import TokenizerLoader, import_tokenizers, literals
 from worker.engine.thread import Unloadable
 from worker.prompt.template import PromptBuilder
+from worker.prompt.tokenizer import ModelTokenizer
 
 VERSION = importlib.metadata.version("mlx-lm")
 NOW = 1_700_000_000.0
@@ -125,6 +129,74 @@ def test_special_tokenizer_classes_of_mlx_lms_count(tmp_path: Path, files: Path)
     chat = Chat([{"role": "user", "content": "a\nb"}])
     # Each line break becomes three letters, the template's own as well.
     assert counted(folder, chat) == by_a_worker(folder, chat) == counted(files, chat) + 2 * 2
+
+
+# ── ids, without offsets ─────────────────────────────────────────────────────────────────────────
+
+
+def texts() -> Iterator[str]:
+    """With everything that the tiny vocabularies have in them, and much that they lack."""
+    pieces = ["a", "b", "é", "e\u0301", "模", "def", " world", "Hello", ".", ",", "'s", "\n",
+        "\r\n", "  ", "\t", "😀", "<s>", "</s>", "[INST]", "<n>", "▁", "\0", "\u200d",
+        "\ufb01", "\uff21"]  # fmt: skip
+    dice = random.Random(1)
+    yield from ("", " ", *pieces)
+    for length in (2, 3, 5, 30, 300):
+        for _ in range(40):
+            yield "".join(dice.choices(pieces, k=length))
+
+
+def same_ids(tokenizer: ModelTokenizer) -> None:
+    for text in texts():
+        for special in (True, False):
+            ids = tokenizer.encode(text, add_special_tokens=special)
+            assert ids == tokenizer.wrapper.encode(text, add_special_tokens=special), text
+        assert tokenizer.encode(text) == tokenizer.wrapper.encode(text), text
+
+
+@pytest.mark.parametrize("kind", DECODERS)
+def test_ids_are_those_that_transformers_gives(kind: str) -> None:
+    same_ids(tiny_tokenizer(kind))
+
+
+def test_the_demos_ids_are_those_that_transformers_gives() -> None:
+    """Its tokenizer has what a published one has: it splits, merges and adds a first token."""
+    same_ids(TokenizerLoader("").load(DEMO_DIR))
+
+
+def test_no_prompt_is_cut_or_filled_up_because_the_file_says_so(
+    tmp_path: Path, files: Path
+) -> None:
+    folder = configured(tmp_path / "m", files)
+    path = folder / "tokenizer.json"
+    cut = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    filled = {"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "<|end|>"}  # fmt: skip
+    content = {**json.loads(path.read_text()), "truncation": cut, "padding": filled}
+    path.write_text(json.dumps(content))
+    tokenizer, text = TokenizerLoader("").load(folder), "héllo world"
+    # Twice: the first call leaves transformers' own settings behind.
+    plain = TokenizerLoader("").load(files).encode(text)
+    assert [tokenizer.encode(text), tokenizer.encode(text)] == [plain, plain]
+
+
+def test_special_tokens_are_split_where_transformers_splits_them(files: Path) -> None:
+    tokenizer = TokenizerLoader("").load(files)
+    whole = tokenizer.encode("<|end|>")
+    tokenizer.inner.split_special_tokens = True
+    assert tokenizer.encode("<|end|>") == tokenizer.wrapper.encode("<|end|>") != whole
+    tokenizer.inner.split_special_tokens = False
+    assert tokenizer.encode("<|end|>") == whole
+
+
+def test_a_tokenizer_that_changes_the_text_before_keeps_its_way(
+    tmp_path: Path, files: Path
+) -> None:
+    same_ids(
+        TokenizerLoader("").load(
+            configured(tmp_path / "m", files, tokenizer_class="NewlineTokenizer")
+        )
+    )
 
 
 # ── what mlx-lm's modules say ────────────────────────────────────────────────────────────────────

@@ -26,6 +26,7 @@ from gateway.http.endpoints import by_hand, lacking
 from gateway.http.exchange import (
     ACCESS,
     BEGUN,
+    FORM_OF,
     KEYS,
     RECORD,
     REQUEST_ID,
@@ -77,6 +78,7 @@ def build(settings: ServerSettings, control: str, timing: Timing | None = None) 
     app = web.Application(middlewares=[_middleware], client_max_size=limit)
     app[SETTINGS] = settings
     app[TIMING] = timing or Timing()
+    app[FORM_OF] = _form_of
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     app[RELAY] = Relay(control, choices_at_once(files))
     app[ACCESS] = AccessRules.of(
@@ -169,11 +171,14 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
 
 def _answer_error(request: web.Request, error: BulkheadError) -> web.Response:
     """In the form of the dialect whose path it is, whatever is wrong with the request."""
-    path = request.path.removeprefix("/v1")
-    form = next((form for prefix, form in _ERROR_FORMS if path.startswith(prefix)), contract_form)
-    response = render_error(error, form, request[REQUEST_ID])
+    response = render_error(error, _form_of(request.path), request[REQUEST_ID])
     request[RECORD].status, request[RECORD].code = response.status, error.code
     return response
+
+
+def _form_of(path: str) -> ErrorForm:
+    path = path.removeprefix("/v1")
+    return next((form for prefix, form in _ERROR_FORMS if path.startswith(prefix)), contract_form)
 
 
 def _log(request_id: str, record: AccessRecord, now: float) -> None:

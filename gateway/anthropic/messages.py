@@ -30,8 +30,10 @@ from gateway.openai.thoughts import unseal
 from gateway.openai.validation import check_plain, invalid_value
 from supervisor.errors import BulkheadError, UnsupportedValue
 
-_BILLING = re.compile(r"\s*x-anthropic-billing-header:[^\n]*\n?")
-_BILLING_BYTES = re.compile(rb'"x-anthropic-billing-header:(?:[^"\\]|\\[^n"])*')
+_BILLING = re.compile(r"\s*x-anthropic-billing-header:[^\n]*\n?", re.IGNORECASE)
+_BILLING_BYTES = re.compile(
+    rb'"(?:\s|\\[nrt])*x-anthropic-billing-header:(?:[^"\\]|\\[^n"])*', re.IGNORECASE
+)
 _BLOCK_TYPE = re.compile(
     r"(?P<place>(?:system|messages\[\d+\]\.content)\[\d+\](?:\.content\[\d+\])?)"
     r"(?:\.source(?:\.content\[\d+\])?)?\.type"
@@ -83,7 +85,7 @@ def conversation(system: System | None, messages: Sequence[Turn]) -> Conversatio
 def stable(body: bytes) -> bytes:
     """The body without what Claude Code changes in each of its requests: requests that are
     otherwise equal are equal."""
-    return _BILLING_BYTES.sub(b'"', body, count=1)
+    return _BILLING_BYTES.sub(b'"', body)
 
 
 def _system_text(system: System | None) -> str:
@@ -92,8 +94,12 @@ def _system_text(system: System | None) -> str:
     if system is None:
         return ""
     texts = [system] if isinstance(system, str) else [block.text for block in system]
-    if texts:
-        texts[0] = _BILLING.sub("", texts[0], count=1) if _BILLING.match(texts[0]) else texts[0]
+    for number, text in enumerate(texts):
+        while found := _BILLING.match(text):
+            text = text[found.end() :]
+        texts[number] = text
+        if text:  # behind the prompt's head it is text as any other
+            break
     return "\n\n".join(text for text in texts if text)
 
 

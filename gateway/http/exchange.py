@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from aiohttp import StreamReader, web
 
@@ -38,6 +38,8 @@ SETTINGS = web.AppKey("settings", ServerSettings)
 TIMING = web.AppKey("timing", Timing)
 ACCESS = web.AppKey("access", AccessRules)
 KEYS = web.AppKey("keys", APIKeys)
+FORM_OF: web.AppKey[Callable[[str], ErrorForm]] = web.AppKey("form_of")
+"""By a request's path, how its dialect tells an error."""
 STARTED = web.AppKey("started", int)
 """Epoch seconds; what `/v1/models` gives as `created`."""
 

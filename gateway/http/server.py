@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import re
 import resource
 import socket
 import time
@@ -21,9 +22,9 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
 
-from gateway.dialect import contract_form
+from gateway.dialect import ErrorForm, contract_form
 from gateway.http.access_log import AccessRecord
-from gateway.http.exchange import TIMING, new_request_id, render_error
+from gateway.http.exchange import FORM_OF, TIMING, new_request_id, render_error
 from gateway.http.paths import meant_path
 from gateway.http.timing import Timing
 from supervisor.errors import BulkheadError, InternalError, InvalidJSON, InvalidValue
@@ -33,6 +34,9 @@ access_log = logging.getLogger("bulkhead.access")
 
 _DESCRIPTORS = 4
 """Of this process, for each connection: its own, its lease's, its worker's and one to spare."""
+_TARGET_MAX = 200
+"""Bytes of a request that tell whose dialect it speaks."""
+_TARGET = re.compile(rb"[A-Z]+ (/[^\s?]*)")
 
 
 @contextlib.asynccontextmanager
@@ -44,7 +48,8 @@ async def listening(
     await application.setup()
     assert application.server is not None
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    server = _Server(application.server, app[TIMING], connections_at_most(files))
+    at_most = connections_at_most(files)
+    server = _Server(application.server, app[TIMING], at_most, app[FORM_OF])
     runner = web.ServerRunner(server, shutdown_timeout=shutdown_seconds)
     await runner.setup()
     # aiohttp listens anew on the inherited socket, with a backlog of 128 unless told.
@@ -65,7 +70,14 @@ def connections_at_most(files: int) -> float:
 class _Server(web.Server):
     """The application's server with connections of our own."""
 
-    def __init__(self, application: web.Server, timing: Timing, at_most: float) -> None:
+    def __init__(
+        self,
+        application: web.Server,
+        timing: Timing,
+        at_most: float,
+        form_of: Callable[[str], ErrorForm],
+    ) -> None:
+        self.form_of = form_of
         self._handle = application.request_handler
         self._timing = timing
         self._at_most = at_most
@@ -105,6 +117,7 @@ class _Server(web.Server):
             return _refusal(
                 request,
                 InvalidValue("An `Expect` header other than `100-continue` can't be met."),
+                self.form_of(request.path),
             )
         finally:
             connection.end()
@@ -140,6 +153,7 @@ class _Connection(web.RequestHandler):
         "_requests",
         "_server",
         "_taken",
+        "_target",
         "_timing",
         "answering",
         "since",
@@ -161,6 +175,8 @@ class _Connection(web.RequestHandler):
         self._head_timer: asyncio.TimerHandle | None = None
         """Set while a request's headers are awaited, of which something has come."""
         self._reading_timer: asyncio.TimerHandle
+        self._target = b""
+        """How the request begins that no handler has seen yet."""
         self._taken: tuple[int, int] | None = None
         """What the client had taken at the last look, if there was more for it."""
 
@@ -181,6 +197,7 @@ class _Connection(web.RequestHandler):
         self.answering = request
         self.since = asyncio.get_running_loop().time()
         self._requests += 1
+        self._target = b""
         self._end_head()
 
     def end(self) -> None:
@@ -230,6 +247,8 @@ class _Connection(web.RequestHandler):
         No request follows one whose body has not ended: what aiohttp has queued behind it is an
         error about that body's bytes, which it would tell only after the reader's time is over.
         """
+        if self.answering is None and len(self._target) < _TARGET_MAX:
+            self._target += data[: _TARGET_MAX - len(self._target)]
         super().data_received(data)
         request = self.answering
         if request is None:
@@ -252,7 +271,10 @@ class _Connection(web.RequestHandler):
         aiohttp, ConnectionError is raised when an answer has begun."""
         if request.writer.output_size > 0:
             raise ConnectionError("an answer has begun")
-        return _refusal(request, _contract_error(status, type(exc).__name__))
+        found = _TARGET.match(self._target)
+        path = meant_path(found[1].decode("latin-1")) if found else ""
+        error = _contract_error(status, type(exc).__name__)
+        return _refusal(request, error, self._server.form_of(path))
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         """As in aiohttp, but not for an unreadable body: the client has been told, and aiohttp only
@@ -277,16 +299,18 @@ def _contract_error(status: int, kind: str) -> BulkheadError:
             return InvalidValue(f"The request is no valid HTTP/1.1 ({kind}).")
 
 
-def _refusal(request: web.BaseRequest, error: BulkheadError) -> web.Response:
+def _refusal(
+    request: web.BaseRequest, error: BulkheadError, form: ErrorForm = contract_form
+) -> web.Response:
     """Its method and path are not told: they may be any bytes that a client sent."""
     request_id, now = new_request_id(), time.monotonic()
     if error.status >= 500:
         log.error("%s: %s", request_id, error.message)
     record = AccessRecord(now, "-", "-", request.remote or "-")
-    record.status, record.code = error.status, error.code
+    response = render_error(error, form, request_id)
+    record.status, record.code = response.status, error.code
     access_log.info("%s", record.line(request_id, now))
-    response = render_error(error, contract_form, request_id)
-    response.headers["x-request-id"] = request_id
+    response.headers["x-request-id"] = response.headers["request-id"] = request_id
     response.headers["openai-processing-ms"] = "0"
     response.force_close()
     return response

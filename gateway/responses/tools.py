@@ -279,16 +279,19 @@ class ToolNames:
             if is_hosted(kind):
                 continue
             if kind == "namespace" and isinstance(name, str):
-                names += [
+                within = [
                     flat for flat, each in self._entries.items() if each.called.namespace == name
                 ]
+                if not within:
+                    raise _not_there(f"{at}.name")
+                names += within
                 continue
             if kind not in ("function", "custom"):
                 raise UnsupportedValue(f"Unsupported value for `{at}.type`.", param=f"{at}.type")
             if not isinstance(name, str):
                 raise missing_parameter(f"{at}.name")
-            within = namespace if isinstance(namespace, str) else None
-            names.append(self._chosen(within, name, f"{at}.name"))
+            inside = namespace if isinstance(namespace, str) else None
+            names.append(self._chosen(inside, name, f"{at}.name"))
         if names:
             listed = [openai.NamedChoice(name=name) for name in dict.fromkeys(names)]
             return openai.AllowedChoice(openai.AllowedTools(choice.mode, listed))
@@ -311,7 +314,11 @@ class ToolNames:
             found = [flat for (_, each), flat in self._flat.items() if each == name]
             if len(found) == 1:
                 return found[0]
-        raise InvalidValue("`tool_choice` names a tool that is not among the `tools`.", param=param)
+        raise _not_there(param)
+
+
+def _not_there(param: str) -> InvalidValue:
+    return InvalidValue("`tool_choice` names a tool that is not among the `tools`.", param=param)
 
 
 def _flattened(

@@ -31,7 +31,7 @@ class Pieces:
 
 AUTO = Calling("auto", ())
 ONE = Calling("auto", (), parallel=False)
-FORCED = Calling("required", ("f",))
+FORCED = Calling("required", ("f", "g"))
 
 
 def tool(name: str, **properties: str) -> dict[str, Any]:

@@ -254,6 +254,7 @@ class TranscriptFactory:
                 parallel=calling is None or calling.parallel,
                 demanded=demanded,
                 held=lambda: (calling is None or calling.growing) and calls_held(),
+                names=calling.names if calling is not None else (),
             ),
             behind_marker=ending == "after" and not self._markers.ends_line(prompt),
         )

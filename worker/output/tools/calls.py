@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
@@ -23,12 +23,19 @@ class CallCollector:
 
     `demanded`: the answer is nothing but calls, so that what is cut is one as soon as it has a
     name. `held`: whether a grammar holds to calls that are JSON; asked when the first one begins.
+    `names`: of the functions that may be called; none = all.
     """
 
     def __init__(
-        self, *, parallel: bool, demanded: bool = False, held: Callable[[], bool] = lambda: True
+        self,
+        *,
+        parallel: bool,
+        demanded: bool = False,
+        held: Callable[[], bool] = lambda: True,
+        names: Collection[str] = (),
     ) -> None:
         self._parallel = parallel
+        self._names = frozenset(names)
         self.demanded = demanded
         self._held = held
         self._pieces: list[Call] = []
@@ -48,6 +55,10 @@ class CallCollector:
     def full(self) -> bool:
         """One call is all that was asked for, and it is there."""
         return not self._parallel and self.complete > 0
+
+    def knows(self, name: str) -> bool:
+        """Whether there is such a function: what calls another one is no call."""
+        return not self._names or name in self._names
 
     def open(self, name: str) -> None:
         self._name = name
@@ -160,7 +171,10 @@ class WholeTextReader:
         except Exception:  # noqa: BLE001
             # Parsers raise anything: what they read is a model's words, not a program's.
             return self._start + text + end
-        for name, arguments in found:
+        known = [each for each in found if self._calls.knows(each[0])]
+        if not known:
+            return self._start + text + end
+        for name, arguments in known:
             if self._calls.full:
                 break
             self._calls.add(name, arguments)

@@ -139,7 +139,7 @@ class HarmonyParser:
         self._recipient = recipient[1] if recipient else ""
         if self._recipient:
             self._part = "call"
-            if not self._calling:
+            if not (self._calling and self._answer.calls.knows(self._name)):
                 self._no_call("")
         elif channel and channel[1] == "analysis":
             self._part = "reasoning"

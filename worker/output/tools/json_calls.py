@@ -213,6 +213,8 @@ class CallObjectReader:
             name = json.loads(text)
             if not isinstance(name, str) or not name or self._name is not None:
                 raise NotJSON
+            if not self._calls.knows(name):
+                raise NotJSON
             self._name = sendable(name)
         elif self._key in _ARGUMENTS:
             if self.opened or self._given is not None:
@@ -228,7 +230,10 @@ class CallObjectReader:
             return
         if self._unmarked:
             raise NotJSON
-        for name, arguments in read_calls(json.loads(self.raw + letter, strict=False)):
+        found = read_calls(json.loads(self.raw + letter, strict=False))
+        if not all(self._calls.knows(name) for name, _ in found):
+            raise NotJSON
+        for name, arguments in found:
             self._calls.add(name, arguments)
 
 

@@ -180,11 +180,11 @@ class NamedCallsReader:
         marker, rest, self._header = text[found.start : found.end], text[found.end :], ""
         if marker == self._form.opening:
             name = self._form.name.fullmatch(header)
+            if name is None or not self._calls.knows(name[1]):
+                return self._give_up(text)
             try:
-                reader = ArgumentsReader(self._calls, sendable(name[1] if name else ""))
+                reader = ArgumentsReader(self._calls, sendable(name[1]))
             except NotJSON:
-                name = None
-            if name is None:
                 return self._give_up(text)
             self._arguments = call_json_reader(self._calls, reader, self._ends)
         elif header.strip():

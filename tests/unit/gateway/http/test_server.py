@@ -466,3 +466,48 @@ def test_head_of_what_does_not_end_is_refused() -> None:
             assert (await client.rest()).startswith(b"HTTP/1.1 405 ")
 
     play(scenario)
+
+
+# ── what no handler sees ─────────────────────────────────────────────────────────────────────────
+
+MESSAGES = b"POST /v1/messages HTTP/1.1\r\nHost: localhost\r\n"
+UNREADABLE = {
+    "encoding": b"Content-Encoding: br\r\nContent-Length: 2\r\n\r\n{}",
+    "length": b"Content-Length: many\r\n\r\n",
+    "header": b"SECRET\r\n\r\n",
+    "expectation": b"Expect: SECRET\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}",
+}
+
+
+@pytest.mark.parametrize("after", [b"", MODELS + b"\r\n"], ids=["first", "later"])
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_what_can_not_be_read_is_told_in_the_form_of_its_path(kind: str, after: bytes) -> None:
+    async def scenario() -> None:
+        async with playing(PATIENT) as gateway:
+            client = await gateway.connect()
+            if after:
+                client.send(after)
+                await client.until(TEXT)
+                await client.until(b"}", client.seen.count(b"{"))
+            for piece in (MESSAGES[:9], MESSAGES[9:], UNREADABLE[kind]):
+                client.send(piece)
+                await turns()
+            head, _, body = (await client.rest()).rpartition(b"\r\n\r\n")
+            told = json.loads(body)
+            assert (told["type"], told["error"]["type"]) == ("error", "invalid_request_error")
+            assert f"\r\nrequest-id: {told['request_id']}\r\n".encode() in head + b"\r\n"
+            assert b"SECRET" not in body
+
+    play(scenario)
+
+
+@pytest.mark.parametrize("path", [b"/v1/chat/completions", b"/v1/responses", b"*", b""])
+def test_everywhere_else_it_is_the_contracts(path: bytes) -> None:
+    async def scenario() -> None:
+        async with playing(PATIENT) as gateway:
+            client = await gateway.connect()
+            client.send(b"POST " + path + b" HTTP/1.1\r\nContent-Length: many\r\n\r\n")
+            told = json.loads((await client.rest()).rpartition(b"\r\n\r\n")[2])
+            assert set(told["error"]) == {"message", "type", "param", "code"}
+
+    play(scenario)

@@ -252,6 +252,21 @@ BAD: list[tuple[dict[str, Any], type[BulkheadError], str]] = [
         MissingParameter,
         "tool_choice.tools[0].name",
     ),
+    *(
+        (
+            {
+                "tools": [function("f")],
+                "tool_choice": {
+                    "type": "allowed_tools",
+                    "mode": mode,
+                    "tools": [{"type": "namespace", "name": SECRET}],
+                },
+            },
+            InvalidValue,
+            "tool_choice.tools[0].name",
+        )
+        for mode in ("auto", "required")
+    ),
     (
         {"tool_choice": {"type": "allowed_tools", "mode": "required", "tools": [{"type": "mcp"}]}},
         UnsupportedValue,

@@ -329,3 +329,18 @@ def _is_object(text: str) -> bool:
         return isinstance(json.loads(text), dict)
     except ValueError:
         return False
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_what_calls_a_function_that_is_not_there_is_text(name: str) -> None:
+    model, text, calls = FORMS[name]
+    seen = everywhere(model, text, Calling("auto", ("nobody",)))
+    assert (seen.calls, seen.reason) == ([], "stop")
+    assert all(called in seen.text for called, _ in calls)
+
+
+@pytest.mark.parametrize("name", [name for name in FORMS if {c for c, _ in FORMS[name][2]} > {"f"}])
+def test_a_known_function_beside_it_is_called(name: str) -> None:
+    model, text, calls = FORMS[name]
+    seen = everywhere(model, text, Calling("auto", ("f",)))
+    assert seen.calls == [call for call in calls if call[0] == "f"]

@@ -192,9 +192,11 @@ def test_streams_are_the_default() -> None:
     ("think", "template"),
     [
         (False, {"enable_thinking": False, "thinking": False}),
-        ("low", {"reasoning_effort": "low"}),
-        ("high", {"reasoning_effort": "high"}),
-        ("max", {"reasoning_effort": "max"}),
+        ("low", {"reasoning_effort": "low", **SWITCHED}),
+        ("high", {"reasoning_effort": "high", **SWITCHED}),
+        ("max", {"reasoning_effort": "max", **SWITCHED}),
+        ("minimal", {"reasoning_effort": "minimal"}),
+        ("none", {"reasoning_effort": "none"}),
     ],
 )
 def test_thinking(think: Any, template: dict[str, Any]) -> None:

@@ -165,6 +165,11 @@ DIALECTS = {
 }
 
 
+CONTEXT = 4096
+"""Of each model, in tokens: the longest prompts are refused, where sixteen choices of one in the
+demo's own context would keep all others waiting for minutes."""
+
+
 def fuzz(
     server: Server, seed: int, requests: int, clients: int = 4, dialect: str = "openai"
 ) -> Counter[int]:
@@ -200,8 +205,11 @@ def fuzzed(folder: Path) -> Iterator[Server]:
     """A server with the models that the requests ask for."""
     tiny, vectors = make_llama(folder / "tiny"), make_embedding(folder / "vectors")
     sources = (tiny, vectors, "demo")
-    named = [f"--model={name}={source}" for name, source in zip(MODELS, sources, strict=True)]
-    with serving(folder / "s", *named) as server:
+    config = "".join(
+        f'[models.{name}]\nsource = "{source}"\ncontext = {CONTEXT}\n'
+        for name, source in zip(MODELS, sources, strict=True)
+    )
+    with serving(folder / "s", config=config) as server:
         yield server
 
 

@@ -165,6 +165,8 @@ DIALECTS = {
 }
 
 
+PATIENCE = 300.0
+"""Seconds for one answer: the long run is for machines that have other things to do."""
 CONTEXT = 4096
 """Of each model, in tokens: the longest prompts are refused, where sixteen choices of one in the
 demo's own context would keep all others waiting for minutes."""
@@ -179,7 +181,7 @@ def fuzz(
     def one(number: int) -> int:
         path, body = spoken.request(seed, number)
         try:
-            answer = server.request("POST", path, body)
+            answer = server.request("POST", path, body, seconds=PATIENCE)
             spoken.check(path, answer)
         except Exception as error:
             raise AssertionError(

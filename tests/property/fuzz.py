@@ -140,6 +140,7 @@ def check(path: str, answer: Answer) -> None:
             for choice in chunk["choices"] if path == TEXT else ():
                 # As OpenAI's own chunks: null until the last, which the SDK's type doesn't know.
                 choice["finish_reason"] = choice["finish_reason"] or "stop"
+                fill_first(choice)
             BODIES[path, True].model_validate(chunk)
     else:
         whole = answer.json
@@ -147,7 +148,19 @@ def check(path: str, answer: Answer) -> None:
             if isinstance(each["embedding"], str):  # as the SDK itself does it
                 values = base64.b64decode(each["embedding"], validate=True)
                 each["embedding"] = list(struct.unpack(f"<{len(values) // 4}f", values))
+        for each in whole["choices"] if path == TEXT else ():
+            fill_first(each)
         BODIES[path, False].model_validate(whole)
+
+
+def fill_first(choice: Any) -> None:
+    """Of a prompt's first token nothing is told: null at OpenAI too, which the SDK's type doesn't
+    know."""
+    scores = choice["logprobs"]
+    if scores and scores["tokens"] and scores["token_logprobs"][0] is None:
+        scores["token_logprobs"][0] = 0.0
+        assert scores["top_logprobs"][0] is None
+        scores["top_logprobs"][0] = {}
 
 
 class Dialect(NamedTuple):

@@ -106,6 +106,7 @@ class _Answer:
                     buffers[choice].add(frame)
                 case Accepted(text=text) if text:
                     buffers[choice].echo = text
+                    self._note_echo(choice, frame)
                 case PromptLogprobs() if isinstance(self._renderer, PromptRenderer):
                     self._renderer.keep_prompt(choice, frame)
                 case End():

@@ -148,8 +148,8 @@ def render_version(own: str) -> bytes:
 
 
 def wanted_name(raw: Mapping[str, Any]) -> object:
-    """The model that a body is about; older clients call it `name`."""
-    return raw.get("model", raw.get("name"))
+    """The model that a body is about; older clients call it `name`, and may leave `model` empty."""
+    return raw.get("model") or raw.get("name", raw.get("model"))
 
 
 def _counted(parameters: int) -> str:

@@ -19,7 +19,7 @@ from gateway.ollama.messages import no_images, to_openai, tools_to_openai, want_
 from gateway.openai.chat import CHAT_BODY, ChatRequest, parse_chat
 from gateway.openai.validation import invalid_value
 from supervisor.errors import InvalidType, UnsupportedParameter
-from supervisor.wire.frames import Generate, Text
+from supervisor.wire.frames import Generate, Schema, Text
 
 _REFUSED: Mapping[str, tuple[tuple[object, ...], str]] = {
     "suffix": (("",), "nothing is filled in between two texts"),
@@ -48,6 +48,8 @@ class OllamaRequest:
     """None = there is nothing to answer: the model is to be loaded, or unloaded."""
     raw: str | None = None
     """A prompt without a template, in place of the chat's messages."""
+    has_format: bool = False
+    """Whether `format` has the schema, so that an error names it."""
 
     @property
     def n(self) -> int:
@@ -59,6 +61,8 @@ class OllamaRequest:
         (one,) = self.chat.choices(request_id, now, seed)
         if self.raw is not None:
             one = replace(one, prompt=Text(self.raw), calling=None)
+        if self.has_format and isinstance(one.structure, Schema):
+            one = replace(one, structure=replace(one.structure, place="format"))
         return [one]
 
 
@@ -119,7 +123,8 @@ def _request(
     # Whether calls may be told while they grow: here arguments are objects, and told whole.
     ignored, chat = CHAT_BODY.ignored(plain), parse_chat({**plain, "stream": False})
     given = chat if messages is not None else None
-    return OllamaRequest(chat.model, stream, stays, ignored, given, raw)
+    has_format = bool(body.get("format")) and "format" not in ignored
+    return OllamaRequest(chat.model, stream, stays, ignored, given, raw, has_format)
 
 
 def _flag(body: dict[str, Any], name: str, *, default: bool) -> bool:

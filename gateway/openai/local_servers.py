@@ -43,14 +43,17 @@ def _enable_thinking(value: Any) -> Members:
 
 
 def _think(value: Any) -> Members:
-    """Ollama's: a switch, or how much. Anthropic's and DeepSeek's: an object with a type."""
+    """Ollama's: a switch, or how much, which switches it on for templates that know no more.
+    Anthropic's and DeepSeek's: an object with a type."""
     if isinstance(value, bool):
         return _switch(value)
     if isinstance(value, str):
         if value in ("on", "off"):
             return _switch(value == "on")
-        if value in _EFFORTS:
+        if value in ("none", "minimal"):
             return {"reasoning_effort": value}
+        if value in _EFFORTS:
+            return {"reasoning_effort": value, **_switch(True)}
     if isinstance(value, dict) and value.get("type") in ("enabled", "adaptive", "disabled"):
         meant = _switch(value["type"] != "disabled")
         budget = value.get("budget_tokens")

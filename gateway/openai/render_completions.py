@@ -29,6 +29,7 @@ class TextShape:
 
     def __init__(self) -> None:
         self._echo = ""
+        self._prompt = ""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._offset = 0
         """In characters of the choice's text, as the tokens' bytes make it."""
@@ -39,7 +40,7 @@ class TextShape:
         return {"text": choice.text}
 
     def begin_with(self, echo: str) -> None:
-        self._echo = echo
+        self._echo = self._prompt = echo
 
     def take_echo(self) -> str:
         """What has not been told of it."""
@@ -67,7 +68,7 @@ class TextShape:
 
     def prompt_logprobs(self, told: PromptLogprobs) -> dict[str, list[Any]]:
         """The same of a stretch of the prompt, of whose first token nothing can be told."""
-        form = self._lists(told.tokens)
+        form = self._lists(told.tokens, of_prompt=True)
         if told.start == 0:
             form["token_logprobs"][0] = form["top_logprobs"][0] = None
         return form
@@ -81,7 +82,9 @@ class TextShape:
             size += sum(map(len, inner))
         return size
 
-    def _lists(self, tokens: Iterable[Logprobs]) -> dict[str, list[Any]]:
+    def _lists(
+        self, tokens: Iterable[Logprobs], *, of_prompt: bool = False
+    ) -> dict[str, list[Any]]:
         form: dict[str, list[Any]] = {name: [] for name in _LISTS}
         for each in tokens:
             form["tokens"].append(_token_text(each.sampled))
@@ -91,8 +94,17 @@ class TextShape:
             every.setdefault(_token_text(each.sampled), finite(each.sampled.value))
             form["top_logprobs"].append(every)
             form["text_offset"].append(self._offset)
-            self._offset += len(self._decoder.decode(each.sampled.raw))
+            text = self._decoder.decode(each.sampled.raw)
+            self._offset += len(text) if self._offset or not of_prompt else self._width(text)
         return form
+
+    def _width(self, text: str) -> int:
+        """What a prompt's first token takes of its text: nothing, if the tokenizer has put it
+        there, and not the blank that some put before the first word."""
+        if not self._prompt or self._prompt.startswith(text):
+            return len(text)
+        word = text.lstrip()
+        return len(word) if self._prompt.startswith(word) else 0
 
 
 class TextRenderer(OpenAIRenderer):

@@ -142,4 +142,6 @@ def test_the_version_is_one_that_clients_accept() -> None:
 def test_older_clients_say_name() -> None:
     assert wanted_name({"name": "a"}) == "a"
     assert wanted_name({"model": "b", "name": "a"}) == "b"
+    assert wanted_name({"model": "", "name": "a"}) == "a"
+    assert wanted_name({"model": ""}) == ""
     assert wanted_name({}) is None

@@ -67,7 +67,7 @@ CHATS: dict[str, Fate] = {
 }
 SHARED: dict[str, Fate] = {
     "options": ({"num_predict": 3}, {"max_tokens": 3}),
-    "format": ("json", {"structure": Schema('{"type": "object"}')}),
+    "format": ("json", {"structure": Schema('{"type": "object"}', place="format")}),
     "logprobs": (True, {"logprobs": 0}),
     "think": (True, {}),
     "top_logprobs": (0, {}),
@@ -192,9 +192,11 @@ def test_streams_are_the_default() -> None:
     ("think", "template"),
     [
         (False, {"enable_thinking": False, "thinking": False}),
-        ("low", {"reasoning_effort": "low"}),
-        ("high", {"reasoning_effort": "high"}),
-        ("max", {"reasoning_effort": "max"}),
+        ("low", {"reasoning_effort": "low", **SWITCHED}),
+        ("high", {"reasoning_effort": "high", **SWITCHED}),
+        ("max", {"reasoning_effort": "max", **SWITCHED}),
+        ("minimal", {"reasoning_effort": "minimal"}),
+        ("none", {"reasoning_effort": "none"}),
     ],
 )
 def test_thinking(think: Any, template: dict[str, Any]) -> None:
@@ -208,9 +210,17 @@ def test_no_limit_of_tokens(limit: int) -> None:
 
 def test_a_schema_holds_for_the_answer_of_both() -> None:
     text = '{"type":"object","properties":{"a":{"type":"integer"}}}'
-    held = Schema(text, strict=False)
+    held = Schema(text, strict=False, place="format")
     assert chat(format=SCHEMA).structure == generate(format=SCHEMA).structure == held
     assert generate(format=SCHEMA, raw=True).structure == held
+
+
+def test_a_schema_is_named_as_it_was_sent() -> None:
+    strict = {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA}}
+    named = chat(response_format=strict)
+    assert isinstance(named.structure, Schema)
+    assert named.structure.place == "response_format.json_schema.schema"
+    assert chat(response_format=strict, format="json").structure == named.structure
 
 
 def test_calls_never_grow_for_arguments_are_objects() -> None:

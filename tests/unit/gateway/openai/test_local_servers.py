@@ -110,7 +110,14 @@ def test_what_means_the_same_becomes_our_own(
     ("sent", "own"),
     [
         ({"think": False}, {"chat_template_kwargs": {"enable_thinking": False, "thinking": False}}),
-        ({"think": "high"}, {"reasoning_effort": "high"}),
+        (
+            {"think": "high"},
+            {
+                "reasoning_effort": "high",
+                "chat_template_kwargs": {"enable_thinking": True, "thinking": True},
+            },
+        ),
+        ({"think": "none"}, {"reasoning_effort": "none"}),
         ({"enable_thinking": False}, {"chat_template_kwargs": {"enable_thinking": False}}),
         ({"thinking": True}, {"chat_template_kwargs": {"enable_thinking": True, "thinking": True}}),
         (

@@ -192,6 +192,29 @@ def test_a_stream_tells_what_the_prompt_scores_with_its_text() -> None:
     assert joined == SCORED_FORM
 
 
+@pytest.mark.parametrize(
+    ("prompt", "texts", "offsets"),
+    [
+        ("a b", ["<s>", "a", " b"], [0, 0, 1]),
+        ("a b", ["<s>", " a", " b"], [0, 0, 1]),
+        ("a b", [" a", " b"], [0, 1]),
+        (" a b", [" a", " b"], [0, 2]),
+        ("<s>a", ["<s>", "a"], [0, 3]),
+    ],
+)
+def test_what_a_tokenizer_adds_takes_nothing_of_the_text(
+    prompt: str, texts: list[str], offsets: list[int]
+) -> None:
+    render = scoring()
+    render.echo(0, prompt)
+    render.keep_prompt(0, PromptLogprobs(0, tuple(_scored(each, -1.0) for each in texts)))
+    choice = buffered(OUTPUT, END, logprobs=True)
+    choice.echo = prompt
+    (told,) = json.loads(render.answer([choice], USED))["choices"]
+    assert told["text"] == f"{prompt}ab"
+    assert told["logprobs"]["text_offset"] == [*offsets, len(prompt), len(prompt) + 1]
+
+
 def test_an_answer_keeps_only_so_much(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(render_completions, "KEPT_MAX", 80)
     render = scoring(choices=2)

@@ -172,7 +172,7 @@ class Pool:
     def load(self, request_id: str, name: str, hold: float, now: float) -> tuple[int, list[Effect]]:
         """A person wants the model loaded: as `warm`, and a failed load may be tried again."""
         with suppress(BulkheadError):  # it is refused in a moment
-            self.changed(self.state.resolve(name).name)
+            self.workers.forget_crashes(self.state.resolve(name))
         return self.warm(request_id, name, hold, now)
 
     def warm(
@@ -226,9 +226,11 @@ class Pool:
         self.models[name].pinned = False
         return self.planner.settle(now)
 
-    def changed(self, name: str) -> None:
-        """The files of a model that has failed are others, or a person asks: it may be tried."""
+    def changed(self, name: str, now: float) -> list[Effect]:
+        """The files of a model that has failed are others: it may be tried. Who waits for a probe
+        of it to end need not any more."""
         self.workers.forget_crashes(self.models[name])
+        return self.planner.settle(now)
 
     def estimated(
         self, name: str, estimate_bytes: int, headroom_bytes: int, now: float, context: int = 0

@@ -138,7 +138,8 @@ def test_an_address_at_which_nobody_answers() -> None:
         port = taken.getsockname()[1]
     done = bulkhead("status", "--url", f"http://127.0.0.1:{port}")
     assert done.returncode == 1
-    assert done.stderr == f"bulkhead: 127.0.0.1:{port} does not answer: connection refused\n"
+    told = f"bulkhead: 127.0.0.1:{port} does not answer: connection refused"
+    assert done.stderr == f"{told}; `bulkhead serve` starts a server\n"
 
 
 @pytest.mark.parametrize("url", ["https://x", "http://", "http://x:many", "ftp://x", "http://[::1"])
@@ -210,9 +211,10 @@ def test_an_interrupted_load_goes_on_without_its_command(tmp_path: Path) -> None
 FAKE = """#!/bin/sh
 echo "$0 $*" | sed 's,.*/,,'
 env | grep -c '^ANTHROPIC_BASE_URL=http://127.0.0.1:'
-trap 'echo ended; exit 7' TERM
+[ "$1" = wait ] && sleep 60 > /dev/null 2>&1 &
+trap 'kill $! 2> /dev/null; echo ended; exit 7' TERM
 echo ready
-[ "$1" = wait ] && { sleep 60 & wait; }
+[ "$1" = wait ] && wait
 exit 3
 """
 

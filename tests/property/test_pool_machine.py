@@ -174,7 +174,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(model=models)
     def changed(self, model: str) -> None:
-        self.pool.changed(model)
+        self.perform(self.pool.changed(model, self.now))
 
     @rule(span=spans)
     def tick(self, span: float) -> None:

@@ -136,9 +136,8 @@ class World(Books):
         self.step("pin", do(name, self.now))
 
     def changed(self, name: str) -> None:
-        self.pool.changed(name)
         self._forgive(name)
-        self.step("changed", [])
+        self.step("changed", self.pool.changed(name, self.now))
 
     def estimated(self, name: str, size: int, headroom: int) -> None:
         model, old = self.models[name], self.models[name].spec

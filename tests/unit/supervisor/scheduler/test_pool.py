@@ -149,7 +149,7 @@ def test_a_failed_load_refuses_all_who_wait_and_fails_the_model() -> None:
 
 def test_changed_files_let_a_failed_model_be_tried_again() -> None:
     pool = in_state(State.FAILED)
-    pool.changed("m")
+    pool.changed("m", 2.0)
     assert state(pool) is State.COLD
     assert pool.models["m"].reason == ""
     assert pool.acquire("r", "m", HOLD, 3.0)[1] == [Spawn("m", 2)]
@@ -157,7 +157,7 @@ def test_changed_files_let_a_failed_model_be_tried_again() -> None:
 
 def test_an_earlier_failure_is_forgotten_once_the_model_has_loaded() -> None:
     pool = in_state(State.FAILED)
-    pool.changed("m")
+    pool.changed("m", 2.0)
     lease = acquire(pool, 3.0)
     pool.ready("m", 2, 0, 1, 4.0)
     effects = pool.exited("m", 2, "SIGABRT", 5.0)
@@ -178,7 +178,7 @@ def test_an_earlier_cause_is_forgotten_with_its_worker() -> None:
 @pytest.mark.parametrize("wanted", [*WITH_PROCESS, State.COLD])
 def test_changed_files_mean_nothing_to_a_model_that_did_not_fail(wanted: State) -> None:
     pool = in_state(wanted)
-    pool.changed("m")
+    pool.changed("m", 2.0)
     assert state(pool) is wanted
 
 

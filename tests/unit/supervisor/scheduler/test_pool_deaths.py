@@ -277,6 +277,18 @@ def test_one_request_probes_a_model_that_kept_dying() -> None:
     assert [each.lease for each in effects if isinstance(each, Grant)] == leases[2:]
 
 
+def test_who_waits_for_a_probe_is_served_once_the_files_are_others() -> None:
+    pool = Pool([Spec("m")], rules=Rules(recovery="resume", max_restarts=1))
+    acquire(pool)
+    pool.exited("m", 1, "SIGABRT", 1.0)
+    pool.tick(10.0)
+    probe, waiting = acquire(pool, 10.0), acquire(pool, 10.0)
+    effects = pool.ready("m", 2, 0, 4096, 11.0)
+    assert [each.lease for each in effects if isinstance(each, Grant)] == [probe]
+    effects = pool.changed("m", 12.0)
+    assert [each.lease for each in effects if isinstance(each, Grant)] == [waiting]
+
+
 def test_all_whose_memory_is_back_at_once_are_told_what_follows() -> None:
     rules = Rules(release=ReleaseRule.WHEN_SEEN)
     pool = Pool([Spec("a"), Spec("b")], limits=LIMITS, rules=rules)

@@ -317,7 +317,7 @@ class Dispatcher:
         need, now = self._sizing.take(model, look), time.monotonic()
         if state is State.FAILED:
             log.info("the files of model %s have changed; it may be loaded again", model)
-            self.handle(self._pool.changed, model)
+            self.handle(self._pool.changed, model, now)
         estimated = self._pool.estimated
         self.handle(estimated, model, need.estimate, need.headroom, now, need.context)
 

@@ -21,6 +21,9 @@ import_mlx_lm()
 if sys.platform == "linux":
     mx.disable_compile()
 
-# What a shell starts in the background ignores it, and so would every server of the tests.
+# What a shell starts in the background ignores the one, what nohup starts the other, and so would
+# every server of the tests.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)

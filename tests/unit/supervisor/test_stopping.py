@@ -66,7 +66,10 @@ def start(what: str, seconds: str, quick: str) -> subprocess.Popen[str]:
 def ended(process: subprocess.Popen[str]) -> int:
     assert process.stdout is not None
     with process, process.stdout:
-        return process.wait(DEADLINE)
+        try:
+            return process.wait(DEADLINE)
+        finally:
+            process.kill()  # or the test would wait for ever
 
 
 needs_proc = pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="shows pending signals")

@@ -42,7 +42,10 @@ _CODE = re.compile(
     r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|x\{([0-9a-fA-F]{1,6})\})"
 )
 _PROPERTY = re.compile(r"\\[pP](?:[A-Z]|\{\^?[A-Za-z_]{1,40}(?:=[A-Za-z_]{1,40})?\})")
-_COUNT = re.compile(r"\{(\d{0,6})(,?)(\d{0,6})\}")
+_COUNT = re.compile(r"\{([0-9]*)(,?)([0-9]*)\}")
+_DIGITS_MAX = 6
+"""Of a count. What can be compiled has far smaller ones, and Python reads no number of thousands of
+digits."""
 _GROUP = re.compile(r"\(\?(?:P?<[A-Za-z_]\w{0,63}>|([is]*)(-[is]+)?(:|\)))")
 _ANCHORS = "anchors (`^`, `$`, `\\b`) within it"
 _LOOK = ("(?=", "(?!", "(?<=", "(?<!")
@@ -275,6 +278,8 @@ class _Reader:
                 self._add("\\{")
                 self._at += 1
                 return
+            if max(len(found[1]), len(found[3])) > _DIGITS_MAX:
+                raise GrammarFault(f"a repetition of more than {_DIGITS_MAX} digits")
             least, most = int(found[1] or 0), int(found[3]) if found[3] else None
             if not found[2]:
                 most = least

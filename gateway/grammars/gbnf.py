@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
 
 from gateway.grammars.expressions import escaped
 from gateway.grammars.faults import GrammarFault
-from gateway.grammars.lark import character
 from gateway.grammars.rules import (
-    MAX_COUNT,
     MAX_DEPTH,
     MAX_TEXT,
     Expression,
     Part,
     Reference,
-    Repeat,
     Rules,
     Text,
     check,
     choice,
     sequence,
 )
+from gateway.grammars.words import Word, character, repeated, unreadable
 
 _TOKEN = re.compile(
     r"""
@@ -40,13 +37,6 @@ _LETTER = re.compile(
     r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))|([^\\])", re.DOTALL
 )
 _DEFINES = re.compile(r"^\s*[A-Za-z0-9_-]+\s*::=", re.MULTILINE)
-_COUNTS: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
-
-
-class _Token(NamedTuple):
-    kind: str
-    word: str
-    line: int
 
 
 def is_gbnf(text: str) -> bool:
@@ -63,31 +53,27 @@ def parse_gbnf(text: str) -> Rules:
     return rules
 
 
-def _tokens(text: str) -> list[_Token]:
-    found: list[_Token] = []
+def _tokens(text: str) -> list[Word]:
+    found: list[Word] = []
     at, line = 0, 1
     while at < len(text):
         match = _TOKEN.match(text, at)
         if match is None:
-            raise _unreadable(line)
+            raise unreadable(line)
         kind, word = str(match.lastgroup), match[0]
         if kind == "special":
             what = "look-ahead" if word == "(=" else f"the special token `{word[:32]}`"
             raise GrammarFault(f"{what} in line {line}")
         if kind != "space":
-            found.append(_Token(kind, word, line))
+            found.append(Word(kind, word, line))
         line += word.count("\n")
         at = match.end()
-    found.append(_Token("end", "", line))
+    found.append(Word("end", "", line))
     return found
 
 
-def _unreadable(line: int) -> GrammarFault:
-    return GrammarFault(f"line {line} can't be read", broken=True)
-
-
 class _Parser:
-    def __init__(self, tokens: list[_Token]) -> None:
+    def __init__(self, tokens: list[Word]) -> None:
         self._tokens = tokens
         self._at = 0
         self._depth = 0
@@ -96,14 +82,14 @@ class _Parser:
         bodies: dict[str, Part] = {}
         while self._tokens[self._at].kind != "end":
             if not self._defines():
-                raise _unreadable(self._tokens[self._at].line)
+                raise unreadable(self._tokens[self._at].line)
             name = self._tokens[self._at].word
             if name in bodies:
                 raise GrammarFault(f"the rule `{name[:64]}` is there twice", broken=True)
             self._at += 2
             bodies[name] = self._choice()
             if self._tokens[self._at].word in (")", "::="):
-                raise _unreadable(self._tokens[self._at].line)
+                raise unreadable(self._tokens[self._at].line)
         return Rules("root", bodies, lexed=False)
 
     def _defines(self) -> bool:
@@ -129,18 +115,11 @@ class _Parser:
         return sequence(parts)
 
     def _counted(self, part: Part) -> Part:
-        token = self._tokens[self._at]
-        if token.kind == "count":
-            self._at += 1
-            given = [int(digits) for digits in re.findall(r"\d+", token.word)]
-            if max(given) > MAX_COUNT or given[0] > given[-1]:
-                raise GrammarFault(f"a repetition of more than {MAX_COUNT}, in line {token.line}")
-            endless = token.word.rstrip("} ").endswith(",")
-            return Repeat(part, given[0], None if endless else given[-1])
-        if token.kind == "sign" and token.word in _COUNTS:
-            self._at += 1
-            return Repeat(part, *_COUNTS[token.word])
-        return part
+        made = repeated(part, self._tokens[self._at])
+        if made is None:
+            return part
+        self._at += 1
+        return made
 
     def _part(self) -> Part:
         token = self._tokens[self._at]
@@ -156,10 +135,10 @@ class _Parser:
         if token.word == "(":
             inside = self._choice()
             if self._tokens[self._at].word != ")":
-                raise _unreadable(self._tokens[self._at].line)
+                raise unreadable(self._tokens[self._at].line)
             self._at += 1
             return inside
-        raise _unreadable(token.line)
+        raise unreadable(token.line)
 
 
 def _letters(text: str, line: int) -> list[str]:
@@ -175,7 +154,7 @@ def _letters(text: str, line: int) -> list[str]:
     return found
 
 
-def _set(token: _Token) -> str:
+def _set(token: Word) -> str:
     inside = token.word[1:-1]
     sign = "^" if inside.startswith("^") else ""
     raw = inside[len(sign) :]

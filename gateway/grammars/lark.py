@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from gateway.grammars.expressions import escaped, plain
 from gateway.grammars.faults import GrammarFault
 from gateway.grammars.rules import (
-    MAX_COUNT,
     MAX_DEPTH,
     MAX_TEXT,
     Expression,
@@ -23,6 +21,7 @@ from gateway.grammars.rules import (
     references,
     sequence,
 )
+from gateway.grammars.words import Word, character, repeated, unreadable
 
 _TOKEN = re.compile(
     r"""
@@ -76,12 +75,6 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "0": "\0", "b
 _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|(.))", re.DOTALL)
 
 
-class _Token(NamedTuple):
-    kind: str
-    word: str
-    line: int
-
-
 def parse_lark(text: str) -> Rules:
     """Raises GrammarFault."""
     if len(text) > MAX_TEXT:
@@ -91,13 +84,13 @@ def parse_lark(text: str) -> Rules:
     return rules
 
 
-def _tokens(text: str) -> list[_Token]:
-    found: list[_Token] = []
+def _tokens(text: str) -> list[Word]:
+    found: list[Word] = []
     at, line, depth = 0, 1, 0
     while at < len(text):
         match = _TOKEN.match(text, at)
         if match is None:
-            raise _unreadable(line)
+            raise unreadable(line)
         kind, word = str(match.lastgroup), match[0]
         if kind in ("special", "word") and word not in _STATEMENTS:
             raise GrammarFault(f"{_BEYOND.get(word[0], 'the word')} `{word[:32]}` in line {line}")
@@ -105,18 +98,18 @@ def _tokens(text: str) -> list[_Token]:
             depth += (word in "([") - (word in ")]")
         if kind == "line":
             if depth <= 0:  # a definition goes on in brackets
-                found.append(_Token("line", "", line))
+                found.append(Word("line", "", line))
         elif kind not in ("comment", "space"):
-            found.append(_Token(kind, word, line))
+            found.append(Word(kind, word, line))
         line += word.count("\n")
         at = match.end()
-    found.append(_Token("line", "", line))
+    found.append(Word("line", "", line))
     return _joined(found)
 
 
-def _joined(tokens: list[_Token]) -> list[_Token]:
+def _joined(tokens: list[Word]) -> list[Word]:
     """Without ends of lines behind which a bar goes on with the definition."""
-    kept: list[_Token] = []
+    kept: list[Word] = []
     for token in tokens:
         while token.word == "|" and kept and kept[-1].kind == "line":
             kept.pop()
@@ -124,12 +117,8 @@ def _joined(tokens: list[_Token]) -> list[_Token]:
     return kept
 
 
-def _unreadable(line: int) -> GrammarFault:
-    return GrammarFault(f"line {line} can't be read", broken=True)
-
-
 class _Parser:
-    def __init__(self, tokens: list[_Token]) -> None:
+    def __init__(self, tokens: list[Word]) -> None:
         self._tokens = tokens
         self._at = 0
         self._bodies: dict[str, Part] = {}
@@ -168,11 +157,11 @@ class _Parser:
 
     # ── statements ───────────────────────────────────────────────────────────────────────────────
 
-    def _rule(self, token: _Token) -> None:
+    def _rule(self, token: Word) -> None:
         while token.word in ("?", "!"):
             token = self._next()
         if token.kind != "name":
-            raise _unreadable(token.line)
+            raise unreadable(token.line)
         if self._skip("."):
             self._next()  # a priority: of texts that follow in two ways, which one
         if self._peek() in ("[", "{"):
@@ -226,19 +215,11 @@ class _Parser:
         return sequence(parts)
 
     def _counted(self, part: Part) -> Part:
-        token = self._tokens[self._at]
-        if token.kind == "count":
-            self._at += 1
-            given = [int(digits) for digits in re.findall(r"\d+", token.word)]
-            if max(given) > MAX_COUNT or given[0] > given[-1]:
-                raise GrammarFault(f"a repetition of more than {MAX_COUNT}, in line {token.line}")
-            endless = token.word.rstrip("} ").endswith(",")
-            return Repeat(part, given[0], None if endless else given[-1])
-        counts: dict[str, tuple[int, int | None]] = {"*": (0, None), "+": (1, None), "?": (0, 1)}
-        if token.kind == "sign" and token.word in counts:
-            self._at += 1
-            return Repeat(part, *counts[token.word])
-        return part
+        made = repeated(part, self._tokens[self._at])
+        if made is None:
+            return part
+        self._at += 1
+        return made
 
     def _part(self) -> Part:
         token = self._next()
@@ -260,11 +241,11 @@ class _Parser:
             return inside if token.word == "(" else Repeat(inside, 0, 1)
         if token.word in ("&", "~"):
             raise GrammarFault(f"terminals that are intersected or negated, in line {token.line}")
-        raise _unreadable(token.line)
+        raise unreadable(token.line)
 
     # ── tokens ───────────────────────────────────────────────────────────────────────────────────
 
-    def _next(self) -> _Token:
+    def _next(self) -> Word:
         token = self._tokens[self._at]
         self._at = min(self._at + 1, len(self._tokens) - 1)
         return token
@@ -272,7 +253,7 @@ class _Parser:
     def _name(self) -> str:
         token = self._next()
         if token.kind != "name":
-            raise _unreadable(token.line)
+            raise unreadable(token.line)
         return token.word
 
     def _peek(self) -> str:
@@ -290,16 +271,16 @@ class _Parser:
             raise self._stuck()
 
     def _stuck(self) -> GrammarFault:
-        return _unreadable(self._tokens[self._at].line)
+        return unreadable(self._tokens[self._at].line)
 
 
 def is_terminal(name: str) -> bool:
     return name.lstrip("_")[:1].isupper()
 
 
-def _text(token: _Token) -> str:
+def _text(token: Word) -> str:
     if token.kind != "text":
-        raise _unreadable(token.line)
+        raise unreadable(token.line)
     inside = token.word.removesuffix("i")[1:-1]
     return _ESCAPE.sub(lambda found: _unescaped(found, token.line), inside)
 
@@ -313,21 +294,13 @@ def _unescaped(found: re.Match[str], line: int) -> str:
     return _ESCAPES.get(letter, letter)
 
 
-def character(code: str, line: int) -> str:
-    """The character of a hexadecimal code."""
-    number = int(code, 16)
-    if number > 0x10FFFF or 0xD800 <= number <= 0xDFFF:
-        raise GrammarFault(f"a code in line {line} that is no character", broken=True)
-    return chr(number)
-
-
 def _range(first: str, last: str, line: int) -> Part:
     if len(first) != 1 or len(last) != 1 or first > last:
         raise GrammarFault(f"a range in line {line} that is none", broken=True)
     return Expression(f"[{escaped(first)}-{escaped(last)}]")
 
 
-def _expression(token: _Token) -> Part:
+def _expression(token: Word) -> Part:
     body, _, flags = token.word.rpartition("/")
     if "x" in flags:
         raise GrammarFault(f"the flag `x` of an expression in line {token.line}")

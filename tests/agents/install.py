@@ -23,7 +23,16 @@ _SECONDS = 900.0
 _DONE = ".installed"
 _NPM = ("npm", "install", "--no-audit", "--no-fund", "--fetch-retries", "1",
     "--fetch-retry-mintimeout", "1000")  # fmt: skip
-_PIP = ("-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--retries", "1")
+_PIP = (
+    "-m",
+    "pip",
+    "install",
+    "--disable-pip-version-check",
+    "--quiet",
+    "--no-compile",
+    "--retries",
+    "1",
+)
 """Without a network they give up within seconds, for the suite tries each time."""
 
 

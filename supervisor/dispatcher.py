@@ -33,14 +33,18 @@ from supervisor.scheduler.death import Death
 from supervisor.scheduler.effects import (
     Effect,
     LeaseEffect,
+    Lend,
+    LimitSequences,
     LogLine,
     QuarantineRequest,
+    Recall,
     RememberLimit,
     Shrink,
     Spawn,
     Stop,
 )
 from supervisor.scheduler.lifecycle import State
+from supervisor.scheduler.loans import LoanNeeds
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
 from supervisor.state.quarantine import Quarantine
@@ -161,7 +165,13 @@ class Dispatcher:
             case Stop(model, generation, kill, stacks):
                 self._fleet.stop(model, generation, kill=kill, stacks=stacks)
             case Shrink(model, generation):
-                self._fleet.shrink(model, generation)
+                self._fleet.tell(model, generation, frames.Shrink())
+            case Lend(model, generation, size):
+                self._fleet.tell(model, generation, frames.Lend(size))
+            case Recall(model, generation, number, size, park):
+                self._fleet.tell(model, generation, frames.Recall(number, size, park))
+            case LimitSequences(model, generation, sequences):
+                self._fleet.tell(model, generation, frames.Limit(sequences))
             case LeaseEffect():
                 guarded(self._collector.record_effect, effect)
                 self._control.tell(effect)
@@ -188,7 +198,10 @@ class Dispatcher:
                 self._fleet.stop(model, generation, kill=True, stacks=False)
             case LeaseEffect(lease):
                 self._control.drop(lease)
-            case Shrink() | QuarantineRequest() | RememberLimit() | LogLine():
+            case Lend(model, generation) | Recall(model, generation):
+                # The ledger and the worker may differ now about what it may hold.
+                self._fleet.stop(model, generation, kill=True, stacks=False)
+            case Shrink() | LimitSequences() | QuarantineRequest() | RememberLimit() | LogLine():
                 pass  # costs memory for a while, or a line
             case _:
                 assert_never(effect)
@@ -227,6 +240,17 @@ class Dispatcher:
         self.handle(self._pool.ready, model, generation, size, ready.context, now)
         if worker.loaded_at == now:
             guarded(self._sizing.save_load, model, size, now - worker.load_started)
+
+    def worker_told(self, model: str, generation: int, frame: frames.LoanFrame) -> None:
+        now = time.monotonic()
+        match frame:
+            case frames.Needs(least, most, since, idle, youngest, parkable):
+                needs = LoanNeeds(least, most, since, idle, youngest, parkable)
+                self.handle(self._pool.needs, model, generation, needs, now)
+            case frames.Repaid(size, recall):
+                self.handle(self._pool.repaid, model, generation, size, recall, now)
+            case frames.WantsPrefill():
+                pass
 
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
         told = as_utf8(guarded(self._sizing.explained, model, reason) or reason)

@@ -21,12 +21,16 @@ from supervisor.wire.frames import (
     Generate,
     Grammar,
     Hello,
+    Lend,
+    Limit,
     Load,
     LoadFailed,
     Loading,
+    MayPrefill,
     Pattern,
     Pause,
     Ready,
+    Recall,
     Schema,
     Shrink,
     Structure,
@@ -77,6 +81,7 @@ class WorkerServer:
             on_progress=lambda done, total: self._channel.send(Loading(done, total)),
             on_loaded=self._loaded,
             on_unloadable=lambda reason: self._channel.send(LoadFailed(reason)),
+            on_news=lambda news: self._channel.send(*news),
             on_closed=self._closed.set,
         )
         loop.add_signal_handler(signal.SIGTERM, self._asked_to_stop)
@@ -96,9 +101,21 @@ class WorkerServer:
 
     async def _listen(self) -> None:
         """What the supervisor says later."""
-        while isinstance(await self._channel.receive(), Shrink):
-            log.info("memory is short: caches are given back")
-            self._thread.shrink()
+        while (said := await self._channel.receive()) is not None:
+            match said:
+                case Shrink():
+                    log.info("memory is short: caches are given back")
+                    self._thread.shrink()
+                case Lend(size):
+                    self._thread.lend(size)
+                case Recall():
+                    self._thread.recall(said)
+                case Limit(sequences):
+                    self._thread.limit(sequences)
+                case MayPrefill(allowed):
+                    self._thread.allow_prefill(allowed)
+                case Load():
+                    return  # one is all that a worker takes
 
     def _asked_to_stop(self) -> None:
         if self._serving is None:

@@ -62,6 +62,9 @@ class WorkerListener(Protocol):
         """It has made tokens or other output since this was told last."""
 
     def worker_stalled(self, model: str, generation: int, how: str) -> None: ...
+    def worker_told(self, model: str, generation: int, frame: frames.LoanFrame) -> None:
+        """It says something of its memory."""
+
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
         """Its model can't be loaded, and could not be by another process either."""
 
@@ -285,11 +288,11 @@ class Fleet:
             self._listener.worker_progressed(worker.model, worker.generation)
         return reading
 
-    def shrink(self, model: str, generation: int) -> None:
-        """Ask it to free its caches. Does nothing where the process is gone already."""
+    def tell(self, model: str, generation: int, frame: frames.ToWorker) -> None:
+        """Say something to a ready worker. Does nothing where the process is gone already."""
         worker = self._workers.get((model, generation))
         if worker is not None and worker.process.channel is not None:
-            worker.process.channel.send(frames.Shrink())
+            worker.process.channel.send(frame)
 
     def _unlocatable(self, model: str, generation: int, reason: str) -> None:
         self._listener.worker_unloadable(model, generation, reason)
@@ -368,6 +371,8 @@ class Fleet:
                         frame.context,
                     )
                     self._listener.worker_ready(*incarnation, frame)
+                case frames.Needs() | frames.Repaid() | frames.WantsPrefill():
+                    self._listener.worker_told(*incarnation, frame)
                 case frames.LoadFailed(reason):
                     log.error("worker %s cannot load: %s", worker.name, reason)
                     self._listener.worker_unloadable(*incarnation, reason)

@@ -37,6 +37,36 @@ class Shrink:
 
 
 @dataclass(frozen=True, slots=True)
+class Lend:
+    """This incarnation may hold so many bytes more. They are charged."""
+
+    model: str
+    generation: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """This incarnation is to give back so many bytes of its loan, idle ones; with `park` also those
+    of its youngest live sequences. `repaid` with this `number` is awaited."""
+
+    model: str
+    generation: int
+    number: int
+    bytes: int
+    park: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LimitSequences:
+    """At most so many sequences decode at once in this incarnation; 0 = as configured."""
+
+    model: str
+    generation: int
+    sequences: int
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseEffect:
     """What somebody who holds a lease is told."""
 
@@ -122,6 +152,9 @@ Effect = (
     Spawn
     | Stop
     | Shrink
+    | Lend
+    | Recall
+    | LimitSequences
     | Grant
     | Unpause
     | Loaded

@@ -56,7 +56,10 @@ class Charge:
     """What one incarnation is charged, in bytes."""
 
     bytes: int
+    """All of it: what was charged for the load, and `lent`."""
     phase: Phase = Phase.ESTIMATED
+    lent: int = 0
+    """The part that was lent after the load, and can be given back."""
     footprint: int | None = None
     """The last one seen of the living process, bytes: its memory can't leave more behind."""
     gone_at: float = 0.0
@@ -131,6 +134,28 @@ class Ledger:
         charge = self.charges[key]
         charge.phase = Phase.MEASURED
         self._set(charge, size)
+
+    def lent(self, key: Key) -> int:
+        """What this incarnation has been lent and not given back."""
+        charge = self.charges.get(key)
+        return 0 if charge is None else charge.lent
+
+    def lend(self, key: Key, size: int) -> None:
+        """Charge a living incarnation `size` bytes more. Raises OverBudget when they do not fit."""
+        charge = self.charges[key]
+        if charge.is_gone or not self.fits(size):
+            raise OverBudget(f"{size} more for {key}: {self.charged} of {self.budget} are charged")
+        charge.lent += size
+        self._set(charge, charge.bytes + size)
+
+    def repay(self, key: Key, size: int) -> int:
+        """A living incarnation holds `size` bytes of its loan no longer. Returns how many of them
+        it had been lent: a worker is not trusted to count."""
+        charge = self.charges[key]
+        back = 0 if charge.is_gone else max(0, min(size, charge.lent))
+        charge.lent -= back
+        self._set(charge, charge.bytes - back)
+        return back
 
     def footprint(self, key: Key, size: int) -> None:
         """The living process was seen to hold `size` bytes. Changes no charge."""

@@ -14,6 +14,7 @@ from supervisor.scheduler import eviction, refusals
 from supervisor.scheduler.effects import Effect, LogLine, Shrink, warning
 from supervisor.scheduler.eviction import Candidate
 from supervisor.scheduler.lifecycle import HAS_PROCESS, State
+from supervisor.scheduler.loans import Loans
 from supervisor.scheduler.model import DrainCause, Model
 from supervisor.scheduler.plan import Capacity, Demand, Means, Plan, Tenant, make_plan
 from supervisor.scheduler.pressure import Level
@@ -40,12 +41,18 @@ class Planner:
     """Decides over all models at once."""
 
     def __init__(
-        self, state: PoolState, workers: Workers, requests: Requests, recovery: Recovery
+        self,
+        state: PoolState,
+        workers: Workers,
+        requests: Requests,
+        recovery: Recovery,
+        loans: Loans,
     ) -> None:
         self._state = state
         self._workers = workers
         self._requests = requests
         self._recovery = recovery
+        self._loans = loans
         self.held_load: HeldLoad | None = None
         self._wake: float | None = None
         """When the plan must be made again though nothing has happened."""
@@ -70,6 +77,7 @@ class Planner:
         effects += self._plan_loads(now)
         if held and self.held_load is None:
             effects += self._grant_all(now)
+        effects += self._loans.serve(now)
         rules = self._state.rules
         if not 0 < rules.max_loaded < self._occupied() or not rules.cleanup_interval:
             self._cleanup_at = None

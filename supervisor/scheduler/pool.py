@@ -31,6 +31,7 @@ from supervisor.scheduler import refusals
 from supervisor.scheduler.death import Death
 from supervisor.scheduler.effects import Effect, LogLine, Refuse, warning
 from supervisor.scheduler.lifecycle import HAS_PROCESS, Event, State
+from supervisor.scheduler.loans import LoanNeeds, Loans
 from supervisor.scheduler.model import (
     DrainCause,
     LearnedLimit,
@@ -79,7 +80,8 @@ class Pool:
         self.workers = Workers(self.state)
         self.requests = Requests(self.state)
         self.recovery = Recovery(self.state, self.requests)
-        self.planner = Planner(self.state, self.workers, self.requests, self.recovery)
+        self.loans = Loans(self.state)
+        self.planner = Planner(self.state, self.workers, self.requests, self.recovery, self.loans)
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────
 
@@ -399,6 +401,25 @@ class Pool:
     def reserve(self, size: int) -> None:
         """Keep `size` bytes of the budget for what is no model, before anything is charged."""
         self.state.ledger.reserve(size)
+
+    def needs(self, name: str, generation: int, needs: LoanNeeds, now: float) -> list[Effect]:
+        """The worker says how it stands with its loan."""
+        model = self.state.living(name, generation)
+        if model is None or model.state not in (State.READY, State.DRAINING):
+            return []
+        self.loans.needs(model, needs)
+        return self.planner.settle(now)
+
+    def repaid(
+        self, name: str, generation: int, size: int, recall: int, now: float
+    ) -> list[Effect]:
+        """The worker has given back `size` bytes, because `recall` asked for them or, 0, by
+        itself."""
+        model = self.state.living(name, generation)
+        if model is None:
+            return []
+        self.loans.repaid(model, size)
+        return self.planner.settle(now)
 
     def footprint(self, name: str, generation: int, size: int) -> None:
         """The living worker was seen to hold `size` bytes; needed where `release` is WHEN_SEEN."""

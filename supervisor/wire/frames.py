@@ -4,7 +4,8 @@ Four connections exist:
 
 * control: gateway ↔ supervisor, a Unix socket, see `supervisor.wire.control_frames`.
 * channel: supervisor ↔ worker, a socketpair inherited at spawn. `Hello` → `Load` → `Loading`… →
-  `Ready` | `LoadFailed`.
+  `Ready` | `LoadFailed`. A ready worker borrows memory for its KV cache: it says what it `Needs`,
+  gets a `Lend`, and gives back what it no longer wants, or what a `Recall` asks for, with `Repaid`.
 * work: gateway ↔ worker, a Unix socket, one connection a request. `Generate` → `Accepted` →
   (`Progress` | `PromptLogprobs`)… → `Token`… → exactly one of `End`, `Failed`; or `Embed` →
   `Vector`… → `Embedded` | `Failed`. Between tokens the gateway may send `Pause`, then `Continue`.
@@ -41,10 +42,28 @@ class ErrorFrame(Frame, frozen=True):
 # ── channel: supervisor ↔ worker ─────────────────────────────────────────────────────────────────
 
 
+class Allowance(Frame, frozen=True, tag="allowance"):
+    """What a worker may hold beyond its loaded weights, and what its work takes, in bytes.
+
+    `room` is part of what its load is charged: KV for a short conversation and one prefill step.
+    All further KV is lent. `limit` is the most that `room` and all loans may be together, 0 = no
+    limit. What comes and goes: `prompt_token` for each token of a prefill step, `score` for each of
+    them and each token of its context (0 where attention is fused), `row` for each sequence of a
+    decode step.
+    """
+
+    room: int = 0
+    limit: int = 0
+    prompt_token: int = 0
+    score: int = 0
+    row: int = 0
+
+
 class Load(Frame, frozen=True, tag="load"):
     """Become the worker `model`#`generation`: load the folder `path` and serve `socket`.
 
-    `max_concurrency` sequences decode at once. `context` is in tokens, 0 = the model's own.
+    At most `max_concurrency` sequences decode at once. `context` is in tokens, 0 = the model's own.
+    With `prefill_gate` a heavy prefill waits for `MayPrefill`.
     """
 
     model: str
@@ -53,6 +72,37 @@ class Load(Frame, frozen=True, tag="load"):
     socket: str
     max_concurrency: int
     context: int
+    allowance: Allowance = Allowance()
+    prefill_gate: bool = False
+
+
+class Lend(Frame, frozen=True, tag="lend"):
+    """So many bytes more may be held: they are charged already."""
+
+    bytes: int
+
+
+class Recall(Frame, frozen=True, tag="recall"):
+    """Give back so many of the lent bytes, those that serve no live sequence, or as many of them as
+    there are: answered by exactly one `Repaid` with this `number`, between two steps. With `park`
+    also what live sequences hold, the youngest of which are parked for it."""
+
+    number: int
+    bytes: int
+    park: bool = False
+
+
+class Limit(Frame, frozen=True, tag="limit"):
+    """At most so many sequences decode at once from now on; those beyond are parked, the youngest
+    first. 0 = as many as `Load` said."""
+
+    sequences: int
+
+
+class MayPrefill(Frame, frozen=True, tag="may_prefill"):
+    """Whether heavy prefills may go on; see `WantsPrefill`."""
+
+    allowed: bool
 
 
 class Shrink(Frame, frozen=True, tag="shrink"):
@@ -85,8 +135,41 @@ class LoadFailed(Frame, frozen=True, tag="load_failed"):
     reason: str
 
 
-ToWorker = Load | Shrink
-FromWorker = Hello | Loading | Ready | LoadFailed
+class Needs(Frame, frozen=True, tag="needs"):
+    """How a ready worker stands with its loan, in bytes; replaces what it said before.
+
+    Without `least` bytes more, 0 = none, some request can't go on; up to `most` would be of use.
+    `since` is when the oldest of those requests came (its `Generate.now`). `idle` bytes of what is
+    lent serve no live sequence. `youngest` is when the request of the youngest live sequence came
+    that could be parked, and `parkable` what that would free; 0 = there is none.
+    """
+
+    least: int = 0
+    most: int = 0
+    since: float = 0.0
+    idle: int = 0
+    youngest: float = 0.0
+    parkable: int = 0
+
+
+class Repaid(Frame, frozen=True, tag="repaid"):
+    """So many of the lent bytes are held no longer. `recall` is the number of the `Recall` that
+    this answers, 0 = none."""
+
+    bytes: int
+    recall: int = 0
+
+
+class WantsPrefill(Frame, frozen=True, tag="wants_prefill"):
+    """Whether the worker has a heavy prefill to do, which waits for `MayPrefill`."""
+
+    wanted: bool
+
+
+ToWorker = Load | Shrink | Lend | Recall | Limit | MayPrefill
+FromWorker = Hello | Loading | Ready | LoadFailed | Needs | Repaid | WantsPrefill
+LoanFrame = Needs | Repaid | WantsPrefill
+"""What an engine has to tell of its memory."""
 
 
 # ── work: gateway ↔ worker ───────────────────────────────────────────────────────────────────────

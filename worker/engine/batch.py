@@ -14,7 +14,17 @@ from typing import Any
 import mlx.core as mx
 
 from supervisor.errors import InternalError
-from supervisor.wire.frames import Embed, End, FromEngine, Generate, Load, Progress
+from supervisor.wire.frames import (
+    Embed,
+    End,
+    FromEngine,
+    Generate,
+    Load,
+    LoanFrame,
+    Progress,
+    Recall,
+    Repaid,
+)
 from worker.engine import loading, mlx_lm_compat, mlx_lm_generator, sampling
 from worker.engine.active_job import ActiveJob, replay_emitted
 from worker.engine.decoding import BatchDecoder
@@ -64,6 +74,7 @@ class BatchEngine:
         self._prefilling: dict[int, int] = {}
         """Prompt tokens still to be prefilled, of those in the generator without a first token."""
         self._paused: dict[Job, _PausedJob] = {}
+        self._news: list[LoanFrame] = []
         self._pausing: set[Job] = set()
         """Those to pause that have no token yet: queued ones are passed over, the others pause with
         their first."""
@@ -363,6 +374,22 @@ class BatchEngine:
 
     def shrink(self) -> None:
         mx.clear_cache()
+
+    def lend(self, size: int) -> None:
+        pass
+
+    def recall(self, recall: Recall) -> None:
+        self._news.append(Repaid(0, recall.number))
+
+    def limit(self, sequences: int) -> None:
+        pass
+
+    def allow_prefill(self, allowed: bool) -> None:
+        pass
+
+    def news(self) -> Sequence[LoanFrame]:
+        news, self._news = self._news, []
+        return news
 
     def close(self) -> None:
         self._queue.clear()

@@ -26,8 +26,10 @@ from supervisor.wire.frames import (
     FromEngine,
     Generate,
     Load,
+    LoanFrame,
     Progress,
     PromptLogprobs,
+    Recall,
     Token,
 )
 from supervisor.wire.progress import ProgressRecord
@@ -172,6 +174,21 @@ class Engine(Protocol):
     def shrink(self) -> None:
         """Give back memory that is only kept for later."""
 
+    def lend(self, size: int) -> None:
+        """So many bytes more may be held."""
+
+    def recall(self, recall: Recall) -> None:
+        """Give back what is asked for, as far as it is there; `news` then has the answer."""
+
+    def limit(self, sequences: int) -> None:
+        """At most so many sequences decode at once, 0 = as many as the load said."""
+
+    def allow_prefill(self, allowed: bool) -> None:
+        """Whether heavy prefills may go on, where they wait for that."""
+
+    def news(self) -> Sequence[LoanFrame]:
+        """What the supervisor is to be told, each once; asked after every step and command."""
+
     @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
@@ -185,8 +202,7 @@ class Engine(Protocol):
 
 
 class EngineThread:
-    """Runs an Engine. `post`, `submit`, `pause`, `cancel`, `close` may be called from any
-    thread."""
+    """Runs an Engine. What is handed to it may be called from any thread."""
 
     def __init__(
         self,
@@ -197,6 +213,7 @@ class EngineThread:
         on_progress: Callable[[int, int], None],
         on_loaded: Callable[[LoadResult], None],
         on_unloadable: Callable[[str], None],
+        on_news: Callable[[Sequence[LoanFrame]], None],
         on_closed: Callable[[], None],
     ) -> None:
         """`post` schedules a call on the server's event loop; every callback runs there. `record`
@@ -208,6 +225,7 @@ class EngineThread:
         self._on_progress = on_progress
         self._on_loaded = on_loaded
         self._on_unloadable = on_unloadable
+        self._on_news = on_news
         self._on_closed = on_closed
         self._commands: queue.SimpleQueue[Callable[[], bool]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="mlx", daemon=True)
@@ -235,6 +253,18 @@ class EngineThread:
         """Give back what is only kept for later, between two steps."""
         self._commands.put(lambda: self._carry_out(self._engine.shrink))
 
+    def lend(self, size: int) -> None:
+        self._commands.put(lambda: self._carry_out(self._engine.lend, size))
+
+    def recall(self, recall: Recall) -> None:
+        self._commands.put(lambda: self._carry_out(self._engine.recall, recall))
+
+    def limit(self, sequences: int) -> None:
+        self._commands.put(lambda: self._carry_out(self._engine.limit, sequences))
+
+    def allow_prefill(self, allowed: bool) -> None:
+        self._commands.put(lambda: self._carry_out(self._engine.allow_prefill, allowed))
+
     def close(self) -> None:
         """End the thread after the running step; answered by `on_closed`."""
         self._commands.put(lambda: False)
@@ -251,6 +281,7 @@ class EngineThread:
                 begun = [self._deliver(job, frames) for job, frames in outputs]
                 self._record.prefilling(*self._engine.prefill)
                 self._record.end()
+                self._tell_news()
                 if any(begun):
                     # Linux wakes the reader on this very core, where it would wait until the next
                     # step is under way. At each token a yield would cost 4 % of their rate.
@@ -296,12 +327,17 @@ class EngineThread:
         self._engine.remove(job)
         job.sink.close()
 
-    def _carry_out(self, act: Callable[..., None], *job: Job) -> bool:
+    def _carry_out(self, act: Callable[..., None], *arguments: object) -> bool:
         self._record.begin()
-        act(*job)
+        act(*arguments)
         self._record.prefilling(*self._engine.prefill)
         self._record.end()
+        self._tell_news()
         return True
+
+    def _tell_news(self) -> None:
+        if news := self._engine.news():
+            self._post(lambda: self._on_news(news))
 
     def _load(self, load: Load) -> bool:
         def progress(done: int, total: int) -> None:

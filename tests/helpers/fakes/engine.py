@@ -34,6 +34,7 @@ from supervisor.wire.frames import (
     Token,
     Tokens,
 )
+from tests.helpers.fakes.loans import BorrowsNothing
 from worker.engine.thread import Job, LoadResult, Output, Prepared, Unloadable
 
 PROMPT_TOKENS = 8
@@ -84,10 +85,11 @@ def text_of(tokens: int) -> str:
     return "".join(f"w{number} " for number in range(tokens))
 
 
-class ScriptedEngine:
+class ScriptedEngine(BorrowsNothing):
     """An `Engine` whose tokens are numbers and whose misdeeds are planned."""
 
     def __init__(self, script: Script) -> None:
+        super().__init__()
         self._script = script
         self._active = True
         self._jobs: dict[Job, int] = {}

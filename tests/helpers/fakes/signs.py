@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from supervisor.wire.frames import Embed, FromEngine, Generate, Load, Token
+from tests.helpers.fakes.loans import PassesLoansOn
 from worker.engine.thread import FINAL_FRAMES, Engine, Job, LoadResult, Output, Prepared
 
 SPAWN, IMPORT, LOAD, IDLE, PREFILL, DECODE = "spawn", "import", "load", "idle", "prefill", "decode"
@@ -57,11 +58,11 @@ def _file(folder: Path, pid: int) -> Path:
     return folder / f"{pid}.sign"
 
 
-class Signed:
+class Signed(PassesLoansOn):
     """An engine that shows where it is."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
-        self._engine = engine
+        self._shown = engine
         self._file = os.open(_file(folder, os.getpid()), os.O_WRONLY | os.O_CREAT, 0o600)
         self._phase = SPAWN
         self._running: dict[Job, str] = {}
@@ -69,6 +70,10 @@ class Signed:
         self._paused: dict[Job, str] = {}
         self._made = False
         self._show()
+
+    @property
+    def _engine(self) -> Engine:
+        return self._shown
 
     def _show(self, phase: str = "") -> None:
         self._phase = phase or self._phase

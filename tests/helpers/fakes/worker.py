@@ -19,6 +19,7 @@ from supervisor.wire.frames import Embed, Frame, FromEngine, Generate, Load, Pro
 from supervisor.wire.stream import FrameStream
 from tests.helpers.fakes import orders
 from tests.helpers.fakes.engine import GARBAGE, TORN, ScriptedEngine, end, pass_gate, script_in
+from tests.helpers.fakes.loans import PassesLoansOn
 from tests.helpers.fakes.signs import Signed
 from tests.helpers.fakes.table import hand_on
 from worker import priority
@@ -45,7 +46,7 @@ POISON = "FAKE_POISON"
 tokens of its output."""
 
 
-class Choice:
+class Choice(PassesLoansOn):
     """The engine that the folder asks for."""
 
     def __init__(self) -> None:

@@ -15,6 +15,7 @@ import pytest
 from supervisor.wire.frames import Embed, End, FromEngine, Generate, Load, Progress, Text, Token
 from supervisor.wire.progress import SIZE, ProgressRecord, Reading
 from tests.helpers.children import ROOT
+from tests.helpers.fakes.loans import BorrowsNothing
 from worker.engine.thread import (
     EXIT_ENGINE_DIED,
     EngineThread,
@@ -29,10 +30,11 @@ SECONDS = 20
 LOAD = Load("m", 1, "/folder", "/socket", 4, 0)
 
 
-class Counter:
+class Counter(BorrowsNothing):
     """An engine whose every job counts from 0 to its `max_tokens`. It notes who calls it."""
 
     def __init__(self, *, unloadable: bool = False) -> None:
+        super().__init__()
         self._unloadable = unloadable
         self.jobs: dict[Job, int] = {}
         self.calls: list[str] = []
@@ -141,6 +143,7 @@ class Stage:
             on_progress=lambda done, total: self.told.append((done, total)),
             on_loaded=self.told.append,
             on_unloadable=self.told.append,
+            on_news=self.told.append,
             on_closed=lambda: self.told.append("closed"),
         )
         self.thread.start()
@@ -343,7 +346,7 @@ def ignore(*arguments):
     pass
 
 record = ProgressRecord(bytearray(SIZE))
-thread = EngineThread(Broken(), record, ignore, ignore, ignore, ignore, ignore, ignore)
+thread = EngineThread(Broken(), record, ignore, ignore, ignore, ignore, ignore, ignore, ignore)
 thread.start()
 thread.load(LOAD)
 thread.submit(Job(Generate("r", Text(""), 1.0, max_tokens=5), Prepared([0]), Collector(ignore)))

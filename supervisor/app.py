@@ -140,6 +140,7 @@ class Supervisor:
             module=worker_module,
             on_change=self._record_children,
             stall_seconds=config.recovery.stall_seconds,
+            prefill_gate=config.memory.prefill_gate,
             locate=sizing.folder,
         )
         self._gateway = GatewayProcess(

@@ -36,6 +36,7 @@ from supervisor.scheduler.effects import (
     Lend,
     LimitSequences,
     LogLine,
+    MayPrefill,
     QuarantineRequest,
     Recall,
     RememberLimit,
@@ -172,6 +173,8 @@ class Dispatcher:
                 self._fleet.tell(model, generation, frames.Recall(number, size, park))
             case LimitSequences(model, generation, sequences):
                 self._fleet.tell(model, generation, frames.Limit(sequences))
+            case MayPrefill(model, generation, allowed):
+                self._fleet.tell(model, generation, frames.MayPrefill(allowed))
             case LeaseEffect():
                 guarded(self._collector.record_effect, effect)
                 self._control.tell(effect)
@@ -200,6 +203,9 @@ class Dispatcher:
                 self._control.drop(lease)
             case Lend(model, generation) | Recall(model, generation):
                 # The ledger and the worker may differ now about what it may hold.
+                self._fleet.stop(model, generation, kill=True, stacks=False)
+            case MayPrefill(model, generation):
+                # It might wait for its turn, and others for it, until it ends.
                 self._fleet.stop(model, generation, kill=True, stacks=False)
             case Shrink() | LimitSequences() | QuarantineRequest() | RememberLimit() | LogLine():
                 pass  # costs memory for a while, or a line
@@ -249,8 +255,8 @@ class Dispatcher:
                 self.handle(self._pool.needs, model, generation, needs, now)
             case frames.Repaid(size, recall):
                 self.handle(self._pool.repaid, model, generation, size, recall, now)
-            case frames.WantsPrefill():
-                pass
+            case frames.WantsPrefill(wanted):
+                self.handle(self._pool.wants_prefill, model, generation, wanted, now)
 
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
         told = as_utf8(guarded(self._sizing.explained, model, reason) or reason)

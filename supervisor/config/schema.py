@@ -94,6 +94,7 @@ class MemorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     load_gate: Literal["shared", "exclusive"] = "shared"
     load_gate_timeout: Seconds = 120
     spare: bool = True
+    prefill_gate: bool = False
 
     def budget_bytes(self, physical: int) -> int | None:
         """`budget` in bytes on a machine with `physical` bytes of RAM; None = "auto"."""

@@ -120,6 +120,7 @@ class Fleet:
         module: str,
         on_change: Callable[[], None],
         stall_seconds: float,
+        prefill_gate: bool = False,
         locate: Callable[[str], Path] | None = None,
     ) -> None:
         self._locate = locate
@@ -129,6 +130,7 @@ class Fleet:
         self._start = partial(WorkerProcess, launcher, module)
         self._on_change = on_change
         self._stall_seconds = stall_seconds
+        self._prefill_gate = prefill_gate
         self._workers: dict[tuple[str, int], _Running] = {}
         self._waiting: dict[tuple[str, int], asyncio.TimerHandle] = {}
         """Incarnations that could not be started yet, until the next attempt."""
@@ -185,6 +187,7 @@ class Fleet:
             socket=str(self._state.worker_socket(model, generation)),
             max_concurrency=self._catalog.concurrency(model),
             context=self._catalog.models[model].context,
+            prefill_gate=self._prefill_gate,
         )
         worker.listening = background.start(self._listen(worker, load))
         self._on_change()

@@ -67,6 +67,16 @@ class LimitSequences:
 
 
 @dataclass(frozen=True, slots=True)
+class MayPrefill:
+    """This incarnation may go on with heavy prefills, or is to stop and `wants_prefill` is
+    awaited."""
+
+    model: str
+    generation: int
+    allowed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseEffect:
     """What somebody who holds a lease is told."""
 
@@ -155,6 +165,7 @@ Effect = (
     | Lend
     | Recall
     | LimitSequences
+    | MayPrefill
     | Grant
     | Unpause
     | Loaded

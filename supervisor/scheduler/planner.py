@@ -17,6 +17,7 @@ from supervisor.scheduler.lifecycle import HAS_PROCESS, State
 from supervisor.scheduler.loans import Loans
 from supervisor.scheduler.model import DrainCause, Model
 from supervisor.scheduler.plan import Capacity, Demand, Means, Plan, Tenant, make_plan
+from supervisor.scheduler.prefill_gate import PrefillGate
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.recovery import Recovery
 from supervisor.scheduler.requests import Requests
@@ -47,12 +48,14 @@ class Planner:
         requests: Requests,
         recovery: Recovery,
         loans: Loans,
+        prefill_gate: PrefillGate,
     ) -> None:
         self._state = state
         self._workers = workers
         self._requests = requests
         self._recovery = recovery
         self._loans = loans
+        self._prefill_gate = prefill_gate
         self.held_load: HeldLoad | None = None
         self._wake: float | None = None
         """When the plan must be made again though nothing has happened."""
@@ -63,7 +66,7 @@ class Planner:
         """When `settle` or `trim_if_due` must be called though nothing has happened."""
         timeout = self._state.rules.load_gate_timeout
         gate = None if self.held_load is None else self.held_load.since + timeout
-        return [self._wake, self._cleanup_at, gate]
+        return [self._wake, self._cleanup_at, gate, self._prefill_gate.deadline]
 
     def settle(self, now: float) -> list[Effect]:
         """What every event ends with: grants, then loads and the room for them."""
@@ -78,6 +81,9 @@ class Planner:
         if held and self.held_load is None:
             effects += self._grant_all(now)
         effects += self._loans.serve(now)
+        serving = (State.READY, State.DRAINING)
+        living = [model.current.key for model in self._models if model.state in serving]
+        effects += self._prefill_gate.serve(living, now)
         rules = self._state.rules
         if not 0 < rules.max_loaded < self._occupied() or not rules.cleanup_interval:
             self._cleanup_at = None

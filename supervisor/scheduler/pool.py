@@ -43,6 +43,7 @@ from supervisor.scheduler.model import (
     Spec,
 )
 from supervisor.scheduler.planner import Planner
+from supervisor.scheduler.prefill_gate import PrefillGate
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.recovery import Recovery
 from supervisor.scheduler.requests import Requests
@@ -81,7 +82,10 @@ class Pool:
         self.requests = Requests(self.state)
         self.recovery = Recovery(self.state, self.requests)
         self.loans = Loans(self.state)
-        self.planner = Planner(self.state, self.workers, self.requests, self.recovery, self.loans)
+        self.prefill_gate = PrefillGate()
+        self.planner = Planner(
+            self.state, self.workers, self.requests, self.recovery, self.loans, self.prefill_gate
+        )
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────
 
@@ -419,6 +423,14 @@ class Pool:
         if model is None:
             return []
         self.loans.repaid(model, size)
+        return self.planner.settle(now)
+
+    def wants_prefill(self, name: str, generation: int, wanted: bool, now: float) -> list[Effect]:
+        """The worker has a heavy prefill to do, or none any more, see `PrefillGate`."""
+        model = self.state.living(name, generation)
+        if model is None or model.state not in (State.READY, State.DRAINING):
+            return []
+        self.prefill_gate.wants(model.current.key, wanted)
         return self.planner.settle(now)
 
     def footprint(self, name: str, generation: int, size: int) -> None:

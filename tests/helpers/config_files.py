@@ -52,6 +52,7 @@ load_stall_seconds = 120
 load_gate = "shared"
 load_gate_timeout = 120
 spare = true
+prefill_gate = false
 
 [recovery]
 mode = "resume"

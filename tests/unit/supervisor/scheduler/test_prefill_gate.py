@@ -13,7 +13,7 @@ from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.prefill_gate import TURN_SECONDS, PrefillGate
-from tests.helpers.pools import GB, ask, serve, small_machine
+from tests.helpers.pools import GB, ask, serve, small_machine, state
 from worker.engine.prefill_turns import HEAVY_TOKENS, PrefillTurns
 
 A, B, C = ("a", 1), ("b", 1), ("c", 1)
@@ -33,14 +33,22 @@ def waiting(*workers: tuple[str, int]) -> PrefillGate:
     return gate
 
 
+def holder(gate: PrefillGate) -> tuple[str, int] | None:
+    return gate.holder
+
+
+def due(gate: PrefillGate) -> float | None:
+    return gate.deadline
+
+
 def test_who_is_alone_gets_the_turn_and_keeps_it() -> None:
     gate = waiting(A)
-    assert gate.holder == A
+    assert holder(gate) == A
     assert gate.serve(ALL, 1.0) == []
-    assert gate.deadline is None
+    assert due(gate) is None
     assert gate.serve(ALL, 1000.0) == []
     gate.wants(A, False)
-    assert gate.holder is None
+    assert holder(gate) is None
     assert gate.serve(ALL, 1001.0) == []
 
 
@@ -54,15 +62,15 @@ def test_first_come_first_served() -> None:
 
 def test_who_keeps_others_waiting_passes_the_turn_on_in_time() -> None:
     gate = waiting(A, B)
-    assert gate.deadline == TURN_SECONDS
+    assert due(gate) == TURN_SECONDS
     assert gate.serve(ALL, TURN_SECONDS - 0.1) == []
     assert gate.serve(ALL, TURN_SECONDS) == [may(A, False)]
-    assert gate.deadline is None
+    assert due(gate) is None
     assert gate.serve(ALL, TURN_SECONDS + 1.0) == []  # its slice is not over
-    assert gate.holder == A
+    assert holder(gate) == A
     gate.wants(A, True)
     assert gate.serve(ALL, 7.0) == [may(B)]
-    assert gate.deadline == 7.0 + TURN_SECONDS
+    assert due(gate) == 7.0 + TURN_SECONDS
     assert gate.serve(ALL, 7.0 + TURN_SECONDS) == [may(B, False)]
     gate.wants(B, True)
     assert gate.serve(ALL, 13.0) == [may(A)]
@@ -74,7 +82,7 @@ def test_a_turn_that_has_lasted_ends_when_the_second_comes() -> None:
     assert gate.serve(ALL, 100.0) == [may(A, False)]
     gate.wants(A, False)
     assert gate.serve(ALL, 101.0) == [may(B)]
-    assert gate.deadline is None
+    assert due(gate) is None
 
 
 def test_who_wants_none_any_more_is_passed_over() -> None:
@@ -98,11 +106,11 @@ def test_nobody_waits_twice() -> None:
 def test_one_that_has_ended_holds_nobody_up() -> None:
     gate = waiting(A, B, C)
     assert gate.serve({B, C}, 1.0) == [may(B)]
-    assert gate.deadline == 1.0 + TURN_SECONDS
+    assert due(gate) == 1.0 + TURN_SECONDS
     assert gate.serve({B}, 2.0) == []
-    assert gate.deadline is None
+    assert due(gate) is None
     assert gate.serve((), 3.0) == []
-    assert gate.holder is None
+    assert holder(gate) is None
 
 
 def test_one_that_ends_while_it_was_asked_to_stop() -> None:
@@ -110,7 +118,7 @@ def test_one_that_ends_while_it_was_asked_to_stop() -> None:
     assert gate.serve(ALL, TURN_SECONDS) == [may(A, False)]
     assert gate.serve({B, C}, 6.0) == [may(B)]
     gate.wants(C, True)
-    assert gate.deadline == 6.0 + TURN_SECONDS
+    assert due(gate) == 6.0 + TURN_SECONDS
 
 
 # ── in the pool ──────────────────────────────────────────────────────────────────────────────────
@@ -151,16 +159,16 @@ def test_a_worker_that_is_killed_or_drained_passes_the_turn_on() -> None:
     pool = two_at_work()
     lease = next(iter(pool.models["a"].granted))
     assert turns(pool.unload("a", 3.0)) == []  # what is in it is prefilled to its end
-    assert pool.models["a"].state is State.DRAINING
+    assert state(pool, "a") is State.DRAINING
     assert pool.wants_prefill("a", 1, False, 3.5) == [may(B)]
     assert turns(pool.release(lease, 4.0)) == []
-    assert pool.models["a"].state is State.STOPPING
+    assert state(pool, "a") is State.STOPPING
 
 
 def test_words_of_those_that_serve_nobody_mean_nothing() -> None:
     pool = small_machine(Spec("a", estimate_bytes=GB), "b", size=GB)
     ask(pool, "a", 0.0)
-    assert pool.models["a"].state is State.LOADING
+    assert state(pool, "a") is State.LOADING
     assert pool.wants_prefill("a", 1, True, 1.0) == []
     pool.ready("a", 1, GB, 4096, 2.0)
     assert pool.wants_prefill("a", 0, True, 2.0) == []

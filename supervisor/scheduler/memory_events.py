@@ -52,8 +52,8 @@ class MemoryEvents:
         model = self.state.living(name, generation)
         if model is None:
             return []
-        self.loans.repaid(model, size)
-        return self.planner.settle(now)
+        self.loans.repaid(model, size, recall, now)
+        return [*self.planner.keep_to_budget(now), *self.planner.settle(now)]
 
     def footprint(self, name: str, generation: int, size: int) -> None:
         """The living worker was seen to hold `size` bytes; needed where `release` is WHEN_SEEN."""

@@ -400,6 +400,8 @@ class Pool(MemoryEvents):
                 effects += self.planner.unload_idle(model, now)
             if model.learned_limit is not None and model.learned_limit.ends <= now:
                 effects += self.recovery.raise_limit(model, now)
+        effects += self.loans.expire(now)
+        effects += self.planner.keep_to_budget(now)
         effects += self.planner.trim_if_due(now)
         return [*effects, *self.planner.settle(now)]
 

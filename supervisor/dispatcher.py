@@ -94,6 +94,9 @@ class Dispatcher:
         self._counter: CounterProcess
         self._control: Control
         self._looks: Looks[Look] = Looks(lambda name: sizing.look(name), self._files_changed)
+        self._epoch = time.time() - time.monotonic()
+        """Turns epoch seconds into the pool's. Once for all: what a clock that is set does to the
+        ages of requests, it does to all of them."""
         self._timer: asyncio.TimerHandle | None = None
         self._events: deque[tuple[str, Callable[[], Iterable[Effect] | None]]] = deque()
         """Names, for the log, and events that are still to be handled."""
@@ -251,6 +254,7 @@ class Dispatcher:
         now = time.monotonic()
         match frame:
             case frames.Needs(least, most, since, idle, youngest, parkable):
+                since, youngest = since - self._epoch, youngest - self._epoch
                 needs = LoanNeeds(least, most, since, idle, youngest, parkable)
                 self.handle(self._pool.needs, model, generation, needs, now)
             case frames.Repaid(size, recall):

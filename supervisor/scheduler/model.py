@@ -215,6 +215,8 @@ class Worker:
     """Measured at the end of its load."""
     context: int = 0
     """Tokens."""
+    idle_bytes: int = 0
+    """The part of its loan that serves no live sequence, as far as it has said."""
     unload_asked: bool = False
     """By hand, while it loads: those who wait are served, nobody else."""
     drain_cause: DrainCause = DrainCause.EVICTION

@@ -342,8 +342,7 @@ class Dispatcher:
         if state is State.FAILED:
             log.info("the files of model %s have changed; it may be loaded again", model)
             self.handle(self._pool.changed, model, now)
-        estimated = self._pool.estimated
-        self.handle(estimated, model, need.estimate, need.headroom, now, need.context)
+        self.handle(self._pool.estimated, model, need.estimate, need.headroom, now)
 
     def returned(self, lease: int, position: int, prompt_tokens: int, hold: float) -> None:
         guarded(self._collector.returned, lease, position, prompt_tokens)

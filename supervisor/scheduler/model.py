@@ -31,14 +31,15 @@ class Spec:
 
     name: str
     aliases: tuple[str, ...] = ()
-    capacity: int = 32 + 1024
+    capacity: int = 64 + 1024
     """Bounds its requests, waiting ones included."""
     concurrency: int = 0
     """Requests that may be granted at once, the rest waits here; 0 = all that come."""
     estimate_bytes: int = 0
     """What its files say that it will need, all in all."""
     headroom_bytes: int = 0
-    """The part of that which a load does not touch yet: KV budget, prompt cache, prefill."""
+    """The part of that which a load does not touch yet: what the process grows by, and room for one
+    conversation. All further KV cache is lent."""
     memory_bytes: int | None = None
     """`memory` of the configuration: charged as given, whatever is measured."""
     pin: bool = False
@@ -46,8 +47,18 @@ class Spec:
     """Seconds idle before it is unloaded, 0 = never."""
     fallback: str = ""
     """Name or alias of the model that serves its requests while it is unavailable."""
-    context: int = 0
-    """Tokens, before a worker has told them; 0 = unknown. For people and clients."""
+
+
+@dataclass(frozen=True, slots=True)
+class NextCharge:
+    """What the next incarnation of a model will be charged, in bytes."""
+
+    size: int
+    """For its load."""
+    untouched: int
+    """The part of that which is not in use at the end of the load."""
+    most: int | None
+    """What it could ever be charged with all its loans; None = there is no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,6 +328,14 @@ class Model:
         if self.spec.memory_bytes is not None:
             return self.spec.memory_bytes
         return self.spec.estimate_bytes if self.learned_bytes is None else self.learned_bytes
+
+    @property
+    def untouched(self) -> int:
+        """Bytes of `size` that are not in use at the end of a load."""
+        if self.spec.memory_bytes is None and self.learned_bytes is None:
+            return self.spec.headroom_bytes
+        loaded = self.spec.estimate_bytes - self.spec.headroom_bytes
+        return max(0, self.size - (loaded if self.measured_bytes is None else self.measured_bytes))
 
     @property
     def size_source(self) -> str:

@@ -235,10 +235,10 @@ class Pool:
         return self.planner.settle(now)
 
     def estimated(
-        self, name: str, estimate_bytes: int, headroom_bytes: int, now: float, context: int = 0
+        self, name: str, estimate_bytes: int, headroom_bytes: int, now: float
     ) -> list[Effect]:
         """The model's next load needs so much, and leaves so much of it untouched; what was learned
-        of other files counts no longer. `context` is in tokens."""
+        of other files counts no longer."""
         model = self.models[name]
         if estimate_bytes != model.spec.estimate_bytes:
             model.measured_bytes = model.learned_bytes = None
@@ -246,7 +246,6 @@ class Pool:
             model.spec,
             estimate_bytes=estimate_bytes,
             headroom_bytes=headroom_bytes,
-            context=context,
         )
         return self.planner.settle(now)
 

@@ -52,6 +52,7 @@ load_stall_seconds = 120
 load_gate = "shared"
 load_gate_timeout = 120
 spare = true
+prefill_gate = false
 
 [recovery]
 mode = "resume"
@@ -90,6 +91,7 @@ SUPPORTED = {
     *(f"models.*.{key}" for key in ("source", "aliases", "preload", "max_concurrency")),
     *(f"models.*.{key}" for key in ("max_queue", "context", "env", "pin", "ttl", "memory")),
     "models.*.fallback",
+    "models.*.kv_budget",
 }
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "server": ServerSettings,

@@ -21,6 +21,8 @@ from supervisor.processes.spare import BYTES as SPARE_BYTES
 from supervisor.scheduler.model import Limits, ReleaseRule, Rules, Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Thresholds
+from tests.helpers.architectures import config_of
+from tests.unit.supervisor.models.test_estimate import write_tensors
 
 GB = 10**9
 MODEL = '[models.m]\nsource = "nowhere/m"\n'
@@ -182,3 +184,15 @@ def test_the_budget(
 def test_only_macos_gives_memory_back_late() -> None:
     assert build.release_rule("darwin") is ReleaseRule.WHEN_SEEN
     assert build.release_rule("linux") is ReleaseRule.AT_REAP
+
+
+def test_a_kv_budget_holds_a_first_token(tmp_path: Path) -> None:
+    write_tensors(tmp_path, config_of("llama"))  # 256 tokens of 3,072 bytes in each of 8 layers
+
+    def built(size: str) -> Pool:
+        text = f'[models."a.b"]\nsource = "{tmp_path}"\nkv_budget = "{size}"\n'
+        return pool(from_tree(tomllib.loads(text), environ={}, overrides=Overrides()))
+
+    assert built("1MB")
+    with pytest.raises(ConfigError, match=r'^models\."a\.b"\.kv_budget: 0 MB are too little'):
+        built("100KB")

@@ -46,10 +46,13 @@ class LinuxReader:
         rollup = kilobytes(self._text(f"/proc/{pid}/smaps_rollup"))
         if "Pss" in rollup:
             return rollup["Pss"] + rollup.get("SwapPss", 0)
-        return self.glance(pid)
+        return kilobytes(self._text(f"/proc/{pid}/status")).get("VmRSS")
 
     def glance(self, pid: int) -> int | None:
-        return kilobytes(self._text(f"/proc/{pid}/status")).get("VmRSS")
+        fields = kilobytes(self._text(f"/proc/{pid}/status"))
+        if "RssAnon" not in fields:  # before 4.5, and of a process that has ended
+            return fields.get("VmRSS")
+        return sum(fields.get(name, 0) for name in ("RssAnon", "RssShmem", "VmSwap"))
 
     def wired(self, pid: int) -> int | None:
         return None

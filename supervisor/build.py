@@ -130,11 +130,12 @@ def spec(name: str, catalog: Catalog, sizing: Sizing) -> Spec:
 
 def budget(memory: MemorySettings, machine: MachineMemory, working_set: int | None) -> int | None:
     """Bytes that all workers together may be charged; None = unlimited, because nothing is
-    configured and the machine's RAM is unknown. `working_set` is the GPU's, bytes."""
-    if machine.physical is None:
+    configured and the machine's RAM is unknown. What a control group allows stands for the RAM.
+    `working_set` is the GPU's, bytes."""
+    if machine.usable is None:
         return None if memory.budget.endswith(("%", "auto")) else memory.budget_bytes(0)
-    configured = memory.budget_bytes(machine.physical)
-    return auto_budget(machine.physical, working_set) if configured is None else configured
+    configured = memory.budget_bytes(machine.usable)
+    return auto_budget(machine.usable, working_set) if configured is None else configured
 
 
 def release_rule(platform: str = sys.platform) -> ReleaseRule:

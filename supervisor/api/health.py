@@ -136,7 +136,8 @@ def render_health(
             "memory": {
                 "budget_bytes": None if ledger.budget is None else ledger.budget + ledger.reserved,
                 "charged_bytes": ledger.charged + ledger.reserved,
-                "physical_bytes": machine.physical,
+                "physical_bytes": machine.usable,
+                "limited_by": None if machine.limit is None else machine.limit.file,
                 "used_percent": machine.used_percent,
                 "level": state.level.name.lower(),
                 "stranded_bytes": ledger.stranded,

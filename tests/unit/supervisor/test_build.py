@@ -20,7 +20,7 @@ from supervisor.models.sizing import Sizing
 from supervisor.processes.spare import BYTES as SPARE_BYTES
 from supervisor.scheduler.model import Limits, ReleaseRule, Rules, Spec
 from supervisor.scheduler.pool import Pool
-from supervisor.scheduler.pressure import Thresholds
+from supervisor.scheduler.pressure import GroupMemory, Thresholds
 from tests.helpers.architectures import config_of
 from tests.unit.supervisor.models.test_estimate import write_tensors
 
@@ -196,3 +196,12 @@ def test_a_kv_budget_holds_a_first_token(tmp_path: Path) -> None:
     assert built("1MB")
     with pytest.raises(ConfigError, match=r'^models\."a\.b"\.kv_budget: 0 MB are too little'):
         built("100KB")
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"), [("auto", 6 * GB), ("50%", 4 * GB), ("9GB", 9 * GB)]
+)
+def test_what_a_control_group_allows_stands_for_the_ram(budget: str, expected: int) -> None:
+    machine = MachineMemory(64 * GB, groups=(GroupMemory("/cg/memory.max", 8 * GB),))
+    memory = parse(f'[memory]\nbudget = "{budget}"\n').memory
+    assert build.budget(memory, machine, None) == expected

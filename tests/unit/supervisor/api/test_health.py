@@ -119,6 +119,7 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
         "budget_bytes": None,
         "charged_bytes": 0,
         "physical_bytes": 16_000,
+        "limited_by": None,
         "used_percent": 42.5,
         "level": "normal",
         "stranded_bytes": 0,

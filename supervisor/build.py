@@ -56,9 +56,12 @@ def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
     offset = time.time() - time.monotonic()
     for name in catalog.models:
         known = sizing.measured_load(name)
-        seconds, size = (known.load_seconds, known.memory_bytes) if known else (None, None)
-        limit = sizing.learned_limit(name, offset)
-        made.recall(name, sizing.cache.use_count(name), seconds, size, limit)
+        limit, uses = sizing.learned_limit(name, offset), sizing.cache.use_count(name)
+        if known is None:
+            made.recall(name, uses, None, None, limit)
+        else:
+            seconds, size = known.load_seconds, known.memory_bytes
+            made.recall(name, uses, seconds, size, limit, known.outgrown)
     models = catalog.models.items()
     pinned = [name for name, model in models if model.pin]
     preloaded = [name for name, model in models if model.preload]

@@ -39,6 +39,7 @@ from supervisor.scheduler.effects import (
     QuarantineRequest,
     Recall,
     RememberLimit,
+    RememberOutgrown,
     Shrink,
     Spawn,
     Stop,
@@ -180,6 +181,8 @@ class Dispatcher:
                 self._quarantine.save(self._pool.quarantined(time.monotonic()))
             case RememberLimit(model, limit):
                 self._sizing.save_limit(model, limit, time.time() - time.monotonic())
+            case RememberOutgrown(model, size):
+                self._sizing.save_outgrown(model, size)
             case LogLine(text, level):
                 log.log(level, "%s", text)
                 self._feed.tell("decision", text=text)
@@ -201,8 +204,10 @@ class Dispatcher:
             case Lend(model, generation) | Recall(model, generation):
                 # The ledger and the worker may differ now about what it may hold.
                 self._fleet.stop(model, generation, kill=True, stacks=False)
-            case Shrink() | LimitSequences() | QuarantineRequest() | RememberLimit() | LogLine():
+            case Shrink() | LimitSequences() | QuarantineRequest() | LogLine():
                 pass  # costs memory for a while, or a line
+            case RememberLimit() | RememberOutgrown():
+                pass  # it is learned again
             case _:
                 assert_never(effect)
 

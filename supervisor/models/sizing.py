@@ -8,6 +8,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from supervisor.models.about import about
 from supervisor.models.allowance import allowance, context
 from supervisor.models.catalog import Catalog, Fingerprint
@@ -160,12 +162,20 @@ class Sizing:
 
     def measured_load(self, name: str) -> MeasuredLoad | None:
         """The last load of these very files, of this run or an earlier one."""
-        return self.cache.get(self._key(name))
+        return self.cache.get(self._key(name)) or self.cache.get(self._former_key(name))
 
     def save_load(self, name: str, memory_bytes: int, load_seconds: float) -> None:
         """A load took so much. Never raises."""
-        measurement = MeasuredLoad(name, memory_bytes, load_seconds, time.time())
+        known = self.measured_load(name)
+        outgrown = 0 if known is None else known.outgrown
+        measurement = MeasuredLoad(name, memory_bytes, load_seconds, time.time(), outgrown)
         self.cache.remember(self._key(name), measurement)
+
+    def save_outgrown(self, name: str, size: int) -> None:
+        """Its workers outgrow their charges by so many bytes. Never raises."""
+        known = self.measured_load(name)
+        if known is not None:  # else it was never loaded, as far as anybody remembers
+            self.cache.remember(self._key(name), replace(known, outgrown=size, at=time.time()))
 
     def about(self) -> dict[str, About]:
         """What the last look at each model's files told of it."""
@@ -188,6 +198,13 @@ class Sizing:
         return self._known[name]
 
     def _key(self, name: str) -> str:
+        """The environment may have MLX allocate otherwise. What is lent after a load is none of it:
+        neither the context nor how many requests may run."""
+        env = self._catalog.models[name].env
+        return key(self._last(name).fingerprint, {"env": env} if env else {})
+
+    def _former_key(self, name: str) -> str:
+        """That of earlier versions, whose measurements are as good."""
         model = self._catalog.models[name]
         return key(self._last(name).fingerprint, {"context": model.context})
 

@@ -294,6 +294,9 @@ class Model:
     """What its process held at the end of its last load; survives unloads."""
     learned_bytes: int | None = None
     """What the last load was found to need, with room for requests; survives unloads."""
+    outgrown: int = 0
+    """Bytes that its workers were seen to hold beyond what their loads are charged, which the next
+    one is charged as well; survives unloads."""
     deaths: int = 0
     learned_limit: LearnedLimit | None = None
     """After it ran out of memory."""
@@ -327,22 +330,24 @@ class Model:
         """Bytes that the next incarnation is charged: configured, else learned, else estimated."""
         if self.spec.memory_bytes is not None:
             return self.spec.memory_bytes
-        return self.spec.estimate_bytes if self.learned_bytes is None else self.learned_bytes
+        known = self.spec.estimate_bytes if self.learned_bytes is None else self.learned_bytes
+        return known + self.outgrown
 
     @property
     def untouched(self) -> int:
         """Bytes of `size` that are not in use at the end of a load."""
-        if self.spec.memory_bytes is None and self.learned_bytes is None:
-            return self.spec.headroom_bytes
         loaded = self.spec.estimate_bytes - self.spec.headroom_bytes
-        return max(0, self.size - (loaded if self.measured_bytes is None else self.measured_bytes))
+        held = loaded if self.measured_bytes is None else self.measured_bytes
+        if self.spec.memory_bytes is None:
+            held += self.outgrown  # in use, by whatever it is
+        return max(0, self.size - held)
 
     @property
     def size_source(self) -> str:
         """Where `size` comes from, for people."""
         if self.spec.memory_bytes is not None:
             return "configured"
-        return "estimated" if self.learned_bytes is None else "measured"
+        return "measured" if self.outgrown or self.learned_bytes is not None else "estimated"
 
     @property
     def concurrency(self) -> int:

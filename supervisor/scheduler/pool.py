@@ -242,6 +242,7 @@ class Pool:
         model = self.models[name]
         if estimate_bytes != model.spec.estimate_bytes:
             model.measured_bytes = model.learned_bytes = None
+            model.outgrown = 0
         model.spec = replace(
             model.spec,
             estimate_bytes=estimate_bytes,
@@ -256,10 +257,11 @@ class Pool:
         load_seconds: float | None,
         memory_bytes: int | None,
         limit: LearnedLimit | None = None,
+        outgrown: int = 0,
     ) -> None:
         """What earlier runs of the supervisor have seen of the model; None = nothing."""
         model = self.models[name]
-        model.learned_limit = limit
+        model.learned_limit, model.outgrown = limit, outgrown
         model.use_count, model.load_seconds = use_count, load_seconds
         if memory_bytes is not None:
             self.workers.learn_size(model, memory_bytes)

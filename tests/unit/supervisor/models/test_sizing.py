@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from supervisor.config.schema import ModelSettings
 from supervisor.models.catalog import Catalog
 from supervisor.models.discovery import PassedOver
 from supervisor.models.estimate import Estimate, estimate
-from supervisor.models.size_cache import SizeCache
+from supervisor.models.size_cache import MeasuredLoad, SizeCache, key
 from supervisor.models.sizing import Need, Sizing
 from supervisor.models.sources import SourceError
 from supervisor.scheduler.model import NextCharge
@@ -33,9 +34,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def sizing(folder: Path, *, budget: int | None = None, **settings: int | str) -> Sizing:
+def sizing(folder: Path, *, budget: int | None = None, **settings: Any) -> Sizing:
     """Of one model `m`, with `sizes.json` beside its folder."""
-    models = {"m": ModelSettings(source=str(folder), **settings)}  # type: ignore[arg-type]
+    models = {"m": ModelSettings(source=str(folder), **settings)}
     sizes = SizeCache.load(folder.parent / "sizes.json")
     return Sizing(Catalog(models, folder.parent), sizes, budget)
 
@@ -210,10 +211,41 @@ def test_a_load_is_remembered_by_the_next_run(folder: Path) -> None:
     assert (known.memory_bytes, known.load_seconds) == (300 * MB, 12.5)
 
 
-def test_other_files_or_another_context_are_another_model(folder: Path) -> None:
+def test_what_outgrew_its_charge_is_remembered_through_further_loads(folder: Path) -> None:
+    asked = sizing(folder)
+    asked.save_outgrown("m", 70 * MB)
+    assert asked.measured_load("m") is None  # of what was never loaded nothing is known
+    asked.save_load("m", 300 * MB, 12.5)
+    asked.save_outgrown("m", 70 * MB)
+    asked.save_load("m", 310 * MB, 11.5)
+    known = sizing(folder).measured_load("m")
+    assert known is not None
+    assert (known.memory_bytes, known.load_seconds, known.outgrown) == (310 * MB, 11.5, 70 * MB)
+    grow(folder)
+    asked.need("m")
+    asked.save_load("m", 320 * MB, 11.5)
+    known = asked.measured_load("m")
+    assert known is not None
+    assert known.outgrown == 0
+
+
+def test_what_an_earlier_version_measured_is_as_good(folder: Path) -> None:
+    fingerprint = Catalog({}, folder.parent).fingerprint(folder)
+    seen = MeasuredLoad("m", 300 * MB, 12.5, 1_769_000_000.0)
+    sizing(folder).cache.remember(key(fingerprint, {"context": 512}), seen)
+    assert sizing(folder, context=512).measured_load("m") == seen
+    assert sizing(folder).measured_load("m") is None
+    asked = sizing(folder, context=512)
+    asked.save_load("m", 310 * MB, 1.0)
+    assert sizing(folder).measured_load("m") == asked.measured_load("m") != seen
+
+
+def test_other_files_or_another_environment_are_another_model(folder: Path) -> None:
     asked = sizing(folder)
     asked.save_load("m", 300 * MB, 12.5)
-    assert sizing(folder, context=512).measured_load("m") is None
+    # What is lent later is none of what a load takes.
+    assert sizing(folder, context=512, max_concurrency=3, kv_budget="1GB").measured_load("m")
+    assert sizing(folder, env={"MLX_X": "1"}).measured_load("m") is None
     grow(folder)
     asked.need("m")
     assert asked.measured_load("m") is None

@@ -40,6 +40,7 @@ from supervisor.scheduler.effects import (
     QuarantineRequest,
     Recall,
     RememberLimit,
+    RememberOutgrown,
     Shrink,
     Spawn,
     Stop,
@@ -186,6 +187,8 @@ class Dispatcher:
                 self._quarantine.save(self._pool.quarantined(time.monotonic()))
             case RememberLimit(model, limit):
                 self._sizing.save_limit(model, limit, time.time() - time.monotonic())
+            case RememberOutgrown(model, size):
+                self._sizing.save_outgrown(model, size)
             case LogLine(text, level):
                 log.log(level, "%s", text)
                 self._feed.tell("decision", text=text)
@@ -210,8 +213,10 @@ class Dispatcher:
             case MayPrefill(model, generation):
                 # It might wait for its turn, and others for it, until it ends.
                 self._fleet.stop(model, generation, kill=True, stacks=False)
-            case Shrink() | LimitSequences() | QuarantineRequest() | RememberLimit() | LogLine():
+            case Shrink() | LimitSequences() | QuarantineRequest() | LogLine():
                 pass  # costs memory for a while, or a line
+            case RememberLimit() | RememberOutgrown():
+                pass  # it is learned again
             case _:
                 assert_never(effect)
 
@@ -352,8 +357,7 @@ class Dispatcher:
         if state is State.FAILED:
             log.info("the files of model %s have changed; it may be loaded again", model)
             self.handle(self._pool.changed, model, now)
-        estimated = self._pool.estimated
-        self.handle(estimated, model, need.estimate, need.headroom, now, need.context)
+        self.handle(self._pool.estimated, model, need.estimate, need.headroom, now)
 
     def returned(self, lease: int, position: int, prompt_tokens: int, hold: float) -> None:
         guarded(self._collector.returned, lease, position, prompt_tokens)

@@ -272,6 +272,10 @@ class MemoryHealth(AnswerStruct):
     budget_bytes: Count | None
     charged_bytes: Count
     physical_bytes: Count | None
+    limited_by: Annotated[
+        str | None,
+        Meta(description="The file of the control group's limit that stands for the RAM."),
+    ]
     used_percent: float | None
     level: Literal["normal", "warn", "high", "critical"]
     stranded_bytes: Annotated[

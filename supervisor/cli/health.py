@@ -75,6 +75,8 @@ class Memory(msgspec.Struct, frozen=True):
     budget_bytes: int | None = None
     charged_bytes: int = 0
     physical_bytes: int | None = None
+    limited_by: str | None = None
+    """The file of a control group's limit that stands for the RAM."""
     used_percent: float | None = None
     level: str | None = None
     stranded_bytes: int = 0

@@ -123,7 +123,8 @@ def _ram(memory: Memory) -> Iterator[str]:
     pressure = memory.level not in (None, "normal")
     told = f"memory pressure is {memory.level}" if pressure else ""
     if memory.physical_bytes is not None and memory.used_percent is not None:
-        used = f"{memory.used_percent:.0f} % of {gigabytes(memory.physical_bytes)} RAM in use"
+        what = f"of {memory.limited_by}" if memory.limited_by else "RAM"
+        used = f"{memory.used_percent:.0f} % of {gigabytes(memory.physical_bytes)} {what} in use"
         yield f"{used}, {told}" if told else used
     elif told:
         yield told

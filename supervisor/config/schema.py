@@ -36,7 +36,6 @@ from supervisor.config.rules import (
 NOT_YET: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
     {
         "server.metrics": (False,),
-        "models.*.kv_budget": (),
         "models.*.prompt_cache": (),
         "models.*.python": ("",),
         "models.*.trust_remote_code": (False,),
@@ -140,6 +139,11 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     def memory_bytes(self) -> int | None:
         """`memory` in bytes; None = "auto"."""
         return _auto_size(self.memory)
+
+    @property
+    def kv_budget_bytes(self) -> int | None:
+        """`kv_budget` in bytes; None = "auto"."""
+        return _auto_size(self.kv_budget)
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

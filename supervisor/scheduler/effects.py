@@ -146,6 +146,15 @@ class RememberLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class RememberOutgrown:
+    """By so many bytes the model's workers outgrow what their loads are charged: that is to outlive
+    this process."""
+
+    model: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class LogLine:
     """A line for the log: a decision that a person may want explained, with its figures."""
 
@@ -174,5 +183,6 @@ Effect = (
     | Interrupt
     | QuarantineRequest
     | RememberLimit
+    | RememberOutgrown
     | LogLine
 )

@@ -225,18 +225,18 @@ class Pool(MemoryEvents):
         return self.planner.settle(now)
 
     def estimated(
-        self, name: str, estimate_bytes: int, headroom_bytes: int, now: float, context: int = 0
+        self, name: str, estimate_bytes: int, headroom_bytes: int, now: float
     ) -> list[Effect]:
         """The model's next load needs so much, and leaves so much of it untouched; what was learned
-        of other files counts no longer. `context` is in tokens."""
+        of other files counts no longer."""
         model = self.models[name]
         if estimate_bytes != model.spec.estimate_bytes:
             model.measured_bytes = model.learned_bytes = None
+            model.outgrown = 0
         model.spec = replace(
             model.spec,
             estimate_bytes=estimate_bytes,
             headroom_bytes=headroom_bytes,
-            context=context,
         )
         return self.planner.settle(now)
 
@@ -247,10 +247,11 @@ class Pool(MemoryEvents):
         load_seconds: float | None,
         memory_bytes: int | None,
         limit: LearnedLimit | None = None,
+        outgrown: int = 0,
     ) -> None:
         """What earlier runs of the supervisor have seen of the model; None = nothing."""
         model = self.models[name]
-        model.learned_limit = limit
+        model.learned_limit, model.outgrown = limit, outgrown
         model.use_count, model.load_seconds = use_count, load_seconds
         if memory_bytes is not None:
             self.workers.learn_size(model, memory_bytes)

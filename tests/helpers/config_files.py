@@ -91,6 +91,7 @@ SUPPORTED = {
     *(f"models.*.{key}" for key in ("source", "aliases", "preload", "max_concurrency")),
     *(f"models.*.{key}" for key in ("max_queue", "context", "env", "pin", "ttl", "memory")),
     "models.*.fallback",
+    "models.*.kv_budget",
 }
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "server": ServerSettings,

@@ -119,6 +119,7 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
         "budget_bytes": None,
         "charged_bytes": 0,
         "physical_bytes": 16_000,
+        "limited_by": None,
         "used_percent": 42.5,
         "level": "normal",
         "stranded_bytes": 0,
@@ -150,16 +151,20 @@ def test_what_was_learned_and_what_is_stranded_is_told() -> None:
     assert body["memory"]["advice"].startswith("reboot needed")
 
 
-def test_the_context_is_the_files_until_a_worker_tells_it() -> None:
-    pool = Pool([Spec("m", context=4096)])
-    assert shown(pool)["models"][0]["context"] == 4096
+def test_the_context_is_the_expected_one_until_a_worker_tells_it() -> None:
+    pool = Pool([Spec("m")])
+
+    def context() -> Any:
+        return shown(pool, context={"m": 4096}.__getitem__)["models"][0]["context"]
+
+    assert shown(pool)["models"][0]["context"] is None
+    assert context() == 4096
     pool.preload("m", 0.0)
-    assert shown(pool)["models"][0]["context"] == 4096
+    assert context() == 4096
     pool.ready("m", 1, GB, 2048, 1.0)
-    assert shown(pool)["models"][0]["context"] == 2048
-    pool.estimated("m", GB, 0, 2.0, 1024)
+    assert context() == 2048
     pool.exited("m", 1, "SIGKILL", 3.0)
-    assert shown(pool)["models"][0]["context"] == 1024
+    assert context() == 4096
 
 
 def test_a_model_that_loads_is_shown_with_its_queue() -> None:
@@ -239,10 +244,10 @@ def test_a_configured_size_is_a_charge_and_no_estimate() -> None:
 
 
 def test_what_a_worker_does_now_is_told() -> None:
-    pool = Pool([Spec("m", context=8192), Spec("n")])
+    pool = Pool([Spec("m"), Spec("n")])
     pool.acquire("r1", "m", 60.0, 100.0)
     pool.loading("m", 1, 101.0, 300, 1200)
-    body = shown(pool)
+    body = shown(pool, context={"m": 8192, "n": 0}.__getitem__)
     assert body["cached_models"][0]["loading"] == {"done_bytes": 300, "total_bytes": 1200}
     assert [model["context"] for model in body["models"]] == [8192, None]
     pool.ready("m", 1, 5000, 4096, 102.0)

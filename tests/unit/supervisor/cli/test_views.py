@@ -246,3 +246,9 @@ def test_servers_that_say_less() -> None:
     ]
     old = parse({"status": "ok", "memory": {}, "cached_models": [{"name": "m"}], "models": []})
     assert "m#0" in "\n".join(line.plain for line in status_lines(old, 80))
+
+
+def test_whoever_limits_the_memory_is_told() -> None:
+    told = health(memory={**MEMORY, "limited_by": "/sys/fs/cgroup/memory.max"})
+    lines = [line.plain for line in status_lines(told, None)]
+    assert "42 % of 25.0 GB of /sys/fs/cgroup/memory.max in use" in lines

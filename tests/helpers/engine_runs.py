@@ -76,11 +76,11 @@ def alone(engine: BatchEngine, prompt: str, **options: Any) -> Run:
 
 
 def start(
-    folder: Path, *, context: int = 0, concurrency: int = 8
+    folder: Path, *, context: int = 0, concurrency: int = 8, prefill_gate: bool = False
 ) -> tuple[BatchEngine, LoadResult]:
     engine = BatchEngine()
     engine.warm_up()
-    load = Load("m", 1, str(folder), "/unused", concurrency, context)
+    load = Load("m", 1, str(folder), "/unused", concurrency, context, prefill_gate=prefill_gate)
     return engine, engine.load(load, lambda done, total: None)
 
 

@@ -12,7 +12,7 @@ import gc
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,6 +34,7 @@ from worker.engine.active_job import ActiveJob, row_fault
 from worker.engine.decoding import BatchDecoder
 from worker.engine.load_faults import told_of
 from worker.engine.mlx_lm_generator import Batches, NextToken, Pending
+from worker.engine.prefill_turns import PrefillTurns
 from worker.engine.sequences import Decoded, Sequences
 from worker.engine.serving import Serving, prompt_size
 from worker.engine.thread import FINAL_FRAMES, Job, LoadResult, Output, Prepared
@@ -84,6 +85,7 @@ class BatchEngine:
         """The last one that was no decode step."""
         self._after_oldest = False
         self._speeds, self._pace = slices.Speeds(), slices.Pace()
+        self._turns = PrefillTurns(gated=False)
 
     def warm_up(self) -> None:
         self._import_failure = mlx_lm_compat.import_mlx_lm()
@@ -111,6 +113,7 @@ class BatchEngine:
         self._batches = Batches(loaded.model, decoder, eos=self._eos, step=slices.PREFILL_STEP)
         self._sequences = Sequences(self._batches)
         self._concurrency = load.max_concurrency
+        self._turns = PrefillTurns(load.prefill_gate)
 
     def prepare(self, request: Generate | Embed) -> Prepared:
         return self._serving.prepare(request)
@@ -247,11 +250,30 @@ class BatchEngine:
         there are places."""
         if not self._prefilling and not self._queue:
             return []
-        jobs = [self._active[uid].job for uid in self._prefilling]
-        waiting = (job for job in self._queue if job not in self._pausing)
-        jobs += islice(waiting, max(0, self._concurrency - len(self._active)))
+        begun = (uid for uid in self._prefilling if self._may_go_on(self._sequences.left(uid)))
+        jobs = [self._active[uid].job for uid in begun]
+        waiting = (job for job in self._waiting() if self._may_go_on(prompt_size(job)))
+        jobs += islice(waiting, self._places)
         jobs.sort(key=lambda job: job.request.now if isinstance(job.request, Generate) else 0.0)
         return [self._prompt(job) for job in jobs]
+
+    def _waiting(self) -> Iterator[Job]:
+        """Queued jobs that are not to pause, in order."""
+        return (job for job in self._queue if job not in self._pausing)
+
+    @property
+    def _places(self) -> int:
+        """How many jobs may begin."""
+        return max(0, self._concurrency - len(self._active))
+
+    def _may_go_on(self, left: int) -> bool:
+        """Whether a prompt with so many tokens left need not wait for other workers' prefills."""
+        return self._turns.may_go_on(left)
+
+    def _tokens_left(self) -> Iterator[int]:
+        """Of each prompt that could be worked on if it had its turn."""
+        yield from map(self._sequences.left, self._prefilling)
+        yield from map(prompt_size, islice(self._waiting(), self._places))
 
     def _prompt(self, job: Job) -> slices.Prompt:
         uid = self._uids.get(job)
@@ -366,7 +388,10 @@ class BatchEngine:
 
     @property
     def busy(self) -> bool:
-        if self._active or any(job not in self._pausing for job in self._queue):
+        if self._turns.gated:
+            if self._sequences.decodes or self._prompts():
+                return True
+        elif self._active or any(self._waiting()):
             return True
         # Asked before there is a model, too.
         embedder = getattr(self, "_embedder", None)
@@ -392,10 +417,12 @@ class BatchEngine:
         pass
 
     def allow_prefill(self, allowed: bool) -> None:
-        pass
+        self._turns.allow(allowed)
 
     def news(self) -> Sequence[LoanFrame]:
         news, self._news = self._news, []
+        if self._turns.gated:
+            news += self._turns.news(self._tokens_left())
         return news
 
     def close(self) -> None:

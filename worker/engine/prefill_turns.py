@@ -19,7 +19,7 @@ class PrefillTurns:
     """What the worker may prefill, and what it has said of that. With `gated` False everything."""
 
     def __init__(self, gated: bool) -> None:
-        self._gated = gated
+        self.gated = gated
         self._asked = False
         """Whether a turn is wanted, or had: what was said last."""
         self._allowed = False
@@ -28,7 +28,7 @@ class PrefillTurns:
 
     def may_go_on(self, tokens_left: int) -> bool:
         """Whether a prompt with so many tokens left is worked on in the next slice."""
-        return not self._gated or self._allowed or tokens_left < HEAVY_TOKENS
+        return not self.gated or self._allowed or tokens_left < HEAVY_TOKENS
 
     def allow(self, allowed: bool) -> None:
         """`MayPrefill`. What crosses with the word that no turn is wanted any more means
@@ -40,7 +40,7 @@ class PrefillTurns:
         """What is to be said after a slice or a command: `tokens_left` are those of every prompt
         that could be worked on. A turn that is not there yet can't be refused: it is given back
         when it comes."""
-        if not self._gated:
+        if not self.gated:
             return []
         wanted = any(left >= HEAVY_TOKENS for left in tokens_left)
         if self._stops or (self._allowed and not wanted):

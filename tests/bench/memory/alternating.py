@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from supervisor.models.estimate.model import RUNTIME
+from supervisor.models.estimate import estimate
 from tests.bench import client, harness
 from tests.bench.memory import models
 from tests.bench.memory.sampler import sampling
@@ -24,10 +24,7 @@ def play(findings: Findings, folder: Path, short: bool) -> None:
         name: models.make(folder / name, "llama", models.FAT, seed)
         for seed, name in enumerate(("one", "two"))
     }
-    weights = sum(
-        file.stat().st_size for each in made.values() for file in each.glob("*.safetensors")
-    )
-    budget = weights + 2 * RUNTIME + SPARE
+    budget = sum(estimate(each).loaded for each in made.values()) + SPARE
     settings = _SETTINGS.format(-(-budget // 10**6))
     with harness.bulkhead(folder / "b", made, settings=settings) as server:
         generations = dict.fromkeys(made, 0)

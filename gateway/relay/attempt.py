@@ -23,6 +23,7 @@ from supervisor.wire.frames import (
     Generate,
     Pause,
     PromptLogprobs,
+    Text,
     Token,
     Vector,
 )
@@ -78,6 +79,14 @@ class ChoiceState:
         if not (self.emitted or self.scored):
             return self.request
         return replace(self.request, emitted=tuple(self.emitted), scored=self.scored)
+
+    def let_go(self) -> None:
+        """Nothing more is asked of it: the request's content, which may be large, need not wait
+        until the collector finds those who refer to it."""
+        if isinstance(self.request, Embed):
+            self.request = replace(self.request, inputs=())
+        else:
+            self.request = replace(self.request, prompt=Text(""))
 
     def note(self, frame: FromEngine) -> FromEngine | None:
         """Keep what a resumption needs. Returns what is new in the frame, None = nothing: a worker

@@ -148,6 +148,8 @@ class Generation:
             pump.cancel()
         if hasattr(self, "_attempt"):
             self._attempt.close()
+        for choice in self._choices:
+            choice.let_go()
         self._lease.close()
 
     # ── frames ───────────────────────────────────────────────────────────────────────────────────

@@ -67,12 +67,18 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     hold_seconds: Seconds = 240
     max_requests: Count = 0
     max_body: Size = "64MB"
+    max_queue_bytes: Size = "256MB"
     metrics: bool = True
 
     @property
     def max_body_bytes(self) -> int:
         """`max_body` in bytes."""
         return parse_size(self.max_body)
+
+    @property
+    def queue_bytes(self) -> int:
+        """`max_queue_bytes` in bytes."""
+        return parse_size(self.max_queue_bytes)
 
 
 class MemorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -81,9 +81,13 @@ class FrameStream(asyncio.Protocol, Generic[F]):
 
     def send(self, *frames: Frame) -> None:
         """Queue frames for sending; silently nothing once the connection is closed."""
+        if len(frames) == 1:
+            for piece in codec.pieces(frames[0]):
+                self.send_bytes(piece)
+            return
         self.send_bytes(b"".join(map(codec.encode, frames)))
 
-    def send_bytes(self, data: bytes) -> None:
+    def send_bytes(self, data: bytes | memoryview) -> None:
         """Like `send`, for frames that are encoded already."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)

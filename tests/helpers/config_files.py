@@ -34,6 +34,7 @@ default_model = ""
 hold_seconds = 240
 max_requests = 0
 max_body = "64MB"
+max_queue_bytes = "256MB"
 metrics = true
 
 [memory]
@@ -85,6 +86,7 @@ adapter = ""
 SUPPORTED = {
     *(f"server.{key}" for key in ("host", "port", "api_keys_file", "allowed_hosts")),
     *(f"server.{key}" for key in ("allowed_origins", "default_model", "hold_seconds", "max_body")),
+    "server.max_queue_bytes",
     "server.max_requests",
     *(f"memory.{key}" for key in MemorySettings.__struct_fields__),
     *(f"recovery.{key}" for key in RecoverySettings.__struct_fields__),

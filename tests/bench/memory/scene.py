@@ -33,9 +33,18 @@ class Findings:
         """A figure without a bar."""
         self._add(figure, value, "-", number)
 
-    def bar(self, figure: str, value: str, bar: str, holds: bool, number: Any = None) -> None:
-        """A figure, and the bar that it holds or misses."""
-        self.report.bar(holds, f"{figure}: {value} ({bar})")
+    def bar(
+        self,
+        figure: str,
+        value: str,
+        bar: str,
+        holds: bool,
+        number: Any = None,
+        *,
+        speed: bool = False,
+    ) -> None:
+        """A figure, and the bar that it holds or misses; see `Report.bar`."""
+        self.report.bar(holds, f"{figure}: {value} ({bar})", speed=speed)
         self._add(figure, value, bar if holds else f"MISSED {bar}", number)
 
     def _add(self, figure: str, value: str, bar: str, number: Any) -> None:

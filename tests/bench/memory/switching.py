@@ -33,6 +33,8 @@ NAMES = ("one", "two")
 OURS, THEIRS = "Bulkhead", "mlx_lm.server"
 _SAMPLE_SECONDS = 0.05
 _DEADLINE = 300.0
+_MODULES = {"worker.main", "tests.helpers.fakes.worker"}
+"""What workers run."""
 
 _MAKE = """
 import sys
@@ -173,7 +175,7 @@ def worker_pids(supervisor: psutil.Process) -> list[int]:
     found = []
     for child in supervisor.children():
         try:
-            if "worker.main" in child.cmdline():
+            if _MODULES & set(child.cmdline()):
                 found.append(child.pid)
         except psutil.Error:
             continue  # it has just ended

@@ -64,6 +64,7 @@ def play(findings: Findings, folder: Path, short: bool) -> None:
         f"<= {HEALTH_SECONDS:.0f} s",
         slowest <= HEALTH_SECONDS,
         slowest,
+        speed=True,
     )
 
 

@@ -83,6 +83,7 @@ SUBJECTS = {
     "worker/demo/test_wheel.py": "what is shipped of the demo",
     "worker/grammar/test_client_grammars.py": "answers under clients' expressions and grammars",
     "worker/demo/test_agents.py": "the demo behind what agents send",
+    "worker/engine/test_gated_prefill.py": "prompts that wait for their turn on the GPU",
     "worker/engine/test_pausing.py": "sequences that are set aside and go on",
     "worker/engine/test_resume.py": "requests that are cut anywhere and resumed elsewhere",
 }

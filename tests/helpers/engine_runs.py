@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from supervisor.wire.frames import End, FromEngine, Generate, Load, Sampling, Text, Token
+from supervisor.wire.frames import End, FromEngine, Generate, Load, Progress, Sampling, Text, Token
 from worker.engine.batch import BatchEngine
 from worker.engine.thread import Job, LoadResult
 
@@ -52,6 +52,11 @@ class Run:
         end = self.frames[-1]
         assert isinstance(end, End)
         return end
+
+
+def said(frames: Sequence[FromEngine]) -> list[FromEngine]:
+    """What a client is told: how far a prompt is depends on what goes on beside it."""
+    return [frame for frame in frames if not isinstance(frame, Progress)]
 
 
 def step(engine: BatchEngine) -> None:

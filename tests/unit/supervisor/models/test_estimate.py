@@ -243,9 +243,9 @@ def test_scores_are_charged_where_attention_is_not_fused(tmp_path: Path) -> None
 
 
 def test_the_prefill_step_is_the_workers() -> None:
-    from worker.engine import batch, prompt_scores
+    from worker.engine import prompt_scores, slices
 
-    assert (PREFILL_BATCH, PREFILL_STEP) == (batch.PREFILL_BATCH, batch.PREFILL_STEP)
+    assert (PREFILL_BATCH, PREFILL_STEP) == (slices.PREFILL_BATCH, slices.PREFILL_STEP)
     assert (SCORED_PART, LEAST_SCORED) == (prompt_scores.PART_BYTES, prompt_scores.LEAST_PART)
 
 

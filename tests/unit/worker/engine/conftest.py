@@ -32,7 +32,7 @@ def engine(shared: BatchEngine) -> Iterator[BatchEngine]:
     yield shared
     assert not shared.busy
     assert not any([shared._queue, shared._paused, shared._pausing])
-    assert shared._generator.prompt_cache_nbytes == 0
+    assert shared._sequences.nbytes == 0
 
 
 @pytest.fixture(scope="module")

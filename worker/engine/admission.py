@@ -34,6 +34,8 @@ class Member:
     tokens: int
     kept: int = 0
     """Bytes of the cache that it keeps while it waits."""
+    paused: bool = False
+    """Whether its client wants it to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,11 @@ class Plan:
     go: tuple[int, ...] = ()
     usage: Usage = field(default_factory=Usage)
 
+    @property
+    def acts(self) -> bool:
+        """Whether there is anything to be done."""
+        return bool(self.park or self.drop or self.go)
+
 
 _TOKEN = 4
 """Bytes of a token in the list that mlx-lm keeps of each row's."""
@@ -82,12 +89,14 @@ _TOKEN = 4
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """What sequences take, in bytes. `chunk`: tokens of the largest prefill step."""
+    """What sequences take, in bytes. `chunk`: tokens of the largest prefill step; `freed`: buffers
+    that MLX keeps for later steps."""
 
     cost: KvCost
     steps: StepCost
     corrections: Corrections
     chunk: int
+    freed: int = 0
 
     def now(self, scene: Scene) -> int:
         """What those under way may take until some batch has to grow; one that has to grow in the
@@ -126,8 +135,10 @@ class Demand:
         while pair := groups.merge([batch.span for batch in batches]):
             first, second = pair
             batches[first] = batches[first].with_(batches.pop(second))
+        if not batches:
+            return 0
         rows = sum(batch.rows for batch in batches)
-        held = sum(self.cost.held(batch.rows, batch.room) for batch in batches)
+        held = self.freed + sum(self.cost.held(batch.rows, batch.room) for batch in batches)
         held += sum(_TOKEN * batch.rows * batch.room for batch in batches)
         change = max((self.cost.largest(batch.rows, batch.room) for batch in batches), default=0)
         return held + self.step(rows, chunk if prompts else 0, longest, change)
@@ -262,7 +273,10 @@ class _Changes:
         if not self.scene.waiting:
             return
         parked = set(self._park)
-        turns = _Turns(self.scene, [m for m in self.scene.waiting if m.key not in parked])
+        turns = _Turns(
+            self.scene,
+            [m for m in self.scene.waiting if m.key not in parked and not m.paused],
+        )
         going: list[Member] = []
         while member := turns.first():
             if places <= len(going) or not self._fits_with([*going, member]):
@@ -336,7 +350,7 @@ class _Changes:
         scene, live = self.scene, self.scene.live
         now = self._demand.now(scene)
         following = self._demand.next(scene)
-        waits = sorted(scene.waiting, key=lambda member: member.age)
+        waits = sorted((m for m in scene.waiting if not m.paused), key=lambda each: each.age)
         free = max(0, scene.places - len(live))
         least, since, ahead = now, 0.0, max(now, following)
         if live and following > self._budget:
@@ -372,6 +386,16 @@ def _is_near(scene: Scene) -> bool:
     return bool(scene.prompts) or any(b.room - b.span[1] <= NEAR for b in scene.batches)
 
 
+def steps(scene: Scene) -> int:
+    """Decode steps for which a plan of `scene` holds, if nobody comes or goes: until a batch has to
+    grow, or is near it. At least 1."""
+    least = 2**31
+    for batch in scene.batches:
+        left = batch.room - batch.span[1]
+        least = min(least, left - NEAR if left > NEAR else left if left > 0 else STEP - NEAR)
+    return max(1, least)
+
+
 def _youngest(members: Iterable[Member]) -> Member:
     return max(members, key=lambda member: member.age)
 
@@ -401,7 +425,8 @@ class _Turns:
     def __init__(self, scene: Scene, waiting: Iterable[Member]) -> None:
         self._under_way = Counter(member.request for member in scene.live)
         self._oldest = min(
-            (member.age for member in (*scene.live, *scene.waiting)), default=(0.0, 0)
+            (each.age for each in (*scene.live, *scene.waiting) if not each.paused),
+            default=(0.0, 0),
         )
         queues: dict[str, deque[Member]] = defaultdict(deque)
         for member in sorted(waiting, key=lambda member: member.age):

@@ -22,14 +22,16 @@ from supervisor.wire.frames import (
     Load,
     LoanFrame,
     Recall,
-    Repaid,
 )
 from worker.engine import loading, mlx_lm_compat
 from worker.engine.decoding import BatchDecoder
 from worker.engine.embedding import Embedder
 from worker.engine.generation import Generation
+from worker.engine.kv_cost import measure
 from worker.engine.load_faults import told_of
+from worker.engine.memory import Memory
 from worker.engine.mlx_lm_generator import Batches
+from worker.engine.native_heap import NativeHeap, native_heap
 from worker.engine.serving import Serving
 from worker.engine.slices import PREFILL_STEP
 from worker.engine.thread import Job, LoadResult, Output, Prepared
@@ -48,12 +50,16 @@ class _Turn(enum.Enum):
 class BatchEngine:
     """An `Engine` over one mlx-lm model."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        """`clock` measures slices and steps, in seconds."""
+    def __init__(
+        self,
+        clock: Callable[[], float] = time.perf_counter,
+        heap: NativeHeap | None = None,
+    ) -> None:
+        """`clock` measures slices and steps, in seconds. `heap` is this process's unless given."""
         self._clock = clock
+        self._heap = heap or native_heap()
         self._import_failure = ""
         """What made mlx-lm's import fail, as `warm_up` met it."""
-        self._news: list[LoanFrame] = []
         self._last = _Turn.PREFILL
         self._last_other = _Turn.EMBED
         """The last one that was no decode step."""
@@ -69,20 +75,30 @@ class BatchEngine:
         if self._import_failure:
             raise mlx_lm_compat.unfit(f"its import failed with {self._import_failure}")
         folder = Path(load.path)
+        self._heap.bound()
         loaded = loading.load(folder, load.context, progress)
         with told_of(folder):
             self._prepare_to_serve(load, loaded)
-        return LoadResult(mx.get_active_memory(), loaded.context)
+        return LoadResult(mx.get_active_memory(), self._memory.context)
 
     def _prepare_to_serve(self, load: Load, loaded: loading.LoadedModel) -> None:
         """What is made of the loaded model, which may fail for want of something in its files."""
         from worker.grammar.vocabulary import fill_masks
 
-        self._serving = serving = Serving(loaded, Path(load.path))
+        cost = measure(mlx_lm_compat.lazy_caches(loaded.model))
+        self._memory = memory = Memory(
+            load.allowance,
+            cost,
+            rows=load.max_concurrency,
+            context=loaded.context,
+            chunk=PREFILL_STEP,
+            heap=self._heap,
+        )
+        self._serving = serving = Serving(loaded, Path(load.path), memory.context)
         self._embedder = serving.embedder
         decoder = BatchDecoder(fill_masks, serving.eos)
         batches = Batches(loaded.model, decoder, eos=serving.eos, step=PREFILL_STEP)
-        self._generation = Generation(serving, batches, load.max_concurrency, self._clock)
+        self._generation = Generation(serving, batches, memory, load.max_concurrency, self._clock)
 
     def prepare(self, request: Generate | Embed) -> Prepared:
         return self._serving.prepare(request)
@@ -105,16 +121,22 @@ class BatchEngine:
     # ── a step ───────────────────────────────────────────────────────────────────────────────────
 
     def step(self) -> Sequence[Output]:
+        outputs = self._generation.admit()
         prompts = self._generation.prompts()
         turn = self._turn(prefills=bool(prompts))
+        if turn is None:
+            return outputs
         before, self._last = self._last, turn
         if turn is _Turn.DECODE:
-            return self._generation.decode(alone=before is _Turn.DECODE)
+            return [*outputs, *self._generation.decode(alone=before is _Turn.DECODE)]
         self._last_other = turn
-        return self._generation.prefill(prompts) if turn is _Turn.PREFILL else self._embedder.step()
+        if turn is _Turn.PREFILL:
+            return [*outputs, *self._generation.prefill(prompts)]
+        return [*outputs, *self._embedder.step()]
 
-    def _turn(self, *, prefills: bool) -> _Turn:
-        """Every other step is a decode step, while anybody decodes; the rest take turns."""
+    def _turn(self, *, prefills: bool) -> _Turn | None:
+        """Every other step is a decode step, while anybody decodes; the rest take turns. None =
+        nobody has anything to do."""
         if self._generation.decodes and (
             self._last is not _Turn.DECODE or not (prefills or self._embedder.busy)
         ):
@@ -122,7 +144,9 @@ class BatchEngine:
         if prefills and self._embedder.busy:
             other = {_Turn.EMBED: _Turn.PREFILL, _Turn.PREFILL: _Turn.EMBED}
             return other[self._last_other]
-        return _Turn.PREFILL if prefills else _Turn.EMBED
+        if prefills:
+            return _Turn.PREFILL
+        return _Turn.EMBED if self._embedder.busy else None
 
     # ── the whole ────────────────────────────────────────────────────────────────────────────────
 
@@ -139,25 +163,34 @@ class BatchEngine:
 
     def shrink(self) -> None:
         mx.clear_cache()
+        self._heap.trim()
 
     def lend(self, size: int) -> None:
-        pass
+        self._memory.lend(size)
+        self._generation.lent()
 
     def recall(self, recall: Recall) -> None:
-        self._news.append(Repaid(0, recall.number))
+        self._generation.recall(recall)
+        self._memory.answer(recall)
 
     def limit(self, sequences: int) -> None:
-        pass
+        self._generation.limit(sequences)
 
     def allow_prefill(self, allowed: bool) -> None:
         pass
 
     def news(self) -> Sequence[LoanFrame]:
-        news, self._news = self._news, []
-        return news
+        return self._memory.news() if hasattr(self, "_memory") else ()
+
+    @property
+    def due(self) -> float | None:
+        return self._memory.due if hasattr(self, "_memory") else None
+
+    def tidy(self) -> None:
+        self._generation.idle()
 
     def close(self) -> None:
-        for held in ("_generation", "_embedder", "_serving"):
+        for held in ("_generation", "_embedder", "_serving", "_memory"):
             if hasattr(self, held):
                 delattr(self, held)
         gc.collect()

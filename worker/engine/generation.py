@@ -10,11 +10,12 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 
-from supervisor.wire.frames import FromEngine, Generate, Progress
-from worker.engine import slices
+from supervisor.wire.frames import FromEngine, Generate, Progress, Recall
+from worker.engine import admission, slices
 from worker.engine.active_job import ActiveJob, row_fault
+from worker.engine.memory import Memory
 from worker.engine.mlx_lm_generator import Batches, NextToken, Pending
 from worker.engine.sequences import Decoded, Sequences
 from worker.engine.serving import Serving, prompt_size
@@ -23,8 +24,12 @@ from worker.engine.thread import FINAL_FRAMES, Job, Output
 log = logging.getLogger("bulkhead.worker")
 
 
+FEW = 256
+"""Queued jobs that are considered at once."""
+
+
 @dataclass(frozen=True, slots=True)
-class _Paused:
+class _Parked:
     """A job outside the batches, with its place in the output."""
 
     active: ActiveJob
@@ -38,6 +43,7 @@ class Generation:
         self,
         serving: Serving,
         batches: Batches,
+        memory: Memory,
         concurrency: int,
         clock: Callable[[], float],
     ) -> None:
@@ -45,7 +51,15 @@ class Generation:
         steps, in seconds."""
         self._serving, self._batches, self._clock = serving, batches, clock
         self.sequences = Sequences(batches)
-        self._concurrency = concurrency
+        self._memory = memory
+        self._concurrency = self._places = concurrency
+        self._numbers = count()
+        self._ages: dict[Job, tuple[float, int]] = {}
+        """Of all jobs here; see `admission.Member`."""
+        self._steps = 0
+        """Decode steps until `admit` has something to decide."""
+        self._made: list[Output] = []
+        """What was told when sequences were parked between steps."""
         self._queue: deque[Job] = deque()
         """Accepted, not begun, oldest first."""
         self._queued_tokens = 0
@@ -55,10 +69,11 @@ class Generation:
         self._uids: dict[Job, int] = {}
         self._prefilling: dict[int, int] = {}
         """Prompt tokens still to go, of those among the sequences without a first token."""
-        self._paused: dict[Job, _Paused] = {}
+        self._parked: dict[Job, _Parked] = {}
+        """Those that have left the batches for want of memory or a place, or because they pause."""
         self._pausing: set[Job] = set()
-        """Those to pause that have no token yet: queued ones are passed over, the others pause with
-        their first."""
+        """Those that are to pause: they do not begin and are not resumed, and whoever has no token
+        yet is parked with its first."""
         self._after_oldest = False
         self._speeds, self._pace = slices.Speeds(), slices.Pace()
 
@@ -67,31 +82,53 @@ class Generation:
     def insert(self, job: Job) -> None:
         self._queue.append(job)
         self._queued_tokens += prompt_size(job)
+        self._ages[job] = (
+            (job.request.now if isinstance(job.request, Generate) else 0.0),
+            next(self._numbers),
+        )
+        self._steps = 0
 
     def remove(self, job: Job) -> None:
+        self._steps = 0
         self._pausing.discard(job)
+        self._made = [made for made in self._made if made[0] is not job]
         uid = self._uids.get(job)
         if uid is not None:
             self._forget(uid)
         elif job in self._queue:
             self._dequeue(job)
         else:
-            self._paused.pop(job, None)
+            self._parked.pop(job, None)
+        self._ages.pop(job, None)
 
     def pause(self, job: Job) -> Sequence[FromEngine]:
         uid = self._uids.get(job)
-        if uid in self._prefilling or job in self._queue:
-            self._pausing.add(job)
+        if job not in self._ages:
             return ()
-        return () if uid is None else self._set_aside(uid)
+        self._steps = 0
+        self._pausing.add(job)
+        if uid is None or uid in self._prefilling:
+            return ()
+        state = self.sequences.next_token(uid)
+        if self._may_end(state) or state.row.fault is not None:
+            self._pausing.discard(job)
+            return ()  # the next step is its last
+        return self._set_aside(uid)
 
-    def _set_aside(self, uid: int) -> Sequence[FromEngine]:
-        """Park a sequence that decodes, with its job among the paused ones, unless it ends with the
-        next step. What its request is told by it."""
+    def _set_aside(self, uid: int, *, keep: bool = True) -> Sequence[FromEngine]:
+        """Park a sequence, with its cache if `keep`; one that would end with the next step ends
+        now. What its request is told by it."""
+        if uid in self._prefilling:
+            job = self._active[uid].job
+            self._parked[job] = _Parked(self._active[uid], self.sequences.park(uid, keep=keep))
+            del self._active[uid], self._uids[job], self._prefilling[uid]
+            return ()
         state, active = self.sequences.next_token(uid), self._active[uid]
         if self._may_end(state) or state.row.fault is not None:
-            return ()
-        frames: Sequence[FromEngine] = ()
+            frames = self._frames(active, state, self._finish(state))
+            self._forget(uid)
+            return frames
+        frames = ()
         if not active.told_ahead:
             # The batch is a token ahead, and would keep it to itself.
             frames = self._frames(active, state, None)
@@ -99,22 +136,24 @@ class Generation:
                 self._forget(uid)
                 return frames
         try:
-            parked = self.sequences.park(uid)
+            parked = self.sequences.park(uid, keep=keep)
         except Exception as error:  # noqa: BLE001
             self._forget(uid)
             return [*frames, row_fault(active.job, error)]
         active.told_ahead = False
         del self._active[uid], self._uids[active.job]
-        self._paused[active.job] = _Paused(active, parked)
+        self._parked[active.job] = _Parked(active, parked)
         return frames
 
     def unpause(self, job: Job) -> None:
         self._pausing.discard(job)
-        paused = self._paused.pop(job, None)
-        if paused is not None:
-            uid = self.sequences.resume(paused.sequence)
-            self._active[uid], self._uids[job] = paused.active, uid
-            self._prefilling[uid] = 1 + self.sequences.left(uid)
+        self._steps = 0
+
+    def _resume(self, job: Job) -> None:
+        parked = self._parked.pop(job)
+        uid = self.sequences.resume(parked.sequence)
+        self._active[uid], self._uids[job] = parked.active, uid
+        self._prefilling[uid] = 1 + self.sequences.left(uid)
 
     def _dequeue(self, job: Job) -> None:
         self._queue.remove(job)
@@ -125,13 +164,107 @@ class Generation:
         if not left:
             self.sequences.remove([uid])
         self._prefilling.pop(uid, None)
-        del self._uids[self._active.pop(uid).job]
+        job = self._active.pop(uid).job
+        del self._uids[job], self._ages[job]
+        self._pausing.discard(job)
+        self._steps = 0
+
+    # ── who goes on ──────────────────────────────────────────────────────────────────────────────
+
+    def admit(self) -> list[Output]:
+        """Let jobs begin, be parked and come back, as memory and places say. What requests are told
+        by it. Nothing to do while nobody has come or gone and no batch has to grow."""
+        made, self._made = self._made, []
+        if self._steps > 0:
+            return made
+        scene = self._scene()
+        plan = self._memory.plan(scene)
+        # What has changed is looked at once more.
+        self._steps = 0 if plan.acts else admission.steps(scene)
+        made += self._carry_out(plan)
+        self._memory.settle()
+        return made
+
+    def _carry_out(self, plan: admission.Plan) -> list[Output]:
+        jobs = {number: job for job, (_, number) in self._ages.items()} if plan.acts else {}
+        made: list[Output] = []
+        for key in plan.park:
+            if told := self._set_aside(self._uids[jobs[key]], keep=key not in plan.drop):
+                made.append((jobs[key], told))
+        for key in plan.drop:
+            if (parked := self._parked.get(jobs[key])) is not None and parked.sequence.cache:
+                parked.sequence.drop()
+        for key in plan.go:
+            job = jobs[key]
+            if job in self._parked:
+                self._resume(job)
+                continue
+            try:
+                self._begin(job)
+            except Exception as error:  # noqa: BLE001
+                del self._ages[job]
+                made.append((job, [row_fault(job, error)]))
+        if plan.park:
+            self.sequences.settle()
+        return made
+
+    def _scene(self) -> admission.Scene:
+        batches = tuple(
+            admission.Batch(
+                tuple(
+                    self._member(self._active[uid].job, length)
+                    for uid, length in zip(uids, lengths, strict=True)
+                ),
+                room,
+            )
+            for uids, lengths, room in self.sequences.batches()
+        )
+        prompts = tuple(
+            self._member(
+                self._active[uid].job, self.sequences.done(uid) + self.sequences.left(uid) + 1
+            )
+            for uid in self._prefilling
+        )
+        queued = (job for job in self._queue if job not in self._pausing)
+        waiting = [self._member(job, prompt_size(job)) for job in islice(queued, FEW)]
+        for job, parked in self._parked.items():
+            sequence = parked.sequence
+            kept = sum(layer.nbytes for layer in sequence.cache or ())
+            waiting.append(self._member(job, sequence.length, kept))
+        return admission.Scene(batches, prompts, tuple(waiting), self._places)
+
+    def _member(self, job: Job, tokens: int, kept: int = 0) -> admission.Member:
+        age = self._ages[job]
+        request = job.request.request_id
+        return admission.Member(age[1], request, age, tokens, kept, job in self._pausing)
+
+    def limit(self, places: int) -> None:
+        """At most so many are under way, 0 = as many as at first."""
+        self._places = places or self._concurrency
+        self._steps = 0
+
+    def lent(self) -> None:
+        """There is more memory than before."""
+        self._steps = 0
+
+    def idle(self) -> None:
+        """Nothing has been computed for a while: what serves nobody may go."""
+        if not self._active:
+            self._memory.plan(self._scene())
+            self._memory.settle()
+
+    def recall(self, recall: Recall) -> None:
+        """Free what is asked for, as far as it may be."""
+        self._made += self._carry_out(self._memory.to_recall(recall, self._scene()))
+        self.sequences.settle()
+        self._steps = 0
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────
 
     def decode(self, *, alone: bool) -> list[Output]:
         """One token of everybody. `alone`: so was the last step, with nothing between."""
         begun = self._clock()
+        self._steps -= 1
         decoded = self.sequences.decode()
         if alone:
             self._pace.learn(self._clock() - begun)
@@ -165,20 +298,15 @@ class Generation:
     # ── prefill ──────────────────────────────────────────────────────────────────────────────────
 
     def prompts(self) -> list[slices.Prompt]:
-        """Whom a slice may be of, oldest first: those that have begun, and as many of the queue as
-        there are places."""
-        if not self._prefilling and not self._queue:
+        """Whom a slice may be of, oldest first: those that have begun."""
+        if not self._prefilling:
             return []
         jobs = [self._active[uid].job for uid in self._prefilling]
-        waiting = (job for job in self._queue if job not in self._pausing)
-        jobs += islice(waiting, max(0, self._concurrency - len(self._active)))
-        jobs.sort(key=lambda job: job.request.now if isinstance(job.request, Generate) else 0.0)
+        jobs.sort(key=self._ages.__getitem__)
         return [self._prompt(job) for job in jobs]
 
     def _prompt(self, job: Job) -> slices.Prompt:
-        uid = self._uids.get(job)
-        if uid is None:
-            return slices.Prompt(job, prompt_size(job) - 1, scored=self._serving.scores(job))
+        uid = self._uids[job]
         sequences = self.sequences
         return slices.Prompt(
             job,
@@ -190,21 +318,19 @@ class Generation:
 
     def _fits(self, prompt: slices.Prompt) -> int | None:
         """Tokens that a slice of a prompt may have."""
+        fitting = self._memory.slice(prompt.done + min(prompt.left, slices.PREFILL_STEP))
         if not self.sequences.decodes:
-            return None
-        return self._speeds.tokens(self._pace.seconds, prompt.done, scored=prompt.scored)
+            return None if fitting >= slices.PREFILL_STEP * slices.PREFILL_BATCH else fitting
+        timely = self._speeds.tokens(self._pace.seconds, prompt.done, scored=prompt.scored)
+        return min(timely, fitting)
 
     def prefill(self, prompts: Sequence[slices.Prompt]) -> list[Output]:
         """A slice of what `prompts` has just said. Who is done with it has a first token."""
         chosen = slices.choose(prompts, self._fits, after_oldest=self._after_oldest)
         self._after_oldest = chosen.of_oldest
+        self._steps = 0
         outputs: list[Output] = []
-        sizes: dict[int, int] = {}
-        for prompt in (each for each in prompts if each.key in chosen.parts):
-            try:
-                sizes[self._begin(prompt.key)] = chosen.parts[prompt.key]
-            except Exception as error:  # noqa: BLE001
-                outputs.append((prompt.key, [row_fault(prompt.key, error)]))
+        sizes = {self._uids[job]: size for job, size in chosen.parts.items()}
         if any(sizes.values()):
             done = max(map(self.sequences.done, sizes))
             scored = any(self._active[uid].scores_prompt for uid in sizes)
@@ -217,17 +343,14 @@ class Generation:
         started = [uid for uid in sizes if uid in self._active and not self.sequences.left(uid)]
         return outputs + self._first_tokens(started)
 
-    def _begin(self, job: Job) -> int:
-        """The uid of a job that has begun now or before."""
-        if job in self._uids:
-            return self._uids[job]
+    def _begin(self, job: Job) -> None:
+        """Have a queued job be prefilled from now on."""
         self._dequeue(job)
         new = self._serving.begin(job)
         stops = self._batches.never_stop if new.endless else None
         uid = self.sequences.insert(new.tokens, new.row, new.most, stops=stops)
         self._active[uid], self._uids[job] = new.active, uid
         self._prefilling[uid] = len(new.tokens)
-        return uid
 
     def _told_of_prompt(self, uid: int, size: int) -> list[Output]:
         """What a request is told by a slice of its prompt, of `size` tokens."""
@@ -238,7 +361,7 @@ class Generation:
         except Exception as error:  # noqa: BLE001
             frames = [row_fault(active.job, error)]
         else:
-            if left:
+            if left and not active.begun:
                 total = prompt_size(active.job)
                 done = total - left - 1
                 if done // slices.PREFILL_STEP > (done - size) // slices.PREFILL_STEP:
@@ -246,7 +369,7 @@ class Generation:
                         "request %s: prefilled %d of %d", active.job.request.request_id, done, total
                     )
                 frames.append(Progress(done, total))
-            elif (end := active.prompt_end()) is not None:
+            elif not left and (end := active.prompt_end()) is not None:
                 frames.append(end)
         if frames and isinstance(frames[-1], FINAL_FRAMES):
             self._pausing.discard(active.job)
@@ -265,6 +388,7 @@ class Generation:
         for uid, state in self.sequences.start(uids).items():
             del self._prefilling[uid]
             active = self._active[uid]
+            active.begun = True
             if self._may_end(state):
                 continue
             active.told_ahead = True
@@ -273,16 +397,18 @@ class Generation:
                 self._forget(uid)
             outputs.append((active.job, frames))
         for job in jobs:
-            if job in self._pausing:
-                self._pausing.remove(job)
-                if made := self.pause(job):
-                    outputs.append((job, made))
+            if job in self._pausing and (made := self.pause(job)):
+                outputs.append((job, made))
         return outputs
 
     def _may_end(self, state: NextToken) -> bool:
         """Whether the sequence ends with this token."""
-        ends = state.token in self._serving.eos and state.stops is not self._batches.never_stop
-        return state.left < 1 or ends
+        return self._finish(state) is not None
+
+    def _finish(self, state: NextToken) -> str | None:
+        if state.token in self._serving.eos and state.stops is not self._batches.never_stop:
+            return "stop"
+        return "length" if state.left < 1 else None
 
     # ── the whole ────────────────────────────────────────────────────────────────────────────────
 
@@ -293,8 +419,12 @@ class Generation:
 
     @property
     def busy(self) -> bool:
-        """Whether there is anything to compute."""
-        return bool(self._active) or any(job not in self._pausing for job in self._queue)
+        """Whether there is anything to compute, decide or tell."""
+        if self._active or self._made:
+            return True
+        if self._steps > 0:
+            return False
+        return any(job not in self._pausing for job in (*self._queue, *self._parked))
 
     @property
     def progress(self) -> tuple[int, int]:
@@ -302,4 +432,6 @@ class Generation:
         if not self._prefilling:
             return (0, self._queued_tokens)
         begun = sum(prompt_size(self._active[uid].job) for uid in self._prefilling)
-        return (begun - sum(self._prefilling.values()), begun + self._queued_tokens)
+        # Of those that were parked, what they had generated is to be processed as well.
+        done = max(0, begun - sum(self._prefilling.values()))
+        return (done, begun + self._queued_tokens)

@@ -7,10 +7,9 @@ measures or frees: the engine says what it uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
-from supervisor.wire.frames import Needs, Recall, Repaid
+from supervisor.wire.frames import Needs, Repaid
 
 LARGEST_STEP = 256 * 2**20
 """Bytes by which loans grow and shrink, where a model can use so much."""
@@ -151,12 +150,3 @@ class Loan:
         step = self.step(usage.live)
         over = self.idle(usage) - step
         return min(over, self.lent) if over * 2 >= step else 0
-
-
-def to_recall(recall: Recall, lent: int, idle: int, park: Callable[[int], int]) -> int:
-    """Bytes to give back for `recall`: `idle` ones first. If that is too little and live sequences
-    may be parked for it, `park` is told how much is missing and returns what that has freed."""
-    wanted = min(recall.bytes, lent)
-    if wanted > idle and recall.park:
-        idle += park(wanted - idle)
-    return max(0, min(wanted, idle))

@@ -236,6 +236,15 @@ def make_prompt_cache(model: Any) -> Any:
     return find("mlx_lm.models.cache", "make_prompt_cache")(model)
 
 
+def lazy_caches(model: Any) -> Any:
+    """Caches as `make_prompt_cache` makes them, through which one token has gone, so that their
+    arrays have shapes. Computes nothing."""
+    array: Any = importlib.import_module("mlx.core").array
+    caches = make_prompt_cache(model)
+    model(array([[0]]), cache=caches)
+    return caches
+
+
 def model_tokenizer(wrapper: Any) -> ModelTokenizer:
     """The worker's view of mlx-lm's TokenizerWrapper. Raises Unloadable."""
     demand(wrapper, WRAPPER, "TokenizerWrapper")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -107,7 +106,7 @@ def test_quantized_caches_count_all_their_arrays() -> None:
     from mlx_lm.models.cache import QuantizedKVCache
 
     cache = QuantizedKVCache(group_size=32, bits=4)
-    cache.update_and_fetch(mx.zeros((1, 2, 1, 64)), mx.zeros((1, 2, 1, 64)))
+    cache.update_and_fetch(mx.zeros((1, 2, 1, 64)), mx.zeros((1, 2, 1, 64)))  # type: ignore[no-untyped-call]
     assert measure([cache]).held(1, 256) == cache.nbytes
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from supervisor.wire.frames import Needs, Recall, Repaid
-from worker.engine.loan import IDLE_SECONDS, LARGEST_STEP, LEAST_STEP, Loan, Usage, to_recall
+from supervisor.wire.frames import Needs, Repaid
+from worker.engine.loan import IDLE_SECONDS, LARGEST_STEP, LEAST_STEP, Loan, Usage
 
 MB = 2**20
 ROOM = 100 * MB
@@ -149,32 +149,3 @@ def test_no_more_comes_back_than_was_lent() -> None:
     assert account.repay(20, 4) == Repaid(10, 4)
     assert account.repay(1, 5) == Repaid(0, 5)
     assert account.budget == ROOM
-
-
-# ── recalls ──────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    ("recall", "lent", "idle", "freed", "back"),
-    [
-        (Recall(1, 100), 500, 300, 0, 100),
-        (Recall(1, 400), 500, 300, 999, 300),
-        (Recall(1, 400, park=True), 500, 300, 100, 400),
-        (Recall(1, 400, park=True), 500, 300, 999, 400),
-        (Recall(1, 400, park=True), 500, 300, 20, 320),
-        (Recall(1, 900), 500, 500, 0, 500),
-        (Recall(1, 0), 500, 300, 0, 0),
-        (Recall(1, -5), 500, 300, 0, 0),
-    ],
-)
-def test_a_recall_takes_idle_bytes_first(
-    recall: Recall, lent: int, idle: int, freed: int, back: int
-) -> None:
-    asked: list[int] = []
-
-    def park(missing: int) -> int:
-        asked.append(missing)
-        return freed
-
-    assert to_recall(recall, lent, idle, park) == back
-    assert asked == ([min(recall.bytes, lent) - idle] if recall.park and back > idle else [])

@@ -163,12 +163,13 @@ def unfit(what: str) -> Unloadable:
 def check_calls(calls: Mapping[tuple[str, str], tuple[int, tuple[str, ...]]]) -> None:
     """Raises Unloadable if one of mlx-lm's functions can't be called so. In the form of `CALLS`."""
     for (module, name), (positional, keywords) in calls.items():
+        signature = inspect.signature(find(module, name))
         try:
-            bound = inspect.signature(find(module, name)).bind(
-                *[None] * positional, **dict.fromkeys(keywords)
-            )
+            bound = signature.bind(*[None] * positional, **dict.fromkeys(keywords))
         except TypeError as error:
-            raise unfit(f"{module}.{name} is called in another way: {error}") from None
+            gone = ", ".join(each for each in keywords if each not in signature.parameters)
+            told = f"{error} (it has no {gone})" if gone else error
+            raise unfit(f"{module}.{name} is called in another way: {told}") from None
         # What `**kwargs` takes may be passed on to nobody.
         if missing := sorted(set(keywords) - bound.arguments.keys()):
             raise unfit(f"{module}.{name} has no parameter {', '.join(missing)}")

@@ -68,7 +68,8 @@ class Batches:
     ) -> None:
         """`eos` are tokens that end a sequence, `step` how many tokens of each prompt go through
         the model at once. Raises Unloadable when the batches would not decode with `decoder`."""
-        self._model, self._decoder, self._step = model, decoder, step
+        self._model, self._decoder = model, decoder
+        self.step = step
         self._prompts = _prefill_batch(find("mlx_lm.generate", "PromptProcessingBatch"))
         self._decoding = _decoding_batch(find("mlx_lm.generate", "GenerationBatch"))
         stops = find("mlx_lm.generate", "StopSequences")
@@ -103,7 +104,7 @@ class Batches:
             uids=[each.uid for each in sequences],
             caches=caches,
             tokens=[each.known for each in sequences],
-            prefill_step_size=self._step,
+            prefill_step_size=self.step,
             samplers=[each.row for each in sequences],
             fallback_sampler=self._decoder,
             logits_processors=[() for _ in sequences],

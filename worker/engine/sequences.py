@@ -139,9 +139,9 @@ class Sequences:
     # ── prefill ──────────────────────────────────────────────────────────────────────────────────
 
     def prefill(self, part: Mapping[int, int]) -> None:
-        """Process the next tokens of some prompts, by uid how many: at least 1 of each and no more
-        than are `left`. Prompts that share a part go through in one batch, so they have not begun
-        (and finish in it), or there is but one. Blocks until it is computed."""
+        """Process the next tokens of some prompts, by uid how many: of each at least 1, no more
+        than are `left` and than the batches' `step`. Prompts that share a part go through in one
+        batch: they have not begun, or are all of one. Blocks until it is computed."""
         prompts = [self._prompts[uid] for uid in part]
         first = prompts[0]
         if first.batch is None:
@@ -154,6 +154,7 @@ class Sequences:
         for prompt, size in zip(prompts, part.values(), strict=True):
             rest = prompt.pending.rest
             assert 0 < size < len(rest)
+            assert size <= self._batches.step
             tokens.append(rest[:size])
             del rest[:size]
         # The batch adds them to the pending's `known`, which are its rows' tokens.

@@ -44,6 +44,8 @@ class ActiveJob:
         self._scores = scores
         self.told_ahead = False
         """Whether the first token has been told before the generator has returned it."""
+        self.begun = False
+        """Whether it has had a token: what is prefilled then is no prompt to its request."""
         self._text: AnyTranscript = job.prepared.transcript
         self._token_bytes = token_bytes
         self._tokens = tokens

@@ -54,6 +54,12 @@ class Pending:
     known: list[int] = field(default_factory=list)
     """Tokens in the cache."""
 
+    def drop(self) -> None:
+        """Keep no cache: all tokens are to be processed again."""
+        self.rest, self.known, self.cache = [*self.known, *self.rest], [], None
+        if self.row.prompt_scores is not None:
+            self.row.prompt_scores.restart()
+
     @property
     def length(self) -> int:
         """Tokens that its cache has when it begins to decode."""
@@ -68,7 +74,8 @@ class Batches:
     ) -> None:
         """`eos` are tokens that end a sequence, `step` how many tokens of each prompt go through
         the model at once. Raises Unloadable when the batches would not decode with `decoder`."""
-        self._model, self._decoder, self._step = model, decoder, step
+        self._model, self._decoder = model, decoder
+        self.step = step
         self._prompts = _prefill_batch(find("mlx_lm.generate", "PromptProcessingBatch"))
         self._decoding = _decoding_batch(find("mlx_lm.generate", "GenerationBatch"))
         stops = find("mlx_lm.generate", "StopSequences")
@@ -103,7 +110,7 @@ class Batches:
             uids=[each.uid for each in sequences],
             caches=caches,
             tokens=[each.known for each in sequences],
-            prefill_step_size=self._step,
+            prefill_step_size=self.step,
             samplers=[each.row for each in sequences],
             fallback_sampler=self._decoder,
             logits_processors=[() for _ in sequences],
@@ -135,6 +142,29 @@ class Batches:
         return batch
 
 
+def room(cache: Sequence[Any]) -> int | None:
+    """Tokens that the arrays of a batch's cache have room for before they grow; None = none of them
+    grows. Computes nothing."""
+    for layer in cache:
+        inner = getattr(layer, "caches", None)
+        if inner is not None:
+            found = room(inner)
+        else:
+            found = layer.keys.shape[-2] if _grows(layer) and layer.keys is not None else None
+        if found is not None:
+            return found
+    return None
+
+
+def _compact(cache: Sequence[Any]) -> None:
+    """Let go of what has been cut off: to MLX a slice is a view, which keeps the whole."""
+    for layer in cache:
+        if (inner := getattr(layer, "caches", None)) is not None:
+            _compact(inner)
+        elif isinstance(getattr(layer, "keys", None), mx.array):
+            layer.keys, layer.values = mx.contiguous(layer.keys), mx.contiguous(layer.values)
+
+
 def settle(cache: Sequence[Any]) -> None:
     """Compute what a cache has been cut down, copied or padded to, layer by layer: all at once
     would hold the old and the new of every layer. Blocks."""
@@ -162,9 +192,7 @@ def _decoding_batch(base: Any) -> Any:
         def _step(self) -> Any:
             """Queue the next token of every sequence; return the tokens of the step before and what
             is told about them. A sequence's first step has its prompt's last token as its input."""
-            if self._unsettled:
-                self._unsettled = False
-                settle(self.prompt_cache)
+            self.settle()
             inputs, told = self._next_tokens, self._next_logprobs
             self._current_tokens, self._current_logprobs = inputs, told
             self._plan, self._next_tokens, self._next_logprobs, tokens = self.fallback_sampler.step(
@@ -175,8 +203,15 @@ def _decoding_batch(base: Any) -> Any:
                 known.append(token)
             return tokens, told
 
+        def settle(self) -> None:
+            """Compute what the cache has become by rows that have come or gone. Blocks."""
+            if self._unsettled:
+                self._unsettled = False
+                settle(self.prompt_cache)
+
         def filter(self, keep: list[int]) -> None:
             super().filter(keep)
+            _compact(self.prompt_cache)
             self._unsettled = True
 
         def extend(self, batch: Any) -> None:
@@ -191,6 +226,9 @@ def _decoding_batch(base: Any) -> Any:
             rest = set(range(len(self.uids))) - set(indices)
             taken.filter(sorted(indices))
             self.filter(sorted(rest))
+            for layers in zip(self.prompt_cache, taken.prompt_cache, strict=True):
+                _eval([layer.state for layer in layers])
+            self._unsettled = taken._unsettled = False
             # Not filtered by mlx-lm, and read by nobody before the next step replaces them.
             taken._current_tokens, taken._current_logprobs = None, []
             self._current_tokens, self._current_logprobs = None, []

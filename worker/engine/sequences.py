@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from worker.engine import groups
-from worker.engine.mlx_lm_generator import Batches, NextToken, Pending, settle
+from worker.engine.kv_cost import rounded
+from worker.engine.mlx_lm_generator import Batches, NextToken, Pending, room, settle
 
 CLEAR_EVERY = 512
 """Decode steps after which freed buffers are given back, mlx-lm's own figure."""
@@ -124,6 +125,22 @@ class Sequences:
         )
         return prompts, decoding
 
+    def batches(self) -> list[tuple[list[int], list[int], int]]:
+        """Of the batches that decode: the uids, the tokens in each one's cache, and how many tokens
+        their arrays have room for before they grow."""
+        found = []
+        for batch in self._decoding:
+            lengths = [len(tokens) for tokens in batch.tokens]
+            own = room(batch.prompt_cache)
+            found.append((batch.uids, lengths, own or rounded(max(lengths) + 1)))
+        return found
+
+    def settle(self) -> None:
+        """Compute what batches have become by rows that have come or gone, which the next step
+        would do. Blocks."""
+        for batch in self._decoding:
+            batch.settle()
+
     @property
     def decodes(self) -> int:
         """How many sequences decode."""
@@ -139,9 +156,9 @@ class Sequences:
     # ── prefill ──────────────────────────────────────────────────────────────────────────────────
 
     def prefill(self, part: Mapping[int, int]) -> None:
-        """Process the next tokens of some prompts, by uid how many: at least 1 of each and no more
-        than are `left`. Prompts that share a part go through in one batch, so they have not begun
-        (and finish in it), or there is but one. Blocks until it is computed."""
+        """Process the next tokens of some prompts, by uid how many: of each at least 1, no more
+        than are `left` and than the batches' `step`. Prompts that share a part go through in one
+        batch: they have not begun, or are all of one. Blocks until it is computed."""
         prompts = [self._prompts[uid] for uid in part]
         first = prompts[0]
         if first.batch is None:
@@ -154,6 +171,7 @@ class Sequences:
         for prompt, size in zip(prompts, part.values(), strict=True):
             rest = prompt.pending.rest
             assert 0 < size < len(rest)
+            assert size <= self._batches.step
             tokens.append(rest[:size])
             del rest[:size]
         # The batch adds them to the pending's `known`, which are its rows' tokens.
@@ -261,30 +279,34 @@ class Sequences:
         found: dict[int, NextToken] = batch.next_tokens([uid])
         return found[uid]
 
-    def park(self, uid: int) -> Pending:
+    def park(self, uid: int, *, keep: bool = True) -> Pending:
         """Take a sequence out, with a cache of its own that has been computed layer by layer, for
-        `resume`. Of a prompt the rest is kept. Of one that decodes, the token that it has next
-        becomes the rest, and no `decode` will return it: the caller has told it, and one that ends
-        there (`next_token`) is not parked. Blocks; raises what its row raises when it is told of
-        that token, and then nothing has changed."""
+        `resume`; unless `keep`, without one. Of a prompt the rest is kept. Of one that decodes, the
+        token that it has next becomes the rest, and no `decode` will return it: the caller has told
+        it, and one that ends there (`next_token`) is not parked. Blocks; raises what its row raises
+        when it is told of that token, and then nothing has changed."""
         prompt = self._prompts.get(uid)
         if prompt is not None:
             if prompt.batch is not None:
                 at = prompt.batch.uids.index(uid)
-                if prompt.done:
+                if prompt.done and keep:
                     prompt.pending.cache = prompt.batch.extract_cache(at)
                     settle(prompt.pending.cache)
             pending = prompt.pending
+            # The batch goes on with the list that it has.
+            pending.known = list(pending.known)
         else:
             batch, at = self._find(uid)
             state = self.next_token(uid)
             assert state.left > 0
             state.row.restart(state.token)
-            cache = batch.extract_cache(at)
-            settle(cache)
+            cache = batch.extract_cache(at) if keep else None
+            settle(cache or ())
             known = list(batch.tokens[at])
             pending = Pending(uid, [state.token], state.row, state.left, state.stops, cache, known)
         self.remove([uid])
+        if not keep:
+            pending.drop()
         return pending
 
     def remove(self, uids: Sequence[int]) -> None:

@@ -39,20 +39,21 @@ class Begun:
 class Serving:
     """Of one loaded model. `prepare` may be called beside all else, from one thread at a time."""
 
-    def __init__(self, loaded: LoadedModel, folder: Path) -> None:
+    def __init__(self, loaded: LoadedModel, folder: Path, context: int) -> None:
+        """`context`: tokens that a sequence can have on this machine, at most the model's own."""
         # Not before: it imports transformers, and that it can be imported is checked in the load.
         from worker.grammar.compile import ConstraintCompiler
 
-        self.loaded = loaded
-        model, tokenizer, context = loaded.model, loaded.tokenizer, loaded.context
+        self.loaded, self._context = loaded, context
+        model, tokenizer = loaded.model, loaded.tokenizer
         # Of a lazy array the shape is known without computing it.
         self.width = int(model(mx.array([[0]])).shape[-1])
         """Logits, and so token ids that there are."""
-        self._prompts = PromptBuilder(tokenizer, context, self.width)
+        self._prompts = PromptBuilder(tokenizer, loaded.context, self.width, fitting=context)
         self._token_bytes = TokenBytes(tokenizer)
         self._transcripts = TranscriptFactory(tokenizer)
         self._constraints = ConstraintCompiler(tokenizer, self.width, self._transcripts.formats)
-        self.embedder = Embedder(model, tokenizer, folder, context)
+        self.embedder = Embedder(model, tokenizer, folder, loaded.context)
         # Ids without a logit: writing to them would be writing out of bounds.
         self.eos = tuple(sorted(id for id in tokenizer.eos_token_ids if 0 <= id < self.width))
         """Tokens that end a sequence."""
@@ -85,7 +86,7 @@ class Serving:
 
     def _most(self, request: Generate, prompt: Sequence[int]) -> int:
         """Tokens that the output may have."""
-        room = self.loaded.context - len(prompt)
+        room = self._context - len(prompt)
         limits = (request.max_tokens, self.loaded.answer_limit)
         return min([room, *(each for each in limits if each is not None)])
 

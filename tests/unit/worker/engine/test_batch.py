@@ -134,7 +134,7 @@ def test_a_cancelled_job_frees_what_it_held(engine: BatchEngine, steps: int) -> 
     busy = [engine.busy]
     engine.remove(run.job)
     assert [*busy, engine.busy] == [True, False]
-    assert engine._sequences.nbytes == 0
+    assert engine._generation.sequences.nbytes == 0
     engine.remove(run.job)
 
 

@@ -60,7 +60,7 @@ def test_it_stops_between_two_slices_and_goes_on_where_it_was(
     finish(gated)
     assert len(long.frames) == 1
     gated.allow_prefill(True)
-    while long.job in gated._uids and gated._prefilling:
+    while long.job in gated._generation._uids and gated._generation._prefilling:
         step(gated)
         if gated.news() == DONE:
             break

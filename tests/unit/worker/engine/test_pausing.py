@@ -30,7 +30,7 @@ def test_a_pause_reaches_those_that_have_no_token_yet(folder: Path) -> None:
     runs = choices()
     while sum(bool(run.tokens) for run in runs) < 8:
         step(engine)
-    assert (len(engine._prefilling), len(engine._queue)) == (0, 8)
+    assert (len(engine._generation._prefilling), len(engine._generation._queue)) == (0, 8)
     before = [len(run.tokens) for run in runs]
     for run in runs:
         pause(engine, run)
@@ -41,7 +41,7 @@ def test_a_pause_reaches_those_that_have_no_token_yet(folder: Path) -> None:
         engine.unpause(run.job)
     finish(engine)
     assert [said(run.frames) for run in runs] == [said(run.frames) for run in undisturbed]
-    assert not engine._pausing
+    assert not engine._generation._pausing
     engine.close()
 
 
@@ -76,14 +76,18 @@ def test_a_first_token_that_the_generator_was_to_tell_is_told_by_the_pause(
     engine: BatchEngine,
 ) -> None:
     """It might have ended the sequence."""
-    always = {"logit_bias": ((engine._eos[0], 1000.0),), "ignore_eos": True, "max_tokens": 5}
+    always = {
+        "logit_bias": ((engine._serving.eos[0], 1000.0),),
+        "ignore_eos": True,
+        "max_tokens": 5,
+    }
     undisturbed = alone(engine, LONG, **always)
     run = Run(engine, LONG, **always)
     while not run.frames:
         step(engine)
     pause(engine, run)
     finish(engine)
-    assert run.tokens == [engine._eos[0]]
+    assert run.tokens == [engine._serving.eos[0]]
     engine.unpause(run.job)
     finish(engine)
     assert said(run.frames) == said(undisturbed.frames)
@@ -132,7 +136,7 @@ def test_a_job_that_is_to_pause_can_be_given_up(engine: BatchEngine, steps: int)
     pause(engine, run)
     assert engine.busy == bool(steps)
     engine.remove(run.job)
-    assert not engine._pausing
+    assert not engine._generation._pausing
     pause(engine, run)
-    assert not engine._pausing
+    assert not engine._generation._pausing
     assert not engine.busy

@@ -126,7 +126,7 @@ def test_without_output_it_ends_with_its_prompt(engine: BatchEngine, prompt: str
     assert run.tokens == []
     assert len(scored(run)) == len(run.job.prompt)
     assert run.end == End("length", len(run.job.prompt), 0)
-    assert not engine._prefilling
+    assert not engine._generation._prefilling
 
 
 def test_without_output_or_scores_there_is_nothing_to_do(engine: BatchEngine) -> None:
@@ -186,7 +186,7 @@ def test_one_that_pauses_in_its_prompt_is_scored_to_its_end(engine: BatchEngine)
 def test_one_that_is_cancelled_in_its_prompt_leaves_the_others_alone(engine: BatchEngine) -> None:
     runs = [Run(engine, LONG + str(i), prompt_logprobs=1, max_tokens=0) for i in range(3)]
     step(engine)
-    assert engine._prefilling
+    assert engine._generation._prefilling
     engine.remove(runs[0].job)
     finish(engine)
 
@@ -196,7 +196,7 @@ def test_one_that_is_cancelled_in_its_prompt_leaves_the_others_alone(engine: Bat
 
 
 def test_the_end_of_sequence_is_told_to_those_who_count_tokens(engine: BatchEngine) -> None:
-    eos = engine._eos[0]
+    eos = engine._serving.eos[0]
     bias = {"logit_bias": ((eos, 1000.0),), "logprobs": 1, "max_tokens": 1}
     run, plain = alone(engine, "ab", prompt_logprobs=1, **bias), alone(engine, "ab", **bias)
 

@@ -267,7 +267,7 @@ def check_pauses(desk: Desk, request: Generate, rounds: int) -> None:
             for _ in range(chance.randrange(6)):
                 if desk.engine.busy:
                     desk.step()
-            paused = job in desk.engine._paused
+            paused = job in desk.engine._generation._parked
             assert len(sink.frames) == before or not paused
             desk.engine.unpause(job)
         while desk.engine.busy:

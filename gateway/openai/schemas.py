@@ -327,6 +327,9 @@ class CachedModel(AnswerStruct):
     load_time_seconds: float | None
     memory_bytes: Annotated[Count, Meta(description="What its process holds now.")]
     charge_bytes: Annotated[Count, Meta(description="Its part of `charged_bytes`.")]
+    lent_bytes: Annotated[
+        Count, Meta(description="The part of that which was lent for its KV cache since its load.")
+    ]
     in_flight: Count
     queued: Count
     tokens_per_second: Annotated[
@@ -361,6 +364,9 @@ class ConfiguredModel(AnswerStruct):
     ]
     charge_bytes: Annotated[
         Count, Meta(description="Its part of `charged_bytes`; 0 = it has no process.")
+    ]
+    lent_bytes: Annotated[
+        Count, Meta(description="The part of that which was lent for its KV cache since its load.")
     ]
     next_charge_bytes: Annotated[
         Count | None, Meta(description="What its next load is charged; null = not known.")

@@ -13,6 +13,7 @@ from supervisor.processes.activity import Activity
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import LearnedLimit, Limits, ReleaseRule, Rules, Spec
 from supervisor.scheduler.pool import Pool
+from supervisor.scheduler.pressure import GroupMemory
 from supervisor.wire.crash import CrashBrief
 from tests.helpers.pools import GB
 from tests.unit.supervisor.crashes.test_store import report
@@ -30,6 +31,7 @@ CACHED = {
     "load_time_seconds",
     "memory_bytes",
     "charge_bytes",
+    "lent_bytes",
     "in_flight",
     "queued",
     "tokens_per_second",
@@ -82,6 +84,7 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
             "estimate": None,
             "measured": None,
             "charge_bytes": 0,
+            "lent_bytes": 0,
             "next_charge_bytes": None,
             "next_charge_source": None,
             "context": None,
@@ -102,6 +105,7 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
             "estimate": None,
             "measured": None,
             "charge_bytes": 0,
+            "lent_bytes": 0,
             "next_charge_bytes": None,
             "next_charge_source": None,
             "context": None,
@@ -236,6 +240,18 @@ def test_memory_is_what_the_process_holds_now_and_its_charge_another_figure() ->
     )
 
 
+def test_what_is_lent_is_a_part_of_the_charge() -> None:
+    pool = Pool([Spec("m", estimate_bytes=8 * GB, headroom_bytes=3 * GB), Spec("n")])
+    pool.preload("m", 0.0)
+    pool.ready("m", 1, 5 * GB, 4096, 1.0)
+    pool.state.ledger.lend(("m", 1), 2 * GB)
+    body = shown(pool)
+    for told in (body["cached_models"][0], body["models"][0]):
+        assert (told["charge_bytes"], told["lent_bytes"]) == (10 * GB, 2 * GB)
+    assert body["models"][0]["next_charge_bytes"] == 8 * GB
+    assert body["models"][1]["lent_bytes"] == 0
+
+
 def test_a_configured_size_is_a_charge_and_no_estimate() -> None:
     pool = Pool([Spec("m", estimate_bytes=8 * GB, memory_bytes=5 * GB), Spec("n")])
     told = shown(pool)["models"][0]
@@ -315,6 +331,13 @@ def test_a_server_that_drains_says_so() -> None:
     body = shown(pool)
     assert body["status"] == "shutting_down"
     assert body["cached_models"][0]["state"] == "draining"
+
+
+def test_a_control_groups_limit_stands_for_the_ram() -> None:
+    group = GroupMemory("/cg/memory.max", 8_000, 6_000)
+    told = shown(make_pool(), MachineMemory(16_000, 6_800, groups=(group,)))["memory"]
+    assert (told["physical_bytes"], told["used_percent"]) == (8_000, 75.0)
+    assert told["limited_by"] == "/cg/memory.max"
 
 
 def test_a_platform_that_tells_nothing_fails_nothing() -> None:

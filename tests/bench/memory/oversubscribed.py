@@ -54,7 +54,8 @@ def _play(findings: Findings, folder: Path, kind: str, rows: int, tokens: int, w
         client.chat("m", prompt(row, length), words + row, ignore_eos=True, seed=row)
         for row, length in enumerate(lengths)
     ]
-    with harness.bulkhead(folder / "alone", {"m": model}) as server:
+    # In one state directory, so that the second server knows what the model takes.
+    with harness.bulkhead(folder / "b", {"m": model}) as server:
         server.warm_up("m")
         base = int(server.health()["cached_models"][0]["charge_bytes"])
         alone = one_by_one(server.port, requests)

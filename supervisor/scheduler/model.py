@@ -173,8 +173,8 @@ class Lease:
     """Those that may have been the fault of somebody in the worker."""
     stuck: int = 0
     """As many of them as came since it was last past the place of one."""
-    accused_among: int = 0
-    """Requests that were in the worker when it died as the only one on trial; 0 = it did not."""
+    accused_among: frozenset[int] = frozenset()
+    """All that were in the worker when it died as the only one on trial, and not alone."""
 
 
 @dataclass(slots=True)
@@ -205,12 +205,12 @@ class LearnedLimit:
 
 @dataclass(frozen=True, slots=True)
 class Presumption:
-    """The limit was lowered because a crowd has died again, which one of it may have caused."""
+    """The limit was lowered because crowds have died again, which one of them may have caused."""
 
     before: LearnedLimit | None
     """The limit until then."""
     leases: frozenset[int]
-    """The crowd. If one of these is found guilty, the limit is what it was."""
+    """The crowds. If one of these is found guilty, the limit is what it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +289,8 @@ class Model:
     made none."""
     queued_since: float | None = None
     """Since when somebody has waited for a worker that does not exist yet: the model's turn."""
+    roomless_since: float | None = None
+    """Since when somebody has waited and there is no room to load it."""
     preload: PreloadRequest | None = None
     pinned: bool = False
     keep_alive: float | None = None
@@ -410,9 +412,9 @@ class Model:
         """
         if lease.error is None:
             return lease.deadline
-        if self.state is not State.COLD or self.queued_since is None:
+        if self.roomless_since is None:
             return None
-        return max(lease.deadline, self.queued_since + lease.hold)
+        return max(lease.deadline, self.roomless_since + max(lease.hold, _WAIT_MIN))
 
     @property
     def ttl(self) -> float | None:

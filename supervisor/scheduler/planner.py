@@ -78,6 +78,11 @@ class Planner:
         if held and self.held_load is None:
             effects += self._grant_all(now)
         effects += self._loans.serve(now)
+        for model in self._models:
+            if model.state is not State.COLD or not model.waiting:
+                model.roomless_since = None
+            elif model.roomless_since is None:
+                model.roomless_since = now
         rules = self._state.rules
         if not 0 < rules.max_loaded < self._occupied() or not rules.cleanup_interval:
             self._cleanup_at = None

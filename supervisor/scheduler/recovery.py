@@ -179,9 +179,14 @@ class Recovery:
             # What is out of memory with several in it is the fault of all of them.
             counts = len(inside) == 1 or death.fault is not Fault.MEMORY
             if counts:
-                effects += self._count_death(model, on_trial[0], len(inside), now)
+                effects += self._count_death(model, on_trial[0], inside, now)
         if may_be_theirs and again and not counts and not death.lowers:
-            effects += self._lower_for_crowd(model, inside, now)
+            configured, many = model.spec.concurrency, len(inside)
+            limit = lowered(model.learned_limit, configured, many, now)
+            crowd = frozenset(lease.id for lease in inside)
+            effects += self._presume(
+                model, limit, crowd, f"has died again with {many} requests in it"
+            )
         pointed = hardly_begun(inside) if may_be_theirs else []
         for lease in inside:
             if lease.id in model.waiting:
@@ -205,14 +210,17 @@ class Recovery:
         assert lease.error is not None
         return [self._requests.refuse(model, lease, lease.error)]
 
-    def _count_death(self, model: Model, lease: Lease, among: int, now: float) -> list[Effect]:
+    def _count_death(
+        self, model: Model, lease: Lease, inside: Sequence[Lease], now: float
+    ) -> list[Effect]:
         """It died as the only one on trial. Where others get their tokens the second such death
         quarantines it and its equals, if it was truly alone."""
-        self.blame.add_death(lease.digest, now, alone=among == 1)
-        if among > 1:
-            lease.accused_among = among
+        alone = len(inside) == 1
+        self.blame.add_death(lease.digest, now, alone=alone)
+        if not alone:
+            lease.accused_among = frozenset(each.id for each in inside)
         guilty = self.blame.is_guilty(lease.digest, now)
-        return self._convict(model, lease) if guilty and among == 1 and model.proven else []
+        return self._convict(model, lease) if guilty and model.proven else []
 
     def _convict(self, model: Model, lease: Lease) -> list[Effect]:
         """Quarantine it. What its deaths have taught of the model is forgotten, and before the next
@@ -279,16 +287,13 @@ class Recovery:
         lease.awaited, lease.suspicion = False, Suspicion.CLEAR
         lease.position = max(lease.position, lease.until)
         lease.unproductive = lease.stuck = 0
-        among, lease.accused_among = lease.accused_among, 0
-        if not among:
+        crowd, lease.accused_among = lease.accused_among, frozenset()
+        limit = at_most(model.learned_limit, model.spec.concurrency, len(crowd) - 1, now)
+        if not crowd or limit is None:
             return []
-        known, configured = model.learned_limit, model.spec.concurrency
-        limit = at_most(known, configured, among - 1, now)
-        if limit is None:
-            return []
-        model.presumption = None
-        why = f"has died with {among} requests in it, and of no single one"
-        return self._limit(model, limit, why)
+        return self._presume(
+            model, limit, crowd, f"has died with {len(crowd)} requests in it, and of no single one"
+        )
 
     # ── what deaths teach about the model ────────────────────────────────────────────────────────
 
@@ -309,15 +314,16 @@ class Recovery:
         limit = lowered(model.learned_limit, model.spec.concurrency, in_flight, now)
         return self._limit(model, limit, f"ran out of memory with {in_flight} requests in it")
 
-    def _lower_for_crowd(self, model: Model, inside: list[Lease], now: float) -> list[Effect]:
-        """A crowd that came back has died again."""
-        leases = frozenset(lease.id for lease in inside)
+    def _presume(
+        self, model: Model, limit: LearnedLimit, crowd: frozenset[int], why: str
+    ) -> list[Effect]:
+        """The crowd was too large, unless one of it is found guilty."""
         known, before = model.presumption, model.learned_limit
         if known is not None:
-            leases, before = leases & known.leases, known.before
-        model.presumption = Presumption(before, leases)
-        limit = lowered(model.learned_limit, model.spec.concurrency, len(inside), now)
-        return self._limit(model, limit, f"has died again with {len(inside)} requests in it")
+            crowd, before = crowd | known.leases, known.before
+        effects = self._limit(model, limit, why)
+        model.presumption = Presumption(before, crowd)
+        return effects
 
     def _limit(self, model: Model, limit: LearnedLimit, why: str) -> list[Effect]:
         model.learned_limit = limit

@@ -88,6 +88,15 @@ class Scene:
     fault: Fault | None = None
     memory: bool = False
     """It lowers the limit by itself."""
+    limit: int = 0
+    """Of the model when it died, 0 = none."""
+
+    @property
+    def fewer(self) -> bool:
+        """Whether half of those that were inside are fewer than there may be."""
+        most, many = self.limit or len(self.inside), len(self.inside)
+        half = max(1, (min(most, many) if many > 1 else most) // 2)
+        return half < most
 
 
 @dataclass
@@ -182,8 +191,8 @@ class DeathAccounts:
 
     # ── what happens ─────────────────────────────────────────────────────────────────────────────
 
-    def died(self, model: str, fault: Fault, now: float, *, memory: bool) -> None:
-        """A worker has died unasked, and it is known why; `memory`: by that it lowers the limit.
+    def died(self, model: str, fault: Fault, now: float, *, memory: bool, limit: int) -> None:
+        """A worker has died unasked, and it is known why; `memory`: by that it lowers the `limit`.
         Those in it are perhaps not told yet."""
         record, granted = self.records[model], [r for _, r in self.of(model, "granted")]
         if granted and not self.ends_all:
@@ -193,7 +202,7 @@ class DeathAccounts:
             scene = None  # of an earlier death
         convicts = False
         if scene is not None:
-            scene.fault, scene.memory = fault, memory
+            scene.fault, scene.memory, scene.limit = fault, memory, limit
             one = scene.inside[0] if len(scene.inside) == 1 else None
             convicts = (
                 one is not None
@@ -257,24 +266,25 @@ class DeathAccounts:
         again = sum(request.deaths > 0 for request in inside) >= 2
         fresh = [r for r in inside if r.position < r.start + PROBATION_TOKENS]
         pointed = fresh if 2 * len(fresh) < len(inside) else []
-        counts = False
+        counts = theirs and len(on_trial) == 1
+        counts &= len(inside) == 1 or scene.fault is not Fault.MEMORY
+        lowers = theirs and again and not counts and not scene.memory
         for request in inside:
-            request.unproductive += 1
+            if not ((scene.memory or lowers) and scene.fewer and request.unproductive):
+                request.unproductive += 1
             request.interruptions += 1
             if theirs:
                 request.deaths += 1
                 request.stuck += 1
-        if theirs and len(on_trial) == 1:
+        if counts:
             (request,) = on_trial
-            counts = len(inside) == 1 or scene.fault is not Fault.MEMORY
-            if counts:
-                blame = self._blame.setdefault(request.digest, Blame())
-                blame.deaths, blame.alone = blame.deaths + 1, len(inside) == 1
-                if not blame.alone:
-                    request.among = len(inside)
-                if blame.guilty:
-                    self._find_guilty(model, request)
-        if theirs and again and not counts and not scene.memory:
+            blame = self._blame.setdefault(request.digest, Blame())
+            blame.deaths, blame.alone = blame.deaths + 1, len(inside) == 1
+            if not blame.alone:
+                request.among = len(inside)
+            if blame.guilty:
+                self._find_guilty(model, request)
+        if lowers:
             self._lower(model, len(inside) // 2)
         for request in inside:
             was_tried, request.awaited, request.on_probation = request.on_probation, False, False

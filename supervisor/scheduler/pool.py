@@ -173,9 +173,13 @@ class Pool:
 
     def load(self, request_id: str, name: str, hold: float, now: float) -> tuple[int, list[Effect]]:
         """A person wants the model loaded: as `warm`, and a failed load may be tried again."""
+        forgotten: list[Effect] = []
         with suppress(BulkheadError):  # it is refused in a moment
-            self.workers.forget_crashes(self.state.resolve(name))
-        return self.warm(request_id, name, hold, now)
+            model = self.state.resolve(name)
+            self.workers.forget_crashes(model)
+            forgotten = self.recovery.forget_presumption(model)
+        lease, effects = self.warm(request_id, name, hold, now)
+        return lease, [*forgotten, *effects]
 
     def warm(
         self, request_id: str, name: str, hold: float, now: float, keep_alive: float | None = None

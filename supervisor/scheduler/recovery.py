@@ -235,10 +235,8 @@ class Recovery:
         error = refusals.quarantined(model)
         effects: list[Effect] = [QuarantineRequest(model.name, lease.request_id)]
         effects += [self._requests.refuse(model, each, error) for each in equals]
-        presumed = model.presumption
-        if presumed is not None and lease.id in presumed.leases:
-            model.presumption, model.learned_limit = None, presumed.before
-            effects.append(RememberLimit(model.name, presumed.before))
+        if model.presumption is not None and lease.id in model.presumption.leases:
+            effects += self.forget_presumption(model)
         return effects
 
     # ── coming back ──────────────────────────────────────────────────────────────────────────────
@@ -298,6 +296,14 @@ class Recovery:
         return self._presume(
             model, limit, crowd, f"has died with {len(crowd)} requests in it, and of no single one"
         )
+
+    def forget_presumption(self, model: Model) -> list[Effect]:
+        """Crowds were not too large, or somebody wants to try: the limit is what it was before."""
+        presumed, model.presumption = model.presumption, None
+        if presumed is None:
+            return []
+        model.learned_limit = presumed.before
+        return [RememberLimit(model.name, presumed.before)]
 
     # ── what deaths teach about the model ────────────────────────────────────────────────────────
 

@@ -234,6 +234,17 @@ def test_a_limit_that_was_taught_by_the_guilty_is_taken_back() -> None:
     assert driven.entry.concurrency == 32
 
 
+def test_who_asks_by_hand_may_have_as_many_again() -> None:
+    driven = DrivenPool(4, concurrency=32)
+    driven.dies()
+    driven.dies()
+    assert driven.entry.concurrency == 2
+    assert granted(driven.passed(1)) == [2]
+    effects = driven.pool.load("p", "m", HOLD, driven.now)[1]
+    assert limits(effects) == [None]
+    assert granted(driven.passed(2)) == [3]
+
+
 def test_a_death_for_want_of_memory_counts_against_one_that_was_alone() -> None:
     driven = stuck(3, concurrency=32)
     driven.passed(1)

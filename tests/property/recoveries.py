@@ -326,7 +326,7 @@ class DeathAccounts:
         if accused:
             check(lease == min(accused), f"{lease} is granted before {min(accused)}, the accused")
         elif request.suspect:
-            check(not clear, f"{lease} is tried before {clear[:1]} is back")
+            check(not clear, f"{lease} is tried before {[i for i, _ in clear]} are back")
             running = [i for i, r in granted if r.awaited]
             check(not running, f"{lease} is on probation beside {running}")
             order = [(self.blame(r).guilty, r.position, i) for i, r in suspects]
@@ -400,6 +400,9 @@ class DeathAccounts:
         check(not on_probation or on_probation == awaited, f"{awaited} run beside a probation")
         places = (1 if self.records[model].trips else limit) or len(granted) + 1
         full = len(granted) >= places
+        if state == "ready" and self.records[model].proven and not (on_probation or undecided):
+            guilty = [lease for lease, r in self.suspects(model) if self.blame(r).guilty]
+            check(not guilty, f"{guilty} is guilty and waits")
         if state == "ready" and not (on_probation or full or closed or undecided):
             check(not self.clear(model), f"{model} is ready and those from its death wait")
             check(not self.suspects(model) or awaited, f"{model} is ready and suspects wait")

@@ -132,7 +132,7 @@ class CrashCollector:
             return None
         if process.snapshot is None:
             leases = list(_leases_in(model))
-            if model.state is State.STOPPING:
+            if model.state is State.STOPPING and model.current.killed:
                 kill_reason = model.reason
             snapshot = process.snapshot = self._snapshot_worker(process, model, leases, kill_reason)
             self.reports.begin(snapshot)
@@ -259,8 +259,5 @@ def _leases_in(model: Model) -> Iterator[Lease]:
         yield from model.waiting.values()
         return
     yield from model.granted.values()
-    yield from (
-        lease
-        for lease in (*model.returning.values(), *model.waiting.values())
-        if lease.death_undecided
-    )
+    inside = () if model.undecided is None else model.undecided.inside
+    yield from (lease for lease in inside if lease.id in (*model.returning, *model.waiting))

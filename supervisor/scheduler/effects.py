@@ -85,14 +85,12 @@ class LeaseEffect:
 
 @dataclass(frozen=True, slots=True)
 class Grant(LeaseEffect):
-    """With `until`, `passed` is awaited when its output has that many tokens, or has ended; with
-    `then_pause` it stops there."""
+    """With `until`, `passed` is awaited when its output has that many tokens, or has ended."""
 
     model: str
     worker: str
     generation: int
     until: int = 0
-    then_pause: bool = False
     asked: str = ""
     """The model that was wanted, where `model` is its fallback."""
 
@@ -122,11 +120,6 @@ class Interrupt(LeaseEffect):
     """The worker that this lease was granted is gone, or has to go: `returned` is awaited."""
 
     error: BulkheadError
-
-
-@dataclass(frozen=True, slots=True)
-class Unpause(LeaseEffect):
-    """A lease that had to pause after its probation goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +169,6 @@ Effect = (
     | LimitSequences
     | MayPrefill
     | Grant
-    | Unpause
     | Loaded
     | Refuse
     | EndLease

@@ -14,7 +14,7 @@ What an event does to a request:
 4. every event ends in `Planner.settle`: who can be granted is granted, then `plan` says which model
    is loaded next and who must make room for it.
 5. ready → grant all who wait. A failed load refuses them; a load that dies does without recovery.
-6. a death with leases → each is interrupted once, and returns, suspects one by one, or ends.
+6. a death with leases → each is interrupted once, and returns, or ends.
 7. a waiter that leaves cancels nothing: the load goes on for those who come next.
 8. the hold is over → refuse, with what it was that kept the request waiting.
 """
@@ -42,6 +42,7 @@ from supervisor.scheduler.model import (
     Spec,
 )
 from supervisor.scheduler.state import PoolState
+from supervisor.scheduler.workers import FAULT_SECONDS
 from supervisor.units import gigabytes
 
 
@@ -120,7 +121,7 @@ class Pool(MemoryEvents):
             model.last_used = now
             model.count_freed_place(now)
         self.requests.forget(model, lease_id)  # (7)
-        effects = self.recovery.decide_deaths(model, now)
+        effects = self.recovery.decide_death(model, now)
         stopped = self.workers.stop_if_drained(model, now)
         return [*effects, *stopped, *self.planner.settle(now)]
 
@@ -140,8 +141,8 @@ class Pool(MemoryEvents):
         if model is None or lease is None:
             return []
         self.recovery.count_progress(model)
-        self.recovery.pass_probation(lease)
-        return self.planner.settle(now)
+        effects = self.recovery.pass_place(model, lease, now) if lease.awaited else []
+        return [*effects, *self.planner.settle(now)]
 
     def fault(self, lease_id: int, reason: str, now: float) -> list[Effect]:
         """The gateway caught this lease's worker breaking the protocol: it must go."""
@@ -163,9 +164,13 @@ class Pool(MemoryEvents):
 
     def load(self, request_id: str, name: str, hold: float, now: float) -> tuple[int, list[Effect]]:
         """A person wants the model loaded: as `warm`, and a failed load may be tried again."""
+        forgotten: list[Effect] = []
         with suppress(BulkheadError):  # it is refused in a moment
-            self.workers.forget_crashes(self.state.resolve(name))
-        return self.warm(request_id, name, hold, now)
+            model = self.state.resolve(name)
+            self.workers.forget_crashes(model)
+            forgotten = self.recovery.forget_presumption(model)
+        lease, effects = self.warm(request_id, name, hold, now)
+        return lease, [*forgotten, *effects]
 
     def warm(
         self, request_id: str, name: str, hold: float, now: float, keep_alive: float | None = None
@@ -372,7 +377,12 @@ class Pool(MemoryEvents):
     def _kill(self, model: Model, reason: str, now: float) -> list[Effect]:
         """The worker is at fault. Those who are in it learn it when it has ended."""
         if model.state is State.STOPPING:
-            return self.workers.stop(model, now, kill=True)
+            due = model.deadline
+            soon = due is not None and due <= now + FAULT_SECONDS
+            return [] if soon else self.workers.stop(model, now, kill=True)
+        if model.state is not State.LOADING:
+            self.workers.await_moment(model, reason, now)
+            return []
         error = refusals.crashed(model, reason)
         refused = self.requests.refuse_dead_load(model, error)
         return [*refused, *self.workers.kill(model, reason, now)]
@@ -388,7 +398,8 @@ class Pool(MemoryEvents):
         """Do what has fallen due."""
         effects: list[Effect] = []
         for model in self.models.values():
-            for lease in [each for each in model.waiting.values() if each.deadline <= now]:
+            ends = [(model.hold_ends(lease), lease) for lease in model.waiting.values()]
+            for lease in [lease for at, lease in ends if at is not None and at <= now]:
                 error = lease.error or self.planner.why_waiting(model, now)
                 effects.append(self.requests.refuse(model, lease, error))  # (8)
             for lease in [each for each in model.returning.values() if each.deadline <= now]:
@@ -424,7 +435,7 @@ class Pool(MemoryEvents):
                 self.state.ledger.strand(worker.key)
                 said = warning(f"{worker.name} left {held} behind")
                 return [said, *self.release_memory(model, now)]
-            case _:  # STOPPING: it ignored SIGTERM
+            case _:  # STOPPING: it ignored SIGTERM, or is at fault and lives
                 return self.workers.stop(model, now, kill=True, stacks=True)
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────

@@ -243,6 +243,16 @@ def no_place(model: Model, now: float) -> QueueFull:
     )
 
 
+def others_return(model: Model) -> QueueFull:
+    waiting = sum(lease.error is not None for lease in model.waiting.values())
+    back = waiting + len(model.returning) + model.on_probation
+    return QueueFull(
+        f"{back} requests that were interrupted go on before new ones of model `{model.name}` "
+        "begin. Try again shortly.",
+        retry_after=model.load_seconds,
+    )
+
+
 def gate_closed(model: Model, loading: str) -> ModelLoading:
     return ModelLoading(
         f"The model `{model.name}` had to wait for the load of `{loading}` "

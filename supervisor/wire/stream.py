@@ -17,6 +17,7 @@ from supervisor.wire.codec import REPLY_LIMIT, FrameDecoder, ProtocolError
 from supervisor.wire.frames import Frame
 
 F = TypeVar("F")
+K = TypeVar("K")
 
 BACKLOG = 1024
 """Connections that the kernel holds for a server that is busy or being restarted."""
@@ -109,11 +110,28 @@ class FrameStream(asyncio.Protocol, Generic[F]):
                 if self._fault is not None:
                     raise self._fault
                 return None
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            await self.arrival()
+        return self._pop()
+
+    def take(self, kind: type[K]) -> K | None:
+        """The next frame, if it is there already and of that kind."""
+        if self._arrived and isinstance(self._arrived[0], kind):
+            return cast(K, self._pop())
+        return None
+
+    def arrival(self) -> asyncio.Future[None]:
+        """Done once a frame is there or the connection has ended. In place of `receive`, for which
+        it may be cancelled just as well; whoever asks has found that nothing is there."""
+        assert not self._ended
+        self._waiter = asyncio.get_running_loop().create_future()
+        return self._waiter
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the next `receive` would have to wait."""
+        return not (self._arrived or self._ended)
+
+    def _pop(self) -> F:
         frame = self._arrived.popleft()
         if self._paused and len(self._arrived) < _HIGH_WATER // 2:
             self._paused = False

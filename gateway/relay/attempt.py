@@ -14,14 +14,12 @@ from supervisor.errors import WorkerCrashed
 from supervisor.wire.control_frames import Died, Granted, WorkerFault
 from supervisor.wire.frames import (
     Accepted,
-    Continue,
     Embed,
     Embedded,
     End,
     Failed,
     FromEngine,
     Generate,
-    Pause,
     PromptLogprobs,
     Token,
     Vector,
@@ -66,7 +64,7 @@ class ChoiceState:
         """Tokens of the prompt whose log probabilities have come."""
         self.ended = False
         self.backlog: deque[FromEngine] = deque()
-        """Frames of an earlier worker that are noted but not yet handed out."""
+        """Frames of an earlier worker that are not yet handed out."""
         self.skip = 0
         """Vectors that the present worker sends again."""
 
@@ -108,19 +106,17 @@ class Attempt:
         self,
         lease: ControlStream,
         granted: Granted,
-        streams: dict[int, WorkerStream],
+        given: Sequence[int],
         choices: Sequence[ChoiceState],
         start: int,
     ) -> None:
-        """`start` is the request's position, in tokens, as far as the supervisor knows."""
+        """`given` are the numbers of the choices that the worker is given at first. `start` is the
+        request's position, in tokens, as far as the supervisor knows."""
         self.granted = granted
-        self.streams = streams
+        self.streams: dict[int, WorkerStream] = {}
         """By the choice's number; of the choices that the worker was given and that run."""
         self.awaited = max(0, granted.until - start)
         """Tokens that each choice has to make here before `Passed` is sent; 0 = nothing is sent."""
-        self.unpaused = asyncio.Event()
-        """Not set while the worker, which lives, is to pause."""
-        self.unpaused.set()
         self.pause_reported = False
         """Whether the reader knows that the output pauses because this attempt has ended."""
         self.end: asyncio.Task[Died | None]
@@ -133,7 +129,7 @@ class Attempt:
         self._start = start
         self._choices = [(choice, len(choice.emitted)) for choice in choices]
         """With the tokens that each had when the attempt began."""
-        self._given = [self._choices[number] for number in streams]
+        self._given = [self._choices[number] for number in given]
         self._fault_reported = False
 
     async def wait_for_end(self, seconds: float) -> None:
@@ -169,11 +165,6 @@ class Attempt:
         made = sum(len(choice.emitted) - start for choice, start in self._choices)
         reached, until = self._start + made, self.granted.until
         return min(reached, until - 1) if self.awaited else max(reached, until)
-
-    def tell_worker(self, order: Pause | Continue) -> None:
-        for number, stream in self.streams.items():
-            if not self._choices[number][0].ended:
-                stream.send(order)
 
     def report_fault(self, symptom: str) -> None:
         """Tell the supervisor that the worker is faulty, the first time that this is called."""

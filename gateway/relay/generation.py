@@ -3,7 +3,9 @@
 A `Generation` holds a lease. In each `Attempt` it has one connection a choice to the worker that
 was granted. When that worker dies, or has to go, the request returns to its lease with the tokens
 that have come so far, and the next worker continues behind them: to whoever calls `receive` it is a
-pause. Frames are noted before they are handed out, so that none is lost or handed out twice.
+pause. Frames are noted when they arrive, so that none is lost or handed out twice, and what the
+request has reached depends on no reader: its place is given back with the last frame, however long
+the client takes to read.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
 from gateway.relay.attempt import (
@@ -32,17 +35,15 @@ from gateway.relay.control import (
 )
 from supervisor.errors import restore
 from supervisor.wire.codec import ProtocolError, TornFrame
-from supervisor.wire.control_frames import Died, Granted, Passed, Return, Unpause, WorkerFault
+from supervisor.wire.control_frames import Died, Granted, Passed, Return, WorkerFault
 from supervisor.wire.frames import (
     Accepted,
-    Continue,
     Embed,
     Embedded,
     End,
     Failed,
     FromEngine,
     Generate,
-    Pause,
     Progress,
     PromptLogprobs,
     Token,
@@ -51,13 +52,15 @@ from supervisor.wire.frames import (
 
 log = logging.getLogger("bulkhead.gateway")
 
-_MERGED_MAX = 256
-"""Frames of all choices that may wait unread before their sockets are no longer read."""
+_MERGED_MAX = 2**14
+"""Frames of several choices that may wait unread before they stay in their streams."""
+RECOVERY_SECONDS = 3600.0
+"""How long the supervisor may take to find another worker after a death. It refuses those whose
+turn cannot come; the others wait for as long as all do that go before them."""
 
 
 class OutputPaused:
-    """What `receive` returns when the output pauses, until other requests have been tried or
-    another worker is ready."""
+    """What `receive` returns when the output pauses until another worker is ready."""
 
 
 PAUSED: Final = OutputPaused()
@@ -96,6 +99,8 @@ class Generation:
         """How many choices a worker has been given, the first ones; the others wait."""
         self._lease = lease
         self._hold = hold
+        self._returned = False
+        """Whether it has asked for another place."""
         self._longer_hold = 0.0
         """Seconds that it waits from its next death on; 0 = as before."""
         self._connect = connect
@@ -105,8 +110,6 @@ class Generation:
         """The position as far as the supervisor knows; with several choices it may be less."""
         self.prompt_tokens = 0
         """Of one choice."""
-        self._pausing = False
-        """Whether the output pauses although its worker lives."""
         self._attempt: Attempt
         self._merged: asyncio.Queue[tuple[int, Event] | BaseException] = asyncio.Queue(_MERGED_MAX)
         self._ahead: tuple[int, Event] | BaseException | None = None
@@ -221,9 +224,6 @@ class Generation:
         """The choice's next frame that repeats no earlier one."""
         choice = self._choices[number]
         while True:
-            if self._pausing:
-                self._pausing = False
-                return PAUSED
             if choice.backlog:
                 frame = choice.backlog.popleft()
             else:
@@ -233,9 +233,7 @@ class Generation:
                     if await self._wait_for_recovery(attempt, symptom):
                         return PAUSED
                     continue
-                if (new := self._note(choice, received)) is None:
-                    continue
-                frame = new
+                frame = received
             if isinstance(frame, Failed):
                 raise restore(
                     frame.code, frame.message, param=frame.param, retry_after=frame.retry_after
@@ -254,59 +252,70 @@ class Generation:
             return None, str(fault)
         return frame, "the connection closed before the end frame"
 
-    def _note(self, choice: ChoiceState, frame: FromEngine) -> FromEngine | None:
-        """As `ChoiceState.note`; and when all choices have passed, tell the supervisor, and pause
-        the worker if it asks for that."""
+    def _note(self, attempt: Attempt, choice: ChoiceState, frame: FromEngine) -> FromEngine | None:
+        """As `ChoiceState.note`, when a frame arrives. Tell the supervisor when all choices have
+        passed, and give the place back when all have ended."""
         if isinstance(frame, Token):
             self.position += 1
         elif isinstance(frame, Accepted):
             self.prompt_tokens = frame.prompt_tokens
         new = choice.note(frame)
-        attempt = self._attempt
         if attempt.awaited and attempt.passed and not isinstance(frame, Failed):
             attempt.awaited = 0
             self._lease.send(Passed())
-            if attempt.granted.then_pause and not attempt.has_ended and not self._is_last(frame):
-                self._pausing = True
-                attempt.unpaused.clear()
-                attempt.tell_worker(Pause())
+        if choice.ended and self._is_complete:
+            self._lease.finish()
         return new
 
-    def _is_last(self, frame: FromEngine) -> bool:
-        """Whether this is the last frame of all choices."""
-        return isinstance(frame, (End, Embedded)) and all(each.ended for each in self._choices)
+    @property
+    def _is_complete(self) -> bool:
+        """Whether the last frame of every choice has come."""
+        return all(each.ended for each in self._choices)
+
+    def _give(self, attempt: Attempt, number: int, stream: WorkerStream) -> None:
+        """Send what is left of the choice. Raises ProtocolError where it is too much for a
+        frame."""
+        choice = self._choices[number]
+        stream.note_arrivals(partial(self._note, attempt, choice))
+        stream.send(choice.remaining())
+        attempt.streams[number] = stream
+
+    def _keep(self, attempt: Attempt) -> None:
+        """The attempt has ended: keep what it has brought and nobody has received."""
+        for number, stream in attempt.streams.items():
+            self._choices[number].backlog.extend(stream.drain())
+        self._known_position = attempt.position()
 
     # ── from one worker to the next ──────────────────────────────────────────────────────────────
 
     async def _start_attempt(self) -> None:
         """Wait for a worker and give it what is left of the choices. Raises BulkheadError."""
         while True:
-            hold = max(self._hold, self._longer_hold)
-            granted = await receive_answer(self._lease, hold + ANSWER_SECONDS)
+            wait = RECOVERY_SECONDS if self._returned else self._hold + ANSWER_SECONDS
+            granted = await receive_answer(self._lease, wait)
             if not isinstance(granted, Granted):
                 raise unexpected_answer()
-            streams: dict[int, WorkerStream] = {}
+            given = [n for n in range(self._given) if not self._choices[n].ended]
+            attempt = Attempt(self._lease, granted, given, self._choices, self._known_position)
             try:
-                for number, choice in enumerate(self._choices[: self._given]):
-                    if not choice.ended:
-                        streams[number] = stream = await self._connect_granted(granted)
-                        stream.send(choice.remaining())
+                for number in given:
+                    self._give(attempt, number, await self._connect_granted(granted))
             except BaseException as error:
-                for stream in streams.values():
-                    stream.close()
+                attempt.close_streams()
                 if not isinstance(error, WorkerDied):
                     raise
+                self._keep(attempt)
                 self._return()
                 continue
             self.model, self.worker, self.socket = granted.model, granted.worker, granted.socket
             self.asked = granted.asked
-            attempt = Attempt(self._lease, granted, streams, self._choices, self._known_position)
             attempt.end = asyncio.create_task(self._watch_lease(attempt))
             self._attempt = attempt
             return
 
     def _return(self) -> None:
         """Ask for another place."""
+        self._returned = True
         self._lease.send(Return(self._known_position, self.prompt_tokens, self._longer_hold))
 
     async def _connect_granted(self, granted: Granted) -> WorkerStream:
@@ -326,25 +335,21 @@ class Generation:
             raise unexpected_answer() from None
 
     async def _give_choice(self, attempt: Attempt, number: int) -> WorkerStream:
-        """Give the worker one more choice while it runs others, but not while they pause. Raises
-        WorkerUnreachable."""
+        """Give the worker one more choice while it runs others. Raises WorkerUnreachable."""
         stream = await self._connect(attempt.granted, attempt.wait_for_end)
         try:
             attempt.raise_if_ended()
-            await attempt.unpaused.wait()
-            attempt.raise_if_ended()
-            stream.send(self._choices[number].remaining())
+            self._give(attempt, number, stream)
         except BaseException as error:
             stream.close()
             if isinstance(error, ProtocolError):
                 raise unsendable(self._id, error) from None
             raise
-        attempt.streams[number] = stream
         return stream
 
     async def _watch_lease(self, attempt: Attempt) -> Died | None:
-        """Obey the supervisor until the worker's end, which is returned; None when the supervisor
-        is gone.
+        """Wait for the worker's end, which is returned; None when the supervisor is gone, or the
+        output is complete.
 
         Closes the streams, so that nobody waits for a worker that hangs instead of dying, and
         starts the recovery if the request may return.
@@ -352,13 +357,9 @@ class Generation:
         died: Died | None = None
         try:
             while (frame := await self._lease.receive()) is not None:
-                match frame:
-                    case Unpause():
-                        attempt.unpaused.set()
-                        attempt.tell_worker(Continue())
-                    case Died():
-                        died = frame
-                        break
+                if isinstance(frame, Died):
+                    died = frame
+                    break
         except ProtocolError as error:
             log.error("the supervisor broke the protocol: %s", error)
         if died is not None:
@@ -372,8 +373,9 @@ class Generation:
             # Its last tokens may still lie in the sockets, and none of them can come again.
             for _ in range(2):
                 await asyncio.sleep(0)
-        attempt.unpaused.set()
         attempt.close_streams()
+        if self._is_complete:
+            return None
         if died is not None and died.may_return:
             # Whether anybody reads or not: a client that is slow to read must not lose its answer
             # for it, nor have others wait.
@@ -403,12 +405,7 @@ class Generation:
 
     async def _recover(self, attempt: Attempt) -> None:
         """Have another worker go on. Raises BulkheadError."""
-        for number, stream in attempt.streams.items():
-            choice = self._choices[number]
-            noted = (self._note(choice, frame) for frame in stream.drain())
-            choice.backlog.extend(frame for frame in noted if frame is not None)
-        self._pausing = False
-        self._known_position = attempt.position()
+        self._keep(attempt)
         self._return()
         await self._start_attempt()
         self.recoveries += 1

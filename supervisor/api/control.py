@@ -14,7 +14,7 @@ from supervisor.api.events import EventFeed
 from supervisor.errors import BulkheadError
 from supervisor.processes.counter import CounterDown, CounterProcess
 from supervisor.scheduler import refusals
-from supervisor.scheduler.effects import Effect, EndLease, Grant, Interrupt, Loaded, Refuse, Unpause
+from supervisor.scheduler.effects import Effect, EndLease, Grant, Interrupt, Loaded, Refuse
 from supervisor.scheduler.pool import Pool
 from supervisor.state.paths import StateDir
 from supervisor.wire import control_frames, frames
@@ -24,7 +24,7 @@ from supervisor.wire.stream import FrameStream
 log = logging.getLogger("bulkhead.supervisor")
 
 Connection = FrameStream[control_frames.ToSupervisor]
-ToLease = Grant | Unpause | Refuse | EndLease | Interrupt | Loaded
+ToLease = Grant | Refuse | EndLease | Interrupt | Loaded
 P = ParamSpec("P")
 
 
@@ -106,11 +106,9 @@ class Control:
 
     def _frame(self, effect: ToLease) -> frames.Frame:
         match effect:
-            case Grant(_, model, worker, generation, until, then_pause, asked):
+            case Grant(_, model, worker, generation, until, asked):
                 path = str(self._state.worker_socket(model, generation))
-                return control_frames.Granted(model, worker, path, until, then_pause, asked)
-            case Unpause():
-                return control_frames.Unpause()
+                return control_frames.Granted(model, worker, path, until, asked)
             case Refuse(_, error):
                 return _refused(error)
             case EndLease(_, error) | Interrupt(_, error):

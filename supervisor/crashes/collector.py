@@ -259,8 +259,5 @@ def _leases_in(model: Model) -> Iterator[Lease]:
         yield from model.waiting.values()
         return
     yield from model.granted.values()
-    yield from (
-        lease
-        for lease in (*model.returning.values(), *model.waiting.values())
-        if lease.death_undecided
-    )
+    inside = () if model.undecided is None else model.undecided.inside
+    yield from (lease for lease in inside if lease.id in (*model.returning, *model.waiting))

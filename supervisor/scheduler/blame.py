@@ -1,9 +1,8 @@
-"""Which requests kill their worker: deaths alone, counted by digest, and who is quarantined. Pure.
+"""Which requests kill their worker: deaths counted by digest, and who is quarantined. Pure.
 
-Whoever runs in a worker that dies is a suspect, and comes back alone, on probation: nobody shares a
-worker with the one that kills it for longer than it takes to find out. A request that dies alone
-twice, before it has got past where it had been, is quarantined: it and its equals are refused for a
-while. All others go on.
+A death counts against a request that was the only one in the worker which had not got past the
+place of its last death. One that has such a death is tried again with the worker to itself. If it
+dies there, too, it is quarantined: it and its equals are refused for a while. All others go on.
 """
 
 from __future__ import annotations
@@ -13,10 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 PROBATION_TOKENS = 3
-"""Tokens past its furthest earlier position after which a suspect is cleared. An engine is at most
-two ahead of what it has told when it dies; more would have every other suspect wait for longer."""
-DEATHS_ALONE_MAX = 2
-"""Deaths alone after which a request is quarantined."""
+"""Tokens past its furthest earlier position after which a request has passed the place of its last
+death. An engine is at most two ahead of what it has told when it dies; more would have every other
+suspect wait for longer."""
+DEATHS_MAX = 2
+"""Counted deaths, the last one truly alone, after which a request is quarantined."""
 QUARANTINE_SECONDS = 3600.0
 _RECORDS = 1000
 """Digests that are remembered; the oldest are forgotten first."""
@@ -24,40 +24,49 @@ _RECORDS = 1000
 
 @dataclass(slots=True)
 class _Record:
-    deaths_alone: int
+    deaths: int
     expires: float
+    alone: bool = False
+    """Whether nobody else was in the worker at the last of them."""
     quarantined: bool = False
 
 
 class BlameRecords:
-    """Deaths alone and quarantines by digest. Times are seconds of one clock, whichever the caller
+    """Deaths and quarantines by digest. Times are seconds of one clock, whichever the caller
     has."""
 
     def __init__(self) -> None:
         self._records: OrderedDict[bytes, _Record] = OrderedDict()
 
-    def add_death_alone(self, digest: bytes, now: float) -> int:
-        """The request, or an equal one, died alone without getting further; how often by now."""
+    def add_death(self, digest: bytes, now: float, *, alone: bool) -> int:
+        """The request, or an equal one, died as the only one on trial without getting further, and
+        as the only one at all if it was `alone`; how often by now."""
         record = self._known(digest, now) or _Record(0, 0.0)
-        record.deaths_alone, record.expires = record.deaths_alone + 1, now + QUARANTINE_SECONDS
+        record.deaths, record.expires = record.deaths + 1, now + QUARANTINE_SECONDS
+        record.alone = alone
         self._records[digest] = record
         self._records.move_to_end(digest)
         if len(self._records) > _RECORDS:
             self._records.popitem(last=False)
-        return record.deaths_alone
+        return record.deaths
 
     def quarantine(self, digest: bytes) -> None:
-        """Refuse this request until its record expires. It must have died alone."""
+        """Refuse this request until its record expires. It must have a death."""
         self._records[digest].quarantined = True
 
     def clear(self, digest: bytes) -> None:
         """The request got past where it had been."""
         self._records.pop(digest, None)
 
-    def deaths_alone(self, digest: bytes, now: float) -> int:
+    def deaths(self, digest: bytes, now: float) -> int:
         """Those that are remembered."""
         record = self._known(digest, now)
-        return 0 if record is None else record.deaths_alone
+        return 0 if record is None else record.deaths
+
+    def is_guilty(self, digest: bytes, now: float) -> bool:
+        """Whether its deaths are enough, if it is not the model's own fault."""
+        record = self._known(digest, now)
+        return record is not None and record.deaths >= DEATHS_MAX and record.alone
 
     def is_quarantined(self, digest: bytes, now: float) -> bool:
         """Whether the request is refused."""
@@ -67,7 +76,7 @@ class BlameRecords:
     def restore(self, quarantined: Iterable[tuple[bytes, float]]) -> None:
         """Quarantines of an earlier run: digests and when they expire."""
         for digest, expires in quarantined:
-            self._records[digest] = _Record(DEATHS_ALONE_MAX, expires, quarantined=True)
+            self._records[digest] = _Record(DEATHS_MAX, expires, alone=True, quarantined=True)
 
     def quarantined(self, now: float) -> list[tuple[bytes, float]]:
         """All that are refused: digests and when that expires."""

@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 BACKOFF_FIRST = 5.0
 """Seconds of the first pause; each failed probe doubles it."""
+CROWD_GRACE = 2
+"""Deaths more that are allowed while recovery separates a crowd: with one of them that kills at
+once four deaths find it, and a fifth says that it is the model."""
 
 
 class Breaker:
@@ -25,15 +28,17 @@ class Breaker:
         self._window = window
         self._longest = longest
         self._jitter = jitter
-        self._deaths: deque[float] = deque(maxlen=max(1, restarts))
+        self._deaths: deque[float] = deque(maxlen=max(1, restarts) + CROWD_GRACE)
         self.trips = 0
         """How often it has opened since the last progress."""
 
-    def died(self, now: float) -> float | None:
-        """A death; how long to pause, or None when the model may be loaded at once."""
+    def died(self, now: float, *, crowd: bool = False) -> float | None:
+        """A death; how long to pause, or None when the model may be loaded at once. With a `crowd`
+        there are several who were interrupted, and one of them may be at fault."""
         self._deaths.append(now)
         recent = [at for at in self._deaths if at > now - self._window]
-        if not self.trips and len(recent) < self._restarts:
+        allowed = self._restarts + (CROWD_GRACE if crowd else 0)
+        if not self.trips and len(recent) < allowed:
             return None
         pause: float = min(self._longest, BACKOFF_FIRST * 2**self.trips)
         self.trips += 1

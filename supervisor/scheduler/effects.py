@@ -75,14 +75,12 @@ class LeaseEffect:
 
 @dataclass(frozen=True, slots=True)
 class Grant(LeaseEffect):
-    """With `until`, `passed` is awaited when its output has that many tokens, or has ended; with
-    `then_pause` it stops there."""
+    """With `until`, `passed` is awaited when its output has that many tokens, or has ended."""
 
     model: str
     worker: str
     generation: int
     until: int = 0
-    then_pause: bool = False
     asked: str = ""
     """The model that was wanted, where `model` is its fallback."""
 
@@ -112,11 +110,6 @@ class Interrupt(LeaseEffect):
     """The worker that this lease was granted is gone, or has to go: `returned` is awaited."""
 
     error: BulkheadError
-
-
-@dataclass(frozen=True, slots=True)
-class Unpause(LeaseEffect):
-    """A lease that had to pause after its probation goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +149,6 @@ Effect = (
     | Recall
     | LimitSequences
     | Grant
-    | Unpause
     | Loaded
     | Refuse
     | EndLease

@@ -130,11 +130,10 @@ class Suspicion(enum.Enum):
 
     CLEAR = enum.auto()
     SUSPECT = enum.auto()
-    """It was in a worker that died, and must show alone that it was not the cause."""
+    """Something points at it, and it waits to be the only one on trial."""
     ON_PROBATION = enum.auto()
-    """It has a worker to itself, until it is past the place of its death."""
-    PAUSED = enum.auto()
-    """It is past it, and stands still in its worker until the other suspects are."""
+    """It is on trial: all others in its worker, if there are any, have passed the places of their
+    deaths, and it has not yet."""
 
 
 @dataclass(slots=True)
@@ -157,33 +156,61 @@ class Lease:
     suspicion: Suspicion = Suspicion.CLEAR
     position: int = 0
     """Tokens of its output when last heard of."""
+    start: int = 0
+    """Tokens that it had when it got its place."""
     until: int = 0
-    """Tokens at which its probation is over."""
-    pauses: bool = False
-    """Whether it pauses once its probation is over."""
+    """Tokens at which it is past the place of its last death."""
+    awaited: bool = False
+    """Whether it has a place again after a death, and is not past that yet."""
     error: BulkheadError | None = None
-    """What ended its last worker: what it is told if it can't go on."""
-    death_undecided: bool = False
-    """Whether its worker has died and what that means for it is not decided yet."""
-    fault: Fault | None = None
-    """Whose fault that death was; None until the process is reaped."""
+    """What ended its last worker: what it is told if it can't go on. None = it had no worker yet,
+    or has it still."""
     unproductive: int = 0
     """Interruptions since its last new token."""
     interruptions: int = 0
     """In all."""
+    deaths: int = 0
+    """Those that may have been the fault of somebody in the worker."""
+    stuck: int = 0
+    """As many of them as came since it was last past the place of one."""
+    accused_among: frozenset[int] = frozenset()
+    """All that were in the worker when it died as the only one on trial, and not alone."""
+
+
+@dataclass(slots=True)
+class UndecidedDeath:
+    """A worker has died, and what that means for those who were in it is decided once all of them
+    have returned, or will not, and the cause is known."""
+
+    inside: list[Lease]
+    """All of them, also those who have left since."""
+    fault: Fault | None = None
+    """None until the process is reaped."""
+    lowers: bool = False
+    """Whether it has lowered the model's limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class LearnedLimit:
-    """At most so many requests at once, since then: the model ran out of memory with more."""
+    """At most so many requests at once, since then: the model died of more."""
 
     concurrency: int
     since: float
 
     @property
     def ends(self) -> float:
-        """When it is doubled, unless the model runs out of memory again."""
+        """When it is doubled, unless the model dies of too many again."""
         return self.since + QUIET_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class Presumption:
+    """The limit was lowered because crowds have died again, which one of them may have caused."""
+
+    before: LearnedLimit | None
+    """The limit until then."""
+    leases: frozenset[int]
+    """The crowds. If one of these is found guilty, the limit is what it was."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,12 +283,14 @@ class Model:
     granted: dict[int, Lease] = field(default_factory=dict)
     returning: dict[int, Lease] = field(default_factory=dict)
     """Interrupted, and their gateways have not said yet where they stand."""
-    left_on_probation: Lease | None = None
-    """It was on probation when its worker died, and has left before the cause was known."""
+    undecided: UndecidedDeath | None = None
     proven: bool = False
-    """Whether it has made a token for somebody."""
+    """Whether it has made a token for somebody since it last seemed to be a request's fault that it
+    made none."""
     queued_since: float | None = None
     """Since when somebody has waited for a worker that does not exist yet: the model's turn."""
+    roomless_since: float | None = None
+    """Since when somebody has waited and there is no room to load it."""
     preload: PreloadRequest | None = None
     pinned: bool = False
     keep_alive: float | None = None
@@ -285,7 +314,9 @@ class Model:
     """What the last load was found to need, with room for requests; survives unloads."""
     deaths: int = 0
     learned_limit: LearnedLimit | None = None
-    """After it ran out of memory."""
+    """After it died of too many."""
+    presumption: Presumption | None = None
+    """What may be wrong about that limit."""
 
     @property
     def name(self) -> str:
@@ -356,13 +387,34 @@ class Model:
 
     @property
     def suspects(self) -> list[Lease]:
-        """Those who wait for their probation."""
+        """Those who wait to be tried."""
         return [each for each in self.waiting.values() if each.suspicion is Suspicion.SUSPECT]
 
     @property
     def on_probation(self) -> bool:
-        """Whether somebody has the worker to itself."""
+        """Whether somebody is the only one on trial."""
         return any(lease.suspicion is Suspicion.ON_PROBATION for lease in self.granted.values())
+
+    @property
+    def recovers(self) -> bool:
+        """Whether somebody who was interrupted is not back yet: newcomers wait meanwhile."""
+        return (
+            bool(self.returning)
+            or self.on_probation
+            or any(lease.error is not None for lease in self.waiting.values())
+        )
+
+    def hold_ends(self, lease: Lease) -> float | None:
+        """When a lease that waits is refused; None while its hold does not run.
+
+        Who was interrupted waits for as long as the recovery takes, however many go before it. Its
+        hold is for what is none of it: that there is no room for the model.
+        """
+        if lease.error is None:
+            return lease.deadline
+        if self.roomless_since is None:
+            return None
+        return max(lease.deadline, self.roomless_since + max(lease.hold, _WAIT_MIN))
 
     @property
     def ttl(self) -> float | None:

@@ -78,6 +78,11 @@ class Planner:
         if held and self.held_load is None:
             effects += self._grant_all(now)
         effects += self._loans.serve(now)
+        for model in self._models:
+            if model.state is not State.COLD or not model.waiting:
+                model.roomless_since = None
+            elif model.roomless_since is None:
+                model.roomless_since = now
         rules = self._state.rules
         if not 0 < rules.max_loaded < self._occupied() or not rules.cleanup_interval:
             self._cleanup_at = None
@@ -115,20 +120,20 @@ class Planner:
         for model in self._models:
             if model.state is State.READY and (model.waiting or model.granted):
                 effects += self._grant(model, now, gate_closed=closed)
-            elif model.state is State.DRAINING and not model.on_probation:
-                # The other suspects have their probation in another worker.
-                effects += self._recovery.unpause(model)
         return effects
 
     def _grant(self, model: Model, now: float, *, gate_closed: bool) -> list[Effect]:
-        """READY: suspects before the others, one at a time; then as many as have a place."""
+        """READY: as many as have a place, those who have been interrupted before the others and of
+        these the suspects last, one at a time."""
         effects = self._requests.answer_loads(model, now)
         if model.returning or model.on_probation:
             return effects
+        effects += self._recovery.convict_proven(model, now)
+        if gate_closed:
+            return effects
         if model.suspects:
-            return [*effects, *self._recovery.try_suspects(model, now, gate_closed=gate_closed)]
-        effects += self._recovery.unpause(model)
-        return effects if gate_closed else [*effects, *self._requests.grant_waiting(model)]
+            return [*effects, *self._recovery.try_suspects(model, now)]
+        return [*effects, *self._requests.grant_waiting(model)]
 
     def _load_at_gate(self) -> str | None:
         """The load that keeps generations waiting, if the gate is exclusive and there is one."""
@@ -144,7 +149,11 @@ class Planner:
         state = self._state
         if model.state is State.READY:
             load = self._load_at_gate()
-            return refusals.gate_closed(model, load) if load else refusals.no_place(model, now)
+            if load:
+                return refusals.gate_closed(model, load)
+            if model.recovers:
+                return refusals.others_return(model)
+            return refusals.no_place(model, now)
         if model.state is not State.LOADING and state.level >= Level.HIGH:
             return refusals.no_new_loads(model, state.pressure_figures)
         if model.state is State.COLD:

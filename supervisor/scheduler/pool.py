@@ -14,7 +14,7 @@ What an event does to a request:
 4. every event ends in `Planner.settle`: who can be granted is granted, then `plan` says which model
    is loaded next and who must make room for it.
 5. ready → grant all who wait. A failed load refuses them; a load that dies does without recovery.
-6. a death with leases → each is interrupted once, and returns, suspects one by one, or ends.
+6. a death with leases → each is interrupted once, and returns, or ends.
 7. a waiter that leaves cancels nothing: the load goes on for those who come next.
 8. the hold is over → refuse, with what it was that kept the request waiting.
 """
@@ -130,7 +130,7 @@ class Pool:
             model.last_used = now
             model.count_freed_place(now)
         self.requests.forget(model, lease_id)  # (7)
-        effects = self.recovery.decide_deaths(model, now)
+        effects = self.recovery.decide_death(model, now)
         stopped = self.workers.stop_if_drained(model, now)
         return [*effects, *stopped, *self.planner.settle(now)]
 
@@ -150,8 +150,8 @@ class Pool:
         if model is None or lease is None:
             return []
         self.recovery.count_progress(model)
-        self.recovery.pass_probation(lease)
-        return self.planner.settle(now)
+        effects = self.recovery.pass_place(model, lease, now) if lease.awaited else []
+        return [*effects, *self.planner.settle(now)]
 
     def fault(self, lease_id: int, reason: str, now: float) -> list[Effect]:
         """The gateway caught this lease's worker breaking the protocol: it must go."""
@@ -456,7 +456,8 @@ class Pool:
         """Do what has fallen due."""
         effects: list[Effect] = []
         for model in self.models.values():
-            for lease in [each for each in model.waiting.values() if each.deadline <= now]:
+            ends = [(model.hold_ends(lease), lease) for lease in model.waiting.values()]
+            for lease in [lease for at, lease in ends if at is not None and at <= now]:
                 error = lease.error or self.planner.why_waiting(model, now)
                 effects.append(self.requests.refuse(model, lease, error))  # (8)
             for lease in [each for each in model.returning.values() if each.deadline <= now]:

@@ -1,16 +1,28 @@
 """What becomes of requests whose worker has died or had to stop.
 
-Those who were in it are *returning* until their gateways have said how far they had come; then they
-wait like others, but first, and as suspects one by one, on probation (`blame`). What a death means
-for a request is decided once it has returned, or has left, and the cause is known.
+Those who were in it are *returning* until their gateways have said how far they had come. What the
+death means is decided once all of them have, or have left, and the cause is known:
+
+1. Nearly every death is nobody's fault: all come back together, as many as have a place, and go on.
+2. Unless something points at one, which is a *suspect* then: a minority had hardly begun while the
+   others had tokens; it has died where it had died before; its digest has a death on record.
+   Suspects get their place after the others, one at a time and once all before them are past the
+   places of their deaths (*probation*). Nobody who is back stands still for them.
+3. A death counts against a request if it was the only one in the worker that had not passed
+   (`blame`). Then it is tried before the others, alone; the second time convicts it. If it passes,
+   there were too many at once.
+4. A crowd that has come back and dies again may be too large, whatever is said of the cause: half
+   as many from then on, until one of them is found guilty.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from supervisor.errors import BulkheadError
 from supervisor.scheduler import refusals
-from supervisor.scheduler.blame import DEATHS_ALONE_MAX, PROBATION_TOKENS, BlameRecords
-from supervisor.scheduler.concurrency_limit import lowered, raised
+from supervisor.scheduler.blame import DEATHS_MAX, PROBATION_TOKENS, BlameRecords
+from supervisor.scheduler.concurrency_limit import at_most, lowered, raised
 from supervisor.scheduler.death import Death, Fault
 from supervisor.scheduler.effects import (
     Effect,
@@ -19,11 +31,18 @@ from supervisor.scheduler.effects import (
     LogLine,
     QuarantineRequest,
     RememberLimit,
-    Unpause,
     warning,
 )
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.model import QUIET_SECONDS, Lease, Model, Suspicion
+from supervisor.scheduler.model import (
+    QUIET_SECONDS,
+    LearnedLimit,
+    Lease,
+    Model,
+    Presumption,
+    Suspicion,
+    UndecidedDeath,
+)
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.requests import Requests
 from supervisor.scheduler.state import PoolState
@@ -32,6 +51,14 @@ RETURN_SECONDS = 5.0
 """How long a gateway may take to say where an interrupted request stands."""
 _INTERRUPTIONS_MAX = 20
 """Of one request in all, whatever its progress."""
+_STUCK = 2
+"""Deaths without getting past the place of the one before that make a suspect."""
+
+
+def hardly_begun(inside: Sequence[Lease]) -> list[Lease]:
+    """Those who had hardly any output of their dead worker, if most of the others had."""
+    few = [lease for lease in inside if lease.position - lease.start < PROBATION_TOKENS]
+    return few if 2 * len(few) < len(inside) else []
 
 
 class Recovery:
@@ -54,12 +81,12 @@ class Recovery:
         if self._state.rules.recovery == "off" or self._state.shutting_down:
             return self.end_granted(model, error)
         interrupted, model.granted = model.granted, {}
+        if interrupted and not parked:
+            model.undecided = UndecidedDeath(list(interrupted.values()))
         for lease in interrupted.values():
-            lease.error, lease.death_undecided, lease.fault = error, not parked, None
-            lease.deadline = now + RETURN_SECONDS
-            if parked:
-                on_probation = lease.suspicion is Suspicion.ON_PROBATION
-                lease.suspicion = Suspicion.SUSPECT if on_probation else Suspicion.CLEAR
+            lease.error, lease.deadline = error, now + RETURN_SECONDS
+            if parked and lease.suspicion is Suspicion.ON_PROBATION:
+                lease.suspicion = Suspicion.SUSPECT
             model.returning[lease.id] = lease
         return [Interrupt(lease, error) for lease in interrupted]
 
@@ -74,22 +101,23 @@ class Recovery:
         """A worker's unasked end, whose cause is known now as far as it ever will be."""
         fault = Fault.REQUEST if death is None else death.fault
         model.deaths += 1
-        inside = [*model.returning.values(), *model.waiting.values()]
-        if model.left_on_probation is not None:
-            inside.append(model.left_on_probation)
-        concerned = [lease for lease in inside if lease.death_undecided and lease.fault is None]
-        for lease in concerned:
-            lease.fault = fault
+        effects = [] if death is None else self._lower_for_memory(model, death, now)
+        undecided = model.undecided
+        if undecided is not None and undecided.fault is None:
+            undecided.fault, undecided.lowers = fault, bool(effects)
         # The death of one that is about to be quarantined says nothing about the model.
-        quarantines = any(
-            lease.suspicion is Suspicion.ON_PROBATION
-            and self.blame.deaths_alone(lease.digest, now) + 1 >= DEATHS_ALONE_MAX
-            for lease in concerned
-        )
-        if not (quarantines and model.proven and fault is not Fault.OUTSIDE):
-            model.current.backoff = model.breaker.died(now)
-        effects = self.decide_deaths(model, now)
-        return effects if death is None else [*effects, *self._lower_limit(model, death, now)]
+        if not (undecided is not None and self._will_convict(model, undecided, now)):
+            back = (*model.returning.values(), *model.waiting.values())
+            crowd = sum(lease.error is not None for lease in back) > 1
+            model.current.backoff = model.breaker.died(now, crowd=crowd)
+        return [*effects, *self.decide_death(model, now)]
+
+    def _will_convict(self, model: Model, death: UndecidedDeath, now: float) -> bool:
+        """Whether it will, as far as is known before those who were inside have returned."""
+        if len(death.inside) > 1 or death.fault in (None, Fault.OUTSIDE) or not model.proven:
+            return False
+        (lease,) = death.inside
+        return lease.awaited and self.blame.deaths(lease.digest, now) + 1 >= DEATHS_MAX
 
     # ── returning ────────────────────────────────────────────────────────────────────────────────
 
@@ -104,7 +132,7 @@ class Recovery:
         lease.hold = hold or lease.hold
         lease.deadline = now + lease.hold
         self._requests.enqueue(model, lease)
-        effects = self.decide_deaths(model, now)
+        effects = self.decide_death(model, now)
         if lease.id not in model.waiting:
             return effects
         assert lease.error is not None
@@ -120,100 +148,152 @@ class Recovery:
         """Wait no longer for an interrupted request to return."""
         error = refusals.shutting_down() if self._state.shutting_down else lease.error
         assert error is not None
-        return [self._requests.refuse(model, lease, error), *self.decide_deaths(model, now)]
+        return [self._requests.refuse(model, lease, error), *self.decide_death(model, now)]
 
     # ── what a death means for those who were inside ─────────────────────────────────────────────
 
-    def decide_deaths(self, model: Model, now: float) -> list[Effect]:
-        """Decide what their last death means for those who have returned from it, or will not, once
-        its cause is known."""
-        effects: list[Effect] = []
-        left = model.left_on_probation
-        if left is not None and left.fault is not None:
-            model.left_on_probation = None
-            effects += self._count_death_alone(model, left, left.fault, now)
-        for lease in list(model.waiting.values()):
-            if lease.death_undecided and lease.fault is not None and lease.id in model.waiting:
-                lease.death_undecided = False
-                effects += self._decide_death(model, lease, lease.fault, now)
+    def decide_death(self, model: Model, now: float) -> list[Effect]:
+        """Decide what the last death means, once its cause is known and all who were inside have
+        returned or will not."""
+        death = model.undecided
+        if death is None or death.fault is None:
+            return []
+        if any(lease.id in model.returning for lease in death.inside):
+            return []
+        model.undecided = None
+        inside, effects = death.inside, []
+        for lease in inside:
+            if lease.awaited and lease.position >= lease.until:
+                effects += self.pass_place(model, lease, now)  # its word crossed that of the death
+        on_trial = [lease for lease in inside if lease.awaited]
+        may_be_theirs = death.fault is not Fault.OUTSIDE
+        again = sum(lease.deaths > 0 for lease in inside) > 1
+        for lease in inside:
+            lease.awaited = False
+            lease.unproductive += 1
+            lease.interruptions += 1
+            lease.deaths += may_be_theirs
+            lease.stuck += may_be_theirs
+        counts = False
+        if may_be_theirs and len(on_trial) == 1:
+            # What is out of memory with several in it is the fault of all of them.
+            counts = len(inside) == 1 or death.fault is not Fault.MEMORY
+            if counts:
+                effects += self._count_death(model, on_trial[0], inside, now)
+        if may_be_theirs and again and not counts and not death.lowers:
+            configured, many = model.spec.concurrency, len(inside)
+            limit = lowered(model.learned_limit, configured, many, now)
+            crowd = frozenset(lease.id for lease in inside)
+            effects += self._presume(
+                model, limit, crowd, f"has died again with {many} requests in it"
+            )
+        pointed = hardly_begun(inside) if may_be_theirs else []
+        for lease in inside:
+            if lease.id in model.waiting:
+                effects += self._suspect(model, lease, now, pointed=lease in pointed)
         return effects
 
-    def _decide_death(self, model: Model, lease: Lease, fault: Fault, now: float) -> list[Effect]:
-        before, lease.suspicion = lease.suspicion, Suspicion.CLEAR
-        if before is Suspicion.PAUSED:
-            return []  # it was not running
-        lease.unproductive += 1
-        lease.interruptions += 1
-        alone = before is Suspicion.ON_PROBATION
-        if alone or fault is not Fault.OUTSIDE:
-            lease.suspicion = Suspicion.SUSPECT
-        effects = self._count_death_alone(model, lease, fault, now) if alone else []
-        useless = lease.unproductive > self._state.rules.max_recoveries
-        if lease.id in model.waiting and (useless or lease.interruptions > _INTERRUPTIONS_MAX):
-            assert lease.error is not None
-            effects.append(self._requests.refuse(model, lease, lease.error))
-        return effects
+    def _suspect(self, model: Model, lease: Lease, now: float, *, pointed: bool) -> list[Effect]:
+        """Decide how one goes on that waits, or whether."""
+        was_tried = lease.suspicion is Suspicion.ON_PROBATION
+        deaths = self.blame.deaths(lease.digest, now)
+        suspect = pointed or was_tried or lease.stuck >= _STUCK or (lease.stuck and deaths)
+        lease.suspicion = Suspicion.SUSPECT if suspect else Suspicion.CLEAR
+        guilty = self.blame.is_guilty(lease.digest, now)
+        # Who is accused gets its verdict, for which somebody else may have to prove the model.
+        awaits_verdict = deaths > 0 and (not guilty or len(model.waiting) > 1)
+        useless = lease.unproductive > self._state.rules.max_recoveries and not awaits_verdict
+        if not useless and lease.interruptions <= _INTERRUPTIONS_MAX:
+            return []
+        if guilty:
+            self.blame.clear(lease.digest)  # nobody makes a token: it is the model
+        assert lease.error is not None
+        return [self._requests.refuse(model, lease, lease.error)]
 
-    def _count_death_alone(
-        self, model: Model, lease: Lease, fault: Fault, now: float
+    def _count_death(
+        self, model: Model, lease: Lease, inside: Sequence[Lease], now: float
     ) -> list[Effect]:
-        """It died on probation, which counts against it unless it got past where it had been. Where
-        others get their tokens the second such death quarantines it and its equals."""
-        if lease.position >= lease.until:
-            self.blame.clear(lease.digest)
-        if lease.position >= lease.until or fault is Fault.OUTSIDE:
-            return []
-        deaths = self.blame.add_death_alone(lease.digest, now)
-        if deaths < DEATHS_ALONE_MAX or not model.proven:
-            return []
+        """It died as the only one on trial. Where others get their tokens the second such death
+        quarantines it and its equals, if it was truly alone."""
+        alone = len(inside) == 1
+        self.blame.add_death(lease.digest, now, alone=alone)
+        if not alone:
+            lease.accused_among = frozenset(each.id for each in inside)
+        guilty = self.blame.is_guilty(lease.digest, now)
+        return self._convict(model, lease) if guilty and model.proven else []
+
+    def _convict(self, model: Model, lease: Lease) -> list[Effect]:
+        """Quarantine it. What its deaths have taught of the model is forgotten, and before the next
+        one is convicted the model has to make a token again."""
         self.blame.quarantine(lease.digest)
+        model.proven = False
         equals = [each for each in model.waiting.values() if each.digest == lease.digest]
         error = refusals.quarantined(model)
-        refused = [self._requests.refuse(model, each, error) for each in equals]
-        return [QuarantineRequest(model.name, lease.request_id), *refused]
+        effects: list[Effect] = [QuarantineRequest(model.name, lease.request_id)]
+        effects += [self._requests.refuse(model, each, error) for each in equals]
+        presumed = model.presumption
+        if presumed is not None and lease.id in presumed.leases:
+            model.presumption, model.learned_limit = None, presumed.before
+            effects.append(RememberLimit(model.name, presumed.before))
+        return effects
 
-    # ── probation ────────────────────────────────────────────────────────────────────────────────
+    # ── coming back ──────────────────────────────────────────────────────────────────────────────
 
-    def try_suspects(self, model: Model, now: float, *, gate_closed: bool) -> list[Effect]:
-        """READY, nobody on probation: grant one of the suspects alone, if it is their turn.
+    def convict_proven(self, model: Model, now: float) -> list[Effect]:
+        """READY: one who has died alone, twice, before anybody had a token is guilty if somebody
+        has one now."""
+        effects: list[Effect] = []
+        for lease in model.suspects:
+            guilty = model.proven and self.blame.is_guilty(lease.digest, now)
+            if guilty and lease.id in model.waiting:
+                effects += self._convict(model, lease)
+        return effects
 
-        Those who have passed pause in the worker until the last one has. They keep their places, of
-        which there may be too few: each may pass alone, and all at once run out of memory again.
-        Then those who have one go on, and the next are tried once these have ended.
+    def try_suspects(self, model: Model, now: float) -> list[Effect]:
+        """READY, there are suspects, nobody is on probation: grant who comes next.
+
+        Whoever is accused comes first, and alone. Then come the others, together; then, as soon as
+        all of these have passed, the suspects one by one, the shortest way to the place of its
+        death first.
         """
-        suspects, granted, limit = model.suspects, model.granted, model.concurrency
-        if any(lease.suspicion is not Suspicion.PAUSED for lease in granted.values()):
-            return self.unpause(model)
-        # The gate is open to them while others are paused: a load would wait for those.
-        if gate_closed and not granted:
-            return []
 
-        def order(lease: Lease) -> tuple[int, int, int]:
-            # The shortest way to the place of its death, and who died alone after who did not.
-            return (self.blame.deaths_alone(lease.digest, now), lease.position, lease.id)
+        def accused(lease: Lease) -> bool:
+            guilty = self.blame.is_guilty(lease.digest, now)
+            return self.blame.deaths(lease.digest, now) > 0 and not guilty
 
-        lease = min(suspects, key=order)
+        def order(lease: Lease) -> tuple[bool, int, int]:
+            return (self.blame.is_guilty(lease.digest, now), lease.position, lease.id)
+
+        suspects = model.suspects
+        if not model.granted and (first := [each for each in suspects if accused(each)]):
+            return [self._try(model, first[0])] if self._requests.places(model) else []
+        back = [each for each in model.waiting.values() if each.error is not None]
+        clear = [each for each in back if each.suspicion is Suspicion.CLEAR]
+        served = clear[: self._requests.places(model)]
+        effects = [self._requests.grant(model, each) for each in served]
+        passed = not any(each.awaited for each in model.granted.values())
+        if passed and self._requests.places(model):
+            effects.append(self._try(model, min(suspects, key=order)))
+        return effects
+
+    def _try(self, model: Model, lease: Lease) -> Effect:
         lease.suspicion = Suspicion.ON_PROBATION
-        lease.until = lease.position + PROBATION_TOKENS
-        last = len(suspects) == 1 or len(granted) + 1 == limit
-        lease.pauses = not last
-        return [self._requests.grant(model, lease, lease.until, lease.pauses)]
+        return self._requests.grant(model, lease)
 
-    def pass_probation(self, lease: Lease) -> None:
-        """It has got past the place of its death. Nothing where it is not on probation."""
-        if lease.suspicion is not Suspicion.ON_PROBATION:
-            return
+    def pass_place(self, model: Model, lease: Lease, now: float) -> list[Effect]:
+        """It is awaited, and has got past the place of its death: that was not its fault. If it had
+        been accused, more than there were beside it are too many."""
         self.blame.clear(lease.digest)
-        lease.suspicion = Suspicion.PAUSED if lease.pauses else Suspicion.CLEAR
+        lease.awaited, lease.suspicion = False, Suspicion.CLEAR
         lease.position = max(lease.position, lease.until)
-        lease.unproductive = 0
-
-    def unpause(self, model: Model) -> list[Effect]:
-        """Those who have passed their probation and pause go on."""
-        paused = [each for each in model.granted.values() if each.suspicion is Suspicion.PAUSED]
-        for lease in paused:
-            lease.suspicion = Suspicion.CLEAR
-        return [Unpause(lease.id) for lease in paused]
+        lease.unproductive = lease.stuck = 0
+        crowd, lease.accused_among = lease.accused_among, frozenset()
+        limit = at_most(model.learned_limit, model.spec.concurrency, len(crowd) - 1, now)
+        if not crowd or limit is None:
+            return []
+        return self._presume(
+            model, limit, crowd, f"has died with {len(crowd)} requests in it, and of no single one"
+        )
 
     # ── what deaths teach about the model ────────────────────────────────────────────────────────
 
@@ -222,32 +302,46 @@ class Recovery:
         model.proven = True
         model.breaker.progressed()
 
-    def _lower_limit(self, model: Model, death: Death, now: float) -> list[Effect]:
+    def _lower_for_memory(self, model: Model, death: Death, now: float) -> list[Effect]:
         """If it ran out of memory with requests in it, fewer at once from now on. A load that did
         is no request's fault. A SIGKILL that nobody explains may be anybody's: it is taken for want
         of memory only where memory is short."""
-        worker = model.current
-        in_flight = worker.in_flight_at_death
+        in_flight = model.current.in_flight_at_death
         anybodys = death.unexplained and self._state.level is Level.NORMAL
         if not in_flight or death.fault is not Fault.MEMORY or anybodys:
             return []
-        configured = model.spec.concurrency
-        limit = model.learned_limit = lowered(model.learned_limit, configured, in_flight, now)
+        model.presumption = None
+        limit = lowered(model.learned_limit, model.spec.concurrency, in_flight, now)
+        return self._limit(model, limit, f"ran out of memory with {in_flight} requests in it")
+
+    def _presume(
+        self, model: Model, limit: LearnedLimit, crowd: frozenset[int], why: str
+    ) -> list[Effect]:
+        """The crowd was too large, unless one of it is found guilty."""
+        known, before = model.presumption, model.learned_limit
+        if known is not None:
+            crowd, before = crowd | known.leases, known.before
+        effects = self._limit(model, limit, why)
+        model.presumption = Presumption(before, crowd)
+        return effects
+
+    def _limit(self, model: Model, limit: LearnedLimit, why: str) -> list[Effect]:
+        model.learned_limit = limit
         return [
             RememberLimit(model.name, limit),
             warning(
-                f"{worker.name} ran out of memory with {in_flight} requests in it: at most "
-                f"{limit.concurrency} of model {model.name} run at once until it has been "
-                f"quiet for {QUIET_SECONDS / 3600:g} hours"
+                f"{model.name} {why}: at most {limit.concurrency} of model {model.name} run at "
+                f"once until it has been quiet for {QUIET_SECONDS / 3600:g} hours"
             ),
         ]
 
     def raise_limit(self, model: Model, now: float) -> list[Effect]:
         """Twice as many at once, after a quiet while."""
         assert model.learned_limit is not None
+        model.presumption = None
         model.learned_limit = raised(model.learned_limit, model.spec.concurrency, now)
         allowed = model.concurrency or "any number"
         return [
             RememberLimit(model.name, model.learned_limit),
-            LogLine(f"{model.name} has not run out of memory again: {allowed} may run at once"),
+            LogLine(f"{model.name} has not died of too many again: {allowed} may run at once"),
         ]

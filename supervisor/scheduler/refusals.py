@@ -243,6 +243,16 @@ def no_place(model: Model, now: float) -> QueueFull:
     )
 
 
+def others_return(model: Model) -> QueueFull:
+    waiting = sum(lease.error is not None for lease in model.waiting.values())
+    back = waiting + len(model.returning) + model.on_probation
+    return QueueFull(
+        f"A worker of model `{model.name}` has died, and {back} requests that were in it go on "
+        "before new ones begin. Try again shortly.",
+        retry_after=model.load_seconds,
+    )
+
+
 def gate_closed(model: Model, loading: str) -> ModelLoading:
     return ModelLoading(
         f"The model `{model.name}` had to wait for the load of `{loading}` "

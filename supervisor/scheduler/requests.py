@@ -10,6 +10,7 @@ import itertools
 
 from supervisor.errors import BulkheadError
 from supervisor.scheduler import refusals
+from supervisor.scheduler.blame import PROBATION_TOKENS
 from supervisor.scheduler.effects import Effect, Grant, Loaded, Refuse, warning
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Lease, Model, Purpose, Suspicion
@@ -97,30 +98,34 @@ class Requests:
             model.current.idle_since = now
         return [Loaded(lease.id, model.name, model.current.name) for lease in loads]
 
+    def places(self, model: Model) -> int:
+        """READY: how many more may be granted now, of those that wait."""
+        limit = model.concurrency or len(model.granted) + len(model.waiting)
+        if model.breaker.trips:
+            limit = 1  # the probe: the others come when it has a token
+        return max(0, limit - len(model.granted))
+
     def grant_waiting(self, model: Model) -> list[Effect]:
         """READY: serve in the order of arrival as many as have a place."""
         if not model.waiting:
             return []
-        limit = model.concurrency or len(model.granted) + len(model.waiting)
-        if model.breaker.trips:
-            limit = 1  # the probe: the others come when it has a token
-        places = max(0, limit - len(model.granted))
-        # As long as it is news that the model makes tokens, everybody is to tell of the first.
-        news = not model.proven or model.breaker.doubts
-        return [
-            self.grant(model, lease, lease.position + 1 if news else 0)
-            for lease in list(itertools.islice(model.waiting.values(), places))
-        ]
+        served = list(itertools.islice(model.waiting.values(), self.places(model)))
+        return [self.grant(model, lease) for lease in served]
 
-    def grant(self, model: Model, lease: Lease, until: int, then_pause: bool = False) -> Effect:
-        """READY: give it a place. See `Grant` for `until` and `then_pause`."""
+    def grant(self, model: Model, lease: Lease) -> Effect:
+        """READY: give it a place. Who was in a death that may have been its fault is to tell when
+        it is past the place of that."""
         del model.waiting[lease.id]
         model.granted[lease.id] = lease
         model.note_keep_alive(lease)
+        lease.start, lease.awaited, until = lease.position, lease.stuck > 0, 0
+        if lease.awaited:
+            until = lease.until = lease.position + PROBATION_TOKENS
+        elif not model.proven or model.breaker.doubts:
+            # As long as it is news that the model makes tokens, everybody is to tell of the first.
+            until = lease.position + 1
         worker = model.current
-        return Grant(
-            lease.id, model.name, worker.name, worker.generation, until, then_pause, lease.asked
-        )
+        return Grant(lease.id, model.name, worker.name, worker.generation, until, lease.asked)
 
     # ── refusing ─────────────────────────────────────────────────────────────────────────────────
 
@@ -128,13 +133,7 @@ class Requests:
         """The lease has ended."""
         del self._state.leases[lease_id]
         for leases in (model.waiting, model.granted, model.returning):
-            lease = leases.pop(lease_id, None)
-            if (
-                lease is not None
-                and lease.death_undecided
-                and lease.suspicion is Suspicion.ON_PROBATION
-            ):
-                model.left_on_probation = lease  # its equals may come
+            leases.pop(lease_id, None)
 
     def refuse(self, model: Model, lease: Lease, error: BulkheadError) -> Effect:
         """End a lease that waits or returns."""
@@ -203,6 +202,6 @@ class Requests:
                 continue
             effects.append(self.send_on(model, lease, other, error))
             del model.waiting[lease.id]
-            lease.suspicion = Suspicion.CLEAR
+            lease.suspicion, lease.stuck = Suspicion.CLEAR, 0
             self.enqueue(other, lease)
         return effects

@@ -92,7 +92,7 @@ class PoolState:
                 deadlines.append(model.learned_limit.ends)
             if model.preload is not None:
                 deadlines.append(model.preload.deadline)
-            for leases in (model.waiting, model.returning):
-                if leases:
-                    deadlines.append(min([lease.deadline for lease in leases.values()]))
+            deadlines += [model.hold_ends(lease) for lease in model.waiting.values()]
+            if model.returning:
+                deadlines.append(min([lease.deadline for lease in model.returning.values()]))
         return deadlines

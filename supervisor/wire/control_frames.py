@@ -141,14 +141,13 @@ class Granted(Frame, frozen=True, tag="granted"):
     `model` is the served name (aliases resolved), `worker` is `name#generation`, `socket` the path
     to connect to. `until`, 0 = none, is a position past the one that the request has told: send
     `Passed` when each of its choices on the worker has made as many tokens as lie between the two,
-    or has ended. With `then_pause` stop there until `Unpause`.
+    or has ended.
     """
 
     model: str
     worker: str
     socket: str
     until: int = 0
-    then_pause: bool = False
     asked: str = ""
     """The model that was wanted, where `model` is its fallback."""
 
@@ -160,10 +159,6 @@ class Counter(Frame, frozen=True, tag="counter"):
     model: str
     folder: str
     socket: str
-
-
-class Unpause(Frame, frozen=True, tag="proceed"):
-    """Go on with what was paused."""
 
 
 class Refused(ErrorFrame, frozen=True, tag="refused"):
@@ -202,4 +197,4 @@ ToSupervisor = (
     | UseCounter
     | AskCrashes
 )
-ToGateway = Granted | Unpause | Refused | Died | Report | Managed | Happened | Counter | Crashes
+ToGateway = Granted | Refused | Died | Report | Managed | Happened | Counter | Crashes

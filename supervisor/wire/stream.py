@@ -21,8 +21,9 @@ K = TypeVar("K")
 
 BACKLOG = 1024
 """Connections that the kernel holds for a server that is busy or being restarted."""
-_HIGH_WATER = 1024
-"""Frames that may wait unread before the socket is no longer read."""
+_UNREAD_MAX = 2**19
+"""Bytes of frames that may wait unread before the socket is no longer read: the whole of most
+answers, so that a reader who is slow holds up nobody but itself."""
 _BEHIND = 2**20
 """Bytes that may wait unsent before the peer counts as behind."""
 
@@ -37,7 +38,11 @@ class FrameStream(asyncio.Protocol, Generic[F]):
         self._waiter: asyncio.Future[None] | None = None
         self._ended = False
         self._fault: ProtocolError | None = None
-        self._paused = False
+        self._note: Callable[[F], F | None] | None = None
+        self._unread = 0
+        """Bytes, counted off when all or half of the frames have been received."""
+        self._paused_below: int | None = None
+        """The socket is not read until so few frames wait; None = it is."""
 
     # ── asyncio.Protocol ─────────────────────────────────────────────────────────────────────────
 
@@ -49,13 +54,18 @@ class FrameStream(asyncio.Protocol, Generic[F]):
         if self._ended:
             return
         try:
-            self._arrived.extend(self._decoder.feed(data))
+            if self._note is None:
+                self._arrived.extend(self._decoder.feed(data))
+            else:
+                noted = map(self._note, self._decoder.feed(data))
+                self._arrived.extend(frame for frame in noted if frame is not None)
         except ProtocolError as fault:
             self._end(fault)
             self.close()
             return
-        if len(self._arrived) > _HIGH_WATER and not self._paused and self._transport is not None:
-            self._paused = True
+        self._unread += len(data)
+        if self._unread > _UNREAD_MAX and self._paused_below is None and self._transport:
+            self._paused_below = len(self._arrived) // 2
             self._transport.pause_reading()
         self._wake()
 
@@ -133,8 +143,11 @@ class FrameStream(asyncio.Protocol, Generic[F]):
 
     def _pop(self) -> F:
         frame = self._arrived.popleft()
-        if self._paused and len(self._arrived) < _HIGH_WATER // 2:
-            self._paused = False
+        if not self._arrived:
+            self._unread = 0
+        if self._paused_below is not None and len(self._arrived) <= self._paused_below:
+            self._paused_below = None
+            self._unread //= 2
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.resume_reading()
         return frame
@@ -144,6 +157,17 @@ class FrameStream(asyncio.Protocol, Generic[F]):
         frames = list(self._arrived)
         self._arrived.clear()
         return frames
+
+    def note_arrivals(self, note: Callable[[F], F | None]) -> None:
+        """From now on give each frame to `note` when it arrives, whether anybody receives it yet or
+        not; `receive` yields what that returns, None = nothing. To be called before the peer has
+        anything to say."""
+        self._note = note
+
+    def finish(self) -> None:
+        """Close once all is sent."""
+        if self._transport is not None:
+            self._transport.close()
 
     def close(self) -> None:
         """Close at once; what is unsent is dropped, which to the peer is a cancel."""

@@ -117,7 +117,7 @@ class Peers:
         starting = asyncio.create_task(self.relay.start(requests, "alias", 5.0))
         lease = await self.accept(self.control)
         assert await lease.receive() == Acquire("r0", "alias", 5.0)
-        await lease.send(Granted("m", "m#1", self.socket, until, until > 0))
+        await lease.send(Granted("m", "m#1", self.socket, until))
         workers = dict([await self.next_choice() for _ in requests[:at_once]])
         return await starting, lease, [workers[number] for number in range(len(workers))]
 
@@ -138,7 +138,7 @@ class Peers:
         starting = asyncio.create_task(self.relay.start([REQUEST], "alias", 5.0))
         lease = await self.accept(self.control)
         assert await lease.receive() == Acquire("r1", "alias", 5.0)
-        await lease.send(Granted("m", "m#1", self.socket, until, until > 0))
+        await lease.send(Granted("m", "m#1", self.socket, until))
         worker = await self.accept(self.socket)
         assert await worker.receive() == REQUEST
         return await starting, lease, worker

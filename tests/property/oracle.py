@@ -31,7 +31,6 @@ from supervisor.scheduler.effects import (
     Shrink,
     Spawn,
     Stop,
-    Unpause,
 )
 from supervisor.scheduler.lifecycle import HAS_PROCESS, State
 from supervisor.scheduler.model import LearnedLimit, Limits, Rules, Spec
@@ -91,6 +90,8 @@ class Model:
     learned: int | None = None
     load_seconds: float | None = None
     queued_since: float | None = None
+    roomless_since: float | None = None
+    """Since when it is waited for and not loaded."""
     pinned: bool = False
     uses: int = 0
     preload_until: float | None = None
@@ -192,6 +193,16 @@ class Books:
             return self.rules.max_wait
         return max(1.0, min(60.0, 3 * (waiter.expected_load + victim.expected_load)))
 
+    def hold_ends(self, request: Request, state: State) -> float | None:
+        """When one that waits or returns must have ended. What was interrupted, and has returned,
+        waits for as long as nothing but its recovery keeps it waiting."""
+        if request.status == "returning" or not request.interrupted:
+            return request.deadline
+        since = self.models[request.model].roomless_since
+        if state is not State.COLD or since is None:
+            return None
+        return max(request.deadline, since + max(1.0, request.hold))
+
     def end(self, lease: int, *before: str) -> Request:
         check(lease in self.requests, f"lease {lease} has ended already")
         request = self.requests.pop(lease)
@@ -211,11 +222,6 @@ class Books:
                     self._stopped(model, generation, kill)
                 case Grant():
                     self._granted(effect)
-                case Unpause(lease):
-                    request = self.requests[lease]
-                    drains = self.processes[request.model].draining_since is not None
-                    limit = self.models[request.model].limit
-                    self.deaths.unpause(lease, request, limit, drains=drains)
                 case Interrupt(lease, error):
                     self._interrupted(lease, error)
                 case QuarantineRequest(model, name):
@@ -291,10 +297,9 @@ class Books:
         request = self.requests[lease]
         check(request.model == name and request.status == "waiting", "a grant out of place")
         check(not request.by_hand, "an admin's load takes a place")
-        others = self.open_of(name, "granted")
         limit = self.models[name].limit
         self.deaths.grant(lease, request, grant, limit)
-        if self.rules.load_gate == "exclusive" and not (request.on_probation and others):
+        if self.rules.load_gate == "exclusive":
             loads = [p.model for p in self.processes.values() if p.phase == "loading"]
             check(not loads, f"{name} is granted while {loads} loads behind an exclusive gate")
         request.status = "granted"
@@ -315,7 +320,9 @@ class Books:
         if request is None:  # refused as it came
             check(lease == self.asked + 1, f"lease {lease} has ended already")
             return
-        self.deaths.refused(lease, request, error.code, self.now)
+        ends = self.hold_ends(request, self.last_state[request.model])
+        late = ends is not None and ends <= self.now
+        self.deaths.refused(lease, request, error.code, late=late)
         self.end(lease, "waiting", "returning")
         if error.code == "worker_crashed" and self.rules.recovery != "off":
             check(request.by_hand or request.interrupted, "a death ends what only waited")
@@ -408,6 +415,10 @@ class Books:
                 check(granted, f"{name} drains and nobody runs")
             if state is State.STOPPING and entry.deadline is None:
                 check(process is not None and process.killed, f"{name} is stopping without end")
+            if not waiting or state is not State.COLD:
+                model.roomless_since = None
+            elif model.roomless_since is None:
+                model.roomless_since = self.now
             if not waiting or state is State.READY:
                 model.queued_since = None
             elif model.queued_since is None:
@@ -422,8 +433,9 @@ class Books:
         check(pool.state.ledger.charged == total, "Σ charges is wrong")
         due = pool.next_deadline()
         for request in self.requests.values():
-            if request.status != "granted":
-                check(due is not None and due <= request.deadline, "a hold that nobody watches")
+            ends = self.hold_ends(request, pool.models[request.model].state)
+            if request.status != "granted" and ends is not None:
+                check(due is not None and due <= ends, "a hold that nobody watches")
         gate = pool.planner.held_load is not None
         self.gate_since = (self.gate_since or self.now) if gate else None
         if self.gate_since is not None:
@@ -517,7 +529,7 @@ class Books:
         loads = any(entry.state is State.LOADING for entry in entries.values())
         closed = exclusive and (loads or self.gate_since is not None)
         for name, entry in entries.items():
-            self.deaths.compare(name, entry.state, closed=closed)
+            self.deaths.compare(name, entry.state, closed=closed, limit=self.models[name].limit)
         if self.shutdowns:
             return
         for name, entry in entries.items():

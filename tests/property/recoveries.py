@@ -3,23 +3,24 @@
 `DeathAccounts` is told by the world what happens to its workers and requests, and by the effects
 what the scheduler makes of it, and raises `Violation` when that is not what was promised:
 
-* who ran in a worker that died runs again alone, first, until it has passed; but for OUTSIDE;
-* while one is on probation nobody else runs there: who has passed is paused, the rest waits;
-* nobody stays paused, and no suspect waits, where one of them could run alone;
-* quarantined are those, and all those, who died alone twice without passing, on a model that
-  works;
+* who ran in a worker that died comes back at once, together with the others, as far as there are
+  places; nobody waits for one who is tried but the accused's own worker, and nobody's hold runs;
+* a suspect is tried once all others in its worker have passed, one at a time; who is accused is
+  tried first and with the worker to itself;
+* quarantined are those, and all those, who died as the only one on trial twice without passing, the
+  last time alone, on a model that works;
+* a crowd that dies again, and one that was accused and passes, lower the model's limit;
 * a death is forgiven so often and not more often; what has a token is not replayed;
 * a model is left alone after so many deaths without a token, for as long as documented.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from supervisor.scheduler.blame import DEATHS_ALONE_MAX, PROBATION_TOKENS
-from supervisor.scheduler.breaker import BACKOFF_FIRST
+from supervisor.scheduler.blame import DEATHS_MAX, PROBATION_TOKENS
+from supervisor.scheduler.breaker import BACKOFF_FIRST, CROWD_GRACE
 from supervisor.scheduler.death import Death, Fault
 from supervisor.scheduler.effects import Grant
 from supervisor.scheduler.model import Rules
@@ -50,28 +51,55 @@ class Request:
     deadline: float
     by_hand: bool
     status: str = "waiting"
-    """waiting, granted, returning"""
+    """waiting, granted, returning, ended"""
     name: str = ""
     hold: float = 0.0
     digest: bytes = b""
     poison: bool = False
     """It kills whatever it runs in."""
     position: int = 0
+    start: int = 0
+    """Where it was granted."""
     until: int = 0
     """Where its grant asks to hear of it; 0 = nowhere, or it was heard."""
+    awaited: bool = False
+    """Since a death it has not passed yet."""
     suspect: bool = False
     on_probation: bool = False
-    pauses: bool = False
-    paused: bool = False
     interrupted: bool = False
     """Ever."""
-    death_undecided: bool = False
-    fault: Fault | None = None
-    """Whose its last death was, once that is known."""
     unproductive: int = 0
     interruptions: int = 0
+    deaths: int = 0
+    """That were not from outside."""
+    stuck: int = 0
+    """Of them, since it last passed."""
+    among: int = 0
+    """How many there were when it was accused beside others."""
     keep_alive: float | None = None
     """What it says of the model's time to live, until it is served."""
+
+
+@dataclass
+class Scene:
+    """A death that is not decided yet."""
+
+    inside: list[Request]
+    fault: Fault | None = None
+    memory: bool = False
+    """It lowers the limit by itself."""
+
+
+@dataclass
+class Blame:
+    """What is known of a digest since it last passed."""
+
+    deaths: int = 0
+    alone: bool = False
+
+    @property
+    def guilty(self) -> bool:
+        return self.deaths >= DEATHS_MAX and self.alone
 
 
 @dataclass
@@ -93,10 +121,10 @@ class Record:
         self.trips, self.pause = 0, None
         self.deaths.clear()
 
-    def died(self, rules: Rules, now: float) -> None:
+    def died(self, rules: Rules, now: float, *, crowd: bool) -> None:
         self.deaths.append(now)
         recent = [at for at in self.deaths if at > now - rules.restart_window]
-        if self.trips or len(recent) >= rules.max_restarts:
+        if self.trips or len(recent) >= rules.max_restarts + CROWD_GRACE * crowd:
             longest = min(rules.backoff_max, BACKOFF_FIRST * 2**self.trips)
             self.trips += 1
             self.pause = (0.75 * longest, longest)
@@ -114,12 +142,14 @@ class DeathAccounts:
         self.calm = calm
         self.records = {model: Record() for model in models}
         self.quarantined: set[bytes] = set()
-        self._deaths_alone: Counter[bytes] = Counter()
-        """Deaths alone since it last passed."""
+        self.ends_all = rules.recovery == "off"
+        """Whether deaths end their requests: without recovery, or in a shutdown."""
+        self._blame: dict[bytes, Blame] = {}
+        self._scenes: dict[str, Scene] = {}
         self._untold: set[str] = set()
         """Requests that must be quarantined, and nobody has said so."""
-        self._absent: list[Request] = []
-        """They left before it was known whose fault their death was."""
+        self._lowers: dict[str, int] = {}
+        """Models whose limit must be at most so much by the end of this step."""
 
     def of(self, model: str, status: str) -> list[tuple[int, Request]]:
         return [
@@ -131,32 +161,53 @@ class DeathAccounts:
     def suspects(self, model: str) -> list[tuple[int, Request]]:
         return [(lease, request) for lease, request in self.of(model, "waiting") if request.suspect]
 
+    def clear(self, model: str) -> list[tuple[int, Request]]:
+        """Those who were interrupted, wait, and are no suspects."""
+        waiting = self.of(model, "waiting")
+        return [(i, r) for i, r in waiting if r.interrupted and not r.suspect]
+
     def probation(self, model: str) -> bool:
         return any(request.on_probation for _, request in self.of(model, "granted"))
 
+    def blame(self, request: Request) -> Blame:
+        return self._blame.get(request.digest, Blame())
+
+    def accused(self, model: str) -> list[int]:
+        """Suspects that have a death and may not be guilty."""
+        return [
+            lease
+            for lease, request in self.suspects(model)
+            if self.blame(request).deaths and not self.blame(request).guilty
+        ]
+
     # ── what happens ─────────────────────────────────────────────────────────────────────────────
 
-    def died(self, model: str, fault: Fault, now: float) -> None:
-        """A worker has died unasked, and it is known why. Those in it are not told yet."""
-        record = self.records[model]
-        early = [r for r in (*self._requests.values(), *self._absent) if r.model == model]
-        early = [request for request in early if request.death_undecided and request.fault is None]
-        inside = [*early, *(request for _, request in self.of(model, "granted"))]
-        quarantines = fault is not Fault.OUTSIDE and record.proven
-        if not quarantines or not any(
-            request.on_probation and self._deaths_alone[request.digest] + 1 >= DEATHS_ALONE_MAX
-            for request in inside
-        ):
-            record.died(self._rules, now)
-        for request in inside:
-            request.fault = fault
-        for request in early:
-            if request.status == "waiting":
-                self._decide(request)
-        for request in self._absent:
-            if request.fault is not None and request.death_undecided:
-                self._decide(request)
-        self._absent = [request for request in self._absent if request.death_undecided]
+    def died(self, model: str, fault: Fault, now: float, *, memory: bool) -> None:
+        """A worker has died unasked, and it is known why; `memory`: by that it lowers the limit.
+        Those in it are perhaps not told yet."""
+        record, granted = self.records[model], [r for _, r in self.of(model, "granted")]
+        if granted and not self.ends_all:
+            self._scenes[model] = Scene(granted)
+        scene = self._scenes.get(model)
+        if scene is not None and scene.fault is not None:
+            scene = None  # of an earlier death
+        convicts = False
+        if scene is not None:
+            scene.fault, scene.memory = fault, memory
+            one = scene.inside[0] if len(scene.inside) == 1 else None
+            convicts = (
+                one is not None
+                and fault is not Fault.OUTSIDE
+                and record.proven
+                and one.awaited
+                and self.blame(one).deaths + 1 >= DEATHS_MAX
+            )
+        if not convicts:
+            back = [r for status in ("waiting", "returning") for _, r in self.of(model, status)]
+            came = [r for r in back if r.interrupted] + ([] if self.ends_all else granted)
+            record.died(self._rules, now, crowd=len(came) > 1)
+        if not granted:
+            self._decide(model)
 
     def returns(self, request: Request, position: int, now: float) -> None:
         """It says where it stands."""
@@ -164,115 +215,154 @@ class DeathAccounts:
             request.position, request.unproductive = position, 0
             self.records[request.model].progressed()
         request.status, request.deadline = "waiting", now + request.hold
-        if request.death_undecided and request.fault is not None:
-            self._decide(request)
+        self._decide(request.model)
 
     def passes(self, request: Request) -> None:
         """It says that it has come as far as it was asked for."""
         self.records[request.model].progressed()
-        if request.on_probation:
-            del self._deaths_alone[request.digest]
-            request.suspect = request.on_probation = False
-            request.paused = request.pauses
-            request.position, request.unproductive = max(request.position, request.until), 0
+        if request.awaited:
+            self._pass(request)
         request.until = 0
+
+    def _pass(self, request: Request) -> None:
+        self._blame.pop(request.digest, None)
+        request.suspect = request.on_probation = request.awaited = False
+        request.position = max(request.position, request.until)
+        request.unproductive = request.stuck = 0
+        if request.among:
+            self._lower(request.model, request.among - 1)
+            request.among = 0
+
+    def _lower(self, model: str, most: int) -> None:
+        self._lowers[model] = min(self._lowers.get(model, 2**31), max(1, most))
 
     def ends(self, request: Request) -> None:
         """It leaves, or is refused."""
-        if request.death_undecided and request.on_probation:
-            if request.fault is None:
-                self._absent.append(request)
-            else:
-                self._decide(request)
+        request.status = "ended"
+        self._decide(request.model)
 
-    def _decide(self, request: Request) -> None:
-        fault, request.fault, request.death_undecided = request.fault, None, False
-        if request.paused:
-            request.paused = False
+    def _decide(self, model: str) -> None:
+        """What the last death means, once everybody has returned from it."""
+        scene = self._scenes.get(model)
+        if scene is None or scene.fault is None:
             return
-        request.unproductive += 1
-        request.interruptions += 1
-        request.suspect |= fault is not Fault.OUTSIDE
-        alone, request.on_probation = request.on_probation, False
-        if alone and request.position >= request.until:
-            del self._deaths_alone[request.digest]
-        elif alone and fault is not Fault.OUTSIDE:
-            self._deaths_alone[request.digest] += 1
-            record = self.records[request.model]
-            if self._deaths_alone[request.digest] >= DEATHS_ALONE_MAX and record.proven:
-                self.quarantined.add(request.digest)
-                self._untold.add(request.name)
+        if any(request.status in ("returning", "granted") for request in scene.inside):
+            return
+        del self._scenes[model]
+        inside, theirs = scene.inside, scene.fault is not Fault.OUTSIDE
+        for request in inside:
+            if request.awaited and request.position >= request.until:
+                self._pass(request)
+        on_trial = [request for request in inside if request.awaited]
+        again = sum(request.deaths > 0 for request in inside) >= 2
+        fresh = [r for r in inside if r.position < r.start + PROBATION_TOKENS]
+        pointed = fresh if 2 * len(fresh) < len(inside) else []
+        counts = False
+        for request in inside:
+            request.unproductive += 1
+            request.interruptions += 1
+            if theirs:
+                request.deaths += 1
+                request.stuck += 1
+        if theirs and len(on_trial) == 1:
+            (request,) = on_trial
+            counts = len(inside) == 1 or scene.fault is not Fault.MEMORY
+            if counts:
+                blame = self._blame.setdefault(request.digest, Blame())
+                blame.deaths, blame.alone = blame.deaths + 1, len(inside) == 1
+                if not blame.alone:
+                    request.among = len(inside)
+                if blame.guilty:
+                    self._find_guilty(model, request)
+        if theirs and again and not counts and not scene.memory:
+            self._lower(model, len(inside) // 2)
+        for request in inside:
+            was_tried, request.awaited, request.on_probation = request.on_probation, False, False
+            stuck = request.stuck >= 2 or (request.stuck and self.blame(request).deaths)
+            request.suspect = bool(was_tried or stuck or (theirs and request in pointed))
+
+    def _find_guilty(self, model: str, request: Request) -> None:
+        if self.records[model].proven:
+            self.records[model].proven = False
+            self.quarantined.add(request.digest)
+            self._untold.add(request.name)
 
     # ── what the scheduler says ──────────────────────────────────────────────────────────────────
 
     def interrupt(self, request: Request, *, parked: bool) -> None:
         request.status, request.interrupted = "returning", True
-        request.death_undecided = not parked
         if parked:
-            request.paused = request.on_probation = False
+            request.suspect |= request.on_probation
+            request.on_probation = False
+            return
+        scene = self._scenes.setdefault(request.model, Scene([]))
+        if request not in scene.inside:
+            scene.inside.append(request)
 
     def grant(self, lease: int, request: Request, grant: Grant, limit: int) -> None:
         """A waiting one gets a place, of which there are `limit`, 0 = any number; `request` still
         counts as one that waits."""
         model = request.model
         check(request.digest not in self.quarantined, f"{lease} is quarantined and granted")
-        check(not request.death_undecided, f"{lease} is granted before its death is decided")
+        check(model not in self._scenes, f"{lease} is granted before a death is decided")
         check(not self.of(model, "returning"), f"{lease} is granted while others return")
         check(not self.probation(model), f"{lease} is granted beside a probation")
-        suspects = self.suspects(model)
-        if suspects:
-            check(request.suspect, f"{lease} is granted while suspects wait")
-            order = [(self._deaths_alone[r.digest], r.position, i) for i, r in suspects]
-            check(min(order)[2] == lease, f"{lease} is on probation before {min(order)[2]}")
-            running = [i for i, r in self.of(model, "granted") if not r.paused]
+        granted, suspects, clear = (
+            self.of(model, "granted"),
+            self.suspects(model),
+            self.clear(model),
+        )
+        accused = [] if granted else self.accused(model)
+        if accused:
+            check(lease == min(accused), f"{lease} is granted before {min(accused)}, the accused")
+        elif request.suspect:
+            check(not clear, f"{lease} is tried before {clear[:1]} is back")
+            running = [i for i, r in granted if r.awaited]
             check(not running, f"{lease} is on probation beside {running}")
-            check(
-                grant.until == request.position + PROBATION_TOKENS, "its probation is not so long"
-            )
-            more = len(suspects) > 1 and len(self.of(model, "granted")) + 1 != limit
-            check(grant.then_pause == more, f"{lease} pauses for nobody, or does not")
-            request.on_probation = True
+            order = [(self.blame(r).guilty, r.position, i) for i, r in suspects]
+            check(min(order)[2] == lease, f"{lease} is on probation before {min(order)[2]}")
         else:
-            first = min(i for i, _ in self.of(model, "waiting"))
+            queue = clear if suspects else self.of(model, "waiting")
+            check(queue, f"{lease} is granted while suspects wait")
+            first = min(i for i, _ in queue)
             check(first == lease, f"{lease} is granted before {first}")
-            record = self.records[model]
-            news = not record.proven or record.deaths
-            asked = request.position + 1 if news else 0
-            check(grant.until == asked, f"{lease} is asked to tell of token {grant.until}")
-            check(not grant.then_pause, f"{lease} pauses without a probation")
-        request.until, request.pauses = grant.until, grant.then_pause
-
-    def unpause(self, lease: int, request: Request, limit: int, *, drains: bool) -> None:
-        """A paused one goes on. Before the suspects only if these have no place: all `limit` are
-        taken, or somebody runs who had the last one."""
-        check(request.paused and request.status == "granted", f"{lease} goes on and did not pause")
-        check(not self.probation(request.model), f"{lease} goes on beside a probation")
-        granted = self.of(request.model, "granted")
-        placeless = 0 < limit <= len(granted) or any(not each.paused for _, each in granted)
-        waits = self.suspects(request.model) and not drains and not placeless
-        check(not waits, f"{lease} goes on before the suspects")
-        request.paused = False
+        record = self.records[model]
+        news = not record.proven or record.deaths
+        asked = request.position + 1 if news else 0
+        if request.stuck:
+            asked = request.position + PROBATION_TOKENS
+        check(grant.until == asked, f"{lease} is asked to tell of token {grant.until}")
+        request.on_probation = request.suspect
+        request.awaited, request.start = request.stuck > 0, request.position
+        request.until = grant.until
 
     def quarantine(self, model: str, name: str) -> None:
+        for _, request in self.of(model, "waiting"):
+            # It was guilty before anybody had a token, and somebody has one now.
+            if request.name == name and self.blame(request).guilty:
+                self._find_guilty(model, request)
         check(name in self._untold, f"{name} is quarantined without cause")
         self._untold.discard(name)
 
-    def refused(self, lease: int, request: Request, code: str, now: float) -> None:
-        """One that had been interrupted, or is quarantined, ends: with cause?"""
+    def refused(self, lease: int, request: Request, code: str, *, late: bool) -> None:
+        """One that had been interrupted, or is quarantined, ends: with cause? `late`: its hold is
+        over."""
         if code == "request_crashed_worker":
             check(request.digest in self.quarantined, f"{lease} is blamed")
             poison = request.poison or not self.calm
             check(poison, f"{lease} is blamed for what poison has done")
             return
         if request.interrupted and code != "shutting_down":
-            late = request.deadline <= now
             check(
                 late or self.gives_up(request) or code.startswith("model_"),
                 f"{lease} gives up with {code}",
             )
+            if self.blame(request).guilty:
+                self._blame.pop(request.digest)
 
     def gives_up(self, request: Request) -> bool:
-        if self.calm and not request.poison and self._rules.max_recoveries:
+        """Whether it may."""
+        if self.calm and not request.poison and self._rules.max_recoveries >= 2:
             exhausted = request.interruptions > _INTERRUPTIONS_MAX
         else:
             useless = request.unproductive > self._rules.max_recoveries
@@ -282,25 +372,27 @@ class DeathAccounts:
 
     # ── what must hold after every step ──────────────────────────────────────────────────────────
 
-    def compare(self, model: str, state: str, *, closed: bool) -> None:
-        """`state` is the model's, `closed` whether a load gate keeps its requests waiting."""
+    def compare(self, model: str, state: str, *, closed: bool, limit: int) -> None:
+        """`state` is the model's, `closed` whether a load gate keeps its requests waiting, `limit`
+        how many may run, 0 = any number."""
         check(not self._untold, f"{self._untold} are quarantined and nobody says so")
-        granted = self.of(model, "granted")
-        running = [lease for lease, request in granted if not request.paused]
-        paused = [lease for lease, request in granted if request.paused]
+        most = self._lowers.pop(model, 0)
+        check(not most or 0 < limit <= most, f"{model} may run {limit} and {most} are too many")
+        granted, undecided = self.of(model, "granted"), model in self._scenes
         for lease, request in self.of(model, "waiting"):
             check(request.digest not in self.quarantined, f"{lease} is quarantined and waits")
-            exhausted = (
-                request.interrupted and not request.death_undecided and self.gives_up(request)
-            )
-            check(not exhausted, f"{lease} never gives up")
-        if self.probation(model):
-            check(len(running) == 1, f"{running} run beside a probation")
-        elif state in ("ready", "draining"):
-            check(not paused, f"{paused} are paused for nobody")
-        if state == "ready" and not self.probation(model) and not self.of(model, "returning"):
-            held = running or (closed and not granted)
-            check(not self.suspects(model) or held, f"{model} is ready and suspects wait")
+            tried = self.blame(request).deaths > 0  # its verdict is waited for
+            exhausted = request.interrupted and not undecided and self.gives_up(request)
+            over = request.interruptions > _INTERRUPTIONS_MAX
+            check(not exhausted or (tried and not over), f"{lease} never gives up")
+        on_probation = [lease for lease, request in granted if request.on_probation]
+        awaited = [lease for lease, request in granted if request.awaited]
+        check(not on_probation or on_probation == awaited, f"{awaited} run beside a probation")
+        places = (1 if self.records[model].trips else limit) or len(granted) + 1
+        full = len(granted) >= places
+        if state == "ready" and not (on_probation or full or closed or undecided):
+            check(not self.clear(model), f"{model} is ready and those from its death wait")
+            check(not self.suspects(model) or awaited, f"{model} is ready and suspects wait")
         unheard = self.records[model].pause is not None and state != "releasing"
         check(not unheard, f"{model} keeps dying and is not left alone")
 

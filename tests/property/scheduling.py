@@ -150,7 +150,7 @@ class Walk:
         position = request.position + self.rng.choice(
             (0, 0, 0, 1, PROBATION_TOKENS - 1, PROBATION_TOKENS, 2 * PROBATION_TOKENS, 40)
         )
-        if request.on_probation and request.poison and self.world.calm:
+        if request.awaited and request.poison and self.world.calm:
             position = min(position, request.until - 1)
         return position
 
@@ -158,7 +158,7 @@ class Walk:
         """Some of those who are to tell of it have made their tokens."""
         calm = self.world.calm
         for lease, request in list(self.world.requests.items()):
-            stuck = calm and request.poison and request.on_probation
+            stuck = calm and request.poison and request.awaited
             told = request.status != "granted" or request.until > 0
             if told and not stuck and self.rng.random() < (0.5 if request.until else 0.05):
                 self.world.passed(lease)
@@ -263,7 +263,7 @@ class Walk:
     def mortal(self, name: str) -> bool:
         """Whether the worker may die now: in a calm world of a poison that runs in it alone."""
         inside = [self.world.requests[i] for i in self.world.open_of(name, "granted")]
-        kills = any(request.poison and not request.paused for request in inside)
+        kills = any(request.poison for request in inside)
         return not self.world.calm or kills or not inside
 
     def stale(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
@@ -273,13 +274,31 @@ def test_a_stream_of_requests_starves_nobody() -> None:
     assert world.requests[late].status == "waiting"
 
 
+@dataclass
+class Engine:
+    """How workers of the model `a` die."""
+
+    depths: dict[int, int] = field(default_factory=dict)
+    """Requests that kill at that token of theirs, or in their prefill (0)."""
+    rows: int = 1000
+    """Sequences that it can decode at once."""
+    fault: Fault = Fault.REQUEST
+    """What is said of deaths of too many."""
+
+    def kills(self, lease: int, made: int, running: int) -> Fault | None:
+        if self.depths.get(lease) == made:
+            return Fault.REQUEST
+        return self.fault if running > self.rows else None
+
+
 def run_to_the_end(
-    world: World, lengths: dict[int, int], depths: dict[int, int], rng: random.Random
+    world: World, lengths: dict[int, int], engine: Engine, rng: random.Random
 ) -> set[int]:
-    """Each request makes its tokens one by one; some kill their worker at a depth. Who has made
-    them all."""
+    """Each request prefills in its turn and makes its tokens one by one. Who has made them all."""
     made, done = dict.fromkeys(lengths, 0), set()
-    for _ in range(2000):
+    running: dict[int, int] = {}
+    """Who decodes, and in which generation."""
+    for _ in range(5000):
         for process in list(world.processes.values()):
             if process.phase == "loading":
                 world.ready(process.model, 0)
@@ -287,10 +306,13 @@ def run_to_the_end(
             request = world.requests.get(lease)
             if request is not None and request.status == "returning":
                 world.returned(lease, made[lease])
-            if request is None or request.status != "granted" or request.paused:
+            if request is None or request.status != "granted":
                 continue
-            if made[lease] == depths.get(lease):
-                world.exited("a")
+            generation = world.processes["a"].generation
+            running[lease] = generation
+            rows = sum(at == generation and i in world.requests for i, at in running.items())
+            if (fault := engine.kills(lease, made[lease], rows)) is not None:
+                world.exited("a", fault=fault)
                 continue
             made[lease] += 1
             ends = made[lease] == lengths[lease]
@@ -307,13 +329,52 @@ def run_to_the_end(
 
 @pytest.mark.parametrize("poisons", [0, 1, 3])
 def test_poison_is_found_and_everybody_else_is_served_to_the_end(poisons: int) -> None:
-    rng = random.Random(poisons)
-    rules = Rules(recovery="resume", max_restarts=3 if poisons < 2 else 10**9)
-    world = World([Spec("a")], LIMITS, rules, None, calm=True)
-    bad = [world.acquire("a", 1000.0, digest=b"%d bad" % i, poison=True) for i in range(poisons)]
-    good = [world.acquire("a", 1000.0) for _ in range(12)]
-    lengths = {lease: rng.randint(1, 90) for lease in (*bad, *good)}
-    depths = {lease: rng.randrange(lengths[lease]) for lease in bad}
-    assert run_to_the_end(world, lengths, depths, rng) == set(good)
-    assert len(world.deaths.quarantined) == poisons
-    assert poisons <= world.pool.models["a"].deaths <= 3 * poisons
+    for seed in range(6):
+        rng = random.Random(seed)
+        rules = Rules(recovery="resume", max_restarts=3 if poisons < 2 else 10**9)
+        world = World([Spec("a")], LIMITS, rules, None, calm=True)
+        bad = [world.acquire("a", 1.0, digest=b"%d bad" % i, poison=True) for i in range(poisons)]
+        good = [world.acquire("a", 1.0) for _ in range(16 - poisons)]
+        lengths = {lease: rng.randint(1, 90) for lease in (*bad, *good)}
+        engine = Engine({lease: rng.randrange(lengths[lease]) for lease in bad})
+        assert run_to_the_end(world, lengths, engine, rng) == set(good)
+        assert len(world.deaths.quarantined) == poisons
+        assert poisons <= world.pool.models["a"].deaths <= 4 * poisons
+        assert world.pool.models["a"].concurrency == 0  # it was nobody's number
+
+
+@pytest.mark.parametrize("depth", [0, 20])
+@pytest.mark.parametrize("place", [0, 6, 15])
+@pytest.mark.parametrize("staggered", [False, True])
+def test_poison_among_sixteen_costs_four_deaths(depth: int, place: int, staggered: bool) -> None:
+    """On a model that never made a token before."""
+    rng = random.Random(1)
+    world = World([Spec("a", concurrency=32)], LIMITS, Rules(recovery="resume"), None, calm=True)
+    leases = [world.acquire("a", 1.0, poison=number == place) for number in range(16)]
+    lengths = dict.fromkeys(leases, 60)
+    if staggered:
+        lengths = {lease: 40 + 3 * number for number, lease in enumerate(leases)}
+    engine = Engine({leases[place]: depth})
+    assert run_to_the_end(world, lengths, engine, rng) == {*leases} - {leases[place]}
+    assert len(world.deaths.quarantined) == 1
+    assert world.pool.models["a"].deaths <= 4
+
+
+@pytest.mark.parametrize("fault", [Fault.REQUEST, Fault.MEMORY])
+@pytest.mark.parametrize(
+    ("streams", "rows", "deaths"), [(6, 3, 2), (8, 1, 3), (8, 2, 3), (8, 3, 3), (8, 7, 4)]
+)
+def test_too_many_at_once_are_nobodys_fault(
+    fault: Fault, streams: int, rows: int, deaths: int
+) -> None:
+    """Whatever is said of the cause, all are served, and a limit is found soon."""
+    for seed in range(3):
+        rng = random.Random(seed)
+        rules = Rules(recovery="resume")
+        world = World([Spec("a", concurrency=32)], LIMITS, rules, None, calm=True)
+        leases = [world.acquire("a", 1.0) for _ in range(streams)]
+        engine = Engine(rows=rows, fault=fault)
+        served = run_to_the_end(world, dict.fromkeys(leases, 60), engine, rng)
+        assert served == set(leases)
+        assert not world.deaths.quarantined
+        assert world.pool.models["a"].deaths <= deaths

@@ -76,9 +76,9 @@ class World(Books):
     def release(self, lease: int) -> None:
         request = self.requests.pop(lease, None)
         if request is not None:
-            self.deaths.ends(request)
             if request.status == "granted":
                 self.processes[request.model].idle_since = self.now
+            self.deaths.ends(request)
         self.step("release", self.pool.release(lease, self.now))
 
     def returned(self, lease: int, position: int) -> None:
@@ -229,7 +229,7 @@ class World(Books):
         self._spoil(name)
         process = self.processes.pop(name)
         if not process.asked:
-            self.deaths.died(name, fault, self.now)
+            self.deaths.died(name, fault, self.now, memory=fault is Fault.MEMORY)
         else:
             self.models[name].keep_alive = None
         if self.shutdowns:
@@ -313,11 +313,13 @@ class World(Books):
         due = self.pool.next_deadline()
         check(due is None or due > self.now, "a tick leaves what is due")
         for lease, request in self.requests.items():
-            late = request.status != "granted" and request.deadline <= self.now
+            ends = self.hold_ends(request, self.pool.models[request.model].state)
+            late = request.status != "granted" and ends is not None and ends <= self.now
             check(not late, f"lease {lease} waits beyond its hold")
 
     def shutdown(self) -> None:
         self.shutdowns += 1
+        self.deaths.ends_all = True
         for record in self.deaths.records.values():
             record.pause = None
         self.step("shutdown", self.pool.shutdown(self.now))

@@ -200,24 +200,20 @@ class Generation:
                 return frame
 
     def _take_only(self) -> Token | None:
-        """The only choice's next frame, if it is a token that the worker has just sent."""
-        choice = self._choices[0]
+        """The only choice's next frame, if it is a token that is there already."""
         stream = self._attempt.streams.get(0)
-        if stream is None or self._pausing or choice.backlog:
+        if stream is None or self._choices[0].backlog:
             return None
-        if (token := stream.take(Token)) is not None:
-            self._note(choice, token)
-        return token
+        return stream.take(Token)
 
     async def _receive_only(self) -> Event:
-        """As `_receive`, of the only choice. Most waits are for a token of a worker that lives, and
-        take no more than this."""
+        """As `_receive`, of the only choice. Nearly every wait is for a token of a worker that
+        lives, and takes no more than this."""
         stream = self._attempt.streams.get(0)
-        if stream is not None and stream.is_empty and not self._pausing:
-            if not self._choices[0].backlog:
-                await stream.arrival()
-                if (token := self._take_only()) is not None:
-                    return token
+        if stream is not None and stream.is_empty and not self._choices[0].backlog:
+            await stream.arrival()
+            if (token := self._take_only()) is not None:
+                return token
         return await self._receive(0)
 
     async def _frame(self, number: int) -> FromEngine | OutputPaused:

@@ -62,9 +62,8 @@ class Bare:
             await self._all_came.wait()
 
 
-async def serve(path: Path) -> None:
+async def serve(answers: dict[str, list[str]]) -> None:
     """Until the process is ended."""
-    answers = json.loads(path.read_text())
     handler = Bare({k: [chunk.encode() for chunk in chunks] for k, chunks in answers.items()})
     app = web.Application()
     app[TIMING], app[FORM_OF] = Timing(), lambda _: contract_form
@@ -77,4 +76,4 @@ async def serve(path: Path) -> None:
 
 if __name__ == "__main__":
     yield_to_engines()
-    uvloop.run(serve(Path(sys.argv[1])))
+    uvloop.run(serve(json.loads(Path(sys.argv[1]).read_text())))

@@ -1,10 +1,11 @@
-"""Tokens a second through gateway and sockets, beside an aiohttp handler that writes the same bytes.
+"""Tokens a second through gateway and sockets, beside a handler that only writes the same bytes.
 
 The engine is scripted and makes tokens as fast as it is asked, at 1, 32 and 256 streams, one event
-a token. The handler runs in a process like the gateway's and has nothing to do but to write the
-chunks that Bulkhead's answer had; both have the same client, and take turns. All requests are there
-before the first token, and the rate counts from that one to the last byte. A second handler gives
-each chunk a turn of its event loop, as tokens that come one at a time have.
+a token. The handler, aiohttp's in a process like the gateway's, only writes the chunks that
+Bulkhead's answer had; both have the same client, and take turns. All requests are there before the
+first token, and rates and CPU time count from that one to the last byte. The second handler gives
+each chunk a turn of its event loop. Last, an engine with a clock makes a few thousand tokens a
+second, so that each is on its way alone: what one costs then, and which part of that.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,11 +25,13 @@ from tests.bench import client, harness
 from tests.bench.answers import Failed
 from tests.bench.client import Exchange
 from tests.bench.harness import Bulkhead
-from tests.bench.relay_parts import engine_rate
+from tests.bench.relay_parts import engine_rate, parts
 from tests.helpers.fakes.engine import Script
 
 STREAMS = (1, 32, 256)
-OURS, BARE, TURNS = "Bulkhead", "bare handler", "bare, a turn each"
+PACES = {1: 500, 32: 60, 256: 15}
+"""Tokens a second of each stream, by how many there are."""
+OURS, BARE, TURNS, PACED = "Bulkhead", "bare handler", "bare, a turn each", "Bulkhead, paced"
 BAR = 0.4
 """Of the bare handler's tokens a second."""
 _DEADLINE = 120.0
@@ -42,52 +46,71 @@ class Sample:
     cpu: dict[str, tuple[float, float]]
 
 
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """What answers, how often how much is asked of it, and whose CPU time counts."""
+
+    port: int
+    request: bytes
+    streams: int
+    tokens: int
+    pids: dict[str, int]
+
+
 def bench(report: harness.Report, folder: Path, short: bool) -> None:
     """Run it all."""
-    total, rounds = (4096, 1) if short else (65536, 5)
-    tokens = {streams: total // streams for streams in STREAMS}
+    total, paced_seconds, rounds = (4096, 1, 1) if short else (65536, 4, 5)
     print(f"{total} tokens in all, {rounds} rounds, medians", flush=True)
-    engine = {streams: engine_rate(streams, tokens[streams]) for streams in STREAMS}
+    engine = {streams: engine_rate(streams, total // streams) for streams in STREAMS}
     rows: dict[tuple[int, str], list[Sample]] = {}
-    with _server(folder, total) as server:
-        server.warm_up(_model(1))
+    with ExitStack() as stack:
+        server = stack.enter_context(_server(folder, total))
+        contests: dict[tuple[int, str], Contest] = {}
         answers = {}
         for streams in STREAMS:
-            exchanges = _exchange(server.port, streams, tokens[streams])
-            answers[tokens[streams]] = _chunks(exchanges[0], tokens[streams])
+            tokens = total // streams
+            for name, asked in ((OURS, tokens), (PACED, PACES[streams] * paced_seconds)):
+                model = _model(streams, name)
+                request = _request(model, streams, asked)
+                exchanges = client.exchange_all(server.port, [request] * streams, _DEADLINE)
+                pids = {"gateway": server.gateway(), "worker": server.workers()[model]}
+                contests[streams, name] = Contest(server.port, request, streams, asked, pids)
+                if name == OURS:
+                    answers[tokens] = _chunks(exchanges[0], tokens)
         file = folder / "answers.json"
         file.write_text(json.dumps(answers))
-        with _bare_handler(file) as (pid, port):
-            processes = {OURS: _pids(server), BARE: {"handler": pid}, TURNS: {"handler": pid}}
-            for number in range(-1, rounds):
-                for streams in STREAMS:
-                    for name, pids in processes.items():
-                        more = {"x_turns": "1"} if name == TURNS else {}
-                        at = server.port if name == OURS else port
-                        sample = _run(at, streams, tokens[streams], pids, more)
-                        if number >= 0:  # the first was for warming up
-                            rows.setdefault((streams, name), []).append(sample)
+        pid, port = stack.enter_context(_bare_handler(file))
+        for streams in STREAMS:
+            for name, more in ((BARE, {}), (TURNS, {"x_turns": "1"})):
+                ours = contests[streams, OURS]
+                request = _request("", streams, ours.tokens, **more)
+                contests[streams, name] = Contest(
+                    port, request, streams, ours.tokens, {"handler": pid}
+                )
+                _run(contests[streams, name])
+        for number in range(rounds):
+            for (streams, name), contest in contests.items():
+                if name != PACED or number == 0:
+                    rows.setdefault((streams, name), []).append(_run(contest))
     _tell(report, engine, rows)
 
 
-def _model(streams: int) -> str:
-    return f"crowd{streams:03}"
+def _model(streams: int, name: str) -> str:
+    return f"{'paced' if name == PACED else 'crowd'}{streams:03}"
 
 
 @contextmanager
 def _server(folder: Path, total: int) -> Iterator[Bulkhead]:
-    """With a scripted model for each number of streams."""
+    """With a scripted model for each number of streams and pace."""
     text = ""
     for streams in STREAMS:
-        name = _model(streams)
-        source = Script(crowd=streams, context=2 * total).write(folder / name)
-        text += f'[models.{name}]\nsource = "{source}"\nmax_concurrency = {streams}\n'
+        for name, pace in ((OURS, 0), (PACED, PACES[streams])):
+            model = _model(streams, name)
+            script = Script(crowd=streams, context=2 * total, tokens_per_second=pace)
+            source = script.write(folder / model)
+            text += f'[models.{model}]\nsource = "{source}"\nmax_concurrency = {streams}\n'
     with harness.bulkhead(folder / "b", {}, settings=text, scripted=True) as server:
         yield server
-
-
-def _pids(server: Bulkhead) -> dict[str, int]:
-    return {"gateway": server.gateway(), **server.workers()}
 
 
 @contextmanager
@@ -104,15 +127,14 @@ def _bare_handler(answers: Path) -> Iterator[tuple[int, int]]:
         harness.end(process)
 
 
-def _exchange(port: int, streams: int, tokens: int, **headers: str) -> list[Exchange]:
+def _request(model: str, streams: int, tokens: int, **headers: str) -> bytes:
     body = {
-        "model": _model(streams),
+        "model": model,
         "messages": [{"role": "user", "content": "on"}],
         "max_tokens": tokens,
         "stream": True,
     }
-    request = client.post("/v1/chat/completions", body, x_crowd=str(streams), **headers)
-    return client.exchange_all(port, [request] * streams, _DEADLINE)
+    return client.post("/v1/chat/completions", body, x_crowd=str(streams), **headers)
 
 
 def _chunks(exchange: Exchange, tokens: int) -> list[str]:
@@ -124,12 +146,23 @@ def _chunks(exchange: Exchange, tokens: int) -> list[str]:
     return [f"{event}\n\n" for event in events[:tokens]] + ["\n\n".join([*events[tokens:], ""])]
 
 
-def _run(
-    port: int, streams: int, tokens: int, pids: dict[str, int], headers: dict[str, str]
-) -> Sample:
-    before = {name: psutil.Process(pid).cpu_times() for name, pid in pids.items()}
-    exchanges = _exchange(port, streams, tokens, **headers)
-    after = {name: psutil.Process(pid).cpu_times() for name, pid in pids.items()}
+def _run(contest: Contest) -> Sample:
+    streams, tokens, pids = contest.streams, contest.tokens, contest.pids
+    exchanges = [Exchange(contest.request) for _ in range(streams)]
+    connections = client.connect(contest.port, streams)
+    try:
+        load = client.Load()
+        for connection, exchange in zip(connections, exchanges, strict=True):
+            load.start(connection, exchange)
+        deadline = time.monotonic() + _DEADLINE
+        while load.running and not any(map(_has_content, exchanges)):
+            load.step(max(0.0, deadline - time.monotonic()))
+        before = {name: psutil.Process(pid).cpu_times() for name, pid in pids.items()}
+        load.run(_DEADLINE)
+        after = {name: psutil.Process(pid).cpu_times() for name, pid in pids.items()}
+    finally:
+        for connection in connections:
+            connection.close()
     firsts = [_check(exchange, tokens) for exchange in exchanges]
     seconds = max(exchange.ended for exchange in exchanges) - min(firsts)
     each = 1e6 / (streams * tokens)
@@ -141,6 +174,10 @@ def _run(
         for name in pids
     }
     return Sample(streams * tokens / seconds, cpu)
+
+
+def _has_content(exchange: Exchange) -> bool:
+    return any(b"data: " in data for _, data in exchange.pieces)
 
 
 def _check(exchange: Exchange, tokens: int) -> float:
@@ -165,23 +202,23 @@ def _tell(
     lines: list[Sequence[str]] = []
     for streams in STREAMS:
         lines.append([f"{streams} x engine alone", f"{engine[streams]:.0f}", "", ""])
-        for name in (OURS, BARE, TURNS):
+        for name in (OURS, BARE, TURNS, PACED):
             samples = rows[streams, name]
             rate = harness.median([sample.rate for sample in samples])
             cpu = {
                 process: [harness.median([s.cpu[process][i] for s in samples]) for i in (0, 1)]
                 for process in samples[0].cpu
             }
-            told = [f"{p} {u:.1f} + {k:.1f}" for p, (u, k) in cpu.items() if u + k > 0.05]
-            of = "" if name == OURS else f"{ratio(streams, name):.2f}"
-            lines.append([f"{streams} x {name}", f"{rate:.0f}", of, ", ".join(told)])
-            report.figures[f"{streams} {name}"] = {
-                "tokens_per_second": rate,
-                "bulkhead_over_it": ratio(streams, name),
-                "cpu_us": cpu,
-            }
+            told = ", ".join(f"{each} {u:.1f} + {k:.1f}" for each, (u, k) in cpu.items())
+            of = f"{ratio(streams, name):.2f}" if name in (BARE, TURNS) else ""
+            lines.append([f"{streams} x {name}", f"{rate:.0f}", of, told])
+            report.figures[f"{streams} {name}"] = {"tokens_per_second": rate, "cpu_us": cpu}
+            if of:
+                report.figures[f"{streams} {name}"]["bulkhead_over_it"] = ratio(streams, name)
     header = ["streams", "tokens/s", "Bulkhead/it", "CPU, us a token: user + kernel"]
     print(harness.table(header, lines))
+    report.figures["parts_us"] = costs = {name: cost * 1e6 for name, cost in parts().items()}
+    print("us a token, by themselves: " + ", ".join(f"{n} {cost:.2f}" for n, cost in costs.items()))
     for streams in STREAMS:
         got = ratio(streams, BARE)
         claim = f"{streams} streams: {got:.2f} of the bare handler, >= {BAR}"

@@ -272,9 +272,9 @@ class Generation:
         """Send what is left of the choice. Raises ProtocolError where it is too much for a
         frame."""
         choice = self._choices[number]
+        attempt.streams[number] = stream
         stream.note_arrivals(partial(self._note, attempt, choice))
         stream.send(choice.remaining())
-        attempt.streams[number] = stream
 
     def _keep(self, attempt: Attempt) -> None:
         """The attempt has ended: keep what it has brought and nobody has received."""

@@ -132,7 +132,7 @@ class CrashCollector:
             return None
         if process.snapshot is None:
             leases = list(_leases_in(model))
-            if model.state is State.STOPPING:
+            if model.state is State.STOPPING and model.current.killed:
                 kill_reason = model.reason
             snapshot = process.snapshot = self._snapshot_worker(process, model, leases, kill_reason)
             self.reports.begin(snapshot)

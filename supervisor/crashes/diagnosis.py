@@ -391,7 +391,7 @@ def diagnose(
     found = _explain(stderr, loading=loading)
     if found is not None:
         return Diagnosis(found.cause, found.line, exception)
-    if kill_reason:
+    if kill_reason and how == "SIGKILL":  # else it has ended by itself before
         told = (cause for pattern, cause in _PUT_DOWN if pattern.search(kill_reason))
         cause = next(told, Cause.PROTOCOL)
         return Diagnosis(cause, kill_reason[:_LINE_MAX], exception)

@@ -187,7 +187,7 @@ class UndecidedDeath:
     fault: Fault | None = None
     """None until the process is reaped."""
     lowers: bool = False
-    """Whether it has lowered the model's limit."""
+    """Whether fewer may run at once since then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +247,8 @@ class Worker:
     drain_cause: DrainCause = DrainCause.EVICTION
     stop_reason: str = ""
     """Why it is being stopped, or why the model will be FAILED."""
+    killed: bool = False
+    """By us."""
     after_exit: Event = Event.RELEASED_CRASHED
     """Where RELEASING leads: an exit that nobody asked for is a crash, whatever its status."""
     backoff: float | None = None

@@ -47,7 +47,7 @@ from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.recovery import Recovery
 from supervisor.scheduler.requests import Requests
 from supervisor.scheduler.state import PoolState
-from supervisor.scheduler.workers import Workers
+from supervisor.scheduler.workers import FAULT_SECONDS, Workers
 from supervisor.units import gigabytes
 
 
@@ -173,9 +173,13 @@ class Pool:
 
     def load(self, request_id: str, name: str, hold: float, now: float) -> tuple[int, list[Effect]]:
         """A person wants the model loaded: as `warm`, and a failed load may be tried again."""
+        forgotten: list[Effect] = []
         with suppress(BulkheadError):  # it is refused in a moment
-            self.workers.forget_crashes(self.state.resolve(name))
-        return self.warm(request_id, name, hold, now)
+            model = self.state.resolve(name)
+            self.workers.forget_crashes(model)
+            forgotten = self.recovery.forget_presumption(model)
+        lease, effects = self.warm(request_id, name, hold, now)
+        return lease, [*forgotten, *effects]
 
     def warm(
         self, request_id: str, name: str, hold: float, now: float, keep_alive: float | None = None
@@ -381,7 +385,12 @@ class Pool:
     def _kill(self, model: Model, reason: str, now: float) -> list[Effect]:
         """The worker is at fault. Those who are in it learn it when it has ended."""
         if model.state is State.STOPPING:
-            return self.workers.stop(model, now, kill=True)
+            due = model.deadline
+            soon = due is not None and due <= now + FAULT_SECONDS
+            return [] if soon else self.workers.stop(model, now, kill=True)
+        if model.state is not State.LOADING:
+            self.workers.await_moment(model, reason, now)
+            return []
         error = refusals.crashed(model, reason)
         refused = self.requests.refuse_dead_load(model, error)
         return [*refused, *self.workers.kill(model, reason, now)]
@@ -491,7 +500,7 @@ class Pool:
                 self.state.ledger.strand(worker.key)
                 said = warning(f"{worker.name} left {held} behind")
                 return [said, *self._release_memory(model, now)]
-            case _:  # STOPPING: it ignored SIGTERM
+            case _:  # STOPPING: it ignored SIGTERM, or is at fault and lives
                 return self.workers.stop(model, now, kill=True, stacks=True)
 
     # ── the end ──────────────────────────────────────────────────────────────────────────────────

@@ -101,10 +101,12 @@ class Recovery:
         """A worker's unasked end, whose cause is known now as far as it ever will be."""
         fault = Fault.REQUEST if death is None else death.fault
         model.deaths += 1
+        allowed, in_flight = model.concurrency, model.current.in_flight_at_death
         effects = [] if death is None else self._lower_for_memory(model, death, now)
         undecided = model.undecided
         if undecided is not None and undecided.fault is None:
-            undecided.fault, undecided.lowers = fault, bool(effects)
+            undecided.fault = fault
+            undecided.lowers = 0 < model.concurrency < (allowed or in_flight)
         # The death of one that is about to be quarantined says nothing about the model.
         if not (undecided is not None and self._will_convict(model, undecided, now)):
             back = (*model.returning.values(), *model.waiting.values())
@@ -168,13 +170,7 @@ class Recovery:
         on_trial = [lease for lease in inside if lease.awaited]
         may_be_theirs = death.fault is not Fault.OUTSIDE
         again = sum(lease.deaths > 0 for lease in inside) > 1
-        for lease in inside:
-            lease.awaited = False
-            lease.unproductive += 1
-            lease.interruptions += 1
-            lease.deaths += may_be_theirs
-            lease.stuck += may_be_theirs
-        counts = False
+        counts, allowed = False, model.concurrency
         if may_be_theirs and len(on_trial) == 1:
             # What is out of memory with several in it is the fault of all of them.
             counts = len(inside) == 1 or death.fault is not Fault.MEMORY
@@ -187,7 +183,15 @@ class Recovery:
             effects += self._presume(
                 model, limit, crowd, f"has died again with {many} requests in it"
             )
+        fewer = death.lowers or 0 < model.concurrency < (allowed or len(inside))
         pointed = hardly_begun(inside) if may_be_theirs else []
+        for lease in inside:
+            lease.awaited = False
+            lease.interruptions += 1
+            lease.deaths += may_be_theirs
+            lease.stuck += may_be_theirs
+            if not fewer or not lease.unproductive:
+                lease.unproductive += 1  # the next time will not be as this one
         for lease in inside:
             if lease.id in model.waiting:
                 effects += self._suspect(model, lease, now, pointed=lease in pointed)
@@ -200,8 +204,8 @@ class Recovery:
         suspect = pointed or was_tried or lease.stuck >= _STUCK or (lease.stuck and deaths)
         lease.suspicion = Suspicion.SUSPECT if suspect else Suspicion.CLEAR
         guilty = self.blame.is_guilty(lease.digest, now)
-        # Who is accused gets its verdict, for which somebody else may have to prove the model.
-        awaits_verdict = deaths > 0 and (not guilty or len(model.waiting) > 1)
+        # Others wait for the verdict on who is accused, or may have to prove the model for it.
+        awaits_verdict = deaths > 0 and len(model.waiting) > 1
         useless = lease.unproductive > self._state.rules.max_recoveries and not awaits_verdict
         if not useless and lease.interruptions <= _INTERRUPTIONS_MAX:
             return []
@@ -231,10 +235,8 @@ class Recovery:
         error = refusals.quarantined(model)
         effects: list[Effect] = [QuarantineRequest(model.name, lease.request_id)]
         effects += [self._requests.refuse(model, each, error) for each in equals]
-        presumed = model.presumption
-        if presumed is not None and lease.id in presumed.leases:
-            model.presumption, model.learned_limit = None, presumed.before
-            effects.append(RememberLimit(model.name, presumed.before))
+        if model.presumption is not None and lease.id in model.presumption.leases:
+            effects += self.forget_presumption(model)
         return effects
 
     # ── coming back ──────────────────────────────────────────────────────────────────────────────
@@ -294,6 +296,14 @@ class Recovery:
         return self._presume(
             model, limit, crowd, f"has died with {len(crowd)} requests in it, and of no single one"
         )
+
+    def forget_presumption(self, model: Model) -> list[Effect]:
+        """Crowds were not too large, or somebody wants to try: the limit is what it was before."""
+        presumed, model.presumption = model.presumption, None
+        if presumed is None:
+            return []
+        model.learned_limit = presumed.before
+        return [RememberLimit(model.name, presumed.before)]
 
     # ── what deaths teach about the model ────────────────────────────────────────────────────────
 

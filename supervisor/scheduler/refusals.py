@@ -247,8 +247,8 @@ def others_return(model: Model) -> QueueFull:
     waiting = sum(lease.error is not None for lease in model.waiting.values())
     back = waiting + len(model.returning) + model.on_probation
     return QueueFull(
-        f"A worker of model `{model.name}` has died, and {back} requests that were in it go on "
-        "before new ones begin. Try again shortly.",
+        f"{back} requests that were interrupted go on before new ones of model `{model.name}` "
+        "begin. Try again shortly.",
         retry_after=model.load_seconds,
     )
 

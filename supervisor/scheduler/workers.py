@@ -11,6 +11,9 @@ from supervisor.scheduler.lifecycle import Event, State
 from supervisor.scheduler.model import DrainCause, Model, ReleaseRule, Worker
 from supervisor.scheduler.state import PoolState
 
+FAULT_SECONDS = 1.0
+"""How long a worker that has broken the protocol may take to end by itself."""
+
 
 class Workers:
     """Spawns, drains, stops and releases workers."""
@@ -108,12 +111,20 @@ class Workers:
         model.current.stop_reason = reason
         model.current.deadline = now + self._grace(model.current)
 
+    def await_moment(self, model: Model, reason: str, now: float) -> None:
+        """READY or DRAINING: the worker is at fault. Perhaps because it is dying, and how it ends
+        tells more than what it broke on the way: it is killed if it has not ended in a moment."""
+        model.move(Event.KILL)
+        model.current.stop_reason = reason
+        model.current.deadline = now + FAULT_SECONDS
+
     def stop(
         self, model: Model, now: float, *, kill: bool = False, stacks: bool = False
     ) -> list[Effect]:
         """STOPPING: signal the process, which is killed when it has not ended in time. With
         `stacks` it says before where its threads stand."""
         model.current.deadline = None if kill else now + self._grace(model.current)
+        model.current.killed |= kill
         return [Stop(model.name, model.generation, kill, stacks)]
 
     def _grace(self, worker: Worker) -> float:

@@ -14,10 +14,10 @@ from supervisor.scheduler.effects import (
     Interrupt,
     QuarantineRequest,
     Refuse,
-    Unpause,
+    RememberLimit,
 )
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.model import Limits, Rules, Spec
+from supervisor.scheduler.model import Lease, Limits, Rules, Spec, Suspicion
 from supervisor.scheduler.pool import Pool
 from tests.property.recoveries import death_of
 
@@ -67,6 +67,11 @@ class DrivenPool:
     def exits(self, fault: Fault = Fault.REQUEST) -> list[Effect]:
         return self.pool.exited("m", self.entry.generation, "SIGABRT", self.now, death_of(fault))
 
+    def on_trial(self) -> list[int]:
+        """Whoever is the only one on trial."""
+        granted: dict[int, Lease] = self.entry.granted
+        return [i for i, each in granted.items() if each.suspicion is Suspicion.ON_PROBATION]
+
     def dies(self, fault: Fault = Fault.REQUEST, **positions: int) -> list[Effect]:
         """The worker dies and the next is ready; all who were in it return, by default from where
         they stood. The effects of the last step."""
@@ -92,26 +97,26 @@ class DrivenPool:
         return self.pool.tick(self.now)
 
 
-def probations(effects: Iterable[Effect]) -> list[tuple[int, int, bool]]:
-    """(lease, until, then_pause) of each grant under suspicion."""
+def granted(effects: Iterable[Effect]) -> list[int]:
+    return [effect.lease for effect in effects if isinstance(effect, Grant)]
+
+
+def awaited(effects: Iterable[Effect]) -> list[tuple[int, int]]:
+    """(lease, until) of each grant after a death."""
     return [
-        (each.lease, each.until, each.then_pause)
+        (each.lease, each.until)
         for each in effects
         if isinstance(each, Grant) and each.until >= PROBATION_TOKENS
     ]
 
 
-def on_probation(effects: Iterable[Effect]) -> list[int]:
-    return [lease for lease, _, _ in probations(effects)]
-
-
-def granted(effects: Iterable[Effect]) -> list[int]:
-    """Those that are granted like anybody."""
-    return [e.lease for e in effects if isinstance(e, Grant) and e.until < PROBATION_TOKENS]
-
-
-def unpaused(effects: Iterable[Effect]) -> list[int]:
-    return [effect.lease for effect in effects if isinstance(effect, Unpause)]
+def limits(effects: Iterable[Effect]) -> list[int | None]:
+    """What is learned of how many may run at once."""
+    return [
+        each.limit.concurrency if each.limit else None
+        for each in effects
+        if isinstance(each, RememberLimit)
+    ]
 
 
 def interrupted(effects: Iterable[Effect]) -> list[int]:

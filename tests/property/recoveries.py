@@ -88,6 +88,15 @@ class Scene:
     fault: Fault | None = None
     memory: bool = False
     """It lowers the limit by itself."""
+    limit: int = 0
+    """Of the model when it died, 0 = none."""
+
+    @property
+    def fewer(self) -> bool:
+        """Whether half of those that were inside are fewer than there may be."""
+        most, many = self.limit or len(self.inside), len(self.inside)
+        half = max(1, (min(most, many) if many > 1 else most) // 2)
+        return half < most
 
 
 @dataclass
@@ -182,8 +191,8 @@ class DeathAccounts:
 
     # ── what happens ─────────────────────────────────────────────────────────────────────────────
 
-    def died(self, model: str, fault: Fault, now: float, *, memory: bool) -> None:
-        """A worker has died unasked, and it is known why; `memory`: by that it lowers the limit.
+    def died(self, model: str, fault: Fault, now: float, *, memory: bool, limit: int) -> None:
+        """A worker has died unasked, and it is known why; `memory`: by that it lowers the `limit`.
         Those in it are perhaps not told yet."""
         record, granted = self.records[model], [r for _, r in self.of(model, "granted")]
         if granted and not self.ends_all:
@@ -193,7 +202,7 @@ class DeathAccounts:
             scene = None  # of an earlier death
         convicts = False
         if scene is not None:
-            scene.fault, scene.memory = fault, memory
+            scene.fault, scene.memory, scene.limit = fault, memory, limit
             one = scene.inside[0] if len(scene.inside) == 1 else None
             convicts = (
                 one is not None
@@ -257,24 +266,25 @@ class DeathAccounts:
         again = sum(request.deaths > 0 for request in inside) >= 2
         fresh = [r for r in inside if r.position < r.start + PROBATION_TOKENS]
         pointed = fresh if 2 * len(fresh) < len(inside) else []
-        counts = False
+        counts = theirs and len(on_trial) == 1
+        counts &= len(inside) == 1 or scene.fault is not Fault.MEMORY
+        lowers = theirs and again and not counts and not scene.memory
         for request in inside:
-            request.unproductive += 1
+            if not ((scene.memory or lowers) and scene.fewer and request.unproductive):
+                request.unproductive += 1
             request.interruptions += 1
             if theirs:
                 request.deaths += 1
                 request.stuck += 1
-        if theirs and len(on_trial) == 1:
+        if counts:
             (request,) = on_trial
-            counts = len(inside) == 1 or scene.fault is not Fault.MEMORY
-            if counts:
-                blame = self._blame.setdefault(request.digest, Blame())
-                blame.deaths, blame.alone = blame.deaths + 1, len(inside) == 1
-                if not blame.alone:
-                    request.among = len(inside)
-                if blame.guilty:
-                    self._find_guilty(model, request)
-        if theirs and again and not counts and not scene.memory:
+            blame = self._blame.setdefault(request.digest, Blame())
+            blame.deaths, blame.alone = blame.deaths + 1, len(inside) == 1
+            if not blame.alone:
+                request.among = len(inside)
+            if blame.guilty:
+                self._find_guilty(model, request)
+        if lowers:
             self._lower(model, len(inside) // 2)
         for request in inside:
             was_tried, request.awaited, request.on_probation = request.on_probation, False, False
@@ -316,7 +326,7 @@ class DeathAccounts:
         if accused:
             check(lease == min(accused), f"{lease} is granted before {min(accused)}, the accused")
         elif request.suspect:
-            check(not clear, f"{lease} is tried before {clear[:1]} is back")
+            check(not clear, f"{lease} is tried before {[i for i, _ in clear]} are back")
             running = [i for i, r in granted if r.awaited]
             check(not running, f"{lease} is on probation beside {running}")
             order = [(self.blame(r).guilty, r.position, i) for i, r in suspects]
@@ -390,6 +400,9 @@ class DeathAccounts:
         check(not on_probation or on_probation == awaited, f"{awaited} run beside a probation")
         places = (1 if self.records[model].trips else limit) or len(granted) + 1
         full = len(granted) >= places
+        if state == "ready" and self.records[model].proven and not (on_probation or undecided):
+            guilty = [lease for lease, r in self.suspects(model) if self.blame(r).guilty]
+            check(not guilty, f"{guilty} is guilty and waits")
         if state == "ready" and not (on_probation or full or closed or undecided):
             check(not self.clear(model), f"{model} is ready and those from its death wait")
             check(not self.suspects(model) or awaited, f"{model} is ready and suspects wait")

@@ -14,14 +14,14 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 
 from supervisor.errors import BulkheadError
-from supervisor.scheduler import plan
+from supervisor.scheduler import plan, recovery
 from supervisor.scheduler.blame import BlameRecords
 from supervisor.scheduler.breaker import Breaker
 from supervisor.scheduler.death import Fault
 from supervisor.scheduler.effects import Effect, Refuse
 from supervisor.scheduler.eviction import Candidate
 from supervisor.scheduler.lifecycle import Event, State
-from supervisor.scheduler.model import DrainCause, Lease, Model, Rules
+from supervisor.scheduler.model import DrainCause, LearnedLimit, Lease, Model, Rules
 from supervisor.scheduler.plan import Capacity, Demand, Plan, Tenant
 from supervisor.scheduler.planner import HeldLoad, Planner
 from supervisor.scheduler.pressure import Level
@@ -33,7 +33,12 @@ from tests.property.scheduling import walk
 STEPS = 2_500
 Wrong = TypeVar("Wrong", bound=Callable[..., object])
 
-decide_death = Recovery._decide_death
+decide_death = Recovery.decide_death
+died = Breaker.died
+pass_place = Recovery.pass_place
+suspect = Recovery._suspect
+add_death = BlameRecords.add_death
+convict = Recovery._convict
 drain = Workers.drain
 enqueue = Requests.enqueue
 grant_all = Planner._grant_all
@@ -87,7 +92,7 @@ def count_no_loaded_model(self: Planner) -> int:
     return 0
 
 
-@bug("no spawn under pressure", Planner, "_plan_loads", 0, "a spawn at pressure HIGH")
+@bug("no spawn under pressure", Planner, "_plan_loads", 2, "a spawn at pressure HIGH")
 def load_at_any_level(self: Planner, now: float) -> list[Effect]:
     level, self._state.level = self._state.level, Level.NORMAL
     effects = plan_loads(self, now)
@@ -95,14 +100,14 @@ def load_at_any_level(self: Planner, now: float) -> list[Effect]:
     return effects
 
 
-@bug("no spawn at a closed gate", Planner, "_start_alone", 2, r"\w loads through a gate with .*")
+@bug("no spawn at a closed gate", Planner, "_start_alone", 3, r"\w loads through a gate with .*")
 def load_at_once(
     self: Planner, names: list[str], held: HeldLoad | None, now: float
 ) -> list[Effect]:
     return [each for name in names for each in self._workers.spawn(self._state.models[name], now)]
 
 
-@bug("nothing raises", Capacity, "fits_now", 0, r"OverBudget: .*")
+@bug("nothing raises", Capacity, "fits_now", 2, r"OverBudget: .*")
 def fits_always(self: Capacity, size: int) -> bool:
     return True
 
@@ -200,7 +205,7 @@ def evict_pinned(self: Planner) -> list[Tenant]:
     return tenants(self, pinned=True, busy=True)
 
 
-@bug("a load has its residency", Planner, "_safe_until", 0, r"\w goes within its residency")
+@bug("a load has its residency", Planner, "_safe_until", 1, r"\w goes within its residency")
 def evict_just_loaded(self: Planner, model: Model) -> float:
     return 0.0
 
@@ -240,52 +245,105 @@ def forget_the_learned_limit(self: Model) -> int:
 # ── after a death ────────────────────────────────────────────────────────────────────────────────
 
 
-@bug("suspects run alone", Recovery, "try_suspects", 0, r"\d+ is granted beside a probation")
-def grant_another_beside_a_suspect(
-    self: Recovery, model: Model, now: float, *, gate_closed: bool
+@bug("all come back together", Recovery, "_suspect", 0, r"\w is ready and those .* wait")
+def suspect_everybody(
+    self: Recovery, model: Model, lease: Lease, now: float, *, pointed: bool
 ) -> list[Effect]:
-    effects = try_suspects(self, model, now, gate_closed=gate_closed)
-    return [*effects, *self._requests.grant_waiting(model)] if model.on_probation else effects
+    return suspect(self, model, lease, now, pointed=True)
 
 
 @bug(
-    "a death from outside puts nobody on probation",
-    Recovery,
-    "_decide_death",
-    1,
-    r"\d+ is asked to tell of token \d+",
+    "nobody who is back waits for suspects", Recovery, "try_suspects", 3, r"\d+ is tried before .*"
 )
-def suspect_after_any_death(
-    self: Recovery, model: Model, lease: Lease, fault: Fault, now: float
+def try_suspects_first(self: Recovery, model: Model, now: float) -> list[Effect]:
+    return [self._try(model, model.suspects[0])]
+
+
+@bug("one at a time is tried", Recovery, "try_suspects", 4, r"\d+ is on probation beside .*")
+def try_all_suspects(self: Recovery, model: Model, now: float) -> list[Effect]:
+    effects = try_suspects(self, model, now)
+    if model.suspects and model.granted and self._requests.places(model):
+        effects.append(self._try(model, model.suspects[0]))
+    return effects
+
+
+@bug("who had hardly begun is tried", recovery, "hardly_begun", 4, r"\d+ is tried before .*")
+def point_at_nobody(inside: list[Lease]) -> list[Lease]:
+    return []
+
+
+@bug("the accused is tried first", BlameRecords, "deaths", 3, r"\d+ is granted before \d+, .*")
+def accuse_nobody(self: BlameRecords, digest: bytes, now: float) -> int:
+    return 0
+
+
+@bug("no hold runs in a recovery", Model, "hold_ends", 0, r"\d+ gives up with .*")
+def hold_runs_always(self: Model, lease: Lease) -> float | None:
+    return lease.deadline
+
+
+@bug("a hold runs where there is no room", Model, "hold_ends", 0, "a hold that nobody watches")
+def hold_runs_never(self: Model, lease: Lease) -> float | None:
+    return lease.deadline if lease.error is None else None
+
+
+@bug("a death from outside is nobody's", Recovery, "decide_death", 1, r"\d+ is asked to tell .*")
+def suspect_after_any_death(self: Recovery, model: Model, now: float) -> list[Effect]:
+    if model.undecided is not None and model.undecided.fault is not None:
+        model.undecided.fault = Fault.REQUEST
+    return decide_death(self, model, now)
+
+
+@bug("who has passed is cleared", Recovery, "pass_place", 5, r"\w is ready and \[.+\] wait")
+def nobody_passes(self: Recovery, model: Model, lease: Lease, now: float) -> list[Effect]:
+    return []
+
+
+@bug("who is acquitted was one too many", Recovery, "pass_place", 3, r"\w may run \d+ and .*")
+def acquit_and_forget(self: Recovery, model: Model, lease: Lease, now: float) -> list[Effect]:
+    lease.accused_among = frozenset()
+    return pass_place(self, model, lease, now)
+
+
+@bug("a crowd that dies again is too large", Recovery, "_presume", 0, r"\w may run \d+ and .*")
+def presume_nothing(
+    self: Recovery, model: Model, limit: LearnedLimit, crowd: frozenset[int], why: str
 ) -> list[Effect]:
-    return decide_death(self, model, lease, Fault.REQUEST, now)
-
-
-@bug(
-    "a probation that is passed is over",
-    Recovery,
-    "pass_probation",
-    1,
-    r"\w is ready and \[.+\] wait",
-)
-def nobody_passes(self: Recovery, lease: Lease) -> None:
-    pass
-
-
-@bug("nobody stays paused", Recovery, "unpause", 3, r"\[.+\] are paused for nobody")
-def pause_for_ever(self: Recovery, model: Model) -> list[Effect]:
     return []
 
 
 @bug(
-    "who died alone twice is quarantined",
-    BlameRecords,
-    "add_death_alone",
-    9,
+    "who died as the only one on trial, then alone, is quarantined",
+    Recovery,
+    "_count_death",
+    20,
     r"\{.+\} are quarantined and nobody says so",
 )
-def count_no_death_alone(self: BlameRecords, digest: bytes, now: float) -> int:
-    return 0
+def count_no_death(
+    self: Recovery, model: Model, lease: Lease, inside: list[Lease], now: float
+) -> list[Effect]:
+    return []
+
+
+@bug("the last of them is alone", BlameRecords, "add_death", 0, r".* is quarantined without cause")
+def count_every_death_as_alone(
+    self: BlameRecords, digest: bytes, now: float, *, alone: bool
+) -> int:
+    return add_death(self, digest, now, alone=True) + add_death(self, digest, now, alone=True)
+
+
+@bug(
+    "a model is proven anew after a quarantine", Recovery, "_convict", 4, r"\d+ is asked to tell .*"
+)
+def stay_proven(self: Recovery, model: Model, lease: Lease) -> list[Effect]:
+    effects = convict(self, model, lease)
+    model.proven = True
+    return effects
+
+
+@bug("one of a crowd is found first", Breaker, "died", 0, r"\w is left alone")
+def allow_no_crowd(self: Breaker, now: float, *, crowd: bool = False) -> float | None:
+    return died(self, now)
 
 
 @bug(
@@ -299,12 +357,14 @@ def admit_quarantined(self: BlameRecords, digest: bytes, now: float) -> bool:
     return False
 
 
-@bug("so many deaths are forgiven and no more", Recovery, "_decide_death", 2, r"\d+ never .* up")
+@bug("so many deaths are forgiven and no more", Recovery, "_suspect", 2, r"\d+ never .* up")
 def forgive_every_death(
-    self: Recovery, model: Model, lease: Lease, fault: Fault, now: float
+    self: Recovery, model: Model, lease: Lease, now: float, *, pointed: bool
 ) -> list[Effect]:
-    lease.unproductive = -1
-    return decide_death(self, model, lease, fault, now)
+    unproductive, lease.unproductive = lease.unproductive, 0
+    effects = suspect(self, model, lease, now, pointed=pointed)
+    lease.unproductive = unproductive
+    return effects
 
 
 @bug("what has a token is not replayed", Recovery, "take_back", 1, r"\d+ never gives up")
@@ -321,7 +381,7 @@ def forget_what_was_sent(
     3,
     r"\w keeps dying and is not left alone",
 )
-def never_open(self: Breaker, now: float) -> float | None:
+def never_open(self: Breaker, now: float, *, crowd: bool = False) -> float | None:
     return None
 
 

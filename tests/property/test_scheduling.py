@@ -362,7 +362,8 @@ def test_poison_among_sixteen_costs_four_deaths(depth: int, place: int, staggere
 
 @pytest.mark.parametrize("fault", [Fault.REQUEST, Fault.MEMORY])
 @pytest.mark.parametrize(
-    ("streams", "rows", "deaths"), [(6, 3, 2), (8, 1, 3), (8, 2, 3), (8, 3, 3), (8, 7, 4)]
+    ("streams", "rows", "deaths"),
+    [(6, 3, 2), (8, 1, 3), (8, 2, 3), (8, 3, 3), (8, 7, 4), (32, 2, 4)],
 )
 def test_too_many_at_once_are_nobodys_fault(
     fault: Fault, streams: int, rows: int, deaths: int

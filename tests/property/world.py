@@ -229,7 +229,9 @@ class World(Books):
         self._spoil(name)
         process = self.processes.pop(name)
         if not process.asked:
-            self.deaths.died(name, fault, self.now, memory=fault is Fault.MEMORY)
+            self.deaths.died(
+                name, fault, self.now, memory=fault is Fault.MEMORY, limit=self.models[name].limit
+            )
         else:
             self.models[name].keep_alive = None
         if self.shutdowns:

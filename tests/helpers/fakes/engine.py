@@ -252,6 +252,9 @@ def end(how: str) -> None:
     match how:
         case "abort":
             os.abort()
+        case "memory":
+            os.write(2, b"[malloc] Unable to allocate 4096 bytes.\n")
+            os.abort()
         case "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
             threading.Event().wait()  # this thread may be the last to be stopped

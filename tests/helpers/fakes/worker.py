@@ -15,7 +15,16 @@ from typing import Any
 
 from supervisor.wire import codec
 from supervisor.wire.codec import HEADER, encode
-from supervisor.wire.frames import Embed, Frame, FromEngine, Generate, Load, PromptLogprobs, Token
+from supervisor.wire.frames import (
+    Embed,
+    End,
+    Frame,
+    FromEngine,
+    Generate,
+    Load,
+    PromptLogprobs,
+    Token,
+)
 from supervisor.wire.stream import FrameStream
 from tests.helpers.fakes import orders
 from tests.helpers.fakes.engine import GARBAGE, TORN, ScriptedEngine, end, pass_gate, script_in
@@ -41,6 +50,10 @@ ENDS = "FAKE_ENDS"
 """Environment: for each generation, how it ends then, if not by abort, see `fakes.engine.end`."""
 TABLE = "FAKE_TABLE"
 """Environment: the file of `fakes.table`."""
+ROWS_MAX = "FAKE_ROWS_MAX"
+"""Environment: how many sequences may decode at once; it ends when there is one more."""
+TOKENS_MAX = "FAKE_TOKENS_MAX"
+"""Environment: how many tokens all sequences may have together, their prompts included."""
 POISON = "FAKE_POISON"
 """Environment: "TOKEN DEPTH": a prompt that holds that token id kills its worker after so many
 tokens of its output."""
@@ -59,6 +72,9 @@ class Choice(PassesLoansOn):
         self._poison = (int(poison[0]), int(poison[1])) if poison else None
         self._depths: dict[Job, int] = {}
         """How far each request is into its output."""
+        self._rows_max = int(os.environ.get(ROWS_MAX, 10**9))
+        self._tokens_max = int(os.environ.get(TOKENS_MAX, 10**9))
+        self._decoding: set[Job] = set()
 
     def warm_up(self) -> None:
         if self._is_warm:
@@ -117,6 +133,7 @@ class Choice(PassesLoansOn):
             os.abort()
 
     def remove(self, job: Job) -> None:
+        self._decoding.discard(job)
         self._engine.remove(job)
 
     def pause(self, job: Job) -> Sequence[FromEngine]:
@@ -138,6 +155,14 @@ class Choice(PassesLoansOn):
             if job in self._depths:
                 self._depths[job] += tokens
                 self._check_poison(job)
+            if tokens:
+                self._decoding.add(job)
+        held = sum(len(job.prompt) + self._depths.get(job, 0) for job in self._decoding)
+        if len(self._decoding) > self._rows_max or held > self._tokens_max:
+            end(self._end)
+        for job, frames in outputs:
+            if isinstance(frames[-1], End):
+                self._decoding.discard(job)
         return outputs
 
     @property

@@ -11,12 +11,11 @@ from msgspec.structs import replace
 
 from gateway.relay import client as relay_module
 from gateway.relay import generation as generation_module
-from gateway.relay.client import Relay
 from gateway.relay.generation import Event, OutputPaused
 from gateway.relay.preconnect import Preconnect
 from supervisor.errors import InternalError, InvalidValue
 from supervisor.wire.codec import HEADER
-from supervisor.wire.control_frames import Granted, Passed, Return, Unpause, WorkerFault
+from supervisor.wire.control_frames import Granted, Return, WorkerFault
 from supervisor.wire.frames import Accepted, End, Failed, Generate, Progress, Text, Token
 from supervisor.wire.listener import reach
 from tests.helpers.relay_peers import DIED, REQUEST, Peers, Scenario, failure_of, received, same
@@ -241,41 +240,6 @@ def test_whose_client_waits_longer_tells_so_when_it_returns(
             assert await worker.receive()
         await worker.send(End("stop", 3, 1))
         assert await received(generation) == End("stop", 3, 1)
-        generation.close()
-
-    run_scenario(scenario)
-
-
-@pytest.mark.parametrize("dies", [False, True])
-def test_no_choice_begins_in_a_pause(run_scenario: Callable[[Scenario], None], dies: bool) -> None:
-    async def scenario(peers: Peers) -> None:
-        peers.relay = Relay(peers.control, 1)
-        requests = [replace(REQUEST, request_id=f"r{number}") for number in range(2)]
-        starting = asyncio.create_task(peers.relay.start(requests, "m", 5.0))
-        lease = await peers.accept(peers.control)
-        await lease.receive()
-        await lease.send(Granted("m", "m#1", peers.socket, 1, True))
-        _, first = await peers.next_choice()
-        generation = await starting
-        await first.send(Token(1, "a"), End("stop", 3, 1))
-        assert await lease.receive() == Passed()
-        told = [await generation.receive() for _ in range(3)]
-        assert [type(frame) for _, frame in told] == [Token, OutputPaused, End]
-        working = asyncio.create_task(peers.next_choice())
-        for _ in range(20):
-            await asyncio.sleep(0)
-        assert not working.done()
-        if dies:
-            await lease.send(DIED)
-            assert same(await failure_of(generation.receive()), DIED)
-            working.cancel()
-            generation.close()
-            return
-        await lease.send(Unpause())
-        number, second = await working
-        assert number == 1
-        await second.send(End("stop", 3, 0))
-        assert await generation.receive() == (1, End("stop", 3, 0))
         generation.close()
 
     run_scenario(scenario)

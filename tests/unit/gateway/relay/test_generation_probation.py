@@ -1,32 +1,86 @@
-"""gateway.relay.generation: a request on probation reports that it has passed, and pauses."""
+"""gateway.relay.generation: what has arrived counts, whether anybody reads it or not."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
+import pytest
 from msgspec.structs import replace
 
-from gateway.relay.generation import PAUSED
-from supervisor.wire.control_frames import Granted, Passed, Return, Unpause
-from supervisor.wire.frames import Continue, End, Failed, Pause, Token
+from supervisor.wire.control_frames import Granted, Passed, Return
+from supervisor.wire.frames import End, Failed, Frame, Token
 from tests.helpers.relay_peers import DIED, Peers, Scenario, failure_of, received
 
 
-def test_a_request_on_probation_says_when_it_has_passed_and_pauses_until_told(
+def test_a_request_says_when_it_has_passed_and_goes_on(
     run_scenario: Callable[[Scenario], None],
 ) -> None:
     async def scenario(peers: Peers) -> None:
         generation, lease, worker = await peers.start(until=2)
         await worker.send(Token(1, "a"), Token(2, "b"))
-        frames = [await received(generation) for _ in range(3)]
-        assert frames == [Token(1, "a"), Token(2, "b"), PAUSED]
+        # Nobody receives.
         assert await lease.receive() == Passed()
-        assert await worker.receive() == Pause()
-        await lease.send(Unpause())
-        assert await worker.receive() == Continue()
         await worker.send(Token(3, "c"), End("stop", 1, 3))
-        frames = [await received(generation) for _ in range(2)]
-        assert frames == [Token(3, "c"), End("stop", 1, 3)]
+        frames = [await received(generation) for _ in range(4)]
+        assert frames == [Token(1, "a"), Token(2, "b"), Token(3, "c"), End("stop", 1, 3)]
+        generation.close()
+        assert await lease.receive() is None
+
+    run_scenario(scenario)
+
+
+@pytest.mark.parametrize("last", [End("stop", 1, 3000), Failed("invalid_value", "bad", None, None)])
+def test_a_complete_output_gives_its_place_back_though_nobody_reads_it(
+    run_scenario: Callable[[Scenario], None], last: Frame
+) -> None:
+    async def scenario(peers: Peers) -> None:
+        generation, lease, worker = await peers.start()
+        tokens = [Token(number, "some text") for number in range(3000)]
+        await worker.send(*tokens, last)
+        assert await lease.receive() is None
+        assert [await received(generation) for _ in tokens] == tokens
+        if isinstance(last, Failed):
+            await failure_of(generation.receive())
+        else:
+            assert await received(generation) == last
+        generation.close()
+
+    run_scenario(scenario)
+
+
+def test_all_choices_run_though_nobody_reads_them(
+    run_scenario: Callable[[Scenario], None],
+) -> None:
+    async def scenario(peers: Peers) -> None:
+        generation, lease, workers = await peers.start_several(3, at_once=1)
+        for number in range(3):
+            worker = workers[0] if not number else (await peers.next_choice())[1]
+            await worker.send(*[Token(number, "x")] * 500, End("stop", 1, 500))
+        assert await lease.receive() is None
+        told = [await generation.receive() for _ in range(3 * 501)]
+        assert [choice for choice, frame in told if isinstance(frame, End)] == [0, 1, 2]
+        generation.close()
+
+    run_scenario(scenario)
+
+
+def test_a_reader_that_stands_still_holds_its_own_worker_back_in_the_end(
+    run_scenario: Callable[[Scenario], None],
+) -> None:
+    """Memory is bounded, and nothing is lost."""
+
+    async def scenario(peers: Peers) -> None:
+        generation, lease, worker = await peers.start()
+        tokens = [Token(number, "x" * 1000) for number in range(4000)]
+        sending = asyncio.create_task(worker.send(*tokens, End("stop", 1, 4000)))
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert not sending.done()
+        assert generation.position < 2000
+        assert [await received(generation) for _ in tokens] == tokens
+        assert await received(generation) == End("stop", 1, 4000)
+        await sending
         generation.close()
         assert await lease.receive() is None
 
@@ -42,7 +96,6 @@ def test_a_request_that_ends_on_probation_has_passed_and_one_that_fails_has_not(
         assert [await received(generation) for _ in range(2)] == [Token(1, "a"), End("stop", 1, 1)]
         generation.close()
         assert await lease.receive() == Passed()
-        assert await worker.receive() is None  # not told to pause
         generation, lease, worker = await peers.start(until=2)
         await worker.send(Failed("invalid_value", "bad", None, None))
         await failure_of(generation.receive())
@@ -65,7 +118,6 @@ def test_several_choices_have_passed_once_each_of_them_has(
         for _ in range(2):
             await generation.receive()
         assert await lease.receive() == Passed()
-        assert await workers[0].receive() == await workers[2].receive() == Pause()
         generation.close()
         assert await lease.receive() is None
 
@@ -83,7 +135,7 @@ def test_several_choices_that_die_on_probation_are_not_where_one_of_them_is(
         for _ in range(2):  # the second time without any token
             await lease.send(replace(DIED, may_return=True))
             assert await lease.receive() == Return(3)
-            await lease.send(Granted("m", "m#2", peers.socket, 3 + 4, True))
+            await lease.send(Granted("m", "m#2", peers.socket, 3 + 4))
             for _ in range(2):
                 await peers.next_choice()
         generation.close()

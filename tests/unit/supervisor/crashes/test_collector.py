@@ -125,12 +125,29 @@ def test_who_waits_for_a_load_is_inside(tmp_path: Path) -> None:
     play(tmp_path, story)
 
 
+@pytest.mark.parametrize(
+    ("how", "cause"), [("SIGSEGV", "segfault"), ("SIGKILL", "killed"), ("exit status 0", "exited")]
+)
+def test_what_breaks_a_frame_and_ends_by_itself_died_of_its_own_cause(
+    tmp_path: Path, how: str, cause: str
+) -> None:
+    async def story(world: World) -> None:
+        world.start()
+        world.ready()
+        world.pool.broken("m", 1, "bad message: torn", world.now)
+        report = await world.report(how)
+        assert (report["cause"], report.get("put_down")) == (cause, None)
+
+    play(tmp_path, story)
+
+
 def test_what_we_killed_says_why(tmp_path: Path) -> None:
     async def story(world: World) -> None:
         world.start()
         world.ready()
         world.pool.broken("m", 1, "no token and no prefill progress for 60 s", world.now)
         assert world.pool.models["m"].state is State.STOPPING
+        world.pool.tick(world.now + 60.0)
         report = await world.report("SIGKILL")
         assert report["cause"] == "stalled"
         assert report["put_down"] == "no token and no prefill progress for 60 s"

@@ -58,3 +58,12 @@ def test_machines_that_crashed_together_do_not_load_together(jitter: float, paus
 
 def test_a_pause_may_be_configured_away() -> None:
     assert make(1, longest=0.0).died(0.0) == 0.0
+
+
+def test_a_crowd_has_two_deaths_more_for_one_of_it_to_be_found() -> None:
+    breaker = make()
+    assert [breaker.died(at, crowd=True) for at in range(5)] == [None] * 4 + [BACKOFF_FIRST]
+    assert breaker.died(5, crowd=True) == 2 * BACKOFF_FIRST
+    breaker = make()
+    assert [breaker.died(at, crowd=True) for at in range(3)] == [None] * 3
+    assert breaker.died(3) == BACKOFF_FIRST

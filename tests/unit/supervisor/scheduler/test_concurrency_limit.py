@@ -9,9 +9,9 @@ import pytest
 
 from supervisor.crashes.diagnosis import Cause, Diagnosis
 from supervisor.models.size_cache import SizeCache
-from supervisor.scheduler.concurrency_limit import lowered, raised
-from supervisor.scheduler.effects import Effect, Grant, Interrupt, RememberLimit, Unpause
-from supervisor.scheduler.model import QUIET_SECONDS, LearnedLimit, Rules, Spec, Suspicion
+from supervisor.scheduler.concurrency_limit import at_most, lowered, raised
+from supervisor.scheduler.effects import Effect, Grant, Interrupt, RememberLimit
+from supervisor.scheduler.model import QUIET_SECONDS, LearnedLimit, Rules, Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
 from tests.helpers.pools import LIMITS, said
@@ -91,8 +91,7 @@ def revive(pool: Pool, now: float) -> list[Effect]:
 
 
 def running(pool: Pool) -> list[int]:
-    granted = pool.models["m"].granted
-    return [each.id for each in granted.values() if each.suspicion is Suspicion.CLEAR]
+    return list(pool.models["m"].granted)
 
 
 @pytest.mark.parametrize("cause", [Cause.GPU_OUT_OF_MEMORY, Cause.OUT_OF_MEMORY, Cause.OOM_KILLED])
@@ -102,62 +101,48 @@ def test_a_model_that_ran_out_of_memory_serves_fewer_at_once(cause: Cause) -> No
     assert RememberLimit("m", LearnedLimit(3, 2.0)) in effects
     assert "ran out of memory with 6 requests in it: at most 3 of model m" in said(effects)
     assert pool.models["m"].concurrency == 3
-    # Three of those who were in it show one by one that they can live, and go on together.
+    # Three of those who were in it go on together.
     effects = revive(pool, 3.0)
-    grants = [effect for effect in effects if isinstance(effect, Grant)]
-    assert [(grant.lease, grant.then_pause) for grant in grants] == [
-        (1, True),
-        (2, True),
-        (3, False),
-    ]
-    assert [effect.lease for effect in effects if isinstance(effect, Unpause)] == [1, 2]
-    assert running(pool) == [1, 2, 3]
+    assert [effect.lease for effect in effects if isinstance(effect, Grant)] == [1, 2, 3]
     late, effects = pool.acquire("late", "m", 240.0, 4.0)
     assert not effects
-    # The others have the worker to themselves for that, too, and nobody else comes before them.
-    assert [pool.release(lease, 5.0) for lease in (1, 2)] == [[], []]
-    assert sorted(pool.models["m"].waiting) == [4, 5, 6, late]
-    pass_all(pool, pool.release(3, 5.0), 5.0)
+    # The others follow as places become free, and nobody else comes before them.
+    for lease in (1, 2, 3):
+        pool.release(lease, 5.0)
     assert running(pool) == [4, 5, 6]
     assert [e.lease for e in pool.release(4, 6.0) if isinstance(e, Grant)] == [late]
-
-
-@pytest.mark.parametrize("how", ["passes", "leaves"])
-def test_those_who_have_passed_go_on_with_the_last_that_has_a_place(how: str) -> None:
-    pool = loaded_with(6)
-    die(pool, Cause.OUT_OF_MEMORY, 2.0)
-    assert pool.ready("m", 2, 0, 4096, 3.0)
-    for lease in (1, 2):
-        assert not running(pool)
-        pool.passed(lease, 3.0)
-    if how == "passes":
-        assert pool.passed(3, 3.0) == [Unpause(1), Unpause(2)]
-        assert running(pool) == [1, 2, 3]
-    else:  # its place is for the next
-        (grant,) = pool.release(3, 3.0)
-        assert isinstance(grant, Grant)
-        assert (grant.lease, grant.then_pause) == (4, False)
-        pool.passed(4, 3.0)
-        assert running(pool) == [1, 2, 4]
 
 
 def test_a_model_that_may_run_one_at_a_time_runs_one_at_a_time() -> None:
     pool = loaded_with(2)
     die(pool, Cause.OUT_OF_MEMORY, 2.0)
     assert pool.models["m"].concurrency == 1
-    effects = revive(pool, 3.0)
+    revive(pool, 3.0)
     for lease in (1, 2):
         assert running(pool) == [lease]
-        assert not [effect for effect in effects if isinstance(effect, Unpause)]
-        effects = pass_all(pool, pool.release(lease, 4.0), 4.0)
+        pool.release(lease, 4.0)
     assert not running(pool)
 
 
-def test_other_deaths_teach_nothing() -> None:
+def test_other_deaths_teach_nothing_the_first_time() -> None:
     pool = loaded_with(6)
     effects = die(pool, Cause.SEGFAULT, 2.0)
     assert not [effect for effect in effects if isinstance(effect, RememberLimit)]
     assert pool.models["m"].concurrency == 8
+    assert len(running(pool)) == 0
+    revive(pool, 3.0)
+    # However long they have run since.
+    effects = die(pool, Cause.SEGFAULT, 50.0)
+    assert RememberLimit("m", LearnedLimit(3, 50.0)) in effects
+    assert "m has died again with 6 requests in it: at most 3 of model m" in said(effects)
+
+
+def test_no_more_than_lived() -> None:
+    assert at_most(None, 0, 3, 5.0) == LearnedLimit(3, 5.0)
+    assert at_most(None, 8, 3, 5.0) == LearnedLimit(3, 5.0)
+    assert at_most(None, 3, 3, 5.0) is None
+    assert at_most(LearnedLimit(2, 1.0), 8, 3, 5.0) is None
+    assert at_most(None, 8, 0, 5.0) == LearnedLimit(1, 5.0)
 
 
 def test_a_kill_that_nobody_explains_counts_where_memory_is_short() -> None:

@@ -10,6 +10,7 @@ from supervisor.scheduler.ledger import STRANDED_SECONDS
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import ReleaseRule, Rules, Spec, Suspicion
 from supervisor.scheduler.pool import Pool
+from supervisor.scheduler.workers import FAULT_SECONDS
 from tests.helpers.pools import (
     GB,
     HOLD,
@@ -75,17 +76,15 @@ def test_a_death_that_is_understood_says_why_and_what_to_do(
     assert "a line" not in message
 
 
-@pytest.mark.parametrize(
-    ("cause", "suspicion"),
-    [(Cause.GPU_VICTIM, Suspicion.CLEAR), (Cause.GPU_HANG, Suspicion.SUSPECT)],
-)
-def test_nobody_is_suspected_of_what_came_from_outside(cause: Cause, suspicion: Suspicion) -> None:
+@pytest.mark.parametrize(("cause", "deaths"), [(Cause.GPU_VICTIM, 0), (Cause.GPU_HANG, 1)])
+def test_what_came_from_outside_counts_against_nobody(cause: Cause, deaths: int) -> None:
     pool = Pool([Spec("m")], rules=Rules(recovery="resume"))
     lease = acquire(pool)
     pool.ready("m", 1, 0, 1, 7.5)
     pool.exited("m", 1, "SIGABRT", 10.0, Diagnosis(cause).death("some-id"))
     pool.returned(lease, 0, 10.0)
-    assert pool.models["m"].waiting[lease].suspicion is suspicion
+    returned = pool.models["m"].waiting[lease]
+    assert (returned.suspicion, returned.deaths) == (Suspicion.CLEAR, deaths)
 
 
 @pytest.mark.parametrize("longer", [0, 2 * HOLD])
@@ -159,7 +158,9 @@ def test_a_dying_worker_that_does_not_die_is_killed() -> None:
 def test_a_killed_worker_buries_its_leases_at_its_exit_and_serves_the_late_by_a_new_one() -> None:
     pool = ready_pool()
     lease = acquire(pool, 2.0)
-    assert pool.broken("m", 1, "its channel closed", 3.0) == [Stop("m", 1, kill=True)]
+    assert pool.broken("m", 1, "its channel closed", 3.0) == []
+    assert pool.next_deadline() == 3.0 + FAULT_SECONDS
+    assert pool.tick(3.0 + FAULT_SECONDS) == [Stop("m", 1, kill=True, stacks=True)]
     late = acquire(pool, 4.0)
     effects = pool.exited("m", 1, "SIGKILL", 5.0)
     assert told(effects) == [Told(EndLease, lease, "worker_crashed")]
@@ -170,12 +171,21 @@ def test_a_killed_worker_buries_its_leases_at_its_exit_and_serves_the_late_by_a_
     assert pool.ready("m", 2, 0, 1, 6.0) == [Grant(late, "m", "m#2", 2, until=1)]
 
 
+def test_what_breaks_while_it_is_stopped_is_killed() -> None:
+    pool = in_state(State.DRAINING)
+    pool.release(next(iter(pool.models["m"].granted)), 2.0)
+    assert state(pool) is State.STOPPING
+    assert pool.broken("m", 1, "bad message", 3.0) == [Stop("m", 1, kill=True)]
+
+
 def test_a_fault_kills_the_worker_and_a_second_one_is_harmless() -> None:
+    """It may be dying already, and then its exit says why."""
     pool = ready_pool()
     first, second = acquire(pool, 2.0), acquire(pool, 2.0)
-    assert pool.fault(first, "a torn frame", 3.0) == [Stop("m", 1, kill=True)]
+    assert pool.fault(first, "a torn frame", 3.0) == []
     assert state(pool) is State.STOPPING
-    assert pool.fault(second, "another", 3.0) in ([], [Stop("m", 1, kill=True)])
+    assert pool.fault(second, "another", 3.5) == []
+    assert not pool.models["m"].current.killed
     effects = pool.exited("m", 1, "SIGKILL", 4.0)
     assert told(effects) == [
         Told(EndLease, first, "worker_crashed"),

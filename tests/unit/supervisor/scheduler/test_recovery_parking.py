@@ -4,6 +4,7 @@ loads and the breaker beside recoveries."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 
@@ -17,13 +18,11 @@ from tests.helpers.driven_pool import (
     HOLD,
     LIMITS,
     DrivenPool,
+    awaited,
     ended,
     granted,
     interrupted,
-    on_probation,
-    probations,
     quarantined,
-    unpaused,
 )
 
 # ── parking ───────────────────────────────────────────────────────────────────────────────────────
@@ -84,30 +83,39 @@ def test_what_a_person_wants_gone_ends(why: str, code: str) -> None:
     assert not interrupted(effects)
 
 
+def suspects_of(requests: int) -> DrivenPool:
+    """A crowd that has died twice in the same place, and may be as large as it was."""
+    driven = DrivenPool(requests)
+    driven.dies()
+    driven.exits()
+    for lease in driven.leases:
+        driven.returned(lease)
+    driven.entry.learned_limit = driven.entry.presumption = None
+    driven.ready()
+    return driven
+
+
 def test_a_probation_that_is_parked_is_held_again() -> None:
-    driven = DrivenPool(2)
-    assert on_probation(driven.dies()) == [1]
+    driven = suspects_of(2)
     driven.passed(1)
+    assert driven.on_trial() == [2]
     assert interrupted(drained(driven, "eviction")) == [1, 2]
     driven.returned(1, PROBATION_TOKENS + 1)
-    driven.returned(2, 3)
+    driven.returned(2, 2)
     driven.exits()
-    effects = driven.ready()
-    assert probations(effects) == [(2, 3 + PROBATION_TOKENS, False)]
-    assert granted(driven.passed(2)) == [1]
+    assert granted(driven.ready()) == [1, 2]
+    assert driven.on_trial() == [2]
 
 
 def test_a_drain_lets_the_probation_go_on_and_the_others_have_theirs_elsewhere() -> None:
-    driven = DrivenPool(3)
-    driven.dies()
+    driven = suspects_of(3)
     driven.passed(1)
     driven.pool.planner.evict(driven.entry, driven.pool.models["other"], driven.now)
-    effects = driven.passed(2)
-    assert unpaused(effects) == [1, 2]
+    assert granted(driven.passed(2)) == []
     driven.release(1)
-    assert Stop("m", 2, kill=False) in driven.release(2)
+    assert Stop("m", 3, kill=False) in driven.release(2)
     driven.exits()
-    assert probations(driven.ready()) == [(3, PROBATION_TOKENS, False)]
+    assert awaited(driven.ready()) == [(3, PROBATION_TOKENS)]
 
 
 def test_a_shutdown_waits_for_nobody_to_return() -> None:
@@ -122,30 +130,18 @@ def test_a_shutdown_waits_for_nobody_to_return() -> None:
 # ── beside other models ───────────────────────────────────────────────────────────────────────────
 
 
-def test_a_load_that_waits_at_the_gate_stops_no_probation_that_others_wait_for() -> None:
-    driven = DrivenPool(3, load_gate="exclusive")
-    driven.dies()
-    driven.passed(1)
-    driven.acquire(model="other")
-    assert driven.pool.models["other"].state is State.COLD
-    assert on_probation(driven.passed(2)) == [3]
-    assert unpaused(driven.passed(3)) == [1, 2]
-    late = driven.acquire()
-    for lease in (1, 2, 3):
-        effects = driven.release(lease)
-    assert Spawn("other", 1) in effects
-    assert late in driven.entry.waiting
-
-
-def test_suspects_wait_at_the_gate_like_anybody_when_none_is_paused() -> None:
-    driven = DrivenPool(2, load_gate="exclusive", load_gate_timeout=5.0)
-    assert on_probation(driven.dies()) == [1]
+def test_suspects_wait_at_the_gate_like_anybody() -> None:
+    driven = suspects_of(2)
+    driven.pool.state.rules = replace(
+        driven.pool.state.rules, load_gate="exclusive", load_gate_timeout=5.0
+    )
+    assert driven.on_trial() == [1]
     other = driven.acquire(model="other")
+    assert granted(driven.passed(1)) == []
     assert Spawn("other", 1) in driven.after(5.0)
-    assert not on_probation(driven.release(1))
     effects = driven.pool.ready("other", 1, 0, 1, driven.now)
-    assert granted(effects) == [other]
-    assert on_probation(effects) == [2]
+    assert granted(effects) == [2, other]
+    assert driven.on_trial() == [2]
 
 
 # ── loads and the breaker ─────────────────────────────────────────────────────────────────────────
@@ -192,7 +188,7 @@ def test_a_model_that_keeps_dying_is_left_alone_for_a_while() -> None:
     probe = driven.acquire()
     assert granted(driven.ready()) == [probe]
     driven.passed(probe)
-    assert on_probation(driven.dies()) == [probe]
+    assert granted(driven.dies()) == [probe]
 
 
 def test_who_leaves_before_its_first_token_proves_nothing() -> None:
@@ -242,7 +238,7 @@ def test_a_person_may_try_at_once(when: str) -> None:
 
 
 def test_who_returns_to_a_model_that_is_left_alone_or_failed_is_told_so() -> None:
-    driven = DrivenPool(2, max_restarts=1)
+    driven = DrivenPool(1, max_restarts=1)
     driven.exits()
     assert driven.state() is State.CRASHED
     assert ended(driven.returned(1)) == [(1, "model_unavailable")]
@@ -258,8 +254,8 @@ def test_who_returns_to_a_model_that_is_left_alone_or_failed_is_told_so() -> Non
 
 def test_a_death_that_quarantines_does_not_count_against_the_model() -> None:
     driven = DrivenPool(1, max_restarts=3)
-    assert on_probation(driven.dies()) == [1]
-    assert on_probation(driven.dies()) == [1]
+    driven.dies()
+    driven.dies()
     driven.exits()
     assert driven.state() is State.COLD
     assert quarantined(driven.returned(1)) == ["r1"]
@@ -277,11 +273,28 @@ def test_a_model_that_worked_once_is_left_alone_before_it_quarantines_everybody(
     assert driven.entry.state is State.CRASHED
 
 
+def test_one_of_a_crowd_is_found_before_the_model_is_left_alone() -> None:
+    driven = DrivenPool(3, max_restarts=3, proven=False)
+    for _ in range(4):
+        driven.dies()
+    assert driven.on_trial() == [2]  # the first one has died alone, twice
+    driven.passed(2)
+    assert driven.state() is State.READY
+
+
+def test_a_model_that_kills_a_whole_crowd_is_left_alone() -> None:
+    driven = DrivenPool(3, max_restarts=3, proven=False)
+    for _ in range(4):
+        driven.dies()
+    driven.exits()
+    assert driven.state() is State.CRASHED
+
+
 def test_tokens_that_were_told_of_are_no_news_after_the_next_death() -> None:
     driven = DrivenPool(1, max_restarts=2)
-    assert on_probation(driven.dies()) == [1]
+    driven.dies()
     driven.passed(1)
-    assert on_probation(driven.dies(r1=PROBATION_TOKENS)) == [1]
+    driven.dies(r1=PROBATION_TOKENS)
     driven.exits()
     assert driven.entry.state is State.CRASHED
 
@@ -308,21 +321,6 @@ def test_a_load_by_hand_is_answered_while_a_probation_runs() -> None:
     driven.dies()
     lease, effects = driven.pool.load("p", "m", HOLD, driven.now)
     assert effects == [Loaded(lease, "m", "m#2")]
-
-
-def test_who_has_passed_stays_paused_while_a_drain_lets_another_probation_end() -> None:
-    driven = DrivenPool(2)
-    assert on_probation(driven.dies()) == [1]
-    assert on_probation(driven.passed(1)) == [2]
-    assert unpaused(driven.pool.unload("m", driven.now)) == []
-    assert unpaused(driven.passed(2)) == [1]
-
-
-def test_nobody_goes_on_in_a_worker_that_is_being_killed() -> None:
-    driven = DrivenPool(2)
-    driven.dies()
-    driven.passed(1)
-    assert unpaused(driven.pool.broken("m", 2, "bad message", driven.now)) == []
 
 
 def test_what_is_evicted_ends_where_a_person_wants_it_gone_meanwhile() -> None:

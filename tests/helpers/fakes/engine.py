@@ -210,7 +210,9 @@ class ScriptedEngine(BorrowsNothing):
         steps = self._script.prefill_steps
         if not self._prefilled:
             return 0, 0
-        left = [(len(job.prompt), self._prefilled[job]) for job in self._prefilled.keys() & self._jobs]
+        left = [
+            (len(job.prompt), self._prefilled[job]) for job in self._prefilled.keys() & self._jobs
+        ]
         return (sum(size * done // steps for size, done in left), sum(size for size, _ in left))
 
     def shrink(self) -> None:

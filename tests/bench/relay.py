@@ -72,11 +72,13 @@ def bench(report: harness.Report, folder: Path, short: bool) -> None:
             for name, asked in ((OURS, tokens), (PACED, PACES[streams] * paced_seconds)):
                 model = _model(streams, name)
                 request = _request(model, streams, asked)
-                exchanges = client.exchange_all(server.port, [request] * streams, _DEADLINE)
+                load = client.post(f"/admin/models/{model}/load", {})
+                client.exchange_all(server.port, [load], _DEADLINE)
                 pids = {"gateway": server.gateway(), "worker": server.workers()[model]}
                 contests[streams, name] = Contest(server.port, request, streams, asked, pids)
-                if name == OURS:
-                    answers[tokens] = _chunks(exchanges[0], tokens)
+            request = contests[streams, OURS].request
+            exchanges = client.exchange_all(server.port, [request] * streams, _DEADLINE)
+            answers[tokens] = _chunks(exchanges[0], tokens)
         file = folder / "answers.json"
         file.write_text(json.dumps(answers))
         pid, port = stack.enter_context(_bare_handler(file))
@@ -109,7 +111,7 @@ def _server(folder: Path, total: int) -> Iterator[Bulkhead]:
             script = Script(crowd=streams, context=2 * total, tokens_per_second=pace)
             source = script.write(folder / model)
             text += f'[models.{model}]\nsource = "{source}"\nmax_concurrency = {streams}\n'
-    with harness.bulkhead(folder / "b", {}, settings=text, scripted=True) as server:
+    with harness.bulkhead(folder / "b", {}, settings=text, scripted=True, imports=False) as server:
         yield server
 
 

@@ -3,7 +3,8 @@
 Two servers that differ in `memory.spare` alone take turns; before each death the spare is ready.
 The bars are set against what no recovery can do without, measured in between in a process that has
 imported mlx-lm: the model's bare load, and the prefill of each stream's prompt and tokens so far.
-Every stream must end whole and with the text of an undisturbed run.
+Every stream must end whole and with the text of an undisturbed run. Then a crowd meets a death, see
+`tests.bench.crowd`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,16 @@ from pathlib import Path
 from tests.bench import client, harness
 from tests.bench.answers import Failed
 from tests.bench.client import Exchange, Load
+from tests.bench.crowd import (
+    PROMPT_TOKENS,
+    bench_deaths,
+    decode_step,
+    long_requests,
+    meet_a_death,
+    with_long_context,
+)
+from tests.bench.crowd import SLACK as SLACK_OF_CROWD
+from tests.bench.crowd import STREAMS as STREAMS_OF_CROWD
 from tests.bench.harness import Bulkhead
 
 STREAMS = (1, 32)
@@ -50,7 +61,7 @@ class Taken:
 def bench(report: harness.Report, folder: Path, short: bool) -> None:
     """Run it all."""
     rounds = {1: 1, 32: 1} if short else {1: 15, 32: 5}
-    model = harness.make_model(folder / "model", seed=1)
+    model = with_long_context(harness.make_model(folder / "model", seed=1))
     with ExitStack() as stack:
         on, off = (
             stack.enter_context(
@@ -66,7 +77,50 @@ def bench(report: harness.Report, folder: Path, short: bool) -> None:
         taken = {}
         for streams in STREAMS:
             taken[streams] = _rounds(on, off, model, streams, rounds[streams])
+        crowd = _crowd(on, model, 1 if short else 5)
     _tell(report, taken)
+    _tell_crowd(report, crowd)
+    report.figures["deaths"] = bench_deaths(report, folder)
+
+
+@dataclass(slots=True)
+class Crowd:
+    """Eight streams with long prompts; seconds of each round."""
+
+    last: list[float] = field(default_factory=list)
+    gap: list[float] = field(default_factory=list)
+    bare: list[float] = field(default_factory=list)
+    step: float = 0.0
+    """Of an undisturbed stream."""
+
+
+def _crowd(server: Bulkhead, model: Path, rounds: int) -> Crowd:
+    server.warm_up(_MODEL)
+    alone = client.exchange_all(server.port, long_requests(_MODEL), _DEADLINE)
+    undisturbed = [exchange.answer().text() for exchange in alone]
+    crowd = Crowd(step=decode_step(alone))
+    for _ in range(rounds):
+        server.warm_up(_MODEL)
+        _await_spare(server)
+        recovered = meet_a_death(server, _MODEL, undisturbed)
+        crowd.last.append(recovered.last)
+        crowd.gap.append(recovered.gap)
+        crowd.bare.append(sum(_bare(model, recovered.lengths)))
+    return crowd
+
+
+def _tell_crowd(report: harness.Report, crowd: Crowd) -> None:
+    last, gap, bare = map(harness.median, (crowd.last, crowd.gap, crowd.bare))
+    limit, silence = 1.2 * bare + SLACK_OF_CROWD, 3 * max(0.100, 2 * crowd.step)
+    claim = f"{STREAMS_OF_CROWD} streams of {PROMPT_TOKENS} tokens: the last is back after"
+    report.bar(last <= limit, f"{claim} {last:.2f} s <= {limit:.2f} s", speed=True)
+    claim = f"the longest gap of one that is back {gap * 1000:.0f} ms"
+    report.bar(gap <= silence, f"{claim} <= three slices, {silence * 1000:.0f} ms", speed=True)
+    report.figures["crowd"] = {
+        "last_seconds": crowd.last,
+        "gap_seconds": crowd.gap,
+        "bare_seconds": crowd.bare,
+    }
 
 
 def _rounds(on: Bulkhead, off: Bulkhead, model: Path, streams: int, rounds: int) -> Taken:
@@ -171,7 +225,7 @@ def _bare(model: Path, lengths: list[int]) -> tuple[float, float]:
 def _tell(report: harness.Report, taken: dict[int, Taken]) -> None:
     header = ["streams", "bare load", "+ prefills", "spare", "no spare", "limit"]
     rows: list[list[str]] = []
-    figures: dict[str, dict[str, list[float]]] = {}
+    figures: dict[str, object] = {}
     limits: dict[int, float] = {}
     for streams, each in taken.items():
         bare = harness.median(each.bare)

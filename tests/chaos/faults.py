@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.helpers.fakes.orders import EXIT, HOG, TEAR, fifo_of
-from tests.helpers.fakes.signs import PREFILL, Sign
+from tests.helpers.fakes.signs import IDLE, PREFILL, Sign
 
 SIGNALS = {
     "abrt": signal.SIGABRT,
@@ -29,7 +29,7 @@ ORDERS = {"exit0": EXIT, "torn": TEAR, "hog": HOG}
 FAULTS = (*SIGNALS, *ORDERS)
 YOUNG, READY, BATCHING, FILLING, IDLING = "young", "ready", "batching", "filling", "idling"
 AIMS = {YOUNG: 9, READY: 6, BATCHING: 3, FILLING: 2, IDLING: 1}
-"""What a fault waits for, and how often: a new process; one that serves, with suspects on
+"""What a fault waits for, and how often: a new process; one that serves, with a suspect on
 probation or without; one that runs several requests at once; one that has just got one; one
 without any."""
 DELAYS = {YOUNG: 1.8, READY: 0.8, BATCHING: 0.5, FILLING: 0.0, IDLING: 0.2}
@@ -38,8 +38,7 @@ BARREN_MAX = 3
 """Deaths without a token between them after which the next process is left until it makes one: what
 never makes any is rightly not loaded again for a while."""
 BATCH_MIN = 3
-"""Requests that run at once only when no suspect is on probation. At the turn from one suspect to
-the next a worker may have two for a moment."""
+"""Requests that run at once only when nobody is accused, and tried alone."""
 
 
 @dataclass(slots=True)
@@ -48,23 +47,24 @@ class Past:
 
     barren: int = 0
     """Deaths since its last token."""
-    died_alone: bool = False
-    """Whether a worker died with a request that ran alone and has not run beside others since. A
-    second fault there would be of another kind: one that a request brings with it."""
+    accuses: bool = False
+    """Whether a worker has died with requests in it: one of them may be accused of that, and is
+    tried alone then. A second fault there would be of another kind: one that a request brings with
+    it."""
 
     def died(self, sign: Sign | None) -> None:
         """A process has ended; `sign` is its last."""
         self.barren = 1 if sign is not None and sign.made else self.barren + 1
         if sign is not None and sign.serves:
-            self.died_alone = 0 < sign.running < BATCH_MIN or (self.died_alone and not sign.running)
+            self.accuses |= sign.running > 0
 
     def allows(self, sign: Sign | None) -> bool:
         """Whether a fault may hit a process where it is now."""
         made = sign is not None and sign.made
         if self.barren >= BARREN_MAX and not made:
             return False
-        alone = sign is not None and sign.serves and sign.running < BATCH_MIN
-        return not (self.died_alone and alone)
+        busy = sign is not None and sign.serves and sign.phase != IDLE
+        return not (self.accuses and busy and sign is not None and sign.running < BATCH_MIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,10 +82,8 @@ def plan(dice: random.Random, past: Past) -> Plan:
     aim = dice.choices(tuple(AIMS), tuple(AIMS.values()))[0]
     if aim == YOUNG and past.barren >= BARREN_MAX:
         aim = READY
-    if past.died_alone:
-        aim = YOUNG if aim == YOUNG and past.barren < BARREN_MAX else BATCHING
-        if fault == "torn" and aim == YOUNG:
-            fault = "kill"  # half a frame comes with the next frame, and that may be later
+    if past.accuses and fault == "torn" and aim in (YOUNG, IDLING):
+        fault = "kill"  # half a frame comes with the next frame, and that may be later
     return Plan(fault, aim, dice.uniform(0, DELAYS[aim]))
 
 

@@ -8,13 +8,23 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.chaos.faults import IDLING, Past, Plan, inject, is_gone, plan, reached, wait_until
+from tests.chaos.faults import (
+    BATCHING,
+    IDLING,
+    Past,
+    Plan,
+    inject,
+    is_gone,
+    plan,
+    reached,
+    wait_until,
+)
 from tests.chaos.tally import Tally
 from tests.helpers.fakes.orders import fifo_of
 from tests.helpers.fakes.signs import DECODE, PREFILL, SPAWN, Sign, forget, sign_of
 
 PROBATION = "probation"
-"""The phase of a worker that runs suspects one at a time."""
+"""The phase of a worker that runs one request, while others wait for what becomes of it."""
 _MOMENT_SECONDS = 60.0
 """After which a fault that waits for its moment is given up for another one."""
 _END_SECONDS = 60.0
@@ -24,9 +34,13 @@ class Target:
     """A model that gets faults: its process, and whether requests wait. Both are read from `look`,
     the model's entry in /health."""
 
-    def __init__(self, look: Callable[[], dict[str, object]], folder: Path) -> None:
+    def __init__(
+        self, look: Callable[[], dict[str, object]], load: Callable[[], object], folder: Path
+    ) -> None:
+        """`load` has it loaded by hand."""
         self._look = look
         self._folder = folder
+        self.load = load
 
     @property
     def pid(self) -> int | None:
@@ -105,6 +119,9 @@ class FaultInjector:
         """Wait for what the fault waits for, so long as it says, and until a fault may hit the
         model. None when that does not come, or the process ends by itself."""
         pids: list[int] = []
+        if wanted.aim == BATCHING:
+            # Crowds that die again and again are made smaller, and these are not too large.
+            self._target.load()
 
         def is_there() -> bool:
             pid = self._target.pid
@@ -146,6 +163,6 @@ class FaultInjector:
 def _phase(sign: Sign | None, waiting: bool) -> str:
     if sign is None:
         return SPAWN
-    if sign.phase in (PREFILL, DECODE) and sign.running < 2 and (waiting or sign.paused):
+    if sign.phase in (PREFILL, DECODE) and sign.running < 2 and waiting:
         return PROBATION
     return sign.phase

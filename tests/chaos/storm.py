@@ -201,7 +201,12 @@ class _Weather:
     # ── faults ───────────────────────────────────────────────────────────────────────────────────
 
     def _injector(self, model: str, dice: random.Random) -> FaultInjector:
-        target = Target(lambda: self._view.get(model, {}), self._folder)
+        path = f"/admin/models/{model}/load"
+        target = Target(
+            lambda: self._view.get(model, {}),
+            lambda: self._server.request("POST", path, seconds=_ANSWER_SECONDS),
+            self._folder,
+        )
         return FaultInjector(
             model, dice, target, self._folder, self._tally, self._take, self._hush, self._over
         )

@@ -57,8 +57,9 @@ class FrameStream(asyncio.Protocol, Generic[F]):
             if self._note is None:
                 self._arrived.extend(self._decoder.feed(data))
             else:
-                noted = map(self._note, self._decoder.feed(data))
-                self._arrived.extend(frame for frame in noted if frame is not None)
+                for frame in self._decoder.feed(data):  # for every token of every request
+                    if (noted := self._note(frame)) is not None:
+                        self._arrived.append(noted)
         except ProtocolError as fault:
             self._end(fault)
             self.close()

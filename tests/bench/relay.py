@@ -72,8 +72,7 @@ def bench(report: harness.Report, folder: Path, short: bool) -> None:
             for name, asked in ((OURS, tokens), (PACED, PACES[streams] * paced_seconds)):
                 model = _model(streams, name)
                 request = _request(model, streams, asked)
-                load = client.post(f"/admin/models/{model}/load", {})
-                client.exchange_all(server.port, [load], _DEADLINE)
+                _load(server, model)
                 pids = {"gateway": server.gateway(), "worker": server.workers()[model]}
                 contests[streams, name] = Contest(server.port, request, streams, asked, pids)
             request = contests[streams, OURS].request
@@ -113,6 +112,14 @@ def _server(folder: Path, total: int) -> Iterator[Bulkhead]:
             text += f'[models.{model}]\nsource = "{source}"\nmax_concurrency = {streams}\n'
     with harness.bulkhead(folder / "b", {}, settings=text, scripted=True, imports=False) as server:
         yield server
+
+
+def _load(server: Bulkhead, model: str) -> None:
+    request = client.post(f"/admin/models/{model}/load", {})
+    (exchange,) = client.exchange_all(server.port, [request], _DEADLINE)
+    answer = exchange.answer()
+    if answer.status != 200:
+        raise Failed(f"{model} is not loaded: {answer.status} {answer.body!r}")
 
 
 @contextmanager

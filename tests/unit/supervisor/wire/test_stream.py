@@ -271,20 +271,18 @@ def test_what_is_there_is_taken_if_it_is_of_the_kind() -> None:
     async def scenario() -> None:
         stream, peer = await beside_raw_peer(frames.FromEngine)
         assert stream.take(Token) is None
-        assert stream.is_empty
-        arrival = stream.arrival()
+        before, arrival = stream.is_empty, stream.arrival()
         sent: list[Frame] = [Token(1, "a"), Token(2, "b"), End("stop", 1, 2), Token(3, "c")]
         peer.send(b"".join(map(encode, sent)))
         await arrival
-        assert not stream.is_empty
+        assert (before, stream.is_empty) == (True, False)
         taken = [stream.take(Token) for _ in range(4)]
         assert taken == [Token(1, "a"), Token(2, "b"), None, None]
         assert await stream.receive() == End("stop", 1, 2)
         assert stream.take(Token) == Token(3, "c")
         peer.close()
         await stream.arrival()
-        assert stream.ended
-        assert not stream.is_empty
+        assert (stream.ended, stream.is_empty) == (True, False)
         assert await stream.receive() is None
 
     run(scenario())

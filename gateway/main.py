@@ -40,7 +40,7 @@ def main() -> None:
     heap.keep_large_pieces_apart()
     record = ProgressRecord.inherited(arguments.progress)
     logs.set_up(arguments.log, arguments.terminal)
-    _yield_to_engines()
+    yield_to_engines()
     settings = msgspec.json.decode(arguments.settings, type=ServerSettings)
     listener = socket.socket(fileno=arguments.listen)
     uvloop.run(_serve(listener, arguments.control, settings, record))
@@ -76,7 +76,7 @@ async def _reach_supervisor(control: str) -> FrameStream[ToGateway]:
         await asyncio.sleep(_RETRY_SECONDS)
 
 
-def _yield_to_engines() -> None:
+def yield_to_engines() -> None:
     """On Linux, where engines compute on the CPU: do not preempt them.
 
     Each token wakes this process while the engine begins its next step, which all streams wait for.

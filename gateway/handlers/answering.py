@@ -41,6 +41,9 @@ from supervisor.wire.frames import Accepted, End, Generate, Progress, PromptLogp
 
 log = logging.getLogger("bulkhead.gateway")
 
+_WRITE_BYTES = 2**15
+"""Of one write, after which it is seen whether the client reads."""
+
 Rendered = PromptLogprobs | Token | End
 """Frames that have events of their own."""
 
@@ -156,7 +159,7 @@ class _Answer:
                     await stream.send(begun + renderer.ping())
                     begun, event = b"", await self._next()
                 while self._running:
-                    await stream.send(begun + self._render(*event))
+                    await stream.send(begun + self._render(*event) + self._render_ready())
                     begun = b""
                     if self._running:
                         event = await self._next()
@@ -236,6 +239,16 @@ class _Answer:
         if self._running:
             return last
         return last + self._renderer.done(self._usage(), self._generation.recoveries)
+
+    def _render_ready(self) -> bytes:
+        """The events of the tokens that are there already: one write for all of them."""
+        events: list[bytes] = []
+        size = 0
+        # Nothing may be asked for after the last end.
+        while self._running and size < _WRITE_BYTES and (ready := self._generation.take()):
+            events.append(self._renderer.token(*ready))
+            size += len(events[-1])
+        return b"".join(events)
 
     def _note_first(self, frame: Rendered) -> None:
         if isinstance(frame, Token) and self._record.first_at is None:

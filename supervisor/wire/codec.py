@@ -122,10 +122,8 @@ def _packed(frame: Frame, content: object) -> bytes:
 
 
 def _encoded(frame: Frame) -> bytes:
-    buffer = bytearray(HEADER.size)
-    _encoder.encode_into(frame, buffer, HEADER.size)
-    HEADER.pack_into(buffer, 0, len(buffer) - HEADER.size)
-    return bytes(buffer)
+    body = _encoder.encode(frame)
+    return HEADER.pack(len(body)) + body
 
 
 def _unfit(frame: Frame, error: Exception) -> ProtocolError:
@@ -150,28 +148,31 @@ class FrameDecoder(Generic[F]):
 
         Raises ProtocolError after the last good frame; feed nothing after that.
         """
-        self._buffer += data
-        start = 0
+        # Nearly always `data` holds whole frames, and nothing waits for it.
+        waits = bool(self._buffer)
+        if waits:
+            self._buffer += data
+        source = self._buffer if waits else data
+        start, held = 0, len(source)
         try:
-            while len(self._buffer) - start >= HEADER.size:
-                (length,) = HEADER.unpack_from(self._buffer, start)
+            while held - start >= HEADER.size:
+                (length,) = HEADER.unpack_from(source, start)
                 if length > self._limit:
                     raise ProtocolError(f"a frame of {length} bytes exceeds {self._limit}")
                 end = start + HEADER.size + length
-                if len(self._buffer) < end:
+                if held < end:
                     break
-                body = bytes(self._buffer[start + HEADER.size : end])
+                body = source[start + HEADER.size : end]
                 start = end
-                yield self._decode(body)
-        finally:
-            del self._buffer[:start]
-
-    def _decode(self, body: bytes) -> F:
-        try:
-            return self._decoder.decode(body)
+                yield self._decoder.decode(body)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             # The decoder's own message can quote values, and values can be prompt text.
             raise ProtocolError(f"malformed frame: {type(error).__name__}") from None
+        finally:
+            if waits:
+                del self._buffer[:start]
+            elif start < held:
+                self._buffer += data[start:]
 
     def eof(self) -> None:
         """The stream ended. Raises TornFrame if it did so inside a frame."""

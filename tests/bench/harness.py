@@ -132,12 +132,14 @@ def bulkhead(
     scripted: bool = False,
     own: Mapping[str, str] = MappingProxyType({}),
     environ: Mapping[str, str] = MappingProxyType({}),
+    imports: bool = True,
 ) -> Iterator[Bulkhead]:
     """`bulkhead serve` with its state in `folder`. `settings` is more TOML, `own` that of single
     models, `environ` more environment;
     a death is seen by the client unless `recovery` repairs it; `soft_files`, if given,
     is the soft limit of open files that the server is started with; with `scripted`, models may be
-    folders with a `tests.helpers.fakes.engine.Script`."""
+    folders with a `tests.helpers.fakes.engine.Script`, whose workers import mlx-lm only with
+    `imports`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "bench.toml"
     text = f'[recovery]\nmode = "{recovery}"\n{settings}\n[server]\nport = 0\n'
@@ -158,7 +160,7 @@ def bulkhead(
             stdout=subprocess.PIPE,
             stderr=stderr,
             cwd=ROOT,
-            env={**os.environ, IMPORTS: "1", **environ},
+            env={**os.environ, IMPORTS: "1" if imports else "", **environ},
         )
     try:
         try:

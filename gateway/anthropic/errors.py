@@ -29,7 +29,8 @@ _TYPES = {
 }
 """By status; of all others, `invalid_request_error` below 500 and `api_error` from there on."""
 _TOO_LONG = re.compile(
-    r"maximum context length is (?P<most>\d+) tokens\..* resulted in (?P<size>\d+) (?P<unit>\w+)"
+    r"(?:maximum context length is|machine can hold) (?P<most>\d+) (?:tokens\.|of ).* resulted in "
+    r"(?P<size>\d+) (?P<unit>\w+)"
 )
 _TOO_LONG_ERRORS = (ContextLengthExceeded, PromptTooLarge)
 _WORDS = (

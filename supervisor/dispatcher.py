@@ -306,15 +306,17 @@ class Dispatcher:
 
     # ── the machine's memory ─────────────────────────────────────────────────────────────────────
 
-    def memory_pressure(self, machine: MachineMemory, level: Level, figures: str) -> None:
+    def memory_pressure(
+        self, machine: MachineMemory, level: Level, figures: str, *, eased: bool
+    ) -> None:
         guarded(self._collector.sample_memory, machine)
         if level >= Level.HIGH:
             guarded(self._fleet.spare.drop, "memory is short")
             guarded(self._counter.drop, "memory is short")
-        self.handle(self._pool.pressure, level, figures, time.monotonic())
+        self.handle(self._pool.pressure, level, figures, time.monotonic(), eased=eased)
 
     def memory_footprint(self, model: str, generation: int, size: int) -> None:
-        self.handle(self._pool.footprint, model, generation, size)
+        self.handle(self._pool.footprint, model, generation, size, time.monotonic())
 
     def memory_unattributed(self, size: int) -> None:
         self.handle(self._pool.memory_seen, size, time.monotonic())

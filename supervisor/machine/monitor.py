@@ -30,7 +30,9 @@ Incarnation = tuple[str, int]
 class MemoryListener(Protocol):
     """Who is told what the monitor sees. Called on the event loop."""
 
-    def memory_pressure(self, machine: MachineMemory, level: Level, figures: str) -> None: ...
+    def memory_pressure(
+        self, machine: MachineMemory, level: Level, figures: str, *, eased: bool
+    ) -> None: ...
     def memory_footprint(self, model: str, generation: int, size: int) -> None: ...
     def memory_unattributed(self, size: int) -> None: ...
 
@@ -99,7 +101,7 @@ class Monitor:
         self.machine = machine
         level = self._pressure.observe(machine, self._clock())
         figures = describe(machine, self._pressure.thresholds)
-        self._listener.memory_pressure(machine, level, figures)
+        self._listener.memory_pressure(machine, level, figures, eased=self._pressure.eased)
         if self._watches_release:
             self._look_for_returns(machine, before)
 

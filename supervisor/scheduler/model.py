@@ -14,6 +14,7 @@ from supervisor.scheduler.breaker import Breaker
 from supervisor.scheduler.death import Fault
 from supervisor.scheduler.eviction import Candidate, aged
 from supervisor.scheduler.lifecycle import Event, State, transition
+from supervisor.scheduler.overcharge import Watch, backoff
 
 _FIRST_LOAD_SECONDS = 2.0
 _FIRST_LOAD_BYTES_PER_SECOND = 2e9
@@ -122,6 +123,8 @@ class DrainCause(enum.Enum):
     EVICTION = enum.auto()
     BY_HAND = enum.auto()
     EMERGENCY = enum.auto()
+    OUTGROWN = enum.auto()
+    """It holds more than it is charged, and comes back with a larger charge."""
     SHUTDOWN = enum.auto()
 
 
@@ -217,6 +220,8 @@ class Worker:
     """Tokens."""
     idle_bytes: int = 0
     """The part of its loan that serves no live sequence, as far as it has said."""
+    watch: Watch = field(default_factory=Watch)
+    """Whether it holds more than it is charged, and what was done about that."""
     unload_asked: bool = False
     """By hand, while it loads: those who wait are served, nobody else."""
     drain_cause: DrainCause = DrainCause.EVICTION
@@ -285,6 +290,12 @@ class Model:
     """What its process held at the end of its last load; survives unloads."""
     learned_bytes: int | None = None
     """What the last load was found to need, with room for requests; survives unloads."""
+    excess_bytes: int = 0
+    """What its process was seen to hold beyond its charge: the next one is charged so much more."""
+    outgrown: int = 0
+    """Restarts for that."""
+    outgrown_at: float = 0.0
+    """When the last of them was, monotonic seconds."""
     deaths: int = 0
     learned_limit: LearnedLimit | None = None
     """After it ran out of memory."""
@@ -318,14 +329,24 @@ class Model:
         """Bytes that the next incarnation is charged: configured, else learned, else estimated."""
         if self.spec.memory_bytes is not None:
             return self.spec.memory_bytes
-        return self.spec.estimate_bytes if self.learned_bytes is None else self.learned_bytes
+        known = self.spec.estimate_bytes if self.learned_bytes is None else self.learned_bytes
+        return known + self.excess_bytes
 
     @property
     def size_source(self) -> str:
         """Where `size` comes from, for people."""
         if self.spec.memory_bytes is not None:
             return "configured"
-        return "estimated" if self.learned_bytes is None else "measured"
+        return "measured" if self.learned_bytes is not None or self.excess_bytes else "estimated"
+
+    def may_outgrow(self, now: float) -> bool:
+        """Whether it may be restarted for holding more than it is charged."""
+        return now >= self.outgrown_at + backoff(self.outgrown)
+
+    def forget_excess(self) -> None:
+        """What it held beyond its charge counts no longer: its files are others, or a person wants
+        it tried."""
+        self.excess_bytes = self.outgrown = 0
 
     @property
     def concurrency(self) -> int:

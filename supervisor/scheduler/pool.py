@@ -232,6 +232,7 @@ class Pool(MemoryEvents):
         model = self.models[name]
         if estimate_bytes != model.spec.estimate_bytes:
             model.measured_bytes = model.learned_bytes = None
+            model.forget_excess()
         model.spec = replace(
             model.spec,
             estimate_bytes=estimate_bytes,

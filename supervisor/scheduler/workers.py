@@ -43,7 +43,7 @@ class Workers:
         than none."""
         room, budget = model.spec.headroom_bytes, self._state.ledger.budget
         if budget is not None:
-            room = max(0, min(room, budget - measured))
+            room = max(0, min(room, budget - measured - model.excess_bytes))
         model.measured_bytes, model.learned_bytes = measured, measured + room
 
     # ── the ways to its end ──────────────────────────────────────────────────────────────────────
@@ -174,3 +174,4 @@ class Workers:
         if model.worker is not None:
             model.worker.backoff = None
         model.breaker.progressed()
+        model.forget_excess()

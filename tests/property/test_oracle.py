@@ -178,7 +178,7 @@ def kill_at_once(
 
 def tenants(self: Planner, *, pinned: bool, busy: bool) -> list[Tenant]:
     return [
-        Tenant(self._candidate(model), busy and model.in_use, self._safe_until(model))
+        Tenant(self._candidate(model), busy and model.in_use, self.safe_until(model))
         for model in self._models
         if model.state is State.READY and (pinned or not model.pinned)
     ]
@@ -200,7 +200,7 @@ def evict_pinned(self: Planner) -> list[Tenant]:
     return tenants(self, pinned=True, busy=True)
 
 
-@bug("a load has its residency", Planner, "_safe_until", 0, r"\w goes within its residency")
+@bug("a load has its residency", Planner, "safe_until", 0, r"\w goes within its residency")
 def evict_just_loaded(self: Planner, model: Model) -> float:
     return 0.0
 

@@ -237,7 +237,7 @@ class World(Books):
         key = (name, process.generation)
         whole = process.charge
         if self.rules.release is ReleaseRule.WHEN_SEEN:
-            self.pool.footprint(name, process.generation, whole)
+            self.pool.footprint(name, process.generation, whole, self.now)
             self.dead[key] = Dead(whole, max(int(whole * left_behind), 0), self.now)
         self._drop_impossible_preloads()
         effects = self.pool.exited(name, process.generation, "SIGKILL", self.now, death_of(fault))
@@ -249,7 +249,7 @@ class World(Books):
         pool, now = self.pool, self.now
         pool.started(name, generation, 666)
         pool.loading(name, generation, now)
-        pool.footprint(name, generation, 1)
+        pool.footprint(name, generation, 1, now)
         for effects in (
             pool.ready(name, generation, GB, 1, now),
             pool.load_failed(name, generation, "no", now),

@@ -165,12 +165,15 @@ class Planner:
         if state.level is Level.CRITICAL and not state.eased:
             return []
         effects: list[Effect] = []
-        while (plan := self._make_plan(now)).unload:
-            # Again: who waits longer may now find room with what goes for somebody else.
+        while (plan := self._make_plan(now)).unload or plan.lend:
+            # Again: who waits longer may now find room with what goes for somebody else, and
+            # whoever was lent something moves.
             for unload in plan.unload:
                 effects += self.evict(models[unload.victim], models[unload.model], now)
+            if not plan.unload:
+                effects += [self._loans.lend(key, size) for key, size in plan.lend.items()]
         self._wake = plan.wake
-        effects += self._lend_and_recall(plan, now)
+        effects += self._call_back(plan, now)
         if state.rules.load_gate == "exclusive":
             return [*effects, *self._start_alone(plan.start, held, now)]
         for name in plan.start:
@@ -193,8 +196,8 @@ class Planner:
             self._loans.loans(),
         )
 
-    def _lend_and_recall(self, plan: Plan, now: float) -> list[Effect]:
-        effects = [self._loans.lend(key, size) for key, size in plan.lend.items()]
+    def _call_back(self, plan: Plan, now: float) -> list[Effect]:
+        effects: list[Effect] = []
         asked = dict(plan.recall)
         if plan.park is not None:
             key, size = plan.park
@@ -353,13 +356,13 @@ class Planner:
 
     def keep_to_budget(self, now: float) -> list[Effect]:
         """Loans may have come back short that were called back because a load broke the budget."""
-        if self._made_good_for is None or self._state.ledger.free >= 0:
-            self._made_good_for = None
+        key = self._made_good_for
+        if key is None or any(loan.awaited for loan in self._loans.loans()):
             return []
-        model = self._state.models[self._made_good_for[0]]
-        if model.state is not State.READY or model.current.key != self._made_good_for:
-            return []
-        return self.make_good(model, now)
+        self._made_good_for = None
+        model = self._state.models[key[0]]
+        serves = model.state is State.READY and model.current.key == key
+        return self.make_good(model, now) if serves else []
 
     def unload_idle(self, model: Model, now: float) -> list[Effect]:
         """READY: its time to live is over."""

@@ -197,8 +197,7 @@ class Relief:
         """Those above their charge, which the next readings of theirs deal with; at once where the
         machine is pressed hard."""
         self._batch = []
-        grown = [each for each in self._ready() if each.current.watch.over]
-        grown = [model for model in grown if model.may_outgrow(now)]
+        grown = [each for each in self._ready() if self._is_over(each) and each.may_outgrow(now)]
         if not grown:
             self._grown_since = None
             return None
@@ -212,6 +211,12 @@ class Relief:
             size = ledger.charges[model.current.key].footprint or 0
             effects += self._restart(model, size, now)
         return effects
+
+    def _is_over(self, model: Model) -> bool:
+        """Whether it held more when it was last seen than it is charged now."""
+        charge = self._state.ledger.charges[model.current.key]
+        seen = charge.footprint or 0
+        return model.current.watch.over and overcharge.is_over(seen, charge.bytes)
 
     def _superfluous(self, now: float) -> list[Model]:
         """Idle models that are not pinned, but for `keep`; those just loaded are spared at first,

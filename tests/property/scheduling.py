@@ -93,23 +93,30 @@ class Walk:
         calm = chosen if calm is None else calm
         self.world = make_world(rng, storm=storm, calm=calm, fixed=rules)
         self.names = list(self.world.models)
-        moves: list[tuple[Callable[[], None], int, int]] = [
-            (self.acquire, 26, 14),
-            (self.release, 18, 3),
-            (self.load_on, 20, 24),
-            (self.exit_stopped, 12, 8),
-            (self.pass_time, 12, 3),
-            (self.jump, 2, 1),
-            (self.memory, 6, 5),
-            (self.pressure, 2, 1),
-            (self.by_hand, 4, 2),
-            (self.trouble, 4, 2),
-            (self.stale, 1, 1),
-            (self.kill, 1, 6),
-            (self.come_back, 6, 26),
-            (self.make_progress, 6, 24),
+        self.lends = self.rng.random() < 0.4
+        """Whether this episode is about loans above all."""
+        kind = 2 if self.lends else int(storm)
+        moves: list[tuple[Callable[[], None], int, int, int]] = [
+            (self.acquire, 26, 14, 10),
+            (self.release, 18, 3, 4),
+            (self.load_on, 20, 24, 20),
+            (self.exit_stopped, 12, 8, 8),
+            (self.pass_time, 12, 3, 8),
+            (self.jump, 2, 1, 1),
+            (self.memory, 6, 5, 4),
+            (self.pressure, 2, 1, 1),
+            (self.by_hand, 4, 2, 1),
+            (self.trouble, 4, 2, 1),
+            (self.stale, 1, 1, 1),
+            (self.kill, 1, 6, 1),
+            (self.come_back, 6, 26, 10),
+            (self.make_progress, 6, 24, 6),
+            (self.borrow, 10, 6, 40),
+            (self.end_sequence, 5, 3, 14),
+            (self.answer, 12, 8, 20),
+            (self.grow, 3, 2, 2),
         ]
-        self.moves = [move for move, *weights in moves for _ in range(weights[storm])]
+        self.moves = [move for move, *weights in moves for _ in range(weights[kind])]
         self.worst = rng.random() < 0.3
         """Whether this episode knows pressure."""
 
@@ -126,7 +133,9 @@ class Walk:
             asked = self.rng.choice((f"alias-{name}", f"{name}:latest", "unknown", ""))
         kind = self.rng.choice(KINDS)
         digest = f"{kind} for {name}".encode() if kind else b""
-        hold = self.rng.choice((40.0, 240.0) if self.storm else (0.0, 2.0, 15.0, 40.0, 240.0))
+        hold = self.rng.choice(
+            (40.0, 240.0) if self.storm or self.lends else (0.0, 2.0, 15.0, 40.0, 240.0)
+        )
         poison, keep_alive = kind.startswith("poison"), self.rng.choice(KEEP_ALIVES)
         self.world.acquire(asked, hold, digest=digest, poison=poison, keep_alive=keep_alive)
 
@@ -204,7 +213,7 @@ class Walk:
 
     def pass_time(self) -> None:
         calmly, hastily = (0.01, 0.5, 1.0, 3.0, 8.0, 25.0), (0.01, 0.5, 0.5, 1.0, 4.0, 25.0)
-        self.world.advance(self.rng.choice(hastily if self.storm else calmly))
+        self.world.advance(self.rng.choice(hastily if self.storm or self.lends else calmly))
 
     def jump(self) -> None:
         self.world.jump(self.rng.choice((0.0, 1.0, 30.0)))
@@ -215,7 +224,11 @@ class Walk:
 
     def pressure(self) -> None:
         levels = list(Level) if self.worst else [Level.NORMAL, Level.NORMAL, Level.WARN]
-        self.world.pressure(self.rng.choice([Level.NORMAL, *levels]))
+        level = self.rng.choice([Level.NORMAL, *levels])
+        for _ in range(self.rng.choice((1, 1, 3, 8))):
+            eased = level is not Level.NORMAL and self.rng.random() < 0.15
+            self.world.pressure(level, eased=eased)
+            self.world.advance(self.rng.choice((0.5, 1.0, 3.0)))
 
     def by_hand(self) -> None:
         match self.rng.randrange(8):
@@ -265,6 +278,60 @@ class Walk:
         inside = [self.world.requests[i] for i in self.world.open_of(name, "granted")]
         kills = any(request.poison and not request.paused for request in inside)
         return not self.world.calm or kills or not inside
+
+    # ── loans ──
+
+    def borrower(self) -> str | None:
+        """A worker that serves, rather one with requests in it."""
+        ready = [p.model for p in self.world.processes.values() if p.phase == "ready"]
+        busy = [name for name in ready if self.world.open_of(name, "granted")]
+        return self.rng.choice(busy or ready) if ready else None
+
+    def borrow(self) -> None:
+        """A request old or young needs more, or some other worker has something to say."""
+        name = self.borrower()
+        if name is None:
+            return
+        loan = self.world.processes[name].loan
+        age = self.rng.choice((0.0, 0.5, 3.0, 30.0)) + self.rng.random()
+        since = self.rng.choice([self.world.now - age, *loan.live])
+        least = self.rng.choice((1, GB // 4, GB, GB, 3 * GB))
+        if self.rng.random() < 0.8 and not loan.least:
+            self.world.want(name, since, least, least + self.rng.choice((0, GB // 4, GB)))
+        else:
+            self.world.say(name)
+
+    def end_sequence(self) -> None:
+        name = self.borrower()
+        if name is None:
+            return
+        loan = self.world.processes[name].loan
+        if loan.live and self.rng.random() < 0.8:
+            self.world.end_sequence(name, self.rng.choice(sorted(loan.live)))
+        else:
+            self.world.give_back(name, self.rng.random())
+
+    def answer(self) -> None:
+        """Those who were asked answer; some with less, some late, some never."""
+        for process in list(self.world.processes.values()):
+            loan = process.loan
+            if loan.asked and not loan.deaf and process.phase == "ready":
+                luck = self.rng.random()
+                if luck < 0.06:
+                    self.world.lose_answer(process.model)
+                elif luck < 0.8:
+                    share = 1.0 if luck < 0.7 else self.rng.choice((0.0, 0.5))
+                    self.world.answer(process.model, share)
+
+    def grow(self) -> None:
+        """Footprints are read, one after the other; some workers hold more than they may."""
+        for process in list(self.world.processes.values()):
+            if process.phase == "ready" and self.rng.random() < 0.7:
+                much = self.rng.random() < 0.2 or process.is_over
+                factor = self.rng.choice((1.1, 1.3, 1.5)) if much else 0.9
+                extra = 256 * 10**6 if much else 0
+                self.world.footprint(process.model, int(process.charge * factor) + extra)
+        self.world.advance(self.rng.choice((0.1, 1.0)))
 
     def stale(self) -> None:
         self.world.stale(self.name(), self.rng.choice((-1, 1, 5)))

@@ -264,8 +264,13 @@ class Planner:
         return loaded_at + self._state.rules.residency(model.load_seconds or 0.0)
 
     def _tenants(self) -> list[Tenant]:
+        needy = {need.worker for need in self._loans.open_needs()}
         return [
-            Tenant(self._candidate(model), model.in_use, self.safe_until(model))
+            Tenant(
+                self._candidate(model),
+                model.in_use or model.current.key in needy,
+                self.safe_until(model),
+            )
             for model in self._models
             if model.state is State.READY and not model.pinned
         ]

@@ -114,9 +114,9 @@ class Relief:
         """READY: park what runs in it and have it loaded anew, charged what it was seen to hold."""
         worker = model.current
         charge = self._state.ledger.of(worker.key)
-        model.excess_bytes += max(0, size - charge)
         model.outgrown, model.outgrown_at = model.outgrown + 1, now
-        if model.measured_bytes is not None:
+        if model.measured_bytes is not None:  # else its files are others by now
+            model.excess_bytes += max(0, size - charge)
             self._workers.learn_size(model, model.measured_bytes)
         said = warning(
             f"{worker.name} holds {gigabytes(size)} and is charged {gigabytes(charge)}: it is "

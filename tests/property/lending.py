@@ -46,11 +46,18 @@ class Borrower:
     said_youngest: float = 0.0
     said_parkable: int = 0
 
+    def wants(self, since: float, least: int, ahead: int) -> None:
+        """A request needs so much more; what is idle serves first."""
+        own = min(self.idle, least)
+        self.idle -= own
+        self.live[since] = self.live.get(since, 0) + own
+        self.since, self.least = since, least - own
+        self.most = self.least + ahead if self.least else 0
+
     def say(self) -> tuple[int, int, float, int, float, int]:
         """Its standing word from now on: least, most, since, idle, youngest, parkable."""
-        if self.parked and not self.least:
-            self.since = min(self.parked)
-            self.least = self.most = max(1, self.parked.pop(self.since))
+        while self.parked and not self.least:
+            self.wants(min(self.parked), max(1, self.parked.pop(min(self.parked))), 0)
         self.said_idle = self.idle
         self.said_youngest = max(self.live, default=0.0)
         self.said_parkable = self.live.get(self.said_youngest, 0)
@@ -106,7 +113,7 @@ class Borrower:
         given = int(min(asked.bytes, self.idle) * share)
         self.idle -= given
         self.lent -= given
-        if given < asked.bytes:
+        if given < asked.bytes and now < asked.at + ANSWER_SECONDS + ANEW_SECONDS:
             self.rests_until = now + 1.0
         self.said_idle = max(0, self.said_idle - given)
         self.said_youngest, self.said_parkable = 0.0, 0

@@ -406,7 +406,7 @@ class Books:
             f"{name} needs {loan.least} while {idle_loans} of loans are idle",
         )
         others = [p for p in self._borrowing() if p is not process]
-        idle = [p for p in self._takeable() if not self.pool.models[p.model].in_use]
+        idle = [p for p in self._takeable() if self._is_idle(p)]
         bases = sum(p.charge - p.loan.lent for p in idle if p is not process)
         moving = [p for p in others if not p.loan.least and not p.loan.silent(self.now)]
         if loan.least <= free + self._awaited() + bases + sum(p.loan.lent for p in moving):
@@ -703,6 +703,9 @@ class Books:
             first, second, *_ = sorted(queue)
             self._check_second(first, second, closed)
 
+    def _is_idle(self, process: Process) -> bool:
+        return not self.pool.models[process.model].in_use and not process.loan.least
+
     def _takeable(self) -> list[Process]:
         """Ready models that may be taken now, busy ones among them."""
         return [
@@ -749,7 +752,7 @@ class Books:
             f"{name} waits while {idle_loans} of loans are idle",
         )
         ready = self._takeable()
-        idle = [p for p in ready if not self.pool.models[p.model].in_use]
+        idle = [p for p in ready if self._is_idle(p)]
         late = [
             p
             for p in ready

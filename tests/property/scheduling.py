@@ -297,7 +297,7 @@ class Walk:
         since = self.rng.choice([self.world.now - age, *loan.live])
         least = self.rng.choice((1, GB // 4, GB, GB, 3 * GB))
         if self.rng.random() < 0.8 and not loan.least:
-            self.world.want(name, since, least, least + self.rng.choice((0, GB // 4, GB)))
+            self.world.want(name, since, least, self.rng.choice((0, GB // 4, GB)))
         else:
             self.world.say(name)
 

@@ -148,7 +148,7 @@ class World(Books):
     def estimated(self, name: str, size: int, headroom: int) -> None:
         model, old = self.models[name], self.models[name].spec
         if size != old.estimate_bytes:
-            model.learned = None
+            model.learned = model.measured = None
             self._forget_excess(name)
         self.models[name].spec = Spec(
             old.name, old.aliases, old.capacity, old.concurrency, size, headroom,
@@ -277,12 +277,9 @@ class World(Books):
         needs = LoanNeeds(*process.loan.say())
         self.step(f"needs {name}", self.pool.needs(name, process.generation, needs, self.now))
 
-    def want(self, name: str, since: float, least: int, most: int) -> None:
+    def want(self, name: str, since: float, least: int, ahead: int) -> None:
         """A request that came then can't go on without `least` bytes."""
-        loan = self.processes[name].loan
-        own = min(loan.idle, least)
-        loan.idle, loan.live[since] = loan.idle - own, loan.live.get(since, 0) + own
-        loan.since, loan.least, loan.most = since, least - own, most - own
+        self.processes[name].loan.wants(since, least, ahead)
         self.say(name)
 
     def end_sequence(self, name: str, since: float) -> None:
@@ -336,8 +333,8 @@ class World(Books):
             again = model.restarted_at is not None and self.now < model.restarted_at + 60
             check(not again, f"{name} is restarted in a cycle")
             model.restarted_at = self.now
-            model.excess += process.footprint - process.charge
             if model.measured is not None:
+                model.excess += process.footprint - process.charge
                 model.learn(model.measured, self.budget)
             idle = not entry.in_use and not self.open_of(name, "granted")
             if entry.pinned and entry.preload is not None and idle:

@@ -36,18 +36,25 @@ LIMITS = Limits(
 
 
 def make_world(
-    rng: random.Random, *, storm: bool, calm: bool, fixed: Mapping[str, Any] | None = None
+    rng: random.Random,
+    *,
+    storm: bool,
+    calm: bool,
+    lends: bool = False,
+    fixed: Mapping[str, Any] | None = None,
 ) -> World:
     """Budget, sizes and rules of an episode, some of which are `fixed`; in a storm few models and
-    many requests, which go on after deaths."""
+    many requests, which go on after deaths. Where it `lends`, small models on a small machine."""
     budget = rng.choice((None, 10 * GB, 10 * GB, 12 * GB, 16 * GB, 20 * GB))
+    budget = rng.choice((10 * GB, 12 * GB)) if lends else budget
+    sizes = (1, 2, 2, 3) if lends else (0, 2, 3, 5, 8, 8 if storm else 11)
     specs = [
         Spec(
             name,
             aliases=(f"alias-{name}",),
             capacity=30 if storm else rng.choice((2, 4, 30)),
             concurrency=rng.choice((0, 0, 1, 2)),
-            estimate_bytes=rng.choice((0, 2, 3, 5, 8, 8 if storm else 11)) * GB,
+            estimate_bytes=rng.choice(sizes) * GB,
             headroom_bytes=rng.choice((0, 0, GB)),
             memory_bytes=rng.choice((None, None, None, 4 * GB)),
             pin=rng.random() < 0.05,
@@ -91,10 +98,10 @@ class Walk:
         self.storm = storm = chosen if storm is None else storm
         chosen = rng.random() < 0.3
         calm = chosen if calm is None else calm
-        self.world = make_world(rng, storm=storm, calm=calm, fixed=rules)
-        self.names = list(self.world.models)
-        self.lends = self.rng.random() < 0.4
+        self.lends = rng.random() < 0.4
         """Whether this episode is about loans above all."""
+        self.world = make_world(rng, storm=storm, calm=calm, lends=self.lends, fixed=rules)
+        self.names = list(self.world.models)
         kind = 2 if self.lends else int(storm)
         moves: list[tuple[Callable[[], None], int, int, int]] = [
             (self.acquire, 26, 14, 10),
@@ -111,9 +118,9 @@ class Walk:
             (self.kill, 1, 6, 1),
             (self.come_back, 6, 26, 10),
             (self.make_progress, 6, 24, 6),
-            (self.borrow, 10, 6, 40),
-            (self.end_sequence, 5, 3, 14),
-            (self.answer, 12, 8, 20),
+            (self.borrow, 10, 6, 60),
+            (self.end_sequence, 5, 3, 30),
+            (self.answer, 12, 8, 60),
             (self.grow, 3, 2, 2),
         ]
         self.moves = [move for move, *weights in moves for _ in range(weights[kind])]

@@ -40,6 +40,8 @@ class Borrower:
     """It answers nothing any more."""
     rests_until: float = 0.0
     """It gave less than it had said, and is left alone."""
+    rests_surely: bool = False
+    """Or perhaps not: its answer came too late for anybody to wait for it."""
     parked: dict[float, int] = field(default_factory=dict)
     """Bytes that sequences held before they were parked."""
     said_idle: int = 0
@@ -96,7 +98,10 @@ class Borrower:
         """Ask for one thing at a time, which it is known to have."""
         self.asked = [each for each in self.asked if now < each.at + ANSWER_SECONDS + ANEW_SECONDS]
         check(not self.asked, "asked twice at once")
-        check(now >= self.rests_until, "asked again at once for what it did not have")
+        check(
+            now >= self.rests_until or not self.rests_surely,
+            "asked again at once for what it did not have",
+        )
         check(size > 0, "asked for nothing")
         most = self.said_idle + (self.said_parkable if park else 0)
         check(size <= most, f"asked for {size}, and has said {most}")
@@ -113,8 +118,9 @@ class Borrower:
         given = int(min(asked.bytes, self.idle) * share)
         self.idle -= given
         self.lent -= given
-        if given < asked.bytes and now < asked.at + ANSWER_SECONDS + ANEW_SECONDS:
+        if given < asked.bytes:
             self.rests_until = now + 1.0
+            self.rests_surely = now < asked.at + ANSWER_SECONDS + ANEW_SECONDS
         self.said_idle = max(0, self.said_idle - given)
         self.said_youngest, self.said_parkable = 0.0, 0
         return given, asked.number

@@ -409,7 +409,9 @@ class Books:
         idle = [p for p in self._takeable() if self._is_idle(p)]
         bases = sum(p.charge - p.loan.lent for p in idle if p is not process)
         moving = [p for p in others if not p.loan.least and not p.loan.silent(self.now)]
-        if loan.least <= free + self._awaited() + bases + sum(p.loan.lent for p in moving):
+        if loan.least <= free + self._awaited() + bases + sum(
+            p.loan.lent - p.loan.waits_for(self.now) for p in moving
+        ):
             # It can be had: nobody idle is left, and nobody younger may be parked.
             check(idle_loans == 0, f"{name} waits and {idle_loans} of loans are idle")
             check(not [p for p in idle if p is not process], f"{name} waits beside idle models")
@@ -599,8 +601,11 @@ class Books:
             or self.doing in ("unload", f"unload at ready {name}")
         ):
             return
-        if process.breaks_budget and self.pool.state.ledger.free < 0:
-            return  # loans came back short
+        broken = [p.model for p in self.processes.values() if p.breaks_budget]
+        if self.pool.state.ledger.free < 0 and (
+            name in broken or (broken and self._is_idle(process))
+        ):
+            return  # loans came back short that were to make up for a load
         if process.outgrown:
             check(process.is_over, f"{name} is restarted and holds what it may")
             return

@@ -68,6 +68,8 @@ class Process:
     """To end: its end is no death."""
     by_hand: bool = False
     """A person wants it gone, and what runs in it with it."""
+    was_by_hand: bool = False
+    """Or a person wanted that, and an emergency came, which may have been quicker."""
     emergency: bool = False
     """It has to go, whoever wants it."""
     ready_at: float = 0.0
@@ -180,7 +182,8 @@ class Books:
     asked: int = 0
     """Leases that were handed out."""
     pressed: list[str] = field(default_factory=list)
-    """Whom the last reading of an emergency has unloaded."""
+    """Whom an emergency has unloaded last."""
+    new_batch: bool = True
 
     def __post_init__(self) -> None:
         self.pool = Pool(
@@ -473,7 +476,8 @@ class Books:
         request = self.end(lease, "granted")
         process = self.processes.get(request.model)
         ends = self.shutdowns or self.rules.recovery == "off"
-        check(ends or (process and process.by_hand), f"{lease} ends and could return")
+        by_hand = process is not None and (process.by_hand or process.was_by_hand)
+        check(ends or by_hand, f"{lease} ends and could return")
         if error.code in ("worker_crashed", "worker_stalled") or process is None:
             check(
                 process is None or process.at_fault,
@@ -662,7 +666,10 @@ class Books:
         spared = 60.0 if residency is None else residency
         again = model.pressed_at is not None and self.now < model.pressed_at + spared
         check(not again, f"{name} is unloaded in vain again")
+        if self.new_batch:
+            self.pressed, self.new_batch = [], False
         self.pressed.append(name)
+        model.pressed_at = self.now
 
     def _check_service(self) -> None:
         """Whoever can be served is served; above all the model that has waited longest."""

@@ -232,7 +232,7 @@ class Walk:
     def pressure(self) -> None:
         levels = list(Level) if self.worst else [Level.NORMAL, Level.NORMAL, Level.WARN]
         level = self.rng.choice([Level.NORMAL, *levels])
-        for _ in range(self.rng.choice((1, 1, 3, 8))):
+        for _ in range(self.rng.choice((1, 3, 8))):
             eased = level is not Level.NORMAL and self.rng.random() < 0.15
             self.world.pressure(level, eased=eased)
             self.world.advance(self.rng.choice((0.5, 1.0, 3.0)))
@@ -332,13 +332,14 @@ class Walk:
 
     def grow(self) -> None:
         """Footprints are read, one after the other; some workers hold more than they may."""
-        for process in list(self.world.processes.values()):
-            if process.phase == "ready" and self.rng.random() < 0.7:
-                much = self.rng.random() < 0.2 or process.is_over
-                factor = self.rng.choice((1.1, 1.3, 1.5)) if much else 0.9
-                extra = 256 * 10**6 if much else 0
-                self.world.footprint(process.model, int(process.charge * factor) + extra)
-        self.world.advance(self.rng.choice((0.1, 1.0)))
+        grown = self.rng.random() < 0.3
+        for _ in range(6 if grown else 1):
+            for process in list(self.world.processes.values()):
+                if process.phase == "ready":
+                    extra = self.rng.choice((GB // 4, GB)) if grown else 0
+                    size = int(process.charge * (1.3 if grown else 0.9)) + extra
+                    self.world.footprint(process.model, size)
+            self.world.advance(self.rng.choice((0.1, 1.0, 1.0)))
 
     def stale(self) -> None:
         self.world.stale(self.name(), self.rng.choice((-1, 1, 5)))

@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
 from supervisor.errors import BulkheadError
-from supervisor.scheduler import plan
+from supervisor.scheduler import overcharge, plan
 from supervisor.scheduler.blame import BlameRecords
 from supervisor.scheduler.breaker import Breaker
 from supervisor.scheduler.death import Fault
-from supervisor.scheduler.effects import Effect, Refuse
+from supervisor.scheduler.effects import Effect, Lend, Refuse
 from supervisor.scheduler.eviction import Candidate
+from supervisor.scheduler.ledger import Key
 from supervisor.scheduler.lifecycle import Event, State
+from supervisor.scheduler.loans import Loans
 from supervisor.scheduler.model import DrainCause, Lease, Model, Rules
-from supervisor.scheduler.plan import Capacity, Demand, Plan, Tenant
+from supervisor.scheduler.plan import Capacity, Demand, Loan, Need, Plan, Tenant, _Planning
 from supervisor.scheduler.planner import HeldLoad, Planner
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.recovery import Recovery
+from supervisor.scheduler.relief import Relief
 from supervisor.scheduler.requests import Requests
 from supervisor.scheduler.workers import Workers
 from tests.property.scheduling import walk
@@ -334,6 +338,92 @@ def keep_the_first_word(self: Model, lease: Lease) -> None:
 @bug("a time to live ends", Model, "ttl", 0, r"\w outlives its ttl")
 def live_on(self: Model) -> float | None:
     return None
+
+
+# ── loans ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@bug("no loan beyond the budget", Capacity, "free_for", 0, r"OverBudget: .*")
+def lend_what_is_not_free(self: Capacity, need: Need) -> float:
+    return 1e12
+
+
+@bug("a loan is charged before it is told", Loans, "lend", 0, r"\w: charge is wrong")
+def lend_without_a_charge(self: Loans, key: Key, size: int) -> Effect:
+    self._say(key, replace(self._said[key], least=0, most=0))
+    return Lend(*key, size)
+
+
+@bug("idle loans are called back", _Planning, "_idle_loans", 0, r"\w \w+ .*\d+ of loans are idle")
+def see_no_idle_loan(self: _Planning, counts: Callable[[Loan], bool]) -> int:
+    return 0
+
+
+@bug("one thing is asked at a time", Loans, "callable", 0, "AssertionError: .*")
+def ask_again_at_once(self: Loans, key: Key) -> int:
+    said = self._said.get(key)
+    return 0 if said is None else min(said.idle, self._state.ledger.lent(key))
+
+
+@bug("nobody waits for an answer for ever", Loans, "expire", 0, "a tick leaves what is due")
+def wait_for_an_answer_for_ever(self: Loans, now: float) -> list[Effect]:
+    return []
+
+
+@bug(
+    "no busy model is evicted for another's cache",
+    _Planning,
+    "_open_to",
+    0,
+    r"busy \w is drained before anybody waited long enough",
+)
+def evict_busy_for_a_need(self: _Planning, need: Need) -> list[Tenant]:
+    return [each for each in self._left if each.candidate.model != need.worker[0]]
+
+
+@bug(
+    "the oldest request gets the youngest's memory",
+    _Planning,
+    "_park_for",
+    0,
+    r"\w waits and younger \w is not parked",
+)
+def park_nobody(self: _Planning, need: Need, short: int) -> None:
+    pass
+
+
+@bug("nobody older is parked", _Planning, "_park_for", 0, r"\w parks for nobody older")
+def park_an_older_one(self: _Planning, need: Need, short: int) -> None:
+    live = [loan for loan in self._loans if loan.parkable]
+    if live:
+        loan = min(live, key=lambda each: each.youngest)
+        self._plan.park = (loan.worker, min(short, loan.parkable))
+
+
+@bug("the youngest of all is parked", _Planning, "_park_for", 0, r"\w parks before younger \w")
+def park_another_than_the_youngest(self: _Planning, need: Need, short: int) -> None:
+    live = [loan for loan in self._loans if loan.parkable and loan.youngest > need.since]
+    if live:
+        loan = min(live, key=lambda each: each.youngest)
+        self._plan.park = (loan.worker, min(short, loan.parkable))
+
+
+# ── workers above their charge, and pressure ─────────────────────────────────────────────────────
+
+
+@bug("who holds what it may is let alone", overcharge, "is_over", 0, "shrinks without need")
+def everybody_has_outgrown(footprint: int, charge: int) -> bool:
+    return True
+
+
+@bug("no restart in a cycle", Model, "may_outgrow", 0, r"\w is restarted in a cycle")
+def restart_at_once(self: Model, now: float) -> bool:
+    return True
+
+
+@bug("no model is unloaded in vain twice", Relief, "_spares", 0, r"\w is unloaded in vain again")
+def spare_nobody(self: Relief, model: Model, now: float) -> bool:
+    return False
 
 
 @pytest.mark.parametrize("planted", BUGS, ids=[each.promise for each in BUGS])

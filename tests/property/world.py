@@ -128,6 +128,7 @@ class World(Books):
         self.models[name].preload_until = None
         if self.pool.models[name].state in (State.READY, State.DRAINING):
             self.processes[name].by_hand = not self.processes[name].emergency
+            self.processes[name].was_by_hand = True
         self.step("unload", self.pool.unload(name, self.now))
 
     def expire(self, name: str) -> None:
@@ -354,13 +355,15 @@ class World(Books):
         self.step("memory", self.pool.memory_seen(held + noise, self.now))
 
     def pressure(self, level: Level, *, eased: bool = False) -> None:
-        for name in self.pressed:
-            helped = eased or level < self.level
-            self.models[name].pressed_at = None if helped else self.now
-        self.pressed = [] if eased or level < self.level else self.pressed
+        if eased or level < self.level:
+            for name in self.pressed:
+                self.models[name].pressed_at = None
+            self.pressed = []
+        self.new_batch = True
         self.level, self.eased = level, eased
         for process in self.processes.values():
             # An emergency parks what a person would have let end.
+            process.was_by_hand |= process.by_hand
             process.emergency |= level is Level.CRITICAL
             process.by_hand &= not process.emergency
         before = self._restarts()

@@ -231,11 +231,20 @@ class Walk:
 
     def pressure(self) -> None:
         levels = list(Level) if self.worst else [Level.NORMAL, Level.NORMAL, Level.WARN]
-        level = self.rng.choice([Level.NORMAL, *levels])
-        for _ in range(self.rng.choice((1, 3, 8))):
-            eased = level is not Level.NORMAL and self.rng.random() < 0.15
-            self.world.pressure(level, eased=eased)
-            self.world.advance(self.rng.choice((0.5, 1.0, 3.0)))
+        for _ in range(self.rng.choice((1, 1, 2))):
+            level = self.rng.choice([Level.NORMAL, *levels])
+            for _ in range(self.rng.choice((1, 3, 8))):
+                eased = level is not Level.NORMAL and self.rng.random() < 0.15
+                self.world.pressure(level, eased=eased)
+                self.world.advance(self.rng.choice((0.5, 1.0, 3.0)))
+                self.exit_stopped()
+            if level is Level.CRITICAL and self.rng.random() < 0.5:
+                self.world.pressure(Level.NORMAL)
+                for move in (self.acquire, self.acquire, self.load_on, self.load_on, self.load_on):
+                    move()
+                self.world.pressure(level)
+                self.world.advance(1.0)
+                self.world.pressure(level)
 
     def by_hand(self) -> None:
         match self.rng.randrange(8):

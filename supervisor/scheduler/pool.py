@@ -165,7 +165,8 @@ class Pool(MemoryEvents):
         """A person wants the model loaded: as `warm`, and a failed load may be tried again."""
         with suppress(BulkheadError):  # it is refused in a moment
             self.workers.forget_crashes(self.state.resolve(name))
-        return self.warm(request_id, name, hold, now)
+        lease, effects = self.warm(request_id, name, hold, now)
+        return lease, [*effects, *self.planner.settle(now)]
 
     def warm(
         self, request_id: str, name: str, hold: float, now: float, keep_alive: float | None = None

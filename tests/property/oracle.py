@@ -711,7 +711,8 @@ class Books:
             since, name = min(queue)
             if entries[name].state is State.COLD:
                 self._check_first(name, since, closed)
-        if len(queue) > 1 and not any(process.loan.lent for process in self._borrowing()):
+        borrows = any(p.loan.lent or p.loan.least for p in self._borrowing())
+        if len(queue) > 1 and not borrows:
             first, second, *_ = sorted(queue)
             self._check_second(first, second, closed)
 

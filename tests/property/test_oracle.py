@@ -29,7 +29,6 @@ from supervisor.scheduler.plan import Capacity, Demand, Loan, Need, Plan, Tenant
 from supervisor.scheduler.planner import HeldLoad, Planner
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.recovery import Recovery
-from supervisor.scheduler.relief import Relief
 from supervisor.scheduler.requests import Requests
 from supervisor.scheduler.workers import Workers
 from tests.property.scheduling import walk
@@ -79,7 +78,7 @@ def bug(
 # ── what is spawned ──────────────────────────────────────────────────────────────────────────────
 
 
-@bug("no spawn beyond the budget", Workers, "reap", 3, r"\w is spawned: \d+ of \d+ charged")
+@bug("no spawn beyond the budget", Workers, "reap", 0, r"\w is spawned: \d+ of \d+ charged")
 def release_unseen_memory(self: Workers, model: Model, now: float) -> bool:
     model.move(Event.EXITED)
     self._state.ledger.release(model.current.key)
@@ -91,7 +90,7 @@ def count_no_loaded_model(self: Planner) -> int:
     return 0
 
 
-@bug("no spawn under pressure", Planner, "_demands", 0, "a spawn at pressure HIGH")
+@bug("no spawn under pressure", Planner, "_demands", 3, "a spawn at pressure HIGH")
 def load_at_any_level(self: Planner) -> list[Demand]:
     level, self._state.level = self._state.level, Level.NORMAL
     found = demands(self)
@@ -99,14 +98,14 @@ def load_at_any_level(self: Planner) -> list[Demand]:
     return found
 
 
-@bug("no spawn at a closed gate", Planner, "_start_alone", 2, r"\w loads through a gate with .*")
+@bug("no spawn at a closed gate", Planner, "_start_alone", 1, r"\w loads through a gate with .*")
 def load_at_once(
     self: Planner, names: list[str], held: HeldLoad | None, now: float
 ) -> list[Effect]:
     return [each for name in names for each in self._workers.spawn(self._state.models[name], now)]
 
 
-@bug("nothing raises", Capacity, "fits_now", 0, r"OverBudget: .*")
+@bug("nothing raises", Capacity, "fits_now", 1, r"OverBudget: .*")
 def fits_always(self: Capacity, size: int) -> bool:
     return True
 
@@ -125,7 +124,7 @@ def plan_nothing(self: Planner, now: float) -> Plan:
     return Plan()
 
 
-@bug("idle models make room", plan, "make_room", 0, r"\w waits .* while idle models are kept: .*")
+@bug("idle models make room", plan, "make_room", 2, r"\w waits .* while idle models are kept: .*")
 def unload_no_idle_model(
     candidates: list[Candidate], policy: str, need: float, slots: int = 0
 ) -> list[Candidate]:
@@ -136,7 +135,7 @@ def unload_no_idle_model(
     "models that are busy for too long make room",
     plan,
     "_open_at",
-    1,
+    0,
     r"\w waits .* while busy ones are kept for ever: .*",
 )
 def never_take_a_busy_model(demand: Demand, tenant: Tenant, rules: Rules) -> float:
@@ -199,7 +198,7 @@ def evict_busy_as_idle(self: Planner) -> list[Tenant]:
     return tenants(self, pinned=False, busy=False)
 
 
-@bug("no pinned worker is taken", Planner, "_tenants", 1, r"pinned \w is evicted by .*")
+@bug("no pinned worker is taken", Planner, "_tenants", 15, r"pinned \w is evicted by .*")
 def evict_pinned(self: Planner) -> list[Tenant]:
     return tenants(self, pinned=True, busy=True)
 
@@ -226,7 +225,7 @@ def refuse_and_keep(self: Requests, model: Model, lease: Lease, error: BulkheadE
     return Refuse(lease.id, error)
 
 
-@bug("no lease is lost", Recovery, "interrupt", 1, r"\w: \[.*\] granted")
+@bug("no lease is lost", Recovery, "interrupt", 0, r"\w: \[.*\] granted")
 def lose_one_of_the_interrupted(
     self: Recovery, model: Model, error: BulkheadError, now: float, *, parked: bool = False
 ) -> list[Effect]:
@@ -244,7 +243,7 @@ def forget_the_learned_limit(self: Model) -> int:
 # ── after a death ────────────────────────────────────────────────────────────────────────────────
 
 
-@bug("suspects run alone", Recovery, "try_suspects", 0, r"\d+ is granted beside a probation")
+@bug("suspects run alone", Recovery, "try_suspects", 1, r"\d+ is granted beside a probation")
 def grant_another_beside_a_suspect(
     self: Recovery, model: Model, now: float, *, gate_closed: bool
 ) -> list[Effect]:
@@ -256,7 +255,7 @@ def grant_another_beside_a_suspect(
     "a death from outside puts nobody on probation",
     Recovery,
     "_decide_death",
-    1,
+    9,
     r"\d+ is asked to tell of token \d+",
 )
 def suspect_after_any_death(
@@ -269,14 +268,14 @@ def suspect_after_any_death(
     "a probation that is passed is over",
     Recovery,
     "pass_probation",
-    1,
+    7,
     r"\w is ready and \[.+\] wait",
 )
 def nobody_passes(self: Recovery, lease: Lease) -> None:
     pass
 
 
-@bug("nobody stays paused", Recovery, "unpause", 3, r"\[.+\] are paused for nobody")
+@bug("nobody stays paused", Recovery, "unpause", 1, r"\[.+\] are paused for nobody")
 def pause_for_ever(self: Recovery, model: Model) -> list[Effect]:
     return []
 
@@ -285,7 +284,7 @@ def pause_for_ever(self: Recovery, model: Model) -> list[Effect]:
     "who died alone twice is quarantined",
     BlameRecords,
     "add_death_alone",
-    9,
+    12,
     r"\{.+\} are quarantined and nobody says so",
 )
 def count_no_death_alone(self: BlameRecords, digest: bytes, now: float) -> int:
@@ -296,7 +295,7 @@ def count_no_death_alone(self: BlameRecords, digest: bytes, now: float) -> int:
     "who is quarantined is refused",
     BlameRecords,
     "is_quarantined",
-    4,
+    29,
     r"\d+ is quarantined and admitted",
 )
 def admit_quarantined(self: BlameRecords, digest: bytes, now: float) -> bool:
@@ -311,7 +310,7 @@ def forgive_every_death(
     return decide_death(self, model, lease, fault, now)
 
 
-@bug("what has a token is not replayed", Recovery, "take_back", 1, r"\d+ never gives up")
+@bug("what has a token is not replayed", Recovery, "take_back", 2, r"\d+ never gives up")
 def forget_what_was_sent(
     self: Recovery, model: Model, lease: Lease, position: int, now: float, hold: float = 0
 ) -> list[Effect]:
@@ -322,7 +321,7 @@ def forget_what_was_sent(
     "a model that keeps dying is left alone",
     Breaker,
     "died",
-    3,
+    0,
     r"\w keeps dying and is not left alone",
 )
 def never_open(self: Breaker, now: float) -> float | None:
@@ -354,12 +353,12 @@ def lend_without_a_charge(self: Loans, key: Key, size: int) -> Effect:
     return Lend(*key, size)
 
 
-@bug("idle loans are called back", _Planning, "_idle_loans", 0, r"\w \w+ .*\d+ of loans are idle")
+@bug("idle loans are called back", _Planning, "_idle_loans", 1, r"\w \w+ .*\d+ of loans are idle")
 def see_no_idle_loan(self: _Planning, counts: Callable[[Loan], bool]) -> int:
     return 0
 
 
-@bug("one thing is asked at a time", Loans, "callable", 0, "AssertionError: .*")
+@bug("one thing is asked at a time", Loans, "callable", 2, "AssertionError: .*")
 def ask_again_at_once(self: Loans, key: Key) -> int:
     said = self._said.get(key)
     return 0 if said is None else min(said.idle, self._state.ledger.lent(key))
@@ -374,7 +373,7 @@ def wait_for_an_answer_for_ever(self: Loans, now: float) -> list[Effect]:
     "no busy model is evicted for another's cache",
     _Planning,
     "_open_to",
-    0,
+    13,
     r"busy \w is drained before anybody waited long enough",
 )
 def evict_busy_for_a_need(self: _Planning, need: Need) -> list[Tenant]:
@@ -385,14 +384,14 @@ def evict_busy_for_a_need(self: _Planning, need: Need) -> list[Tenant]:
     "the oldest request gets the youngest's memory",
     _Planning,
     "_park_for",
-    0,
+    5,
     r"\w waits and younger \w is not parked",
 )
 def park_nobody(self: _Planning, need: Need, short: int) -> None:
     pass
 
 
-@bug("nobody older is parked", _Planning, "_park_for", 0, r"\w parks for nobody older")
+@bug("nobody older is parked", _Planning, "_park_for", 4, r"\w parks for nobody older")
 def park_an_older_one(self: _Planning, need: Need, short: int) -> None:
     live = [loan for loan in self._loans if loan.parkable]
     if live:
@@ -400,7 +399,7 @@ def park_an_older_one(self: _Planning, need: Need, short: int) -> None:
         self._plan.park = (loan.worker, min(short, loan.parkable))
 
 
-@bug("the youngest of all is parked", _Planning, "_park_for", 0, r"\w parks before younger \w")
+@bug("the youngest of all is parked", _Planning, "_park_for", 5, r"\w parks before younger \w")
 def park_another_than_the_youngest(self: _Planning, need: Need, short: int) -> None:
     live = [loan for loan in self._loans if loan.parkable and loan.youngest > need.since]
     if live:
@@ -416,14 +415,9 @@ def everybody_has_outgrown(footprint: int, charge: int) -> bool:
     return True
 
 
-@bug("no restart in a cycle", Model, "may_outgrow", 0, r"\w is restarted in a cycle")
+@bug("no restart in a cycle", Model, "may_outgrow", 5, r"\w is restarted in a cycle")
 def restart_at_once(self: Model, now: float) -> bool:
     return True
-
-
-@bug("no model is unloaded in vain twice", Relief, "_spares", 0, r"\w is unloaded in vain again")
-def spare_nobody(self: Relief, model: Model, now: float) -> bool:
-    return False
 
 
 @pytest.mark.parametrize("planted", BUGS, ids=[each.promise for each in BUGS])

@@ -30,6 +30,8 @@ CACHED = {
     "load_time_seconds",
     "memory_bytes",
     "charge_bytes",
+    "lent_bytes",
+    "idle_bytes",
     "in_flight",
     "queued",
     "tokens_per_second",

@@ -208,7 +208,7 @@ def test_every_request_ends_whatever_it_takes_from_whom() -> None:
     wants = {name: rng.sample(range(1, 100), 5) for name in "abc"}
     held: dict[str, dict[int, int]] = {name: {} for name in "abc"}
     now, ends = 100.0, 0
-    inbox: list[tuple[str, Effect]] = []
+    inbox: list[Lend | Recall] = []
 
     def tell(name: str) -> None:
         """Its oldest request needs a step more, up to 2 GB."""
@@ -218,17 +218,18 @@ def test_every_request_ends_whatever_it_takes_from_whom() -> None:
         needs = LoanNeeds(
             GB if wants[name] else 0, GB, since, idle, youngest, live.get(youngest, 0)
         )
-        inbox.extend((e.model, e) for e in pool.needs(name, 1, needs, now) if is_loan(e))
+        take(pool.needs(name, 1, needs, now))
 
-    def is_loan(effect: Effect) -> bool:
-        return isinstance(effect, Lend | Recall)
+    def take(effects: list[Effect]) -> None:
+        inbox.extend(effect for effect in effects if isinstance(effect, Lend | Recall))
 
     for _ in range(400):
         now += 0.1
         for name in "abc":
             tell(name)
         while inbox:
-            name, effect = inbox.pop(0)
+            effect = inbox.pop(0)
+            name = effect.model
             live = held[name]
             if isinstance(effect, Lend):
                 since = min(wants[name])
@@ -237,12 +238,11 @@ def test_every_request_ends_whatever_it_takes_from_whom() -> None:
                     wants[name].remove(since)
                     del live[since]  # its cache is idle now
                     ends += 1
-            elif isinstance(effect, Recall):
+            else:
                 idle = pool.state.ledger.lent((name, 1)) - sum(live.values())
                 while effect.park and idle < effect.bytes and live:
                     idle += live.pop(max(live))
-                back = pool.repaid(name, 1, min(idle, effect.bytes), effect.number, now)
-                inbox.extend((e.model, e) for e in back if is_loan(e))
+                take(pool.repaid(name, 1, min(idle, effect.bytes), effect.number, now))
         if ends == 15:
             return
     raise AssertionError(f"{15 - ends} requests wait for ever: {wants}, {held}")

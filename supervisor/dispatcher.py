@@ -39,8 +39,8 @@ from supervisor.scheduler.effects import (
     MayPrefill,
     QuarantineRequest,
     Recall,
+    RememberExcess,
     RememberLimit,
-    RememberOutgrown,
     Shrink,
     Spawn,
     Stop,
@@ -187,7 +187,7 @@ class Dispatcher:
                 self._quarantine.save(self._pool.quarantined(time.monotonic()))
             case RememberLimit(model, limit):
                 self._sizing.save_limit(model, limit, time.time() - time.monotonic())
-            case RememberOutgrown(model, size):
+            case RememberExcess(model, size):
                 self._sizing.save_outgrown(model, size)
             case LogLine(text, level):
                 log.log(level, "%s", text)
@@ -215,7 +215,7 @@ class Dispatcher:
                 self._fleet.stop(model, generation, kill=True, stacks=False)
             case Shrink() | LimitSequences() | QuarantineRequest() | LogLine():
                 pass  # costs memory for a while, or a line
-            case RememberLimit() | RememberOutgrown():
+            case RememberLimit() | RememberExcess():
                 pass  # it is learned again
             case _:
                 assert_never(effect)
@@ -317,15 +317,17 @@ class Dispatcher:
 
     # ── the machine's memory ─────────────────────────────────────────────────────────────────────
 
-    def memory_pressure(self, machine: MachineMemory, level: Level, figures: str) -> None:
+    def memory_pressure(
+        self, machine: MachineMemory, level: Level, figures: str, *, eased: bool
+    ) -> None:
         guarded(self._collector.sample_memory, machine)
         if level >= Level.HIGH:
             guarded(self._fleet.spare.drop, "memory is short")
             guarded(self._counter.drop, "memory is short")
-        self.handle(self._pool.pressure, level, figures, time.monotonic())
+        self.handle(self._pool.pressure, level, figures, time.monotonic(), eased=eased)
 
     def memory_footprint(self, model: str, generation: int, size: int) -> None:
-        self.handle(self._pool.footprint, model, generation, size)
+        self.handle(self._pool.footprint, model, generation, size, time.monotonic())
 
     def memory_unattributed(self, size: int) -> None:
         self.handle(self._pool.memory_seen, size, time.monotonic())

@@ -328,7 +328,10 @@ class CachedModel(AnswerStruct):
     memory_bytes: Annotated[Count, Meta(description="What its process holds now.")]
     charge_bytes: Annotated[Count, Meta(description="Its part of `charged_bytes`.")]
     lent_bytes: Annotated[
-        Count, Meta(description="The part of that which was lent for its KV cache since its load.")
+        Count, Meta(description="The part of that which is lent for KV cache, and comes back.")
+    ]
+    idle_bytes: Annotated[
+        Count, Meta(description="The part of that which serves no request: cached prefixes.")
     ]
     in_flight: Count
     queued: Count

@@ -88,6 +88,7 @@ def render_health(
             "memory_bytes": footprint(*worker.key) or worker.memory_bytes,
             "charge_bytes": ledger.of(worker.key),
             "lent_bytes": ledger.lent(worker.key),
+            "idle_bytes": min(worker.idle_bytes, ledger.lent(worker.key)),
             "in_flight": len(model.granted),
             "queued": len(model.waiting),
             "tokens_per_second": round(does.tokens_per_second, 1),

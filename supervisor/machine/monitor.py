@@ -30,7 +30,9 @@ Incarnation = tuple[str, int]
 class MemoryListener(Protocol):
     """Who is told what the monitor sees. Called on the event loop."""
 
-    def memory_pressure(self, machine: MachineMemory, level: Level, figures: str) -> None: ...
+    def memory_pressure(
+        self, machine: MachineMemory, level: Level, figures: str, *, eased: bool
+    ) -> None: ...
     def memory_footprint(self, model: str, generation: int, size: int) -> None:
         """What a living worker holds, bytes, at every look."""
 
@@ -118,7 +120,7 @@ class Monitor:
         self.machine = machine
         level = self._pressure.observe(machine, self._clock())
         figures = describe(machine, self._pressure.thresholds)
-        self._listener.memory_pressure(machine, level, figures)
+        self._listener.memory_pressure(machine, level, figures, eased=self._pressure.eased)
         for model, _ in list(self._living()):
             # Not while it ends: half torn down, it would seem to leave little behind.
             if model.state is not State.STOPPING and model.current.key in footprints:

@@ -139,7 +139,7 @@ class RememberLimit:
 
 
 @dataclass(frozen=True, slots=True)
-class RememberOutgrown:
+class RememberExcess:
     """By so many bytes the model's workers outgrow what their loads are charged: that is to outlive
     this process."""
 
@@ -175,6 +175,6 @@ Effect = (
     | Interrupt
     | QuarantineRequest
     | RememberLimit
-    | RememberOutgrown
+    | RememberExcess
     | LogLine
 )

@@ -175,11 +175,12 @@ class Loans:
         asks = key in self._asked or key in self._rests
         asked = self._asked.get(key)
         silent = asked is not None and asked.silent
-        rest = self._state.ledger.lent(key) - idle - self.on_its_way(key)
+        awaited = self.on_its_way(key)
         return Loan(
             key,
             idle=idle,
-            in_use=rest,
+            awaited=awaited,
+            in_use=self._state.ledger.lent(key) - idle - awaited,
             drains=model.state is State.DRAINING,
             stands=bool(said.least) or silent,
             youngest=said.youngest,

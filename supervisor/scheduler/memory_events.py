@@ -16,6 +16,7 @@ from supervisor.scheduler.planner import Planner
 from supervisor.scheduler.prefill_gate import PrefillGate
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.recovery import Recovery
+from supervisor.scheduler.relief import Relief
 from supervisor.scheduler.requests import Requests
 from supervisor.scheduler.state import PoolState
 from supervisor.scheduler.workers import Workers
@@ -35,6 +36,7 @@ class MemoryEvents:
         self.planner = Planner(
             state, self.workers, self.requests, self.recovery, self.loans, self.prefill_gate
         )
+        self.relief = Relief(state, self.workers, self.planner, self.loans)
 
     def reserve(self, size: int) -> None:
         """Keep `size` bytes of the budget for what is no model, before anything is charged."""
@@ -67,9 +69,15 @@ class MemoryEvents:
         self.prefill_gate.wants(model.current.key, wanted)
         return self.planner.settle(now)
 
-    def footprint(self, name: str, generation: int, size: int) -> None:
-        """The living worker was seen to hold `size` bytes; needed where `release` is WHEN_SEEN."""
+    def footprint(self, name: str, generation: int, size: int, now: float) -> list[Effect]:
+        """The living worker was seen to hold `size` bytes; told about once a second. Bounds what
+        its end can leave behind where `release` is WHEN_SEEN."""
         self.state.ledger.footprint((name, generation), size)
+        model = self.state.living(name, generation)
+        if model is None or model.state is not State.READY:
+            return []
+        effects = self.relief.footprint(model, size, now)
+        return [*effects, *self.planner.settle(now)] if effects else []
 
     def memory_seen(self, unattributed: int, now: float) -> list[Effect]:
         """Bytes that are wired by no living process of ours, above the quiet baseline; read after
@@ -81,15 +89,18 @@ class MemoryEvents:
                 effects += self.release_memory(model, now)
         return [*effects, *self.planner.settle(now)]
 
-    def pressure(self, level: Level, figures: str, now: float) -> list[Effect]:
-        """A reading's level, the same one or another; `figures` explains it in the log."""
+    def pressure(
+        self, level: Level, figures: str, now: float, *, eased: bool = False
+    ) -> list[Effect]:
+        """A reading's level, the same one or another; `figures` explains it in the log. `eased`:
+        this reading alone would have led to a lower one."""
         before = self.state.level
-        self.state.level, self.state.pressure_figures = level, figures
+        self.state.level, self.state.pressure_figures, self.state.eased = level, figures, eased
         effects: list[Effect] = []
         if level is not before:
             serious = logging.WARNING if level >= Level.HIGH else logging.INFO
             effects.append(LogLine(f"memory pressure is {level.name.lower()}: {figures}", serious))
-        return [*effects, *self.planner.relieve(before, now), *self.planner.settle(now)]
+        return [*effects, *self.relief.pressure(before, now), *self.planner.settle(now)]
 
     def release_memory(self, model: Model, now: float) -> list[Effect]:
         """RELEASING: nobody has to wait for this incarnation's memory any longer."""

@@ -14,6 +14,7 @@ from supervisor.scheduler.breaker import Breaker
 from supervisor.scheduler.death import Fault
 from supervisor.scheduler.eviction import Candidate, aged
 from supervisor.scheduler.lifecycle import Event, State, transition
+from supervisor.scheduler.overcharge import Watch, backoff
 
 _FIRST_LOAD_SECONDS = 2.0
 _FIRST_LOAD_BYTES_PER_SECOND = 2e9
@@ -133,6 +134,8 @@ class DrainCause(enum.Enum):
     EVICTION = enum.auto()
     BY_HAND = enum.auto()
     EMERGENCY = enum.auto()
+    OUTGROWN = enum.auto()
+    """It holds more than it is charged, and comes back with a larger charge."""
     SHUTDOWN = enum.auto()
 
 
@@ -255,6 +258,8 @@ class Worker:
     """Tokens."""
     idle_bytes: int = 0
     """The part of its loan that serves no live sequence, as far as it has said."""
+    watch: Watch = field(default_factory=Watch)
+    """Whether it holds more than it is charged, and what was done about that."""
     unload_asked: bool = False
     """By hand, while it loads: those who wait are served, nobody else."""
     drain_cause: DrainCause = DrainCause.EVICTION
@@ -327,9 +332,12 @@ class Model:
     """What its process held at the end of its last load; survives unloads."""
     learned_bytes: int | None = None
     """What the last load was found to need, with room for requests; survives unloads."""
+    excess_bytes: int = 0
+    """What its process was seen to hold beyond its charge: the next one is charged so much more."""
     outgrown: int = 0
-    """Bytes that its workers were seen to hold beyond what their loads are charged, which the next
-    one is charged as well; survives unloads."""
+    """Restarts for that."""
+    outgrown_at: float = 0.0
+    """When the last of them was, monotonic seconds."""
     deaths: int = 0
     learned_limit: LearnedLimit | None = None
     """After it died of too many."""
@@ -366,7 +374,7 @@ class Model:
         if self.spec.memory_bytes is not None:
             return self.spec.memory_bytes
         known = self.spec.estimate_bytes if self.learned_bytes is None else self.learned_bytes
-        return known + self.outgrown
+        return known + self.excess_bytes
 
     @property
     def untouched(self) -> int:
@@ -374,7 +382,7 @@ class Model:
         loaded = self.spec.estimate_bytes - self.spec.headroom_bytes
         held = loaded if self.measured_bytes is None else self.measured_bytes
         if self.spec.memory_bytes is None:
-            held += self.outgrown  # in use, by whatever it is
+            held += self.excess_bytes  # in use, by whatever it is
         return max(0, self.size - held)
 
     @property
@@ -382,7 +390,16 @@ class Model:
         """Where `size` comes from, for people."""
         if self.spec.memory_bytes is not None:
             return "configured"
-        return "measured" if self.outgrown or self.learned_bytes is not None else "estimated"
+        return "measured" if self.learned_bytes is not None or self.excess_bytes else "estimated"
+
+    def may_outgrow(self, now: float) -> bool:
+        """Whether it may be restarted for holding more than it is charged."""
+        return now >= self.outgrown_at + backoff(self.outgrown)
+
+    def forget_excess(self) -> None:
+        """What it held beyond its charge counts no longer: its files are others, or a person wants
+        it tried."""
+        self.excess_bytes = self.outgrown = 0
 
     @property
     def concurrency(self) -> int:

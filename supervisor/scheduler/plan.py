@@ -96,6 +96,8 @@ class Loan:
     worker: Key
     idle: int = 0
     """Given back when asked for."""
+    awaited: int = 0
+    """Asked for already, and still expected."""
     in_use: int = 0
     drains: bool = False
     stands: bool = False

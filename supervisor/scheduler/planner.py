@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from supervisor.errors import BulkheadError
 from supervisor.scheduler import eviction, refusals
-from supervisor.scheduler.effects import Effect, LogLine, Shrink, warning
+from supervisor.scheduler.effects import Effect, LogLine, warning
 from supervisor.scheduler.eviction import Candidate
 from supervisor.scheduler.ledger import Key
 from supervisor.scheduler.lifecycle import HAS_PROCESS, State
@@ -183,15 +183,18 @@ class Planner:
         state, models = self._state, self._state.models
         self._wake = None
         held, self.held_load = self.held_load, None
-        if state.level is Level.CRITICAL:
+        if state.level is Level.CRITICAL and not state.eased:
             return []
         effects: list[Effect] = []
-        while (plan := self._make_plan(now)).unload:
-            # Again: who waits longer may now find room with what goes for somebody else.
+        while (plan := self._make_plan(now)).unload or plan.lend:
+            # Again: who waits longer may now find room with what goes for somebody else, and
+            # whoever was lent something moves.
             for unload in plan.unload:
                 effects += self.evict(models[unload.victim], models[unload.model], now)
+            if not plan.unload:
+                effects += [self._loans.lend(key, size) for key, size in plan.lend.items()]
         self._wake = plan.wake
-        effects += self._lend_and_recall(plan, now)
+        effects += self._call_back(plan, now)
         if state.rules.load_gate == "exclusive":
             return [*effects, *self._start_alone(plan.start, held, now)]
         for name in plan.start:
@@ -202,7 +205,7 @@ class Planner:
         demands, needs = self._demands(), self._loans.open_needs()
         if not demands and not needs:
             return Plan()
-        if self._state.level is Level.HIGH:
+        if self._state.level >= Level.HIGH:
             needs = [replace(need, most=need.least) for need in needs]
         return make_plan(
             demands,
@@ -214,8 +217,8 @@ class Planner:
             self._loans.loans(),
         )
 
-    def _lend_and_recall(self, plan: Plan, now: float) -> list[Effect]:
-        effects = [self._loans.lend(key, size) for key, size in plan.lend.items()]
+    def _call_back(self, plan: Plan, now: float) -> list[Effect]:
+        effects: list[Effect] = []
         asked = dict(plan.recall)
         if plan.park is not None:
             key, size = plan.park
@@ -276,14 +279,19 @@ class Planner:
         key = model.current.key
         return self._charge(model) - self._loans.callable(key) - self._loans.on_its_way(key)
 
-    def _safe_until(self, model: Model) -> float:
+    def safe_until(self, model: Model) -> float:
         """End of a loaded model's minimum residency, monotonic seconds."""
         loaded_at = model.current.loaded_at or 0.0
         return loaded_at + self._state.rules.residency(model.load_seconds or 0.0)
 
     def _tenants(self) -> list[Tenant]:
+        needy = {need.worker for need in self._loans.open_needs()}
         return [
-            Tenant(self._candidate(model), model.in_use, self._safe_until(model))
+            Tenant(
+                self._candidate(model),
+                model.in_use or model.current.key in needy,
+                self.safe_until(model),
+            )
             for model in self._models
             if model.state is State.READY and not model.pinned
         ]
@@ -331,7 +339,7 @@ class Planner:
         said = LogLine(f"{victim.current.name} ({held}) {how} to make room: {needs}")
         return [said, *self._workers.drain(victim, DrainCause.EVICTION, now)]
 
-    def _idle(self) -> list[Model]:
+    def idle(self) -> list[Model]:
         """Loaded models that nobody uses and that are not pinned, the first to go first."""
         idle = {
             model.name: model
@@ -361,7 +369,7 @@ class Planner:
         ]
         if callable_ >= over:
             return [*effects, *self._loans.recall_idle(over, now)]
-        idle = [self._candidate(other) for other in self._idle() if other is not model]
+        idle = [self._candidate(other) for other in self.idle() if other is not model]
         victims = eviction.make_room(idle, self._state.rules.policy, over - callable_)
         if victims:
             for victim in victims:
@@ -374,45 +382,13 @@ class Planner:
 
     def keep_to_budget(self, now: float) -> list[Effect]:
         """Loans may have come back short that were called back because a load broke the budget."""
-        if self._made_good_for is None or self._state.ledger.free >= 0:
-            self._made_good_for = None
+        key = self._made_good_for
+        if key is None or any(loan.awaited for loan in self._loans.loans()):
             return []
-        model = self._state.models[self._made_good_for[0]]
-        if model.state is not State.READY or model.current.key != self._made_good_for:
-            return []
-        return self.make_good(model, now)
-
-    def relieve(self, before: Level, now: float) -> list[Effect]:
-        """What the pressure asks for that was at another level, or the same, `before`."""
-        effects: list[Effect] = []
-        if self._state.level is Level.CRITICAL:
-            effects += self.unload_all(now)
-        elif self._state.level >= Level.WARN:
-            effects += self.clean_up(now)
-        if before < Level.HIGH <= self._state.level:
-            effects += [
-                Shrink(model.name, model.generation)
-                for model in self._models
-                if model.state is State.READY
-            ]
-        return effects
-
-    def clean_up(self, now: float) -> list[Effect]:
-        """Under pressure: leave `keep` idle models. Those just loaded are spared at first, or two
-        models used in turn would be loaded in turn."""
-        state = self._state
-        pinned = sum(
-            model.pinned and model.state is State.READY and not model.in_use
-            for model in self._models
-        )
-        idle = self._idle()
-        effects: list[Effect] = []
-        for model in idle[: max(0, len(idle) - max(0, state.rules.keep - pinned))]:
-            if state.level >= Level.HIGH or self._safe_until(model) <= now:
-                why = f"is idle and unloaded: {state.pressure_figures}"
-                effects.append(LogLine(f"{model.current.name} {why}"))
-                effects += self._workers.drain(model, DrainCause.EVICTION, now)
-        return effects
+        self._made_good_for = None
+        model = self._state.models[key[0]]
+        serves = model.state is State.READY and model.current.key == key
+        return self.make_good(model, now) if serves else []
 
     def unload_idle(self, model: Model, now: float) -> list[Effect]:
         """READY: its time to live is over."""
@@ -426,25 +402,10 @@ class Planner:
         self._cleanup_at = None
         loaded = sum(model.state in _OCCUPIES - _LEAVING for model in self._models)
         effects: list[Effect] = []
-        for model in self._idle()[: max(0, loaded - self._state.rules.max_loaded)]:
+        for model in self.idle()[: max(0, loaded - self._state.rules.max_loaded)]:
             name = model.current.name
             effects.append(LogLine(f"{name} is unloaded: more than memory.max_loaded"))
             effects += self._workers.drain(model, DrainCause.EVICTION, now)
-        return effects
-
-    def unload_all(self, now: float) -> list[Effect]:
-        """The machine is out of memory: every model goes, pinned ones too. Who waits goes on
-        waiting; who runs has a moment to end."""
-        effects: list[Effect] = []
-        limits = self._state.limits
-        seconds = min(limits.drain, limits.emergency_drain)
-        for model in self._models:
-            if model.state is State.LOADING:
-                effects += self._workers.abort_load(model, now)
-            elif model.state is State.READY:
-                effects += self._workers.drain(model, DrainCause.EMERGENCY, now, seconds=seconds)
-            elif model.state is State.DRAINING:
-                self._workers.hurry_drain(model, seconds, now)
         return effects
 
     def cut_drain(self, model: Model, now: float) -> list[Effect]:

@@ -170,7 +170,7 @@ class Pool(MemoryEvents):
             self.workers.forget_crashes(model)
             forgotten = self.recovery.forget_presumption(model)
         lease, effects = self.warm(request_id, name, hold, now)
-        return lease, [*forgotten, *effects]
+        return lease, [*forgotten, *effects, *self.planner.settle(now)]
 
     def warm(
         self, request_id: str, name: str, hold: float, now: float, keep_alive: float | None = None
@@ -237,7 +237,7 @@ class Pool(MemoryEvents):
         model = self.models[name]
         if estimate_bytes != model.spec.estimate_bytes:
             model.measured_bytes = model.learned_bytes = None
-            model.outgrown = 0
+            model.forget_excess()
         model.spec = replace(
             model.spec,
             estimate_bytes=estimate_bytes,
@@ -252,11 +252,11 @@ class Pool(MemoryEvents):
         load_seconds: float | None,
         memory_bytes: int | None,
         limit: LearnedLimit | None = None,
-        outgrown: int = 0,
+        excess: int = 0,
     ) -> None:
         """What earlier runs of the supervisor have seen of the model; None = nothing."""
         model = self.models[name]
-        model.learned_limit, model.outgrown = limit, outgrown
+        model.learned_limit, model.excess_bytes = limit, excess
         model.use_count, model.load_seconds = use_count, load_seconds
         if memory_bytes is not None:
             self.workers.learn_size(model, memory_bytes)

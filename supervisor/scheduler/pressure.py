@@ -82,15 +82,15 @@ def _share(group: GroupMemory) -> float:
 
 
 class Level(enum.IntEnum):
-    """How pressed the machine is. What is done at each level is in `planner`."""
+    """How pressed the machine is. What is done at each level is in `relief`."""
 
     NORMAL = 0
     WARN = 1
-    """Idle models are unloaded down to `keep`."""
+    """Idle loans are called back, idle models unloaded down to `keep`."""
     HIGH = 2
     """No new loads, caches shrink."""
     CRITICAL = 3
-    """Every model is unloaded."""
+    """Every model is unloaded, one kind after the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +112,11 @@ class Pressure:
         """Since when every reading would have led to a lower level."""
         self._calmest = Level.NORMAL
         """The highest level that the readings since then ask for."""
+
+    @property
+    def eased(self) -> bool:
+        """Whether the last reading would have led to a lower level."""
+        return self._calm_since is not None
 
     def observe(self, reading: MachineMemory, now: float) -> Level:
         """The level after this reading, taken at `now`, monotonic seconds."""

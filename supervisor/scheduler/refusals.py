@@ -200,6 +200,12 @@ def cut_off(model: Model) -> BulkheadError:
                 "Retry, and it is loaded again.",
                 retry_after=model.expected_load,
             )
+        case DrainCause.OUTGROWN:
+            return InsufficientMemoryNow(
+                f"The worker of model `{name}` held more memory than it may and had to be loaded "
+                "anew. Try again.",
+                retry_after=model.expected_load,
+            )
         case DrainCause.EVICTION:
             return InsufficientMemoryNow(
                 f"The model `{name}` had to make room for another one that had waited too long, "

@@ -44,6 +44,8 @@ class PoolState:
         self.uses = 0
         """Requests over all models, the clock by which frequencies age."""
         self.level = Level.NORMAL
+        self.eased = False
+        """Whether the last reading was below the level, which it did not end yet."""
         self.pressure_figures = ""
         """Why the level is what it is."""
         self.shutting_down = False

@@ -23,9 +23,12 @@ from supervisor.scheduler.effects import (
     EndLease,
     Grant,
     Interrupt,
+    Lend,
+    LimitSequences,
     Loaded,
     LogLine,
     QuarantineRequest,
+    Recall,
     Refuse,
     RememberLimit,
     Shrink,
@@ -37,6 +40,7 @@ from supervisor.scheduler.model import LearnedLimit, Limits, Rules, Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.recovery import RETURN_SECONDS
+from tests.property.lending import Borrower, check_park
 from tests.property.recoveries import DeathAccounts, Request, Violation, check
 
 __all__ = ["GB", "Books", "Dead", "Process", "Request", "Violation", "check"]
@@ -63,6 +67,8 @@ class Process:
     """To end: its end is no death."""
     by_hand: bool = False
     """A person wants it gone, and what runs in it with it."""
+    was_by_hand: bool = False
+    """Or a person wanted that, and an emergency came, which may have been quicker."""
     emergency: bool = False
     """It has to go, whoever wants it."""
     ready_at: float = 0.0
@@ -71,6 +77,16 @@ class Process:
     killed: bool = False
     idle_since: float = 0.0
     """When it was last asked for or left, or became ready."""
+    loan: Borrower = field(default_factory=Borrower)
+    footprint: int = 0
+    breaks_budget: bool = False
+    """Its load was larger than was thought, and loans are called back for it."""
+    outgrown: bool = False
+    """It holds more than it is charged, and goes for that."""
+
+    @property
+    def is_over(self) -> bool:
+        return self.footprint > 1.05 * self.charge + 256 * 10**6
 
 
 @dataclass
@@ -101,6 +117,18 @@ class Model:
     """Requests at once, after it ran out of memory."""
     keep_alive: float | None = None
     """What the last request that was served said of it, until the model was unloaded."""
+    measured: int | None = None
+    excess: int = 0
+    """What it was seen to hold beyond its charge."""
+    restarted_at: float | None = None
+    pressed_at: float | None = None
+    """When an emergency unloaded it, and nothing was better for it."""
+
+    def learn(self, size: int, budget: int | None) -> None:
+        """What a load took, and how much of its headroom the budget leaves beside."""
+        whole = float("inf") if budget is None else budget - self.excess
+        self.measured, room = size, self.spec.headroom_bytes
+        self.learned = size if size > whole else int(min(size + room, whole))
 
     @property
     def limit(self) -> int:
@@ -123,7 +151,8 @@ class Model:
     def size(self) -> int:
         if self.spec.memory_bytes is not None:
             return self.spec.memory_bytes
-        return self.spec.estimate_bytes if self.learned is None else self.learned
+        known = self.spec.estimate_bytes if self.learned is None else self.learned
+        return known + self.excess
 
     @property
     def expected_load(self) -> float:
@@ -147,11 +176,15 @@ class Books:
     processes: dict[str, Process] = field(default_factory=dict)
     dead: dict[tuple[str, int], Dead] = field(default_factory=dict)
     level: Level = Level.NORMAL
+    eased: bool = False
     shutdowns: int = 0
     gate_since: float | None = None
     doing: str = ""
     asked: int = 0
     """Leases that were handed out."""
+    pressed: list[str] = field(default_factory=list)
+    """Whom an emergency has unloaded last."""
+    new_batch: bool = True
 
     def __post_init__(self) -> None:
         self.pool = Pool(
@@ -237,7 +270,15 @@ class Books:
                     self._lease_ended(lease, error)
                 case Shrink(model, generation):
                     check(self.processes[model].generation == generation, "shrinks another")
-                    check(self.level >= Level.HIGH, "shrinks without need")
+                    over = self.doing == f"footprint {model}" and self.processes[model].is_over
+                    check(self.level >= Level.HIGH or over, "shrinks without need")
+                case Lend(model, generation, size):
+                    self._lent(model, generation, size)
+                case Recall(model, generation, number, size, park):
+                    self._recalled(model, generation, number, size, park)
+                case LimitSequences(model, generation, sequences):
+                    check(self.processes[model].generation == generation, "limits another")
+                    check(sequences >= 0, "less than none")
                 case RememberLimit(model, limit):
                     self._learned(model, limit)
                 case LogLine():
@@ -306,6 +347,91 @@ class Books:
         self.models[name].served(request)
         check(not limit or len(self.open_of(name, "granted")) <= limit, "more than may run")
 
+    # ── loans ────────────────────────────────────────────────────────────────────────────────────
+
+    def _lent(self, name: str, generation: int, size: int) -> None:
+        process = self.processes.get(name)
+        check(process is not None and process.generation == generation, f"lends to no {name}")
+        assert process is not None
+        check(process.phase == "ready", f"{name} is lent while {process.phase}")
+        check(self.level < Level.CRITICAL or self.eased, "lent in an emergency")
+        if self.budget is not None:
+            total = self.charged() + size
+            check(total <= self.budget, f"{name} is lent: {total} of {self.budget} charged")
+        process.loan.is_lent(size)
+        process.charge += size
+
+    def _recalled(self, name: str, generation: int, number: int, size: int, park: bool) -> None:
+        process = self.processes.get(name)
+        check(process is not None and process.generation == generation, f"asks no {name}")
+        assert process is not None
+        check(process.phase == "ready", f"{name} is asked while {process.phase}")
+        if park:
+            borrowers = [(each.model, each.loan) for each in self._borrowing()]
+            check_park(name, borrowers, process.loan.said_youngest, self.now)
+        process.loan.is_asked(number, size, park, self.now)
+
+    def _borrowing(self) -> list[Process]:
+        return [each for each in self.processes.values() if each.phase == "ready"]
+
+    def _idle_loans(self, but: str = "") -> int:
+        """What could be called back now, of all but one."""
+        return sum(p.loan.callable(self.now) for p in self._borrowing() if p.model != but)
+
+    def _awaited(self) -> int:
+        """What was called back, and is still expected."""
+        return sum(process.loan.waits_for(self.now) for process in self._borrowing())
+
+    def _needs(self) -> list[Process]:
+        """Workers with a request that can't go on, the oldest first."""
+        needy = [process for process in self._borrowing() if process.loan.least]
+        return sorted(needy, key=lambda process: process.loan.since)
+
+    def _check_oldest_need(self) -> None:
+        """Nothing is left untried for the request that can't go on and is the oldest."""
+        needs = self._needs()
+        if self.level is not Level.NORMAL or not needs or self.budget is None or self.shutdowns:
+            return
+        process, loan = needs[0], needs[0].loan
+        older = [m.queued_since for m in self.models.values() if m.queued_since is not None]
+        preloads = [m.preload_until for m in self.models.values() if m.preload_until is not None]
+        if preloads or any(since <= loan.since for since in older):
+            return
+        free = self.budget - self.pool.state.ledger.charged
+        states = {name: entry.state for name, entry in self.pool.models.items()}
+        leaving = [
+            self.pool.state.ledger.of(self.pool.models[name].current.key)
+            for name, state in states.items()
+            if state in LEAVING
+        ]
+        name = process.model
+        check(loan.least > free, f"{loan.least} of {free} are free and {name} is not lent them")
+        if loan.least <= free + self._awaited() + sum(leaving):
+            return
+        idle_loans = self._idle_loans(name)
+        check(
+            loan.least > free + self._awaited() + idle_loans,
+            f"{name} needs {loan.least} while {idle_loans} of loans are idle",
+        )
+        others = [p for p in self._borrowing() if p is not process]
+        idle = [p for p in self._takeable() if self._is_idle(p)]
+        bases = sum(p.charge - p.loan.lent for p in idle if p is not process)
+        moving = [p for p in others if not p.loan.least and not p.loan.silent(self.now)]
+        if loan.least <= free + self._awaited() + bases + sum(
+            p.loan.lent - p.loan.waits_for(self.now) for p in moving
+        ):
+            # It can be had: nobody idle is left, and nobody younger may be parked.
+            check(idle_loans == 0, f"{name} waits and {idle_loans} of loans are idle")
+            check(not [p for p in idle if p is not process], f"{name} waits beside idle models")
+            for other in others:
+                parkable = other.loan.said_parkable and other.loan.may_be_asked(self.now)
+                younger = other.loan.said_youngest > loan.since
+                waits = any(each.loan.asked for each in self._borrowing())
+                check(
+                    not (parkable and younger) or waits,
+                    f"{name} waits and younger {other.model} is not parked",
+                )
+
     def _learned(self, name: str, limit: LearnedLimit | None) -> None:
         """A model that ran out of memory serves fewer at once, or as many as before again."""
         model = self.models[name]
@@ -345,6 +471,10 @@ class Books:
         if parked:
             assert process is not None
             check(not process.by_hand, f"{lease} is parked though a person wants it to end")
+            if process.outgrown:
+                self.deaths.interrupt(request, parked=True)
+                request.deadline = self.now + RETURN_SECONDS
+                return
             self._check_cut(process, error)
         self.deaths.interrupt(request, parked=parked)
         request.deadline = self.now + RETURN_SECONDS
@@ -353,14 +483,15 @@ class Books:
         request = self.end(lease, "granted")
         process = self.processes.get(request.model)
         ends = self.shutdowns or self.rules.recovery == "off"
-        check(ends or (process and process.by_hand), f"{lease} ends and could return")
+        by_hand = process is not None and (process.by_hand or process.was_by_hand)
+        check(ends or by_hand, f"{lease} ends and could return")
         if error.code in ("worker_crashed", "worker_stalled") or process is None:
             check(
                 process is None or process.at_fault,
                 f"{request.model} is said to have died and has not",
             )
             return
-        if self.shutdowns <= 1:
+        if self.shutdowns <= 1 and not process.outgrown:
             self._check_cut(process, error)
 
     def _check_cut(self, process: Process, error: BulkheadError) -> None:
@@ -473,8 +604,10 @@ class Books:
             process.draining_since = self.now
         if process.draining_since is not None:
             check(state in (State.DRAINING, State.STOPPING), f"{name} drained and is {state}")
-        if self.level is Level.CRITICAL:
-            check(state not in (State.READY, State.LOADING), f"{name} is {state} in an emergency")
+        lent = self.pool.state.ledger.lent(key)
+        check(lent == process.loan.lent, f"{name} holds {process.loan.lent}, {lent} are charged")
+        if self.level is Level.CRITICAL and not self.eased:
+            check(state is not State.LOADING, f"{name} is {state} in an emergency")
 
     def _check_drain(self, name: str, process: Process) -> None:
         """A READY worker was taken: by whom, and was it allowed?"""
@@ -484,9 +617,18 @@ class Books:
             or self.doing in ("unload", f"unload at ready {name}")
         ):
             return
+        broken = [p.model for p in self.processes.values() if p.breaks_budget]
+        if self.pool.state.ledger.free < 0 and (
+            name in broken or (broken and self._is_idle(process))
+        ):
+            return  # loans came back short that were to make up for a load
+        if process.outgrown:
+            check(process.is_over, f"{name} is restarted and holds what it may")
+            return
         busy = bool(self.open_of(name, "granted"))
         if self.doing == "pressure":
-            if self.level is Level.CRITICAL:
+            if self.level is Level.CRITICAL and not self.eased:
+                self._check_pressed(name)
                 return
             safe = self.safe_until(process) <= self.now or self.level >= Level.HIGH
             if self.level >= Level.WARN and not busy and safe:
@@ -510,7 +652,15 @@ class Books:
             other != name and model.queued_since is None and self.open_of(other, "waiting")
             for other, model in self.models.items()
         )
-        check(waiters or fresh, f"{name} is evicted for nobody by {self.doing}")
+        needy = [each for each in self._needs() if each.model != name]
+        check(waiters or fresh or needy, f"{name} is evicted for nobody by {self.doing}")
+        if not busy and self.budget is not None and not self.rules.max_loaded and not fresh:
+            free = self.budget - self.charged() + process.loan.idle
+            idle = self._idle_loans(name) + self._awaited()
+            sizes = [model.size for model in waiters] + [each.loan.least for each in needy]
+            dead = self.dead or any(p.phase == "stopped" for p in self.processes.values())
+            enough = sizes and all(size <= free + idle - process.charge for size in sizes)
+            check(not enough or dead, f"{name} goes while {idle} of loans are idle")
         if busy:
             since = [m.queued_since for m in waiters if m.queued_since is not None]
             patient = [
@@ -521,6 +671,17 @@ class Books:
                 (patient and min(patient) <= self.now + _EPSILON) or self.rules.max_wait == 0,
                 f"busy {name} is drained before anybody waited long enough",
             )
+
+    def _check_pressed(self, name: str) -> None:
+        """An emergency unloads nobody again for whose unloading nothing was better."""
+        model, residency = self.models[name], self.rules.min_residency
+        spared = 60.0 if residency is None else residency
+        again = model.pressed_at is not None and self.now < model.pressed_at + spared
+        check(not again, f"{name} is unloaded in vain again")
+        if self.new_batch:
+            self.pressed, self.new_batch = [], False
+        self.pressed.append(name)
+        model.pressed_at = self.now
 
     def _check_service(self) -> None:
         """Whoever can be served is served; above all the model that has waited longest."""
@@ -550,6 +711,7 @@ class Books:
             if timed and not self.models[name].pinned and not entry.in_use:
                 assert ttl is not None
                 check(self.now < process.idle_since + ttl, f"{name} outlives its ttl")
+        self._check_oldest_need()
         if self.level >= Level.HIGH:
             return
         queue = [
@@ -561,9 +723,13 @@ class Books:
             since, name = min(queue)
             if entries[name].state is State.COLD:
                 self._check_first(name, since, closed)
-        if len(queue) > 1:
+        borrows = any(p.loan.lent or p.loan.least for p in self._borrowing())
+        if len(queue) > 1 and not borrows:
             first, second, *_ = sorted(queue)
             self._check_second(first, second, closed)
+
+    def _is_idle(self, process: Process) -> bool:
+        return not self.pool.models[process.model].in_use and not process.loan.least
 
     def _takeable(self) -> list[Process]:
         """Ready models that may be taken now, busy ones among them."""
@@ -592,21 +758,35 @@ class Books:
         # A preload that was there before keeps its turn.
         if any(m.preload_until is not None for m in self.models.values()):
             return
+        needs = self._needs()
+        if needs and needs[0].loan.since <= since:
+            return  # what is free is kept for older ones
         free, places, coming, places_coming = self._room()
         if model.size <= free and places >= 1:
             check(closed, f"{name} fits and is not loaded")
             return
+        coming += sum(
+            p.loan.waits_for(self.now) for p in self._borrowing() if p.draining_since is None
+        )
         if model.size <= coming and places_coming >= 1:
             return
+        ready = [p for p in self._borrowing() if p.draining_since is None]
+        idle_loans = sum(p.loan.callable(self.now) for p in ready)
+        check(
+            model.size > coming + idle_loans or places_coming < 1,
+            f"{name} waits while {idle_loans} of loans are idle",
+        )
         ready = self._takeable()
-        idle = [p for p in ready if not self.pool.models[p.model].in_use]
+        idle = [p for p in ready if self._is_idle(p)]
         late = [
             p
             for p in ready
             if p in idle or since + self.patience(model, self.models[p.model]) <= self.now
         ]
         for who, what in ((idle, "idle models are kept"), (late, "busy ones are kept for ever")):
-            enough = model.size <= coming + sum(p.charge for p in who)
+            held = sum(p.charge - p.loan.waits_for(self.now) for p in who)
+            held += sum(p.loan.callable(self.now) for p in ready if p not in who)
+            enough = model.size <= coming + held
             check(
                 not enough or places_coming + len(who) < 1,
                 f"{name} waits since {since} while {what}: {[p.model for p in who]}",

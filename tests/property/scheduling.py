@@ -36,18 +36,25 @@ LIMITS = Limits(
 
 
 def make_world(
-    rng: random.Random, *, storm: bool, calm: bool, fixed: Mapping[str, Any] | None = None
+    rng: random.Random,
+    *,
+    storm: bool,
+    calm: bool,
+    lends: bool = False,
+    fixed: Mapping[str, Any] | None = None,
 ) -> World:
     """Budget, sizes and rules of an episode, some of which are `fixed`; in a storm few models and
-    many requests, which go on after deaths."""
+    many requests, which go on after deaths. Where it `lends`, small models on a small machine."""
     budget = rng.choice((None, 10 * GB, 10 * GB, 12 * GB, 16 * GB, 20 * GB))
+    budget = rng.choice((10 * GB, 12 * GB)) if lends else budget
+    sizes = (1, 2, 2, 3) if lends else (0, 2, 3, 5, 8, 8 if storm else 11)
     specs = [
         Spec(
             name,
             aliases=(f"alias-{name}",),
             capacity=30 if storm else rng.choice((2, 4, 30)),
             concurrency=rng.choice((0, 0, 1, 2)),
-            estimate_bytes=rng.choice((0, 2, 3, 5, 8, 8 if storm else 11)) * GB,
+            estimate_bytes=rng.choice(sizes) * GB,
             headroom_bytes=rng.choice((0, 0, GB)),
             memory_bytes=rng.choice((None, None, None, 4 * GB)),
             pin=rng.random() < 0.05,
@@ -91,25 +98,32 @@ class Walk:
         self.storm = storm = chosen if storm is None else storm
         chosen = rng.random() < 0.3
         calm = chosen if calm is None else calm
-        self.world = make_world(rng, storm=storm, calm=calm, fixed=rules)
+        self.lends = rng.random() < 0.4
+        """Whether this episode is about loans above all."""
+        self.world = make_world(rng, storm=storm, calm=calm, lends=self.lends, fixed=rules)
         self.names = list(self.world.models)
-        moves: list[tuple[Callable[[], None], int, int]] = [
-            (self.acquire, 26, 14),
-            (self.release, 18, 3),
-            (self.load_on, 20, 24),
-            (self.exit_stopped, 12, 8),
-            (self.pass_time, 12, 3),
-            (self.jump, 2, 1),
-            (self.memory, 6, 5),
-            (self.pressure, 2, 1),
-            (self.by_hand, 4, 2),
-            (self.trouble, 4, 2),
-            (self.stale, 1, 1),
-            (self.kill, 1, 6),
-            (self.come_back, 6, 26),
-            (self.make_progress, 6, 24),
+        kind = 2 if self.lends else int(storm)
+        moves: list[tuple[Callable[[], None], int, int, int]] = [
+            (self.acquire, 26, 14, 10),
+            (self.release, 18, 3, 4),
+            (self.load_on, 20, 24, 20),
+            (self.exit_stopped, 12, 8, 8),
+            (self.pass_time, 12, 3, 8),
+            (self.jump, 2, 1, 1),
+            (self.memory, 6, 5, 4),
+            (self.pressure, 2, 1, 1),
+            (self.by_hand, 4, 2, 1),
+            (self.trouble, 4, 2, 1),
+            (self.stale, 1, 1, 1),
+            (self.kill, 1, 6, 1),
+            (self.come_back, 6, 26, 10),
+            (self.make_progress, 6, 24, 6),
+            (self.borrow, 10, 6, 60),
+            (self.end_sequence, 5, 3, 30),
+            (self.answer, 12, 8, 60),
+            (self.grow, 3, 2, 2),
         ]
-        self.moves = [move for move, *weights in moves for _ in range(weights[storm])]
+        self.moves = [move for move, *weights in moves for _ in range(weights[kind])]
         self.worst = rng.random() < 0.3
         """Whether this episode knows pressure."""
 
@@ -126,7 +140,9 @@ class Walk:
             asked = self.rng.choice((f"alias-{name}", f"{name}:latest", "unknown", ""))
         kind = self.rng.choice(KINDS)
         digest = f"{kind} for {name}".encode() if kind else b""
-        hold = self.rng.choice((40.0, 240.0) if self.storm else (0.0, 2.0, 15.0, 40.0, 240.0))
+        hold = self.rng.choice(
+            (40.0, 240.0) if self.storm or self.lends else (0.0, 2.0, 15.0, 40.0, 240.0)
+        )
         poison, keep_alive = kind.startswith("poison"), self.rng.choice(KEEP_ALIVES)
         self.world.acquire(asked, hold, digest=digest, poison=poison, keep_alive=keep_alive)
 
@@ -204,7 +220,7 @@ class Walk:
 
     def pass_time(self) -> None:
         calmly, hastily = (0.01, 0.5, 1.0, 3.0, 8.0, 25.0), (0.01, 0.5, 0.5, 1.0, 4.0, 25.0)
-        self.world.advance(self.rng.choice(hastily if self.storm else calmly))
+        self.world.advance(self.rng.choice(hastily if self.storm or self.lends else calmly))
 
     def jump(self) -> None:
         self.world.jump(self.rng.choice((0.0, 1.0, 30.0)))
@@ -215,7 +231,20 @@ class Walk:
 
     def pressure(self) -> None:
         levels = list(Level) if self.worst else [Level.NORMAL, Level.NORMAL, Level.WARN]
-        self.world.pressure(self.rng.choice([Level.NORMAL, *levels]))
+        for _ in range(self.rng.choice((1, 1, 2))):
+            level = self.rng.choice([Level.NORMAL, *levels])
+            for _ in range(self.rng.choice((1, 3, 8))):
+                eased = level is not Level.NORMAL and self.rng.random() < 0.15
+                self.world.pressure(level, eased=eased)
+                self.world.advance(self.rng.choice((0.5, 1.0, 3.0)))
+                self.exit_stopped()
+            if level is Level.CRITICAL and self.rng.random() < 0.5:
+                self.world.pressure(Level.NORMAL)
+                for move in (self.acquire, self.acquire, self.load_on, self.load_on, self.load_on):
+                    move()
+                self.world.pressure(level)
+                self.world.advance(1.0)
+                self.world.pressure(level)
 
     def by_hand(self) -> None:
         match self.rng.randrange(8):
@@ -265,6 +294,61 @@ class Walk:
         inside = [self.world.requests[i] for i in self.world.open_of(name, "granted")]
         kills = any(request.poison for request in inside)
         return not self.world.calm or kills or not inside
+
+    # ── loans ──
+
+    def borrower(self) -> str | None:
+        """A worker that serves, rather one with requests in it."""
+        ready = [p.model for p in self.world.processes.values() if p.phase == "ready"]
+        busy = [name for name in ready if self.world.open_of(name, "granted")]
+        return self.rng.choice(busy or ready) if ready else None
+
+    def borrow(self) -> None:
+        """A request old or young needs more, or some other worker has something to say."""
+        name = self.borrower()
+        if name is None:
+            return
+        loan = self.world.processes[name].loan
+        age = self.rng.choice((0.0, 0.5, 3.0, 30.0)) + self.rng.random()
+        since = self.rng.choice([self.world.now - age, *loan.live])
+        least = self.rng.choice((1, GB // 4, GB, GB, 3 * GB))
+        if self.rng.random() < 0.8 and not loan.least:
+            self.world.want(name, since, least, self.rng.choice((0, GB // 4, GB)))
+        else:
+            self.world.say(name)
+
+    def end_sequence(self) -> None:
+        name = self.borrower()
+        if name is None:
+            return
+        loan = self.world.processes[name].loan
+        if loan.live and self.rng.random() < 0.8:
+            self.world.end_sequence(name, self.rng.choice(sorted(loan.live)))
+        else:
+            self.world.give_back(name, self.rng.random())
+
+    def answer(self) -> None:
+        """Those who were asked answer; some with less, some late, some never."""
+        for process in list(self.world.processes.values()):
+            loan = process.loan
+            if loan.asked and not loan.deaf and process.phase == "ready":
+                luck = self.rng.random()
+                if luck < 0.06:
+                    self.world.lose_answer(process.model)
+                elif luck < 0.8:
+                    share = 1.0 if luck < 0.7 else self.rng.choice((0.0, 0.5))
+                    self.world.answer(process.model, share)
+
+    def grow(self) -> None:
+        """Footprints are read, one after the other; some workers hold more than they may."""
+        grown = self.rng.random() < 0.3
+        for _ in range(6 if grown else 1):
+            for process in list(self.world.processes.values()):
+                if process.phase == "ready":
+                    extra = self.rng.choice((GB // 4, GB)) if grown else 0
+                    size = int(process.charge * (1.3 if grown else 0.9)) + extra
+                    self.world.footprint(process.model, size)
+            self.world.advance(self.rng.choice((0.1, 1.0, 1.0)))
 
     def stale(self) -> None:
         self.world.stale(self.name(), self.rng.choice((-1, 1, 5)))

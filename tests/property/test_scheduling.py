@@ -32,7 +32,9 @@ class Scheduler(RuleBasedStateMachine):
 
     @initialize(seed=st.integers(0, 10_000))
     def begin(self, seed: int) -> None:
-        self.world = make_world(random.Random(seed), storm=seed % 2 == 0, calm=False)
+        self.world = make_world(
+            random.Random(seed), storm=seed % 2 == 0, calm=False, lends=seed % 3 == 0
+        )
 
     def known(self, name: str) -> str:
         return name if name in self.world.models else NAMES[0]
@@ -133,6 +135,47 @@ class Scheduler(RuleBasedStateMachine):
     @rule(data=st.data(), left=shares, fault=st.sampled_from(Fault))
     def exited(self, data: st.DataObject, left: float, fault: Fault) -> None:
         self.world.exited(self.of_process(data), left, fault)
+
+    # ── loans ──
+
+    @precondition(lambda self: self.serving())
+    @rule(
+        data=st.data(),
+        age=st.floats(0.0, 60.0),
+        least=st.sampled_from([1, GB // 4, GB, 3 * GB]),
+        ahead=st.sampled_from([0, GB // 4]),
+    )
+    def borrow(self, data: st.DataObject, age: float, least: int, ahead: int) -> None:
+        name = data.draw(st.sampled_from(self.serving()))
+        if not self.world.processes[name].loan.least:
+            self.world.want(name, self.world.now - age, least, ahead)
+
+    @precondition(lambda self: self.serving())
+    @rule(data=st.data(), share=shares)
+    def end_sequence(self, data: st.DataObject, share: float) -> None:
+        name = data.draw(st.sampled_from(self.serving()))
+        live = self.world.processes[name].loan.live
+        if live:
+            self.world.end_sequence(name, data.draw(st.sampled_from(sorted(live))))
+        else:
+            self.world.give_back(name, share)
+
+    @precondition(lambda self: self.serving())
+    @rule(data=st.data(), share=shares)
+    def answer(self, data: st.DataObject, share: float) -> None:
+        name = data.draw(st.sampled_from(self.serving()))
+        if self.world.processes[name].loan.asked:
+            self.world.answer(name, share)
+
+    @precondition(lambda self: self.serving())
+    @rule(data=st.data(), share=st.sampled_from([0.9, 1.0, 1.3, 2.0]))
+    def footprint(self, data: st.DataObject, share: float) -> None:
+        name = data.draw(st.sampled_from(self.serving()))
+        size = int(self.world.processes[name].charge * share)
+        self.world.footprint(name, size + (GB if share > 1 else 0))
+
+    def serving(self) -> list[str]:
+        return sorted(p.model for p in self.world.processes.values() if p.phase == "ready")
 
     @rule(name=names, offset=st.sampled_from([-1, 1, 5]))
     def words_about_another_generation(self, name: str, offset: int) -> None:

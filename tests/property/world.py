@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from supervisor.errors import BulkheadError
 from supervisor.scheduler.death import Fault
-from supervisor.scheduler.effects import Grant, Loaded, Refuse
+from supervisor.scheduler.effects import Grant, Loaded, Recall, Refuse
 from supervisor.scheduler.lifecycle import State
+from supervisor.scheduler.loans import LoanNeeds
 from supervisor.scheduler.model import ReleaseRule, Spec
 from supervisor.scheduler.pressure import Level
 from tests.property.oracle import GB, Books, Dead, Request, Violation, check
@@ -71,7 +72,12 @@ class World(Books):
     def _forgive(self, name: str) -> None:
         """A person asks for the model: whatever made it crash counts no longer."""
         with suppress(BulkheadError):
-            self.deaths.records[self.pool.state.resolve(name).spec.name].forgiven()
+            called = self.pool.state.resolve(name).spec.name
+            self.deaths.records[called].forgiven()
+            self._forget_excess(called)
+
+    def _forget_excess(self, name: str) -> None:
+        self.models[name].excess, self.models[name].restarted_at = 0, None
 
     def release(self, lease: int) -> None:
         request = self.requests.pop(lease, None)
@@ -122,6 +128,7 @@ class World(Books):
         self.models[name].preload_until = None
         if self.pool.models[name].state in (State.READY, State.DRAINING):
             self.processes[name].by_hand = not self.processes[name].emergency
+            self.processes[name].was_by_hand = True
         self.step("unload", self.pool.unload(name, self.now))
 
     def expire(self, name: str) -> None:
@@ -142,7 +149,8 @@ class World(Books):
     def estimated(self, name: str, size: int, headroom: int) -> None:
         model, old = self.models[name], self.models[name].spec
         if size != old.estimate_bytes:
-            model.learned = None
+            model.learned = model.measured = None
+            self._forget_excess(name)
         self.models[name].spec = Spec(
             old.name, old.aliases, old.capacity, old.concurrency, size, headroom,
             old.memory_bytes, old.pin, old.ttl,
@@ -171,15 +179,14 @@ class World(Books):
         if loads:
             process.phase, process.ready_at, process.idle_since = "ready", self.now, self.now
             process.load_seconds = model.load_seconds = self.now - process.started_at
-            room = model.spec.headroom_bytes
-            whole = float("inf") if self.budget is None else self.budget
-            model.learned = size if size > whole else int(min(size + room, whole))
+            model.learn(size, self.budget)
             process.charge, process.by_hand = model.size, asked
         effects = self.pool.ready(name, process.generation, size, 4096, self.now)
         check(loads or not effects, f"{name} is ready twice")
         if loads and self.pool.models[name].state is not State.READY and not asked:
             over = self.budget is not None and self.pool.state.ledger.charged > self.budget
             wanted = any(m.queued_since is not None for n, m in self.models.items() if n != name)
+            wanted |= bool(self._needs())
             check(over or wanted, f"{name} is thrown out although it fits")
         if loads and self.budget is not None:
             going = (State.STOPPING, State.RELEASING)
@@ -187,6 +194,9 @@ class World(Books):
             coming = sum(
                 self.pool.state.ledger.of(e.current.key) for e in entries if e.state in going
             )
+            recalls = [e for e in effects if isinstance(e, Recall)]
+            process.breaks_budget = bool(recalls) and self.pool.state.ledger.free < 0
+            coming += self._awaited() + sum(e.bytes for e in recalls)
             over_by = self.pool.state.ledger.charged - coming - self.budget
             check(over_by <= 0, f"{name} was larger than estimated and {over_by} are over")
         returning = loads and self.open_of(name, "returning")
@@ -239,7 +249,7 @@ class World(Books):
         key = (name, process.generation)
         whole = process.charge
         if self.rules.release is ReleaseRule.WHEN_SEEN:
-            self.pool.footprint(name, process.generation, whole)
+            self.pool.footprint(name, process.generation, whole, self.now)
             self.dead[key] = Dead(whole, max(int(whole * left_behind), 0), self.now)
         self._drop_impossible_preloads()
         effects = self.pool.exited(name, process.generation, "SIGKILL", self.now, death_of(fault))
@@ -251,7 +261,7 @@ class World(Books):
         pool, now = self.pool, self.now
         pool.started(name, generation, 666)
         pool.loading(name, generation, now)
-        pool.footprint(name, generation, 1)
+        pool.footprint(name, generation, 1, now)
         for effects in (
             pool.ready(name, generation, GB, 1, now),
             pool.load_failed(name, generation, "no", now),
@@ -261,6 +271,77 @@ class World(Books):
         ):
             check(effects == [], "a stale event did something")
         self.step("stale", [])
+
+    # ── loans ────────────────────────────────────────────────────────────────────────────────────
+
+    def say(self, name: str) -> None:
+        """The worker says how it stands with its loan."""
+        process = self.processes[name]
+        needs = LoanNeeds(*process.loan.say())
+        self.step(f"needs {name}", self.pool.needs(name, process.generation, needs, self.now))
+
+    def want(self, name: str, since: float, least: int, ahead: int) -> None:
+        """A request that came then can't go on without `least` bytes."""
+        self.processes[name].loan.wants(since, least, ahead)
+        self.say(name)
+
+    def end_sequence(self, name: str, since: float) -> None:
+        self.processes[name].loan.end(since)
+        self.say(name)
+
+    def give_back(self, name: str, share: float) -> None:
+        """The worker no longer wants a part of what is idle."""
+        process = self.processes[name]
+        size = int(process.loan.idle * share)
+        process.loan.idle -= size
+        self._repay(name, size, 0)
+        self.say(name)
+
+    def answer(self, name: str, share: float) -> None:
+        """The worker answers what it was asked first, in time or late."""
+        size, number = self.processes[name].loan.answer(share, self.now)
+        self._repay(name, size, number)
+        self.say(name)
+
+    def _repay(self, name: str, size: int, number: int) -> None:
+        process = self.processes[name]
+        process.charge -= size
+        process.loan.lent -= 0 if number else size
+        repaid = self.pool.repaid
+        self.step(f"repaid {name}", repaid(name, process.generation, size, number, self.now))
+
+    def lose_answer(self, name: str) -> None:
+        """The worker never answers: as far as it knows, it has."""
+        self.processes[name].loan.deaf = True
+
+    def footprint(self, name: str, size: int) -> None:
+        """The process was seen to hold so much."""
+        process = self.processes[name]
+        process.footprint = size
+        before = self._restarts()
+        effects = self.pool.footprint(name, process.generation, size, self.now)
+        self._note_restarts(before)
+        self.step(f"footprint {name}", effects)
+
+    def _restarts(self) -> dict[str, int]:
+        return {name: entry.outgrown for name, entry in self.pool.models.items()}
+
+    def _note_restarts(self, before: dict[str, int]) -> None:
+        """Who was restarted for its footprint is charged more from now on."""
+        for name, entry in self.pool.models.items():
+            if entry.outgrown == before[name]:
+                continue
+            process, model = self.processes[name], self.models[name]
+            process.outgrown = True
+            again = model.restarted_at is not None and self.now < model.restarted_at + 60
+            check(not again, f"{name} is restarted in a cycle")
+            model.restarted_at = self.now
+            if model.measured is not None:
+                model.excess += process.footprint - process.charge
+                model.learn(model.measured, self.budget)
+            idle = not entry.in_use and not self.open_of(name, "granted")
+            if entry.pinned and entry.preload is not None and idle:
+                model.preload_until = self.now + self.limits.preload
 
     # ── the machine ──────────────────────────────────────────────────────────────────────────────
 
@@ -275,13 +356,22 @@ class World(Books):
         self._drop_impossible_preloads()
         self.step("memory", self.pool.memory_seen(held + noise, self.now))
 
-    def pressure(self, level: Level) -> None:
-        self.level = level
+    def pressure(self, level: Level, *, eased: bool = False) -> None:
+        if eased or level < self.level:
+            for name in self.pressed:
+                self.models[name].pressed_at = None
+            self.pressed = []
+        self.new_batch = True
+        self.level, self.eased = level, eased
         for process in self.processes.values():
             # An emergency parks what a person would have let end.
+            process.was_by_hand |= process.by_hand
             process.emergency |= level is Level.CRITICAL
             process.by_hand &= not process.emergency
-        self.step("pressure", self.pool.pressure(level, "figures", self.now))
+        before = self._restarts()
+        effects = self.pool.pressure(level, "figures", self.now, eased=eased)
+        self._note_restarts(before)
+        self.step("pressure", effects)
 
     def advance(self, span: float) -> None:
         """Let time pass, with a tick at every deadline."""

@@ -32,6 +32,7 @@ CACHED = {
     "memory_bytes",
     "charge_bytes",
     "lent_bytes",
+    "idle_bytes",
     "in_flight",
     "queued",
     "tokens_per_second",
@@ -142,7 +143,7 @@ def test_what_was_learned_and_what_is_stranded_is_told() -> None:
     pool.recall("m", 0, None, None, LearnedLimit(3, 0.0))
     pool.preload("m", 0.0)
     pool.ready("m", 1, 8 * GB, 4096, 1.0)
-    pool.footprint("m", 1, 8 * GB)
+    pool.footprint("m", 1, 8 * GB, 3.0)
     pool.exited("m", 1, "SIGKILL", 2.0)
     pool.memory_seen(8 * GB, 3.0)
     pool.tick(20.0)

@@ -50,14 +50,16 @@ class Told:
         self.footprints: list[tuple[str, int, int]] = []
         self.unattributed: list[int] = []
 
-    def memory_pressure(self, machine: MachineMemory, level: Level, figures: str) -> None:
+    def memory_pressure(
+        self, machine: MachineMemory, level: Level, figures: str, *, eased: bool
+    ) -> None:
         self.levels.append(level)
         self.figures = figures
-        self.pool.pressure(level, figures, self.world.now)
+        self.pool.pressure(level, figures, self.world.now, eased=eased)
 
     def memory_footprint(self, model: str, generation: int, size: int) -> None:
         self.footprints.append((model, generation, size))
-        self.pool.footprint(model, generation, size)
+        self.pool.footprint(model, generation, size, self.world.now)
 
     def memory_unattributed(self, size: int) -> None:
         self.unattributed.append(size)
@@ -211,7 +213,7 @@ def test_a_look_that_fails_is_logged_and_not_the_last(
 
     monkeypatch.setattr("supervisor.machine.monitor._SECONDS", 0.0)
     monkeypatch.setattr(linux.reader, "machine", machine)
-    monkeypatch.setattr(linux.told, "memory_pressure", lambda *_: done.set())
+    monkeypatch.setattr(linux.told, "memory_pressure", lambda *_, eased: done.set())
     asyncio.run(two_looks())
     assert caplog.text.count("cannot look at the machine's memory") == 1
 

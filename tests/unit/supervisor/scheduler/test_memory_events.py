@@ -23,5 +23,5 @@ def test_a_footprint_changes_no_charge() -> None:
     pool = small_machine("a")
     loaded(pool, "a")
     charged = pool.state.ledger.charged
-    pool.footprint("a", 1, GB)
+    pool.footprint("a", 1, GB, 3.0)
     assert pool.state.ledger.charged == charged

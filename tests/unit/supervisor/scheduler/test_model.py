@@ -64,10 +64,10 @@ def test_what_a_load_leaves_untouched_of_its_charge(
 
 def test_what_a_model_outgrew_is_charged_but_is_no_room() -> None:
     pool = small_machine(Spec("m", estimate_bytes=8 * GB, headroom_bytes=3 * GB), budget=20 * GB)
-    pool.recall("m", 0, 1.0, None, outgrown=2 * GB)
+    pool.recall("m", 0, 1.0, None, excess=2 * GB)
     model = pool.models["m"]
     assert (model.size, model.untouched, model.size_source) == (10 * GB, 3 * GB, "measured")
-    pool.recall("m", 0, 1.0, 4 * GB, outgrown=2 * GB)
+    pool.recall("m", 0, 1.0, 4 * GB, excess=2 * GB)
     assert (model.size, model.untouched) == (9 * GB, 3 * GB)
     pool.estimated("m", 7 * GB, 3 * GB, 1.0)  # other files
     assert (model.size, model.size_source) == (7 * GB, "estimated")

@@ -186,7 +186,7 @@ def test_an_emergency_unloads_all_in_whatever_state_they_are() -> None:
     loaded(pool, "idle")
     ask(pool, "loads", 5.0)
     stops = done(pool.pressure(Level.CRITICAL, "", 6.0))
-    assert stops == [Stop("idle", 1, kill=False), Stop("loads", 1, kill=False)]
+    assert stops == [Stop("loads", 1, kill=False), Stop("idle", 1, kill=False)]
 
 
 @pytest.mark.parametrize(

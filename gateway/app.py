@@ -8,6 +8,7 @@ import re
 import resource
 import socket
 import time
+from collections.abc import Callable
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -22,11 +23,14 @@ from gateway.handlers.messages import count_tokens, messages
 from gateway.handlers.openapi import openapi
 from gateway.http.access_log import CLIENT_LEFT, AccessRecord
 from gateway.http.auth import AccessRules
+from gateway.http.bodies import BodyBytes
 from gateway.http.endpoints import by_hand, lacking
 from gateway.http.exchange import (
     ACCESS,
     BEGUN,
+    BODIES,
     FORM_OF,
+    HELD,
     KEYS,
     RECORD,
     REQUEST_ID,
@@ -71,13 +75,19 @@ _ERROR_FORMS: tuple[tuple[str, ErrorForm], ...] = (
 else does as OpenAI's API."""
 
 
-def build(settings: ServerSettings, control: str, timing: Timing | None = None) -> web.Application:
-    """The application."""
+def build(
+    settings: ServerSettings,
+    control: str,
+    timing: Timing | None = None,
+    freed: Callable[[int], object] = lambda size: None,
+) -> web.Application:
+    """The application. `freed` is told of bytes of bodies that are held no longer."""
     # A worker's frame limit must be above any body that passes here.
     limit = min(settings.max_body_bytes, REQUEST_LIMIT - 2**20)
     app = web.Application(middlewares=[_middleware], client_max_size=limit)
     app[SETTINGS] = settings
     app[TIMING] = timing or Timing()
+    app[BODIES] = BodyBytes(settings.queue_bytes, freed)
     app[FORM_OF] = _form_of
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     app[RELAY] = Relay(control, choices_at_once(files))
@@ -162,6 +172,8 @@ async def _middleware(request: web.Request, handler: Handler) -> web.StreamRespo
         bug = InternalError(detail)
         response = _answer_error(request, bug)
     finally:
+        if (held := request.get(HELD)) is not None:
+            held.release()
         # A line costs a quarter of a millisecond: the answer goes first.
         asyncio.get_running_loop().call_soon(_log, request_id, record, time.monotonic())
     if not response.prepared:

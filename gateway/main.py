@@ -13,7 +13,7 @@ import sys
 import msgspec
 import uvloop
 
-from gateway import logs
+from gateway import heap, logs
 from gateway.app import build
 from gateway.http.server import listening
 from supervisor.config.schema import ServerSettings
@@ -37,9 +37,10 @@ def main() -> None:
     parser.add_argument("--progress", type=int, required=True)
     parser.add_argument("--terminal", type=int)
     arguments = parser.parse_args()
+    heap.keep_large_pieces_apart()
     record = ProgressRecord.inherited(arguments.progress)
     logs.set_up(arguments.log, arguments.terminal)
-    _yield_to_engines()
+    yield_to_engines()
     settings = msgspec.json.decode(arguments.settings, type=ServerSettings)
     listener = socket.socket(fileno=arguments.listen)
     uvloop.run(_serve(listener, arguments.control, settings, record))
@@ -52,7 +53,8 @@ async def _serve(
     beating = asyncio.create_task(record.beat())
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    app = build(settings, control)
+    trimmer = heap.Trimmer(asyncio.get_running_loop().call_later)
+    app = build(settings, control, freed=trimmer.freed)
     async with listening(app, listener, backlog=BACKLOG, shutdown_seconds=_SHUTDOWN_SECONDS):
         supervisor: FrameStream[ToGateway] = await _reach_supervisor(control)
         supervisor.send(Serving())
@@ -74,7 +76,7 @@ async def _reach_supervisor(control: str) -> FrameStream[ToGateway]:
         await asyncio.sleep(_RETRY_SECONDS)
 
 
-def _yield_to_engines() -> None:
+def yield_to_engines() -> None:
     """On Linux, where engines compute on the CPU: do not preempt them.
 
     Each token wakes this process while the engine begins its next step, which all streams wait for.

@@ -140,7 +140,9 @@ class Supervisor:
             module=worker_module,
             on_change=self._record_children,
             stall_seconds=config.recovery.stall_seconds,
+            prefill_gate=config.memory.prefill_gate,
             locate=sizing.folder,
+            allowance=lambda model: sizing.allowance(model, pool.state.next_charge(model)),
         )
         self._gateway = GatewayProcess(
             launcher,
@@ -313,6 +315,7 @@ class Supervisor:
             now=time.monotonic(),
             footprint=self._collector.footprint,
             activity=self._fleet.activity,
+            context=lambda name: self._sizing.context(name, self._pool.state.next_charge(name)),
         )
 
     # ── the counter ──────────────────────────────────────────────────────────────────────────────

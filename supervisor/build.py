@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from supervisor.config.rules import ConfigError
+from supervisor.config.rules import ConfigError, dotted
 from supervisor.config.schema import Config, MemorySettings
 from supervisor.machine.readers import MachineMemory
 from supervisor.models.catalog import Catalog
@@ -56,12 +56,17 @@ def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
     offset = time.time() - time.monotonic()
     for name in catalog.models:
         known = sizing.measured_load(name)
-        seconds, size = (known.load_seconds, known.memory_bytes) if known else (None, None)
-        limit = sizing.learned_limit(name, offset)
-        made.recall(name, sizing.cache.use_count(name), seconds, size, limit)
+        limit, uses = sizing.learned_limit(name, offset), sizing.cache.use_count(name)
+        if known is None:
+            made.recall(name, uses, None, None, limit)
+        else:
+            seconds, size = known.load_seconds, known.memory_bytes
+            made.recall(name, uses, seconds, size, limit, known.outgrown)
     models = catalog.models.items()
     pinned = [name for name, model in models if model.pin]
     preloaded = [name for name, model in models if model.preload]
+    for name, model in models:
+        check_kv_budget(name, model.kv_budget_bytes, sizing.least_kv(name))
     check_together(made, "pinned models", pinned)
     check_together(made, "models to preload", preloaded)
     if memory.spare:
@@ -84,6 +89,16 @@ def _reserve_spare(pool: Pool, groups: Sequence[Sequence[str]]) -> None:
     pool.reserve(SPARE_BYTES)
 
 
+def check_kv_budget(name: str, size: int | None, least: int) -> None:
+    """Raises ConfigError unless a `kv_budget` of `size` bytes holds the `least` that the model can
+    work with; None = "auto"."""
+    if size is not None and size < least:
+        raise ConfigError(
+            f"{dotted('models', name)}.kv_budget: {gigabytes(size)} are too little for this model, "
+            f"whose KV cache takes {gigabytes(least)} for the first token. Raise it."
+        )
+
+
 def check_together(pool: Pool, what: str, names: Sequence[str]) -> None:
     """Raises ConfigError unless these models fit the budget all at once, as far as their sizes are
     known: one of them could never be loaded, or would not be at start."""
@@ -94,8 +109,8 @@ def check_together(pool: Pool, what: str, names: Sequence[str]) -> None:
     each = ", ".join(f"{each.name} {gigabytes(each.size)} ({each.size_source})" for each in models)
     raise ConfigError(
         f"memory.budget: {gigabytes(budget)} are too little for the {what}, which need "
-        f"{gigabytes(needed)} together: {each}. Choose fewer or smaller ones, lower their "
-        "max_concurrency or context, set their `memory`, or raise the budget."
+        f"{gigabytes(needed)} together: {each}. Choose fewer or smaller ones, set their `memory` "
+        "where an estimate is wrong, or raise the budget."
     )
 
 
@@ -110,7 +125,6 @@ def spec(name: str, catalog: Catalog, sizing: Sizing) -> Spec:
         estimate_bytes=need.estimate,
         headroom_bytes=need.headroom,
         memory_bytes=model.memory_bytes,
-        context=need.context,
         pin=model.pin,
         ttl=model.ttl,
         fallback=model.fallback,
@@ -119,11 +133,12 @@ def spec(name: str, catalog: Catalog, sizing: Sizing) -> Spec:
 
 def budget(memory: MemorySettings, machine: MachineMemory, working_set: int | None) -> int | None:
     """Bytes that all workers together may be charged; None = unlimited, because nothing is
-    configured and the machine's RAM is unknown. `working_set` is the GPU's, bytes."""
-    if machine.physical is None:
+    configured and the machine's RAM is unknown. What a control group allows stands for the RAM.
+    `working_set` is the GPU's, bytes."""
+    if machine.usable is None:
         return None if memory.budget.endswith(("%", "auto")) else memory.budget_bytes(0)
-    configured = memory.budget_bytes(machine.physical)
-    return auto_budget(machine.physical, working_set) if configured is None else configured
+    configured = memory.budget_bytes(machine.usable)
+    return auto_budget(machine.usable, working_set) if configured is None else configured
 
 
 def release_rule(platform: str = sys.platform) -> ReleaseRule:

@@ -36,9 +36,11 @@ from supervisor.scheduler.effects import (
     Lend,
     LimitSequences,
     LogLine,
+    MayPrefill,
     QuarantineRequest,
     Recall,
     RememberLimit,
+    RememberOutgrown,
     Shrink,
     Spawn,
     Stop,
@@ -93,6 +95,9 @@ class Dispatcher:
         self._counter: CounterProcess
         self._control: Control
         self._looks: Looks[Look] = Looks(lambda name: sizing.look(name), self._files_changed)
+        self._epoch = time.time() - time.monotonic()
+        """Turns epoch seconds into the pool's. Once for all: what a clock that is set does to the
+        ages of requests, it does to all of them."""
         self._timer: asyncio.TimerHandle | None = None
         self._events: deque[tuple[str, Callable[[], Iterable[Effect] | None]]] = deque()
         """Names, for the log, and events that are still to be handled."""
@@ -172,6 +177,8 @@ class Dispatcher:
                 self._fleet.tell(model, generation, frames.Recall(number, size, park))
             case LimitSequences(model, generation, sequences):
                 self._fleet.tell(model, generation, frames.Limit(sequences))
+            case MayPrefill(model, generation, allowed):
+                self._fleet.tell(model, generation, frames.MayPrefill(allowed))
             case LeaseEffect():
                 guarded(self._collector.record_effect, effect)
                 self._control.tell(effect)
@@ -180,6 +187,8 @@ class Dispatcher:
                 self._quarantine.save(self._pool.quarantined(time.monotonic()))
             case RememberLimit(model, limit):
                 self._sizing.save_limit(model, limit, time.time() - time.monotonic())
+            case RememberOutgrown(model, size):
+                self._sizing.save_outgrown(model, size)
             case LogLine(text, level):
                 log.log(level, "%s", text)
                 self._feed.tell("decision", text=text)
@@ -201,8 +210,13 @@ class Dispatcher:
             case Lend(model, generation) | Recall(model, generation):
                 # The ledger and the worker may differ now about what it may hold.
                 self._fleet.stop(model, generation, kill=True, stacks=False)
-            case Shrink() | LimitSequences() | QuarantineRequest() | RememberLimit() | LogLine():
+            case MayPrefill(model, generation):
+                # It might wait for its turn, and others for it, until it ends.
+                self._fleet.stop(model, generation, kill=True, stacks=False)
+            case Shrink() | LimitSequences() | QuarantineRequest() | LogLine():
                 pass  # costs memory for a while, or a line
+            case RememberLimit() | RememberOutgrown():
+                pass  # it is learned again
             case _:
                 assert_never(effect)
 
@@ -245,12 +259,13 @@ class Dispatcher:
         now = time.monotonic()
         match frame:
             case frames.Needs(least, most, since, idle, youngest, parkable):
+                since, youngest = since - self._epoch, youngest - self._epoch
                 needs = LoanNeeds(least, most, since, idle, youngest, parkable)
                 self.handle(self._pool.needs, model, generation, needs, now)
             case frames.Repaid(size, recall):
                 self.handle(self._pool.repaid, model, generation, size, recall, now)
-            case frames.WantsPrefill():
-                pass
+            case frames.WantsPrefill(wanted):
+                self.handle(self._pool.wants_prefill, model, generation, wanted, now)
 
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
         told = as_utf8(guarded(self._sizing.explained, model, reason) or reason)
@@ -342,8 +357,7 @@ class Dispatcher:
         if state is State.FAILED:
             log.info("the files of model %s have changed; it may be loaded again", model)
             self.handle(self._pool.changed, model, now)
-        estimated = self._pool.estimated
-        self.handle(estimated, model, need.estimate, need.headroom, now, need.context)
+        self.handle(self._pool.estimated, model, need.estimate, need.headroom, now)
 
     def returned(self, lease: int, position: int, prompt_tokens: int, hold: float) -> None:
         guarded(self._collector.returned, lease, position, prompt_tokens)

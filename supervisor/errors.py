@@ -12,6 +12,7 @@ BulkheadError
 │   ├── UnsupportedValue           400 unsupported_value
 │   ├── UnsupportedEndpoint        400 unsupported_endpoint
 │   ├── ContextLengthExceeded      400 context_length_exceeded
+│   ├── PromptTooLarge             400 prompt_too_large
 │   ├── PreviousResponseNotFound   400 previous_response_not_found
 │   ├── ModelLoadFailed            400 model_load_failed
 │   ├── ModelTooLarge              400 model_too_large
@@ -146,7 +147,15 @@ class UnsupportedEndpoint(ClientError):
 
 
 class ContextLengthExceeded(ClientError):
+    """The prompt is longer than the model's context."""
+
     code = "context_length_exceeded"
+
+
+class PromptTooLarge(ClientError):
+    """The model could read it, but its KV cache is more than may ever be lent here."""
+
+    code = "prompt_too_large"
 
 
 class PreviousResponseNotFound(ClientError):

@@ -101,19 +101,21 @@ def greeting(
     url: str,
     budget: int | None,
     physical: int | None,
+    limit: str | None = None,
     config: Path | None,
     logs: Path,
     first: str,
     keys: bool,
 ) -> list[str]:
     """What is served, for a person: a line each. `first` is the model that the example asks;
-    `budget` and `physical` in bytes, None = unlimited and unknown."""
+    `budget` and `physical` in bytes, None = unlimited and unknown; `limit` is the file that allows
+    no more than `physical`, None = the machine has no more."""
     shown = ", ".join(models[:_NAMES_SHOWN])
     more = len(models) - _NAMES_SHOWN
     count = "1 model" if len(models) == 1 else f"{len(models)} models"
     memory = "no limit" if budget is None else gigabytes(budget)
     if budget is not None and physical is not None:
-        memory += f" of {gigabytes(physical)}"
+        memory += f" of {gigabytes(physical)}{f' that {limit} allows' if limit else ''}"
     key = " -H 'Authorization: Bearer YOUR-KEY'" if keys else ""
     asked = {"model": first, "messages": [{"role": "user", "content": "hi"}]}
     body = json.dumps(asked, ensure_ascii=False)

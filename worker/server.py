@@ -43,7 +43,7 @@ from supervisor.wire.listener import Listener
 from supervisor.wire.progress import ProgressRecord
 from supervisor.wire.stream import FrameStream
 from worker.engine.thread import Engine, EngineThread, Job, LoadResult, Prepared, failed
-from worker.sink import SocketSink
+from worker.sink import Overflow, SocketSink
 
 log = logging.getLogger("bulkhead.worker")
 
@@ -213,9 +213,7 @@ class WorkerServer:
         if connection is None:
             return None  # the gateway has left meanwhile
         loop = asyncio.get_running_loop()
-        sink = SocketSink(
-            connection, lambda data: loop.call_soon_threadsafe(stream.send_bytes, data)
-        )
+        sink = SocketSink(connection, Overflow(loop.call_soon_threadsafe, stream.send_bytes).put)
         sink.send([accepted])
         return sink
 

@@ -8,12 +8,44 @@ once goes through the loop.
 from __future__ import annotations
 
 import socket
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from supervisor.errors import InternalError
 from supervisor.wire import codec
 from supervisor.wire.frames import FromEngine
 from worker.engine.thread import FINAL_FRAMES, failed
+
+
+class Overflow:
+    """Bytes on their way from the MLX thread to the loop, which is woken once for all that have
+    come by the time it looks."""
+
+    def __init__(
+        self,
+        call_soon: Callable[[Callable[[], None]], object],
+        send: Callable[[bytes], object],
+    ) -> None:
+        """`call_soon` has the loop call something, from any thread; `send` is called there."""
+        self._call_soon = call_soon
+        self._send = send
+        self._waiting: deque[bytes] = deque()
+        self._is_called = False
+
+    def put(self, data: bytes) -> None:
+        """On the MLX thread."""
+        self._waiting.append(data)
+        if not self._is_called:
+            self._is_called = True
+            self._call_soon(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._is_called = False  # before the look: what comes after it calls again
+        pieces = []
+        while self._waiting:
+            pieces.append(self._waiting.popleft())
+        if pieces:
+            self._send(b"".join(pieces))
 
 
 class SocketSink:

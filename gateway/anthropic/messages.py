@@ -82,7 +82,7 @@ def conversation(system: System | None, messages: Sequence[Turn]) -> Conversatio
     return Conversation(plain, True)
 
 
-def stable(body: bytes) -> bytes:
+def stable(body: bytes | bytearray) -> bytes:
     """The body without what Claude Code changes in each of its requests: requests that are
     otherwise equal are equal."""
     return _BILLING_BYTES.sub(b'"', body)

@@ -20,11 +20,12 @@ from gateway.dialect import (
     Renderer,
     Usage,
 )
-from gateway.handlers.common import checked, start, worker_headers
+from gateway.handlers.common import checked, pack, start, worker_headers
 from gateway.http.access_log import AccessRecord
 from gateway.http.event_stream import EventStream
 from gateway.http.exchange import (
     BEGUN,
+    BODY_SIZE,
     RECORD,
     REQUEST_ID,
     SETTINGS,
@@ -36,33 +37,58 @@ from gateway.http.timing import announced_timeout
 from gateway.openai.validation import invalid_value
 from gateway.relay.generation import Event, Generation, OutputPaused
 from supervisor.errors import BulkheadError, InternalError
-from supervisor.wire.frames import Accepted, End, Progress, PromptLogprobs, Token
+from supervisor.wire.frames import Accepted, End, Generate, Progress, PromptLogprobs, Token
 
 log = logging.getLogger("bulkhead.gateway")
+
+_WRITE_BYTES = 2**15
+"""Of one write, after which it is seen whether the client reads."""
 
 Rendered = PromptLogprobs | Token | End
 """Frames that have events of their own."""
 
 
-async def answer(
-    request: web.Request,
-    parsed: GenerationRequest,
-    make_renderer: Callable[[AnswerHead], Renderer],
-    keep_alive: float | None = None,
-) -> web.StreamResponse:
-    """Whole or as a stream, as `parsed` says. The body has been read; `keep_alive` is as
-    `Acquire`'s. Raises BulkheadError as long as nothing has been sent."""
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What is left of a parsed request while it waits and runs. Its body is not: of what takes
+    room the worker's requests alone are kept, packed."""
+
+    model: str
+    stream: bool
+    n: int
+    """Choices of each prompt."""
+    at: float
+    """The request's time, seconds since the epoch."""
+    choices: Sequence[Generate]
+
+
+async def asked(request: web.Request, parsed: GenerationRequest, more: int = 0) -> Asked:
+    """What is to be kept of the request, which the caller must let go of. The body has been read;
+    `more` bytes of it are kept beside it. Raises BulkheadError."""
     request[RECORD].model, request[RECORD].stream = parsed.model, parsed.stream
-    await _check_size(request, parsed.n)
+    _check_size(request, parsed.n)
     now, seed = time.time(), secrets.randbits(63)
     choices = await checked(
         request, parsed.model, lambda: parsed.choices(request[REQUEST_ID], now, seed)
     )
-    with closing(await start(request, choices, parsed.model, keep_alive)) as generation:
-        renderer = make_renderer(AnswerHead(now, generation.model, len(choices)))
-        made = _Answer(request, request[RECORD], parsed, generation, renderer, len(choices))
+    kept = pack(request, choices, more)
+    return Asked(parsed.model, parsed.stream, parsed.n, now, kept)
+
+
+async def answer(
+    request: web.Request,
+    asked: Asked,
+    make_renderer: Callable[[AnswerHead], Renderer],
+    keep_alive: float | None = None,
+) -> web.StreamResponse:
+    """Whole or as a stream, as was asked. `keep_alive` is as `Acquire`'s. Raises BulkheadError as
+    long as nothing has been sent."""
+    choices = asked.choices
+    with closing(await start(request, choices, asked.model, keep_alive)) as generation:
+        renderer = make_renderer(AnswerHead(asked.at, generation.model, len(choices)))
+        made = _Answer(request, request[RECORD], asked.n, generation, renderer, len(choices))
         try:
-            if parsed.stream:
+            if asked.stream:
                 return await made.streamed()
             logprobs = choices[0].logprobs is not None
             return await made.whole([ChoiceBuffer(logprobs=logprobs) for _ in choices])
@@ -70,11 +96,11 @@ async def answer(
             made.note_outcome()
 
 
-async def _check_size(request: web.Request, n: int) -> None:
+def _check_size(request: web.Request, n: int) -> None:
     """Raises InvalidValue when the prompts of all choices, each of which is sent the whole, are
     together larger than a body may be."""
     limit = request.client_max_size
-    if n > 1 and n * len(await request.read()) > limit:  # it has been read, this costs nothing
+    if n > 1 and n * request[BODY_SIZE] > limit:
         raise invalid_value(
             "n",
             "a body of this size may ask for fewer choices; `n` times its size may be at most "
@@ -88,7 +114,8 @@ class _Answer:
 
     _request: web.Request
     _record: AccessRecord
-    _parsed: GenerationRequest
+    _n: int
+    """Choices of each prompt."""
     _generation: Generation
     _renderer: Renderer
     _running: int
@@ -132,7 +159,7 @@ class _Answer:
                     await stream.send(begun + renderer.ping())
                     begun, event = b"", await self._next()
                 while self._running:
-                    await stream.send(begun + self._render(*event))
+                    await stream.send(begun + self._render(*event) + self._render_ready())
                     begun = b""
                     if self._running:
                         event = await self._next()
@@ -213,6 +240,16 @@ class _Answer:
             return last
         return last + self._renderer.done(self._usage(), self._generation.recoveries)
 
+    def _render_ready(self) -> bytes:
+        """The events of the tokens that are there already: one write for all of them."""
+        events: list[bytes] = []
+        size = 0
+        # Nothing may be asked for after the last end.
+        while self._running and size < _WRITE_BYTES and (ready := self._generation.take()):
+            events.append(self._renderer.token(*ready))
+            size += len(events[-1])
+        return b"".join(events)
+
     def _note_first(self, frame: Rendered) -> None:
         if isinstance(frame, Token) and self._record.first_at is None:
             self._record.first_at = time.monotonic()
@@ -229,7 +266,7 @@ class _Answer:
             record.completion_tokens = usage.completion
 
     def _usage(self) -> Usage:
-        return Usage.of([end for _, end in sorted(self._ends.items())], self._parsed.n)
+        return Usage.of([end for _, end in sorted(self._ends.items())], self._n)
 
     async def _send_error(self, stream: EventStream, error: BulkheadError) -> None:
         self._record.code = error.code

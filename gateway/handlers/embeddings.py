@@ -8,12 +8,12 @@ from contextlib import closing
 
 from aiohttp import web
 
-from gateway.handlers.common import checked, read_object, start, worker_headers
+from gateway.handlers.common import checked, pack, read_object, start, worker_headers
 from gateway.http.exchange import RECORD, REQUEST_ID, json_response
-from gateway.openai.embeddings import EMBEDDING_BODY, render_answer, render_vector
+from gateway.openai.embeddings import EMBEDDING_BODY, Encoding, render_answer, render_vector
 from gateway.relay.generation import Generation
 from supervisor.errors import InternalError
-from supervisor.wire.frames import Embedded
+from supervisor.wire.frames import Embed, Embedded
 
 _TURN = 16
 """Vectors rendered in one go: one of 4096 numbers takes half a millisecond, and streams wait."""
@@ -21,18 +21,25 @@ _TURN = 16
 
 async def embeddings(request: web.Request) -> web.Response:
     """POST /v1/embeddings. The answer is buffered whole: any failure is a status."""
-    parsed = EMBEDDING_BODY.parse(await read_object(request, EMBEDDING_BODY))
-    embed = await checked(request, parsed.model, lambda: parsed.embed(request[REQUEST_ID]))
-    with closing(await start(request, [embed], parsed.model)) as generation:
-        encoding = parsed.encoding_format
+    embed, count, model, encoding = await _embed(request)
+    with closing(await start(request, [embed], model)) as generation:
         vectors = await collect(
             request,
             generation,
-            len(embed.inputs),
+            count,
             lambda index, values: render_vector(index, values, encoding),
         )
         body = render_answer(vectors, generation.model, request[RECORD].prompt_tokens or 0)
     return json_response(body, headers=worker_headers(generation))
+
+
+async def _embed(request: web.Request) -> tuple[Embed, int, str, Encoding]:
+    """The worker's request, packed, its inputs' count, and what the answer needs. Here alone the
+    parsed body is held."""
+    parsed = EMBEDDING_BODY.parse(await read_object(request, EMBEDDING_BODY))
+    embed = await checked(request, parsed.model, lambda: parsed.embed(request[REQUEST_ID]))
+    (kept,) = pack(request, [embed])
+    return kept, len(embed.inputs), parsed.model, parsed.encoding_format
 
 
 async def collect(

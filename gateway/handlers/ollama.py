@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from contextlib import closing
+from dataclasses import replace
 from importlib.metadata import version as version_of
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
-from gateway.handlers.answering import answer
+from gateway.handlers.answering import Asked, answer, asked
 from gateway.handlers.common import (
     DEFAULT_MODEL,
     RELAY,
     checked,
+    pack,
     read_posted,
     start,
     worker_headers,
@@ -56,30 +60,43 @@ _SUCCESS = b'{"status":"success"}'
 
 async def chat(request: web.Request) -> web.StreamResponse:
     """POST /api/chat"""
-    return await _answer(
-        request, parse_chat_body(await read_posted(request, of_curl=True)), of_chat
-    )
+    return await _answer(request, await _asked(request, parse_chat_body), of_chat)
 
 
 async def generate(request: web.Request) -> web.StreamResponse:
     """POST /api/generate"""
-    parsed = parse_generate_body(await read_posted(request, of_curl=True))
-    return await _answer(request, parsed, of_generation)
+    return await _answer(request, await _asked(request, parse_generate_body), of_generation)
 
 
-async def _answer(
-    request: web.Request, parsed: OllamaRequest, content: Content
-) -> web.StreamResponse:
+class _Wanted(NamedTuple):
+    """What is left of a parsed body."""
+
+    model: str
+    keep_alive: float | None
+    asked: Asked | None
+    """None = there is nothing to answer."""
+
+
+async def _asked(
+    request: web.Request, parse: Callable[[Mapping[str, Any]], OllamaRequest]
+) -> _Wanted:
+    """Here alone the parsed body is held. Raises BulkheadError."""
+    parsed = parse(await read_posted(request, of_curl=True))
     request[IGNORED] = parsed.ignored
-    if parsed.chat is not None:
+    kept = None if parsed.chat is None else await asked(request, parsed)
+    return _Wanted(parsed.model, parsed.keep_alive, kept)
+
+
+async def _answer(request: web.Request, wanted: _Wanted, content: Content) -> web.StreamResponse:
+    if wanted.asked is not None:
         return await answer(
             request,
-            parsed,
+            wanted.asked,
             lambda head: OllamaRenderer(content, head, lambda: _durations(request)),
-            parsed.keep_alive,
+            wanted.keep_alive,
         )
-    managed = await _load(request, parsed.model, parsed.keep_alive)
-    unloaded = parsed.keep_alive == 0
+    managed = await _load(request, wanted.model, wanted.keep_alive)
+    unloaded = wanted.keep_alive == 0
     return json_response(loaded(content, managed.model, time.time(), unloaded=unloaded))
 
 
@@ -103,9 +120,7 @@ def _durations(request: web.Request) -> Durations:
 
 async def embed(request: web.Request) -> web.Response:
     """POST /api/embed. The answer is buffered whole: any failure is a status."""
-    posted = await read_posted(request, of_curl=True)
-    parsed = await checked(request, _name(posted), lambda: parse_embed(posted, request[REQUEST_ID]))
-    vectors, model, headers = await _vectors(request, parsed)
+    vectors, model, headers = await _vectors(request, *await _embed(request, parse_embed))
     tokens = request[RECORD].prompt_tokens or 0
     body = render_embed(vectors, model, tokens, _durations(request))
     return json_response(body, headers=headers)
@@ -113,11 +128,7 @@ async def embed(request: web.Request) -> web.Response:
 
 async def embeddings(request: web.Request) -> web.Response:
     """POST /api/embeddings, of older clients."""
-    posted = await read_posted(request, of_curl=True)
-    parsed = await checked(
-        request, _name(posted), lambda: parse_embeddings(posted, request[REQUEST_ID])
-    )
-    vectors, _, headers = await _vectors(request, parsed)
+    vectors, _, headers = await _vectors(request, *await _embed(request, parse_embeddings))
     return json_response(render_embeddings(vectors), headers=headers)
 
 
@@ -127,18 +138,31 @@ def _name(posted: dict[str, object]) -> str:
     return name if isinstance(name, str) else ""
 
 
-async def _vectors(
-    request: web.Request, parsed: EmbedRequest
-) -> tuple[list[bytes], str, dict[str, str]]:
-    """The rendered vectors, the served name of who has made them, and the answer's headers."""
+async def _embed(
+    request: web.Request, parse: Callable[[Mapping[str, Any], str], EmbedRequest]
+) -> tuple[EmbedRequest, int]:
+    """What is to be embedded, packed, and how many inputs those are. Here alone the parsed body is
+    held. Raises BulkheadError."""
+    posted = await read_posted(request, of_curl=True)
+    parsed = await checked(request, _name(posted), lambda: parse(posted, request[REQUEST_ID]))
     request[IGNORED] = parsed.ignored
     if parsed.embed is None:
-        managed = await _load(request, parsed.model, parsed.keep_alive)
+        return parsed, 0
+    (kept,) = pack(request, [parsed.embed])
+    return replace(parsed, embed=kept), len(parsed.embed.inputs)
+
+
+async def _vectors(
+    request: web.Request, wanted: EmbedRequest, count: int
+) -> tuple[list[bytes], str, dict[str, str]]:
+    """The rendered vectors of so many inputs, the served name of who has made them, and the
+    answer's headers."""
+    if wanted.embed is None:
+        managed = await _load(request, wanted.model, wanted.keep_alive)
         return [], managed.model, {}
-    wanted = len(parsed.embed.inputs)
-    started = await start(request, [parsed.embed], parsed.model, parsed.keep_alive)
+    started = await start(request, [wanted.embed], wanted.model, wanted.keep_alive)
     with closing(started) as generation:
-        vectors = await collect(request, generation, wanted, render_vector)
+        vectors = await collect(request, generation, count, render_vector)
         return vectors, generation.model, worker_headers(generation)
 
 

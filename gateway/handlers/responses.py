@@ -10,12 +10,12 @@ from typing import Any
 import msgspec
 from aiohttp import web
 
-from gateway.handlers.answering import answer
+from gateway.handlers.answering import Asked, answer, asked
 from gateway.handlers.common import read_object
 from gateway.http.exchange import IGNORED, RECORD, json_response
 from gateway.openai.validation import invalid_value
 from gateway.responses.render import ResponseRenderer
-from gateway.responses.request import RESPONSE_BODY, parse_response
+from gateway.responses.request import RESPONSE_BODY, ParsedResponse, parse_response
 from gateway.responses.store import OwnResponses, ResponseStore
 from supervisor.errors import BulkheadError, UnsupportedParameter
 
@@ -24,24 +24,33 @@ STORE = web.AppKey("responses", ResponseStore)
 ID = r"(?!(?:compact|input_tokens)$)[^{}/]+"
 """What may be an id in a path. Those two are endpoints of OpenAI's that this version lacks."""
 _LISTED_MAX = 100
+_json = msgspec.json.Encoder().encode
 _PREFIXES = {"function_call": "fc_", "reasoning": "rs_", "custom_tool_call": "ctc_"}
 
 
 async def create(request: web.Request) -> web.StreamResponse:
     """POST /v1/responses"""
-    posted = await read_object(request, RESPONSE_BODY)
-    own = _own(request)
-    parsed = parse_response(posted, own)
-    request[IGNORED] = (*request[IGNORED], *parsed.ignored)
+    kept, terms, items = await _response(request)
 
     def keep(response: dict[str, Any]) -> None:
-        own.keep(response, _with_ids(parsed.own_items))
+        _own(request).keep(response, msgspec.json.decode(items))
 
-    kept = None if parsed.asked.store is False else keep
+    keep_it = None if terms.asked.store is False else keep
     try:
-        return await answer(request, parsed, lambda head: ResponseRenderer(parsed, head, kept))
+        return await answer(request, kept, lambda head: ResponseRenderer(terms, head, keep_it))
     except BulkheadError as error:
-        raise parsed.in_its_words(error) from None
+        raise terms.in_its_words(error) from None
+
+
+async def _response(request: web.Request) -> tuple[Asked, ParsedResponse, bytes]:
+    """And what the answer needs of the request; its own items as JSON, with ids, if they are to be
+    kept. Here alone the parsed body is held."""
+    posted = await read_object(request, RESPONSE_BODY)
+    parsed = parse_response(posted, _own(request))
+    request[IGNORED] = (*request[IGNORED], *parsed.ignored)
+    items = b"" if parsed.asked.store is False else _json(_with_ids(parsed.own_items))
+    terms = parsed.without_items()
+    return await asked(request, parsed, more=len(items) + terms.told_bytes()), terms, items
 
 
 async def retrieve(request: web.Request) -> web.Response:

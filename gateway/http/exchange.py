@@ -13,6 +13,7 @@ from aiohttp import StreamReader, web
 from gateway.dialect import ErrorForm
 from gateway.http.access_log import AccessRecord
 from gateway.http.auth import AccessRules
+from gateway.http.bodies import LARGE, BodyBytes, HeldBody
 from gateway.http.keys import APIKeys
 from gateway.http.timing import Timing, announced_timeout
 from supervisor.config.schema import ServerSettings
@@ -40,6 +41,7 @@ ACCESS = web.AppKey("access", AccessRules)
 KEYS = web.AppKey("keys", APIKeys)
 FORM_OF: web.AppKey[Callable[[str], ErrorForm]] = web.AppKey("form_of")
 """By a request's path, how its dialect tells an error."""
+BODIES = web.AppKey("bodies", BodyBytes)
 STARTED = web.AppKey("started", int)
 """Epoch seconds; what `/v1/models` gives as `created`."""
 
@@ -49,16 +51,27 @@ BEGUN = web.RequestKey("begun", float)
 RECORD = web.RequestKey("record", AccessRecord)
 """What the access log will tell of the request."""
 
-STABLE_BODY = web.RequestKey("stable_body", bytes)
-"""The body without what changes from one equal request to the next; there only where something
-does."""
+HELD = web.RequestKey("held", HeldBody)
+"""What the request holds of this process' memory, from the first byte of its body on."""
+DIGEST = web.RequestKey("digest", bytes)
+"""What equal requests have in common."""
+BODY_SIZE = web.RequestKey("body_size", int)
+"""Bytes of the body as it was parsed."""
 
 IGNORED = web.RequestKey("ignored", tuple[str, ...])
 """The parameters of other local servers that the body has and that change nothing here."""
 
 
-async def read_body(request: web.Request, *, of_curl: bool = False) -> bytes:
-    """The JSON that was posted, unparsed. Raises the contract's 400, 408, 413 or 415.
+async def read_body(
+    request: web.Request,
+    *,
+    of_curl: bool = False,
+    stable: Callable[[bytes | bytearray], bytes | bytearray] = lambda body: body,
+) -> bytearray:
+    """The JSON that was posted, unparsed. Raises the contract's 400, 408, 413, 415 or 503.
+
+    It is given once: whoever keeps anything of it says so by `keep` of the request's `HELD`. Of
+    `stable`, which leaves out what changes from one equal request to the next, the digest is made.
 
     A body without a type is taken as JSON; a browser's form is always sent with one, so this opens
     no door to pages of other sites. With `of_curl` JSON may also call itself a form, as curl does
@@ -71,11 +84,34 @@ async def read_body(request: web.Request, *, of_curl: bool = False) -> bytes:
         raise UnsupportedMediaType("Send the body as `Content-Type: application/json`.")
     if (request.charset or "utf-8").lower() not in _JSON_CHARSETS:
         raise UnsupportedMediaType("Send the body in UTF-8: JSON has no other `charset`.")
-    if (request.content_length or 0) > request.client_max_size:
+    announced = request.content_length or 0
+    if announced > request.client_max_size:
         raise body_too_large(request.client_max_size)
-    pace = _BodyPace(request.content, request.app[TIMING])
+    bodies, timing = request.app[BODIES], request.app[TIMING]
+    held = request[HELD] = bodies.hold()
+    held.announce(announced, timing.stalling)
+    body = await _read(request, held, bodies, timing)
+    if len(body) > LARGE:
+        await bodies.parsing_turn()
+    request[BODY_SIZE], request[DIGEST] = len(body), _digest(request, stable(body))
+    return body
+
+
+async def _read(
+    request: web.Request, held: HeldBody, bodies: BodyBytes, timing: Timing
+) -> bytearray:
+    """The whole body. Not by aiohttp's own `read`, which keeps it as long as the request lives."""
+    body, limit = bytearray(), request.client_max_size
+    pace = _BodyPace(request.content, timing)
     try:
-        return await request.read()
+        while chunk := await request.content.readany():
+            if len(body) + len(chunk) > limit:
+                raise body_too_large(limit)
+            held.arrived(len(body) + len(chunk))
+            body += chunk
+            if len(body) > LARGE:
+                await bodies.reading_turn()
+        return body
     except _TooSlow:
         raise RequestTimeout(
             "The body stopped arriving, or came too slowly. Send the request again."
@@ -165,11 +201,10 @@ def _names(names: Sequence[str]) -> str:
     return ", ".join(told)
 
 
-async def body_digest(request: web.Request) -> bytes:
-    """What equal requests have in common; the body has been read, so this costs a hash."""
-    path = request.path.removeprefix("/v1").encode()
-    body = request.get(STABLE_BODY) or await request.read()
-    return hashlib.blake2b(path + b"\0" + body, digest_size=16).digest()
+def _digest(request: web.Request, body: bytes | bytearray) -> bytes:
+    digest = hashlib.blake2b(request.path.removeprefix("/v1").encode() + b"\0", digest_size=16)
+    digest.update(body)
+    return digest.digest()
 
 
 def render_error(error: BulkheadError, form: ErrorForm, request_id: str) -> web.Response:

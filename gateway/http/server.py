@@ -24,7 +24,8 @@ from aiohttp.http import RawRequestMessage
 
 from gateway.dialect import ErrorForm, contract_form
 from gateway.http.access_log import AccessRecord
-from gateway.http.exchange import FORM_OF, TIMING, new_request_id, render_error
+from gateway.http.bodies import LARGE, BodyBytes
+from gateway.http.exchange import BODIES, FORM_OF, TIMING, new_request_id, render_error
 from gateway.http.paths import meant_path
 from gateway.http.timing import Timing
 from supervisor.errors import BulkheadError, InternalError, InvalidJSON, InvalidValue
@@ -49,7 +50,7 @@ async def listening(
     assert application.server is not None
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     at_most = connections_at_most(files)
-    server = _Server(application.server, app[TIMING], at_most, app[FORM_OF])
+    server = _Server(application.server, app[TIMING], at_most, app[FORM_OF], app[BODIES])
     runner = web.ServerRunner(server, shutdown_timeout=shutdown_seconds)
     await runner.setup()
     # aiohttp listens anew on the inherited socket, with a backlog of 128 unless told.
@@ -76,8 +77,10 @@ class _Server(web.Server):
         timing: Timing,
         at_most: float,
         form_of: Callable[[str], ErrorForm],
+        bodies: BodyBytes,
     ) -> None:
         self.form_of = form_of
+        self._bodies = bodies
         self._handle = application.request_handler
         self._timing = timing
         self._at_most = at_most
@@ -112,7 +115,9 @@ class _Server(web.Server):
         assert isinstance(connection, _Connection)
         connection.begin(request)
         try:
-            return await self._handle(request)
+            response = await self._handle(request)
+            await self._let_end(request, response)
+            return response
         except web.HTTPExpectationFailed:  # before any middleware
             return _refusal(
                 request,
@@ -121,6 +126,26 @@ class _Server(web.Server):
             )
         finally:
             connection.end()
+
+    async def _let_end(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """Let a client finish sending a large body that nobody reads: it may not look at the answer
+        before. aiohttp would do so as well, but with all such bodies at once."""
+        if request.content.is_eof() or (request.content_length or 0) <= LARGE:
+            return
+        await response.prepare(request)
+        await response.write_eof()
+        with contextlib.suppress(TimeoutError, web.RequestPayloadError):
+            async with asyncio.timeout(self._timing.lingering):
+                while await request.content.readany():
+                    await self._bodies.reading_turn()
+        if not request.content.is_eof():
+            self._cut(request)
+
+    def _cut(self, request: web.BaseRequest) -> None:
+        """No more of this body is waited for."""
+        connection = request.protocol
+        assert isinstance(connection, _Connection)
+        connection.force_close()
 
 
 def _addressed(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:

@@ -40,6 +40,9 @@ class Timing:
     """Whose request is not here whole after so long may have to make room for others; of many who
     come at once nobody's can be."""
 
+    lingering: float = 10.0
+    """How long a client may go on with a large body whose request is answered already."""
+
     def hold(self, configured: float, announced: float | None) -> float:
         """How long a request may wait before it is refused: less than its client waits, so that
         this gets our answer and not its own timeout."""

@@ -272,6 +272,10 @@ class MemoryHealth(AnswerStruct):
     budget_bytes: Count | None
     charged_bytes: Count
     physical_bytes: Count | None
+    limited_by: Annotated[
+        str | None,
+        Meta(description="The file of the control group's limit that stands for the RAM."),
+    ]
     used_percent: float | None
     level: Literal["normal", "warn", "high", "critical"]
     stranded_bytes: Annotated[
@@ -323,6 +327,9 @@ class CachedModel(AnswerStruct):
     load_time_seconds: float | None
     memory_bytes: Annotated[Count, Meta(description="What its process holds now.")]
     charge_bytes: Annotated[Count, Meta(description="Its part of `charged_bytes`.")]
+    lent_bytes: Annotated[
+        Count, Meta(description="The part of that which was lent for its KV cache since its load.")
+    ]
     in_flight: Count
     queued: Count
     tokens_per_second: Annotated[
@@ -357,6 +364,9 @@ class ConfiguredModel(AnswerStruct):
     ]
     charge_bytes: Annotated[
         Count, Meta(description="Its part of `charged_bytes`; 0 = it has no process.")
+    ]
+    lent_bytes: Annotated[
+        Count, Meta(description="The part of that which was lent for its KV cache since its load.")
     ]
     next_charge_bytes: Annotated[
         Count | None, Meta(description="What its next load is charged; null = not known.")

@@ -15,6 +15,8 @@ def in_one_line(body: bytes) -> bytes:
     To the standard only CR and LF end a line, and those JSON escapes. Clients that split at what
     Unicode calls line breaks, as Python's `splitlines` does, would cut an event in two.
     """
+    if body.isascii():
+        return body
     for letter, escaped in _LINE_BREAKS.items():
         if letter in body:
             body = body.replace(letter, escaped)

@@ -50,7 +50,7 @@ class StrictStruct(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Base of what takes no other members than its fields."""
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes | bytearray) -> dict[str, Any]:
     """The JSON object in `body`, without the members that are null, or objects of nulls alone: both
     mean absent, at every depth but inside of a message's content and of schemas.
 

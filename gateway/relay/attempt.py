@@ -21,6 +21,7 @@ from supervisor.wire.frames import (
     FromEngine,
     Generate,
     PromptLogprobs,
+    Text,
     Token,
     Vector,
 )
@@ -44,8 +45,8 @@ class WorkerUnreachable(Exception):
 def choices_at_once(files: int) -> int:
     """`AT_ONCE`, or fewer where a process may open only so many `files`.
 
-    A choice takes two descriptors of its worker and one of ours, so that the 32 requests which run
-    on a worker unless configured otherwise take an eighth of its descriptors at most.
+    A choice takes two descriptors of its worker and one of ours, so that the 64 requests which run
+    on a worker unless configured otherwise take a quarter of its descriptors at most.
     """
     if files == resource.RLIM_INFINITY:
         return AT_ONCE
@@ -76,6 +77,14 @@ class ChoiceState:
         if not (self.emitted or self.scored):
             return self.request
         return replace(self.request, emitted=tuple(self.emitted), scored=self.scored)
+
+    def let_go(self) -> None:
+        """Nothing more is asked of it: the request's content, which may be large, need not wait
+        until the collector finds those who refer to it."""
+        if isinstance(self.request, Embed):
+            self.request = replace(self.request, inputs=())
+        else:
+            self.request = replace(self.request, prompt=Text(""))
 
     def note(self, frame: FromEngine) -> FromEngine | None:
         """Keep what a resumption needs. Returns what is new in the frame, None = nothing: a worker

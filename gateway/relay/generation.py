@@ -112,6 +112,8 @@ class Generation:
         """Of one choice."""
         self._attempt: Attempt
         self._merged: asyncio.Queue[tuple[int, Event] | BaseException] = asyncio.Queue(_MERGED_MAX)
+        self._ahead: tuple[int, Event] | BaseException | None = None
+        """What comes next of that, if it has been looked at."""
         self._pumps: list[asyncio.Task[None]] = []
 
     async def begin(self) -> None:
@@ -133,11 +135,26 @@ class Generation:
         after an error.
         """
         if not self._pumps:
-            return 0, await self._receive(0)
-        item = await self._merged.get()
+            return 0, await self._receive_only()
+        item, self._ahead = self._ahead or await self._merged.get(), None
         if isinstance(item, BaseException):
             raise item
         return item
+
+    def take(self) -> tuple[int, Token] | None:
+        """As `receive`, if the next frame is a token that is there already; None = ask that."""
+        if not self._pumps:
+            token = self._take_only()
+            return None if token is None else (0, token)
+        if self._ahead is None:
+            if self._merged.empty():
+                return None
+            self._ahead = self._merged.get_nowait()
+        if isinstance(self._ahead, BaseException) or not isinstance(self._ahead[1], Token):
+            return None
+        choice, token = self._ahead[0], self._ahead[1]
+        self._ahead = None
+        return choice, token
 
     async def receive_vector(self) -> Vector | Embedded:
         """As `receive`, of an `Embed`: its vectors, then Embedded."""
@@ -151,6 +168,8 @@ class Generation:
             pump.cancel()
         if hasattr(self, "_attempt"):
             self._attempt.close()
+        for choice in self._choices:
+            choice.let_go()
         self._lease.close()
 
     # ── frames ───────────────────────────────────────────────────────────────────────────────────
@@ -181,6 +200,23 @@ class Generation:
             frame = await self._frame(choice)
             if isinstance(frame, (Token, Accepted, Progress, PromptLogprobs, End, OutputPaused)):
                 return frame
+
+    def _take_only(self) -> Token | None:
+        """The only choice's next frame, if it is a token that is there already."""
+        stream = self._attempt.streams.get(0)
+        if stream is None or self._choices[0].backlog:
+            return None
+        return stream.take(Token)
+
+    async def _receive_only(self) -> Event:
+        """As `_receive`, of the only choice. Nearly every wait is for a token of a worker that
+        lives, and takes no more than this."""
+        stream = self._attempt.streams.get(0)
+        if stream is not None and stream.is_empty and not self._choices[0].backlog:
+            await stream.arrival()
+            if (token := self._take_only()) is not None:
+                return token
+        return await self._receive(0)
 
     async def _frame(self, number: int) -> FromEngine | OutputPaused:
         """The choice's next frame that repeats no earlier one."""

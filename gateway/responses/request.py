@@ -6,6 +6,7 @@ that ask for nothing. `gateway.responses.render` has the answers.
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -280,6 +281,17 @@ class ParsedResponse:
     @property
     def n(self) -> int:
         return 1
+
+    def without_items(self) -> ParsedResponse:
+        """What the answer needs: it has no input any more, and can't be asked for `choices`."""
+        return dataclasses.replace(
+            self, asked=replace(self.asked, input=""), own_items=(), _items=()
+        )
+
+    def told_bytes(self) -> int:
+        """About how many the members have that the answer repeats, and that may be large."""
+        told = (self.raw_tools, self.asked.instructions, self.asked.metadata)
+        return len(msgspec.json.encode(told))
 
     def choices(self, request_id: str, now: float, seed: int) -> list[Generate]:
         """Raises the contract's 400, in this dialect's words."""

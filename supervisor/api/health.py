@@ -44,6 +44,7 @@ def render_health(
     now: float = 0.0,
     footprint: Callable[[str, int], int | None] = lambda model, generation: None,
     activity: Callable[[str, int], Activity] = lambda model, generation: Activity(),
+    context: Callable[[str], int] = lambda model: 0,
 ) -> bytes:
     """The object as JSON, in the shape that docs/api.md describes.
 
@@ -51,7 +52,8 @@ def render_health(
     `clock_offset` turns the pool's monotonic times into epoch seconds; `last_crash` gives a
     model's, None = it has had none; `passed_over` is what the Hugging Face cache has
     besides. `now` is the pool's time. Of an incarnation `footprint` gives the bytes that it was
-    last seen to hold, and `activity` what it does.
+    last seen to hold, and `activity` what it does. `context` gives the tokens that a sequence of a
+    model may have before a worker has told it, 0 = unknown.
     """
 
     def iso(at: float | None) -> str | None:
@@ -85,6 +87,7 @@ def render_health(
             else round(model.load_seconds, 3),
             "memory_bytes": footprint(*worker.key) or worker.memory_bytes,
             "charge_bytes": ledger.of(worker.key),
+            "lent_bytes": ledger.lent(worker.key),
             "in_flight": len(model.granted),
             "queued": len(model.waiting),
             "tokens_per_second": round(does.tokens_per_second, 1),
@@ -95,7 +98,7 @@ def render_health(
             if total and model.state is State.LOADING
             else None,
             "stalled_seconds": None if does.stalled is None else round(does.stalled, 1),
-            "context": worker.context or model.spec.context or None,
+            "context": worker.context or context(model.name) or None,
             "pinned": model.pinned,
             "expires_at": iso(expires_at(model)),
             "deaths": model.deaths,
@@ -111,9 +114,10 @@ def render_health(
             "estimate": model.spec.estimate_bytes or None,
             "measured": model.measured_bytes,
             "charge_bytes": 0 if model.worker is None else ledger.of(model.worker.key),
+            "lent_bytes": 0 if model.worker is None else ledger.lent(model.worker.key),
             "next_charge_bytes": model.size or None,
             "next_charge_source": model.size_source if model.size else None,
-            "context": (model.worker and model.worker.context) or model.spec.context or None,
+            "context": (model.worker and model.worker.context) or context(model.name) or None,
             "queued": len(model.waiting),
             "pinned": model.pinned,
             "max_concurrency": model.concurrency or None,
@@ -134,7 +138,8 @@ def render_health(
             "memory": {
                 "budget_bytes": None if ledger.budget is None else ledger.budget + ledger.reserved,
                 "charged_bytes": ledger.charged + ledger.reserved,
-                "physical_bytes": machine.physical,
+                "physical_bytes": machine.usable,
+                "limited_by": None if machine.limit is None else machine.limit.file,
                 "used_percent": machine.used_percent,
                 "level": state.level.name.lower(),
                 "stranded_bytes": ledger.stranded,

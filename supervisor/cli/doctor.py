@@ -31,6 +31,7 @@ from supervisor.config.rules import ConfigError
 from supervisor.config.schema import Config
 from supervisor.config.settings import load
 from supervisor.layout import fold, one_line
+from supervisor.machine import readers
 from supervisor.models import catalog
 from supervisor.models.advice import GET_MLX
 from supervisor.models.catalog import Catalog
@@ -42,6 +43,7 @@ from supervisor.models.jsonfiles import read_object
 from supervisor.models.sources import SourceError
 from supervisor.state.address import Unreadable, find
 from supervisor.state.paths import StateError, examine, holder
+from supervisor.units import gigabytes
 from supervisor.wire.text import as_utf8, reason
 
 Level = Literal["ok", "note", "warning", "error"]
@@ -193,6 +195,25 @@ def _refused(name: str, told: str) -> Finding:
     return Finding(name, "error", message, advice[:1].lower() + advice[1:])
 
 
+def memory(subject: Subject) -> Iterator[Finding]:
+    """How much there is, who limits it, and whether the configured budget is within that."""
+    machine = readers.for_platform().machine()
+    limit, usable = machine.limit, machine.usable
+    if usable is None:
+        yield Finding("memory", "note", "how much RAM there is cannot be read")
+        return
+    told = f"{gigabytes(machine.physical or usable)} RAM"
+    if limit is not None:
+        told += f", of which {limit.file} allows {gigabytes(limit.limit)}"
+    budget = subject.config.memory.budget_bytes(usable) if subject.config is not None else None
+    if budget is not None and budget > usable:
+        advice = "lower it" if limit is None else "lower it, or raise that limit"
+        told += f"; memory.budget is {gigabytes(budget)}"
+        yield Finding("memory", "warning", told, f"{advice}: the system would kill what exceeds it")
+    else:
+        yield Finding("memory", "ok", told)
+
+
 def api_keys(subject: Subject) -> Iterator[Finding]:
     file = subject.config.server.api_keys_file if subject.config is not None else ""
     if not file:
@@ -272,6 +293,7 @@ CHECKS: tuple[Check, ...] = (
     installation,
     open_files,
     port,
+    memory,
     api_keys,
     models,
     passed_over,

@@ -29,6 +29,8 @@ class Loaded(msgspec.Struct, frozen=True):
     use_count: int = 0
     memory_bytes: int | None = None
     charge_bytes: int | None = None
+    lent_bytes: int = 0
+    """The part of the charge that was lent after the load."""
     in_flight: int = 0
     queued: int = 0
     tokens_per_second: float = 0.0
@@ -50,6 +52,7 @@ class Configured(msgspec.Struct, frozen=True):
     estimate: int | None = None
     measured: int | None = None
     charge_bytes: int | None = None
+    lent_bytes: int = 0
     next_charge_bytes: int | None = None
     next_charge_source: str | None = None
     context: int | None = None
@@ -75,6 +78,8 @@ class Memory(msgspec.Struct, frozen=True):
     budget_bytes: int | None = None
     charged_bytes: int = 0
     physical_bytes: int | None = None
+    limited_by: str | None = None
+    """The file of a control group's limit that stands for the RAM."""
     used_percent: float | None = None
     level: str | None = None
     stranded_bytes: int = 0

@@ -23,6 +23,7 @@ _STATUS = (
     Column("queued", number=True),
     Column("tok/s", number=True),
     Column("deaths", number=True),
+    Column("lent", number=True, room=Room.IF_WIDE),
     Column("uses", number=True, room=Room.IF_WIDE),
     Column("context", number=True, room=Room.IF_WIDE),
 )
@@ -123,7 +124,8 @@ def _ram(memory: Memory) -> Iterator[str]:
     pressure = memory.level not in (None, "normal")
     told = f"memory pressure is {memory.level}" if pressure else ""
     if memory.physical_bytes is not None and memory.used_percent is not None:
-        used = f"{memory.used_percent:.0f} % of {gigabytes(memory.physical_bytes)} RAM in use"
+        what = f"of {memory.limited_by}" if memory.limited_by else "RAM"
+        used = f"{memory.used_percent:.0f} % of {gigabytes(memory.physical_bytes)} {what} in use"
         yield f"{used}, {told}" if told else used
     elif told:
         yield told
@@ -149,6 +151,7 @@ def _loaded(model: Loaded, configured: Configured | None) -> Row:
         str(model.queued),
         rate,
         str(model.deaths),
+        size(model.lent_bytes),
         str(model.use_count),
         _count(model.context),
     )
@@ -191,6 +194,7 @@ def _absent(model: Configured) -> Row:
         str(model.queued) if model.queued else "",
         "",
         str(model.deaths),
+        size(model.lent_bytes),
         "",
         _count(model.context),
     )
@@ -206,12 +210,12 @@ def _reasons(model: Configured) -> Iterator[str]:
 
 
 def _configured(model: Configured) -> Row:
-    loaded = model.state in _WITH_PROCESS and model.charge_bytes
+    charged = model.charge_bytes if model.state in _WITH_PROCESS else 0
     cells = (
         model.name,
         ", ".join(model.aliases),
         model.state,
-        size(model.charge_bytes if loaded else model.next_charge_bytes),
+        size(charged - model.lent_bytes if charged else model.next_charge_bytes),
         model.next_charge_source or "",
         size(model.measured),
         _count(model.context),

@@ -36,7 +36,6 @@ from supervisor.config.rules import (
 NOT_YET: Final[Mapping[str, tuple[object, ...]]] = MappingProxyType(
     {
         "server.metrics": (False,),
-        "models.*.kv_budget": (),
         "models.*.prompt_cache": (),
         "models.*.python": ("",),
         "models.*.trust_remote_code": (False,),
@@ -68,12 +67,18 @@ class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     hold_seconds: Seconds = 240
     max_requests: Count = 0
     max_body: Size = "64MB"
+    max_queue_bytes: Size = "256MB"
     metrics: bool = True
 
     @property
     def max_body_bytes(self) -> int:
         """`max_body` in bytes."""
         return parse_size(self.max_body)
+
+    @property
+    def queue_bytes(self) -> int:
+        """`max_queue_bytes` in bytes."""
+        return parse_size(self.max_queue_bytes)
 
 
 class MemorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -94,6 +99,7 @@ class MemorySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw
     load_gate: Literal["shared", "exclusive"] = "shared"
     load_gate_timeout: Seconds = 120
     spare: bool = True
+    prefill_gate: bool = False
 
     def budget_bytes(self, physical: int) -> int | None:
         """`budget` in bytes on a machine with `physical` bytes of RAM; None = "auto"."""
@@ -139,6 +145,11 @@ class ModelSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     def memory_bytes(self) -> int | None:
         """`memory` in bytes; None = "auto"."""
         return _auto_size(self.memory)
+
+    @property
+    def kv_budget_bytes(self) -> int | None:
+        """`kv_budget` in bytes; None = "auto"."""
+        return _auto_size(self.kv_budget)
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

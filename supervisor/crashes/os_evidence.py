@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from supervisor.machine.readers.linux import ReadText, read_text
+from supervisor.machine.readers.cgroups import ReadText
+from supervisor.machine.readers.linux import read_text
 
 _OOM_KILLS = re.compile(r"^oom_kill (\d+)$", re.MULTILINE | re.ASCII)
 _OOM_KILLED = re.compile(r"Killed process (\d+) \(|oom-kill:.*\bpid=(\d+),", re.ASCII)

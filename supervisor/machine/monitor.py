@@ -1,4 +1,4 @@
-"""Looks at the machine's memory: pressure once a second, and after an exit what has come back."""
+"""Looks at memory every second: the machine's, each worker's, after an exit what has come back."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class MemoryListener(Protocol):
     """Who is told what the monitor sees. Called on the event loop."""
 
     def memory_pressure(self, machine: MachineMemory, level: Level, figures: str) -> None: ...
-    def memory_footprint(self, model: str, generation: int, size: int) -> None: ...
+    def memory_footprint(self, model: str, generation: int, size: int) -> None:
+        """What a living worker holds, bytes, at every look."""
+
     def memory_unattributed(self, size: int) -> None: ...
 
 
@@ -70,9 +72,9 @@ class Monitor:
         told = ""
         while True:
             try:
-                before = self.wired_by_workers()
+                before, pids = self.wired_by_workers(), self.pids()
                 # Off the loop: where a figure comes from a helper command it may take seconds.
-                self.observe(await asyncio.to_thread(self._reader.machine), before)
+                self.observe(*await asyncio.to_thread(self.read, pids), before)
                 told = ""
             except Exception as error:
                 # A bug of ours in one look must not leave the machine unwatched for good.
@@ -94,22 +96,38 @@ class Monitor:
             return {}
         return {model.current.key: self._reader.wired(pid) or 0 for model, pid in self._living()}
 
-    def observe(self, machine: MachineMemory, before: Mapping[Incarnation, int]) -> None:
-        """Take one reading into account; `before` is what `wired_by_workers` was when it began."""
+    def pids(self) -> dict[Incarnation, int]:
+        """Of the living workers."""
+        return {model.current.key: pid for model, pid in self._living()}
+
+    def read(self, pids: Mapping[Incarnation, int]) -> tuple[MachineMemory, dict[Incarnation, int]]:
+        """The machine's memory, and the bytes that each of these processes holds, as far as they
+        can be read. Blocks as the reader does. On any thread."""
+        machine = self._reader.machine()
+        sizes = ((key, self._reader.glance(pid)) for key, pid in pids.items())
+        return machine, {key: size for key, size in sizes if size is not None}
+
+    def observe(
+        self,
+        machine: MachineMemory,
+        footprints: Mapping[Incarnation, int],
+        before: Mapping[Incarnation, int],
+    ) -> None:
+        """Take into account what `read` has read; `before` is what `wired_by_workers` was when that
+        began."""
         self.machine = machine
         level = self._pressure.observe(machine, self._clock())
         figures = describe(machine, self._pressure.thresholds)
         self._listener.memory_pressure(machine, level, figures)
+        for model, _ in list(self._living()):
+            # Not while it ends: half torn down, it would seem to leave little behind.
+            if model.state is not State.STOPPING and model.current.key in footprints:
+                key = model.current.key
+                self._listener.memory_footprint(*key, footprints[key])
         if self._watches_release:
             self._look_for_returns(machine, before)
 
     def _look_for_returns(self, machine: MachineMemory, before: Mapping[Incarnation, int]) -> None:
-        for model, pid in list(self._living()):
-            # Not while it ends: half torn down, it would seem to leave little behind.
-            if model.state is not State.STOPPING:
-                footprint = self._reader.footprint(pid)
-                if footprint is not None:
-                    self._listener.memory_footprint(*model.current.key, footprint)
         if machine.wired is None:
             return  # what can't be seen is not back; the pool gives up waiting by itself
         # A worker that grew or died while the machine was read may not hide what the dead hold.

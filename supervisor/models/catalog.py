@@ -13,8 +13,9 @@ from supervisor.models.discovery import PassedOver, discover
 from supervisor.models.hub import hub_dir
 from supervisor.models.sources import Place, find, state
 
-DEFAULT_CONCURRENCY = 32
-"""Sequences that may decode at once where `max_concurrency` does not say."""
+DEFAULT_CONCURRENCY = 64
+"""Sequences that may decode at once where `max_concurrency` does not say, if there is KV cache to
+be had for them."""
 DEMO = "demo"
 DEMO_DIR = Path(__file__).resolve().parents[2] / "worker" / "demo" / "model"
 

@@ -44,6 +44,8 @@ class MeasuredLoad(msgspec.Struct, frozen=True):
     load_seconds: float
     at: float
     """Epoch seconds."""
+    outgrown: int = 0
+    """What its workers were seen to hold later beyond all that they were charged."""
 
 
 class SizesFile(msgspec.Struct, frozen=True):
@@ -59,8 +61,7 @@ class SizesFile(msgspec.Struct, frozen=True):
 
 def key(fingerprint: Sequence[str], settings: Mapping[str, object]) -> str:
     """What a measurement belongs to: the files, by `Catalog.fingerprint`, and the `settings` that
-    change how much of them is loaded (draft, adapter, context, quantized KV). Values must be JSON.
-    """
+    change what their load takes. Values must be JSON."""
     content = json.dumps([list(fingerprint), sorted(settings.items())], ensure_ascii=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
@@ -171,7 +172,8 @@ def _renew(entries: dict[str, T], news: Mapping[str, T]) -> None:
 
 def _is_plausible(entry: MeasuredLoad) -> bool:
     """A worker takes tens of megabytes without a model: less is no measurement."""
-    return 2**20 <= entry.memory_bytes < 2**50 and 0 <= entry.load_seconds < 1e6
+    bytes_are = 2**20 <= entry.memory_bytes < 2**50 and 0 <= entry.outgrown < 2**50
+    return bytes_are and 0 <= entry.load_seconds < 1e6
 
 
 def _is_plausible_limit(limit: LearnedLimit) -> bool:

@@ -8,24 +8,24 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from supervisor.models.about import about
+from supervisor.models.allowance import allowance, context
 from supervisor.models.catalog import Catalog, Fingerprint
 from supervisor.models.estimate import Estimate, EstimateError, estimate
+from supervisor.models.estimate.model import STEP
 from supervisor.models.size_cache import MeasuredLoad, SizeCache, key
 from supervisor.models.sources import Place, SourceError
-from supervisor.scheduler.model import LearnedLimit
+from supervisor.scheduler.model import LearnedLimit, NextCharge
 from supervisor.wire.about import About
+from supervisor.wire.frames import Allowance
 from supervisor.wire.text import reason
 
 log = logging.getLogger("bulkhead.supervisor")
 
-_TYPICAL_TOKENS = 2048
-"""Of each sequence, when as many decode as may: what a charge has room for."""
 _LONG_TOKENS = 32768
-"""Of one sequence alone."""
-_BUDGET_SHARE = 0.9
-"""What room for requests may fill the budget to. The rest is for a load that turns out larger than
-its files say: without it such a model could never be loaded again."""
+"""A context, where neither the files nor the configuration say how long it is."""
 _WORDS = 120
 """Characters of mlx-lm's own words beside ours: a list of parameters may be long."""
 _OF_WEIGHTS = re.compile(r"[Mm]issing|KeyError|\[load|\[read|safetensors")
@@ -43,17 +43,18 @@ class Look:
     problem: str = ""
     """Why there is no place, or why its size is unknown."""
     need: Need = field(default_factory=lambda: Need())
+    found: Estimate | None = None
+    """What its files say of its memory; None = nothing."""
     about: About = field(default_factory=About)
 
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes. `headroom` is the part of `estimate` that a load does not touch yet. `context` is in
-    tokens, as files and configuration say it; 0 = neither does."""
+    """Bytes. `headroom` is the part of `estimate` that a load does not touch yet: what the process
+    grows by, and room for one conversation."""
 
     estimate: int = 0
     headroom: int = 0
-    context: int = 0
 
 
 class Sizing:
@@ -63,9 +64,7 @@ class Sizing:
     `look` and `need` block on the disk. The others never do, but for the first of a model that was
     not looked at yet. One thread at a time calls `look` for a model; all else belongs to one.
 
-    `budget` is that of all models, bytes, None = unlimited. A model gets room for as many requests
-    as may run at once, but on a machine that is too small for that only what the budget leaves:
-    it then serves fewer at once, which is better than none.
+    `budget` is that of all models, bytes, None = unlimited.
     """
 
     def __init__(self, catalog: Catalog, cache: SizeCache, budget: int | None) -> None:
@@ -107,6 +106,28 @@ class Sizing:
         look = self.look(name)
         return self._known[name].need if look is None else self.take(name, look)
 
+    def allowance(self, name: str, charge: NextCharge) -> Allowance:
+        """What a worker may hold whose load is charged so much; without any limit where nothing is
+        known of its files."""
+        found = self._last(name).found
+        if found is None:
+            return Allowance(charge.untouched)
+        return allowance(found, charge, kv_budget=self._catalog.models[name].kv_budget_bytes)
+
+    def least_kv(self, name: str) -> int:
+        """Bytes of KV cache without which the model serves nobody: 256 tokens, which are allocated
+        at once. 0 = unknown."""
+        found = self._last(name).found
+        return 0 if found is None else found.kv(STEP)
+
+    def context(self, name: str, charge: NextCharge) -> int:
+        """Tokens that a sequence may have in such a worker, as far as files, configuration and
+        budget tell; 0 = unknown. The worker itself will know better."""
+        found, configured = self._last(name).found, self._catalog.models[name].context
+        if found is None:
+            return configured
+        return context(found, self.allowance(name, charge).limit, configured)
+
     def folder(self, name: str) -> Path:
         """Where the last look found the model. Raises SourceError with what it found instead."""
         known = self._last(name)
@@ -141,12 +162,20 @@ class Sizing:
 
     def measured_load(self, name: str) -> MeasuredLoad | None:
         """The last load of these very files, of this run or an earlier one."""
-        return self.cache.get(self._key(name))
+        return self.cache.get(self._key(name)) or self.cache.get(self._former_key(name))
 
     def save_load(self, name: str, memory_bytes: int, load_seconds: float) -> None:
         """A load took so much. Never raises."""
-        measurement = MeasuredLoad(name, memory_bytes, load_seconds, time.time())
+        known = self.measured_load(name)
+        outgrown = 0 if known is None else known.outgrown
+        measurement = MeasuredLoad(name, memory_bytes, load_seconds, time.time(), outgrown)
         self.cache.remember(self._key(name), measurement)
+
+    def save_outgrown(self, name: str, size: int) -> None:
+        """Its workers outgrow their charges by so many bytes. Never raises."""
+        known = self.measured_load(name)
+        if known is not None:  # else it was never loaded, as far as anybody remembers
+            self.cache.remember(self._key(name), replace(known, outgrown=size, at=time.time()))
 
     def about(self) -> dict[str, About]:
         """What the last look at each model's files told of it."""
@@ -169,6 +198,13 @@ class Sizing:
         return self._known[name]
 
     def _key(self, name: str) -> str:
+        """The environment may have MLX allocate otherwise. What is lent after a load is none of it:
+        neither the context nor how many requests may run."""
+        env = self._catalog.models[name].env
+        return key(self._last(name).fingerprint, {"env": env} if env else {})
+
+    def _former_key(self, name: str) -> str:
+        """That of earlier versions, whose measurements are as good."""
         model = self._catalog.models[name]
         return key(self._last(name).fingerprint, {"context": model.context})
 
@@ -184,31 +220,25 @@ class Sizing:
 
     def _read(self, name: str, stamp: Fingerprint, place: Place | None, problem: str) -> Look:
         fingerprint: Fingerprint = ()
-        need, weights = Need(), 0
+        need, found = Need(), None
         if place is not None:
             try:
                 fingerprint = self._catalog.fingerprint(place.folder)
                 found = estimate(place.folder)
-                need, weights = self._need(name, found), found.weights
+                need = self._need(name, found)
             except EstimateError as error:
                 problem = str(error)
             except OSError as error:
                 problem = f"{place.folder} cannot be read: {reason(error)}"
+        weights = 0 if found is None else found.weights
         known = About() if place is None else about(place.folder, fingerprint, weights)
-        return Look(stamp, fingerprint or (problem,), place, problem, need, known)
+        return Look(stamp, fingerprint or (problem,), place, problem, need, found, known)
 
     def _need(self, name: str, found: Estimate) -> Need:
-        known = [size for size in (self._catalog.models[name].context, found.context) if size]
-        context = self._catalog.models[name].context or found.context or _LONG_TOKENS
-        typical = min(context, _TYPICAL_TOKENS)
-        total = max(
-            found.total(typical, self._catalog.concurrency(name)),
-            found.total(min(context, _LONG_TOKENS), 1),
+        headroom = found.growth + found.room(
+            self._catalog.models[name].context or found.context or _LONG_TOKENS
         )
-        if self.budget is not None:
-            least = found.total(typical, 1)
-            total = max(least, min(total, int(self.budget * _BUDGET_SHARE)))
-        return Need(total, total - found.loaded, min(known, default=0))
+        return Need(found.loaded + headroom, headroom)
 
 
 def _folder(place: Place | None) -> Path | None:

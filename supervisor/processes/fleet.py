@@ -107,7 +107,8 @@ class Fleet:
 
     `module` is what a worker runs; `on_change` is called when there is a process more or less.
     `locate` tells a model's folder without touching the disk, or raises SourceError; without it the
-    catalog looks.
+    catalog looks. `allowance` tells what its next worker may hold. With `prefill_gate` workers wait
+    for each other with heavy prefills.
     """
 
     def __init__(
@@ -120,15 +121,19 @@ class Fleet:
         module: str,
         on_change: Callable[[], None],
         stall_seconds: float,
+        prefill_gate: bool = False,
         locate: Callable[[str], Path] | None = None,
+        allowance: Callable[[str], frames.Allowance] = lambda model: frames.Allowance(),
     ) -> None:
         self._locate = locate
+        self._allowance = allowance
         self._state = state
         self._catalog = catalog
         self._listener = listener
         self._start = partial(WorkerProcess, launcher, module)
         self._on_change = on_change
         self._stall_seconds = stall_seconds
+        self._prefill_gate = prefill_gate
         self._workers: dict[tuple[str, int], _Running] = {}
         self._waiting: dict[tuple[str, int], asyncio.TimerHandle] = {}
         """Incarnations that could not be started yet, until the next attempt."""
@@ -185,6 +190,8 @@ class Fleet:
             socket=str(self._state.worker_socket(model, generation)),
             max_concurrency=self._catalog.concurrency(model),
             context=self._catalog.models[model].context,
+            prefill_gate=self._prefill_gate,
+            allowance=self._allowance(model),
         )
         worker.listening = background.start(self._listen(worker, load))
         self._on_change()

@@ -67,6 +67,16 @@ class LimitSequences:
 
 
 @dataclass(frozen=True, slots=True)
+class MayPrefill:
+    """This incarnation may go on with heavy prefills, or is to stop and `wants_prefill` is
+    awaited."""
+
+    model: str
+    generation: int
+    allowed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseEffect:
     """What somebody who holds a lease is told."""
 
@@ -129,6 +139,15 @@ class RememberLimit:
 
 
 @dataclass(frozen=True, slots=True)
+class RememberOutgrown:
+    """By so many bytes the model's workers outgrow what their loads are charged: that is to outlive
+    this process."""
+
+    model: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class LogLine:
     """A line for the log: a decision that a person may want explained, with its figures."""
 
@@ -148,6 +167,7 @@ Effect = (
     | Lend
     | Recall
     | LimitSequences
+    | MayPrefill
     | Grant
     | Loaded
     | Refuse
@@ -155,5 +175,6 @@ Effect = (
     | Interrupt
     | QuarantineRequest
     | RememberLimit
+    | RememberOutgrown
     | LogLine
 )

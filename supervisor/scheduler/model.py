@@ -31,14 +31,15 @@ class Spec:
 
     name: str
     aliases: tuple[str, ...] = ()
-    capacity: int = 32 + 1024
+    capacity: int = 64 + 1024
     """Bounds its requests, waiting ones included."""
     concurrency: int = 0
     """Requests that may be granted at once, the rest waits here; 0 = all that come."""
     estimate_bytes: int = 0
     """What its files say that it will need, all in all."""
     headroom_bytes: int = 0
-    """The part of that which a load does not touch yet: KV budget, prompt cache, prefill."""
+    """The part of that which a load does not touch yet: what the process grows by, and room for one
+    conversation. All further KV cache is lent."""
     memory_bytes: int | None = None
     """`memory` of the configuration: charged as given, whatever is measured."""
     pin: bool = False
@@ -46,8 +47,18 @@ class Spec:
     """Seconds idle before it is unloaded, 0 = never."""
     fallback: str = ""
     """Name or alias of the model that serves its requests while it is unavailable."""
-    context: int = 0
-    """Tokens, before a worker has told them; 0 = unknown. For people and clients."""
+
+
+@dataclass(frozen=True, slots=True)
+class NextCharge:
+    """What the next incarnation of a model will be charged, in bytes."""
+
+    size: int
+    """For its load."""
+    untouched: int
+    """The part of that which is not in use at the end of the load."""
+    most: int | None
+    """What it could ever be charged with all its loans; None = there is no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +253,8 @@ class Worker:
     """Measured at the end of its load."""
     context: int = 0
     """Tokens."""
+    idle_bytes: int = 0
+    """The part of its loan that serves no live sequence, as far as it has said."""
     unload_asked: bool = False
     """By hand, while it loads: those who wait are served, nobody else."""
     drain_cause: DrainCause = DrainCause.EVICTION
@@ -314,6 +327,9 @@ class Model:
     """What its process held at the end of its last load; survives unloads."""
     learned_bytes: int | None = None
     """What the last load was found to need, with room for requests; survives unloads."""
+    outgrown: int = 0
+    """Bytes that its workers were seen to hold beyond what their loads are charged, which the next
+    one is charged as well; survives unloads."""
     deaths: int = 0
     learned_limit: LearnedLimit | None = None
     """After it died of too many."""
@@ -349,14 +365,24 @@ class Model:
         """Bytes that the next incarnation is charged: configured, else learned, else estimated."""
         if self.spec.memory_bytes is not None:
             return self.spec.memory_bytes
-        return self.spec.estimate_bytes if self.learned_bytes is None else self.learned_bytes
+        known = self.spec.estimate_bytes if self.learned_bytes is None else self.learned_bytes
+        return known + self.outgrown
+
+    @property
+    def untouched(self) -> int:
+        """Bytes of `size` that are not in use at the end of a load."""
+        loaded = self.spec.estimate_bytes - self.spec.headroom_bytes
+        held = loaded if self.measured_bytes is None else self.measured_bytes
+        if self.spec.memory_bytes is None:
+            held += self.outgrown  # in use, by whatever it is
+        return max(0, self.size - held)
 
     @property
     def size_source(self) -> str:
         """Where `size` comes from, for people."""
         if self.spec.memory_bytes is not None:
             return "configured"
-        return "estimated" if self.learned_bytes is None else "measured"
+        return "measured" if self.outgrown or self.learned_bytes is not None else "estimated"
 
     @property
     def concurrency(self) -> int:

@@ -7,16 +7,18 @@ snapshot for it and carries it out by the steps of `workers`, `requests` and `re
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from supervisor.errors import BulkheadError
 from supervisor.scheduler import eviction, refusals
 from supervisor.scheduler.effects import Effect, LogLine, Shrink, warning
 from supervisor.scheduler.eviction import Candidate
+from supervisor.scheduler.ledger import Key
 from supervisor.scheduler.lifecycle import HAS_PROCESS, State
 from supervisor.scheduler.loans import Loans
 from supervisor.scheduler.model import DrainCause, Model
 from supervisor.scheduler.plan import Capacity, Demand, Means, Plan, Tenant, make_plan
+from supervisor.scheduler.prefill_gate import PrefillGate
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.recovery import Recovery
 from supervisor.scheduler.requests import Requests
@@ -47,26 +49,37 @@ class Planner:
         requests: Requests,
         recovery: Recovery,
         loans: Loans,
+        prefill_gate: PrefillGate,
     ) -> None:
         self._state = state
         self._workers = workers
         self._requests = requests
         self._recovery = recovery
         self._loans = loans
+        self._prefill_gate = prefill_gate
         self.held_load: HeldLoad | None = None
         self._wake: float | None = None
         """When the plan must be made again though nothing has happened."""
         self._cleanup_at: float | None = None
+        self._made_good_for: Key | None = None
+        """The worker whose load broke the budget, while loans are to make up for it."""
 
     @property
     def deadlines(self) -> list[float | None]:
         """When `settle` or `trim_if_due` must be called though nothing has happened."""
         timeout = self._state.rules.load_gate_timeout
         gate = None if self.held_load is None else self.held_load.since + timeout
-        return [self._wake, self._cleanup_at, gate]
+        return [
+            self._wake,
+            self._cleanup_at,
+            gate,
+            self._prefill_gate.deadline,
+            *self._loans.deadlines(),
+        ]
 
     def settle(self, now: float) -> list[Effect]:
         """What every event ends with: grants, then loads and the room for them."""
+        self._loans.forget_dead()
         for model in self._models:
             if not model.waiting:
                 model.queued_since = None
@@ -74,10 +87,12 @@ class Planner:
                 model.queued_since = now
         effects = [*self._refuse_impossible(), *self._grant_all(now)]
         held = self.held_load is not None
-        effects += self._plan_loads(now)
+        effects += self._plan_memory(now)
         if held and self.held_load is None:
             effects += self._grant_all(now)
-        effects += self._loans.serve(now)
+        serving = (State.READY, State.DRAINING)
+        living = [model.current.key for model in self._models if model.state in serving]
+        effects += self._prefill_gate.serve(living, now)
         for model in self._models:
             if model.state is not State.COLD or not model.waiting:
                 model.roomless_since = None
@@ -161,14 +176,14 @@ class Planner:
             return refusals.no_room(model, others, state.ledger.free, state.ledger.stranded)
         return refusals.still_loading(model, now)
 
-    # ── loads ────────────────────────────────────────────────────────────────────────────────────
+    # ── loads and loans ──────────────────────────────────────────────────────────────────────────
 
-    def _plan_loads(self, now: float) -> list[Effect]:
-        """Start the loads that may start, and make room for those that may not."""
-        models = self._state.models
+    def _plan_memory(self, now: float) -> list[Effect]:
+        """Start the loads that may start, lend what may be lent, and make room for the rest."""
+        state, models = self._state, self._state.models
         self._wake = None
         held, self.held_load = self.held_load, None
-        if self._state.shutting_down or self._state.level >= Level.HIGH:
+        if state.level is Level.CRITICAL:
             return []
         effects: list[Effect] = []
         while (plan := self._make_plan(now)).unload:
@@ -176,17 +191,46 @@ class Planner:
             for unload in plan.unload:
                 effects += self.evict(models[unload.victim], models[unload.model], now)
         self._wake = plan.wake
-        if self._state.rules.load_gate == "exclusive":
+        effects += self._lend_and_recall(plan, now)
+        if state.rules.load_gate == "exclusive":
             return [*effects, *self._start_alone(plan.start, held, now)]
         for name in plan.start:
             effects += self._workers.spawn(models[name], now)
         return effects
 
     def _make_plan(self, now: float) -> Plan:
-        demands = self._demands()
-        if not demands:
+        demands, needs = self._demands(), self._loans.open_needs()
+        if not demands and not needs:
             return Plan()
-        return make_plan(demands, self._tenants(), self._capacity(), self._state.rules, now)
+        if self._state.level is Level.HIGH:
+            needs = [replace(need, most=need.least) for need in needs]
+        return make_plan(
+            demands,
+            self._tenants(),
+            self._capacity(),
+            self._state.rules,
+            now,
+            needs,
+            self._loans.loans(),
+        )
+
+    def _lend_and_recall(self, plan: Plan, now: float) -> list[Effect]:
+        effects = [self._loans.lend(key, size) for key, size in plan.lend.items()]
+        asked = dict(plan.recall)
+        if plan.park is not None:
+            key, size = plan.park
+            # It gives what is idle first.
+            whole = size + max(asked.pop(key, 0), self._loans.callable(key))
+            effects.append(LogLine(self._parks(key, size)))
+            effects.append(self._loans.recall(key, whole, now, park=True))
+        return [*effects, *(self._loans.recall(key, asked[key], now) for key in asked)]
+
+    def _parks(self, key: Key, size: int) -> str:
+        free = gigabytes(self._state.ledger.free)
+        return (
+            f"the youngest request in {key[0]}#{key[1]} is parked: an older one needs "
+            f"{gigabytes(size)} more, {free} free"
+        )
 
     def _start_alone(self, names: list[str], held: HeldLoad | None, now: float) -> list[Effect]:
         """Start the first of them, one load at a time, once no other model generates."""
@@ -207,6 +251,8 @@ class Planner:
         return []
 
     def _demands(self) -> list[Demand]:
+        if self._state.shutting_down or self._state.level >= Level.HIGH:
+            return []
         demands = []
         for name, model in self._state.models.items():
             cold, queued_since = model.state is State.COLD, model.queued_since
@@ -220,10 +266,15 @@ class Planner:
         return demands
 
     def _candidate(self, model: Model) -> Candidate:
-        return model.candidate(self._charge(model), self._state.uses)
+        return model.candidate(self._held(model), self._state.uses)
 
     def _charge(self, model: Model) -> int:
         return self._state.ledger.of(model.current.key)
+
+    def _held(self, model: Model) -> int:
+        """Bytes of its charge that it can't be asked for, nor has been."""
+        key = model.current.key
+        return self._charge(model) - self._loans.callable(key) - self._loans.on_its_way(key)
 
     def _safe_until(self, model: Model) -> float:
         """End of a loaded model's minimum residency, monotonic seconds."""
@@ -240,6 +291,8 @@ class Planner:
     def _capacity(self) -> Capacity:
         ledger, slots = self._state.ledger, self._state.rules.max_loaded or float("inf")
         leaving = [model for model in self._models if model.state in _LEAVING]
+        drain = [model for model in leaving if model.state is State.DRAINING]
+        ready = [model for model in self._models if model.state is State.READY]
         fixed = [
             model
             for model in self._models
@@ -247,24 +300,33 @@ class Planner:
         ]
         most = float("inf") if ledger.budget is None else ledger.budget - ledger.stranded
         free_slots = slots - self._occupied()
+        recalled = sum(self._loans.on_its_way(model.current.key) for model in ready)
+        coming = ledger.free + recalled + sum(map(self._charge, leaving))
+        draining = sum(
+            self._charge(model) - self._loans.on_its_way(model.current.key) for model in drain
+        )
         return Capacity(
             free=ledger.free,
-            coming=ledger.free + sum(map(self._charge, leaving)),
-            most=most - sum(map(self._charge, fixed)),
+            coming=coming,
+            most=most - sum(map(self._held, fixed)),
             free_slots=free_slots,
             coming_slots=free_slots + len(leaving),
             most_slots=slots - len(fixed),
+            soon=coming - draining,
         )
 
     # ── making room ──────────────────────────────────────────────────────────────────────────────
 
     def evict(self, victim: Model, model: Model, now: float) -> list[Effect]:
-        """READY: unload, or drain, `victim` for another one."""
+        """READY: unload, or drain, `victim` for another one: its load, or a request in its
+        worker."""
         state = self._state
-        held = gigabytes(self._charge(victim))
+        held, free = gigabytes(self._charge(victim)), gigabytes(state.ledger.free)
         how = f"is drained ({len(victim.granted)} running)" if victim.in_use else "is unloaded"
-        needs = f"{gigabytes(model.size)} for {model.name}, {gigabytes(state.ledger.free)} free"
-        if model.size <= state.ledger.free and self._capacity().free_slots < 1:
+        needs = f"{gigabytes(model.size)} for {model.name}, {free} free"
+        if model.state in (State.READY, State.DRAINING):
+            needs = f"more for the requests in {model.current.name}, {free} free"
+        elif model.size <= state.ledger.free and self._capacity().free_slots < 1:
             needs = f"for {model.name}, memory.max_loaded is {state.rules.max_loaded}"
         said = LogLine(f"{victim.current.name} ({held}) {how} to make room: {needs}")
         return [said, *self._workers.drain(victim, DrainCause.EVICTION, now)]
@@ -281,28 +343,44 @@ class Planner:
 
     def make_good(self, model: Model, now: float) -> list[Effect]:
         """READY: its load may have turned out larger than its estimate. When that breaks the
-        budget, idle models go; when that is not enough, it goes itself and comes back with the size
-        it has shown."""
+        budget, idle loans are called back, then idle models go; when that is not enough, it goes
+        itself and comes back with the size it has shown."""
         ledger = self._state.ledger
         going = (State.STOPPING, State.RELEASING)
         coming = sum(self._charge(each) for each in self._models if each.state in going)
+        serving = [each for each in self._models if each.state in (State.READY, State.DRAINING)]
+        coming += sum(self._loans.on_its_way(each.current.key) for each in serving)
+        callable_ = sum(self._loans.callable(each.current.key) for each in serving)
         over = -ledger.free - coming
         if over <= 0:
             return []
+        self._made_good_for = model.current.key if callable_ else None
         takes = f"{model.current.name} takes {gigabytes(self._charge(model))}"
         effects: list[Effect] = [
             warning(f"{takes}, more than estimated: {gigabytes(over)} over the budget")
         ]
+        if callable_ >= over:
+            return [*effects, *self._loans.recall_idle(over, now)]
         idle = [self._candidate(other) for other in self._idle() if other is not model]
-        victims = eviction.make_room(idle, self._state.rules.policy, over)
+        victims = eviction.make_room(idle, self._state.rules.policy, over - callable_)
         if victims:
             for victim in victims:
                 effects += self.evict(self._state.models[victim.model], model, now)
-            return effects
+            return [*effects, *self._loans.recall_idle(over, now)]
         effects += self._workers.drain(model, DrainCause.EVICTION, now)
         if not ledger.can_ever_fit(model.size):
             effects += self._refuse_too_large(model)
         return effects
+
+    def keep_to_budget(self, now: float) -> list[Effect]:
+        """Loans may have come back short that were called back because a load broke the budget."""
+        if self._made_good_for is None or self._state.ledger.free >= 0:
+            self._made_good_for = None
+            return []
+        model = self._state.models[self._made_good_for[0]]
+        if model.state is not State.READY or model.current.key != self._made_good_for:
+            return []
+        return self.make_good(model, now)
 
     def relieve(self, before: Level, now: float) -> list[Effect]:
         """What the pressure asks for that was at another level, or the same, `before`."""

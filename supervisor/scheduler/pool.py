@@ -21,7 +21,6 @@ What an event does to a request:
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
@@ -31,7 +30,7 @@ from supervisor.scheduler import refusals
 from supervisor.scheduler.death import Death
 from supervisor.scheduler.effects import Effect, LogLine, Refuse, warning
 from supervisor.scheduler.lifecycle import HAS_PROCESS, Event, State
-from supervisor.scheduler.loans import LoanNeeds, Loans
+from supervisor.scheduler.memory_events import MemoryEvents
 from supervisor.scheduler.model import (
     DrainCause,
     LearnedLimit,
@@ -42,16 +41,12 @@ from supervisor.scheduler.model import (
     Rules,
     Spec,
 )
-from supervisor.scheduler.planner import Planner
-from supervisor.scheduler.pressure import Level
-from supervisor.scheduler.recovery import Recovery
-from supervisor.scheduler.requests import Requests
 from supervisor.scheduler.state import PoolState
-from supervisor.scheduler.workers import FAULT_SECONDS, Workers
+from supervisor.scheduler.workers import FAULT_SECONDS
 from supervisor.units import gigabytes
 
 
-class Pool:
+class Pool(MemoryEvents):
     """All models, and every event that concerns them.
 
     `budget` is in bytes, None = unlimited. `jitter` gives numbers from 0 to 1 that spread the
@@ -68,20 +63,16 @@ class Pool:
         budget: int | None = None,
         jitter: Callable[[], float] = lambda: 1.0,
     ) -> None:
-        self.state = PoolState(
-            specs,
-            default_model=default_model,
-            limits=limits or Limits(),
-            rules=rules or Rules(),
-            budget=budget,
-            jitter=jitter,
+        super().__init__(
+            PoolState(
+                specs,
+                default_model=default_model,
+                limits=limits or Limits(),
+                rules=rules or Rules(),
+                budget=budget,
+                jitter=jitter,
+            )
         )
-        self.models = self.state.models
-        self.workers = Workers(self.state)
-        self.requests = Requests(self.state)
-        self.recovery = Recovery(self.state, self.requests)
-        self.loans = Loans(self.state)
-        self.planner = Planner(self.state, self.workers, self.requests, self.recovery, self.loans)
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────
 
@@ -239,18 +230,18 @@ class Pool:
         return self.planner.settle(now)
 
     def estimated(
-        self, name: str, estimate_bytes: int, headroom_bytes: int, now: float, context: int = 0
+        self, name: str, estimate_bytes: int, headroom_bytes: int, now: float
     ) -> list[Effect]:
         """The model's next load needs so much, and leaves so much of it untouched; what was learned
-        of other files counts no longer. `context` is in tokens."""
+        of other files counts no longer."""
         model = self.models[name]
         if estimate_bytes != model.spec.estimate_bytes:
             model.measured_bytes = model.learned_bytes = None
+            model.outgrown = 0
         model.spec = replace(
             model.spec,
             estimate_bytes=estimate_bytes,
             headroom_bytes=headroom_bytes,
-            context=context,
         )
         return self.planner.settle(now)
 
@@ -261,10 +252,11 @@ class Pool:
         load_seconds: float | None,
         memory_bytes: int | None,
         limit: LearnedLimit | None = None,
+        outgrown: int = 0,
     ) -> None:
         """What earlier runs of the supervisor have seen of the model; None = nothing."""
         model = self.models[name]
-        model.learned_limit = limit
+        model.learned_limit, model.outgrown = limit, outgrown
         model.use_count, model.load_seconds = use_count, load_seconds
         if memory_bytes is not None:
             self.workers.learn_size(model, memory_bytes)
@@ -371,7 +363,7 @@ class Pool:
                 worker.after_exit = Event.RELEASED_FAILED
                 worker.stop_reason = f"{death.summary}. {death.advice}"
         if self.workers.reap(model, now):
-            effects += self._release_memory(model, now)
+            effects += self.release_memory(model, now)
         return [*effects, *self.planner.settle(now)]
 
     def _tell_of_death(
@@ -394,65 +386,6 @@ class Pool:
         error = refusals.crashed(model, reason)
         refused = self.requests.refuse_dead_load(model, error)
         return [*refused, *self.workers.kill(model, reason, now)]
-
-    def _release_memory(self, model: Model, now: float) -> list[Effect]:
-        """RELEASING: nobody has to wait for this incarnation's memory any longer."""
-        effects = self.workers.release(model, now)
-        if model.state is State.FAILED:
-            effects += self.requests.turn_away(model, refusals.failed(model))
-        elif model.state is State.CRASHED:
-            effects += self.requests.drop_preload(model, "it keeps dying")
-            effects += self.requests.turn_away(model, refusals.unavailable(model, now))
-        return effects
-
-    # ── memory ───────────────────────────────────────────────────────────────────────────────────
-
-    def reserve(self, size: int) -> None:
-        """Keep `size` bytes of the budget for what is no model, before anything is charged."""
-        self.state.ledger.reserve(size)
-
-    def needs(self, name: str, generation: int, needs: LoanNeeds, now: float) -> list[Effect]:
-        """The worker says how it stands with its loan."""
-        model = self.state.living(name, generation)
-        if model is None or model.state not in (State.READY, State.DRAINING):
-            return []
-        self.loans.needs(model, needs)
-        return self.planner.settle(now)
-
-    def repaid(
-        self, name: str, generation: int, size: int, recall: int, now: float
-    ) -> list[Effect]:
-        """The worker has given back `size` bytes, because `recall` asked for them or, 0, by
-        itself."""
-        model = self.state.living(name, generation)
-        if model is None:
-            return []
-        self.loans.repaid(model, size)
-        return self.planner.settle(now)
-
-    def footprint(self, name: str, generation: int, size: int) -> None:
-        """The living worker was seen to hold `size` bytes; needed where `release` is WHEN_SEEN."""
-        self.state.ledger.footprint((name, generation), size)
-
-    def memory_seen(self, unattributed: int, now: float) -> list[Effect]:
-        """Bytes that are wired by no living process of ours, above the quiet baseline; read after
-        the last exit that was reported, or they would speak of a process that lived then."""
-        effects: list[Effect] = []
-        for name, generation in self.state.ledger.observe(unattributed, now):
-            model = self.models[name]
-            if model.state is State.RELEASING and model.generation == generation:
-                effects += self._release_memory(model, now)
-        return [*effects, *self.planner.settle(now)]
-
-    def pressure(self, level: Level, figures: str, now: float) -> list[Effect]:
-        """A reading's level, the same one or another; `figures` explains it in the log."""
-        before = self.state.level
-        self.state.level, self.state.pressure_figures = level, figures
-        effects: list[Effect] = []
-        if level is not before:
-            serious = logging.WARNING if level >= Level.HIGH else logging.INFO
-            effects.append(LogLine(f"memory pressure is {level.name.lower()}: {figures}", serious))
-        return [*effects, *self.planner.relieve(before, now), *self.planner.settle(now)]
 
     # ── time ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -479,6 +412,8 @@ class Pool:
                 effects += self.planner.unload_idle(model, now)
             if model.learned_limit is not None and model.learned_limit.ends <= now:
                 effects += self.recovery.raise_limit(model, now)
+        effects += self.loans.expire(now)
+        effects += self.planner.keep_to_budget(now)
         effects += self.planner.trim_if_due(now)
         return [*effects, *self.planner.settle(now)]
 
@@ -499,7 +434,7 @@ class Pool:
                 held = gigabytes(self.state.ledger.of(worker.key))
                 self.state.ledger.strand(worker.key)
                 said = warning(f"{worker.name} left {held} behind")
-                return [said, *self._release_memory(model, now)]
+                return [said, *self.release_memory(model, now)]
             case _:  # STOPPING: it ignored SIGTERM, or is at fault and lives
                 return self.workers.stop(model, now, kill=True, stacks=True)
 

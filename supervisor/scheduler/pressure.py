@@ -24,10 +24,22 @@ class SystemPressure(enum.IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class GroupMemory:
+    """A control group's limit (Linux). Bytes; None where it could not be read."""
+
+    file: str
+    """Of the limit."""
+    limit: int
+    used: int | None = None
+    """By all that is in the group, but for what the system would take away without harm."""
+
+
+@dataclass(frozen=True, slots=True)
 class MachineMemory:
     """One look at the machine's memory. Bytes; None where it could not be read."""
 
     physical: int | None = None
+    """RAM."""
     used: int | None = None
     """All but what the system would give to a new program without swapping."""
     wired: int | None = None
@@ -35,12 +47,38 @@ class MachineMemory:
     swap_used: int | None = None
     level: SystemPressure | None = None
     """NORMAL does not prove that the GPU has room."""
+    groups: tuple[GroupMemory, ...] = ()
+    """Those that this process is in and that have a limit."""
+
+    @property
+    def limit(self) -> GroupMemory | None:
+        """The least of the groups' limits, where that is less than there is RAM."""
+        least = min(self.groups, key=lambda group: group.limit, default=None)
+        binds = least is not None and (self.physical is None or least.limit < self.physical)
+        return least if binds else None
+
+    @property
+    def usable(self) -> int | None:
+        """RAM, or what a group allows of it."""
+        return self.physical if self.limit is None else self.limit.limit
+
+    @property
+    def pressed(self) -> GroupMemory | None:
+        """The machine, as a group without a file, or that of the groups of which a larger share is
+        in use; None where no use is known."""
+        known = [group for group in self.groups if group.used is not None]
+        if self.physical and self.used is not None:
+            known.insert(0, GroupMemory("", self.physical, self.used))
+        return max(known, key=_share, default=None)
 
     @property
     def used_percent(self) -> float | None:
-        if self.physical is None or self.used is None or self.physical <= 0:
-            return None
-        return min(100.0, 100 * self.used / self.physical)
+        """Of the machine's RAM or of a group's limit, whichever is more."""
+        return None if self.pressed is None else min(100.0, 100 * _share(self.pressed))
+
+
+def _share(group: GroupMemory) -> float:
+    return (group.used or 0) / group.limit
 
 
 class Level(enum.IntEnum):
@@ -57,7 +95,7 @@ class Level(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Shares of physical RAM in use."""
+    """Shares of RAM in use, or of what a control group allows."""
 
     warn: float = 0.85
     high: float = 0.95
@@ -107,8 +145,10 @@ class Pressure:
 def describe(reading: MachineMemory, thresholds: Thresholds) -> str:
     """The figures behind a level, for a person."""
     used = "use of RAM unknown"
-    if reading.physical is not None and reading.used is not None:
-        figures = f"{reading.used / 1e9:.1f} of {reading.physical / 1e9:.1f} GB RAM in use"
+    pressed = reading.pressed
+    if pressed is not None and pressed.used is not None:
+        of = f"of {pressed.file}" if pressed.file else "RAM"
+        figures = f"{pressed.used / 1e9:.1f} of {pressed.limit / 1e9:.1f} GB {of} in use"
         used = f"{figures} ({reading.used_percent:.1f} %)"
     limits = f"{thresholds.warn:.0%}/{thresholds.high:.0%}/{thresholds.critical:.0%}"
     system = "unknown" if reading.level is None else reading.level.name.lower()

@@ -12,7 +12,7 @@ from supervisor.scheduler import refusals
 from supervisor.scheduler.breaker import Breaker
 from supervisor.scheduler.ledger import Ledger
 from supervisor.scheduler.lifecycle import HAS_PROCESS
-from supervisor.scheduler.model import Limits, Model, Rules, Spec
+from supervisor.scheduler.model import Limits, Model, NextCharge, Rules, Spec
 from supervisor.scheduler.pressure import Level
 
 DEFAULT_MODEL = "default_model"
@@ -66,6 +66,16 @@ class PoolState:
         if name is None:
             raise refusals.unknown(requested) if requested else refusals.unnamed()
         return self.models[name]
+
+    def next_charge(self, name: str) -> NextCharge:
+        """What the model's next incarnation is charged. All that it could ever be lent is what the
+        budget leaves beside the models that are pinned, which yield to nobody."""
+        model, budget = self.models[name], self.ledger.budget
+        others = (each for each in self.models.values() if each.pinned and each is not model)
+        most = (
+            None if budget is None else max(model.size, budget - sum(each.size for each in others))
+        )
+        return NextCharge(model.size, model.untouched, most)
 
     def living(self, name: str, generation: int) -> Model | None:
         """The model, unless this incarnation of it has no process any more."""

@@ -5,7 +5,7 @@ Nothing here knows of requests. Who is told of a worker's end is decided in `poo
 
 from __future__ import annotations
 
-from supervisor.scheduler.effects import Effect, Spawn, Stop, warning
+from supervisor.scheduler.effects import Effect, RememberOutgrown, Spawn, Stop, warning
 from supervisor.scheduler.ledger import STRANDED_SECONDS
 from supervisor.scheduler.lifecycle import Event, State
 from supervisor.scheduler.model import DrainCause, Model, ReleaseRule, Worker
@@ -46,8 +46,17 @@ class Workers:
         than none."""
         room, budget = model.spec.headroom_bytes, self._state.ledger.budget
         if budget is not None:
-            room = max(0, min(room, budget - measured))
+            room = max(0, min(room, budget - measured - model.outgrown))
         model.measured_bytes, model.learned_bytes = measured, measured + room
+
+    def learn_outgrown(self, model: Model, excess: int) -> list[Effect]:
+        """Its worker holds `excess` bytes more than it is charged, and nothing of its own explains
+        it: the next one is charged them as well, as far as there is a budget."""
+        most, budget = model.outgrown + excess, self._state.ledger.budget
+        if budget is not None:
+            most = max(model.outgrown, min(most, budget - (model.size - model.outgrown)))
+        model.outgrown = most
+        return [RememberOutgrown(model.name, most)]
 
     # ── the ways to its end ──────────────────────────────────────────────────────────────────────
 

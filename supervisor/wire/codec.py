@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
+from msgspec.structs import replace
 
-from supervisor.wire.frames import Count, Embed, Frame, Generate
+from supervisor.wire.frames import Chat, Count, Embed, Frame, Generate
 from supervisor.wire.text import all_as_utf8
 
 HEADER: Final = struct.Struct(">I")
@@ -18,6 +19,13 @@ REPLY_LIMIT: Final = 8 * 2**20
 """Bytes of one frame on every other path."""
 
 F = TypeVar("F")
+W = TypeVar("W", bound=Generate | Embed)
+
+_PLACE = b"\xc1"
+"""Stands for a packed content: neither MessagePack nor UTF-8 has this byte, and nothing that may
+hold any bytes comes before it."""
+_LARGE = 2**16
+"""Bytes that are worth a write of their own."""
 
 
 class ProtocolError(Exception):
@@ -44,11 +52,78 @@ def encode(frame: Frame) -> bytes:
     return _encoded(all_as_utf8(frame))
 
 
+def packed(requests: Sequence[W]) -> list[W]:
+    """The same requests with their prompts, or inputs, as encoded bytes, one copy of each: all that
+    may be done with such a one is to replace its other fields, and to send it. Raises ProtocolError
+    for a text that UTF-8 can't carry."""
+    known: dict[int, msgspec.Raw] = {}
+    made = []
+    for request in requests:
+        content = _content(request)
+        if id(content) not in known:
+            known[id(content)] = msgspec.Raw(_packed(request, content))
+        made.append(_with_content(request, known[id(content)]))
+    return made
+
+
+def packed_chat(chat: Chat) -> Chat:
+    """The chat of a `Count` as encoded bytes, as `packed` has them. Raises ProtocolError."""
+    raw: Any = msgspec.Raw(_packed(chat, chat))
+    same: Chat = raw
+    return same
+
+
+def packed_chat_size(chat: Chat) -> int:
+    """Bytes that a packed chat takes."""
+    raw: Any = chat
+    return len(memoryview(raw))
+
+
+def packed_size(requests: Sequence[Generate | Embed]) -> int:
+    """Bytes that packed requests take together."""
+    contents = {id(_content(each)): len(_raw(each)) for each in requests}
+    return sum(contents.values())
+
+
+def pieces(frame: Frame) -> tuple[bytes | memoryview, ...]:
+    """The frame as `encode` has it, in pieces: a large content of a packed request is one of its
+    own, and no copy. Raises ProtocolError."""
+    if not isinstance(frame, Generate | Embed) or len(content := _raw(frame)) < _LARGE:
+        return (encode(frame),)
+    around = encode(_with_content(frame, msgspec.Raw(_PLACE)))
+    before, _, after = around[HEADER.size :].partition(_PLACE)
+    length = len(before) + len(content) + len(after)
+    return HEADER.pack(length) + before, content, after
+
+
+def _content(request: Generate | Embed) -> object:
+    return request.prompt if isinstance(request, Generate) else request.inputs
+
+
+def _with_content(request: W, content: msgspec.Raw) -> W:
+    if isinstance(request, Generate):
+        return replace(request, prompt=content)
+    return replace(request, inputs=content)
+
+
+def _raw(request: Generate | Embed) -> memoryview:
+    """The encoded content of a packed request; of any other nothing."""
+    content = _content(request)
+    return memoryview(content if isinstance(content, msgspec.Raw) else b"")
+
+
+def _packed(frame: Frame, content: object) -> bytes:
+    if isinstance(content, msgspec.Raw):
+        return bytes(content)
+    try:
+        return _encoder.encode(content)
+    except (UnicodeEncodeError, OverflowError, RecursionError) as error:
+        raise _unfit(frame, error) from None
+
+
 def _encoded(frame: Frame) -> bytes:
-    buffer = bytearray(HEADER.size)
-    _encoder.encode_into(frame, buffer, HEADER.size)
-    HEADER.pack_into(buffer, 0, len(buffer) - HEADER.size)
-    return bytes(buffer)
+    body = _encoder.encode(frame)
+    return HEADER.pack(len(body)) + body
 
 
 def _unfit(frame: Frame, error: Exception) -> ProtocolError:
@@ -73,28 +148,31 @@ class FrameDecoder(Generic[F]):
 
         Raises ProtocolError after the last good frame; feed nothing after that.
         """
-        self._buffer += data
-        start = 0
+        # Nearly always `data` holds whole frames, and nothing waits for it.
+        waits = bool(self._buffer)
+        if waits:
+            self._buffer += data
+        source = self._buffer if waits else data
+        start, held = 0, len(source)
         try:
-            while len(self._buffer) - start >= HEADER.size:
-                (length,) = HEADER.unpack_from(self._buffer, start)
+            while held - start >= HEADER.size:
+                (length,) = HEADER.unpack_from(source, start)
                 if length > self._limit:
                     raise ProtocolError(f"a frame of {length} bytes exceeds {self._limit}")
                 end = start + HEADER.size + length
-                if len(self._buffer) < end:
+                if held < end:
                     break
-                body = bytes(self._buffer[start + HEADER.size : end])
+                body = source[start + HEADER.size : end]
                 start = end
-                yield self._decode(body)
-        finally:
-            del self._buffer[:start]
-
-    def _decode(self, body: bytes) -> F:
-        try:
-            return self._decoder.decode(body)
+                yield self._decoder.decode(body)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
             # The decoder's own message can quote values, and values can be prompt text.
             raise ProtocolError(f"malformed frame: {type(error).__name__}") from None
+        finally:
+            if waits:
+                del self._buffer[:start]
+            elif start < held:
+                self._buffer += data[start:]
 
     def eof(self) -> None:
         """The stream ended. Raises TornFrame if it did so inside a frame."""

@@ -100,7 +100,8 @@ class Limit(Frame, frozen=True, tag="limit"):
 
 
 class MayPrefill(Frame, frozen=True, tag="may_prefill"):
-    """Whether heavy prefills may go on; see `WantsPrefill`."""
+    """Whether heavy prefills may go on. With False the worker stops at the end of its slice, and
+    says how it stands then with `WantsPrefill`, unless it has said that it wants none any more."""
 
     allowed: bool
 
@@ -161,7 +162,9 @@ class Repaid(Frame, frozen=True, tag="repaid"):
 
 
 class WantsPrefill(Frame, frozen=True, tag="wants_prefill"):
-    """Whether the worker has a heavy prefill to do, which waits for `MayPrefill`."""
+    """Whether the worker has a heavy prefill to do. True is said once and waits for `MayPrefill`;
+    False gives that back, also where it comes too late to be of use. So the two never disagree for
+    longer than a frame's way about who has the turn."""
 
     wanted: bool
 

@@ -17,6 +17,7 @@ from supervisor.wire.codec import REPLY_LIMIT, FrameDecoder, ProtocolError
 from supervisor.wire.frames import Frame
 
 F = TypeVar("F")
+K = TypeVar("K")
 
 BACKLOG = 1024
 """Connections that the kernel holds for a server that is busy or being restarted."""
@@ -56,8 +57,9 @@ class FrameStream(asyncio.Protocol, Generic[F]):
             if self._note is None:
                 self._arrived.extend(self._decoder.feed(data))
             else:
-                noted = map(self._note, self._decoder.feed(data))
-                self._arrived.extend(frame for frame in noted if frame is not None)
+                for frame in self._decoder.feed(data):  # for every token of every request
+                    if (noted := self._note(frame)) is not None:
+                        self._arrived.append(noted)
         except ProtocolError as fault:
             self._end(fault)
             self.close()
@@ -91,9 +93,13 @@ class FrameStream(asyncio.Protocol, Generic[F]):
 
     def send(self, *frames: Frame) -> None:
         """Queue frames for sending; silently nothing once the connection is closed."""
+        if len(frames) == 1:
+            for piece in codec.pieces(frames[0]):
+                self.send_bytes(piece)
+            return
         self.send_bytes(b"".join(map(codec.encode, frames)))
 
-    def send_bytes(self, data: bytes) -> None:
+    def send_bytes(self, data: bytes | memoryview) -> None:
         """Like `send`, for frames that are encoded already."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
@@ -119,11 +125,28 @@ class FrameStream(asyncio.Protocol, Generic[F]):
                 if self._fault is not None:
                     raise self._fault
                 return None
-            self._waiter = asyncio.get_running_loop().create_future()
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
+            await self.arrival()
+        return self._pop()
+
+    def take(self, kind: type[K]) -> K | None:
+        """The next frame, if it is there already and of that kind."""
+        if self._arrived and isinstance(self._arrived[0], kind):
+            return cast(K, self._pop())
+        return None
+
+    def arrival(self) -> asyncio.Future[None]:
+        """Done once a frame is there or the connection has ended. In place of `receive`, for which
+        it may be cancelled just as well; whoever asks has found that nothing is there."""
+        assert not self._ended
+        self._waiter = asyncio.get_running_loop().create_future()
+        return self._waiter
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the next `receive` would have to wait."""
+        return not (self._arrived or self._ended)
+
+    def _pop(self) -> F:
         frame = self._arrived.popleft()
         if not self._arrived:
             self._unread = 0

@@ -17,7 +17,7 @@ import mlx_lm.generate
 import mlx_lm.utils
 from mlx_lm.models.cache import make_prompt_cache
 
-from worker.engine.batch import PREFILL_STEP
+from worker.engine.slices import PREFILL_STEP
 
 
 def main() -> None:

@@ -12,23 +12,26 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from tests.bench import harness
 
-CONCURRENCY = 32
-"""Sequences decoded at once: the worker's own default."""
+CONCURRENCY = 64
+"""Sequences decoded at once: the most that a worker does unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
     """One batch. Seconds are counted from the moment before the prompts are rendered and tokenized
-    (`prepared` is when that is over) to each stream's first decoded token, and to the last."""
+    (`prepared` is when that is over) to each stream's first decoded token, and to the last. `gaps`
+    are those between the tokens of a stream, of all streams."""
 
     seconds: float
     prepared: float
     first: list[float]
+    gaps: list[float]
     prompt_tokens: list[int]
     completion_tokens: list[int]
     texts: list[str]
@@ -91,7 +94,7 @@ def _generate(
     uids = generator.insert(tokens, max_tokens=[max_tokens] * len(tokens))
     detokenizers = {uid: tokenizer.detokenizer for uid in uids}
     ids: dict[int, list[int]] = {uid: [] for uid in uids}
-    first: dict[int, float] = {}
+    times: dict[int, list[float]] = {uid: [] for uid in uids}
     counts = dict.fromkeys(uids, 0)
     left = len(uids)
     while left:
@@ -105,12 +108,12 @@ def _generate(
             _ = detokenizer.last_segment  # which a server would send
             ids[uid].append(response.token)
             counts[uid] += 1
-            if uid not in first:
-                first[uid] = time.perf_counter() - begun
+            times[uid].append(time.perf_counter() - begun)
     return {
         "seconds": time.perf_counter() - begun,
         "prepared": prepared - begun,
-        "first": [first[uid] for uid in uids],
+        "first": [times[uid][0] for uid in uids],
+        "gaps": [after - before for each in times.values() for before, after in pairwise(each)],
         "prompt_tokens": [len(prompt) for prompt in tokens],
         "completion_tokens": [counts[uid] for uid in uids],
         # Not the detokenizers', which drop a first space and have no NUL.

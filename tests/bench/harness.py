@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -129,15 +130,21 @@ def bulkhead(
     recovery: str = "off",
     soft_files: int = 0,
     scripted: bool = False,
+    own: Mapping[str, str] = MappingProxyType({}),
+    environ: Mapping[str, str] = MappingProxyType({}),
+    imports: bool = True,
 ) -> Iterator[Bulkhead]:
-    """`bulkhead serve` with its state in `folder`. `settings` is more TOML;
+    """`bulkhead serve` with its state in `folder`. `settings` is more TOML, `own` that of single
+    models, `environ` more environment;
     a death is seen by the client unless `recovery` repairs it; `soft_files`, if given,
     is the soft limit of open files that the server is started with; with `scripted`, models may be
-    folders with a `tests.helpers.fakes.engine.Script`."""
+    folders with a `tests.helpers.fakes.engine.Script`, whose workers import mlx-lm only with
+    `imports`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "bench.toml"
     text = f'[recovery]\nmode = "{recovery}"\n{settings}\n[server]\nport = 0\n'
-    text += "".join(f'[models.{name}]\nsource = "{source}"\n' for name, source in models.items())
+    for name, source in models.items():
+        text += f'[models.{name}]\nsource = "{source}"\n{own.get(name, "")}\n'
     config.write_text(without_spare(text))
     state = str(folder / "state")
     script = Path(sysconfig.get_path("scripts")) / "bulkhead"
@@ -153,7 +160,7 @@ def bulkhead(
             stdout=subprocess.PIPE,
             stderr=stderr,
             cwd=ROOT,
-            env={**os.environ, IMPORTS: "1"},
+            env={**os.environ, IMPORTS: "1" if imports else "", **environ},
         )
     try:
         try:
@@ -192,6 +199,14 @@ def mlx_lm_server(folder: Path, model: Path, concurrency: int) -> Iterator[int]:
         yield port
     finally:
         end(process)
+
+
+def listener(port: int) -> int:
+    """Pid of the child of ours that serves there. Raises Failed."""
+    for child in psutil.Process().children():
+        if str(port) in child.cmdline():
+            return int(child.pid)
+    raise Failed("mlx_lm.server has no process")
 
 
 def _answers(port: int) -> bool:

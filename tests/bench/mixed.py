@@ -68,21 +68,18 @@ def _measure(folder: Path, rounds: int, steps: int) -> list[tuple[float, float]]
 
     from worker.engine.decoding import BatchDecoder
     from worker.engine.mlx_lm_compat import model_tokenizer
-    from worker.engine.mlx_lm_generator import make_generator
+    from worker.engine.mlx_lm_generator import Batches
     from worker.engine.rows import BatchRow
     from worker.engine.sampling import Parameters
+    from worker.engine.sequences import Sequences
     from worker.grammar.compile import ConstraintCompiler
     from worker.grammar.vocabulary import fill_masks
 
     load: Any = utils.load
     model, tokenizer, config = load(str(folder), return_config=True)
     grammars = ConstraintCompiler(model_tokenizer(tokenizer), config["vocab_size"])
-    generator = make_generator(
-        model,
-        BatchDecoder(fill_masks, tuple(tokenizer.eos_token_ids)),
-        completion_batch_size=ROWS,
-        prefill_batch_size=ROWS,
-    )
+    decoder = BatchDecoder(fill_masks, tuple(tokenizer.eos_token_ids))
+    sequences = Sequences(Batches(model, decoder, eos=()))
     request = Generate("bench", Tokens((1,)), 1.0, structure=Schema(_SCHEMA))
 
     def plain() -> list[BatchRow]:
@@ -98,19 +95,21 @@ def _measure(folder: Path, rounds: int, steps: int) -> list[tuple[float, float]]
 
     pairs = []
     for _ in range(rounds + 1):
-        pairs.append((_rate(generator, plain(), steps), _rate(generator, mixed(), steps)))
+        pairs.append((_rate(sequences, plain(), steps), _rate(sequences, mixed(), steps)))
         gc.collect()
     return pairs[1:]
 
 
-def _rate(generator: Any, rows: Sequence[Any], steps: int) -> float:
+def _rate(sequences: Any, rows: Sequence[Any], steps: int) -> float:
     """Tokens per second from the first token on. Every row decodes in every step."""
-    prompts = [[33 + i, 65, 66, 67, 68, 69] for i in range(len(rows))]
-    generator.insert(prompts, max_tokens=[steps] * len(rows), samplers=list(rows))
-    while not generator.next()[1]:
-        pass
+    uids = [
+        sequences.insert([33 + i, 65, 66, 67, 68, 69], row, steps) for i, row in enumerate(rows)
+    ]
+    sequences.prefill({uid: sequences.left(uid) for uid in uids})
+    sequences.start(uids)
+    sequences.decode()
     begun, tokens = time.perf_counter(), 0
-    while responses := generator.next()[1]:
+    while responses := sequences.decode():
         if len(responses) != len(rows):
             raise Failed(f"{len(responses)} of {len(rows)} rows in one step")
         tokens += len(responses)

@@ -34,6 +34,7 @@ default_model = ""
 hold_seconds = 240
 max_requests = 0
 max_body = "64MB"
+max_queue_bytes = "256MB"
 metrics = true
 
 [memory]
@@ -52,6 +53,7 @@ load_stall_seconds = 120
 load_gate = "shared"
 load_gate_timeout = 120
 spare = true
+prefill_gate = false
 
 [recovery]
 mode = "resume"
@@ -84,12 +86,14 @@ adapter = ""
 SUPPORTED = {
     *(f"server.{key}" for key in ("host", "port", "api_keys_file", "allowed_hosts")),
     *(f"server.{key}" for key in ("allowed_origins", "default_model", "hold_seconds", "max_body")),
+    "server.max_queue_bytes",
     "server.max_requests",
     *(f"memory.{key}" for key in MemorySettings.__struct_fields__),
     *(f"recovery.{key}" for key in RecoverySettings.__struct_fields__),
     *(f"models.*.{key}" for key in ("source", "aliases", "preload", "max_concurrency")),
     *(f"models.*.{key}" for key in ("max_queue", "context", "env", "pin", "ttl", "memory")),
     "models.*.fallback",
+    "models.*.kv_budget",
 }
 SECTIONS: dict[str, type[msgspec.Struct]] = {
     "server": ServerSettings,

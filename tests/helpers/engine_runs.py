@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from supervisor.wire.frames import End, FromEngine, Generate, Load, Sampling, Text, Token
+from supervisor.wire.frames import End, FromEngine, Generate, Load, Progress, Sampling, Text, Token
 from worker.engine.batch import BatchEngine
 from worker.engine.thread import Job, LoadResult
 
@@ -54,6 +54,11 @@ class Run:
         return end
 
 
+def said(frames: Sequence[FromEngine]) -> list[FromEngine]:
+    """What a client is told: how far a prompt is depends on what goes on beside it."""
+    return [frame for frame in frames if not isinstance(frame, Progress)]
+
+
 def step(engine: BatchEngine) -> None:
     for job, frames in engine.step():
         job.sink.send(frames)
@@ -71,11 +76,11 @@ def alone(engine: BatchEngine, prompt: str, **options: Any) -> Run:
 
 
 def start(
-    folder: Path, *, context: int = 0, concurrency: int = 8
+    folder: Path, *, context: int = 0, concurrency: int = 8, prefill_gate: bool = False
 ) -> tuple[BatchEngine, LoadResult]:
     engine = BatchEngine()
     engine.warm_up()
-    load = Load("m", 1, str(folder), "/unused", concurrency, context)
+    load = Load("m", 1, str(folder), "/unused", concurrency, context, prefill_gate=prefill_gate)
     return engine, engine.load(load, lambda done, total: None)
 
 

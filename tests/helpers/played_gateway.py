@@ -20,6 +20,7 @@ from gateway.http.server import listening
 from gateway.http.timing import Timing
 from gateway.relay.generation import Event
 from supervisor.config.schema import ServerSettings
+from supervisor.wire.frames import Token
 from tests.helpers.serving import DEADLINE
 
 NEVER = 1000.0
@@ -39,6 +40,7 @@ class PlayedGeneration:
         """What it was told to wait for a place after a death."""
         self.closed = asyncio.Event()
         self._events: asyncio.Queue[tuple[int, Event] | Exception] = asyncio.Queue()
+        self._ahead: tuple[int, Event] | Exception | None = None
 
     def play(self, *events: Event | Exception, choice: int = 0) -> None:
         """These come next."""
@@ -49,10 +51,20 @@ class PlayedGeneration:
         self.holds.append(hold)
 
     async def receive(self) -> tuple[int, Event]:
-        event = await self._events.get()
+        event, self._ahead = self._ahead or await self._events.get(), None
         if isinstance(event, Exception):
             raise event
         return event
+
+    def take(self) -> tuple[int, Token] | None:
+        if self._ahead is None and not self._events.empty():
+            self._ahead = self._events.get_nowait()
+        match self._ahead:
+            case (choice, Token() as token):
+                self._ahead = None
+                return choice, token
+            case _:
+                return None
 
     def close(self) -> None:
         self.closed.set()

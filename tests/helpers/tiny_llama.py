@@ -9,9 +9,11 @@ from __future__ import annotations
 import importlib
 import json
 import string
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice, product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 CHAT_TEMPLATE = (
@@ -101,10 +103,12 @@ def make_model(
     seed: int = 0,
     vocabulary: int = 0,
     words: int = 0,
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Write a random float32 model of one of `ARCHITECTURES` with a byte-level tokenizer to
     `folder` and return it. The model's `vocabulary` may be larger than the tokenizer's, as many
-    models' are. `words` are tokens of several letters: text never becomes one, output may."""
+    models' are. `words` are tokens of several letters: text never becomes one, output may.
+    `more` is what the config says in place of all that."""
     import mlx.core as mx
     from mlx.utils import tree_flatten
 
@@ -118,6 +122,7 @@ def make_model(
         "torch_dtype": "float32",
         **asdict(shape or Shape()),
         **ARCHITECTURES[architecture],
+        **more,
     }
     if architecture == "llama":
         config["architectures"] = ["LlamaForCausalLM"]

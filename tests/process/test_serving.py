@@ -383,6 +383,7 @@ def test_health_and_root(server: Server) -> None:
             "budget_bytes",
             "charged_bytes",
             "physical_bytes",
+            "limited_by",
             "used_percent",
             "level",
             "stranded_bytes",

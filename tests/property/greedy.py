@@ -15,7 +15,8 @@ from typing import Any
 
 from supervisor.wire.frames import FromEngine, Generate, Load, Sampling, Token, Tokens
 from tests.helpers.tiny_llama import make_model
-from worker.engine.batch import PREFILL_STEP, BatchEngine
+from worker.engine.batch import BatchEngine
+from worker.engine.slices import PREFILL_STEP
 from worker.engine.thread import FINAL_FRAMES, Job
 
 TOKENS = 28

@@ -44,7 +44,7 @@ enqueue = Requests.enqueue
 grant_all = Planner._grant_all
 interrupt = Recovery.interrupt
 open_at = plan._open_at
-plan_loads = Planner._plan_loads
+demands = Planner._demands
 stop = Workers.stop
 take_back = Recovery.take_back
 try_suspects = Recovery.try_suspects
@@ -92,12 +92,12 @@ def count_no_loaded_model(self: Planner) -> int:
     return 0
 
 
-@bug("no spawn under pressure", Planner, "_plan_loads", 2, "a spawn at pressure HIGH")
-def load_at_any_level(self: Planner, now: float) -> list[Effect]:
+@bug("no spawn under pressure", Planner, "_demands", 0, "a spawn at pressure HIGH")
+def load_at_any_level(self: Planner) -> list[Demand]:
     level, self._state.level = self._state.level, Level.NORMAL
-    effects = plan_loads(self, now)
+    found = demands(self)
     self._state.level = level
-    return effects
+    return found
 
 
 @bug("no spawn at a closed gate", Planner, "_start_alone", 3, r"\w loads through a gate with .*")

@@ -111,6 +111,7 @@ ROOMS: Mapping[str, Room] = {
             "supervisor.crashes.store",
             "supervisor.crashes.view",
             "supervisor.layout",
+            "supervisor.machine.readers",
             "supervisor.models",
             "supervisor.startup",
             "supervisor.state",

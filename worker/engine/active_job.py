@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Sequence
 from typing import Any
 
+from supervisor.errors import InternalError
 from supervisor.wire.frames import (
     PROMPT_SLICE,
     End,
+    Failed,
     FromEngine,
     Generate,
     Logprob,
@@ -24,6 +27,9 @@ from worker.output.transcript import AnyTranscript, OutputDelta
 
 log = logging.getLogger("bulkhead.worker")
 
+_TOLD_PLACES = 4
+"""Of a traceback, the innermost ones."""
+
 
 class ActiveJob:
     """A job inside the generator, with its text so far."""
@@ -38,6 +44,8 @@ class ActiveJob:
         self._scores = scores
         self.told_ahead = False
         """Whether the first token has been told before the generator has returned it."""
+        self.begun = False
+        """Whether it has had a token: what is prefilled then is no prompt to its request."""
         self._text: AnyTranscript = job.prepared.transcript
         self._token_bytes = token_bytes
         self._tokens = tokens
@@ -130,6 +138,23 @@ def replay_emitted(
     text.finish(cut=not (ended or text.stopped))
     reason = text.finish_reason if ended or text.stopped else "length"
     return End(reason, prompt_tokens, len(output), text.reasoning_tokens, text.stop)
+
+
+def row_fault(job: Job, error: Exception) -> Failed:
+    """The end of a request whose own part failed: its text, grammar, log probabilities or tool
+    parser. The log says where, and nothing of what the error says: it may quote the output."""
+    if isinstance(error, MemoryError):
+        raise error  # nobody's own
+    places = [
+        f"{at.name} ({at.filename}:{at.lineno})" for at in traceback.extract_tb(error.__traceback__)
+    ]
+    log.error(
+        "request %s ends with %s, the others go on: %s",
+        job.request.request_id,
+        type(error).__name__,
+        " > ".join(places[-_TOLD_PLACES:]),
+    )
+    return failed(InternalError(f"The worker failed on this request ({type(error).__name__})."))
 
 
 def _token(token: int, delta: OutputDelta, logprobs: Logprobs | None = None) -> Token:

@@ -85,12 +85,13 @@ class BatchDecoder:
         logits = model(inputs[:, None], cache=cache)[:, -1, :]
         tokens: list[int] = []
         bound: list[int] = []
+        packed: Ints | None = None
         if plan.reads:
             _async_eval(logits)
             tokens = _read(inputs)
-            for i in plan.reads:
-                plan.rows[i].push(tokens[i])
+            plan.push(tokens)
             bound = plan.bound()
+            packed, bound = _masks(self, plan, bound, logits.shape[-1])
 
         told: list[TokenLogprobs | None]
         extras: list[mx.array] = []
@@ -101,7 +102,7 @@ class BatchDecoder:
             logits = logits.astype(mx.float32)
             logits = _edit(logits, self, plan, tokens, known)
             if bound:
-                logits = _mask(logits, _allowed(self, plan, bound, logits.shape[-1]), bound)
+                logits = _mask(logits, _allowed(self, packed, logits.shape[-1]), bound)
             following, told, extras = _choose(logits, self, plan)
         _async_eval(following, extras)
         for row in plan.rows:
@@ -118,13 +119,38 @@ def _read(tokens: mx.array) -> list[int]:
     return list(read)
 
 
-def _allowed(
-    decoder: BatchDecoder, plan: BatchPlan, bound: Sequence[int], vocabulary: int
-) -> mx.array:
-    """Which tokens the rows `bound` may have, bool [bound rows, vocabulary]."""
+def _masks(
+    decoder: BatchDecoder, plan: BatchPlan, bound: list[int], vocabulary: int
+) -> tuple[Ints | None, list[int]]:
+    """(packed masks of the rows `bound`, those rows less the ones whose grammar fails)."""
+    if not bound:
+        return None, bound
     assert decoder.fill is not None, "constrained rows need a decoder that can fill masks"
-    constraints = [plan.rows[i].constraint for i in bound]
-    packed = np.ascontiguousarray(decoder.fill(constraints, -(-vocabulary // 32)))
+    words = -(-vocabulary // 32)
+    try:
+        return decoder.fill([plan.rows[i].constraint for i in bound], words), bound
+    except Exception:  # noqa: BLE001
+        return _masks_of_each(decoder.fill, plan, bound, words)
+
+
+def _masks_of_each(
+    fill: MaskFiller, plan: BatchPlan, bound: list[int], words: int
+) -> tuple[Ints | None, list[int]]:
+    """The same one by one, to find the row that fails."""
+    packed, sound = [], []
+    for i in bound:
+        try:
+            packed.append(fill([plan.rows[i].constraint], words))
+            sound.append(i)
+        except Exception as error:  # noqa: BLE001
+            plan.rows[i].fault = error
+    return (np.concatenate(packed) if packed else None), sound
+
+
+def _allowed(decoder: BatchDecoder, packed: Ints | None, vocabulary: int) -> mx.array:
+    """Which tokens the rows with these masks may have, bool [rows, vocabulary]."""
+    assert packed is not None
+    packed = np.ascontiguousarray(packed)
     bits = np.unpackbits(packed.view(np.uint8), axis=1, bitorder="little")[:, :vocabulary]
     if bits.shape[1] < vocabulary:
         bits = np.pad(bits, [(0, 0), (0, vocabulary - bits.shape[1])])

@@ -19,6 +19,7 @@ import numpy as np
 from supervisor.errors import InternalError, InvalidValue, UnsupportedValue
 from supervisor.wire.frames import Embed, Embedded, FromEngine, Vector
 from worker.engine import mlx_lm_compat
+from worker.engine.active_job import row_fault
 from worker.engine.pooling import NoEmbeddings, pooling_of
 from worker.engine.thread import Job, Output, failed
 from worker.prompt.encoder import PromptEncoder
@@ -44,6 +45,15 @@ class _EmbedJob:
     vectors: dict[int, bytes] = field(default_factory=dict)
     """Those that are done and wait for an earlier one."""
     sent: int = 0
+    fault: Exception | None = None
+    """What a vector could not be made for: it ends this job alone."""
+
+    def done(self, index: int, values: Any) -> None:
+        """The `values` of an input are there."""
+        try:
+            self.vectors[index] = _vector(values, self.job)
+        except Exception as error:  # noqa: BLE001
+            self.fault = error
 
     @property
     def inputs(self) -> Sequence[Sequence[int]]:
@@ -170,7 +180,7 @@ class Embedder:
             kept = mx.where(real[:, :, None], hidden.astype(mx.float32), 0.0)
             pooled = kept.sum(axis=1) / mx.array(lengths)[:, None]
         for (work, index), values in zip(rows, _to_numpy(pooled), strict=True):
-            work.vectors[index] = _vector(values, work.job)
+            work.done(index, values)
         return list(dict.fromkeys(work for work, _ in rows))
 
     def _step_long(self) -> list[_EmbedJob]:
@@ -191,13 +201,16 @@ class Embedder:
         if long.done < len(tokens):
             return []
         pooled = hidden[-1] if self._pooling == "last" else long.sum / len(tokens)
-        long.work.vectors[long.index] = _vector(_to_numpy(pooled), long.work.job)
+        long.work.done(long.index, _to_numpy(pooled))
         self._long = None
         return [long.work]
 
     def _frames(self, work: _EmbedJob) -> list[FromEngine]:
         """What can be told of a job by now: vectors go out in the order of the inputs."""
         frames: list[FromEngine] = []
+        if work.fault is not None:
+            self.remove(work.job)
+            return [row_fault(work.job, work.fault)]
         while work.sent in work.vectors:
             values = work.vectors.pop(work.sent)
             if not values:

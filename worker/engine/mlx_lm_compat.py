@@ -163,12 +163,13 @@ def unfit(what: str) -> Unloadable:
 def check_calls(calls: Mapping[tuple[str, str], tuple[int, tuple[str, ...]]]) -> None:
     """Raises Unloadable if one of mlx-lm's functions can't be called so. In the form of `CALLS`."""
     for (module, name), (positional, keywords) in calls.items():
+        signature = inspect.signature(find(module, name))
         try:
-            bound = inspect.signature(find(module, name)).bind(
-                *[None] * positional, **dict.fromkeys(keywords)
-            )
+            bound = signature.bind(*[None] * positional, **dict.fromkeys(keywords))
         except TypeError as error:
-            raise unfit(f"{module}.{name} is called in another way: {error}") from None
+            gone = ", ".join(each for each in keywords if each not in signature.parameters)
+            told = f"{error} (it has no {gone})" if gone else error
+            raise unfit(f"{module}.{name} is called in another way: {told}") from None
         # What `**kwargs` takes may be passed on to nobody.
         if missing := sorted(set(keywords) - bound.arguments.keys()):
             raise unfit(f"{module}.{name} has no parameter {', '.join(missing)}")
@@ -177,7 +178,7 @@ def check_calls(calls: Mapping[tuple[str, str], tuple[int, tuple[str, ...]]]) ->
 def _check_overridden() -> None:
     for name, parameters in OVERRIDDEN.items():
         kind, method = name.split(".")
-        replaced = getattr(theirs(find("mlx_lm.generate", kind)), method)
+        replaced = getattr(find("mlx_lm.generate", kind), method)
         if (now := tuple(inspect.signature(replaced).parameters)) != parameters:
             raise unfit(f"mlx_lm.generate.{name} has the parameters ({', '.join(now)})")
 
@@ -199,11 +200,6 @@ def find(module: str, name: str) -> Any:
             raise unfit(f"{module}.{name} is missing")
         found = getattr(found, part)
     return found
-
-
-def theirs(kind: Any) -> Any:
-    """mlx-lm's own class, where a class of ours may have taken its place."""
-    return next(each for each in kind.__mro__ if each.__module__ == "mlx_lm.generate")
 
 
 def demand(thing: object, attributes: frozenset[str], kind: str) -> None:
@@ -238,6 +234,15 @@ def _bound_windows(model: Any) -> None:
 def make_prompt_cache(model: Any) -> Any:
     """An empty KV cache, one entry a layer."""
     return find("mlx_lm.models.cache", "make_prompt_cache")(model)
+
+
+def lazy_caches(model: Any) -> Any:
+    """Caches as `make_prompt_cache` makes them, through which one token has gone, so that their
+    arrays have shapes. Computes nothing."""
+    array: Any = importlib.import_module("mlx.core").array
+    caches = make_prompt_cache(model)
+    model(array([[0]]), cache=caches)
+    return caches
 
 
 def model_tokenizer(wrapper: Any) -> ModelTokenizer:

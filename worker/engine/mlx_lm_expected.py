@@ -4,15 +4,15 @@ from __future__ import annotations
 
 NAMES = {
     "mlx_lm.generate": (
-        "BatchGenerator.close",
-        "BatchGenerator.insert",
-        "BatchGenerator.next",
-        "BatchGenerator.remove",
         "GenerationBatch._step",
         "GenerationBatch.empty",
+        "GenerationBatch.extend",
+        "GenerationBatch.extract_cache",
+        "GenerationBatch.filter",
         "GenerationBatch.next",
         "PromptProcessingBatch.empty",
-        "PromptProcessingBatch.generate",
+        "PromptProcessingBatch.extract_cache",
+        "PromptProcessingBatch.filter",
         "PromptProcessingBatch.prompt",
         "PromptProcessingBatch.split",
         "StopSequences",
@@ -40,33 +40,47 @@ NAMES = {
 CALLERS = {
     "GenerationBatch.__init__": "_step",
     "GenerationBatch.next": "_step",
-    "PromptProcessingBatch.generate": "GenerationBatch",
-    "BatchGenerator.close": "set_wired_limit",
-    "BatchGenerator.next": "_next",
-    "BatchGenerator._next": "split",
-    "BatchGenerator._make_batch": "PromptProcessingBatch",
 }
-"""In `mlx_lm.generate`, functions and a name that each must use: else what `mlx_lm_compat` puts in
-its place would never be called, or memory would stay wired."""
+"""In `mlx_lm.generate`, functions and a name that each must use: else what `mlx_lm_generator` puts
+in its place would never be called."""
 CALLS: dict[tuple[str, str], tuple[int, tuple[str, ...]]] = {
-    ("mlx_lm.generate", "BatchGenerator"): (
-        1,
+    ("mlx_lm.generate", "GenerationBatch"): (
+        0,
         (
-            "sampler",
-            "stop_tokens",
-            "completion_batch_size",
-            "prefill_batch_size",
-            "prefill_step_size",
+            "model",
+            "uids",
+            "inputs",
+            "prompt_cache",
+            "tokens",
+            "samplers",
+            "fallback_sampler",
+            "logits_processors",
+            "stop_sequences",
+            "max_tokens",
         ),
     ),
-    ("mlx_lm.generate", "BatchGenerator.close"): (1, ()),
-    ("mlx_lm.generate", "BatchGenerator.insert"): (
-        2,
-        ("max_tokens", "caches", "all_tokens", "samplers", "stop_sequences"),
+    ("mlx_lm.generate", "GenerationBatch.empty"): (2, ()),
+    ("mlx_lm.generate", "GenerationBatch.extract_cache"): (2, ()),
+    ("mlx_lm.generate", "GenerationBatch.next"): (1, ()),
+    ("mlx_lm.generate", "PromptProcessingBatch"): (
+        0,
+        (
+            "model",
+            "uids",
+            "caches",
+            "tokens",
+            "prefill_step_size",
+            "samplers",
+            "fallback_sampler",
+            "logits_processors",
+            "stop_sequences",
+            "max_tokens",
+        ),
     ),
-    ("mlx_lm.generate", "BatchGenerator.next"): (1, ()),
-    ("mlx_lm.generate", "BatchGenerator.remove"): (2, ("return_prompt_caches",)),
-    ("mlx_lm.generate", "StopSequences"): (0, ()),
+    ("mlx_lm.generate", "PromptProcessingBatch.empty"): (2, ()),
+    ("mlx_lm.generate", "PromptProcessingBatch.extract_cache"): (2, ()),
+    ("mlx_lm.generate", "PromptProcessingBatch.filter"): (2, ()),
+    ("mlx_lm.generate", "StopSequences"): (1, ()),
     ("mlx_lm.models.cache", "make_prompt_cache"): (1, ()),
     ("mlx_lm.tokenizer_utils", "_byte_decoder"): (0, ()),
     ("mlx_lm.utils", "load"): (1, ("lazy", "return_config")),
@@ -83,18 +97,17 @@ TOKENIZER_DEFAULTS = "TOKENIZER_DEFAULTS"
 """The literal in a model's module with settings for tokenizers that say nothing themselves."""
 OVERRIDDEN = {
     "GenerationBatch._step": ("self",),
+    "GenerationBatch.extend": ("self", "batch"),
+    "GenerationBatch.filter": ("self", "keep"),
     "PromptProcessingBatch.prompt": ("self", "tokens"),
     "PromptProcessingBatch.split": ("self", "indices"),
 }
-"""In `mlx_lm.generate`, methods that `mlx_lm_compat` replaces in a subclass, and their
+"""In `mlx_lm.generate`, methods that `mlx_lm_generator` replaces in a subclass, and their
 parameters."""
 FIELDS = {
     "GenerationBatch.Response": ("uid", "token", "logprobs", "finish_reason"),
-    "PromptProcessingBatch.Response": ("uid", "progress", "end_of_prompt"),
 }
 """In `mlx_lm.generate`, dataclasses or named tuples, and the fields that are read."""
-BATCH_GENERATOR = frozenset(("_generation_batch", "_prompt_batch", "prefill_step_size"))
-"""Attributes of a `BatchGenerator` that are used."""
 GENERATION_BATCH = frozenset(
     [
         "model",

@@ -1,31 +1,33 @@
-"""mlx-lm's generator with batches of our own: how prompts are processed and tokens decoded.
+"""mlx-lm's batches in classes of our own: how prompts are processed and tokens decoded.
 
-`make_generator` puts our classes in the place of mlx-lm's and looks at the objects that result.
-Whatever is missing raises `Unloadable`. `docs/upgrading-mlx-lm.md` says what each check guards, and
-what none can.
+`Batches` makes them and looks at what results; whatever is missing raises `Unloadable`.
+`docs/upgrading-mlx-lm.md` says what each check guards, and what none can. Which sequences are in
+which batch is `worker.engine.sequences`' business; mlx-lm's own owner of batches, `BatchGenerator`,
+knows but one of each kind.
 """
 
 from __future__ import annotations
 
-import importlib
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from worker.engine.decoding import BatchDecoder
-from worker.engine.mlx_lm_compat import demand, find, theirs, unfit
-from worker.engine.mlx_lm_expected import (
-    BATCH_GENERATOR,
-    GENERATION_BATCH,
-    PER_PROMPT,
-    PROMPT_BATCH,
-)
+from worker.engine.mlx_lm_compat import demand, find, make_prompt_cache, unfit
+from worker.engine.mlx_lm_expected import GENERATION_BATCH, PER_PROMPT, PROMPT_BATCH
 from worker.engine.prompt_scores import PromptScores, ScoringModel, parts
+
+_eval: Any = mx.eval
+
+_BOUNDED = ("ArraysCache", "RotatingKVCache")
+"""Kinds of cache that hold a state or a window."""
 
 
 class NextToken(NamedTuple):
-    """A token that a generator has computed and not returned yet, with its sequence's state."""
+    """A token that a batch has computed and not returned yet, with its sequence's state."""
 
     token: int
     logprobs: Any
@@ -35,93 +37,218 @@ class NextToken(NamedTuple):
     stops: Any
 
 
-def make_generator(model: Any, decoder: BatchDecoder, **options: Any) -> Any:
-    """A `BatchGenerator` that decodes with `decoder`; `options` are its constructor's. Raises
-    Unloadable when it would not.
+@dataclass(slots=True, eq=False)
+class Pending:
+    """One sequence outside a batch, with all that it needs to go on. `row` is its `BatchRow`."""
 
-    mlx-lm offers no way to choose the classes of its batches, but looks their names up when it
-    makes one. Generators that have another sampler step as mlx-lm does.
-    """
-    module: Any = importlib.import_module("mlx_lm.generate")
-    decoding = _decoding_batch(theirs(module.GenerationBatch))
-    prefill = _prefill_batch(theirs(module.PromptProcessingBatch))
-    module.GenerationBatch, module.PromptProcessingBatch = decoding, prefill
-    wired = mx.set_wired_limit(0)  # the only way to read it
-    mx.set_wired_limit(wired)
-    generator = module.BatchGenerator(model, sampler=decoder, **options)
-    # The constructor wires the whole recommended working set, which is wrong when several workers
-    # share the machine; closing does nothing but undo that. That a closed generator still generates
-    # can't be seen before it has a prompt: the tests of this module and `make greedy` show it.
-    generator.close()
-    if mx.set_wired_limit(wired) != wired:
-        raise unfit("a closed BatchGenerator leaves memory wired")
-    demand(generator, BATCH_GENERATOR, "BatchGenerator")
-    for batch, kind in (
-        (generator._generation_batch, decoding),
-        (generator._prompt_batch, prefill),
-    ):
-        if type(batch) is not kind:
-            raise unfit(f"a BatchGenerator makes its own {type(batch).__name__}")
-    demand(generator._generation_batch, GENERATION_BATCH, "GenerationBatch")
-    demand(generator._prompt_batch, PROMPT_BATCH, "PromptProcessingBatch")
-    if others := sorted(vars(generator._prompt_batch).keys() - PROMPT_BATCH):
-        raise unfit(f"a PromptProcessingBatch has {', '.join(others)} besides")
-    if generator._generation_batch.fallback_sampler is not decoder:
-        raise unfit("a GenerationBatch does not get its generator's sampler")
-    return generator
+    uid: int
+    rest: list[int]
+    """Tokens that are to follow those in the cache before it decodes: never none, for the last one
+    is the first decode step's input."""
+    row: Any
+    most: int
+    """Tokens it may still generate."""
+    stops: Any
+    cache: Any = None
+    """Of one sequence, an entry a layer; None = empty."""
+    known: list[int] = field(default_factory=list)
+    """Tokens in the cache."""
+
+    def drop(self) -> None:
+        """Keep no cache: all tokens are to be processed again."""
+        self.rest, self.known, self.cache = [*self.known, *self.rest], [], None
+        if self.row.prompt_scores is not None:
+            self.row.prompt_scores.restart()
+
+    @property
+    def length(self) -> int:
+        """Tokens that its cache has when it begins to decode."""
+        return len(self.known) + len(self.rest)
 
 
-def set_prefill_step(generator: Any, tokens: int) -> None:
-    """How many tokens of each prompt its next steps process, no more than it was made with."""
-    generator.prefill_step_size = tokens
+class Batches:
+    """Makes batches of one model that decode with one `BatchDecoder`."""
 
+    def __init__(
+        self, model: Any, decoder: BatchDecoder, *, eos: Sequence[int] = (), step: int = 512
+    ) -> None:
+        """`eos` are tokens that end a sequence, `step` how many tokens of each prompt go through
+        the model at once. Raises Unloadable when the batches would not decode with `decoder`."""
+        self._model, self._decoder = model, decoder
+        self.step = step
+        self._prompts = _prefill_batch(find("mlx_lm.generate", "PromptProcessingBatch"))
+        self._decoding = _decoding_batch(find("mlx_lm.generate", "GenerationBatch"))
+        stops = find("mlx_lm.generate", "StopSequences")
+        self.stops = stops([[token] for token in eos] or None)
+        """Stop sequences of one that the `eos` end."""
+        self.never_stop = stops()
+        """Stop sequences of one that no token ends."""
+        prompts = self._prompts.empty(model, decoder)
+        decoding = self._decoding.empty(model, decoder)
+        demand(decoding, GENERATION_BATCH, "GenerationBatch")
+        demand(prompts, PROMPT_BATCH, "PromptProcessingBatch")
+        if others := sorted(vars(prompts).keys() - PROMPT_BATCH):
+            raise unfit(f"a PromptProcessingBatch has {', '.join(others)} besides")
+        for batch in (decoding, prompts):
+            if batch.fallback_sampler is not decoder:
+                raise unfit("a batch does not keep the sampler that it is given")
 
-def never_stop() -> Any:
-    """Stop sequences for a sequence that no token ends."""
-    return find("mlx_lm.generate", "StopSequences")()
+    @property
+    def grows(self) -> bool:
+        """Whether a sequence's cache grows with its length, without a bound."""
+        return any(map(_grows, make_prompt_cache(self._model)))
 
-
-def next_tokens(generator: Any, uids: Sequence[int]) -> dict[int, NextToken]:
-    """By uid, the token that each of these decoding sequences has next. Waits until the batch's are
-    computed."""
-    batch = generator._generation_batch
-    tokens = batch._next_tokens.tolist()
-    places = {uid: batch.uids.index(uid) for uid in uids}
-    return {
-        uid: NextToken(
-            token=tokens[at],
-            logprobs=batch._next_logprobs[at],
-            row=batch.samplers[at],
-            left=batch.max_tokens[at] - batch._num_tokens[at] - 1,
-            stops=batch.stop_sequences[at],
+    def prompts(self, sequences: Sequence[Pending]) -> Any:
+        """A batch of prompts, which takes over the caches of the `sequences`. Those that hold
+        something are copied layer by layer."""
+        caches = [each.cache or make_prompt_cache(self._model) for each in sequences]
+        merged = any(each.cache for each in sequences)
+        for each in sequences:
+            each.cache = None
+        batch = self._prompts(
+            model=self._model,
+            uids=[each.uid for each in sequences],
+            caches=caches,
+            tokens=[each.known for each in sequences],
+            prefill_step_size=self.step,
+            samplers=[each.row for each in sequences],
+            fallback_sampler=self._decoder,
+            logits_processors=[() for _ in sequences],
+            stop_sequences=[each.stops for each in sequences],
+            max_tokens=[each.most for each in sequences],
         )
-        for uid, at in places.items()
-    }
+        if merged:
+            del caches
+            settle(batch.prompt_cache)
+        return batch
+
+    def decoding(self, prompts: Any, last: Sequence[int]) -> Any:
+        """The batch that decodes the sequences of `prompts`, whose tokens are in their caches but
+        for the `last` ones. Queues the first step. `prompts` is used up."""
+        batch = self._decoding(
+            model=prompts.model,
+            uids=prompts.uids,
+            inputs=mx.array(list(last)),
+            prompt_cache=prompts.prompt_cache,
+            tokens=prompts.tokens,
+            samplers=prompts.samplers,
+            fallback_sampler=prompts.fallback_sampler,
+            logits_processors=prompts.logits_processors,
+            stop_sequences=prompts.stop_sequences,
+            max_tokens=prompts.max_tokens,
+        )
+        for name in PER_PROMPT:
+            setattr(prompts, name, [])
+        return batch
+
+
+def room(cache: Sequence[Any]) -> int | None:
+    """Tokens that the arrays of a batch's cache have room for before they grow; None = none of them
+    grows. Computes nothing."""
+    for layer in cache:
+        inner = getattr(layer, "caches", None)
+        if inner is not None:
+            found = room(inner)
+        else:
+            found = layer.keys.shape[-2] if _grows(layer) and layer.keys is not None else None
+        if found is not None:
+            return found
+    return None
+
+
+def _compact(cache: Sequence[Any]) -> None:
+    """Let go of what has been cut off: to MLX a slice is a view, which keeps the whole."""
+    for layer in cache:
+        if (inner := getattr(layer, "caches", None)) is not None:
+            _compact(inner)
+        elif isinstance(getattr(layer, "keys", None), mx.array):
+            layer.keys, layer.values = mx.contiguous(layer.keys), mx.contiguous(layer.values)
+
+
+def settle(cache: Sequence[Any]) -> None:
+    """Compute what a cache has been cut down, copied or padded to, layer by layer: all at once
+    would hold the old and the new of every layer. Blocks."""
+    for layer in cache:
+        _eval(layer.state)
+
+
+def _grows(layer: Any) -> bool:
+    inner = getattr(layer, "caches", None)
+    if inner is not None:
+        return any(map(_grows, inner))
+    return not any(each.__name__ in _BOUNDED for each in type(layer).__mro__)
 
 
 def _decoding_batch(base: Any) -> Any:
     class DecodingBatch(base):  # type: ignore[misc]
-        """Sequences that decode together, by the generator's `BatchDecoder`."""
+        """Sequences that decode together, by a `BatchDecoder`."""
 
         _plan: Any = None
         _next_tokens: Any
         _next_logprobs: Any
+        _unsettled = False
+        """Whether rows have come or gone since the last step."""
 
         def _step(self) -> Any:
             """Queue the next token of every sequence; return the tokens of the step before and what
             is told about them. A sequence's first step has its prompt's last token as its input."""
-            decoder = self.fallback_sampler
-            if not isinstance(decoder, BatchDecoder):
-                return super()._step()
+            self.settle()
             inputs, told = self._next_tokens, self._next_logprobs
             self._current_tokens, self._current_logprobs = inputs, told
-            self._plan, self._next_tokens, self._next_logprobs, tokens = decoder.step(
+            self._plan, self._next_tokens, self._next_logprobs, tokens = self.fallback_sampler.step(
                 self._plan, self.samplers, inputs, self.model, self.prompt_cache, self.tokens
             )
             # What is in the KV cache now.
             for known, token in zip(self.tokens, tokens, strict=True):
                 known.append(token)
             return tokens, told
+
+        def settle(self) -> None:
+            """Compute what the cache has become by rows that have come or gone. Blocks."""
+            if self._unsettled:
+                self._unsettled = False
+                settle(self.prompt_cache)
+
+        def filter(self, keep: list[int]) -> None:
+            super().filter(keep)
+            _compact(self.prompt_cache)
+            self._unsettled = True
+
+        def extend(self, batch: Any) -> None:
+            super().extend(batch)
+            self._unsettled = True
+
+        def split(self, indices: Sequence[int]) -> Any:
+            """Take the sequences `indices`, not all there are, out into a batch of their own."""
+            taken = self.__class__.__new__(self.__class__)
+            taken.__dict__.update(self.__dict__)
+            taken.prompt_cache = copy.deepcopy(self.prompt_cache)  # arrays are shared
+            rest = set(range(len(self.uids))) - set(indices)
+            taken.filter(sorted(indices))
+            self.filter(sorted(rest))
+            for layers in zip(self.prompt_cache, taken.prompt_cache, strict=True):
+                _eval([layer.state for layer in layers])
+            self._unsettled = taken._unsettled = False
+            # Not filtered by mlx-lm, and read by nobody before the next step replaces them.
+            taken._current_tokens, taken._current_logprobs = None, []
+            self._current_tokens, self._current_logprobs = None, []
+            return taken
+
+        def next_tokens(self, uids: Sequence[int]) -> dict[int, NextToken]:
+            """By uid, the token that each of these sequences has next. Waits until the batch's are
+            computed."""
+            tokens = self._next_tokens.tolist()
+            places = {uid: self.uids.index(uid) for uid in uids}
+            return {
+                uid: NextToken(
+                    token=tokens[at],
+                    logprobs=self._next_logprobs[at],
+                    row=self.samplers[at],
+                    left=self.max_tokens[at] - self._num_tokens[at] - 1,
+                    stops=self.stop_sequences[at],
+                )
+                for uid, at in places.items()
+            }
 
     return DecodingBatch
 

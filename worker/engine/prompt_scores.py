@@ -56,6 +56,10 @@ class PromptScores:
         """Whether there are tokens without a score."""
         return self._read + 1 < len(self._tokens)
 
+    def restart(self) -> None:
+        """The prompt goes through the model from its beginning again: what has a score keeps it."""
+        self._read = 0
+
     def take(self) -> tuple[int, list[TokenScore]]:
         """(number of the first one, the scores that have not been taken yet), in the prompt's
         order. The first token follows nothing: its value means nothing.

@@ -45,6 +45,9 @@ class BatchRow:
     """Index in the whole output of the token that the next step samples."""
     steps: int = field(init=False, default=0)
     """Steps so far; the first one's input is the prompt's last token, not an output."""
+    fault: Exception | None = field(init=False, default=None)
+    """What its grammar or its counting failed with: it decodes on as if free, until whoever owns
+    the batch takes it out. The other rows know nothing of it."""
     _counts: Counter[int] | None = field(init=False)
 
     def __post_init__(self, emitted: Sequence[int]) -> None:
@@ -113,6 +116,10 @@ class TokenLogprobs:
     _told: GroupLogprobs
     _index: int
     _count: int
+
+    def wait(self) -> None:
+        """Read them."""
+        self._told.read()
 
     @property
     def sampled(self) -> float:
@@ -184,10 +191,28 @@ class BatchPlan:
             and not self.groups[0].asking
         )
 
+    def push(self, tokens: Sequence[int]) -> None:
+        """The step's input, for those who read."""
+        for i in self.reads:
+            row = self.rows[i]
+            if row.fault is None:
+                try:
+                    row.push(tokens[i])
+                except Exception as error:  # noqa: BLE001
+                    row.fault = error
+
     def bound(self) -> list[int]:
         """The rows whose constraint needs a mask now; others' answers are free at this place."""
-        constraints = [(i, self.rows[i].constraint) for i in self.constrained]
-        return [i for i, each in constraints if each is not None and each.binds]
+        return [i for i in self.constrained if self._binds(self.rows[i])]
+
+    def _binds(self, row: BatchRow) -> bool:
+        if row.fault is not None or row.constraint is None:
+            return False
+        try:
+            return row.constraint.binds
+        except Exception as error:  # noqa: BLE001
+            row.fault = error
+            return False
 
 
 def _filter_key(row: BatchRow) -> tuple[Any, ...]:

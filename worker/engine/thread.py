@@ -190,6 +190,14 @@ class Engine(Protocol):
         """What the supervisor is to be told, each once; asked after every step and command."""
 
     @property
+    def due(self) -> float | None:
+        """Seconds until `tidy` may have something to do if nothing is to be computed; None = it has
+        not."""
+
+    def tidy(self) -> None:
+        """Give back what has served nobody for a while; `news` then tells it."""
+
+    @property
     def busy(self) -> bool:
         """Whether `step` has anything to do."""
 
@@ -299,7 +307,12 @@ class EngineThread:
     def _run_commands(self) -> bool:
         """Carry out commands, waiting for one while there is nothing to generate."""
         while not self._engine.busy or not self._commands.empty():
-            if not self._commands.get()():
+            try:
+                command = self._commands.get(timeout=self._engine.due)
+            except queue.Empty:
+                self._carry_out(self._engine.tidy)
+                continue
+            if not command():
                 return False
         return True
 

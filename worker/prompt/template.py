@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
-from supervisor.errors import InvalidValue, UnsupportedParameter
+from supervisor.errors import InvalidValue, PromptTooLarge, UnsupportedParameter
 from supervisor.wire.frames import Chat, Generate, Text, Tokens
 from worker.prompt.encoder import PromptEncoder
 from worker.prompt.reshape import gentler
@@ -34,17 +34,21 @@ _REASON = 300
 class PromptBuilder:
     """Tokenizes for one model. One thread at a time: tokenizers are not safe for more."""
 
-    def __init__(self, tokenizer: ModelTokenizer, context: int, vocabulary: int) -> None:
-        """`context` is in tokens, `vocabulary` is how many token ids the model knows."""
+    def __init__(
+        self, tokenizer: ModelTokenizer, context: int, vocabulary: int, *, fitting: int = 0
+    ) -> None:
+        """`context` is in tokens, `vocabulary` is how many token ids the model knows. `fitting` is
+        how much of the context this machine can hold, 0 = all of it."""
         self._tokenizer = tokenizer
+        self._fitting = fitting or context
         self._encoder = PromptEncoder(tokenizer, context, vocabulary)
         self._template = _Template(tokenizer)
 
     def tokens(self, request: Generate) -> list[int]:
         """The prompt's tokens: at least one, and fewer than the context if there is to be output.
 
-        Raises ContextLengthExceeded, InvalidValue or UnsupportedParameter. Messages never quote the
-        prompt.
+        Raises ContextLengthExceeded, PromptTooLarge, InvalidValue or UnsupportedParameter. Messages
+        never quote the prompt.
         """
         match request.prompt:
             case Chat() as chat:
@@ -63,6 +67,13 @@ class PromptBuilder:
             )
         if len(tokens) + (request.max_tokens != 0) > self._encoder.context:
             raise self._encoder.too_long(param, param, f"{len(tokens)} tokens")
+        if len(tokens) + (request.max_tokens != 0) > self._fitting:
+            raise PromptTooLarge(
+                f"This machine can hold {self._fitting} of the {self._encoder.context} tokens of "
+                f"this model's context. However, your {param} resulted in {len(tokens)} tokens. "
+                f"Please reduce the length of the {param}.",
+                param=param,
+            )
         return tokens
 
     def text_of(self, request: Generate, tokens: Sequence[int]) -> str:

@@ -21,8 +21,11 @@ class MemoryReader(Protocol):
         """
 
     def glance(self, pid: int) -> int | None:
-        """About what `footprint` says, for microseconds: Linux has RSS, which counts shared pages
-        fully, but asks no page table."""
+        """What process `pid` holds of its own, for microseconds, without asking its page tables.
+
+        Linux: anonymous and shared-memory pages, where MLX keeps everything, swapped ones included,
+        but no pages of libraries and other files. macOS: the footprint.
+        """
 
     def wired(self, pid: int) -> int | None:
         """Bytes of process `pid` that can't be moved out; always None on Linux."""

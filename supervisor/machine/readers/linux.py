@@ -1,11 +1,11 @@
-"""Memory on Linux, from /proc and nothing else."""
+"""Memory on Linux, from /proc and the control groups' files."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 
+from supervisor.machine.readers.cgroups import Cgroups, ReadText
 from supervisor.scheduler.pressure import MachineMemory, SystemPressure
 
 _FIELD = re.compile(r"^(\w+):\s+(\d+) kB$", re.MULTILINE | re.ASCII)
@@ -15,8 +15,6 @@ WARN_STALL = 10.0
 CRITICAL_STALL = 20.0
 """Percent of the last 10 s in which every task did: the machine is thrashing."""
 
-ReadText = Callable[[str], str]
-
 
 def read_text(path: str) -> str:
     """Raises OSError."""
@@ -24,10 +22,11 @@ def read_text(path: str) -> str:
 
 
 class LinuxReader:
-    """`MemoryReader` over /proc. `read` is for tests."""
+    """`MemoryReader` over /proc and this process' control groups. `read` is for tests."""
 
     def __init__(self, read: ReadText = read_text) -> None:
         self._read = read
+        self._cgroups = Cgroups(read)
 
     def machine(self) -> MachineMemory:
         fields = kilobytes(self._text("/proc/meminfo"))
@@ -39,6 +38,7 @@ class LinuxReader:
             used=None if physical is None or available is None else max(0, physical - available),
             swap_used=None if swap is None or swap_free is None else max(0, swap - swap_free),
             level=pressure(self._text("/proc/pressure/memory")),
+            groups=self._cgroups.memory(),
         )
 
     def footprint(self, pid: int) -> int | None:
@@ -46,10 +46,13 @@ class LinuxReader:
         rollup = kilobytes(self._text(f"/proc/{pid}/smaps_rollup"))
         if "Pss" in rollup:
             return rollup["Pss"] + rollup.get("SwapPss", 0)
-        return self.glance(pid)
+        return kilobytes(self._text(f"/proc/{pid}/status")).get("VmRSS")
 
     def glance(self, pid: int) -> int | None:
-        return kilobytes(self._text(f"/proc/{pid}/status")).get("VmRSS")
+        fields = kilobytes(self._text(f"/proc/{pid}/status"))
+        if "RssAnon" not in fields:  # before 4.5, and of a process that has ended
+            return fields.get("VmRSS")
+        return sum(fields.get(name, 0) for name in ("RssAnon", "RssShmem", "VmSwap"))
 
     def wired(self, pid: int) -> int | None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +21,23 @@ SCORED_PART = 2**25
 LEAST_SCORED = 8
 """Bytes of the float32 logits that it computes at once where it scores prompts, but of that many
 tokens of each prompt at least."""
-RUNTIME = 300_000_000
-"""A worker without weights: the interpreter, mlx-lm and Metal's own (77 MB, idle, on Linux), a
-tokenizer of a quarter of a million words, and compiled kernels."""
+LEAST_STEP = 32
+"""Tokens of a prompt that are taken through the layers at once where more would not fit."""
+PROCESS = 120_000_000
+"""A worker that has loaded a model, without weights and vocabulary: the interpreter, mlx-lm, a
+Metal device. On Linux 60 MB of its own and 20 to 35 MB that it shares."""
+TOKENIZER = 1_000
+"""And for each word of its vocabulary: 250,000 words took 200 MB once they were loaded. That they
+take 1,300 bytes each for a moment is within the room for requests, which is empty then."""
+GROWTH = 60_000_000
+"""What comes to that with the first requests: compiled kernels, buffers, threads."""
+GRAMMARS = 800
+"""And for each word with the first answer that is held to a schema: 130 MB stayed of 250,000, at
+the most it was 190 MB."""
+CHARGED_TOKENS = 2048
+"""Of one conversation, whose KV cache a load is charged. All further KV is lent."""
+MAX_TOKENS = 2**30
+"""No context is longer."""
 _UNFUSED = frozenset(
     {
         "deepseek_v3",
@@ -57,7 +72,8 @@ class Estimate:
     """Bytes that a model will need. Everything is an upper estimate but `weights`, which is exact
     where mlx-lm loads the arrays as they are stored.
 
-    `context` is the model's own limit in tokens, 0 = the config does not say.
+    `context` is the model's own limit in tokens, 0 = the config does not say. What a load is
+    charged is `loaded`, `growth` and `room`.
     """
 
     weights: int
@@ -80,8 +96,19 @@ class Estimate:
 
     @property
     def loaded(self) -> int:
-        """What stays in memory while nothing runs."""
-        return self.weights + RUNTIME
+        """What is in memory at the end of a load."""
+        return self.weights + PROCESS + TOKENIZER * self.vocabulary
+
+    @property
+    def growth(self) -> int:
+        """What the first requests add to that for good."""
+        return GROWTH + GRAMMARS * self.vocabulary
+
+    def room(self, context: int) -> int:
+        """What one conversation of 2,048 tokens takes in KV cache and while it is prefilled, or one
+        of `context` tokens if that is shorter."""
+        tokens = min(context, CHARGED_TOKENS)
+        return self.kv(tokens) + self.transient(tokens)
 
     def kv(self, context: int, sequences: int = 1) -> int:
         """KV cache of `sequences`, each padded to the longest, of `context` tokens."""
@@ -90,13 +117,11 @@ class Estimate:
     def transient(self, context: int, sequences: int = 1) -> int:
         """What comes and goes while `sequences` of `context` tokens are served: a copy of a layer,
         since a cache that grows or whose rows change is copied layer by layer; a prefill step, or a
-        part of one whose prompts are scored, if that is more; and the logits. A quarter is added
-        for buffers that MLX has freed and not yet reused: its measured peak was 0.93 to 1.12 of the
-        sum."""
+        part of one whose prompts are scored, if that is more; and the logits."""
         copy = sequences * max((c.bytes_for(rounded(context)) for c in self.caches), default=0)
         prefill = self.prefill_transient(context, sequences)
         step = max(prefill, self.scoring_transient(context, sequences))
-        return (copy + step + sequences * self.logits) * 5 // 4
+        return with_freed(copy + step + sequences * self.logits)
 
     def scoring_transient(self, context: int, sequences: int = 1) -> int:
         """Logits of a part of a prefill step, in the model's numbers and in float32, and of one
@@ -106,15 +131,46 @@ class Estimate:
         part = min(max(SCORED_PART, LEAST_SCORED * logits), min(PREFILL_STEP, context) * logits)
         return 4 * part
 
-    def prefill_transient(self, context: int, sequences: int = 1) -> int:
-        """Activations, scores, and what windows hold beyond their size, in one prefill step."""
-        tokens = min(PREFILL_BATCH, sequences) * min(PREFILL_STEP, context)
-        each = self.activations + self.scores * rounded(context) + self.kv_window_bytes_per_token
-        return tokens * each
+    @property
+    def prompt_token(self) -> int:
+        """Of one token of a prefill step: activations, and what windows hold beyond their size."""
+        return self.activations + self.kv_window_bytes_per_token
+
+    def prefill_transient(
+        self, context: int, sequences: int = 1, *, step: int = PREFILL_STEP
+    ) -> int:
+        """One prefill step, with the attention's scores."""
+        tokens = min(PREFILL_BATCH, sequences) * min(step, context)
+        return tokens * (self.prompt_token + self.scores * rounded(context))
+
+    def longest(self, size: int) -> int:
+        """The most tokens of one sequence that `size` bytes hold, in steps of 256, with what it
+        takes to prefill them in the smallest steps. 0 = not even 256; MAX_TOKENS where nothing of
+        the cache grows with the sequence."""
+        kinds = Counter(self.caches)  # a handful, of however many layers
+        fits, too_long = 0, MAX_TOKENS // STEP + 1
+        while too_long - fits > 1:
+            middle = (fits + too_long) // 2
+            tokens = middle * STEP
+            kept = sum(count * cache.bytes_for(tokens) for cache, count in kinds.items())
+            copy = max((cache.bytes_for(tokens) for cache in kinds), default=0)
+            step = self.prefill_transient(tokens, step=LEAST_STEP)
+            if kept + with_freed(copy + step + self.logits) <= size:
+                fits = middle
+            else:
+                too_long = middle
+        return fits * STEP
 
     def total(self, context: int, sequences: int) -> int:
-        """The charge for serving `sequences` of `context` tokens at once."""
-        return self.loaded + self.kv(context, sequences) + self.transient(context, sequences)
+        """What it takes to serve `sequences` of `context` tokens at once, all in all."""
+        kept = self.loaded + self.growth + self.kv(context, sequences)
+        return kept + self.transient(context, sequences)
+
+
+def with_freed(transient: int) -> int:
+    """`transient` and a quarter more, for buffers that MLX has freed and not yet reused: its
+    measured peak was 0.93 to 1.12 of the sum."""
+    return transient * 5 // 4
 
 
 def rounded(tokens: int) -> int:

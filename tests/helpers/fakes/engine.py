@@ -63,12 +63,15 @@ class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How an answer of `says` ends."""
     tells_seed: bool = False
     """Each token of an answer is the seed of its choice."""
+    context: int = 4096
     load_steps: int = 3
     prefill_steps: int = 1
     step_seconds: float = 0.0
     """What each of them takes."""
     tokens_per_second: float = 0.0
     """Of each answer, by the engine's own clock; 0 = as fast as it can."""
+    crowd: int = 1
+    """No token is made before so many requests are there; then all go on until none is left."""
     generations: tuple[int, ...] = (1,)
 
     def write(self, folder: Path) -> Path:
@@ -95,7 +98,8 @@ class ScriptedEngine(BorrowsNothing):
         self._jobs: dict[Job, int] = {}
         """Tokens made of each."""
         self._prefilled: dict[Job, int] = {}
-        """Steps of each."""
+        """Steps of each whose prompt is not done."""
+        self._is_awaiting_crowd = True
         self._paused: dict[Job, int] = {}
         self._due = 0.0
         """When the next tokens are made, if they are paced; monotonic seconds."""
@@ -110,7 +114,7 @@ class ScriptedEngine(BorrowsNothing):
             time.sleep(self._script.step_seconds)
             progress(step + 1, self._script.load_steps)
         self._phase("load")
-        return LoadResult(memory_bytes=1000, context=4096)
+        return LoadResult(memory_bytes=1000, context=self._script.context)
 
     def prepare(self, request: Generate | Embed) -> Prepared:
         assert isinstance(request, Generate)
@@ -131,12 +135,17 @@ class ScriptedEngine(BorrowsNothing):
     def insert(self, job: Job) -> None:
         assert isinstance(job.request, Generate)
         self._jobs[job] = len(job.request.emitted)
-        if not self._script.tokens_per_second:
+        self._prefilled[job] = 0
+        if self._is_awaiting_crowd:
+            self._is_awaiting_crowd = len(self._jobs) < self._script.crowd
+        if not self._script.tokens_per_second and self._script.crowd == 1:
             gc.collect()  # whatever the server forgot to hold on to is gone from now on
 
     def remove(self, job: Job) -> None:
         self._jobs.pop(job, None)
         self._paused.pop(job, None)
+        self._prefilled.pop(job, None)
+        self._await_crowd()
 
     def pause(self, job: Job) -> Sequence[FromEngine]:
         if job in self._jobs:
@@ -152,14 +161,8 @@ class ScriptedEngine(BorrowsNothing):
             self._await_turn()
         outputs: list[Output] = []
         for job, made in tuple(self._jobs.items()):
-            done = self._prefilled.get(job, 0) + 1
-            if done <= self._script.prefill_steps:
-                self._prefilled[job] = done
-                time.sleep(self._script.step_seconds)
-                outputs.append((job, [Progress(done, len(job.prompt))]))
-                self._phase("prefill")
-                if done < self._script.prefill_steps:
-                    continue
+            if job in self._prefilled and not self._prefill(job, outputs):
+                continue
             frames: list[FromEngine] = [Token(made, f"w{made} ")]
             if made == self._script.at_token and (said := self._phase("decode")):
                 frames = [Token(made, said)]
@@ -175,7 +178,25 @@ class ScriptedEngine(BorrowsNothing):
                 frames.append(End(reason, len(job.prompt), made + 1))
                 del self._jobs[job]
             outputs.append((job, frames))
+        self._await_crowd()
         return outputs
+
+    def _prefill(self, job: Job, outputs: list[Output]) -> bool:
+        """One step of it, unless there are none to be done; whether that was the last."""
+        done, steps = self._prefilled[job] + 1, self._script.prefill_steps
+        if done >= steps:
+            del self._prefilled[job]
+        else:
+            self._prefilled[job] = done
+        if done <= steps:
+            time.sleep(self._script.step_seconds)
+            outputs.append((job, [Progress(done, len(job.prompt))]))
+            self._phase("prefill")
+        return done >= steps
+
+    def _await_crowd(self) -> None:
+        """If nobody is left."""
+        self._is_awaiting_crowd |= not (self._jobs or self._paused)
 
     def _await_turn(self) -> None:
         """Steps begin at even distances; one that comes late moves those after it only if it is
@@ -187,8 +208,11 @@ class ScriptedEngine(BorrowsNothing):
     @property
     def prefill(self) -> tuple[int, int]:
         steps = self._script.prefill_steps
-        shares = [(len(job.prompt), self._prefilled.get(job, 0)) for job in self._jobs]
-        left = [(size, done) for size, done in shares if done < steps]
+        if not self._prefilled:
+            return 0, 0
+        left = [
+            (len(job.prompt), self._prefilled[job]) for job in self._prefilled.keys() & self._jobs
+        ]
         return (sum(size * done // steps for size, done in left), sum(size for size, _ in left))
 
     def shrink(self) -> None:
@@ -196,7 +220,7 @@ class ScriptedEngine(BorrowsNothing):
 
     @property
     def busy(self) -> bool:
-        return bool(self._jobs)
+        return bool(self._jobs) and not self._is_awaiting_crowd
 
     def close(self) -> None:
         self._jobs.clear()

@@ -31,6 +31,13 @@ class BorrowsNothing:
         news, self._news = self._news, []
         return news
 
+    @property
+    def due(self) -> float | None:
+        return None
+
+    def tidy(self) -> None:
+        pass
+
 
 class PassesLoansOn:
     """Leaves them to the engine that it stands before."""
@@ -53,3 +60,10 @@ class PassesLoansOn:
 
     def news(self) -> Sequence[LoanFrame]:
         return self._engine.news()
+
+    @property
+    def due(self) -> float | None:
+        return self._engine.due
+
+    def tidy(self) -> None:
+        self._engine.tidy()

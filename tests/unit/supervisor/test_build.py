@@ -20,7 +20,9 @@ from supervisor.models.sizing import Sizing
 from supervisor.processes.spare import BYTES as SPARE_BYTES
 from supervisor.scheduler.model import Limits, ReleaseRule, Rules, Spec
 from supervisor.scheduler.pool import Pool
-from supervisor.scheduler.pressure import Thresholds
+from supervisor.scheduler.pressure import GroupMemory, Thresholds
+from tests.helpers.architectures import config_of
+from tests.unit.supervisor.models.test_estimate import write_tensors
 
 GB = 10**9
 MODEL = '[models.m]\nsource = "nowhere/m"\n'
@@ -30,13 +32,14 @@ def parse(text: str) -> Config:
     return from_tree(tomllib.loads(text + MODEL), environ={}, overrides=Overrides())
 
 
-def pool(config: Config, budget: int | None = None, measured: int = 0) -> Pool:
+def pool(config: Config, budget: int | None = None, measured: int = 0, outgrown: int = 0) -> Pool:
     """Of models without files: their sizes are unknown, unless configured, or `measured` earlier
-    for one called `c`. Bytes."""
+    for one called `c`, which has `outgrown` that. Bytes."""
     served = Catalog(config.models, Path("/nowhere"))
     sizing = Sizing(served, SizeCache(Path("/nowhere/sizes.json")), budget)
     if measured:
         sizing.save_load("c", measured, 1.0)
+        sizing.save_outgrown("c", outgrown)
     return build.pool(config, served, sizing)
 
 
@@ -101,14 +104,14 @@ def test_what_is_set_for_a_model_reaches_the_pool(options: str, spec: Spec) -> N
     assert model.pinned is spec.pin
 
 
-def three(keys: str, budget: int | None, measured: int = 0) -> Pool:
+def three(keys: str, budget: int | None, measured: int = 0, outgrown: int = 0) -> Pool:
     """Models `a` of 3 GB, `b` of 4 GB and `c` of no configured size, each with `keys`."""
     tables = "".join(
         f'[models.{name}]\nsource = "nowhere/{name}"\n{keys}\n{size}\n'
         for name, size in (("a", 'memory = "3GB"'), ("b", 'memory = "4GB"'), ("c", ""))
     )
     config = from_tree(tomllib.loads(tables), environ={}, overrides=Overrides())
-    return pool(config, budget, measured)
+    return pool(config, budget, measured, outgrown)
 
 
 @pytest.mark.parametrize(("key", "what"), [("pin", "pinned models"), ("preload", "to preload")])
@@ -127,6 +130,8 @@ def test_pins_or_preloads_above_the_budget_are_an_error(key: str, what: str) -> 
 
 def test_a_size_that_was_measured_counts_against_the_budget() -> None:
     assert three("pin = true", 9 * GB, measured=2 * GB).models["c"].size == 2 * GB
+    grown = three("pin = true", 9 * GB, measured=GB, outgrown=GB).models["c"]
+    assert (grown.measured_bytes, grown.size) == (GB, 2 * GB)
     with pytest.raises(ConfigError, match=r"c 2\.1 GB \(measured\)"):
         three("pin = true", 9 * GB, measured=21 * GB // 10)
 
@@ -182,3 +187,24 @@ def test_the_budget(
 def test_only_macos_gives_memory_back_late() -> None:
     assert build.release_rule("darwin") is ReleaseRule.WHEN_SEEN
     assert build.release_rule("linux") is ReleaseRule.AT_REAP
+
+
+def test_a_kv_budget_holds_a_first_token(tmp_path: Path) -> None:
+    write_tensors(tmp_path, config_of("llama"))  # 256 tokens of 3,072 bytes in each of 8 layers
+
+    def built(size: str) -> Pool:
+        text = f'[models."a.b"]\nsource = "{tmp_path}"\nkv_budget = "{size}"\n'
+        return pool(from_tree(tomllib.loads(text), environ={}, overrides=Overrides()))
+
+    assert built("1MB")
+    with pytest.raises(ConfigError, match=r'^models\."a\.b"\.kv_budget: 0 MB are too little'):
+        built("100KB")
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"), [("auto", 6 * GB), ("50%", 4 * GB), ("9GB", 9 * GB)]
+)
+def test_what_a_control_group_allows_stands_for_the_ram(budget: str, expected: int) -> None:
+    machine = MachineMemory(64 * GB, groups=(GroupMemory("/cg/memory.max", 8 * GB),))
+    memory = parse(f'[memory]\nbudget = "{budget}"\n').memory
+    assert build.budget(memory, machine, None) == expected

@@ -30,6 +30,7 @@ from supervisor.scheduler.effects import Effect, LogLine, Refuse, Spawn
 from supervisor.scheduler.model import Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
+from supervisor.wire.frames import MayPrefill, WantsPrefill
 from tests.helpers.hub_cache import plain_files, write_folder
 from tests.helpers.serving import DEADLINE
 
@@ -311,3 +312,30 @@ def test_without_memory_no_counter_is_started(on_disk: OnDisk, state: CounterSta
 def test_nothing_is_counted_while_the_server_shuts_down(on_disk: OnDisk) -> None:
     on_disk.pool.shutdown(0.0)
     assert refusal(on_disk.dispatcher.before_count("m")).code == "shutting_down"
+
+
+# ── prefill ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("works", [True, False])
+def test_a_worker_is_told_that_it_may_prefill_or_has_to_go(on_disk: OnDisk, works: bool) -> None:
+    told: list[Any] = []
+
+    def tell(model: str, generation: int, frame: Any) -> None:
+        if not works:
+            raise OSError("planned")
+        told.append((model, generation, frame))
+
+    def stop(model: str, generation: int, *, kill: bool, stacks: bool) -> bool:
+        told.append((model, generation, kill, stacks))
+        return True
+
+    async def scenario() -> None:
+        fleet = SimpleNamespace(spawn=lambda *_: None, tell=tell, stop=stop)
+        on_disk.dispatcher.connect(cast(Any, fleet), on_disk._control, cast(Any, None))
+        on_disk.pool.preload("m", 0.0)
+        on_disk.pool.ready("m", 1, 1, 4096, 1.0)
+        on_disk.dispatcher.worker_told("m", 1, WantsPrefill(True))
+
+    asyncio.run(scenario())
+    assert told == [("m", 1, MayPrefill(True)) if works else ("m", 1, True, False)]

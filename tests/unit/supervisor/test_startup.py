@@ -158,3 +158,10 @@ def test_many_models_a_file_keys_and_no_limit() -> None:
 def test_a_quote_in_a_name_does_not_end_the_example() -> None:
     assert "it'\\''s" in greeted(["it's"])[-1]
     assert r'{"model": "a\"b\\c", ' in greeted(['a"b\\c'])[-1]
+
+
+def test_whoever_limits_the_memory_is_told() -> None:
+    memory = greeted(["demo"], limit="/sys/fs/cgroup/memory.max")[1]
+    assert memory == (
+        "memory for models: 96.0 GB of 128.0 GB that /sys/fs/cgroup/memory.max allows"
+    )

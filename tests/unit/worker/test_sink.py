@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from supervisor.wire.codec import REPLY_LIMIT, FrameDecoder, encode
 from supervisor.wire.frames import End, Failed, FromEngine, Token
-from worker.sink import SocketSink
+from worker.sink import Overflow, SocketSink
 
 Pair = tuple[socket.socket, socket.socket]
 
@@ -63,6 +63,35 @@ def test_once_round_always_round(pair: Pair) -> None:
     assert pair[1].recv(1 << 20)  # there is room again
     sink.send([Token(1, "late")])
     assert overflow[-1] == encode(Token(1, "late"))
+
+
+def test_the_loop_is_woken_once_for_all_that_has_come() -> None:
+    woken: list[Callable[[], None]] = []
+    sent: list[bytes] = []
+    overflow = Overflow(woken.append, sent.append)
+    for piece in (b"a", b"b", b"c"):
+        overflow.put(piece)
+    assert len(woken) == 1
+    woken.pop()()
+    overflow.put(b"d")
+    woken.pop()()
+    assert sent == [b"abc", b"d"]
+
+
+def test_what_comes_while_the_loop_looks_is_sent_and_nothing_twice() -> None:
+    woken: list[Callable[[], None]] = []
+    sent: list[bytes] = []
+
+    def send(data: bytes) -> None:
+        sent.append(data)
+        if len(sent) == 1:
+            overflow.put(b"b")
+
+    overflow = Overflow(woken.append, send)
+    overflow.put(b"a")
+    while woken:
+        woken.pop()()
+    assert sent == [b"a", b"b"]
 
 
 def test_a_peer_that_has_left_is_no_error(pair: Pair) -> None:

@@ -95,6 +95,39 @@ def test_a_failure_after_the_headers_is_an_event() -> None:
     play(scenario)
 
 
+def test_tokens_that_come_together_leave_together_each_as_an_event() -> None:
+    async def scenario() -> None:
+        async with playing(AT_ONCE) as gateway:
+            client = await gateway.connect()
+            client.post(BODY)
+            generation = await gateway.relay.next()
+            generation.play(Token(1, "a"), Token(2, "b"), Token(3, "c"))
+            await client.until(b"\n\n\r\n")
+            assert client.seen.count(b'"finish_reason":null}]}\n\n') == 3
+            generation.play(Token(4, "d"), End("stop", 3, 4))
+            await client.until(b"\r\n0\r\n\r\n")
+            chunks = client.seen.partition(b"\r\n\r\n")[2].split(b"\r\n")[1::2]
+            assert [chunk.count(b"data: ") for chunk in chunks if chunk] == [3, 1, 2]
+
+    play(scenario)
+
+
+def test_a_failure_behind_tokens_comes_after_them() -> None:
+    async def scenario() -> None:
+        async with playing(AT_ONCE) as gateway:
+            client = await gateway.connect()
+            client.post(BODY, version="1.0")
+            generation = await gateway.relay.next()
+            generation.play(Token(1, "a"), Token(2, "b"), WorkerCrashed("It died."))
+            assert status(await client.rest()) == 200
+            *told, last = parts(client.seen)
+            whole = [json.loads(each.removeprefix(b"data: ")) for each in told]
+            assert [chunk["choices"][0]["text"] for chunk in whole] == ["a", "b"]
+            assert json.loads(last.removeprefix(b"data: "))["error"]["code"] == "worker_crashed"
+
+    play(scenario)
+
+
 def test_who_waits_again_after_a_death_is_held_again() -> None:
     async def scenario() -> None:
         async with playing(AT_ONCE) as gateway:

@@ -268,7 +268,7 @@ def test_a_prompt_counts_once_whichever_of_its_choices_ends_first() -> None:
     generation: Any = Answering((0, short), (2, long), (1, short), (3, long))
     request: Any = {}
     renderer = OpenAIRenderer(TextShape, AnswerHead(1, "m", 4))
-    answer = answering._Answer(request, a_record(), parsed, generation, renderer, 4)
+    answer = answering._Answer(request, a_record(), parsed.n, generation, renderer, 4)
     response = asyncio.run(answer.whole([ChoiceBuffer() for _ in range(4)]))
     assert isinstance(response.body, bytes)
     assert json.loads(response.body)["usage"]["prompt_tokens"] == 6

@@ -44,6 +44,74 @@ def test_a_request_that_goes_well(run_scenario: Callable[[Scenario], None]) -> N
     run_scenario(scenario)
 
 
+def test_tokens_that_are_there_are_taken_without_waiting(
+    run_scenario: Callable[[Scenario], None],
+) -> None:
+    async def scenario(peers: Peers) -> None:
+        generation, _, worker = await peers.start()
+        assert generation.take() is None
+        await worker.send(Accepted(3), Token(5, "a"), Token(6, "b"), End("length", 3, 2))
+        assert await received(generation) == Accepted(3)
+        assert [generation.take() for _ in range(3)] == [
+            (0, Token(5, "a")),
+            (0, Token(6, "b")),
+            None,
+        ]
+        assert generation.position == 2
+        assert await received(generation) == End("length", 3, 2)
+        generation.close()
+
+    run_scenario(scenario)
+
+
+def test_of_several_choices_none_is_overtaken(run_scenario: Callable[[Scenario], None]) -> None:
+    async def scenario(peers: Peers) -> None:
+        generation, _, workers = await peers.start_several(2)
+        for number, worker in enumerate(workers):
+            await worker.send(Token(number, "a"), Token(number, "b"), End("stop", 3, 2))
+        got: dict[int, list[Event]] = {0: [], 1: []}
+        while sum(isinstance(event, End) for each in got.values() for event in each) < 2:
+            ready = generation.take()
+            choice, event = ready or await generation.receive()
+            got[choice].append(event)
+        for number in (0, 1):
+            assert got[number] == [Token(number, "a"), Token(number, "b"), End("stop", 3, 2)]
+        generation.close()
+
+    run_scenario(scenario)
+
+
+def test_what_came_before_a_death_is_not_overtaken(
+    run_scenario: Callable[[Scenario], None],
+) -> None:
+    async def scenario(peers: Peers) -> None:
+        generation, lease, worker = await peers.start()
+        await worker.send(Token(1, "a"), Token(2, "b"))
+        assert await received(generation) == Token(1, "a")
+        await lease.send(replace(DIED, may_return=True))
+        worker.close()
+        assert isinstance(await lease.receive(), Return)
+        assert generation.take() is None
+        await lease.send(Granted("m", "m#2", peers.socket))
+        following = await peers.accept(peers.socket)
+        assert await following.receive() == replace(REQUEST, emitted=(1, 2))
+        await following.send(Token(3, "c"), End("stop", 1, 3))
+        events: list[Event] = []
+        for _ in range(20):
+            await asyncio.sleep(0)  # the token of the second worker is there as well
+        while not events or not isinstance(events[-1], End):
+            ready = generation.take()
+            events.append(await received(generation) if ready is None else ready[1])
+        assert [event for event in events if not isinstance(event, OutputPaused)] == [
+            Token(2, "b"),
+            Token(3, "c"),
+            End("stop", 1, 3),
+        ]
+        generation.close()
+
+    run_scenario(scenario)
+
+
 def test_closing_early_gives_the_place_back_and_tells_the_worker(
     run_scenario: Callable[[Scenario], None],
 ) -> None:

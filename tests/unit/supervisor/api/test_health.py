@@ -13,6 +13,7 @@ from supervisor.processes.activity import Activity
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import LearnedLimit, Limits, ReleaseRule, Rules, Spec
 from supervisor.scheduler.pool import Pool
+from supervisor.scheduler.pressure import GroupMemory
 from supervisor.wire.crash import CrashBrief
 from tests.helpers.pools import GB
 from tests.unit.supervisor.crashes.test_store import report
@@ -30,6 +31,7 @@ CACHED = {
     "load_time_seconds",
     "memory_bytes",
     "charge_bytes",
+    "lent_bytes",
     "in_flight",
     "queued",
     "tokens_per_second",
@@ -82,6 +84,7 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
             "estimate": None,
             "measured": None,
             "charge_bytes": 0,
+            "lent_bytes": 0,
             "next_charge_bytes": None,
             "next_charge_source": None,
             "context": None,
@@ -102,6 +105,7 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
             "estimate": None,
             "measured": None,
             "charge_bytes": 0,
+            "lent_bytes": 0,
             "next_charge_bytes": None,
             "next_charge_source": None,
             "context": None,
@@ -119,6 +123,7 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
         "budget_bytes": None,
         "charged_bytes": 0,
         "physical_bytes": 16_000,
+        "limited_by": None,
         "used_percent": 42.5,
         "level": "normal",
         "stranded_bytes": 0,
@@ -150,16 +155,20 @@ def test_what_was_learned_and_what_is_stranded_is_told() -> None:
     assert body["memory"]["advice"].startswith("reboot needed")
 
 
-def test_the_context_is_the_files_until_a_worker_tells_it() -> None:
-    pool = Pool([Spec("m", context=4096)])
-    assert shown(pool)["models"][0]["context"] == 4096
+def test_the_context_is_the_expected_one_until_a_worker_tells_it() -> None:
+    pool = Pool([Spec("m")])
+
+    def context() -> Any:
+        return shown(pool, context={"m": 4096}.__getitem__)["models"][0]["context"]
+
+    assert shown(pool)["models"][0]["context"] is None
+    assert context() == 4096
     pool.preload("m", 0.0)
-    assert shown(pool)["models"][0]["context"] == 4096
+    assert context() == 4096
     pool.ready("m", 1, GB, 2048, 1.0)
-    assert shown(pool)["models"][0]["context"] == 2048
-    pool.estimated("m", GB, 0, 2.0, 1024)
+    assert context() == 2048
     pool.exited("m", 1, "SIGKILL", 3.0)
-    assert shown(pool)["models"][0]["context"] == 1024
+    assert context() == 4096
 
 
 def test_a_model_that_loads_is_shown_with_its_queue() -> None:
@@ -231,6 +240,18 @@ def test_memory_is_what_the_process_holds_now_and_its_charge_another_figure() ->
     )
 
 
+def test_what_is_lent_is_a_part_of_the_charge() -> None:
+    pool = Pool([Spec("m", estimate_bytes=8 * GB, headroom_bytes=3 * GB), Spec("n")])
+    pool.preload("m", 0.0)
+    pool.ready("m", 1, 5 * GB, 4096, 1.0)
+    pool.state.ledger.lend(("m", 1), 2 * GB)
+    body = shown(pool)
+    for told in (body["cached_models"][0], body["models"][0]):
+        assert (told["charge_bytes"], told["lent_bytes"]) == (10 * GB, 2 * GB)
+    assert body["models"][0]["next_charge_bytes"] == 8 * GB
+    assert body["models"][1]["lent_bytes"] == 0
+
+
 def test_a_configured_size_is_a_charge_and_no_estimate() -> None:
     pool = Pool([Spec("m", estimate_bytes=8 * GB, memory_bytes=5 * GB), Spec("n")])
     told = shown(pool)["models"][0]
@@ -239,10 +260,10 @@ def test_a_configured_size_is_a_charge_and_no_estimate() -> None:
 
 
 def test_what_a_worker_does_now_is_told() -> None:
-    pool = Pool([Spec("m", context=8192), Spec("n")])
+    pool = Pool([Spec("m"), Spec("n")])
     pool.acquire("r1", "m", 60.0, 100.0)
     pool.loading("m", 1, 101.0, 300, 1200)
-    body = shown(pool)
+    body = shown(pool, context={"m": 8192, "n": 0}.__getitem__)
     assert body["cached_models"][0]["loading"] == {"done_bytes": 300, "total_bytes": 1200}
     assert [model["context"] for model in body["models"]] == [8192, None]
     pool.ready("m", 1, 5000, 4096, 102.0)
@@ -310,6 +331,13 @@ def test_a_server_that_drains_says_so() -> None:
     body = shown(pool)
     assert body["status"] == "shutting_down"
     assert body["cached_models"][0]["state"] == "draining"
+
+
+def test_a_control_groups_limit_stands_for_the_ram() -> None:
+    group = GroupMemory("/cg/memory.max", 8_000, 6_000)
+    told = shown(make_pool(), MachineMemory(16_000, 6_800, groups=(group,)))["memory"]
+    assert (told["physical_bytes"], told["used_percent"]) == (8_000, 75.0)
+    assert told["limited_by"] == "/cg/memory.max"
 
 
 def test_a_platform_that_tells_nothing_fails_nothing() -> None:

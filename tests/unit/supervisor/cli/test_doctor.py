@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import psutil
@@ -30,12 +31,15 @@ from supervisor.cli.main import app
 from supervisor.config.schema import ModelSettings
 from supervisor.models.catalog import Catalog
 from supervisor.models.discovery import PassedOver
+from supervisor.scheduler.pressure import GroupMemory, MachineMemory
 from supervisor.state.address import Address, announce
 from supervisor.state.paths import InstanceLock, StateError, open_state
 from tests.helpers.hub_cache import QUANTIZED, add_repo, plain_files, safetensors, write_folder
 from tests.helpers.serving import DEADLINE, ROOT
 
 HUB = "hub"
+GB = 10**9
+LIMITED = MachineMemory(24 * GB, groups=(GroupMemory("/cg/memory.max", 8 * GB),))
 
 
 @pytest.fixture
@@ -75,10 +79,33 @@ def model(source: Path | str, name: str = "m") -> str:
 def test_where_nothing_is_wrong(place: Path) -> None:
     found = findings()
     assert {each.level for each in found.values()} == {"ok"}
-    of_the_start = {"state directory", "Python", "installation", "open files", "port"}
+    of_the_start = {"state directory", "Python", "installation", "open files", "port", "memory"}
     assert set(found) == {"configuration", *of_the_start, "model demo"}
     assert ask()[0] == 0
     assert not (place / "state").exists()  # it only looks
+
+
+@pytest.mark.parametrize(
+    ("machine", "budget", "level", "said"),
+    [
+        (MachineMemory(24 * GB), "auto", "ok", "24.0 GB RAM"),
+        (MachineMemory(24 * GB), "25GB", "warning", "24.0 GB RAM; memory.budget is 25.0 GB"),
+        (MachineMemory(24 * GB), "100%", "ok", "24.0 GB RAM"),
+        (LIMITED, "auto", "ok", "24.0 GB RAM, of which /cg/memory.max allows 8.0 GB"),
+        (LIMITED, "8GB", "ok", "24.0 GB RAM, of which /cg/memory.max allows 8.0 GB"),
+        (LIMITED, "9GB", "warning", "allows 8.0 GB; memory.budget is 9.0 GB"),
+        (MachineMemory(), "9GB", "note", "cannot be read"),
+    ],
+)
+@pytest.mark.usefixtures("place")
+def test_the_memory_that_there_is_and_who_limits_it(
+    machine: MachineMemory, budget: str, level: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = SimpleNamespace(machine=lambda: machine)
+    monkeypatch.setattr("supervisor.machine.readers.for_platform", lambda: reader)
+    found = findings(f'[memory]\nbudget = "{budget}"\n')["memory"]
+    assert (found.level, found.message[-len(said) :]) == (level, said)
+    assert ("raise that limit" in found.advice) is (level == "warning" and machine is LIMITED)
 
 
 def test_models_that_can_not_be_served_are_errors_with_advice(place: Path) -> None:

@@ -48,6 +48,7 @@ def loaded(name: str = "m", **more: Any) -> dict[str, Any]:
         "tokens_per_second": 41.26,
         "context": 4096,
         "deaths": 1,
+        "lent_bytes": 3 * GB,
     }
     return {**told, **more}
 
@@ -112,6 +113,7 @@ def test_a_loaded_models_figures() -> None:
         "queued": "5",
         "tok/s": "41.3",
         "deaths": "1",
+        "lent": "3.0 GB",
         "uses": "12",
         "context": "4096",
     }
@@ -180,7 +182,13 @@ def test_who_waits_for_memory_and_who_gives_it_back_are_shown() -> None:
 def test_what_can_be_served_and_what_it_is_charged() -> None:
     models = (
         configured("m", aliases=["a", "b"], source="org/repo", measured=4 * GB),
-        configured("n", state="ready", charge_bytes=7 * GB, next_charge_source="measured"),
+        configured(
+            "n",
+            state="ready",
+            charge_bytes=9 * GB,
+            lent_bytes=2 * GB,
+            next_charge_source="measured",
+        ),
         configured("u", next_charge_bytes=None, next_charge_source=None, context=None),
         configured("l", learned_limit=True, max_concurrency=3),
     )
@@ -246,3 +254,9 @@ def test_servers_that_say_less() -> None:
     ]
     old = parse({"status": "ok", "memory": {}, "cached_models": [{"name": "m"}], "models": []})
     assert "m#0" in "\n".join(line.plain for line in status_lines(old, 80))
+
+
+def test_whoever_limits_the_memory_is_told() -> None:
+    told = health(memory={**MEMORY, "limited_by": "/sys/fs/cgroup/memory.max"})
+    lines = [line.plain for line in status_lines(told, None)]
+    assert "42 % of 25.0 GB of /sys/fs/cgroup/memory.max in use" in lines

@@ -47,6 +47,7 @@ class Told:
         self.pool, self.world = pool, world
         self.levels: list[Level] = []
         self.figures = ""
+        self.footprints: list[tuple[str, int, int]] = []
         self.unattributed: list[int] = []
 
     def memory_pressure(self, machine: MachineMemory, level: Level, figures: str) -> None:
@@ -55,6 +56,7 @@ class Told:
         self.pool.pressure(level, figures, self.world.now)
 
     def memory_footprint(self, model: str, generation: int, size: int) -> None:
+        self.footprints.append((model, generation, size))
         self.pool.footprint(model, generation, size)
 
     def memory_unattributed(self, size: int) -> None:
@@ -82,7 +84,8 @@ class World:
         )
 
     def look(self) -> None:
-        self.monitor.observe(self.reader.machine(), self.monitor.wired_by_workers())
+        before = self.monitor.wired_by_workers()
+        self.monitor.observe(*self.monitor.read(self.monitor.pids()), before)
 
     def load(self, model: str, pid: int) -> None:
         """Up to ready, with 40 GB wired by process `pid`."""
@@ -152,7 +155,36 @@ def test_a_level_is_left_after_a_calm_while_of_the_clock(linux: World) -> None:
     assert linux.told.levels == [Level.WARN, Level.WARN, Level.WARN, Level.NORMAL]
 
 
-def test_linux_needs_no_figures_of_processes(linux: World) -> None:
+@pytest.mark.parametrize("release", ReleaseRule)
+def test_every_living_workers_footprint_is_told_at_every_look(release: ReleaseRule) -> None:
+    world = World(release)
+    world.look()
+    world.load("a", 7)
+    world.pool.preload("b", world.now)
+    world.pool.started("b", 1, 8)
+    world.reader.footprints[8] = 5 * GB  # it still loads
+    world.look()
+    assert world.told.footprints == [("a", 1, 40 * GB), ("b", 1, 5 * GB)]
+    del world.reader.footprints[8]  # it can't be read
+    world.look()
+    world.reader.footprints[7] = 41 * GB
+    world.look()
+    assert world.told.footprints[2:] == [("a", 1, 40 * GB), ("a", 1, 41 * GB)]
+    world.pool.unload("a", world.now)  # half torn down, it would tell too little
+    world.look()
+    assert len(world.told.footprints) == 4
+
+
+def test_a_worker_that_ends_while_it_is_read_is_not_told(linux: World) -> None:
+    linux.load("a", 7)
+    read = linux.monitor.read(linux.monitor.pids())
+    linux.end("a")
+    linux.load("a", 9)
+    linux.monitor.observe(*read, {})
+    assert linux.told.footprints == []
+
+
+def test_linux_asks_for_no_wired_memory(linux: World) -> None:
     linux.load("a", 7)
     linux.end("a")
     assert linux.charged == 0
@@ -223,7 +255,7 @@ def test_a_worker_that_grows_while_the_machine_is_read_hides_nothing(mac: World)
     before = mac.monitor.wired_by_workers()
     machine = mac.reader.machine()  # 3 + 40 + 10
     mac.reader.wirings[8] = 35 * GB  # it loads on
-    mac.monitor.observe(machine, before)
+    mac.monitor.observe(machine, {}, before)
     assert mac.charged == 80
 
 
@@ -237,7 +269,7 @@ def test_a_worker_that_dies_while_the_machine_is_read_hides_nothing(mac: World) 
     machine = mac.reader.machine()  # a is back to the last byte, b alive
     machine = MachineMemory(PHYSICAL, 40 * GB, wired=(machine.wired or 0) - 40 * GB)
     mac.end("b")
-    mac.monitor.observe(machine, before)
+    mac.monitor.observe(machine, {}, before)
     # 40 GB are seen beside the system's: whoever they are of, they are charged.
     assert mac.charged == 40
 

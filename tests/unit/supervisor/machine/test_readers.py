@@ -41,6 +41,9 @@ Swap:                 32 kB
 SwapPss:              16 kB
 """
 STATUS = "Name:\tpython\nVmPeak:\t  900000 kB\nVmRSS:\t    1696 kB\nThreads:\t3\n"
+PAGES = (
+    "RssAnon:\t    1100 kB\nRssFile:\t     506 kB\nRssShmem:\t      90 kB\nVmSwap:\t       7 kB\n"
+)
 CALM = (
     "some avg10=0.00 avg60=0.12 avg300=0.00 total=1\n"
     "full avg10=0.00 avg60=0.00 avg300=0.00 total=0\n"
@@ -82,6 +85,13 @@ class TestLinux:
 
     def test_without_a_rollup_all_of_its_pages_count(self) -> None:
         assert linux({"/proc/7/status": STATUS}).footprint(7) == 1696 * 1024
+        assert linux({"/proc/7/status": STATUS + PAGES}).footprint(7) == 1696 * 1024
+
+    def test_a_glance_counts_what_is_its_own(self) -> None:
+        assert linux({"/proc/7/status": STATUS + PAGES}).glance(7) == (1100 + 90 + 7) * 1024
+        assert linux({"/proc/7/status": STATUS}).glance(7) == 1696 * 1024  # an old kernel
+        assert linux({}).glance(7) is None
+        assert linux({"/proc/7/status": "Name:\tpython\nState:\tZ (zombie)\n"}).glance(7) is None
 
     @pytest.mark.parametrize("text", ["", "MemTotal: lots", "MemTotal:   5 MB\n", "\0" * 99])
     def test_odd_output_is_unknown(self, text: str) -> None:
@@ -124,6 +134,10 @@ class TestLinux:
         assert 0 < told.used < (told.physical or 0)
         assert 2**20 < (reader.footprint(os.getpid()) or 0) <= psutil.Process().memory_info().rss
         assert reader.footprint(2**30) is None
+        before = reader.glance(os.getpid()) or 0
+        held = b"x" * 50_000_000
+        assert 45_000_000 < (reader.glance(os.getpid()) or 0) - before < 60_000_000
+        del held
 
 
 class TestMac:

@@ -12,12 +12,19 @@ from supervisor.models.estimate import Estimate, EstimateError, estimate
 from supervisor.models.estimate.architectures import FAMILIES, architecture
 from supervisor.models.estimate.facts import Facts
 from supervisor.models.estimate.model import (
+    CHARGED_TOKENS,
+    GRAMMARS,
+    GROWTH,
     LEAST_SCORED,
+    LEAST_STEP,
+    MAX_TOKENS,
     PREFILL_BATCH,
     PREFILL_STEP,
-    RUNTIME,
+    PROCESS,
     SCORED_PART,
+    TOKENIZER,
     rounded,
+    with_freed,
 )
 from supervisor.models.estimate.weights import tensors
 from supervisor.models.jsonfiles import MAX_BYTES
@@ -87,6 +94,41 @@ def test_weights_are_those_published(name: str, tmp_path: Path) -> None:
 
     assert architecture(Facts(SIZED[name]["config"])) in FAMILIES
     assert told.weights == pytest.approx(SIZED[name]["published_bytes"], rel=0.05)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("name", SIZED)
+def test_a_load_is_charged_little_more_than_the_weights(
+    name: str, fused: bool, tmp_path: Path
+) -> None:
+    write_headers(tmp_path, SIZED[name])
+
+    told = estimate(tmp_path, fused=fused)
+
+    charged = told.loaded + told.growth + told.room(told.context)
+    assert told.weights < charged <= 1.10 * told.weights + 1_200_000_000
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_longest_sequence_is_the_longest_that_fits(name: str, tmp_path: Path) -> None:
+    write_tensors(tmp_path, PUBLISHED[name]["config"], dtype=PUBLISHED[name]["dtype"])
+    told = estimate(tmp_path, fused=False)
+
+    def needed(tokens: int) -> int:
+        copy = max(cache.bytes_for(tokens) for cache in told.caches)
+        step = told.prefill_transient(tokens, step=LEAST_STEP)
+        return told.kv(tokens) + with_freed(copy + step + told.logits)
+
+    for tokens in (256, 2048, 65536):
+        size = needed(tokens)
+        assert told.longest(size) == told.longest(needed(tokens + 256) - 1) == tokens
+        assert told.longest(size - 1) == tokens - 256
+    assert told.longest(0) == 0
+
+
+def test_where_nothing_grows_no_sequence_is_too_long(tmp_path: Path) -> None:
+    write_tensors(tmp_path, config_of("mamba"))
+    assert estimate(tmp_path).longest(10**9) == MAX_TOKENS
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -164,7 +206,8 @@ def test_the_charge_covers_the_peak_of_a_batch(tmp_path: Path) -> None:
         generator.next()
 
     told = estimate(tmp_path / "model", fused=False)
-    assert mx.get_peak_memory() - before <= told.total(604, 4) - RUNTIME
+    fixed = told.loaded - told.weights + told.growth
+    assert mx.get_peak_memory() - before <= told.total(604, 4) - fixed
 
 
 def test_windows_hold_more_while_a_prompt_is_prefilled(tmp_path: Path) -> None:
@@ -209,8 +252,12 @@ def test_the_charge_has_every_part(tmp_path: Path) -> None:
     assert told.transient(1000, 20) == (20 * (one_layer + logits) + 8 * scored) * 5 // 4
     assert scored > prefill
     assert told.prefill_transient(10) == prefill * 10 // 512
+    assert told.loaded == told.weights + PROCESS + 48 * TOKENIZER
+    assert told.growth == GROWTH + 48 * GRAMMARS
+    assert told.room(1000) == 8 * one_layer + told.transient(1000)
+    assert told.room(100_000) == told.room(CHARGED_TOKENS)
     assert told.total(1000, 3) == (
-        told.weights + RUNTIME + 24 * one_layer + told.transient(1000, 3)
+        told.loaded + told.growth + 24 * one_layer + told.transient(1000, 3)
     )
     assert told.context == 4096
 
@@ -243,9 +290,9 @@ def test_scores_are_charged_where_attention_is_not_fused(tmp_path: Path) -> None
 
 
 def test_the_prefill_step_is_the_workers() -> None:
-    from worker.engine import batch, prompt_scores
+    from worker.engine import prompt_scores, slices
 
-    assert (PREFILL_BATCH, PREFILL_STEP) == (batch.PREFILL_BATCH, batch.PREFILL_STEP)
+    assert (PREFILL_BATCH, PREFILL_STEP) == (slices.PREFILL_BATCH, slices.PREFILL_STEP)
     assert (SCORED_PART, LEAST_SCORED) == (prompt_scores.PART_BYTES, prompt_scores.LEAST_PART)
 
 

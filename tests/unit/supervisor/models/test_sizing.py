@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,12 +13,14 @@ from supervisor.config.schema import ModelSettings
 from supervisor.models.catalog import Catalog
 from supervisor.models.discovery import PassedOver
 from supervisor.models.estimate import Estimate, estimate
-from supervisor.models.size_cache import SizeCache
+from supervisor.models.size_cache import MeasuredLoad, SizeCache, key
 from supervisor.models.sizing import Need, Sizing
 from supervisor.models.sources import SourceError
+from supervisor.scheduler.model import NextCharge
+from supervisor.wire.frames import Allowance
 from tests.helpers.architectures import config_of
 from tests.helpers.hub_cache import add_repo
-from tests.helpers.published import write_safetensors
+from tests.helpers.published import published, write_headers, write_safetensors
 from tests.unit.supervisor.models.test_estimate import write_tensors
 
 GB = 10**9
@@ -31,9 +34,9 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def sizing(folder: Path, *, budget: int | None = None, **settings: int) -> Sizing:
+def sizing(folder: Path, *, budget: int | None = None, **settings: Any) -> Sizing:
     """Of one model `m`, with `sizes.json` beside its folder."""
-    models = {"m": ModelSettings(source=str(folder), **settings)}  # type: ignore[arg-type]
+    models = {"m": ModelSettings(source=str(folder), **settings)}
     sizes = SizeCache.load(folder.parent / "sizes.json")
     return Sizing(Catalog(models, folder.parent), sizes, budget)
 
@@ -44,39 +47,57 @@ def grow(folder: Path) -> None:
     write_safetensors(folder / "model.safetensors", header, 400)
 
 
-def test_there_is_room_for_as_many_requests_as_may_run(folder: Path) -> None:
+def test_a_load_is_charged_one_conversation(folder: Path) -> None:
     told = estimate(folder)
-    need = sizing(folder, max_concurrency=8).need("m")
-    assert need.estimate == told.total(2048, 8) > told.total(4096, 1)
+    need = sizing(folder).need("m")
+    assert need.estimate == told.total(2048, 1)
     assert need.headroom == need.estimate - told.loaded
-    assert sizing(folder).need("m").estimate == told.total(2048, 32)
-
-
-def test_there_is_room_for_one_long_request(folder: Path) -> None:
-    assert sizing(folder, max_concurrency=1).need("m").estimate == estimate(folder).total(4096, 1)
+    # All else is lent, however many may run, and whatever the machine has.
+    assert sizing(folder, max_concurrency=40).need("m") == need
+    assert sizing(folder, budget=1).need("m") == need
 
 
 def test_no_request_is_longer_than_the_context(folder: Path) -> None:
-    need = sizing(folder, max_concurrency=4, context=512).need("m")
-    assert need.estimate == estimate(folder).total(512, 4)
+    assert sizing(folder, context=512).need("m").estimate == estimate(folder).total(512, 1)
+
+
+def test_a_worker_is_told_what_it_may_hold(folder: Path) -> None:
+    told, asked = estimate(folder), sizing(folder)
+    need = asked.need("m")
+    told_worker = asked.allowance("m", NextCharge(need.estimate, need.headroom, None))
+    assert (told_worker.room, told_worker.limit) == (told.room(2048), 0)
+    assert told_worker.prompt_token == told.prompt_token * 5 // 4
+    assert told_worker.score == told.scores * 5 // 4
+    assert told_worker.row == told.logits * 5 // 4
+
+
+def test_a_kv_budget_of_the_configuration_is_the_limit(folder: Path) -> None:
+    told = estimate(folder)
+    asked = sizing(folder, kv_budget="5MB")
+    need = asked.need("m")
+    charge = NextCharge(need.estimate, need.headroom, 100 * GB)
+    assert asked.allowance("m", charge).limit == 5 * MB + told.transient(2048)
 
 
 def test_the_context_is_the_models_or_less(folder: Path) -> None:
-    assert sizing(folder).need("m").context == 4096
-    assert sizing(folder, context=512).need("m").context == 512
-    assert sizing(folder, context=9999).need("m").context == 4096
+    def context(asked: Sizing, most: int | None = None) -> int:
+        need = asked.need("m")
+        return asked.context("m", NextCharge(need.estimate, need.headroom, most))
+
+    assert context(sizing(folder)) == 4096
+    assert context(sizing(folder, context=512)) == 512
+    assert context(sizing(folder, context=9999)) == 4096
+    assert context(sizing(folder), 100 * GB) == 4096
+    # With 300 kB a token
+    write_tensors(folder, {**config_of("llama"), "num_hidden_layers": 800})
+    assert 256 < context(sizing(folder, kv_budget="300MB")) < 1500
+    assert 256 < context(sizing(folder), sizing(folder).need("m").estimate + 100 * MB) < 4096
 
 
-def test_on_a_small_machine_there_is_room_for_fewer(folder: Path) -> None:
-    told = estimate(folder)
-    full, least = told.total(2048, 32), told.total(2048, 1)
-    budget = (full + least) // 2
-    need = sizing(folder, budget=budget).need("m")
-    assert least < need.estimate == int(0.9 * budget)
-    assert need.headroom == need.estimate - told.loaded
-    # One request must be possible: a machine too small for that is told so.
-    assert sizing(folder, budget=least // 2).need("m").estimate == least
-    assert sizing(folder, budget=2 * full).need("m").estimate == full
+def test_of_a_model_without_files_there_is_nothing_to_tell(tmp_path: Path) -> None:
+    asked = sizing(tmp_path / "nowhere", context=77)
+    assert asked.allowance("m", NextCharge(3 * GB, 2 * GB, None)) == Allowance(2 * GB)
+    assert asked.context("m", NextCharge(3 * GB, 2 * GB, None)) == 77
 
 
 def test_files_that_are_missing_are_unknown_and_said_once(
@@ -190,10 +211,41 @@ def test_a_load_is_remembered_by_the_next_run(folder: Path) -> None:
     assert (known.memory_bytes, known.load_seconds) == (300 * MB, 12.5)
 
 
-def test_other_files_or_another_context_are_another_model(folder: Path) -> None:
+def test_what_outgrew_its_charge_is_remembered_through_further_loads(folder: Path) -> None:
+    asked = sizing(folder)
+    asked.save_outgrown("m", 70 * MB)
+    assert asked.measured_load("m") is None  # of what was never loaded nothing is known
+    asked.save_load("m", 300 * MB, 12.5)
+    asked.save_outgrown("m", 70 * MB)
+    asked.save_load("m", 310 * MB, 11.5)
+    known = sizing(folder).measured_load("m")
+    assert known is not None
+    assert (known.memory_bytes, known.load_seconds, known.outgrown) == (310 * MB, 11.5, 70 * MB)
+    grow(folder)
+    asked.need("m")
+    asked.save_load("m", 320 * MB, 11.5)
+    known = asked.measured_load("m")
+    assert known is not None
+    assert known.outgrown == 0
+
+
+def test_what_an_earlier_version_measured_is_as_good(folder: Path) -> None:
+    fingerprint = Catalog({}, folder.parent).fingerprint(folder)
+    seen = MeasuredLoad("m", 300 * MB, 12.5, 1_769_000_000.0)
+    sizing(folder).cache.remember(key(fingerprint, {"context": 512}), seen)
+    assert sizing(folder, context=512).measured_load("m") == seen
+    assert sizing(folder).measured_load("m") is None
+    asked = sizing(folder, context=512)
+    asked.save_load("m", 310 * MB, 1.0)
+    assert sizing(folder).measured_load("m") == asked.measured_load("m") != seen
+
+
+def test_other_files_or_another_environment_are_another_model(folder: Path) -> None:
     asked = sizing(folder)
     asked.save_load("m", 300 * MB, 12.5)
-    assert sizing(folder, context=512).measured_load("m") is None
+    # What is lent later is none of what a load takes.
+    assert sizing(folder, context=512, max_concurrency=3, kv_budget="1GB").measured_load("m")
+    assert sizing(folder, env={"MLX_X": "1"}).measured_load("m") is None
     grow(folder)
     asked.need("m")
     assert asked.measured_load("m") is None
@@ -232,3 +284,24 @@ def test_what_was_discovered_besides_is_told_as_it_was(tmp_path: Path) -> None:
         {"source": "org/half", "reason": "it lacks x", "mlx": True},
         {"source": "org/sd", "reason": "images", "mlx": False},
     ]
+
+
+def test_models_that_took_turns_before_are_loaded_together(tmp_path: Path) -> None:
+    """When each was charged 32 sequences, two of these needed more than all four do now."""
+    names = [
+        "Qwen3-14B-MLX-4bit",
+        "openai/gpt-oss-20b, MXFP4-Q8",
+        "mlx-community/NVIDIA-Nemotron-Nano-9B-v2-4bits",
+        "Qwen3-1.7B-MLX-bf16",
+    ]
+    entries = {entry["name"]: entry for entry in published()}
+    for i, name in enumerate(names):
+        (tmp_path / str(i)).mkdir()
+        write_headers(tmp_path / str(i), entries[name])
+    models = {str(i): ModelSettings(source=str(tmp_path / str(i))) for i in range(len(names))}
+    asked = Sizing(Catalog(models, tmp_path), SizeCache(tmp_path / "sizes.json"), None)
+    together = sum(asked.need(name).estimate for name in models)
+    weights = sum(estimate(tmp_path / name).weights for name in models)
+    assert weights < together <= weights + 4_000_000_000 < 34_000_000_000
+    former = [estimate(tmp_path / name).total(2048, 32) for name in models]
+    assert sum(sorted(former)[-2:]) > together

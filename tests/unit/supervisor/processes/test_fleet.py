@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -18,7 +19,7 @@ from supervisor.processes import fleet as fleet_module
 from supervisor.processes.fleet import _PASSING, Fleet
 from supervisor.processes.watchdog import Watchdog
 from supervisor.state.paths import StateDir
-from supervisor.wire.frames import Hello
+from supervisor.wire.frames import Allowance, Hello, Load
 from supervisor.wire.progress import Reading
 from tests.helpers.serving import DEADLINE
 
@@ -246,3 +247,35 @@ def test_a_worker_that_stands_still_is_killed_once(
     assert signals == [signal.SIGKILL]
     assert "worker m#1 has not moved for 2.5 s and is killed" in caplog.text
     fleet.kill_if_still("m", 2, 0.0, 0.0)  # there is none
+
+
+def test_a_load_says_what_the_worker_may_hold(tmp_path: Path) -> None:
+    told = Allowance(room=1, limit=2, prompt_token=3, score=4, row=5)
+
+    async def scenario() -> None:
+        sent: asyncio.Queue[Load] = asyncio.Queue()
+        channel = SimpleNamespace(send=sent.put_nowait, receive=asyncio.Event().wait)
+
+        async def connect() -> Any:
+            return channel
+
+        child = SimpleNamespace(pid=7, files=())
+        process = SimpleNamespace(child=child, channel=None, connect=connect, gone=asyncio.Event())
+        fleet = fleet_of(tmp_path, Told(), lambda *_, **__: process)
+        fleet._listener = cast(Any, Mock())
+        fleet._catalog = cast(
+            Any,
+            SimpleNamespace(
+                locate=fleet._catalog.locate,
+                concurrency={"m": 9}.__getitem__,
+                models={"m": SimpleNamespace(env={}, python="", context=77)},
+            ),
+        )
+        fleet._allowance = {"m": told}.__getitem__
+        fleet._prefill_gate = True
+        fleet.spawn("m", 1)
+        load = await asyncio.wait_for(sent.get(), DEADLINE)
+        assert (load.allowance, load.prefill_gate) == (told, True)
+        assert (load.max_concurrency, load.context) == (9, 77)
+
+    asyncio.run(scenario())

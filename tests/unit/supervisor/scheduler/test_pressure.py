@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from supervisor.machine.readers import MachineMemory, SystemPressure
 from supervisor.scheduler.pressure import (
     CALM_SECONDS,
     MARGIN,
+    GroupMemory,
     Level,
     Pressure,
     Thresholds,
@@ -114,6 +117,37 @@ def test_the_log_line_has_the_figures() -> None:
     for figure in ("40.0 of 64.0 GB", "62.5 %", "50%/60%/70%", "warn"):
         assert figure in line
     assert describe(MachineMemory(), Thresholds()).startswith("use of RAM unknown")
+
+
+GROUP = GroupMemory("/cg/memory.max", 8 * 10**9, 6 * 10**9)
+
+
+def test_the_more_pressed_of_machine_and_groups_counts() -> None:
+    roomy = MachineMemory(64 * 10**9, 32 * 10**9, groups=(GROUP,))
+    assert roomy.used_percent == 75.0
+    assert "6.0 of 8.0 GB of /cg/memory.max in use (75.0 %)" in describe(roomy, Thresholds())
+    full = MachineMemory(64 * 10**9, 60 * 10**9, groups=(GROUP,))
+    assert full.used_percent == 93.75
+    assert "60.0 of 64.0 GB RAM in use" in describe(full, Thresholds())
+    assert Pressure().observe(replace(roomy, groups=(replace(GROUP, used=GROUP.limit),)), 0.0) is (
+        Level.CRITICAL
+    )
+    # What is unknown counts for nothing,
+    assert MachineMemory(64 * 10**9, None, groups=(GROUP,)).used_percent == 75.0
+    unknown = replace(GROUP, used=None)
+    assert MachineMemory(64 * 10**9, 32 * 10**9, groups=(unknown,)).used_percent == 50.0
+    # and more than all is all.
+    assert MachineMemory(groups=(replace(GROUP, used=9 * 10**9),)).used_percent == 100.0
+
+
+def test_the_least_limit_stands_for_the_ram() -> None:
+    larger = GroupMemory("/cg/a/memory.max", 9 * 10**9)
+    machine = MachineMemory(64 * 10**9, groups=(larger, GROUP))
+    assert (machine.limit, machine.usable) == (GROUP, 8 * 10**9)
+    assert replace(machine, physical=None).usable == 8 * 10**9
+    small = MachineMemory(4 * 10**9, groups=(larger, GROUP))  # it binds nobody
+    assert (small.limit, small.usable) == (None, 4 * 10**9)
+    assert MachineMemory().usable is None
 
 
 @given(st.lists(st.tuples(st.floats(0, 100), st.sampled_from(SystemPressure)), max_size=40))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from supervisor.errors import ModelNotFound
 from supervisor.scheduler.effects import Refuse
-from supervisor.scheduler.model import Spec
+from supervisor.scheduler.model import NextCharge, Spec
 from supervisor.scheduler.pool import Pool
-from tests.helpers.pools import HOLD, Told, make_pool, told
+from tests.helpers.pools import GB, HOLD, Told, make_pool, told
 
 NAMED = (
     Spec("fast", aliases=("small", "qwen")),
@@ -84,3 +86,18 @@ def test_an_end_is_a_crash_unless_it_was_asked_for() -> None:
     assert pool.state.crashing("m", 2) is pool.models["m"]
     pool.shutdown(4.0)
     assert pool.state.crashing("m", 2) is None
+
+
+def test_all_that_a_model_may_be_lent_is_what_the_pinned_ones_leave() -> None:
+    a, b, c = (Spec(name, estimate_bytes=3 * GB, headroom_bytes=GB) for name in "abc")
+    pool = make_pool(a, replace(b, pin=True), c)
+    pool.state.ledger.budget = 10 * GB
+    assert pool.state.next_charge("a") == NextCharge(3 * GB, GB, 7 * GB)
+    assert pool.state.next_charge("b") == NextCharge(3 * GB, GB, 10 * GB)
+    pool.pin("c", 0.0)
+    assert pool.state.next_charge("a").most == 4 * GB
+    assert pool.state.next_charge("b").most == 7 * GB
+    pool.state.ledger.budget = 5 * GB  # it could not be loaded beside them, and is told its size
+    assert pool.state.next_charge("a").most == 3 * GB
+    pool.state.ledger.budget = None
+    assert pool.state.next_charge("a").most is None

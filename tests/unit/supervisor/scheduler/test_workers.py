@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from supervisor.scheduler.effects import Effect, LogLine, Spawn, Stop
+from supervisor.scheduler.effects import Effect, LogLine, RememberOutgrown, Spawn, Stop
 from supervisor.scheduler.ledger import STRANDED_SECONDS, OverBudget, Phase
 from supervisor.scheduler.lifecycle import Event, IllegalTransition, State
 from supervisor.scheduler.model import DrainCause, Limits, Model, ReleaseRule, Rules, Spec
@@ -219,3 +219,21 @@ def test_a_size_is_learned_with_the_room_that_the_budget_leaves(
     one = One(budget=None if budget is None else budget * GB)
     one.workers.learn_size(one.model, 6 * GB)
     assert one.model.learned_bytes == learned * GB
+
+
+def test_what_a_worker_outgrew_the_next_one_is_charged() -> None:
+    one = One().brought_to(State.READY)
+    told = one.workers.learn_outgrown(one.model, GB)
+    assert told == [RememberOutgrown("m", GB)]
+    assert one.state.ledger.of(("m", 1)) == 3 * GB  # what this one may hold is no more
+    one.workers.kill(one.model, "it holds too much", 3.0)
+    one.ended(4.0)
+    one.workers.spawn(one.model, 5.0)
+    assert one.state.ledger.of(("m", 2)) == 4 * GB
+    one.workers.become_ready(one.model, 2 * GB, 4096, 6.0)
+    assert one.state.ledger.of(("m", 2)) == 4 * GB
+    # It adds up, but no model is charged more than there is: it could never be loaded again.
+    assert one.workers.learn_outgrown(one.model, GB) == [RememberOutgrown("m", 2 * GB)]
+    assert one.workers.learn_outgrown(one.model, 90 * GB) == [RememberOutgrown("m", 7 * GB)]
+    assert one.model.size == 10 * GB
+    assert one.workers.learn_outgrown(one.model, GB) == [RememberOutgrown("m", 7 * GB)]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from supervisor.wire.codec import HEADER, FrameDecoder, ProtocolError, encode
 from supervisor.wire.frames import (
+    Allowance,
     Call,
     Calling,
     Chat,
@@ -30,6 +31,7 @@ from tests.helpers.frames import DIRECTIONS, EVERY, feed, frames_of, members, va
 
 def test_every_frame_type_belongs_to_a_direction() -> None:
     inner = {
+        Allowance,
         Chat,
         Text,
         Tokens,

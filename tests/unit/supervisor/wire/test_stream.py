@@ -265,3 +265,45 @@ def test_listening_twice_on_a_path_is_an_os_error_and_leaks_no_socket(path: str)
         await server.wait_closed()
 
     run(scenario())
+
+
+def test_what_is_there_is_taken_if_it_is_of_the_kind() -> None:
+    async def scenario() -> None:
+        stream, peer = await beside_raw_peer(frames.FromEngine)
+        assert stream.take(Token) is None
+        before, arrival = stream.is_empty, stream.arrival()
+        sent: list[Frame] = [Token(1, "a"), Token(2, "b"), End("stop", 1, 2), Token(3, "c")]
+        peer.send(b"".join(map(encode, sent)))
+        await arrival
+        assert (before, stream.is_empty) == (True, False)
+        taken = [stream.take(Token) for _ in range(4)]
+        assert taken == [Token(1, "a"), Token(2, "b"), None, None]
+        assert await stream.receive() == End("stop", 1, 2)
+        assert stream.take(Token) == Token(3, "c")
+        peer.close()
+        await stream.arrival()
+        assert (stream.ended, stream.is_empty) == (True, False)
+        assert await stream.receive() is None
+
+    run(scenario())
+
+
+def test_who_takes_all_has_a_paused_socket_read_again() -> None:
+    async def scenario() -> None:
+        stream, peer = await beside_raw_peer(frames.FromEngine)
+        sent = [Token(number, "x" * 1000) for number in range(3000)]
+        data = memoryview(b"".join(map(encode, sent)))
+        loop = asyncio.get_running_loop()
+        sending = loop.create_task(loop.sock_sendall(peer, data))
+        taken: list[Token] = []
+        while len(taken) < len(sent):
+            if stream.is_empty:
+                await stream.arrival()
+            while (token := stream.take(Token)) is not None:
+                taken.append(token)
+            await settle()  # more comes than is taken at once
+        assert taken == sent
+        await sending
+        peer.close()
+
+    run(scenario())

@@ -31,8 +31,9 @@ def engine(shared: BatchEngine) -> Iterator[BatchEngine]:
     """The shared engine; whatever a test did, nothing may be left in it."""
     yield shared
     assert not shared.busy
-    assert not any([shared._queue, shared._paused, shared._pausing])
-    assert shared._generator.prompt_cache_nbytes == 0
+    made = shared._generation
+    assert not any([made._queue, made._parked, made._pausing])
+    assert made.sequences.nbytes == 0
 
 
 @pytest.fixture(scope="module")

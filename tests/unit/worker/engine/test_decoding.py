@@ -15,9 +15,10 @@ import pytest
 from tests.helpers.tiny_llama import make_model
 from worker.engine import decoding
 from worker.engine.decoding import BatchDecoder, Ints
-from worker.engine.mlx_lm_generator import make_generator
+from worker.engine.mlx_lm_generator import Batches
 from worker.engine.rows import BatchPlan, BatchRow, TokenLogprobs
 from worker.engine.sampling import Parameters
+from worker.engine.sequences import Sequences
 
 VOCABULARY = 300
 """Of the model; its tokenizer knows 257 tokens."""
@@ -89,30 +90,25 @@ def run(
     stops: Sequence[int] = (),
 ) -> list[Output]:
     """Decode the rows, all together from their first token on."""
-    generator = make_generator(
-        model,
-        decoder,
-        stop_tokens=[[token] for token in stops],
-        prefill_batch_size=32,
-        completion_batch_size=32,
-    )
-    uids = generator.insert(
-        [list(prompt) for prompt in prompts or [PROMPT] * len(rows)],
-        max_tokens=list(lengths or [TOKENS] * len(rows)),
-        samplers=list(rows),
-    )
+    sequences = Sequences(Batches(model, decoder, eos=stops))
+    tokens = [list(prompt) for prompt in prompts or [PROMPT] * len(rows)]
+    uids = [
+        sequences.insert(prompt, row, most)
+        for prompt, row, most in zip(tokens, rows, lengths or [TOKENS] * len(rows), strict=True)
+    ]
+    sequences.prefill({uid: sequences.left(uid) for uid in uids})
+    sequences.start(uids)
     outputs = {uid: Output() for uid in uids}
-    left, widest = set(uids), 0
-    while left:
-        _, responses = generator.next()
-        widest = max(widest, len(responses))
-        for response in responses:
-            output = outputs[response.uid]
-            output.tokens.append(response.token)
-            output.logprobs.append(response.logprobs)
-            if response.finish_reason is not None:
-                output.finish = response.finish_reason
-                left.remove(response.uid)
+    widest = 0
+    while sequences.decodes:
+        decoded = sequences.decode()
+        widest = max(widest, len(decoded))
+        for each in decoded:
+            output = outputs[each.uid]
+            output.tokens.append(each.token)
+            output.logprobs.append(each.logprobs)
+            if each.finish is not None:
+                output.finish = each.finish
     assert widest == len(rows)
     return [outputs[uid] for uid in uids]
 
@@ -449,4 +445,4 @@ def test_a_plan_is_made_once_a_composition(model: Any, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(decoding, "BatchPlan", note)
     run(model, [BatchRow(SEEDED), BatchRow(SEEDED), BatchRow(SEEDED)], lengths=[20, 20, 10])
-    assert made == [3, 3, 2]  # the batch that prompts become, the generator's, one row less
+    assert made == [3, 2]  # the batch that prompts become, one row less

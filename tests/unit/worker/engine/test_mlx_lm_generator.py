@@ -1,20 +1,21 @@
-"""worker.engine.mlx_lm_generator: batches of our own in mlx-lm's generator, which is refused where
-it is not as expected."""
+"""worker.engine.mlx_lm_generator: batches of our own over mlx-lm's, which are refused where these
+are not as expected."""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import pytest
 
-from tests.helpers.mlx_lm_versions import own_classes, refused
+from tests.helpers.mlx_lm_versions import refused
 from tests.helpers.tiny_llama import make_model
 from worker.engine import mlx_lm_expected as expected
 from worker.engine.decoding import BatchDecoder
 from worker.engine.mlx_lm_compat import load_lazily
-from worker.engine.mlx_lm_generator import make_generator, next_tokens
+from worker.engine.mlx_lm_generator import Batches, Pending
 from worker.engine.rows import BatchRow
 from worker.engine.sampling import Parameters
 
@@ -28,29 +29,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture
-def generate(monkeypatch: pytest.MonkeyPatch) -> Any:
-    return own_classes(monkeypatch)
-
-
-def test_memory_that_stays_wired_is_told(
-    generate: Any, monkeypatch: pytest.MonkeyPatch, model: Any
-) -> None:
-    limit = 5
-
-    def set_wired_limit(new: int) -> int:
-        nonlocal limit
-        old, limit = limit, new
-        return old
-
-    monkeypatch.setattr(mx, "set_wired_limit", set_wired_limit)
-    monkeypatch.setattr(
-        generate, "maybe_set_recommended_wired_limit", lambda: mx.set_wired_limit(1000)
-    )
-    make_generator(model, BatchDecoder())
-    assert limit == 5
-    monkeypatch.setattr(generate.BatchGenerator, "close", lambda self: None)
-    assert "leaves memory wired" in refused(lambda: make_generator(model, BatchDecoder()))
-    assert limit == 5
+def generate() -> Any:
+    return importlib.import_module("mlx_lm.generate")
 
 
 def _spoil_instances(
@@ -70,7 +50,6 @@ def _spoil_instances(
     [
         *(("GenerationBatch", name) for name in sorted(expected.GENERATION_BATCH)),
         *(("PromptProcessingBatch", name) for name in sorted(expected.PROMPT_BATCH)),
-        *(("BatchGenerator", name) for name in ("_generation_batch", "_prompt_batch")),
     ],
 )
 def test_an_attribute_that_is_gone_is_told(
@@ -78,7 +57,7 @@ def test_an_attribute_that_is_gone_is_told(
 ) -> None:
     owner = getattr(generate, kind)
     _spoil_instances(monkeypatch, owner, lambda made: delattr(made, attribute))
-    told = refused(lambda: make_generator(model, BatchDecoder()))
+    told = refused(lambda: Batches(model, BatchDecoder()))
     assert f"a {kind} has no {attribute}" in told
 
 
@@ -88,64 +67,60 @@ def test_an_attribute_that_prompts_have_besides_is_told(
     """It may hold something for each prompt, which `split` would lose."""
     kind = generate.PromptProcessingBatch
     _spoil_instances(monkeypatch, kind, lambda made: setattr(made, "adapters", []))
-    assert "adapters" in refused(lambda: make_generator(model, BatchDecoder()))
+    assert "adapters" in refused(lambda: Batches(model, BatchDecoder()))
 
 
 @pytest.mark.parametrize("kind", ["GenerationBatch", "PromptProcessingBatch"])
-def test_a_class_that_is_not_put_in_its_place_is_told(
+def test_a_sampler_that_does_not_arrive_is_told(
     generate: Any, monkeypatch: pytest.MonkeyPatch, model: Any, kind: str
 ) -> None:
-    theirs = getattr(generate, kind)
-    attribute = {"GenerationBatch": "_generation_batch"}.get(kind, "_prompt_batch")
-
-    def keep(generator: Any) -> None:
-        setattr(generator, attribute, theirs.empty(generator.model, generator.sampler))
-
-    _spoil_instances(monkeypatch, generate.BatchGenerator, keep)
-    assert kind in refused(lambda: make_generator(model, BatchDecoder()))
+    owner = getattr(generate, kind)
+    _spoil_instances(monkeypatch, owner, lambda made: setattr(made, "fallback_sampler", None))
+    assert "sampler" in refused(lambda: Batches(model, BatchDecoder()))
 
 
-def test_a_sampler_that_does_not_arrive_is_told(
-    generate: Any, monkeypatch: pytest.MonkeyPatch, model: Any
-) -> None:
-    kind = generate.GenerationBatch
-    _spoil_instances(monkeypatch, kind, lambda made: setattr(made, "fallback_sampler", None))
-    assert "sampler" in refused(lambda: make_generator(model, BatchDecoder()))
+def begun(model: Any, most: int) -> Any:
+    """A batch that decodes one sequence, from its first token on."""
+    batches = Batches(model, BatchDecoder())
+    pending = Pending(7, [], BatchRow(Parameters()), most, batches.stops)
+    prompts = batches.prompts([pending])
+    prompts.prompt([PROMPT[:-1]])
+    assert pending.known == PROMPT[:-1]
+    return batches.decoding(prompts, PROMPT[-1:])
 
 
-def test_the_own_step_decodes_from_the_first_token_on(generate: Any, model: Any) -> None:
-    decoder = BatchDecoder()
-    generator = make_generator(model, decoder)
-    (uid,) = generator.insert([PROMPT], max_tokens=[4], samplers=[BatchRow(Parameters())])
-    while not generator._generation_batch.uids:
-        generator.next()
-    batch = generator._generation_batch
-    assert type(batch) is generate.GenerationBatch
-    assert batch.fallback_sampler is decoder
-    waiting = next_tokens(generator, [uid])[uid]
+def test_the_own_step_decodes_from_the_first_token_on(model: Any) -> None:
+    batch = begun(model, 4)
+    waiting = batch.next_tokens([7])[7]
     assert (waiting.left, waiting.row) == (3, batch.samplers[0])
-    assert generator.next()[1][0].token == waiting.token
-    assert next_tokens(generator, [uid])[uid].left == 2
+    assert batch.next()[0].token == waiting.token
+    assert batch.next_tokens([7])[7].left == 2
+    assert batch.tokens == [[*PROMPT, waiting.token]]  # those in the cache
 
 
-def test_a_second_generator_is_built_on_mlx_lms_own_classes(generate: Any, model: Any) -> None:
-    make_generator(model, BatchDecoder())
-    make_generator(model, BatchDecoder())
-    assert generate.GenerationBatch.__mro__[1].__module__ == "mlx_lm.generate"
-    assert generate.PromptProcessingBatch.__mro__[1].__module__ == "mlx_lm.generate"
-
-
-def test_generators_with_another_sampler_step_as_mlx_lm_does(generate: Any, model: Any) -> None:
-    ours = make_generator(model, BatchDecoder())
-    ours.insert([PROMPT], max_tokens=[24], samplers=[BatchRow(Parameters())])
+def test_mlx_lms_own_classes_stay_as_they_are(generate: Any, model: Any) -> None:
+    ours = begun(model, 24)
     plain = generate.BatchGenerator(model)
     plain.close()
     plain.insert([PROMPT], max_tokens=[24])
+    assert type(plain._generation_batch) is generate.GenerationBatch
+    assert type(ours) is not generate.GenerationBatch
     tokens: list[list[int]] = []
-    for generator in (ours, plain):
+    for step in (ours.next, lambda: plain.next()[1]):
         made: list[int] = []
         while len(made) < 24:
-            made += [response.token for response in generator.next()[1]]
+            made += [response.token for response in step()]
         tokens.append(made)
     assert tokens[0] == tokens[1]
     assert len(set(tokens[0])) > 5
+
+
+@pytest.mark.parametrize(
+    ("architecture", "grows"),
+    [("llama", True), ("gemma3_text", True), ("lfm2", True), ("granitemoehybrid", True)],
+)
+def test_caches_that_hold_states_do_not_grow(
+    tmp_path: Path, architecture: str, grows: bool
+) -> None:
+    folder = make_model(tmp_path / "m", architecture)
+    assert Batches(load_lazily(str(folder))[0], BatchDecoder()).grows == grows

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.helpers.engine_runs import PROMPTS, Run, alone, finish, says_a, start, step
-from worker.engine.batch import PREFILL_STEP, BatchEngine
+from tests.helpers.engine_runs import PROMPTS, Run, alone, finish, said, says_a, start, step
+from worker.engine.batch import BatchEngine
+from worker.engine.slices import PREFILL_STEP
 
 LONG = "x" * (2 * PREFILL_STEP + 100)
 
@@ -18,11 +19,8 @@ def pause(engine: BatchEngine, run: Run) -> None:
         run.send(frames)
 
 
-@pytest.mark.parametrize(("concurrency", "prefilling"), [(8, False), (16, True)])
-def test_a_pause_reaches_those_that_have_no_token_yet(
-    folder: Path, concurrency: int, prefilling: bool
-) -> None:
-    engine, _ = start(folder, concurrency=concurrency)
+def test_a_pause_reaches_those_that_have_no_token_yet(folder: Path) -> None:
+    engine, _ = start(folder, concurrency=8)
 
     def choices() -> list[Run]:
         return [Run(engine, PROMPTS[1], temperature=0.9, seed=seed) for seed in range(16)]
@@ -32,20 +30,18 @@ def test_a_pause_reaches_those_that_have_no_token_yet(
     runs = choices()
     while sum(bool(run.tokens) for run in runs) < 8:
         step(engine)
-    if prefilling:
-        step(engine)
-    assert (len(engine._prefilling), len(engine._queue)) == ((8, 0) if prefilling else (0, 8))
+    assert (len(engine._generation._prefilling), len(engine._generation._queue)) == (0, 8)
     before = [len(run.tokens) for run in runs]
     for run in runs:
         pause(engine, run)
     finish(engine)
     assert all(len(run.tokens) <= told + 1 for run, told in zip(runs, before, strict=True))
-    assert [bool(run.tokens) for run in runs] == [True] * 8 + [prefilling] * 8
+    assert [bool(run.tokens) for run in runs] == [True] * 8 + [False] * 8
     for run in runs:
         engine.unpause(run.job)
     finish(engine)
-    assert [run.frames for run in runs] == [run.frames for run in undisturbed]
-    assert not engine._pausing
+    assert [said(run.frames) for run in runs] == [said(run.frames) for run in undisturbed]
+    assert not engine._generation._pausing
     engine.close()
 
 
@@ -62,7 +58,7 @@ def test_a_long_prompt_pauses_with_its_first_token(
     assert neighbour.tokens == reference[PROMPTS[1]][0]
     engine.unpause(run.job)
     finish(engine)
-    assert run.frames == undisturbed.frames
+    assert said(run.frames) == said(undisturbed.frames)
 
 
 def test_a_pause_that_is_over_before_the_first_token_is_none(engine: BatchEngine) -> None:
@@ -73,24 +69,28 @@ def test_a_pause_that_is_over_before_the_first_token_is_none(engine: BatchEngine
     pause(engine, run)
     engine.unpause(run.job)
     finish(engine)
-    assert run.frames == undisturbed.frames
+    assert said(run.frames) == said(undisturbed.frames)
 
 
 def test_a_first_token_that_the_generator_was_to_tell_is_told_by_the_pause(
     engine: BatchEngine,
 ) -> None:
     """It might have ended the sequence."""
-    always = {"logit_bias": ((engine._eos[0], 1000.0),), "ignore_eos": True, "max_tokens": 5}
+    always = {
+        "logit_bias": ((engine._serving.eos[0], 1000.0),),
+        "ignore_eos": True,
+        "max_tokens": 5,
+    }
     undisturbed = alone(engine, LONG, **always)
     run = Run(engine, LONG, **always)
     while not run.frames:
         step(engine)
     pause(engine, run)
     finish(engine)
-    assert run.tokens == [engine._eos[0]]
+    assert run.tokens == [engine._serving.eos[0]]
     engine.unpause(run.job)
     finish(engine)
-    assert run.frames == undisturbed.frames
+    assert said(run.frames) == said(undisturbed.frames)
 
 
 @pytest.mark.parametrize("options", [{"max_tokens": 1}, {"stop": ("a",)}])
@@ -136,7 +136,7 @@ def test_a_job_that_is_to_pause_can_be_given_up(engine: BatchEngine, steps: int)
     pause(engine, run)
     assert engine.busy == bool(steps)
     engine.remove(run.job)
-    assert not engine._pausing
+    assert not engine._generation._pausing
     pause(engine, run)
-    assert not engine._pausing
+    assert not engine._generation._pausing
     assert not engine.busy

@@ -6,6 +6,7 @@ The reference is one forward pass of the model over the whole prompt.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from supervisor.wire.frames import PROMPT_SLICE, End, Logprobs, Progress, Prompt
 from tests.helpers.engine_runs import PROMPTS, Run, alone, finish, says_a, start, step
 from tests.helpers.tiny_llama import make_model
 from worker.engine import prompt_scores
-from worker.engine.batch import PREFILL_STEP, BatchEngine
+from worker.engine.batch import BatchEngine
 from worker.engine.prompt_scores import LEAST_PART, PromptScores, parts
+from worker.engine.slices import PREFILL_STEP
 
 LONG = "a prompt of several steps. " * 22
 TOLERANCE = 1e-4
@@ -48,7 +50,7 @@ def forward(model: Any, ids: Sequence[int]) -> mx.array:
 
 
 def expected(engine: BatchEngine, ids: Sequence[int]) -> list[float]:
-    logprobs = forward(engine._model.model, ids)
+    logprobs = forward(engine._serving.loaded.model, ids)
     rows: Any = logprobs.tolist()
     return [rows[at][token] for at, token in enumerate(ids[1:])]
 
@@ -74,7 +76,7 @@ def test_the_figures_are_those_of_one_forward_pass(
     assert len(plain.tokens) == 4
     for run, count in zip(runs, (0, 1, 5, 20, 2), strict=True):
         ids, told = list(run.job.prompt), scored(run)
-        logprobs: Any = forward(engine._model.model, ids).tolist()
+        logprobs: Any = forward(engine._serving.loaded.model, ids).tolist()
         assert [each.sampled.id for each in told] == ids
         assert told[0].top == ()
         follows = [logprobs[at][token] for at, token in enumerate(ids[1:])]
@@ -108,10 +110,12 @@ def test_scoring_changes_nothing_of_the_output(engine: BatchEngine) -> None:
 def test_a_scored_prompt_takes_smaller_steps_among_others(engine: BatchEngine) -> None:
     runs = [Run(engine, LONG, prompt_logprobs=0, max_tokens=0) for _ in range(4)]
 
-    step(engine)
-    done = [max(frame.done for frame in r.frames if isinstance(frame, Progress)) for r in runs]
-    assert sum(done) <= 2 * PREFILL_STEP  # the first step does not know yet who is in it
-    finish(engine)
+    told = []
+    while engine.busy:
+        step(engine)
+        told.append(engine.prefill[0])
+    steps = [after - before for before, after in pairwise([0, *told])]
+    assert max(steps) <= PREFILL_STEP
     assert all(len(scored(run)) == len(run.job.prompt) for run in runs)
 
 
@@ -122,7 +126,7 @@ def test_without_output_it_ends_with_its_prompt(engine: BatchEngine, prompt: str
     assert run.tokens == []
     assert len(scored(run)) == len(run.job.prompt)
     assert run.end == End("length", len(run.job.prompt), 0)
-    assert not engine._prefilling
+    assert not engine._generation._prefilling
 
 
 def test_without_output_or_scores_there_is_nothing_to_do(engine: BatchEngine) -> None:
@@ -162,10 +166,12 @@ def test_another_worker_goes_on_where_the_first_one_was(engine: BatchEngine) -> 
 
 def test_one_that_pauses_in_its_prompt_is_scored_to_its_end(engine: BatchEngine) -> None:
     run = Run(engine, LONG, prompt_logprobs=1, max_tokens=3)
+    step(engine)
+    assert engine.pause(run.job) == ()
+    finish(engine)
     unheard = Run(engine, LONG, prompt_logprobs=1, max_tokens=0)
     step(engine)
-    for each in (run, unheard):
-        assert engine.pause(each.job) == ()
+    assert engine.pause(unheard.job) == ()
     finish(engine)
 
     assert len(scored(run)) == len(run.job.prompt)
@@ -180,16 +186,17 @@ def test_one_that_pauses_in_its_prompt_is_scored_to_its_end(engine: BatchEngine)
 def test_one_that_is_cancelled_in_its_prompt_leaves_the_others_alone(engine: BatchEngine) -> None:
     runs = [Run(engine, LONG + str(i), prompt_logprobs=1, max_tokens=0) for i in range(3)]
     step(engine)
-    engine.remove(runs[1].job)
+    assert engine._generation._prefilling
+    engine.remove(runs[0].job)
     finish(engine)
 
-    assert not isinstance(runs[1].frames[-1], End)
-    for run in (runs[0], runs[2]):
+    assert not any(isinstance(frame, End) for frame in runs[0].frames)
+    for run in runs[1:]:
         assert values(run) == pytest.approx(expected(engine, run.job.prompt), abs=TOLERANCE)
 
 
 def test_the_end_of_sequence_is_told_to_those_who_count_tokens(engine: BatchEngine) -> None:
-    eos = engine._eos[0]
+    eos = engine._serving.eos[0]
     bias = {"logit_bias": ((eos, 1000.0),), "logprobs": 1, "max_tokens": 1}
     run, plain = alone(engine, "ab", prompt_logprobs=1, **bias), alone(engine, "ab", **bias)
 

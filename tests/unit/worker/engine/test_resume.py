@@ -232,7 +232,7 @@ def test_every_part_of_an_answer_goes_on_where_it_was_cut(demo: Desk, name: str)
 def test_tokens_without_a_logit_are_refused_whoever_says_that_a_worker_made_them(
     tiny: Desk,
 ) -> None:
-    width = tiny.engine._width
+    width = tiny.engine._serving.width
     for token in (-1, width, 2**40):
         with pytest.raises(InternalError):
             tiny.engine.prepare(replace(TINY["greedy"], emitted=(5, token)))
@@ -267,7 +267,7 @@ def check_pauses(desk: Desk, request: Generate, rounds: int) -> None:
             for _ in range(chance.randrange(6)):
                 if desk.engine.busy:
                     desk.step()
-            paused = job in desk.engine._paused
+            paused = job in desk.engine._generation._parked
             assert len(sink.frames) == before or not paused
             desk.engine.unpause(job)
         while desk.engine.busy:

@@ -23,6 +23,7 @@ import psutil
 from supervisor.machine.readers import LinuxReader
 from tests.bench import client, harness
 from tests.bench.answers import Failed
+from tests.bench.memory.scene import Findings, mb, run
 
 BUDGET = 2_000_000_000
 """Bytes: one of the models with room for requests, but not two."""
@@ -32,6 +33,8 @@ NAMES = ("one", "two")
 OURS, THEIRS = "Bulkhead", "mlx_lm.server"
 _SAMPLE_SECONDS = 0.05
 _DEADLINE = 300.0
+_MODULES = {"worker.main", "tests.helpers.fakes.worker"}
+"""What workers run."""
 
 _MAKE = """
 import sys
@@ -42,18 +45,20 @@ make_model(Path(sys.argv[1]), "llama", shape=shape, seed=int(sys.argv[2]), vocab
 """
 
 
-def bench(report: harness.Report, folder: Path, short: bool) -> None:
-    """Run it all."""
+def play(findings: Findings, folder: Path, short: bool) -> None:
+    """Bulkhead, then the other."""
+    findings.scene("two large models in turn")
     if LinuxReader().footprint(psutil.Process().pid) is None:
         raise Failed("/proc/PID/smaps_rollup is needed")
     turns = 4 if short else 12
     models = {name: _make(folder / name, seed) for seed, name in enumerate(NAMES)}
     sizes = [file.stat().st_size for model in models.values() for file in model.glob("*.safet*")]
     print(f"weights {min(sizes) / 1e9:.2f} GB, budget {BUDGET / 1e9:.1f} GB, {turns} turns")
-    report.bar(min(sizes) >= LEAST, f"each model has {LEAST / 1e9:.0f} GB of weights or more")
-    ours = _ours(report, folder / "b", models, turns)
+    if min(sizes) < LEAST:
+        raise Failed("the models are too small")
+    ours = _ours(findings, folder / "b", models, turns)
     theirs = _theirs(folder / "m", models, turns)
-    _tell(report, {OURS: ours, THEIRS: theirs})
+    _tell(findings, {OURS: ours, THEIRS: theirs})
 
 
 class Footprints:
@@ -102,12 +107,12 @@ class Footprints:
         self.after.append(self.now())
 
 
-def _ours(report: harness.Report, folder: Path, models: dict[str, Path], turns: int) -> Footprints:
+def _ours(findings: Findings, folder: Path, models: dict[str, Path], turns: int) -> Footprints:
     # No minimum residency: every request makes the other model go at once.
     settings = f'[memory]\nbudget = "{BUDGET // 10**6}MB"\nmin_residency = 0\n'
     with harness.bulkhead(folder, models, settings=settings) as server:
         supervisor = psutil.Process(server.pid)
-        seen = Footprints(lambda: _workers(supervisor))
+        seen = Footprints(lambda: worker_pids(supervisor))
         charged = 0
         with seen.sampling():
             for turn in range(turns):
@@ -117,20 +122,22 @@ def _ours(report: harness.Report, folder: Path, models: dict[str, Path], turns: 
         _post(server.port, f"/admin/models/{last}/unload")
         _until_cold(server)
         seen.left = seen.now()
-    report.bar(
+    findings.bar(
+        "all workers at most",
+        mb(seen.highest),
+        f"<= {mb(BUDGET)}",
         seen.highest <= BUDGET,
-        f"all workers together held {seen.highest / 1e9:.2f} GB at most, "
-        f"the budget is {BUDGET / 1e9:.1f} GB",
+        seen.highest,
     )
-    report.bar(charged <= BUDGET, f"charged {charged / 1e9:.2f} GB at most")
-    report.bar(seen.left == 0, "an unload gives everything back")
+    findings.bar("charged at most", mb(charged), f"<= {mb(BUDGET)}", charged <= BUDGET, charged)
+    findings.bar("left after an unload", mb(seen.left), "0 MB", seen.left == 0, seen.left)
     return seen
 
 
 def _theirs(folder: Path, models: dict[str, Path], turns: int) -> Footprints:
     first = models[NAMES[0]]
     with harness.mlx_lm_server(folder, first, concurrency=8) as port:
-        pid = _listener(port)
+        pid = harness.listener(port)
         seen = Footprints(lambda: [pid])
         with seen.sampling():
             for turn in range(turns):
@@ -139,28 +146,17 @@ def _theirs(folder: Path, models: dict[str, Path], turns: int) -> Footprints:
     return seen
 
 
-def _tell(report: harness.Report, seen: dict[str, Footprints]) -> None:
-    header = ["", "after a turn, GB", "highest, GB", "all unloaded, GB", "a switch, s"]
-    rows = [
-        [
-            name,
-            f"{harness.median([float(size) for size in each.after]) / 1e9:.2f}",
-            f"{each.highest / 1e9:.2f}",
-            f"{each.left / 1e9:.2f}" if name == OURS else "not possible",
-            f"{harness.median(each.switches[1:]):.2f}",
-        ]
-        for name, each in seen.items()
-    ]
-    print(harness.table(header, rows))
-    report.figures = {
-        name: {
-            "after_bytes": each.after,
-            "highest_bytes": each.highest,
-            "left_bytes": each.left,
-            "switch_seconds": each.switches,
-        }
-        for name, each in seen.items()
-    }
+def _tell(findings: Findings, seen: dict[str, Footprints]) -> None:
+    for name, each in seen.items():
+        after = harness.median([float(size) for size in each.after])
+        findings.note(
+            f"{name}, after a turn and at most",
+            f"{mb(after)}, {mb(each.highest)}",
+            {"after_bytes": each.after, "highest_bytes": each.highest},
+        )
+        findings.note(
+            f"{name}, a switch", f"{harness.median(each.switches[1:]):.2f} s", each.switches
+        )
 
 
 def _make(folder: Path, seed: int) -> Path:
@@ -174,23 +170,16 @@ def _make(folder: Path, seed: int) -> Path:
     return folder
 
 
-def _workers(supervisor: psutil.Process) -> list[int]:
+def worker_pids(supervisor: psutil.Process) -> list[int]:
+    """Of all workers, in whatever state."""
     found = []
     for child in supervisor.children():
         try:
-            if "worker.main" in child.cmdline():
+            if _MODULES & set(child.cmdline()):
                 found.append(child.pid)
         except psutil.Error:
             continue  # it has just ended
     return found
-
-
-def _listener(port: int) -> int:
-    """Pid of the child of ours that serves there."""
-    for child in psutil.Process().children():
-        if str(port) in child.cmdline():
-            return int(child.pid)
-    raise Failed("mlx_lm.server has no process")
 
 
 def _until_cold(server: harness.Bulkhead) -> None:
@@ -214,4 +203,4 @@ def _post(port: int, path: str) -> None:
 
 
 if __name__ == "__main__":
-    harness.run("memory", (__doc__ or "").partition("\n")[0], bench)
+    run("switching", __doc__, play)

@@ -1,0 +1,1 @@
+"""What models take in memory, beside what they are charged: one module a scene."""

@@ -1,0 +1,154 @@
+"""What one engine holds, beside what it may: plans are made of what MLX says and carried out.
+
+`worker.engine.admission` decides and `worker.engine.loan` keeps the account; this measures, frees,
+and tells the supervisor.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+
+from supervisor.wire.frames import Allowance, LoanFrame, Recall
+from worker.engine import admission
+from worker.engine.admission import Demand, Plan, Scene
+from worker.engine.kv_cost import LEAST_SLICE, Corrections, KvCost, StepCost
+from worker.engine.loan import Loan, Usage
+from worker.engine.native_heap import NativeHeap
+
+UNBOUNDED = Allowance(room=2**60)
+"""For an engine that is told of no allowance."""
+_FREED_MOST = 64 * 2**20
+_FREED_LEAST = 2**20
+_FREED_SHARE = 16
+"""Freed buffers that MLX keeps for its next steps: this part of the room, within these bounds."""
+
+
+class Memory:
+    """The account of one loaded model. All calls on the MLX thread."""
+
+    def __init__(
+        self,
+        allowance: Allowance,
+        cost: KvCost,
+        *,
+        rows: int,
+        context: int,
+        chunk: int,
+        heap: NativeHeap,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """What MLX holds by now is no part of the allowance. At most `rows` sequences of `context`
+        tokens each; `chunk` tokens of a prompt go through the model at once."""
+        if not allowance.room and not allowance.limit:
+            allowance = UNBOUNDED
+        self._heap, self._clock = heap, clock
+        self._corrections = Corrections()
+        freed = max(_FREED_LEAST, min(_FREED_MOST, allowance.room // _FREED_SHARE))
+        self.demand = Demand(
+            cost,
+            StepCost(allowance.prompt_token, allowance.score, allowance.row),
+            self._corrections,
+            chunk,
+            freed,
+        )
+        self.context = self.demand.longest(allowance.limit, context)
+        """Tokens that one sequence can have here, at most the model's own."""
+        ever = rows * cost.held(1, context)
+        self._loan = Loan(allowance.room, allowance.limit, ever)
+        self._usage = Usage()
+        self._news: list[LoanFrame] = []
+        self._bounded = allowance is not UNBOUNDED
+        if self._bounded:
+            mx.set_cache_limit(freed)
+        mx.clear_cache()
+        self._base = mx.get_active_memory()
+        self._measured: tuple[str, int, int] | None = None
+
+    # ── plans ────────────────────────────────────────────────────────────────────────────────────
+
+    def plan(self, scene: Scene) -> Plan:
+        """What to do so that `scene` keeps within what may be held."""
+        made = admission.plan(scene, self.demand, self._loan.budget, final=self._loan.final)
+        self._usage = made.usage
+        return made
+
+    def settle(self) -> None:
+        """A plan has been carried out: give back what has been idle for long, and say what is
+        needed."""
+        if not self._bounded:
+            return
+        if size := self._loan.surplus(self._usage, self._clock()):
+            self._free()
+            size = min(size, self._loan.budget - self.held)
+            if size > 0:
+                self._news.append(self._loan.repay(size))
+        if told := self._loan.needs(self._usage):
+            self._news.append(told)
+
+    @property
+    def due(self) -> float | None:
+        """Seconds until `settle` may have something to give back; None = it has not."""
+        return self._loan.due(self._clock()) if self._bounded else None
+
+    @property
+    def held(self) -> int:
+        """Bytes that are held now or may be before the next plan."""
+        now = mx.get_active_memory() + mx.get_cache_memory() - self._base
+        return max(self._usage.held, now)
+
+    def slice(self, context: int) -> int:
+        """Tokens, of all prompts together, that a prefill step may have which ends with `context`
+        tokens behind the longest."""
+        demand = self.demand
+        least = demand.steps.prefill(LEAST_SLICE, context)
+        spare = self._loan.budget - self._usage.held + least
+        return demand.steps.slice_within(int(spare / self._corrections.of("prefill")), context)
+
+    # ── what the supervisor says ─────────────────────────────────────────────────────────────────
+
+    def lend(self, size: int) -> None:
+        self._loan.lend(size)
+
+    def to_recall(self, recall: Recall, scene: Scene) -> Plan:
+        """What to do so that the recalled bytes are free, as far as they can be."""
+        wanted = max(0, min(recall.bytes, self._loan.lent))
+        budget = self._loan.budget - wanted
+        made = admission.free(scene, self.demand, budget, park=recall.park)
+        self._usage = made.usage
+        return made
+
+    def answer(self, recall: Recall) -> None:
+        """That plan has been carried out: give back what is free."""
+        self._free()
+        size = min(recall.bytes, self._loan.budget - self.held)
+        self._news.append(self._loan.repay(size, recall.number))
+
+    def shrink(self) -> None:
+        self._free()
+
+    def _free(self) -> None:
+        mx.clear_cache()
+        self._heap.trim()
+
+    def news(self) -> Sequence[LoanFrame]:
+        news, self._news = self._news, []
+        return news
+
+    # ── learning ─────────────────────────────────────────────────────────────────────────────────
+
+    def watch(self, kind: str, reckoned: int) -> None:
+        """A step of this kind begins, which is reckoned to take so much besides caches."""
+        mx.reset_peak_memory()
+        self._measured = kind, reckoned, mx.get_active_memory()
+
+    def learn(self) -> bool:
+        """It is over. Whether it took more than was known."""
+        if self._measured is None:
+            return False
+        kind, reckoned, before = self._measured
+        self._measured = None
+        besides = mx.get_peak_memory() - max(before, mx.get_active_memory())
+        return self._corrections.observe(kind, reckoned, besides)

@@ -32,7 +32,7 @@ SLACK = 0.500
 _TOKENS = 160
 _KILL_AT = 16
 _CONTEXT = 16384
-_DEADLINE = 240.0
+_DEADLINE = 600.0
 _POISON = 7
 _MODEL = "crowd"
 
@@ -109,12 +109,14 @@ def meet_a_death(server: Bulkhead, model: str, undisturbed: list[str]) -> Recove
 
 
 def decode_step(exchanges: list[Exchange]) -> float:
-    """Seconds between two tokens of one of eight undisturbed streams, the median."""
-    gaps = []
+    """Seconds for each token of one of eight undisturbed streams, the median. Several tokens may
+    come in one piece, and the last prompts are prefilled beside the first tokens."""
+    steps = []
     for exchange in exchanges:
         times = [event.at for event in exchange.answer().contents]
-        gaps += [later - at for at, later in itertools.pairwise(times)]
-    return harness.median(gaps)
+        half = len(times) // 2
+        steps.append((times[-1] - times[half]) / (len(times) - 1 - half))
+    return harness.median(steps)
 
 
 # ── counted deaths ───────────────────────────────────────────────────────────────────────────────

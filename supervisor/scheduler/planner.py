@@ -341,19 +341,21 @@ class Planner:
         over = -ledger.free - coming
         if over <= 0:
             return []
-        self._made_good_for = model.current.key if recallable else None
         takes = f"{model.current.name} takes {gigabytes(self._charge(model))}"
         effects: list[Effect] = [
             warning(f"{takes}, more than estimated: {gigabytes(over)} over the budget")
         ]
         if recallable >= over:
+            self._made_good_for = model.current.key
             return [*effects, *self._loans.recall_idle(over, now)]
         idle = [self._candidate(other) for other in self.idle() if other is not model]
         victims = eviction.make_room(idle, self._state.rules.policy, over - recallable)
         if victims:
             for victim in victims:
                 effects += self.evict(self._state.models[victim.model], model, now)
-            return [*effects, *self._loans.recall_idle(over, now)]
+            recalls = self._loans.recall_idle(over, now)
+            self._made_good_for = model.current.key if recalls else None
+            return [*effects, *recalls]
         effects += self._workers.drain(model, DrainCause.EVICTION, now)
         if not ledger.can_ever_fit(model.size):
             effects += self._refuse_too_large(model)

@@ -137,7 +137,7 @@ class Loans:
             return 0
         return min(asked.bytes, self._state.ledger.lent(key))
 
-    def callable(self, key: Key) -> int:
+    def recallable(self, key: Key) -> int:
         """Bytes of its loan that the worker would give back if it were asked now."""
         said = self._said.get(key)
         asks = key in self._asked or key in self._rests
@@ -162,7 +162,7 @@ class Loans:
             return (
                 model.in_use,
                 model.last_used or 0.0,
-                -self.callable(model.current.key),
+                -self.recallable(model.current.key),
                 model.name,
             )
 
@@ -171,7 +171,7 @@ class Loans:
     def _loan(self, model: Model) -> Loan:
         key = model.current.key
         said = self._said.get(key, LoanNeeds())
-        idle = self.callable(key)
+        idle = self.recallable(key)
         asks = key in self._asked or key in self._rests
         asked = self._asked.get(key)
         silent = asked is not None and asked.silent

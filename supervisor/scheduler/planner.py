@@ -223,7 +223,7 @@ class Planner:
         if plan.park is not None:
             key, size = plan.park
             # It gives what is idle first.
-            whole = size + max(asked.pop(key, 0), self._loans.callable(key))
+            whole = size + max(asked.pop(key, 0), self._loans.recallable(key))
             effects.append(LogLine(self._parks(key, size)))
             effects.append(self._loans.recall(key, whole, now, park=True))
         return [*effects, *(self._loans.recall(key, asked[key], now) for key in asked)]
@@ -277,7 +277,7 @@ class Planner:
     def _held(self, model: Model) -> int:
         """Bytes of its charge that it can't be asked for, nor has been."""
         key = model.current.key
-        return self._charge(model) - self._loans.callable(key) - self._loans.on_its_way(key)
+        return self._charge(model) - self._loans.recallable(key) - self._loans.on_its_way(key)
 
     def safe_until(self, model: Model) -> float:
         """End of a loaded model's minimum residency, monotonic seconds."""
@@ -358,23 +358,25 @@ class Planner:
         coming = sum(self._charge(each) for each in self._models if each.state in going)
         serving = [each for each in self._models if each.state in (State.READY, State.DRAINING)]
         coming += sum(self._loans.on_its_way(each.current.key) for each in serving)
-        callable_ = sum(self._loans.callable(each.current.key) for each in serving)
+        recallable = sum(self._loans.recallable(each.current.key) for each in serving)
         over = -ledger.free - coming
         if over <= 0:
             return []
-        self._made_good_for = model.current.key if callable_ else None
         takes = f"{model.current.name} takes {gigabytes(self._charge(model))}"
         effects: list[Effect] = [
             warning(f"{takes}, more than estimated: {gigabytes(over)} over the budget")
         ]
-        if callable_ >= over:
+        if recallable >= over:
+            self._made_good_for = model.current.key
             return [*effects, *self._loans.recall_idle(over, now)]
         idle = [self._candidate(other) for other in self.idle() if other is not model]
-        victims = eviction.make_room(idle, self._state.rules.policy, over - callable_)
+        victims = eviction.make_room(idle, self._state.rules.policy, over - recallable)
         if victims:
             for victim in victims:
                 effects += self.evict(self._state.models[victim.model], model, now)
-            return [*effects, *self._loans.recall_idle(over, now)]
+            recalls = self._loans.recall_idle(over, now)
+            self._made_good_for = model.current.key if recalls else None
+            return [*effects, *recalls]
         effects += self._workers.drain(model, DrainCause.EVICTION, now)
         if not ledger.can_ever_fit(model.size):
             effects += self._refuse_too_large(model)

@@ -418,7 +418,7 @@ def see_no_idle_loan(self: _Planning, counts: Callable[[Loan], bool]) -> int:
     return 0
 
 
-@bug("one thing is asked at a time", Loans, "callable", 2, "AssertionError: .*")
+@bug("one thing is asked at a time", Loans, "recallable", 2, "AssertionError: .*")
 def ask_again_at_once(self: Loans, key: Key) -> int:
     said = self._said.get(key)
     return 0 if said is None else min(said.idle, self._state.ledger.lent(key))

@@ -185,9 +185,9 @@ class Scheduler(RuleBasedStateMachine):
     def memory_back(self, share: float, noise: int) -> None:
         self.world.memory_back(share, noise)
 
-    @rule(level=st.sampled_from(Level))
-    def pressure(self, level: Level) -> None:
-        self.world.pressure(level)
+    @rule(level=st.sampled_from(Level), eased=st.booleans())
+    def pressure(self, level: Level, eased: bool) -> None:
+        self.world.pressure(level, eased=eased and level is not Level.NORMAL)
 
     @rule(span=spans)
     def advance(self, span: float) -> None:

@@ -11,6 +11,7 @@ from supervisor.api.health import render_health
 from supervisor.machine.readers import MachineMemory
 from supervisor.processes.activity import Activity
 from supervisor.scheduler.lifecycle import State
+from supervisor.scheduler.loans import LoanNeeds
 from supervisor.scheduler.model import LearnedLimit, Limits, ReleaseRule, Rules, Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import GroupMemory
@@ -408,3 +409,17 @@ def test_when_a_model_goes_that_nobody_asks_for() -> None:
     told = [each["expires_at"] for each in shown(pool, now=120.0)["cached_models"]]
     assert at(told[0]) == 140.0
     assert told[1] is None  # in thirty million years
+
+
+def test_a_loan_is_part_of_the_charge_and_idle_bytes_are_part_of_the_loan() -> None:
+    pool = make_pool()
+    pool.preload("m", 0.0)
+    pool.ready("m", 1, 4 * GB, 4096, 1.0)
+    assert shown(pool)["cached_models"][0]["lent_bytes"] == 0
+    pool.needs("m", 1, LoanNeeds(1, 2 * GB, 0.0), 2.0)
+    pool.needs("m", 1, LoanNeeds(idle=GB), 3.0)
+    told = shown(pool)["cached_models"][0]
+    assert (told["charge_bytes"], told["lent_bytes"], told["idle_bytes"]) == (6 * GB, 2 * GB, GB)
+    pool.repaid("m", 1, 2 * GB, 0, 4.0)
+    told = shown(pool)["cached_models"][0]
+    assert (told["charge_bytes"], told["lent_bytes"], told["idle_bytes"]) == (4 * GB, 0, 0)

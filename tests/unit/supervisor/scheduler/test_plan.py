@@ -6,7 +6,16 @@ import pytest
 
 from supervisor.scheduler.eviction import Candidate
 from supervisor.scheduler.model import Rules
-from supervisor.scheduler.plan import Capacity, Demand, Means, Tenant, Unload, make_plan
+from supervisor.scheduler.plan import (
+    Capacity,
+    Demand,
+    Loan,
+    Means,
+    Need,
+    Tenant,
+    Unload,
+    make_plan,
+)
 
 RULES = Rules(policy="lru", max_wait=10.0, min_residency=0.0)
 NOW = 100.0
@@ -188,3 +197,114 @@ def test_5_patience_ends_to_the_second(since: float, overtaken: bool) -> None:
 def test_5_patience_with_nobody_is_that_of_the_own_load() -> None:
     demands = [demand("a", 8, 70.0, load=10.0), demand("b", 1, 95.0)]
     assert make_plan(demands, [], capacity(4), Rules(), NOW).start == []
+
+
+# ── needs ────────────────────────────────────────────────────────────────────────────────────────
+
+W, V = ("w", 1), ("v", 1)
+
+
+def need(
+    least: int, most: int = 0, since: float = 99.0, *, drains: bool = False, pinned: bool = False
+) -> Need:
+    return Need(W, least, most or least, since, drains, pinned)
+
+
+def test_a_what_is_free_is_lent_as_much_as_is_of_use() -> None:
+    assert make_plan([], [], capacity(5), RULES, NOW, [need(2, 4)]).lend == {W: 4}
+    assert make_plan([], [], capacity(3), RULES, NOW, [need(2, 4)]).lend == {W: 3}
+    assert make_plan([], [], capacity(1), RULES, NOW, [need(2, 4)]).lend == {}
+
+
+@pytest.mark.parametrize(("since", "start"), [(98.0, []), (99.5, ["b"])])
+def test_loads_and_needs_stand_in_one_queue(since: float, start: list[str]) -> None:
+    decided = make_plan([demand("b", 3)], [], capacity(4), RULES, NOW, [need(2, since=since)])
+    assert decided.start == start
+    assert decided.lend == ({} if start else {W: 2})
+
+
+def test_b_what_is_back_in_a_moment_is_kept_and_a_drain_does_not_count() -> None:
+    soon, drains = capacity(0, coming=9), capacity(0, coming=9)
+    soon.soon, drains.soon = 3, 0
+    needs = [need(3), Need(V, 1, 1, 99.5)]
+    idle = [tenant("x", 5)]
+    assert make_plan([], idle, soon, RULES, NOW, needs[:1]).unload == []
+    assert make_plan([], idle, soon, RULES, NOW, needs[1:]).lend == {}  # it is spoken for
+    assert make_plan([], idle, drains, RULES, NOW, needs[:1]).unload == [Unload("x", "w")]
+
+
+def test_c_idle_loans_the_least_valuable_first_and_not_its_own() -> None:
+    loans = [Loan(W, idle=9), Loan(("old", 1), idle=1), Loan(("new", 1), idle=5)]
+    decided = make_plan([], [tenant("x", 9)], capacity(1), RULES, NOW, [need(2, 4)], loans)
+    assert decided.recall == {("old", 1): 1, ("new", 1): 2}
+    assert decided.unload == []
+
+
+def test_d_an_idle_model_goes_once_it_may() -> None:
+    decided = make_plan([], [tenant("x", 9, safe=130.0)], capacity(1), RULES, NOW, [need(2)])
+    assert (decided.unload, decided.wake) == ([], 130.0)
+    busy = [tenant("x", 9, busy=True)]
+    assert make_plan([], busy, capacity(1), RULES, NOW, [need(2, since=0.0)]).unload == []
+
+
+def test_e_the_youngest_gives_what_idle_ones_do_not_and_nobody_behind_gets_anything() -> None:
+    loans = [Loan(V, idle=1, in_use=4, youngest=99.5, parkable=4)]
+    others = [need(3, since=98.0), Need(("u", 1), 1, 1, 99.9)]
+    decided = make_plan([demand("b", 1, 99.8)], [], capacity(1), RULES, NOW, others, loans)
+    assert decided.recall == {V: 1}
+    assert decided.park == (V, 1)
+    assert (decided.start, decided.lend) == ([], {})
+
+
+def test_f_who_cannot_be_served_holds_nobody_up() -> None:
+    loans = [Loan(V, in_use=4, youngest=98.5, parkable=4, stands=True)]
+    needs = [need(9, since=98.0), Need(("u", 1), 1, 1, 99.9)]
+    decided = make_plan([], [], capacity(1), RULES, NOW, needs, loans)
+    assert (decided.lend, decided.park, decided.recall) == ({("u", 1): 1}, None, {})
+
+
+def test_what_stands_by_itself_and_is_older_is_out_of_reach() -> None:
+    for stands, parks in ((True, False), (False, True)):
+        older = Loan(("u", 1), in_use=4, stands=stands)
+        younger = Loan(V, in_use=1, youngest=99.5, parkable=1)
+        decided = make_plan([], [], capacity(0), RULES, NOW, [need(3)], [older, younger])
+        assert (decided.park is not None) is parks
+
+
+def test_a_need_of_a_draining_worker_takes_what_is_kept_for_whoever_it_drains_for() -> None:
+    for drains, lend in ((True, {W: 2}), (False, {})):
+        room = capacity(3, coming=8)
+        room.soon = 3
+        decided = make_plan([demand("a", 8, 90.0)], [], room, RULES, NOW, [need(2, drains=drains)])
+        assert decided.lend == lend
+
+
+def test_behind_an_impatient_load_pinned_workers_leave_it_its_room() -> None:
+    tenants = [tenant("x", 5, safe=130.0)]
+    for pinned, most, lend in ((False, 10, {W: 3}), (True, 10, {}), (True, 11, {W: 3})):
+        decided = make_plan(
+            [demand("a", 8, 80.0)],
+            tenants,
+            capacity(4, most=most),
+            RULES,
+            NOW,
+            [need(3, pinned=pinned)],
+        )
+        assert decided.lend == lend
+
+
+def test_2_idle_loans_make_up_for_a_load_before_a_model_goes() -> None:
+    loans = [Loan(V, idle=3), Loan(W, idle=3, drains=True)]
+    tenants = [tenant("x", 5)]
+    decided = make_plan([demand("a", 5)], tenants, capacity(2), RULES, NOW, (), loans)
+    assert (decided.recall, decided.unload) == ({V: 3}, [])
+    loans = [Loan(V, idle=3)]
+    decided = make_plan([demand("a", 8)], tenants, capacity(2), RULES, NOW, (), loans)
+    assert (decided.recall, decided.unload) == ({V: 1}, [Unload("x", "a")])
+
+
+def test_who_is_unloaded_takes_its_idle_loan_with_it() -> None:
+    loans = [Loan(("x", 1), idle=3), Loan(V, idle=2)]
+    decided = make_plan([demand("a", 9)], [tenant("x", 5)], capacity(0), RULES, NOW, (), loans)
+    assert decided.unload == [Unload("x", "a")]
+    assert decided.recall == {V: 1}

@@ -45,6 +45,7 @@ ERRORS: dict[str, tuple[Callable[[], BulkheadError], int]] = {
     "load stalled": (lambda: refusals.load_stalled(model(), 10.0), 7),
     "unloaded by hand": (lambda: drained(DrainCause.BY_HAND), 7),
     "evicted": (lambda: drained(DrainCause.EVICTION), 7),
+    "outgrown": (lambda: drained(DrainCause.OUTGROWN), 7),
     "emergency": (lambda: drained(DrainCause.EMERGENCY), 30),
     "no new loads": (lambda: refusals.no_new_loads(model(State.COLD), ""), 30),
     "no room": (lambda: refusals.no_room(model(State.COLD), [], 0, 0), 7),

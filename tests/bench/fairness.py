@@ -40,7 +40,7 @@ Figures = dict[str, list[float]]
 
 def bench(report: harness.Report, folder: Path, short: bool) -> None:
     """Run it all."""
-    long, tokens, rounds = (3000, 64, 1) if short else (16_000, 512, 3)
+    long, tokens, rounds = (1200, 32, 1) if short else (16_000, 512, 3)
     model = harness.make_model(folder / "model", 1, CONTEXT)
     print(f"a prompt of {long} tokens, {rounds} rounds, medians", flush=True)
     figures: dict[str, Figures] = {OURS: defaultdict(list), THEIRS: defaultdict(list)}
@@ -54,14 +54,14 @@ def bench(report: harness.Report, folder: Path, short: bool) -> None:
         for number in range(-1, rounds):  # the first is not counted
             for name, make in clients.items():
                 size = 300 if number < 0 else long
-                seen = _round(make, f"{number} {name}", size, tokens, choices=name == OURS)
+                seen = _round(make, f"{number} {name}", size, tokens, ours=name == OURS)
                 for figure, values in seen.items() if number >= 0 else ():
                     figures[name][figure] += values
     _tell(report, figures)
 
 
 def _round(
-    make: Callable[[], _Client], salt: str, long: int, tokens: int, *, choices: bool
+    make: Callable[[], _Client], salt: str, long: int, tokens: int, *, ours: bool
 ) -> Figures:
     """One contestant's figures, in seconds."""
     seen: Figures = {}
@@ -83,13 +83,17 @@ def _round(
         behind.until(lambda: time.monotonic() > begun + seen["long alone"][0] / 10)
         seen["short behind long"] = [behind.first(behind.begin(f"short {salt}", 2))]
         behind.leave([first])
+    texts: list[list[str]] = []
     for count in (8, 32):
         with make() as many:
-            crowd = [many.begin(f"{i} {salt} {count}", tokens) for i in range(count)]
+            crowd = [many.begin(f"{i} {salt}", tokens) for i in range(count)]
             many.until_ended(crowd)
+            texts.append([each.answer().text() for each in crowd[:8]])
             gaps = [gap for each in crowd for _, gap in _gaps(each)]
             seen[f"p99 of {count}"] = [harness.quantile(gaps, 0.99)]
-    if choices:
+    if ours and texts[0] != texts[1]:
+        raise Failed("the texts of 8 streams are others among 32")
+    if ours:
         with make() as beside:
             all_choices = beside.begin(f"all {salt}", tokens, n=CHOICES)
             beside.until(lambda: len(all_choices.pieces) > 1)

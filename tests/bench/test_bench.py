@@ -13,7 +13,7 @@ import pytest
 from tests.helpers.serving import ROOT
 
 
-@pytest.mark.parametrize("name", ["crashes", "footprint"])
+@pytest.mark.parametrize("name", ["crashes", "fairness", "footprint"])
 def test_short_form(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", f"tests.bench.{name}", "--short", "--any-speed"],

@@ -29,6 +29,7 @@ from tests.helpers.tiny_llama import Shape, make_model
 from worker.engine.admission import Scene
 from worker.engine.batch import BatchEngine
 from worker.engine.kv_cost import LEAST_SLICE
+from worker.engine.loan import IDLE_SECONDS, LARGEST_STEP
 from worker.engine.thread import FINAL_FRAMES
 
 KINDS = ("llama", "gemma3_text", "granitemoehybrid")
@@ -282,6 +283,24 @@ def test_recalls_in_prefill_and_decode_change_no_answer(
     assert tokens_of(made) == undisturbed
     assert tight.recall(2**40) == tight.lent + tight.told[-1].bytes  # type: ignore[union-attr]
     assert tight.lent == 0
+    tight.engine.close()
+
+
+def test_what_has_served_nobody_for_a_while_is_given_back(
+    llama: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tight = Lender(llama, 8 * MB)
+    tight.lend(lent := 2 * LARGEST_STEP)
+    runs(tight.engine, WANTED[:1])
+    tight.finish()
+    assert 0 < (tight.engine.due or 0) <= IDLE_SECONDS
+    tight.engine.tidy()
+    assert tight.lent == lent
+    monkeypatch.setattr("worker.engine.loan.IDLE_SECONDS", 0.0)
+    tight.engine.tidy()
+    tight.hear()
+    assert 0 < tight.lent < LARGEST_STEP
+    assert tight.engine.due is None
     tight.engine.close()
 
 

@@ -14,7 +14,8 @@ from tests.helpers.serving import ROOT
 
 
 @pytest.mark.parametrize(
-    "name", ["crashes", "footprint", "relay", "memory.alternating", "memory.long_prompts"]
+    "name",
+    ["crashes", "fairness", "footprint", "relay", "memory.alternating", "memory.long_prompts"],
 )
 def test_short_form(name: str) -> None:
     done = subprocess.run(

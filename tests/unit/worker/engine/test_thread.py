@@ -12,7 +12,17 @@ from typing import Any
 
 import pytest
 
-from supervisor.wire.frames import Embed, End, FromEngine, Generate, Load, Progress, Text, Token
+from supervisor.wire.frames import (
+    Embed,
+    End,
+    FromEngine,
+    Generate,
+    Load,
+    Progress,
+    Repaid,
+    Text,
+    Token,
+)
 from supervisor.wire.progress import SIZE, ProgressRecord, Reading
 from tests.helpers.children import ROOT
 from tests.helpers.fakes.loans import BorrowsNothing
@@ -195,6 +205,34 @@ def make_stage(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Counter], 
 @pytest.fixture
 def stage(make_stage: Callable[[Counter], Stage]) -> Stage:
     return make_stage(Counter())
+
+
+class Lazy(Counter):
+    """Has something to tidy up once nothing is to be done, and tells when it has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tidied = threading.Event()
+
+    @property
+    def due(self) -> float | None:
+        return None if self.tidied.is_set() else 0.0
+
+    def tidy(self) -> None:
+        self._note("tidy")
+        self._news.append(Repaid(5))
+        self.tidied.set()
+
+
+def test_an_idle_engine_tidies_up_without_being_told(
+    make_stage: Callable[[Counter], Stage],
+) -> None:
+    engine = Lazy()
+    stage = make_stage(engine)
+    stage.run_until(lambda: [Repaid(5)] in stage.told)
+    stage.close()
+    assert engine.calls.count("tidy") == 1
+    assert engine.threads == {"mlx"}
 
 
 def counted(tokens: int) -> list[FromEngine]:

@@ -358,9 +358,12 @@ class Generation:
         if any(sizes.values()):
             done = max(map(self.sequences.done, sizes))
             scored = any(self._active[uid].scores_prompt for uid in sizes)
+            after = max(self.sequences.done(uid) + size for uid, size in sizes.items())
+            self._memory.watch_prefill(len(sizes), max(sizes.values()), after)
             begun = self._clock()
             self.sequences.prefill(sizes)
             seconds = self._clock() - begun
+            self._memory.learn()
             self._speeds.learn(chosen.padded, done, seconds, scored=scored)
         for uid, size in sizes.items():
             outputs += self._told_of_prompt(uid, size)

@@ -142,13 +142,17 @@ class Corrections:
 
     _factors: dict[str, float] = field(default_factory=dict)
 
-    def of(self, kind: str) -> float:
-        return self._factors.get(kind, 1.0)
+    def of(self, kind: str, unknown: float = 1.0) -> float:
+        """`unknown` where no such step has been seen."""
+        return self._factors.get(kind, unknown)
 
     def observe(self, kind: str, reckoned: int, measured: int) -> bool:
         """A step that was `reckoned` to take so much, without any correction, took `measured`.
         Whether that is news."""
-        if reckoned <= 0 or measured <= reckoned * self.of(kind):
+        if reckoned <= 0:
+            return False
+        known = self._factors.setdefault(kind, 1.0)
+        if measured <= reckoned * known:
             return False
         # A little more, so that steps that differ by little are not each news.
         self._factors[kind] = 1.1 * measured / reckoned

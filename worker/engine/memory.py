@@ -20,6 +20,8 @@ from worker.engine.native_heap import NativeHeap
 
 UNBOUNDED = Allowance(room=2**60)
 """For an engine that is told of no allowance."""
+UNKNOWN = 4.0
+"""How much more than reckoned the first prefill step may take, which is as small as that wants."""
 _FREED_MOST = 64 * 2**20
 _FREED_LEAST = 2**20
 _FREED_SHARE = 16
@@ -105,7 +107,8 @@ class Memory:
         demand = self.demand
         least = demand.steps.prefill(LEAST_SLICE, context)
         spare = self._loan.budget - self._usage.held + least
-        return demand.steps.slice_within(int(spare / self._corrections.of("prefill")), context)
+        factor = self._corrections.of("prefill", UNKNOWN)
+        return demand.steps.slice_within(int(spare / factor), context)
 
     # ── what the supervisor says ─────────────────────────────────────────────────────────────────
 
@@ -139,7 +142,13 @@ class Memory:
 
     # ── learning ─────────────────────────────────────────────────────────────────────────────────
 
-    def watch(self, kind: str, reckoned: int) -> None:
+    def watch_prefill(self, rows: int, tokens: int, context: int) -> None:
+        """A prefill step begins, of so many tokens of each of so many prompts, the longest of which
+        has `context` tokens behind it."""
+        if self._bounded and rows * tokens >= LEAST_SLICE:
+            self._watch("prefill", self.demand.steps.prefill(rows * tokens, context))
+
+    def _watch(self, kind: str, reckoned: int) -> None:
         """A step of this kind begins, which is reckoned to take so much besides caches."""
         mx.reset_peak_memory()
         self._measured = kind, reckoned, mx.get_active_memory()

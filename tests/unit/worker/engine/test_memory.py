@@ -10,22 +10,19 @@ import mlx.core as mx
 import msgspec
 import pytest
 
-from supervisor.errors import PromptTooLarge
 from supervisor.models.estimate import estimate
 from supervisor.wire.frames import (
     Allowance,
     FromEngine,
     Load,
     LoanFrame,
-    Needs,
     Recall,
     Repaid,
     Token,
 )
-from tests.helpers.engine_runs import Run, finish, said
+from tests.helpers.engine_runs import Run, said
 from tests.helpers.tiny_llama import Shape, make_model
 from worker.engine.batch import BatchEngine
-from worker.engine.thread import FINAL_FRAMES
 
 KINDS = ("llama", "gemma3_text", "granitemoehybrid")
 """Full attention; windows; state space layers."""

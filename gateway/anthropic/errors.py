@@ -14,6 +14,7 @@ from supervisor.errors import (
     ContextLengthExceeded,
     InsufficientMemoryNow,
     MemoryPressure,
+    PromptTooLarge,
     QueueFull,
 )
 
@@ -28,8 +29,10 @@ _TYPES = {
 }
 """By status; of all others, `invalid_request_error` below 500 and `api_error` from there on."""
 _TOO_LONG = re.compile(
-    r"maximum context length is (?P<most>\d+) tokens\..* resulted in (?P<size>\d+) (?P<unit>\w+)"
+    r"(?:maximum context length is|machine can hold) (?P<most>\d+) (?:tokens\.|of ).* resulted in "
+    r"(?P<size>\d+) (?P<unit>\w+)"
 )
+_TOO_LONG_ERRORS = (ContextLengthExceeded, PromptTooLarge)
 _WORDS = (
     ("response_format.json_schema.schema", "output_config.format.schema"),
     ("response_format", "output_config.format"),
@@ -66,7 +69,7 @@ def _body(error: BulkheadError, status: int, request_id: str) -> dict[str, Any]:
 
 def _message(error: BulkheadError) -> str:
     message = error.message
-    if isinstance(error, ContextLengthExceeded) and (found := _TOO_LONG.search(message)):
+    if isinstance(error, _TOO_LONG_ERRORS) and (found := _TOO_LONG.search(message)):
         return _too_long(int(found["most"]), int(found["size"]), found["unit"])
     for ours, theirs in _WORDS:
         message = message.replace(ours, theirs)

@@ -47,8 +47,8 @@ class WorkerUnreachable(Exception):
 def choices_at_once(files: int) -> int:
     """`AT_ONCE`, or fewer where a process may open only so many `files`.
 
-    A choice takes two descriptors of its worker and one of ours, so that the 32 requests which run
-    on a worker unless configured otherwise take an eighth of its descriptors at most.
+    A choice takes two descriptors of its worker and one of ours, so that the 64 requests which run
+    on a worker unless configured otherwise take a quarter of its descriptors at most.
     """
     if files == resource.RLIM_INFINITY:
         return AT_ONCE

@@ -21,7 +21,7 @@ SCORED_PART = 2**25
 LEAST_SCORED = 8
 """Bytes of the float32 logits that it computes at once where it scores prompts, but of that many
 tokens of each prompt at least."""
-LEAST_STEP = 64
+LEAST_STEP = 32
 """Tokens of a prompt that are taken through the layers at once where more would not fit."""
 PROCESS = 120_000_000
 """A worker that has loaded a model, without weights and vocabulary: the interpreter, mlx-lm, a

@@ -144,3 +144,12 @@ def test_other_words_about_the_context_stay() -> None:
 def test_parameters_have_their_names_of_this_api(told: str, said: str) -> None:
     message = json.loads(error_form(errors.InvalidValue(told), "r").body)["error"]["message"]
     assert message == said
+
+
+def test_a_prompt_too_large_for_this_machine_is_too_long_as_well() -> None:
+    error = errors.PromptTooLarge(
+        "This machine can hold 50 of the 4096 tokens of this model's context. However, your "
+        "messages resulted in 60 tokens. Please reduce the length of the messages."
+    )
+    message = json.loads(error_form(error, "r").body)["error"]["message"]
+    assert message == "prompt is too long: 60 tokens > 50 maximum"

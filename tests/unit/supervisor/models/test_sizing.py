@@ -20,7 +20,7 @@ from supervisor.scheduler.model import NextCharge
 from supervisor.wire.frames import Allowance
 from tests.helpers.architectures import config_of
 from tests.helpers.hub_cache import add_repo
-from tests.helpers.published import write_safetensors
+from tests.helpers.published import published, write_headers, write_safetensors
 from tests.unit.supervisor.models.test_estimate import write_tensors
 
 GB = 10**9
@@ -284,3 +284,24 @@ def test_what_was_discovered_besides_is_told_as_it_was(tmp_path: Path) -> None:
         {"source": "org/half", "reason": "it lacks x", "mlx": True},
         {"source": "org/sd", "reason": "images", "mlx": False},
     ]
+
+
+def test_models_that_took_turns_before_are_loaded_together(tmp_path: Path) -> None:
+    """When each was charged 32 sequences, two of these needed more than all four do now."""
+    names = [
+        "Qwen3-14B-MLX-4bit",
+        "openai/gpt-oss-20b, MXFP4-Q8",
+        "mlx-community/NVIDIA-Nemotron-Nano-9B-v2-4bits",
+        "Qwen3-1.7B-MLX-bf16",
+    ]
+    entries = {entry["name"]: entry for entry in published()}
+    for i, name in enumerate(names):
+        (tmp_path / str(i)).mkdir()
+        write_headers(tmp_path / str(i), entries[name])
+    models = {str(i): ModelSettings(source=str(tmp_path / str(i))) for i in range(len(names))}
+    asked = Sizing(Catalog(models, tmp_path), SizeCache(tmp_path / "sizes.json"), None)
+    together = sum(asked.need(name).estimate for name in models)
+    weights = sum(estimate(tmp_path / name).weights for name in models)
+    assert weights < together <= weights + 4_000_000_000 < 34_000_000_000
+    former = [estimate(tmp_path / name).total(2048, 32) for name in models]
+    assert sum(sorted(former)[-2:]) > together

@@ -140,17 +140,21 @@ class Demand:
         rows = sum(batch.rows for batch in batches)
         held = self.freed + sum(self.cost.held(batch.rows, batch.room) for batch in batches)
         held += sum(_TOKEN * batch.rows * batch.room for batch in batches)
+        held += sum(self._beyond(member.tokens) for member in prompts)
         change = max((self.cost.largest(batch.rows, batch.room) for batch in batches), default=0)
         return held + self.step(rows, chunk if prompts else 0, longest, change)
 
     def step(self, rows: int, chunk: int, context: int, change: int) -> int:
         """What the next step or change takes besides: they come one after the other."""
         tokens = min(chunk, context)
-        # What windows hold beyond their size, behind a prefill step.
-        beyond = self.cost.held(1, context, tokens) - self.cost.held(1, context) if tokens else 0
         prefill = int(self.steps.prefill(tokens, context) * self.corrections.of("prefill"))
         decode = int(self.steps.decode(rows) * self.corrections.of("decode"))
-        return max(beyond + prefill, int(change * self.corrections.of("change"))) + decode
+        return max(prefill, int(change * self.corrections.of("change"))) + decode
+
+    def _beyond(self, tokens: int) -> int:
+        """What windows hold beyond their size, behind a prompt's largest step."""
+        step = min(tokens, self.chunk)
+        return self.cost.held(1, tokens, step) - self.cost.held(1, tokens)
 
     def longest(self, limit: int, own: int) -> int:
         """Tokens, at most `own`, that one sequence can come to have where nobody else is under way

@@ -150,7 +150,9 @@ def room(cache: Sequence[Any]) -> int | None:
         if inner is not None:
             found = room(inner)
         else:
-            found = layer.keys.shape[-2] if _grows(layer) and layer.keys is not None else None
+            keys = getattr(layer, "keys", None)
+            window = hasattr(layer, "max_size") or hasattr(layer, "chunk_size")
+            found = keys.shape[-2] if isinstance(keys, mx.array) and not window else None
         if found is not None:
             return found
     return None

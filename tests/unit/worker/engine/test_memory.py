@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,18 @@ from supervisor.wire.frames import (
     FromEngine,
     Load,
     LoanFrame,
+    Needs,
+    Pattern,
     Recall,
     Repaid,
     Token,
 )
 from tests.helpers.engine_runs import Run, said
 from tests.helpers.tiny_llama import Shape, make_model
+from worker.engine.admission import Scene
 from worker.engine.batch import BatchEngine
+from worker.engine.kv_cost import LEAST_SLICE
+from worker.engine.thread import FINAL_FRAMES
 
 KINDS = ("llama", "gemma3_text", "granitemoehybrid")
 """Full attention; windows; state space layers."""
@@ -38,6 +44,15 @@ WANTED: list[dict[str, Any]] = [
     {"prompt": "short", "max_tokens": 90, "temperature": 0.7, "seed": 1, "top_p": 0.9},
     {"prompt": "y" * 490, "max_tokens": 60, "repetition_penalty": 1.3},
 ]
+
+LONG: list[dict[str, Any]] = [
+    {"prompt": "a plain one. " * 12, "max_tokens": 380},
+    {"prompt": "a seeded one " * 12, "max_tokens": 370, "temperature": 0.9, "seed": 7},
+    {"prompt": "penalties ok " * 12, "max_tokens": 375, "frequency_penalty": 0.7, "logprobs": 2},
+    {"prompt": "with a rule. " * 12, "max_tokens": 372, "structure": Pattern("[a-z ]{900}", "p")},
+    {"prompt": "and the last " * 12, "max_tokens": 365, "repetition_penalty": 1.2},
+]
+"""They outgrow what there must be room for when they begin."""
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -129,57 +144,190 @@ def _rounded(frame: FromEngine) -> Any:
     return msgspec.structs.replace(frame, logprobs=None), each
 
 
-def unhurried(folder: Path, wanted: list[dict[str, Any]] = WANTED) -> tuple[list[Any], int]:
-    """What each request is told where there is room for all, and how much that takes."""
+def unhurried(folder: Path, wanted: list[dict[str, Any]] = WANTED) -> list[Any]:
+    """What each request is told where there is room for all."""
     free = Lender(folder, 2**40)
     made = runs(free.engine, wanted)
     free.finish()
     free.engine.close()
-    return tokens_of(made), free.peak
+    return tokens_of(made)
 
 
 @pytest.fixture(scope="module")
-def expected(folder: Path) -> tuple[list[Any], int]:
-    return unhurried(folder)
-
-
-def parks(engine: BatchEngine) -> int:
-    return len(engine._generation._parked)
+def expected(folder: Path) -> list[Any]:
+    return unhurried(folder, LONG)
 
 
 # ── twice what may be held ───────────────────────────────────────────────────────────────────────
 
 
-def room_of(folder: Path, share: float) -> int:
-    """So much of what all of `WANTED` would take at their longest."""
+def room_for(folder: Path, share: float, wanted: list[dict[str, Any]] = WANTED) -> int:
+    """So much of the KV that all of `wanted` would take at their longest, and what the smallest
+    steps take."""
     probe = Lender(folder, 2**40)
-    demand = probe.engine._memory.demand
-    waiting = runs(probe.engine)
+    demand = replace(probe.engine._memory.demand, chunk=LEAST_SLICE)
+    made = runs(probe.engine, wanted)
     scene = probe.engine._generation._scene()
     longest = [
-        type(each)(each.key, each.request, each.age, each.tokens + wanted["max_tokens"])
-        for each, wanted in zip(scene.waiting, WANTED, strict=True)
+        replace(each, tokens=each.tokens + one["max_tokens"])
+        for each, one in zip(scene.waiting, wanted, strict=True)
     ]
-    for run in waiting:
+    for run in made:
         probe.engine.remove(run.job)
     probe.engine.close()
-    return int(demand.next(type(scene)(), longest) * share)
+    whole, steps = demand.next(Scene(), longest), demand.step(8, LEAST_SLICE, 600, 0)
+    return int((whole - steps - demand.freed) * share) + 2 * steps + MB  # of freed buffers
+
+
+class Watched:
+    """How many were parked at once."""
+
+    def __init__(self, engine: BatchEngine) -> None:
+        self._engine = engine
+        self.most = 0
+
+    def __call__(self, step: int) -> None:
+        self.most = max(self.most, len(self._engine._generation._parked))
 
 
 def test_an_oversubscribed_batch_answers_as_an_unhurried_one(
-    folder: Path, expected: tuple[list[Any], int]
+    folder: Path, expected: list[Any]
 ) -> None:
-    tight = Lender(folder, room := room_of(folder, 0.5), limit=room)
+    # A third of what all five would take: some can begin, but not go on to their end together.
+    room = room_for(folder, 0.35, LONG)
+    tight = Lender(folder, room, limit=room)
+    made, parked = runs(tight.engine, LONG), Watched(tight.engine)
+    tight.finish(parked)
+    assert parked.most
+    assert tokens_of(made) == expected
+    assert tight.told == []  # nothing more could be lent
+    tight.engine.close()
+
+
+# ── loans come and go ────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def undisturbed(llama: Path) -> list[Any]:
+    return unhurried(llama)
+
+
+def test_what_is_lacking_is_asked_for_and_used_when_it_comes(
+    llama: Path, undisturbed: list[Any]
+) -> None:
+    tight = Lender(llama, 3 * MB)
     made = runs(tight.engine)
-    parked = 0
+    late = 0
 
-    def count(step: int) -> None:
-        nonlocal parked
-        parked = max(parked, parks(tight.engine))
+    def lend(step: int) -> None:
+        nonlocal late
+        asked = [frame for frame in tight.told if isinstance(frame, Needs) and frame.most]
+        if asked and (step > late + 20 or not tight.engine.busy):
+            late = step
+            tight.told.clear()
+            tight.lend(asked[-1].most)
 
-    tight.finish(count)
-    print(parked, tight.peak, room)
-    assert parked
-    assert tokens_of(made) == expected[0]
-    assert tight.told == []  # nothing more can be lent
+    tight.finish(lend)
+    assert late
+    assert tokens_of(made) == undisturbed
+    tight.engine.close()
+
+
+def test_who_has_no_room_at_all_waits_for_a_loan_without_a_step(llama: Path) -> None:
+    tight = Lender(llama, 2 * MB)
+    (run,) = runs(tight.engine, WANTED[1:2])
+    tight.finish()
+    (asked,) = tight.told
+    assert isinstance(asked, Needs)
+    assert asked.since == run.job.request.now
+    assert 0 < asked.least <= asked.most
+    # What it is lent then is just enough, each time.
+    while tight.told:
+        asked = tight.told.pop()
+        assert isinstance(asked, Needs)
+        tight.lend(asked.least or asked.most)
+        tight.told.clear()
+        tight.finish()
+    assert run.end.completion_tokens == 40
+    tight.engine.close()
+
+
+@pytest.mark.parametrize("park", [False, True])
+def test_recalls_in_prefill_and_decode_change_no_answer(
+    llama: Path, undisturbed: list[Any], park: bool
+) -> None:
+    tight = Lender(llama, room_for(llama, 0.3))
+    tight.lend(lent := room_for(llama, 1.0))
+    made = runs(tight.engine)
+    back: list[int] = []
+
+    def recall(step: int) -> None:
+        if step in (1, 4, 40):
+            back.append(tight.recall(lent // 4, park=park))
+        if tight.lent < lent and step == 60:
+            tight.lend(lent - tight.lent)
+
+    tight.finish(recall)
+    assert max(back) > 0 if not park else min(back) == lent // 4
+    assert tokens_of(made) == undisturbed
+    assert tight.recall(2**40) == tight.lent + tight.told[-1].bytes  # type: ignore[union-attr]
+    assert tight.lent == 0
+    tight.engine.close()
+
+
+def test_fewer_places_park_and_more_bring_back(llama: Path, undisturbed: list[Any]) -> None:
+    tight = Lender(llama, 2 * room_for(llama, 1.0))
+    made = runs(tight.engine)
+
+    def limit(step: int) -> None:
+        if step == 20:
+            tight.engine.limit(1)
+            tight.step()
+            generation = tight.engine._generation
+            assert len(generation._active) <= 1 < len(generation._parked)
+        if step == 60:
+            tight.engine.limit(0)
+
+    tight.finish(limit)
+    assert tokens_of(made) == undisturbed
+    tight.engine.close()
+
+
+def test_who_is_parked_can_leave_pause_and_come_back(llama: Path, undisturbed: list[Any]) -> None:
+    tight = Lender(llama, 2 * room_for(llama, 1.0))
+    made = runs(tight.engine)
+    while sum(bool(run.tokens) for run in made) < len(made):
+        tight.step()
+    tight.engine.limit(1)
+    tight.step()
+    parked = [run for run in made if run.job in tight.engine._generation._parked]
+    assert len(parked) >= 3
+    leaver, pauser = parked[0], parked[1]
+    tight.engine.remove(leaver.job)
+    assert tight.engine.pause(pauser.job) == ()
+    tight.engine.limit(0)
+    told = len(pauser.frames)
+    tight.finish()
+    assert len(pauser.frames) == told
+    tight.engine.unpause(pauser.job)
+    tight.finish()
+    expected = dict(zip(map(id, made), undisturbed, strict=True))
+    for run, answer in zip(made, tokens_of(made), strict=True):
+        assert run is leaver or answer == expected[id(run)]
+    assert not isinstance(leaver.frames[-1], FINAL_FRAMES)
+    assert tight.engine._generation.sequences.nbytes == 0
+    tight.engine.close()
+
+
+def test_a_prompt_that_the_machine_can_not_hold_is_refused_with_the_figures(llama: Path) -> None:
+    tight = Lender(llama, MB, limit=6 * MB)
+    context = tight.loaded.context
+    assert 100 < context < 4096
+    with pytest.raises(PromptTooLarge, match=f"can hold {context} of the 4096") as caught:
+        runs(tight.engine, [{"prompt": "x" * (context + 1)}])
+    assert caught.value.param == "prompt"
+    tight.lend(5 * MB)
+    (run,) = runs(tight.engine, [{"prompt": "x" * (context - 9), "max_tokens": None}])
+    tight.finish()
+    assert (run.end.finish_reason, run.end.completion_tokens) == ("length", 9)
     tight.engine.close()

@@ -14,7 +14,7 @@ PIP_INSTALL = if test -t 1; then how=--progress-bar=on; else how=--quiet; fi; \
 	$(BIN)/python -m pip install --disable-pip-version-check $$how
 
 # What docs/benchmarks.md describes; `make bench-NAME` runs one, `make bench-all` every one.
-BENCHMARKS := throughput dialects mixed crashes neighbour recovery footprint connections demo eviction decisions memory recorded
+BENCHMARKS := throughput fairness dialects mixed crashes neighbour recovery footprint connections demo eviction decisions memory recorded
 
 # Long forms of tests, which `make test` runs in short; `make structured ARGS="--seed 2"`.
 LONG := greedy structured fuzz openapi scheduling mutants chaos agents

@@ -1,5 +1,5 @@
 """A tiny Llama for benchmarks, made by a process of its own:
-`python -m tests.bench.model FOLDER SEED`.
+`python -m tests.bench.model FOLDER SEED [CONTEXT]`.
 
 Benchmarks need streams of a known length from servers that cannot ignore the end of sequence, and
 one character a token. The rows of the (tied) embedding that belong to anything but printable ASCII
@@ -14,14 +14,14 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from tests.helpers.tiny_llama import make_llama
+from tests.helpers.tiny_llama import Shape, make_llama
 
 _EMBEDDING = "model.embed_tokens.weight"
 
 
-def make(folder: Path, seed: int) -> None:
+def make(folder: Path, seed: int, context: int = 4096) -> None:
     """Write the model to `folder`."""
-    make_llama(folder, seed=seed)
+    make_llama(folder, shape=Shape(max_position_embeddings=context), seed=seed)
     file = folder / "model.safetensors"
     loaded = mx.load(str(file))
     assert isinstance(loaded, dict)
@@ -34,4 +34,4 @@ def make(folder: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    make(Path(sys.argv[1]), int(sys.argv[2]))
+    make(Path(sys.argv[1]), *map(int, sys.argv[2:]))

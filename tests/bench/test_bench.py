@@ -14,7 +14,7 @@ from tests.helpers.serving import ROOT
 
 
 @pytest.mark.parametrize(
-    "name", ["crashes", "footprint", "memory.alternating", "memory.long_prompts"]
+    "name", ["crashes", "fairness", "footprint", "memory.alternating", "memory.long_prompts"]
 )
 def test_short_form(name: str) -> None:
     done = subprocess.run(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,9 +77,14 @@ def alone(engine: BatchEngine, prompt: str, **options: Any) -> Run:
 
 
 def start(
-    folder: Path, *, context: int = 0, concurrency: int = 8, prefill_gate: bool = False
+    folder: Path,
+    *,
+    context: int = 0,
+    concurrency: int = 8,
+    clock: Callable[[], float] = time.perf_counter,
+    prefill_gate: bool = False,
 ) -> tuple[BatchEngine, LoadResult]:
-    engine = BatchEngine()
+    engine = BatchEngine(clock)
     engine.warm_up()
     load = Load("m", 1, str(folder), "/unused", concurrency, context, prefill_gate=prefill_gate)
     return engine, engine.load(load, lambda done, total: None)

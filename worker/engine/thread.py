@@ -169,7 +169,8 @@ class Engine(Protocol):
         """Go on with a paused job; any other is left as it is."""
 
     def step(self) -> Sequence[Output]:
-        """One decode step and one prefill chunk. After its last frame a job is forgotten."""
+        """A decode step, a slice of prefill or a pass of embeddings. After its last frame a job is
+        forgotten."""
 
     def shrink(self) -> None:
         """Give back memory that is only kept for later."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import mlx.core as mx
 import pytest
@@ -45,6 +46,122 @@ def test_who_leaves_is_not_prefilled_any_more(engine: BatchEngine) -> None:
     assert 0 < done < total == len(runs[0].job.prompt)
     engine.remove(runs[0].job)
     assert engine.prefill == (0, 0)
+
+
+# ── slices ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class Machine:
+    """A clock by which prompts and decode steps take what a machine would: `rate` prompt tokens a
+    second, `step` seconds. It notes the seconds of every slice and step."""
+
+    def __init__(self, rate: float, step: float) -> None:
+        self.now, self._rate, self._step = 0.0, rate, step
+        self.noted: list[tuple[str, float]] = []
+
+    def __call__(self) -> float:
+        return self.now
+
+    def drive(self, engine: BatchEngine) -> None:
+        sequences: Any = engine._generation.sequences
+        prefill, decode = sequences.prefill, sequences.decode
+
+        def slowly(sizes: dict[int, int]) -> None:
+            prefill(sizes)
+            self._take("slice", len(sizes) * max(sizes.values()) / self._rate)
+
+        def step() -> Any:
+            self._take("step", self._step)
+            return decode()
+
+        sequences.prefill, sequences.decode = slowly, step
+
+    def _take(self, what: str, seconds: float) -> None:
+        self.now += seconds
+        self.noted.append((what, seconds))
+
+    def slices(self) -> list[float]:
+        return [seconds for what, seconds in self.noted if what == "slice"]
+
+
+@pytest.fixture
+def machine(folder: Path) -> Iterator[tuple[BatchEngine, Machine]]:
+    clock = Machine(rate=2000, step=0.006)
+    engine, _ = start(folder, clock=clock)
+    clock.drive(engine)
+    yield engine, clock
+    engine.close()
+
+
+def test_while_others_decode_a_prompt_goes_in_slices_of_time(
+    machine: tuple[BatchEngine, Machine], reference: dict[str, tuple[list[int], str]]
+) -> None:
+    engine, clock = machine
+    alone(engine, "word " * 400, max_tokens=3)
+    assert max(clock.slices()) == PREFILL_STEP / 2000  # nobody waited
+    neighbour = Run(engine, PROMPTS[1])
+    while len(neighbour.tokens) < 5:
+        step(engine)
+    clock.noted.clear()
+    long = Run(engine, PROMPTS[4])
+    while not long.tokens:
+        step(engine)
+    assert 0.04 < max(clock.slices()) <= 0.06
+    kinds = [what for what, _ in clock.noted]
+    assert ("slice", "slice") not in set(pairwise(kinds))  # each waits for one slice
+    finish(engine)
+    assert (long.tokens, neighbour.tokens) == (reference[PROMPTS[4]][0], reference[PROMPTS[1]][0])
+
+
+def test_a_short_prompt_behind_a_long_one_starts_within_two_slices(
+    machine: tuple[BatchEngine, Machine],
+) -> None:
+    engine, clock = machine
+    long = Run(engine, "word " * 800, max_tokens=2)
+    for _ in range(3):
+        step(engine)
+    before = len(clock.slices())
+    short = Run(engine, "word", max_tokens=40)
+    while not short.tokens:
+        step(engine)
+    assert len(clock.slices()) - before <= 2
+    assert not long.tokens
+    finish(engine)
+    assert long.end.completion_tokens == 2
+
+
+def test_prompts_and_embeddings_take_turns_beside_those_who_decode(
+    machine: tuple[BatchEngine, Machine],
+) -> None:
+    engine, _ = machine
+    turns = []
+    neighbour = Run(engine, PROMPTS[1])
+    while not neighbour.tokens:
+        step(engine)
+    long = Run(engine, "word " * 400, max_tokens=2)
+    embedder, engine._embedder = engine._embedder, cast(Any, _AlwaysBusy())
+    for _ in range(8):
+        step(engine)
+        turns.append(engine._last.name)
+    engine._embedder = embedder
+    assert turns[:4] in (
+        ["PREFILL", "DECODE", "EMBED", "DECODE"],
+        ["DECODE", "PREFILL", "DECODE", "EMBED"],
+        ["DECODE", "EMBED", "DECODE", "PREFILL"],
+        ["EMBED", "DECODE", "PREFILL", "DECODE"],
+    )
+    assert turns[4:] == turns[:4]
+    engine.remove(long.job)
+    engine.remove(neighbour.job)
+
+
+class _AlwaysBusy:
+    """An embedder with work that never ends."""
+
+    busy = True
+
+    def step(self) -> list[Any]:
+        return []
 
 
 # ── the same as alone ────────────────────────────────────────────────────────────────────────────

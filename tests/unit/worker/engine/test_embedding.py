@@ -26,6 +26,7 @@ from tests.helpers.embedder import (
 )
 from tests.helpers.tiny_embedding import HIDDEN, make_embedding
 from tests.helpers.tiny_llama import EOS, make_llama
+from worker.engine import embedding
 from worker.engine.embedding import STEP_TOKENS, Embedder
 
 
@@ -293,3 +294,26 @@ def test_what_is_too_long_is_cut_on_request(tmp_path: Path, appended: bool, leng
     assert (tokens[-1] == ends[0] == ends[1]) == appended
     assert tokens[: len(whole) - appended] == whole[: len(whole) - appended]
     assert embedder.prepare(Embed("r", ((5,) * (CONTEXT + 1),), truncate=True)) == [[5] * CONTEXT]
+
+
+def test_what_fails_in_one_job_leaves_those_it_shared_a_step_with_alone(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    embedder, _ = start(folders["lasttoken"])
+    alone = embed(embedder, TEXTS[:2])
+    good, bad = Run(embedder, TEXTS[:2]), Run(embedder, TEXTS[1:3])
+    vector = embedding._vector
+
+    def fails(values: Any, job: Any) -> bytes:
+        if job is bad.job:
+            raise KeyError(TEXTS[1])
+        return vector(values, job)
+
+    monkeypatch.setattr(embedding, "_vector", fails)
+    finish(embedder)
+    (failure,) = bad.frames
+    assert isinstance(failure, Failed)
+    assert failure.code == "internal_error"
+    assert TEXTS[1] not in failure.message + caplog.text
+    assert "request r ends with KeyError" in caplog.text
+    np.testing.assert_allclose(good.vectors, alone, atol=2e-6)

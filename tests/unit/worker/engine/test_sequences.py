@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.helpers.tiny_llama import make_model
-from worker.engine import groups
+from worker.engine import groups, mlx_lm_generator
 from worker.engine.decoding import BatchDecoder
 from worker.engine.mlx_lm_compat import load_lazily
 from worker.engine.mlx_lm_generator import Batches
@@ -254,3 +254,33 @@ def test_where_caches_do_not_grow_all_share_one_batch(
     assert [shape.rows for shape in desk.sequences.shapes()[1]] == [2]
     desk.decode()
     assert [desk.told[uid] for uid in uids] == expected
+
+
+def test_what_a_batch_is_cut_down_to_is_computed_layer_by_layer(
+    llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(llama)
+    computed: list[Any] = []
+    evaluate = mlx_lm_generator._eval
+
+    def note(state: Any) -> None:
+        computed.append(state)
+        evaluate(state)
+
+    monkeypatch.setattr(mlx_lm_generator, "_eval", note)
+    uids = [desk.insert(prompt_of(30, seed), 6) for seed in range(3)]
+    desk.begin(*uids)
+    desk.decode(2)
+    assert not computed
+    layers = len(desk.sequences._decoding[0].prompt_cache)
+    desk.sequences.remove(uids[:1])
+    desk.decode(1)
+    assert len(computed) == layers
+    desk.decode(1)
+    assert len(computed) == layers
+    parked = desk.sequences.park(uids[1])
+    assert parked.cache is not None
+    assert len(computed) == 2 * layers  # its own; the batch's with the next step
+    desk.decode()
+    assert len(computed) == 3 * layers
+    assert len(desk.told[uids[2]]) == 6

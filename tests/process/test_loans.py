@@ -75,10 +75,12 @@ def texts(streams: Sequence[Streaming]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The models `a` and `b`, as settings."""
+    """The models `a` and `b`, as settings. An idle model that is not pinned would have to go for
+    the other's requests."""
     folder = tmp_path_factory.mktemp("models")
     return "".join(
-        f'[models.{name}]\nsource = "{make_model(folder / name, "llama", seed=seed, more=FAT)}"\n'
+        f"[models.{name}]\npin = true\n"
+        f'source = "{make_model(folder / name, "llama", seed=seed, more=FAT)}"\n'
         for seed, name in enumerate("ab", 1)
     )
 

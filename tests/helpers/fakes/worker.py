@@ -180,6 +180,10 @@ class Choice(PassesLoansOn):
     def busy(self) -> bool:
         return self._chosen is not None and self._chosen.busy
 
+    @property
+    def due(self) -> float | None:
+        return None if self._chosen is None else self._chosen.due
+
     def close(self) -> None:
         if self._chosen is not None:
             self._chosen.close()

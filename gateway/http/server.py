@@ -127,7 +127,6 @@ class _Server(web.Server):
         finally:
             connection.end()
 
-
     async def _let_end(self, request: web.BaseRequest, response: web.StreamResponse) -> None:
         """Let a client finish sending a large body that nobody reads: it may not look at the answer
         before. aiohttp would do so as well, but with all such bodies at once."""
@@ -141,7 +140,6 @@ class _Server(web.Server):
                     await self._bodies.reading_turn()
         if not request.content.is_eof():
             self._cut(request)
-
 
     def _cut(self, request: web.BaseRequest) -> None:
         """No more of this body is waited for."""

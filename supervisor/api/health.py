@@ -85,8 +85,8 @@ def render_health(
             else round(model.load_seconds, 3),
             "memory_bytes": footprint(*worker.key) or worker.memory_bytes,
             "charge_bytes": ledger.of(worker.key),
-            "in_flight": len(model.granted),
-            "queued": len(model.waiting),
+            "in_flight": model.in_flight,
+            "queued": model.queued,
             "tokens_per_second": round(does.tokens_per_second, 1),
             "prefill": {"done_tokens": does.prefilled, "total_tokens": does.to_prefill}
             if does.to_prefill
@@ -114,7 +114,7 @@ def render_health(
             "next_charge_bytes": model.size or None,
             "next_charge_source": model.size_source if model.size else None,
             "context": (model.worker and model.worker.context) or model.spec.context or None,
-            "queued": len(model.waiting),
+            "queued": model.queued,
             "pinned": model.pinned,
             "max_concurrency": model.concurrency or None,
             "learned_limit": model.learned_limit is not None,

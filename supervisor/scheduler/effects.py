@@ -85,6 +85,15 @@ class Grant(LeaseEffect):
     then_pause: bool = False
     asked: str = ""
     """The model that was wanted, where `model` is its fallback."""
+    places: int = 1
+    """Choices of it that may be on the worker at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetPlaces(LeaseEffect):
+    """From now on so many choices may be on the worker at once; `held` is awaited as they end."""
+
+    places: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +165,7 @@ Effect = (
     | Recall
     | LimitSequences
     | Grant
+    | SetPlaces
     | Unpause
     | Loaded
     | Refuse

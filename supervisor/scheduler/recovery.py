@@ -50,7 +50,7 @@ class Recovery:
         """The worker has died, or stops where its requests are `parked`: have them return. Without
         recovery they end."""
         worker = model.current
-        worker.in_flight_at_death = len(model.granted) or worker.in_flight_at_death
+        worker.in_flight_at_death = model.in_flight or worker.in_flight_at_death
         if self._state.rules.recovery == "off" or self._state.shutting_down:
             return self.end_granted(model, error)
         interrupted, model.granted = model.granted, {}

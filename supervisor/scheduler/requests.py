@@ -9,8 +9,8 @@ from __future__ import annotations
 import itertools
 
 from supervisor.errors import BulkheadError
-from supervisor.scheduler import refusals
-from supervisor.scheduler.effects import Effect, Grant, Loaded, Refuse, warning
+from supervisor.scheduler import places, refusals
+from supervisor.scheduler.effects import Effect, Grant, Loaded, Refuse, SetPlaces, warning
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Lease, Model, Purpose, Suspicion
 from supervisor.scheduler.state import PoolState
@@ -33,11 +33,22 @@ class Requests:
         purpose: Purpose,
         digest: bytes = b"",
         keep_alive: float | None = None,
+        places: int = 1,
+        at_once: int = 0,
     ) -> Lease:
         """A lease that is in no queue yet. A request without a digest is equal to no other."""
         number = next(self._ids)
-        digest = digest or b"%d" % number
-        return Lease(number, request_id, now + hold, purpose, hold, digest, keep_alive=keep_alive)
+        return Lease(
+            number,
+            request_id,
+            now + hold,
+            purpose,
+            hold,
+            digest or b"%d" % number,
+            keep_alive=keep_alive,
+            places=max(1, places),
+            at_once=max(0, at_once),
+        )
 
     def check_servable(self, model: Model, now: float) -> None:
         """Raises what a request is refused with that comes now, whoever waits already."""
@@ -62,7 +73,7 @@ class Requests:
         if model.requests >= model.spec.capacity:
             raise refusals.queue_full(model, now)
         limit = self._state.rules.max_requests
-        if not limit or len(self._state.leases) < limit:
+        if not limit or sum(other.requests for other in self._state.models.values()) < limit:
             return []
 
         queues = [other for other in self._state.models.values() if other.waiting]
@@ -98,28 +109,63 @@ class Requests:
         return [Loaded(lease.id, model.name, model.current.name) for lease in loads]
 
     def grant_waiting(self, model: Model) -> list[Effect]:
-        """READY: serve in the order of arrival as many as have a place."""
-        if not model.waiting:
+        """READY: serve in the order of arrival as many as have a place; and see to it that each
+        has its share of the places, as those of others become free."""
+        # The probe alone: the others come when it has a token.
+        limit = 1 if model.breaker.trips else model.concurrency
+        is_full = not model.waiting or 0 < limit <= model.in_flight
+        if is_full and all(lease.held == lease.places == 1 for lease in model.granted.values()):
             return []
-        limit = model.concurrency or len(model.granted) + len(model.waiting)
-        if model.breaker.trips:
-            limit = 1  # the probe: the others come when it has a token
-        places = max(0, limit - len(model.granted))
+        inside = [*model.granted.values(), *model.waiting.values()]
+        wanted = places.shares(limit, [lease.wants for lease in inside])
+        free = limit - model.in_flight if limit else sum(wanted)
+        effects: list[Effect] = []
+        for lease, share in zip(list(model.granted.values()), wanted, strict=False):
+            allowed = min(max(1, share), lease.held + max(0, free))
+            if allowed != lease.allowed:
+                free -= max(0, allowed - lease.held)
+                lease.allowed, lease.held = allowed, max(lease.held, allowed)
+                effects.append(SetPlaces(lease.id, allowed))
         # As long as it is news that the model makes tokens, everybody is to tell of the first.
         news = not model.proven or model.breaker.doubts
-        return [
-            self.grant(model, lease, lease.position + 1 if news else 0)
-            for lease in list(itertools.islice(model.waiting.values(), places))
-        ]
+        for lease, share in zip(inside, wanted, strict=True):
+            if lease.id not in model.waiting:
+                continue
+            if free < 1:
+                break
+            given = min(max(1, share), free)
+            free -= given
+            effects.append(self.grant(model, lease, lease.position + 1 if news else 0, given=given))
+        return effects
 
-    def grant(self, model: Model, lease: Lease, until: int, then_pause: bool = False) -> Effect:
-        """READY: give it a place. See `Grant` for `until` and `then_pause`."""
+    def grant(
+        self,
+        model: Model,
+        lease: Lease,
+        until: int,
+        then_pause: bool = False,
+        *,
+        given: int | None = None,
+    ) -> Effect:
+        """READY: give it a place, or `given` ones; None = as many as are free. See `Grant` for
+        `until` and `then_pause`."""
+        if given is None:
+            free = model.concurrency - model.in_flight if model.concurrency else lease.wants
+            given = max(1, min(free, lease.wants))
         del model.waiting[lease.id]
         model.granted[lease.id] = lease
+        lease.allowed = lease.held = given
         model.note_keep_alive(lease)
         worker = model.current
         return Grant(
-            lease.id, model.name, worker.name, worker.generation, until, then_pause, lease.asked
+            lease.id,
+            model.name,
+            worker.name,
+            worker.generation,
+            until,
+            then_pause,
+            lease.asked,
+            given,
         )
 
     # ── refusing ─────────────────────────────────────────────────────────────────────────────────

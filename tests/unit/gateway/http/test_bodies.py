@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -109,7 +110,11 @@ def test_what_is_announced_counts_until_it_is_late() -> None:
 
 async def waiting(gateway: Gateway, requests: int) -> None:
     """So many wait for their places."""
-    while len(gateway.relay.choices) < requests:
+    await until(lambda: len(gateway.relay.choices) >= requests)
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    while not holds():
         await asyncio.sleep(0)
 
 
@@ -129,8 +134,7 @@ def test_of_a_waiting_request_one_encoded_copy_is_kept(path: str) -> None:
             assert len(TEXT) < size < len(TEXT) + 1000
             assert size <= gateway.bodies.waiting < size + 1000
             client.writer.transport.abort()
-            while gateway.bodies.waiting:
-                await asyncio.sleep(0)
+            await until(lambda: not gateway.bodies.waiting)
 
     play(scenario)
 
@@ -164,8 +168,7 @@ def test_beyond_the_bound_a_body_is_refused_before_it_is_read() -> None:
             gateway.relay.granting.set()
             for _ in range(3):
                 (await gateway.relay.next()).play(Token(1, "a"), End("stop", 1, 1))
-            while gateway.bodies.waiting or gateway.bodies.running:
-                await asyncio.sleep(0)
+            await until(lambda: not gateway.bodies.waiting + gateway.bodies.running)
 
     play(scenario)
 
@@ -193,7 +196,9 @@ def test_what_is_not_announced_is_refused_once_it_passes_the_bound(how: str) -> 
 
 def head(length: int | None, more: bytes = b"") -> bytes:
     lines = more if length is None else b"Content-Length: %d\r\n" % length + more
-    start = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    start = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    )
     return start + lines + b"\r\n"
 
 
@@ -208,8 +213,7 @@ def test_who_has_a_place_waits_no_more() -> None:
             assert gateway.bodies.running > len(TEXT)
             generation.play(Token(1, "a"), End("stop", 1, 1))
             await client.until(b"finish_reason")
-            while gateway.bodies.running:
-                await asyncio.sleep(0)
+            await until(lambda: not gateway.bodies.running)
 
     play(scenario)
 
@@ -228,7 +232,9 @@ def test_a_refused_client_may_send_its_body_to_the_end_but_not_for_ever() -> Non
     async def patient() -> None:
         async with playing(PATIENT, settings=SMALL) as gateway:
             refused = await refuse(gateway)
-            refused.send(b"x" * len(TEXT) + b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            refused.send(
+                b"x" * len(TEXT) + b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            )
             await refused.until(b'"openapi"')
 
     async def impatient() -> None:

@@ -114,7 +114,7 @@ async def waiting(gateway: Gateway, requests: int) -> None:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    while not holds():
+    while not holds():  # noqa: ASYNC110
         await asyncio.sleep(0)
 
 

@@ -134,6 +134,7 @@ def render_health(
             "memory": {
                 "budget_bytes": None if ledger.budget is None else ledger.budget + ledger.reserved,
                 "charged_bytes": ledger.charged + ledger.reserved,
+                "reserved_bytes": ledger.reserved,
                 "physical_bytes": machine.physical,
                 "used_percent": machine.used_percent,
                 "level": state.level.name.lower(),

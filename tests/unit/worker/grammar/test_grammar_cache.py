@@ -49,6 +49,9 @@ def test_those_in_use_stay_and_equal_ones_are_shared() -> None:
     with pytest.raises(QueueFull) as told:
         compiled(grammars, 102)
     assert told.value.retry_after is not None
+    again = compiled(grammars, 101)
+    assert again._matcher._compiled is second._matcher._compiled
+    del again
     del second
     gc.collect()
     assert compiled(grammars, 102)

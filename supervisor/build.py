@@ -13,6 +13,7 @@ from supervisor.config.schema import Config, MemorySettings
 from supervisor.machine.readers import MachineMemory
 from supervisor.models.catalog import Catalog
 from supervisor.models.sizing import Sizing
+from supervisor.processes.gateway import BYTES as GATEWAY_BYTES
 from supervisor.processes.spare import BYTES as SPARE_BYTES
 from supervisor.scheduler.ledger import auto_budget
 from supervisor.scheduler.model import Limits, ReleaseRule, Rules, Spec
@@ -21,6 +22,9 @@ from supervisor.scheduler.pressure import Thresholds
 from supervisor.units import gigabytes
 
 log = logging.getLogger("bulkhead.supervisor")
+
+_GATEWAY_SHARE = 20
+"""The gateway is charged one of so many parts of the budget at most."""
 
 
 def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
@@ -69,9 +73,23 @@ def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
         check_kv_budget(name, model.kv_budget_bytes, sizing.least_kv(name))
     check_together(made, "pinned models", pinned)
     check_together(made, "models to preload", preloaded)
+    groups = [pinned, preloaded, *([name] for name in catalog.models)]
+    _reserve_gateway(made, config.server.queue_bytes, groups)
     if memory.spare:
-        _reserve_spare(made, [pinned, preloaded, *([name] for name in catalog.models)])
+        _reserve_spare(made, groups)
     return made
+
+
+def _reserve_gateway(pool: Pool, queue_bytes: int, groups: Sequence[Sequence[str]]) -> None:
+    """Charge the gateway what it may come to hold: at most a small share of the budget, and no more
+    than leaves room for the models that fit without it. What is left out there is used rarely, and
+    lives on what the budget leaves to the system."""
+    size, budget = GATEWAY_BYTES + queue_bytes, pool.state.ledger.budget
+    if budget is not None:
+        needs = [sum(pool.models[name].size for name in group) for group in groups]
+        left = [budget - needed for needed in needs if needed <= budget]
+        size = min(size, budget // _GATEWAY_SHARE, *left)
+    pool.reserve(max(0, size))
 
 
 def _reserve_spare(pool: Pool, groups: Sequence[Sequence[str]]) -> None:

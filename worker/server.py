@@ -49,6 +49,10 @@ log = logging.getLogger("bulkhead.worker")
 
 EXIT_CANNOT_LISTEN = 71
 """Exit status (EX_OSERR) of a worker that has loaded its model and cannot be reached."""
+_ROOM_SECONDS = 60.0
+"""How long a request waits for room for its grammar."""
+_LOOK_SECONDS = 1.0
+"""Between two looks: who has ended lets go of its grammar a moment later."""
 _SHORT_PROMPT = 2000
 """Characters: about a quarter of a millisecond."""
 
@@ -65,6 +69,8 @@ class WorkerServer:
         self._prompt_thread = ThreadPoolExecutor(1, "prompt")
         self._preparing = 0
         """Requests on that thread."""
+        self._ended = asyncio.Event()
+        """Set anew whenever a request has ended, and with it perhaps what it held."""
         self._closed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
 
@@ -151,6 +157,30 @@ class WorkerServer:
         except ProtocolError as error:
             log.warning("a request connection was closed: %s", error)
 
+    async def _prepare_in_time(
+        self, request: Generate | Embed, gone: asyncio.Task[None]
+    ) -> Prepared | None:
+        """As `_prepare`; where the grammars of others leave no room for its own, the request waits
+        for one of them to end. Raises BulkheadError."""
+        deadline = time.monotonic() + _ROOM_SECONDS
+        while True:
+            ended = self._ended
+            try:
+                return await self._prepare(request, gone)
+            except QueueFull:
+                if (left := deadline - time.monotonic()) <= 0:
+                    raise
+            waiting = asyncio.create_task(ended.wait())
+            try:
+                either: set[asyncio.Future[Any]] = {waiting, gone}
+                await asyncio.wait(
+                    either, timeout=min(left, _LOOK_SECONDS), return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                waiting.cancel()
+            if gone.done():
+                return None
+
     async def _prepare(
         self, request: Generate | Embed, gone: asyncio.Task[None]
     ) -> Prepared | None:
@@ -223,7 +253,7 @@ class WorkerServer:
         pauses = _PauseControl(self._thread)
         gone = loop.create_task(pauses.follow(stream))  # until the gateway's EOF
         try:
-            prepared = await self._prepare(request, gone)
+            prepared = await self._prepare_in_time(request, gone)
             sink = None if prepared is None else self._accept(request, prepared, stream)
         except BulkheadError as error:
             stream.send(failed(error))
@@ -237,6 +267,8 @@ class WorkerServer:
             await gone
         finally:
             gone.cancel()
+            ended, self._ended = self._ended, asyncio.Event()
+            ended.set()
             if not sink.ended:
                 self._thread.cancel(job)
             how = "done" if sink.ended else "cancelled"

@@ -89,7 +89,7 @@ async def read_body(
         raise body_too_large(request.client_max_size)
     bodies, timing = request.app[BODIES], request.app[TIMING]
     held = request[HELD] = bodies.hold()
-    held.announce(announced, timing.stalling)
+    held.announce(announced, timing.announced)
     body = await _read(request, held, bodies, timing)
     if len(body) > LARGE:
         await bodies.parsing_turn()

@@ -40,6 +40,8 @@ class Timing:
     """Whose request is not here whole after so long may have to make room for others; of many who
     come at once nobody's can be."""
 
+    announced: float = 5.0
+    """A body counts with the size that was announced for so long, then with what has come of it."""
     lingering: float = 10.0
     """How long a client may go on with a large body whose request is answered already."""
 

@@ -271,6 +271,9 @@ class ModelList(AnswerStruct):
 class MemoryHealth(AnswerStruct):
     budget_bytes: Count | None
     charged_bytes: Count
+    reserved_bytes: Annotated[
+        Count, Meta(description="The part of it that is no model's: the gateway's, the spare's.")
+    ]
     physical_bytes: Count | None
     limited_by: Annotated[
         str | None,

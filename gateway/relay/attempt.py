@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import resource
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 
 from msgspec.structs import replace
 
@@ -124,6 +125,11 @@ class Attempt:
         self.granted = granted
         self.streams: dict[int, WorkerStream] = {}
         """By the choice's number; of the choices that the worker was given and that run."""
+        self.places = granted.places or len(choices)
+        """Choices that may be on the worker at once."""
+        self._place_freed = asyncio.Event()
+        self._coming = 0
+        """Choices that have a place and no connection yet."""
         self.awaited = max(0, granted.until - start)
         """Tokens that each choice has to make here before `Passed` is sent; 0 = nothing is sent."""
         self.pause_reported = False
@@ -140,6 +146,30 @@ class Attempt:
         """With the tokens that each had when the attempt began."""
         self._given = [self._choices[number] for number in given]
         self._fault_reported = False
+
+    @property
+    def running(self) -> int:
+        """Choices that have a place on the worker."""
+        given = sum(not self._choices[number][0].ended for number in self.streams)
+        return given + self._coming
+
+    @contextlib.asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """Wait until one more choice may be on the worker. It counts as there from then on, and
+        from the end of the context by its stream, if it has one."""
+        while self.running >= self.places and not self.has_ended:
+            self._place_freed.clear()
+            await self._place_freed.wait()
+        self._coming += 1
+        try:
+            yield
+        finally:
+            self._coming -= 1
+            self.look_for_place()
+
+    def look_for_place(self, _: object = None) -> None:
+        """A choice has ended, more are allowed, or the worker is gone: who waits looks again."""
+        self._place_freed.set()
 
     async def wait_for_end(self, seconds: float) -> None:
         """Wait up to so long. Raises WorkerUnreachable once the worker's end is known."""

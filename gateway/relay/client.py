@@ -91,7 +91,10 @@ class Relay:
         lease = await self._connect_control()
         generation = Generation(choices, lease, hold, self._connect_worker, self._at_once)
         try:
-            lease.send(Acquire(choices[0].request_id, model, hold, digest, keep_alive))
+            places, at_once = len(choices), self._at_once if self._at_once < len(choices) else 0
+            lease.send(
+                Acquire(choices[0].request_id, model, hold, digest, keep_alive, places, at_once)
+            )
             await generation.begin()
             # uvloop sends at the end of a turn: what follows here would hold the request back.
             await asyncio.sleep(0)

@@ -35,7 +35,15 @@ from gateway.relay.control import (
 )
 from supervisor.errors import restore
 from supervisor.wire.codec import ProtocolError, TornFrame
-from supervisor.wire.control_frames import Died, Granted, Passed, Return, WorkerFault
+from supervisor.wire.control_frames import (
+    Died,
+    Granted,
+    Holds,
+    Passed,
+    Places,
+    Return,
+    WorkerFault,
+)
 from supervisor.wire.frames import (
     Accepted,
     Embed,
@@ -76,7 +84,8 @@ class Generation:
     """One running request. `model` is the served name, `worker` is `name#generation`, `socket` that
     worker's.
 
-    Each of its choices has a stream of the worker's, `at_once` of them at a time, under one lease.
+    Each of its choices has a stream of the worker's, at most `at_once` of them at a time and no
+    more than have a place, under one lease.
     """
 
     def __init__(
@@ -95,8 +104,10 @@ class Generation:
         """How often another worker has gone on with it."""
         self._id = choices[0].request_id
         self._choices = [ChoiceState(request) for request in choices]
-        self._given = min(at_once, len(choices))
-        """How many choices a worker has been given, the first ones; the others wait."""
+        self._at_once = min(at_once, len(choices))
+        self._given = 0
+        """How many choices a worker has been given or is about to be, the first ones; the others
+        wait."""
         self._lease = lease
         self._hold = hold
         self._returned = False
@@ -120,8 +131,7 @@ class Generation:
         """Wait for a worker and hand it the request. Raises BulkheadError."""
         await self._start_attempt()
         if len(self._choices) > 1:  # a single stream is read as it comes, with no task between
-            numbers = range(self._given)
-            self._pumps = [asyncio.create_task(self._pump(choice)) for choice in numbers]
+            self._pumps = [asyncio.create_task(self._pump(each)) for each in range(self._given)]
 
     def wait_longer(self, hold: float) -> None:
         """After each further death wait `hold` seconds for a place, if that is longer."""
@@ -187,6 +197,7 @@ class Generation:
                     continue
                 if (stream := self._attempt.streams.pop(choice, None)) is not None:
                     stream.close()
+                self._tell_places()
                 if self._given == len(self._choices):
                     return
                 choice = self._given
@@ -194,6 +205,24 @@ class Generation:
         except Exception as error:  # noqa: BLE001
             # A bug of ours as well: the reader must not wait for ever.
             await self._merged.put(error)
+
+    def _tell_places(self) -> None:
+        """A choice has ended: the others may have its place, unless fewer are allowed by now."""
+        attempt, left = self._attempt, sum(not choice.ended for choice in self._choices)
+        attempt.look_for_place()
+        if left and not attempt.has_ended:
+            most = min(attempt.places, self._at_once, left)
+            self._lease.send(Holds(max(attempt.running, most), left))
+
+    def _use_places(self, places: int) -> None:
+        """So many choices may be on the worker at once from now on."""
+        self._attempt.places = places
+        self._attempt.look_for_place()
+        waiting = range(self._given, len(self._choices))
+        alive = sum(not pump.done() for pump in self._pumps)
+        for number in waiting[: max(0, min(places, self._at_once) - alive)]:
+            self._given += 1
+            self._pumps.append(asyncio.create_task(self._pump(number)))
 
     async def _receive(self, choice: int) -> Event:
         while True:
@@ -293,11 +322,14 @@ class Generation:
             granted = await receive_answer(self._lease, wait)
             if not isinstance(granted, Granted):
                 raise unexpected_answer()
-            given = [n for n in range(self._given) if not self._choices[n].ended]
+            places = min(self._at_once, granted.places or len(self._choices))
+            begun = range(self._given or places)
+            given = [number for number in begun if not self._choices[number].ended][:places]
             attempt = Attempt(self._lease, granted, given, self._choices, self._known_position)
             try:
                 for number in given:
                     self._give(attempt, number, await self._connect_granted(granted))
+                self._given = self._given or len(given)
             except BaseException as error:
                 attempt.close_streams()
                 if not isinstance(error, WorkerDied):
@@ -308,7 +340,10 @@ class Generation:
             self.model, self.worker, self.socket = granted.model, granted.worker, granted.socket
             self.asked = granted.asked
             attempt.end = asyncio.create_task(self._watch_lease(attempt))
+            attempt.end.add_done_callback(attempt.look_for_place)
             self._attempt = attempt
+            if self._pumps:
+                self._use_places(attempt.places)
             return
 
     def _return(self) -> None:
@@ -333,16 +368,18 @@ class Generation:
             raise unexpected_answer() from None
 
     async def _give_choice(self, attempt: Attempt, number: int) -> WorkerStream:
-        """Give the worker one more choice while it runs others. Raises WorkerUnreachable."""
-        stream = await self._connect(attempt.granted, attempt.wait_for_end)
-        try:
-            attempt.raise_if_ended()
-            self._give(attempt, number, stream)
-        except BaseException as error:
-            stream.close()
-            if isinstance(error, ProtocolError):
-                raise unsendable(self._id, error) from None
-            raise
+        """Give the worker one more choice while it runs others, once that has a place. Raises
+        WorkerUnreachable."""
+        async with attempt.place():
+            stream = await self._connect(attempt.granted, attempt.wait_for_end)
+            try:
+                attempt.raise_if_ended()
+                self._give(attempt, number, stream)
+            except BaseException as error:
+                stream.close()
+                if isinstance(error, ProtocolError):
+                    raise unsendable(self._id, error) from None
+                raise
         return stream
 
     async def _watch_lease(self, attempt: Attempt) -> Died | None:
@@ -355,9 +392,12 @@ class Generation:
         died: Died | None = None
         try:
             while (frame := await self._lease.receive()) is not None:
-                if isinstance(frame, Died):
-                    died = frame
-                    break
+                match frame:
+                    case Places(places):
+                        self._use_places(places)
+                    case Died():
+                        died = frame
+                        break
         except ProtocolError as error:
             log.error("the supervisor broke the protocol: %s", error)
         if died is not None:

@@ -14,7 +14,15 @@ from supervisor.api.events import EventFeed
 from supervisor.errors import BulkheadError
 from supervisor.processes.counter import CounterDown, CounterProcess
 from supervisor.scheduler import refusals
-from supervisor.scheduler.effects import Effect, EndLease, Grant, Interrupt, Loaded, Refuse
+from supervisor.scheduler.effects import (
+    Effect,
+    EndLease,
+    Grant,
+    Interrupt,
+    Loaded,
+    Refuse,
+    SetPlaces,
+)
 from supervisor.scheduler.pool import Pool
 from supervisor.state.paths import StateDir
 from supervisor.wire import control_frames, frames
@@ -24,7 +32,7 @@ from supervisor.wire.stream import FrameStream
 log = logging.getLogger("bulkhead.supervisor")
 
 Connection = FrameStream[control_frames.ToSupervisor]
-ToLease = Grant | Refuse | EndLease | Interrupt | Loaded
+ToLease = Grant | SetPlaces | Refuse | EndLease | Interrupt | Loaded
 P = ParamSpec("P")
 
 
@@ -106,9 +114,11 @@ class Control:
 
     def _frame(self, effect: ToLease) -> frames.Frame:
         match effect:
-            case Grant(_, model, worker, generation, until, asked):
+            case Grant(_, model, worker, generation, until, asked, places):
                 path = str(self._state.worker_socket(model, generation))
-                return control_frames.Granted(model, worker, path, until, asked)
+                return control_frames.Granted(model, worker, path, until, asked, places)
+            case SetPlaces(_, places):
+                return control_frames.Places(places)
             case Refuse(_, error):
                 return _refused(error)
             case EndLease(_, error) | Interrupt(_, error):
@@ -138,6 +148,8 @@ class Control:
                             connection.send(_refused(refusals.too_many_watchers()))
                     case control_frames.Return(position, prompt_tokens, hold) if lease is not None:
                         self._shell.returned(lease, position, prompt_tokens, hold)
+                    case control_frames.Holds(held, left) if lease is not None:
+                        self._shell.handle(self._pool.holds, lease, held, left, time.monotonic())
                     case control_frames.Passed() if lease is not None:
                         self._shell.handle(self._pool.passed, lease, time.monotonic())
                     case control_frames.WorkerFault(reason) if lease is not None:
@@ -208,6 +220,8 @@ class Control:
             now,
             digest,
             frame.keep_alive,
+            frame.places,
+            frame.at_once,
         )
 
     def _open_lease(

@@ -89,8 +89,8 @@ def render_health(
             "charge_bytes": ledger.of(worker.key),
             "lent_bytes": ledger.lent(worker.key),
             "idle_bytes": min(worker.idle_bytes, ledger.lent(worker.key)),
-            "in_flight": len(model.granted),
-            "queued": len(model.waiting),
+            "in_flight": model.in_flight,
+            "queued": model.queued,
             "tokens_per_second": round(does.tokens_per_second, 1),
             "prefill": {"done_tokens": does.prefilled, "total_tokens": does.to_prefill}
             if does.to_prefill
@@ -119,7 +119,7 @@ def render_health(
             "next_charge_bytes": model.size or None,
             "next_charge_source": model.size_source if model.size else None,
             "context": (model.worker and model.worker.context) or context(model.name) or None,
-            "queued": len(model.waiting),
+            "queued": model.queued,
             "pinned": model.pinned,
             "max_concurrency": model.concurrency or None,
             "learned_limit": model.learned_limit is not None,
@@ -139,6 +139,7 @@ def render_health(
             "memory": {
                 "budget_bytes": None if ledger.budget is None else ledger.budget + ledger.reserved,
                 "charged_bytes": ledger.charged + ledger.reserved,
+                "reserved_bytes": ledger.reserved,
                 "physical_bytes": machine.usable,
                 "limited_by": None if machine.limit is None else machine.limit.file,
                 "used_percent": machine.used_percent,

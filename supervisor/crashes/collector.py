@@ -218,7 +218,7 @@ class CrashCollector:
                     generation=model.generation,
                     state=model.state.value,
                     memory_bytes=self.footprint(*model.current.key) or model.current.memory_bytes,
-                    in_flight=len(model.granted),
+                    in_flight=model.in_flight,
                     queued=len(model.waiting),
                 )
                 for model in self._pool.models.values()

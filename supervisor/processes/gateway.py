@@ -19,6 +19,9 @@ from supervisor.wire import progress
 
 log = logging.getLogger("bulkhead.supervisor")
 
+BYTES = 256 * 10**6
+"""What it may come to hold beside the bodies of waiting requests: 49 MB of its own (Linux), 128 MB
+of bodies that run, 64 MB of kept responses, and what is being parsed."""
 _STABLE_SECONDS = 5.0
 """A gateway that lived this long did not fail at start-up: the next one starts at once."""
 _BACKOFF_FIRST = 0.2

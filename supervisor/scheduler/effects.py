@@ -93,6 +93,15 @@ class Grant(LeaseEffect):
     until: int = 0
     asked: str = ""
     """The model that was wanted, where `model` is its fallback."""
+    places: int = 1
+    """Choices of it that may be on the worker at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class SetPlaces(LeaseEffect):
+    """From now on so many choices may be on the worker at once; `held` is awaited as they end."""
+
+    places: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +178,7 @@ Effect = (
     | LimitSequences
     | MayPrefill
     | Grant
+    | SetPlaces
     | Loaded
     | Refuse
     | EndLease

@@ -167,6 +167,14 @@ class Lease:
     """The model it wanted, where its fallback serves it."""
     keep_alive: float | None = None
     """What it says of `Model.keep_alive`, until that is noted; None = nothing."""
+    places: int = 1
+    """Choices of it that have not ended, each of which takes a place."""
+    at_once: int = 0
+    """How many of them it can use at a time, 0 = all."""
+    allowed: int = 0
+    """How many it may have on the worker, while it is granted."""
+    held: int = 0
+    """How many it may still have there: more than `allowed` until some have ended."""
     suspicion: Suspicion = Suspicion.CLEAR
     position: int = 0
     """Tokens of its output when last heard of."""
@@ -189,6 +197,11 @@ class Lease:
     """As many of them as came since it was last past the place of one."""
     accused_among: frozenset[int] = frozenset()
     """All that were in the worker when it died as the only one on trial, and not alone."""
+
+    @property
+    def wants(self) -> int:
+        """Places that it can use now."""
+        return min(self.places, self.at_once or self.places)
 
 
 @dataclass(slots=True)
@@ -427,8 +440,21 @@ class Model:
 
     @property
     def requests(self) -> int:
-        """Those that have a place, wait for one, or return from a death."""
-        return len(self.waiting) + len(self.granted) + len(self.returning)
+        """Those that have a place, wait for one, or return from a death; one with several choices
+        counts as so many."""
+        inside = (self.waiting, self.granted, self.returning)
+        return sum(lease.places for leases in inside for lease in leases.values())
+
+    @property
+    def in_flight(self) -> int:
+        """Places that are taken."""
+        return sum(lease.held for lease in self.granted.values())
+
+    @property
+    def queued(self) -> int:
+        """Choices that wait for a place, also of requests that have some already."""
+        others = sum(max(0, lease.places - lease.held) for lease in self.granted.values())
+        return others + sum(lease.places for lease in self.waiting.values())
 
     @property
     def suspects(self) -> list[Lease]:

@@ -84,10 +84,14 @@ class Pool(MemoryEvents):
         now: float,
         digest: bytes = b"",
         keep_alive: float | None = None,
+        places: int = 1,
+        at_once: int = 0,
     ) -> tuple[int, list[Effect]]:
-        """A request wants a place and waits at most `hold` seconds; see `Model.keep_alive`. Returns
-        its lease's id."""
-        lease = self.requests.new_lease(request_id, hold, now, Purpose.REQUEST, digest, keep_alive)
+        """A request wants so many places and waits for the first at most `hold` seconds; see
+        `Model.keep_alive`, and `Lease` for the others. Returns its lease's id."""
+        lease = self.requests.new_lease(
+            request_id, hold, now, Purpose.REQUEST, digest, keep_alive, places, at_once
+        )
         effects: list[Effect] = []
         try:
             # (1)
@@ -143,6 +147,17 @@ class Pool(MemoryEvents):
         self.recovery.count_progress(model)
         effects = self.recovery.pass_place(model, lease, now) if lease.awaited else []
         return [*effects, *self.planner.settle(now)]
+
+    def holds(self, lease_id: int, held: int, left: int, now: float) -> list[Effect]:
+        """Choices of a request have ended: it has `held` on its worker, and `left` in all."""
+        model = self.state.leases.get(lease_id)
+        lease = None if model is None else model.granted.get(lease_id)
+        if model is None or lease is None:
+            return []
+        lease.places = max(1, min(left, lease.places))
+        lease.held = max(1, min(held, lease.held))
+        lease.allowed = min(lease.allowed, lease.wants)
+        return self.planner.settle(now)
 
     def fault(self, lease_id: int, reason: str, now: float) -> list[Effect]:
         """The gateway caught this lease's worker breaking the protocol: it must go."""

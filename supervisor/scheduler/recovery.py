@@ -77,7 +77,7 @@ class Recovery:
         """The worker has died, or stops where its requests are `parked`: have them return. Without
         recovery they end."""
         worker = model.current
-        worker.in_flight_at_death = len(model.granted) or worker.in_flight_at_death
+        worker.in_flight_at_death = model.in_flight or worker.in_flight_at_death
         if self._state.rules.recovery == "off" or self._state.shutting_down:
             return self.end_granted(model, error)
         interrupted, model.granted = model.granted, {}
@@ -268,13 +268,13 @@ class Recovery:
 
         suspects = model.suspects
         if not model.granted and (first := [each for each in suspects if accused(each)]):
-            return [self._try(model, first[0])] if self._requests.places(model) else []
+            return [self._try(model, first[0])] if self._requests.free_places(model) else []
         back = [each for each in model.waiting.values() if each.error is not None]
         clear = [each for each in back if each.suspicion is Suspicion.CLEAR]
-        served = clear[: self._requests.places(model)]
+        served = clear[: self._requests.free_places(model)]
         effects = [self._requests.grant(model, each) for each in served]
         passed = not any(each.awaited for each in model.granted.values())
-        if passed and self._requests.places(model):
+        if passed and self._requests.free_places(model):
             effects.append(self._try(model, min(suspects, key=order)))
         return effects
 

@@ -244,7 +244,7 @@ def no_room(
 
 def no_place(model: Model, now: float) -> QueueFull:
     return QueueFull(
-        f"All {len(model.granted)} places of model `{model.name}` stayed taken. Try again shortly.",
+        f"All {model.in_flight} places of model `{model.name}` stayed taken. Try again shortly.",
         retry_after=until_a_place(model, now),
     )
 

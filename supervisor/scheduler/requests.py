@@ -9,9 +9,9 @@ from __future__ import annotations
 import itertools
 
 from supervisor.errors import BulkheadError
-from supervisor.scheduler import refusals
+from supervisor.scheduler import places, refusals
 from supervisor.scheduler.blame import PROBATION_TOKENS
-from supervisor.scheduler.effects import Effect, Grant, Loaded, Refuse, warning
+from supervisor.scheduler.effects import Effect, Grant, Loaded, Refuse, SetPlaces, warning
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import Lease, Model, Purpose, Suspicion
 from supervisor.scheduler.state import PoolState
@@ -34,11 +34,22 @@ class Requests:
         purpose: Purpose,
         digest: bytes = b"",
         keep_alive: float | None = None,
+        places: int = 1,
+        at_once: int = 0,
     ) -> Lease:
         """A lease that is in no queue yet. A request without a digest is equal to no other."""
         number = next(self._ids)
-        digest = digest or b"%d" % number
-        return Lease(number, request_id, now + hold, purpose, hold, digest, keep_alive=keep_alive)
+        return Lease(
+            number,
+            request_id,
+            now + hold,
+            purpose,
+            hold,
+            digest or b"%d" % number,
+            keep_alive=keep_alive,
+            places=max(1, places),
+            at_once=max(0, at_once),
+        )
 
     def check_servable(self, model: Model, now: float) -> None:
         """Raises what a request is refused with that comes now, whoever waits already."""
@@ -63,7 +74,7 @@ class Requests:
         if model.requests >= model.spec.capacity:
             raise refusals.queue_full(model, now)
         limit = self._state.rules.max_requests
-        if not limit or len(self._state.leases) < limit:
+        if not limit or sum(other.requests for other in self._state.models.values()) < limit:
             return []
 
         queues = [other for other in self._state.models.values() if other.waiting]
@@ -98,25 +109,49 @@ class Requests:
             model.current.idle_since = now
         return [Loaded(lease.id, model.name, model.current.name) for lease in loads]
 
-    def places(self, model: Model) -> int:
-        """READY: how many more may be granted now, of those that wait."""
-        limit = model.concurrency or len(model.granted) + len(model.waiting)
-        if model.breaker.trips:
-            limit = 1  # the probe: the others come when it has a token
-        return max(0, limit - len(model.granted))
+    @staticmethod
+    def free_places(model: Model) -> int:
+        """READY: how many more places may be given now to those that wait."""
+        limit = _limit(model)
+        wanted = sum(lease.wants for lease in model.waiting.values())
+        return max(0, limit - model.in_flight) if limit else wanted
 
     def grant_waiting(self, model: Model) -> list[Effect]:
-        """READY: serve in the order of arrival as many as have a place."""
-        if not model.waiting:
+        """READY: serve in the order of arrival as many as have a place; and see to it that each
+        has its share of the places, as those of others become free."""
+        limit = _limit(model)
+        is_full = not model.waiting or 0 < limit <= model.in_flight
+        if is_full and all(lease.held == lease.places == 1 for lease in model.granted.values()):
             return []
-        served = list(itertools.islice(model.waiting.values(), self.places(model)))
-        return [self.grant(model, lease) for lease in served]
+        inside = [*model.granted.values(), *model.waiting.values()]
+        wanted = places.shares(limit, [lease.wants for lease in inside])
+        free = limit - model.in_flight if limit else sum(wanted)
+        effects: list[Effect] = []
+        for lease, share in zip(list(model.granted.values()), wanted, strict=False):
+            allowed = min(max(1, share), lease.held + max(0, free))
+            if allowed != lease.allowed:
+                free -= max(0, allowed - lease.held)
+                lease.allowed, lease.held = allowed, max(lease.held, allowed)
+                effects.append(SetPlaces(lease.id, allowed))
+        for lease, share in zip(inside, wanted, strict=True):
+            if lease.id not in model.waiting:
+                continue
+            if free < 1:
+                break
+            given = min(max(1, share), free)
+            free -= given
+            effects.append(self.grant(model, lease, given))
+        return effects
 
-    def grant(self, model: Model, lease: Lease) -> Effect:
-        """READY: give it a place. Who was in a death that may have been its fault is to tell when
-        it is past the place of that."""
+    def grant(self, model: Model, lease: Lease, given: int | None = None) -> Effect:
+        """READY: give it a place, or `given` ones; None = as many as are free. Who was in a death
+        that may have been its fault is to tell when it is past the place of that."""
+        if given is None:
+            free = model.concurrency - model.in_flight if model.concurrency else lease.wants
+            given = max(1, min(free, lease.wants))
         del model.waiting[lease.id]
         model.granted[lease.id] = lease
+        lease.allowed = lease.held = given
         model.note_keep_alive(lease)
         lease.start, lease.awaited, until = lease.position, lease.stuck > 0, 0
         if lease.awaited:
@@ -125,7 +160,9 @@ class Requests:
             # As long as it is news that the model makes tokens, everybody is to tell of the first.
             until = lease.position + 1
         worker = model.current
-        return Grant(lease.id, model.name, worker.name, worker.generation, until, lease.asked)
+        return Grant(
+            lease.id, model.name, worker.name, worker.generation, until, lease.asked, given
+        )
 
     # ── refusing ─────────────────────────────────────────────────────────────────────────────────
 
@@ -205,3 +242,9 @@ class Requests:
             lease.suspicion, lease.stuck = Suspicion.CLEAR, 0
             self.enqueue(other, lease)
         return effects
+
+
+def _limit(model: Model) -> int:
+    """Places that may be taken at once, 0 = any number."""
+    # The probe alone: the others come when it has a token.
+    return 1 if model.breaker.trips else model.concurrency

@@ -21,13 +21,24 @@ class Acquire(Frame, frozen=True, tag="acquire"):
     long again after each death of its worker. Equal requests have an equal `digest`, by which one
     that kills workers is recognised. `keep_alive` is for how many seconds the model stays loaded
     when nobody uses it, from this request on: 0 = not at all, negative = for ever, None = as it
-    is."""
+    is. It has `places` choices, each of which takes a place; it can use `at_once` of them at a
+    time, 0 = all."""
 
     request_id: str
     model: str
     hold_seconds: float
     digest: bytes = b""
     keep_alive: float | None = None
+    places: int = 1
+    at_once: int = 0
+
+
+class Holds(Frame, frozen=True, tag="holds"):
+    """A choice of the request has ended, but not the last one: it has `held` choices on the worker,
+    or is about to, and `left` that have not ended."""
+
+    held: int
+    left: int
 
 
 class Return(Frame, frozen=True, tag="return"):
@@ -141,7 +152,8 @@ class Granted(Frame, frozen=True, tag="granted"):
     `model` is the served name (aliases resolved), `worker` is `name#generation`, `socket` the path
     to connect to. `until`, 0 = none, is a position past the one that the request has told: send
     `Passed` when each of its choices on the worker has made as many tokens as lie between the two,
-    or has ended.
+    or has ended. At most `places` choices may be on the worker at once, 0 = all; `Places` changes
+    that.
     """
 
     model: str
@@ -150,6 +162,14 @@ class Granted(Frame, frozen=True, tag="granted"):
     until: int = 0
     asked: str = ""
     """The model that was wanted, where `model` is its fallback."""
+    places: int = 0
+
+
+class Places(Frame, frozen=True, tag="places"):
+    """At most so many choices of the request may be on the worker from now on. Those beyond go on,
+    but no other begins for one that ends."""
+
+    places: int
 
 
 class Counter(Frame, frozen=True, tag="counter"):
@@ -196,5 +216,6 @@ ToSupervisor = (
     | WatchEvents
     | UseCounter
     | AskCrashes
+    | Holds
 )
-ToGateway = Granted | Refused | Died | Report | Managed | Happened | Counter | Crashes
+ToGateway = Granted | Places | Refused | Died | Report | Managed | Happened | Counter | Crashes

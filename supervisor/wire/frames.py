@@ -18,12 +18,14 @@ Bodies are msgpack arrays led by the tag: decoding checks every type, and nothin
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 PROMPT_SLICE = 32
 """Tokens of a prompt that one `PromptLogprobs` tells."""
+GRAMMAR_BYTES: Final = 64 * 2**20
+"""The most that a worker's compiled grammars take together, those in use included."""
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):

@@ -5,14 +5,14 @@ from __future__ import annotations
 import typing
 from itertools import pairwise
 from types import UnionType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from supervisor.wire import control_frames, frames
-from supervisor.wire.codec import HEADER, FrameDecoder
+from supervisor.wire.codec import HEADER, FrameDecoder, encode
 from supervisor.wire.frames import Frame
 
 DIRECTIONS: dict[str, Any] = {
@@ -25,6 +25,15 @@ DIRECTIONS: dict[str, Any] = {
     "ToCounter": frames.ToCounter,
     "FromCounter": frames.FromCounter,
 }
+F = TypeVar("F", bound=Frame)
+
+
+def as_received(frame: F) -> F:
+    """What the worker gets of a request that may be packed."""
+    (received,) = FrameDecoder[F](frames.ToEngine).feed(encode(frame))
+    return received
+
+
 EVERY = settings(deadline=None, max_examples=50)
 
 

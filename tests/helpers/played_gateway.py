@@ -16,6 +16,8 @@ import uvloop
 
 from gateway.app import build
 from gateway.handlers.common import RELAY
+from gateway.http.bodies import BodyBytes
+from gateway.http.exchange import BODIES
 from gateway.http.server import listening
 from gateway.http.timing import Timing
 from gateway.relay.generation import Event
@@ -75,15 +77,28 @@ class PlayedRelay:
 
     def __init__(self) -> None:
         self.holds: list[float] = []
+        self.choices: list[Any] = []
+        """Of all requests that have come."""
+        self.granting = asyncio.Event()
+        """Not set while requests wait for their places."""
+        self.granting.set()
         self._started: asyncio.Queue[PlayedGeneration] = asyncio.Queue()
 
     async def start(
         self, choices: Any, model: str, hold: float, digest: bytes, keep_alive: float | None
     ) -> PlayedGeneration:
         self.holds.append(hold)
+        self.choices += choices
+        await self.granting.wait()
         generation = PlayedGeneration()
         self._started.put_nowait(generation)
         return generation
+
+    async def count(self, chat: Any, *more: Any) -> int:
+        """As `start`."""
+        self.choices.append(chat)
+        await self.granting.wait()
+        return 3
 
     async def next(self) -> PlayedGeneration:
         return await self._started.get()
@@ -133,6 +148,7 @@ class Gateway:
 
     relay: PlayedRelay
     address: tuple[str, int]
+    bodies: BodyBytes
     clients: list[Client] = field(default_factory=list)
 
     async def connect(self, receive_buffer: int = 0) -> Client:
@@ -150,16 +166,18 @@ class Gateway:
 
 
 @contextlib.asynccontextmanager
-async def playing(timing: Timing, send_buffer: int = 0) -> AsyncIterator[Gateway]:
+async def playing(
+    timing: Timing, send_buffer: int = 0, settings: ServerSettings | None = None
+) -> AsyncIterator[Gateway]:
     """A gateway with these limits; with a send buffer of so many bytes for each connection."""
-    app = build(ServerSettings(), "no-control-socket", timing)
+    app = build(settings or ServerSettings(), "no-control-socket", timing)
     relay: Any = PlayedRelay()
     app[RELAY] = relay
     with socket.create_server(("127.0.0.1", 0)) as listener:
         if send_buffer:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         async with listening(app, listener, backlog=512, shutdown_seconds=0.0):
-            gateway = Gateway(relay, listener.getsockname())
+            gateway = Gateway(relay, listener.getsockname(), app[BODIES])
             try:
                 yield gateway
             finally:

@@ -23,7 +23,7 @@ from gateway.relay.client import Relay
 from gateway.relay.generation import Event, Generation
 from supervisor.errors import BulkheadError
 from supervisor.wire.codec import FrameDecoder, encode
-from supervisor.wire.control_frames import Acquire, Died, Granted, Refused, ToSupervisor
+from supervisor.wire.control_frames import Acquire, Died, Granted, Holds, Refused, ToSupervisor
 from supervisor.wire.frames import Failed, Frame, Generate, Text, ToEngine
 
 REQUEST = Generate("r1", Text("hello"), 1.5, max_tokens=7, stop=("x",))
@@ -39,6 +39,8 @@ class Peer:
         self._socket = connection
         self._decoder: FrameDecoder[Frame] = FrameDecoder(direction)
         self._arrived: deque[Frame] = deque()
+        self.holds: list[Holds] = []
+        """What it has said of its places, which nobody is bothered with."""
 
     async def receive(self) -> Frame | None:
         while not self._arrived:
@@ -48,7 +50,11 @@ class Peer:
                 return None
             if not data:
                 return None
-            self._arrived.extend(self._decoder.feed(data))
+            for frame in self._decoder.feed(data):
+                if isinstance(frame, Holds):
+                    self.holds.append(frame)
+                else:
+                    self._arrived.append(frame)
         return self._arrived.popleft()
 
     def unread(self, frame: Frame) -> None:
@@ -116,7 +122,8 @@ class Peers:
         requests = [replace(REQUEST, request_id=f"r{number}") for number in range(choices)]
         starting = asyncio.create_task(self.relay.start(requests, "alias", 5.0))
         lease = await self.accept(self.control)
-        assert await lease.receive() == Acquire("r0", "alias", 5.0)
+        most = at_once if at_once < choices else 0
+        assert await lease.receive() == Acquire("r0", "alias", 5.0, places=choices, at_once=most)
         await lease.send(Granted("m", "m#1", self.socket, until))
         workers = dict([await self.next_choice() for _ in requests[:at_once]])
         return await starting, lease, [workers[number] for number in range(len(workers))]

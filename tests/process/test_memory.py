@@ -126,7 +126,7 @@ def test_what_can_never_fit_is_refused_at_once_with_the_figures(tmp_path: Path) 
         answer = server.chat("a")
         assert error_of(answer) == (400, "model_too_large")
         assert answer.headers["x-should-retry"] == "false"
-        for part in ("5.0 GB", "4.0 GB", "Lower the model's `memory`"):
+        for part in ("5.0 GB", "3.8 GB", "Lower the model's `memory`"):
             assert part in answer.json["error"]["message"]
 
 

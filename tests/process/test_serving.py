@@ -382,6 +382,7 @@ def test_health_and_root(server: Server) -> None:
         assert set(report["memory"]) == {
             "budget_bytes",
             "charged_bytes",
+            "reserved_bytes",
             "physical_bytes",
             "limited_by",
             "used_percent",

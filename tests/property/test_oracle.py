@@ -265,7 +265,7 @@ def try_suspects_first(self: Recovery, model: Model, now: float) -> list[Effect]
 @bug("one at a time is tried", Recovery, "try_suspects", 4, r"\d+ is on probation beside .*")
 def try_all_suspects(self: Recovery, model: Model, now: float) -> list[Effect]:
     effects = try_suspects(self, model, now)
-    if model.suspects and model.granted and self._requests.places(model):
+    if model.suspects and model.granted and self._requests.free_places(model):
         effects.append(self._try(model, model.suspects[0]))
     return effects
 

@@ -260,9 +260,17 @@ ROOMS: Mapping[str, Room] = {
         ),
         ("aiohttp",),
     ),
+    "gateway.heap": Room(),
     "gateway.logs": Room(("supervisor.log_handlers",)),
     "gateway.main": Room(
-        ("gateway.app", "gateway.http", "gateway.logs", "supervisor.config", "supervisor.wire"),
+        (
+            "gateway.app",
+            "gateway.heap",
+            "gateway.http",
+            "gateway.logs",
+            "supervisor.config",
+            "supervisor.wire",
+        ),
         ("msgspec", "uvloop"),
     ),
     # The worker.

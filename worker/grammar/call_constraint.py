@@ -31,25 +31,32 @@ class CallGrammars:
     def __init__(
         self,
         vocabulary: Callable[[], Vocabulary],
-        compiled: Callable[[str], CompiledGrammar],
+        compiled: Callable[[str, bool], CompiledGrammar],
         rules: Mapping[CallPlace, str],
     ) -> None:
+        """`compiled` compiles rules; the flag says that there must be room for them, because the
+        answer has begun."""
         self.vocabulary = vocabulary
         """May take as long as a vocabulary takes to be made. Raises UnsupportedValue."""
         self._compiled = compiled
         self._rules = rules
+        self._ahead: list[CompiledGrammar] = []
+        """Held from the start, so that there is no doubt later whether there is room."""
 
     def __contains__(self, place: CallPlace) -> bool:
         return place in self._rules
 
     def compile_all(self) -> None:
-        """Raises InvalidValue or UnsupportedValue."""
+        """Raises InvalidValue, UnsupportedValue or QueueFull."""
         for rules in self._rules.values():
-            self._compiled(rules)
+            compiled = self._compiled(rules, False)
+            compiled.users.add(self)
+            self._ahead.append(compiled)
 
     def matcher(self, place: CallPlace) -> GrammarMatcher:
-        """A matcher at the beginning of a place's grammar. Raises as `compile_all` does."""
-        return GrammarMatcher(self._compiled(self._rules[place]))
+        """A matcher at the beginning of a place's grammar. Raises InvalidValue or
+        UnsupportedValue."""
+        return GrammarMatcher(self._compiled(self._rules[place], True))
 
 
 class CallConstraint:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -16,6 +15,7 @@ from worker.grammar.answer_constraint import AnswerConstraint
 from worker.grammar.call_constraint import CallConstraint, CallGrammars
 from worker.grammar.call_rules import CallableTool
 from worker.grammar.checker import param
+from worker.grammar.grammar_cache import GrammarCache, bytes_of
 from worker.grammar.matcher import CLIENTS, OURS, CompiledGrammar, GrammarMatcher, Limits
 from worker.grammar.refusals import (
     IMPOSSIBLE,
@@ -35,19 +35,20 @@ from worker.output.tools.call_forms import ForcedForm, call_form
 from worker.output.tools.calls import CallCollector
 from worker.prompt.tokenizer import ModelTokenizer
 
-_CACHED = 64
-"""Compiled grammars kept. Nearly all clients use a few schemas over and over."""
-
 
 class ConstraintCompiler:
     """Compiles the grammars of one model: on one thread at a time, but for those of calls, which
     may be compiled on another when the call begins."""
 
     def __init__(
-        self, tokenizer: ModelTokenizer, vocab_size: int, formats: AnswerFormat | None = None
+        self,
+        tokenizer: ModelTokenizer,
+        vocab_size: int,
+        formats: AnswerFormat | None = None,
+        cache: GrammarCache | None = None,
     ) -> None:
         """`vocab_size` is the width of the logits. `formats` are the tokenizer's, None = they are
-        to be found out."""
+        to be found out. `cache` None = one of its own."""
         self._tokenizer = tokenizer
         self._decoders = TokenDecoders(tokenizer)
         self._size = vocab_size
@@ -60,8 +61,7 @@ class ConstraintCompiler:
         self._markers = MarkerTokens(tokenizer)
         self._call_form = call_form(tokenizer)
         self._formats = formats
-        self._caching = threading.Lock()
-        self._cache: OrderedDict[bytes, CompiledGrammar] = OrderedDict()
+        self._cache = GrammarCache() if cache is None else cache
 
     def compile(
         self, request: Generate, prompt: Sequence[int] = ()
@@ -69,7 +69,8 @@ class ConstraintCompiler:
         """The constraint of a request's output, None if it has none.
 
         `prompt` are the prompt's tokens. The model's first call takes seconds, a schema's first up
-        to 0.5 s, others under a millisecond. Raises InvalidValue or UnsupportedValue.
+        to 0.5 s, others under a millisecond. Raises InvalidValue, UnsupportedValue, or QueueFull
+        when the grammars of other answers leave no room.
         """
         calling = request.calling
         if calling is not None and calling.choice == "required":
@@ -196,7 +197,7 @@ class ConstraintCompiler:
         parts = [SchemaPart(tool.schema, tool.place) for tool in found if tool.schema]
         grammars = CallGrammars(
             partial(self._known, "tools"),
-            lambda rules: self._compiled(self._known("tools"), rules, parts),
+            lambda rules, must: self._compiled(self._known("tools"), rules, parts, must=must),
             call_rules.native_rules(found, form, self._marker),
         )
         answer = AnswerParts((), CallCollector(parallel=True), behind_marker=False)
@@ -260,26 +261,32 @@ class ConstraintCompiler:
         parts: Sequence[SchemaPart],
         place: str = "tools",
         limits: Limits = OURS,
+        *,
+        must: bool = False,
     ) -> CompiledGrammar:
         """A grammar of the cache. `parts` are the schemas in it, `place` is what is to blame if
-        there are none, `limits` are the parser's. Raises InvalidValue or UnsupportedValue."""
-        key = hashlib.sha256(rules.encode()).digest()
-        with self._caching:
-            found = self._cache.get(key)
-            if found is not None:
-                self._cache.move_to_end(key)
-                return found
-        found = CompiledGrammar(vocabulary, rules, limits)
+        there are none, `limits` are the parser's, `must` is as the cache's. Raises InvalidValue,
+        UnsupportedValue or QueueFull."""
+        key, size = hashlib.sha256(rules.encode()).digest(), bytes_of(rules)
+        if (found := self._cache.find(key)) is not None:
+            return found
+        if size > self._cache.most:
+            at = parts[0].place if parts else place
+            raise UnsupportedValue(
+                f"This grammar is too large: with all schemas in it, it has {len(rules)} "
+                f"characters, for about {size >> 20} MB, and a model's grammars may take "
+                f"{self._cache.most >> 20} MB together (at {at}). Use fewer or smaller schemas.",
+                param=param(at),
+            )
+        found = self._cache.add(
+            key, size, lambda: CompiledGrammar(vocabulary, rules, limits), must=must
+        )
         if found.error and parts:
             raise explain_refusal(found.error, parts)
         if found.error:
             raise refusal_of(found.error, place)
         if found.is_empty:
             raise refusal_at(IMPOSSIBLE, parts[0].place) if parts else refusal_of("", place)
-        with self._caching:
-            self._cache[key] = found
-            if len(self._cache) > _CACHED:
-                self._cache.popitem(last=False)
         return found
 
     def _marker(self, text: str) -> str:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
+from weakref import WeakSet
 
 import llguidance
 
@@ -69,6 +70,8 @@ class CompiledGrammar:
     def __init__(self, vocabulary: Vocabulary, rules: str, bounds: Limits = OURS) -> None:
         """`rules` are in llguidance's Lark. Takes up to 0.5 s."""
         self.vocabulary = vocabulary
+        self.users: WeakSet[object] = WeakSet()
+        """Who follows it, or will."""
         self._limits = limits(bounds)
         self._grammar = llguidance.LLMatcher.grammar_from_lark(UNFORCED + rules)
         self._matcher = self._compile()
@@ -100,6 +103,7 @@ class GrammarMatcher:
 
     def __init__(self, compiled: CompiledGrammar) -> None:
         self._compiled = compiled
+        compiled.users.add(self)
         self.matcher = compiled.matcher()
         self.failure = ""
         self.alive = True

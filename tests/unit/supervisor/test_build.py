@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from gateway.http.bodies import RUNNING_MAX
+from gateway.responses.store import BYTES_MAX as RESPONSES_MAX
 from supervisor import build
 from supervisor.config.flags import Overrides
 from supervisor.config.rules import ConfigError
@@ -17,6 +19,7 @@ from supervisor.machine.readers import MachineMemory
 from supervisor.models.catalog import DEFAULT_CONCURRENCY, Catalog
 from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Sizing
+from supervisor.processes.gateway import BYTES as GATEWAY_BYTES
 from supervisor.processes.spare import BYTES as SPARE_BYTES
 from supervisor.scheduler.model import Limits, ReleaseRule, Rules, Spec
 from supervisor.scheduler.pool import Pool
@@ -25,6 +28,7 @@ from tests.helpers.architectures import config_of
 from tests.unit.supervisor.models.test_estimate import write_tensors
 
 GB = 10**9
+QUEUE_BYTES = 256 * 10**6
 MODEL = '[models.m]\nsource = "nowhere/m"\n'
 
 
@@ -81,7 +85,7 @@ def test_deadlines_and_the_default_model_reach_the_pool() -> None:
     made = pool(config, 5 * GB)
     assert made.state.limits == Limits(load_stall=3, drain=4)
     assert made.state.resolve("").spec.name == "m"
-    assert made.state.ledger.budget == 5 * GB - SPARE_BYTES
+    assert made.state.ledger.budget == 5 * GB - SPARE_BYTES - 5 * GB // 20
 
 
 @pytest.mark.parametrize(
@@ -104,9 +108,11 @@ def test_what_is_set_for_a_model_reaches_the_pool(options: str, spec: Spec) -> N
     assert model.pinned is spec.pin
 
 
-def three(keys: str, budget: int | None, measured: int = 0, outgrown: int = 0) -> Pool:
+def three(
+    keys: str, budget: int | None, measured: int = 0, before: str = "", outgrown: int = 0
+) -> Pool:
     """Models `a` of 3 GB, `b` of 4 GB and `c` of no configured size, each with `keys`."""
-    tables = "".join(
+    tables = before + "".join(
         f'[models.{name}]\nsource = "nowhere/{name}"\n{keys}\n{size}\n'
         for name, size in (("a", 'memory = "3GB"'), ("b", 'memory = "4GB"'), ("c", ""))
     )
@@ -140,23 +146,45 @@ def test_a_size_that_was_measured_counts_against_the_budget() -> None:
 def test_the_spare_gets_its_share_unless_that_keeps_models_out(keys: str) -> None:
     """Without pins and preloads the largest model counts, 4 GB; with them all together, 7 GB."""
     needed = 7 * GB if keys else 4 * GB
-    for budget, share in ((needed + SPARE_BYTES, SPARE_BYTES), (needed + SPARE_BYTES - 1, 0)):
-        ledger = three(keys, budget).state.ledger
-        assert (ledger.reserved, ledger.budget) == (share, budget - share)
+    enough = (needed + SPARE_BYTES) * 20 // 19 + 20
+    for budget, share in ((enough, SPARE_BYTES), (enough - 40, 0)):
+        ledger, gateway = three(keys, budget).state.ledger, budget // 20
+        assert (ledger.reserved, ledger.budget) == (share + gateway, budget - share - gateway)
     # What fits neither way loses nothing by a spare.
-    assert three("", 39 * GB // 10).state.ledger.reserved == SPARE_BYTES
-    assert three(keys, None).state.ledger.reserved == SPARE_BYTES
+    budget = 39 * GB // 10
+    assert three("", budget).state.ledger.reserved == SPARE_BYTES + budget // 20
+    assert three(keys, None).state.ledger.reserved == SPARE_BYTES + GATEWAY_BYTES + QUEUE_BYTES
+
+
+@pytest.mark.parametrize("keys", ["", "pin = true", "preload = true"])
+def test_the_gateway_is_charged_what_it_may_hold_unless_that_keeps_models_out(keys: str) -> None:
+    needed = 7 * GB if keys else 4 * GB
+
+    def reserved(budget: int | None, server: str = "") -> int:
+        without = f"[memory]\nspare = false\n{server}"
+        return three(keys, budget, before=without).state.ledger.reserved
+
+    assert reserved(100 * GB) == reserved(None) == GATEWAY_BYTES + QUEUE_BYTES
+    assert reserved(100 * GB, '[server]\nmax_queue_bytes = "1GB"\n') == GATEWAY_BYTES + GB
+    assert reserved(needed + GB // 10) == GB // 10
+    assert reserved(needed) == 0
+    assert reserved(9 * GB) == 9 * GB // 20
+
+
+def test_the_gateway_is_charged_for_what_it_keeps() -> None:
+    assert GATEWAY_BYTES >= RUNNING_MAX + RESPONSES_MAX + 50 * 10**6
 
 
 def test_a_budget_that_has_no_room_for_the_spare_alone(caplog: pytest.LogCaptureFixture) -> None:
     ledger = pool(parse(""), SPARE_BYTES - 1).state.ledger
-    assert (ledger.reserved, ledger.budget) == (0, SPARE_BYTES - 1)
+    gateway = (SPARE_BYTES - 1) // 20
+    assert (ledger.reserved, ledger.budget) == (gateway, SPARE_BYTES - 1 - gateway)
     assert "no spare worker: there is no room for it in the budget" in caplog.messages
 
 
 def test_without_a_spare_the_budget_is_the_models() -> None:
     ledger = pool(parse("[memory]\nspare = false\n"), 5 * GB).state.ledger
-    assert (ledger.reserved, ledger.budget) == (0, 5 * GB)
+    assert (ledger.reserved, ledger.budget) == (5 * GB // 20, 5 * GB - 5 * GB // 20)
 
 
 def test_thresholds() -> None:

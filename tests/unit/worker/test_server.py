@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from supervisor.errors import QueueFull
 from supervisor.wire.frames import (
     Accepted,
     Continue,
     Embed,
     End,
+    Failed,
     Frame,
     FromEngine,
     FromWorker,
@@ -31,6 +33,7 @@ from supervisor.wire.frames import (
 from supervisor.wire.progress import SIZE, ProgressRecord
 from supervisor.wire.stream import FrameStream, connect
 from tests.helpers.fakes.engine import Script, ScriptedEngine
+from worker import server as worker_server
 from worker.engine.thread import Job, Prepared
 from worker.server import _SHORT_PROMPT, WorkerServer
 
@@ -165,3 +168,44 @@ def test_who_leaves_before_the_prompt_is_prepared_is_forgotten(
             assert desk.engine.told == []
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("how", ["room comes", "no room comes", "the client leaves"])
+def test_a_request_waits_for_room_for_its_grammar(
+    tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_server, "_ROOM_SECONDS", 0.05 if how == "no room comes" else SECONDS)
+    monkeypatch.setattr(worker_server, "_LOOK_SECONDS", 0.01)
+
+    async def scenario() -> None:
+        desk = Desk(tmp_path)
+        tried = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        prepare = desk.engine.prepare
+        full = True
+
+        def prepare_if_there_is_room(request: Generate | Embed) -> Prepared:
+            if full:
+                loop.call_soon_threadsafe(tried.set)
+                raise QueueFull("no room")
+            return prepare(request)
+
+        monkeypatch.setattr(desk.engine, "prepare", prepare_if_there_is_room)
+        async with asyncio.timeout(SECONDS), desk.serving():
+            stream = await desk.ask(SHORT)
+            await tried.wait()
+            match how:
+                case "room comes":
+                    full = False
+                    assert len(await tokens(stream)) == 5
+                case "no room comes":
+                    refused = await stream.receive()
+                    assert isinstance(refused, Failed)
+                    assert refused.code == "queue_full"
+                case _:
+                    stream.close()
+                    await asyncio.sleep(0)
+                    full = False
+                    assert len(await tokens(await desk.ask(SHORT))) == 5
+
+    asyncio.run(scenario())

@@ -14,6 +14,7 @@ import pytest
 from gateway.relay.generation import OutputPaused
 from supervisor.wire.frames import Accepted, Call, Embed, Embedded, End, Logprob, Logprobs, Token
 from tests.helpers.fakes.engine import PROMPT_TOKENS, REFUSED, Script, text_of
+from tests.helpers.frames import as_received
 from tests.helpers.played_gateway import PATIENT, play, playing
 from tests.helpers.serving import DEADLINE, Answer, Server, serving
 from tests.unit.gateway.handlers.test_embeddings import VECTOR, Scripted, posted
@@ -316,7 +317,7 @@ def test_embeddings() -> None:
     assert [len(each) for each in read.embeddings] == [2, 2]
     assert read.prompt_eval_count == 7
     assert (relay.keep_alive, answer.headers["x-bulkhead-ignored"]) == (300.0, "options.num_ctx")
-    (asked,) = cast(list[Embed], relay.requests[0])
+    (asked,) = map(as_received, cast(list[Embed], relay.requests[0]))
     assert asked.inputs == ("a", "b")
 
 

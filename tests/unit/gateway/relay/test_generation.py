@@ -15,7 +15,14 @@ from gateway.relay.generation import Event, OutputPaused
 from gateway.relay.preconnect import Preconnect
 from supervisor.errors import InternalError, InvalidValue
 from supervisor.wire.codec import HEADER
-from supervisor.wire.control_frames import Granted, Return, WorkerFault
+from supervisor.wire.control_frames import (
+    Acquire,
+    Granted,
+    Holds,
+    Places,
+    Return,
+    WorkerFault,
+)
 from supervisor.wire.frames import Accepted, End, Failed, Generate, Progress, Text, Token
 from supervisor.wire.listener import reach
 from tests.helpers.relay_peers import DIED, REQUEST, Peers, Scenario, failure_of, received, same
@@ -471,5 +478,72 @@ def test_a_worker_lost_between_two_choices_is_explained_and_leaks_nothing(
         assert same(await failure_of(starting), DIED)
         assert await worker.receive() is None
         assert await lease.receive() is None
+
+    run_scenario(scenario)
+
+
+def test_a_worker_has_as_many_choices_as_there_are_places(
+    run_scenario: Callable[[Scenario], None],
+) -> None:
+    async def scenario(peers: Peers) -> None:
+        requests = [replace(REQUEST, request_id=f"r{number}") for number in range(4)]
+        starting = asyncio.create_task(peers.relay.start(requests, "m", 5.0))
+        lease = await peers.accept(peers.control)
+        assert await lease.receive() == Acquire("r0", "m", 5.0, places=4)
+        await lease.send(Granted("m", "m#1", peers.socket, places=1))
+        number, first = await peers.next_choice()
+        generation = await starting
+        assert number == 0
+
+        more = asyncio.create_task(peers.next_choice())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not more.done()
+        await lease.send(Places(2))
+        number, second = await more
+        assert number == 1
+
+        await lease.send(Places(1))
+        await second.send(Token(1, "a"), End("stop", 3, 1))
+        assert [await generation.receive() for _ in range(2)]
+        more = asyncio.create_task(peers.next_choice())
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not more.done()
+        await first.send(Token(1, "a"), End("stop", 3, 1))
+        assert [await generation.receive() for _ in range(2)]
+        _, third = await more
+        await third.send(End("stop", 3, 0))
+        await generation.receive()
+        _, last = await peers.next_choice()
+        await last.send(End("stop", 3, 0))
+        await generation.receive()
+        generation.close()
+        assert await lease.receive() is None
+        assert lease.holds == [Holds(1, 3), Holds(1, 2), Holds(1, 1)]
+
+    run_scenario(scenario)
+
+
+def test_after_a_death_fewer_may_go_on_at_once_and_all_do(
+    run_scenario: Callable[[Scenario], None],
+) -> None:
+    async def scenario(peers: Peers) -> None:
+        generation, lease, workers = await peers.start_several(3)
+        for number, worker in enumerate(workers):
+            await worker.send(Token(number, "a"))
+            await generation.receive()
+        for worker in workers:
+            worker.close()
+        await lease.send(replace(DIED, may_return=True))
+        assert isinstance(await lease.receive(), Return)
+        await lease.send(Granted("m", "m#2", peers.socket, places=1))
+        for number in range(3):
+            went_on, worker = await peers.next_choice()
+            assert went_on == number
+            await worker.send(End("stop", 3, 1))
+            while not isinstance((await generation.receive())[1], End):
+                continue
+        generation.close()
 
     run_scenario(scenario)

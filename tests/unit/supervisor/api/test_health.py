@@ -124,6 +124,7 @@ def test_a_fresh_server_shows_what_is_configured_and_nothing_loaded() -> None:
     assert body["memory"] == {
         "budget_bytes": None,
         "charged_bytes": 0,
+        "reserved_bytes": 0,
         "physical_bytes": 16_000,
         "limited_by": None,
         "used_percent": 42.5,

@@ -158,17 +158,6 @@ def test_requests_of_one_schema_don_t_share_a_state() -> None:
     push(one, ": 5}")
 
 
-def test_compiled_once_and_the_cache_is_bounded() -> None:
-    grammars = ConstraintCompiler(wrapper(), len(wrapper()))
-    for i in range(80):
-        grammars.compile(structured.request({"const": i}))
-    assert len(grammars._cache) == 64
-    first = next(iter(grammars._cache))
-    grammars.compile(structured.request({"const": 16}))
-    assert next(iter(grammars._cache)) != first
-    assert len(grammars._cache) == 64
-
-
 # ── thinking ─────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -30,8 +30,9 @@ from supervisor.machine.readers import MachineMemory, MemoryReader
 from supervisor.processes.launcher import Child
 from supervisor.scheduler.death import Death
 from supervisor.scheduler.effects import Effect, EndLease, Grant, Refuse
+from supervisor.scheduler.lease import Lease
 from supervisor.scheduler.lifecycle import HAS_PROCESS, State
-from supervisor.scheduler.model import Lease, Model
+from supervisor.scheduler.model import Model
 from supervisor.scheduler.state import PoolState
 from supervisor.wire.crash import LoadedModel, MachineSample, Sample
 

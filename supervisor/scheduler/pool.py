@@ -29,6 +29,7 @@ from supervisor.errors import BulkheadError, ModelLoadFailed, ModelUnavailable
 from supervisor.scheduler import refusals
 from supervisor.scheduler.death import Death
 from supervisor.scheduler.effects import Effect, LogLine, Refuse, warning
+from supervisor.scheduler.lease import Purpose
 from supervisor.scheduler.lifecycle import HAS_PROCESS, Event, State
 from supervisor.scheduler.memory_events import MemoryEvents
 from supervisor.scheduler.model import (
@@ -37,7 +38,6 @@ from supervisor.scheduler.model import (
     Limits,
     Model,
     PreloadRequest,
-    Purpose,
     Rules,
     Spec,
 )

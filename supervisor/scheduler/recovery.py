@@ -33,16 +33,9 @@ from supervisor.scheduler.effects import (
     RememberLimit,
     warning,
 )
+from supervisor.scheduler.lease import Lease, Suspicion, UndecidedDeath
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.model import (
-    QUIET_SECONDS,
-    LearnedLimit,
-    Lease,
-    Model,
-    Presumption,
-    Suspicion,
-    UndecidedDeath,
-)
+from supervisor.scheduler.model import QUIET_SECONDS, LearnedLimit, Model, Presumption
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.requests import Requests
 from supervisor.scheduler.state import PoolState

@@ -12,8 +12,9 @@ from supervisor.errors import BulkheadError
 from supervisor.scheduler import places, refusals
 from supervisor.scheduler.blame import PROBATION_TOKENS
 from supervisor.scheduler.effects import Effect, Grant, Loaded, Refuse, SetPlaces, warning
+from supervisor.scheduler.lease import Lease, Purpose, Suspicion
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.model import Lease, Model, Purpose, Suspicion
+from supervisor.scheduler.model import Model
 from supervisor.scheduler.state import PoolState
 
 

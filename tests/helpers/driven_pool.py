@@ -16,8 +16,9 @@ from supervisor.scheduler.effects import (
     Refuse,
     RememberLimit,
 )
+from supervisor.scheduler.lease import Lease, Suspicion
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.model import Lease, Limits, Rules, Spec, Suspicion
+from supervisor.scheduler.model import Limits, Rules, Spec
 from supervisor.scheduler.pool import Pool
 from tests.property.recoveries import death_of
 

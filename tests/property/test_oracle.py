@@ -21,10 +21,11 @@ from supervisor.scheduler.breaker import Breaker
 from supervisor.scheduler.death import Fault
 from supervisor.scheduler.effects import Effect, Lend, Refuse
 from supervisor.scheduler.eviction import Candidate
+from supervisor.scheduler.lease import Lease
 from supervisor.scheduler.ledger import Key
 from supervisor.scheduler.lifecycle import Event, State
 from supervisor.scheduler.loans import Loans
-from supervisor.scheduler.model import DrainCause, LearnedLimit, Lease, Model, Rules
+from supervisor.scheduler.model import DrainCause, LearnedLimit, Model, Rules
 from supervisor.scheduler.plan import Capacity, Demand, Loan, Need, Plan, Tenant, _Planning
 from supervisor.scheduler.planner import HeldLoad, Planner
 from supervisor.scheduler.pressure import Level

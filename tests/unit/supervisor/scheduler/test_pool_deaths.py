@@ -6,9 +6,10 @@ import pytest
 
 from supervisor.crashes.diagnosis import Cause, Diagnosis
 from supervisor.scheduler.effects import EndLease, Grant, Refuse, Spawn, Stop
+from supervisor.scheduler.lease import Suspicion
 from supervisor.scheduler.ledger import STRANDED_SECONDS
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.model import ReleaseRule, Rules, Spec, Suspicion
+from supervisor.scheduler.model import ReleaseRule, Rules, Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.workers import FAULT_SECONDS
 from tests.helpers.pools import (

@@ -9,8 +9,9 @@ import pytest
 from supervisor.errors import BulkheadError
 from supervisor.scheduler import refusals
 from supervisor.scheduler.breaker import Breaker
+from supervisor.scheduler.lease import Lease
 from supervisor.scheduler.lifecycle import State
-from supervisor.scheduler.model import DrainCause, Lease, Model, Spec, Worker
+from supervisor.scheduler.model import DrainCause, Model, Spec, Worker
 from tests.helpers.pools import GB
 
 NOW = 103.0

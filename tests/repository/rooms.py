@@ -80,7 +80,7 @@ ROOMS: Mapping[str, Room] = {
     ),
     "supervisor.crashes": Room(
         (
-            *_scheduler("death", "effects", "lifecycle", "model", "state"),
+            *_scheduler("death", "effects", "lease", "lifecycle", "model", "state"),
             "supervisor.background",
             "supervisor.errors",
             "supervisor.layout",

@@ -57,7 +57,8 @@ class Collector:
 
 def batched(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
     """The tokens of the engine that workers run, all prompts given to it at once."""
-    engine = BatchEngine()
+    # By a clock that stands, slices stay as they are before speeds are known, on any machine.
+    engine = BatchEngine(lambda: 0.0)
     engine.warm_up()
     # Fewer places than prompts: rows leave and others join all the time.
     engine.load(Load("m", 1, str(folder), "", PLACES, 0), lambda done, total: None)
@@ -79,7 +80,7 @@ def batched(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
         for job, frames in outputs:
             job.sink.send(frames)
     engine.close()
-    assert widest >= PLACES / 2
+    assert widest >= min(PLACES, len(prompts)) / 2
     assert all(sink.ended for sink in sinks)
     return [sink.tokens for sink in sinks]
 

@@ -132,11 +132,15 @@ class BatchEngine:
             return outputs
         before, self._last = self._last, turn
         if turn is _Turn.DECODE:
-            return [*outputs, *self._generation.decode(alone=before is _Turn.DECODE)]
-        self._last_other = turn
-        if turn is _Turn.PREFILL:
-            return [*outputs, *self._generation.prefill(prompts)]
-        return [*outputs, *self._embedder.step()]
+            outputs += self._generation.decode(alone=before is _Turn.DECODE)
+        elif turn is _Turn.PREFILL:
+            outputs += self._generation.prefill(prompts)
+        else:
+            outputs += self._embedder.step()
+        if turn is not _Turn.DECODE:
+            self._last_other = turn
+        self._memory.stepped()
+        return outputs
 
     def _turn(self, *, prefills: bool) -> _Turn | None:
         """Every other step is a decode step, while anybody decodes; the rest take turns. None =

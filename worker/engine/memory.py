@@ -22,6 +22,8 @@ UNBOUNDED = Allowance(room=2**60)
 """For an engine that is told of no allowance."""
 UNKNOWN = 4.0
 """How much more than reckoned the first prefill step may take, which is as small as that wants."""
+SAFE = 2.2
+"""And how much more any: what one behind few tokens took does not tell all of one behind many."""
 _FREED_MOST = 64 * 2**20
 _FREED_LEAST = 2**20
 _FREED_SHARE = 16
@@ -101,13 +103,19 @@ class Memory:
         now = mx.get_active_memory() + mx.get_cache_memory() - self._base
         return max(self._usage.held, now)
 
+    def stepped(self) -> None:
+        """A step is over: bound what MLX keeps of it. On the CPU it heeds no limit of its own but
+        32 MB."""
+        if mx.get_cache_memory() > self.demand.freed and self._bounded:
+            mx.clear_cache()
+
     def slice(self, context: int) -> int:
         """Tokens, of all prompts together, that a prefill step may have which ends with `context`
         tokens behind the longest."""
         demand = self.demand
         least = demand.steps.prefill(LEAST_SLICE, context)
         spare = self._loan.budget - self._usage.held + least
-        factor = self._corrections.of("prefill", UNKNOWN)
+        factor = max(SAFE, self._corrections.of("prefill", UNKNOWN))
         return demand.steps.slice_within(int(spare / factor), context)
 
     # ── what the supervisor says ─────────────────────────────────────────────────────────────────

@@ -308,3 +308,17 @@ def test_who_is_unloaded_takes_its_idle_loan_with_it() -> None:
     decided = make_plan([demand("a", 9)], [tenant("x", 5)], capacity(0), RULES, NOW, (), loans)
     assert decided.unload == [Unload("x", "a")]
     assert decided.recall == {V: 1}
+
+
+def test_2_what_drains_is_on_its_way_already_with_its_idle_loan() -> None:
+    loans = [Loan(V, idle=3, drains=True)]
+    decided = make_plan([demand("a", 5)], [tenant("x", 5)], capacity(2), RULES, NOW, (), loans)
+    assert (decided.recall, decided.unload) == ({}, [Unload("x", "a")])
+
+
+def test_e_of_all_the_youngest_is_parked() -> None:
+    loans = [
+        Loan(("u", 1), in_use=2, youngest=99.4, parkable=2),
+        Loan(V, in_use=2, youngest=99.5, parkable=2),
+    ]
+    assert make_plan([], [], capacity(0), RULES, NOW, [need(2)], loans).park == (V, 2)

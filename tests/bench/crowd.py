@@ -29,7 +29,7 @@ STREAMS = 8
 PROMPT_TOKENS = 4000
 SLACK = 0.500
 """Seconds that the last one may take above 1.2 times the bare work."""
-_TOKENS = 400
+_TOKENS = 160
 _KILL_AT = 16
 _CONTEXT = 16384
 _DEADLINE = 240.0

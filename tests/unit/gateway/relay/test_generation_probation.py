@@ -30,13 +30,15 @@ def test_a_request_says_when_it_has_passed_and_goes_on(
     run_scenario(scenario)
 
 
-@pytest.mark.parametrize("last", [End("stop", 1, 3000), Failed("invalid_value", "bad", None, None)])
+@pytest.mark.parametrize(
+    "last", [End("stop", 1, 15_000), Failed("invalid_value", "bad", None, None)]
+)
 def test_a_complete_output_gives_its_place_back_though_nobody_reads_it(
     run_scenario: Callable[[Scenario], None], last: Frame
 ) -> None:
     async def scenario(peers: Peers) -> None:
         generation, lease, worker = await peers.start()
-        tokens = [Token(number, "some text") for number in range(3000)]
+        tokens = [Token(number, "some text") for number in range(15_000)]
         await worker.send(*tokens, last)
         assert await lease.receive() is None
         assert [await received(generation) for _ in tokens] == tokens

@@ -273,3 +273,10 @@ def test_a_gateway_is_not_advised_about_models_and_the_gpu(cause: Cause) -> None
     assert not re.search(r"\bmlx\b(?!-bulkhead)|mlx-lm|GPU|prompt|model's|unload|the model", advice)
     assert advice.endswith(".")
     assert Diagnosis(cause).advice("worker") == Diagnosis(cause).meaning.advice
+
+
+@pytest.mark.parametrize(
+    ("how", "cause"), [("SIGSEGV", Cause.SEGFAULT), ("exit status 0", Cause.EXITED)]
+)
+def test_what_ended_by_itself_did_not_die_of_our_reason_to_kill_it(how: str, cause: Cause) -> None:
+    assert diagnose(how, INFO, kill_reason="bad message: torn").cause is cause

@@ -72,7 +72,7 @@ def test_who_had_hardly_begun_is_tried_after_the_others_have_passed() -> None:
 def test_no_minority_points_at_nobody(tokens: tuple[int, ...]) -> None:
     driven = DrivenPool(4)
     positions = {f"r{lease}": made for lease, made in enumerate(tokens, 1)}
-    assert granted(driven.dies(**positions)) == [1, 2, 3, 4]
+    assert granted(driven.dies(Fault.REQUEST, **positions)) == [1, 2, 3, 4]
 
 
 def stuck(requests: int = 4, **rules: Any) -> DrivenPool:

@@ -64,7 +64,7 @@ class FrameStream(asyncio.Protocol, Generic[F]):
             self._end(fault)
             self.close()
             return
-        # A frame that is not whole yet does not count: to wait for its rest the socket must be read.
+        # A frame that is not whole yet does not count: its rest comes only if the socket is read.
         self._unread = self._unread + len(data) if self._arrived else 0
         if self._unread > _UNREAD_MAX and self._paused_below is None and self._transport:
             self._paused_below = len(self._arrived) // 2

@@ -28,7 +28,7 @@ from dataclasses import replace
 from supervisor.errors import BulkheadError, ModelLoadFailed, ModelUnavailable
 from supervisor.scheduler import refusals
 from supervisor.scheduler.death import Death
-from supervisor.scheduler.effects import Effect, LogLine, Refuse, warning
+from supervisor.scheduler.effects import Effect, LogLine, Refuse, RememberExcess, warning
 from supervisor.scheduler.lease import Purpose
 from supervisor.scheduler.lifecycle import HAS_PROCESS, Event, State
 from supervisor.scheduler.memory_events import MemoryEvents
@@ -182,8 +182,10 @@ class Pool(MemoryEvents):
         forgotten: list[Effect] = []
         with suppress(BulkheadError):  # it is refused in a moment
             model = self.state.resolve(name)
+            if model.excess_bytes:
+                forgotten.append(RememberExcess(model.name, 0))
             self.workers.forget_crashes(model)
-            forgotten = self.recovery.forget_presumption(model)
+            forgotten += self.recovery.forget_presumption(model)
         lease, effects = self.warm(request_id, name, hold, now)
         return lease, [*forgotten, *effects, *self.planner.settle(now)]
 

@@ -336,9 +336,7 @@ class World(Books):
             again = model.restarted_at is not None and self.now < model.restarted_at + 60
             check(not again, f"{name} is restarted in a cycle")
             model.restarted_at = self.now
-            if model.measured is not None:
-                model.excess += process.footprint - process.charge
-                model.learn(model.measured, self.budget)
+            model.outgrow(process.footprint - process.charge, self.budget)
             idle = not entry.in_use and not self.open_of(name, "granted")
             if entry.pinned and entry.preload is not None and idle:
                 model.preload_until = self.now + self.limits.preload

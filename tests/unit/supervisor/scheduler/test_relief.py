@@ -9,6 +9,7 @@ from supervisor.scheduler.effects import (
     Interrupt,
     LimitSequences,
     Recall,
+    RememberExcess,
     Shrink,
     Spawn,
     Stop,
@@ -60,7 +61,7 @@ def test_a_worker_above_its_charge_steps_down_and_comes_back_with_a_larger_one()
     pool.repaid("chat", 1, GB, 1, 10.1)
     assert done(pool.footprint("chat", 1, 8 * GB, 11.0)) == [LimitSequences("chat", 1, 1)]
     effects = done(pool.footprint("chat", 1, 8 * GB, 12.0))
-    assert [type(effect) for effect in effects] == [Interrupt, Interrupt, Stop]
+    assert [type(effect) for effect in effects] == [RememberExcess, Interrupt, Interrupt, Stop]
     assert states(pool) == {"chat": State.STOPPING, "pinned": State.READY, "idle": State.READY}
     assert pool.models["chat"].size == 4 * GB + 3 * GB
     pool.exited("chat", 1, "exit status 0", 13.0)
@@ -100,23 +101,35 @@ def test_a_model_that_no_charge_contains_is_not_restarted_in_a_cycle() -> None:
     assert states(pool)["m"] is State.STOPPING
 
 
-def test_a_model_whose_footprint_is_more_than_the_budget_is_too_large() -> None:
+def test_a_model_whose_footprint_is_more_than_the_budget_is_charged_all_of_it() -> None:
     pool = small_machine(Spec("m", estimate_bytes=4 * GB), rules=RESUMES)
     ask(pool, "m", 0.0)
     pool.ready("m", 1, 4 * GB, 1, 1.0)
     outgrow(pool, "m", 1, 2.0, size=11 * GB)
-    effects = pool.exited("m", 1, "exit status 0", 7.0)
-    effects += pool.returned(1, 5, 7.0)
-    assert error_of(effects).code == "model_too_large"
+    assert Spawn("m", 2) in pool.exited("m", 1, "exit status 0", 7.0) + pool.returned(1, 5, 7.0)
+    assert pool.state.ledger.of(("m", 2)) == 10 * GB
 
 
-def test_a_person_may_try_it_again() -> None:
+def test_a_configured_charge_learns_of_no_excess() -> None:
+    """It would count on the day that the setting goes."""
+    pool = small_machine(Spec("m", estimate_bytes=4 * GB, memory_bytes=2 * GB), rules=RESUMES)
+    loaded(pool, "m", size=4 * GB)
+    outgrow(pool, "m", 1, 2.0)
+    assert states(pool)["m"] is State.STOPPING
+    assert (pool.models["m"].excess_bytes, pool.models["m"].size) == (0, 2 * GB)
+
+
+def test_what_a_person_has_loaded_anew_is_tried_with_its_first_charge() -> None:
     pool = small_machine(Spec("m", estimate_bytes=4 * GB), rules=RESUMES)
     loaded(pool, "m", size=4 * GB)
-    outgrow(pool, "m", 1, 2.0, size=11 * GB)
+    outgrow(pool, "m", 1, 2.0, size=8 * GB)
     pool.exited("m", 1, "exit status 0", 7.0)
-    assert pool.models["m"].size == 11 * GB
-    assert Spawn("m", 2) in pool.load("r", "m", 10.0, 8.0)[1]
+    assert pool.models["m"].size == 8 * GB
+    effects = pool.load("r", "m", 10.0, 8.0)[1]
+    assert RememberExcess("m", 0) in effects  # in a later run as well
+    assert Spawn("m", 2) in effects
+    assert pool.state.ledger.of(("m", 2)) == 4 * GB
+    assert RememberExcess("m", 0) not in pool.load("r", "m", 10.0, 8.0)[1]
 
 
 def test_a_pinned_idle_one_that_outgrew_its_charge_comes_back_by_itself() -> None:

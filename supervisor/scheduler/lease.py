@@ -92,6 +92,8 @@ class UndecidedDeath:
 
     inside: list[Lease]
     """All of them, also those who have left since."""
+    sequences: int
+    """Places that they had, of which one request may have had several."""
     fault: Fault | None = None
     """None until the process is reaped."""
     lowers: bool = False

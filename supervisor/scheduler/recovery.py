@@ -75,7 +75,8 @@ class Recovery:
             return self.end_granted(model, error)
         interrupted, model.granted = model.granted, {}
         if interrupted and not parked:
-            model.undecided = UndecidedDeath(list(interrupted.values()))
+            held = sum(lease.held for lease in interrupted.values())
+            model.undecided = UndecidedDeath(list(interrupted.values()), held)
         for lease in interrupted.values():
             lease.error, lease.deadline = error, now + RETURN_SECONDS
             if parked and lease.suspicion is Suspicion.ON_PROBATION:
@@ -109,7 +110,7 @@ class Recovery:
 
     def _will_convict(self, model: Model, death: UndecidedDeath, now: float) -> bool:
         """Whether it will, as far as is known before those who were inside have returned."""
-        if len(death.inside) > 1 or death.fault in (None, Fault.OUTSIDE) or not model.proven:
+        if death.sequences > 1 or death.fault in (None, Fault.OUTSIDE) or not model.proven:
             return False
         (lease,) = death.inside
         return lease.awaited and self.blame.deaths(lease.digest, now) + 1 >= DEATHS_MAX
@@ -162,21 +163,24 @@ class Recovery:
                 effects += self.pass_place(model, lease, now)  # its word crossed that of the death
         on_trial = [lease for lease in inside if lease.awaited]
         may_be_theirs = death.fault is not Fault.OUTSIDE
-        again = sum(lease.deaths > 0 for lease in inside) > 1
+        again = sum(lease.held for lease in inside if lease.deaths > 0) > 1
         counts, allowed = False, model.concurrency
         if may_be_theirs and len(on_trial) == 1:
-            # What is out of memory with several in it is the fault of all of them.
-            counts = len(inside) == 1 or death.fault is not Fault.MEMORY
+            # What is out of memory with several in it is the fault of all of them, and a request
+            # with several choices there is a crowd of its own: with one at a time it is judged.
+            counts = death.sequences == 1 or (
+                len(inside) > 1 and on_trial[0].held == 1 and death.fault is not Fault.MEMORY
+            )
             if counts:
                 effects += self._count_death(model, on_trial[0], inside, now)
         if may_be_theirs and again and not counts and not death.lowers:
-            configured, many = model.spec.concurrency, len(inside)
+            configured, many = model.spec.concurrency, death.sequences
             limit = lowered(model.learned_limit, configured, many, now)
             crowd = frozenset(lease.id for lease in inside)
             effects += self._presume(
                 model, limit, crowd, f"has died again with {many} requests in it"
             )
-        fewer = death.lowers or 0 < model.concurrency < (allowed or len(inside))
+        fewer = death.lowers or 0 < model.concurrency < (allowed or death.sequences)
         pointed = hardly_begun(inside) if may_be_theirs else []
         for lease in inside:
             lease.awaited = False
@@ -264,8 +268,11 @@ class Recovery:
             return [self._try(model, first[0])] if self._requests.free_places(model) else []
         back = [each for each in model.waiting.values() if each.error is not None]
         clear = [each for each in back if each.suspicion is Suspicion.CLEAR]
-        served = clear[: self._requests.free_places(model)]
-        effects = [self._requests.grant(model, each) for each in served]
+        effects: list[Effect] = []
+        for each in clear:
+            if not self._requests.free_places(model):
+                break
+            effects.append(self._requests.grant(model, each))
         passed = not any(each.awaited for each in model.granted.values())
         if passed and self._requests.free_places(model):
             effects.append(self._try(model, min(suspects, key=order)))

@@ -458,3 +458,47 @@ def test_all_whose_end_is_decided_by_one_death_are_told() -> None:
     driven.returned(1)
     driven.returned(2)
     assert ended(driven.exits()) == [(1, "worker_crashed"), (2, "worker_crashed")]
+
+
+# ── several choices ───────────────────────────────────────────────────────────────────────────────
+
+
+def _several(*places: int, concurrency: int = 0) -> DrivenPool:
+    """A proven model in which requests of so many choices run."""
+    driven = DrivenPool(1, concurrency=concurrency)
+    for number, wanted in enumerate(places, 2):
+        driven.pool.acquire(f"r{number}", "m", HOLD, driven.now, places=wanted)
+    driven.release(1)
+    return driven
+
+
+def test_one_request_with_several_choices_is_a_crowd_before_it_is_poison() -> None:
+    driven = _several(8)
+    assert not limits(driven.dies(r2=9))
+    taught = [each for _ in range(3) for each in limits(_died(driven))]
+    assert taught == [4, 2, 1]
+    assert driven.entry.granted[2].held == 1
+    driven.dies()
+    effects = driven.exits()
+    assert quarantined([*effects, *driven.returned(2)]) == ["r2"]
+
+
+def _died(driven: DrivenPool) -> list[Effect]:
+    """As `DrivenPool.dies`, and all effects."""
+    effects = driven.exits()
+    for lease in list(driven.entry.returning):
+        effects += driven.returned(lease, 0)
+    return [*effects, *driven.ready()]
+
+
+def test_a_crowd_of_choices_is_halved_by_what_ran_and_not_by_who_asked() -> None:
+    driven = _several(8, 8)
+    driven.dies(r2=9, r3=9)
+    assert limits(_died(driven)) == [8]
+    assert driven.entry.in_flight <= 8
+
+
+def test_survivors_with_several_choices_keep_to_the_limit_beside_a_suspect() -> None:
+    driven = _several(3, 3, 3, 3, concurrency=4)
+    driven.dies(r2=9, r3=9, r4=0, r5=9)
+    assert driven.entry.in_flight <= 4

@@ -144,12 +144,12 @@ class Loans:
         return 0 if said is None or asks else min(said.idle, self._state.ledger.lent(key))
 
     def open_needs(self) -> list[Need]:
-        """Of all workers that have said so."""
+        """Of all workers that have said so, those ahead of need included."""
         found = []
         for model in self._serving():
             key = model.current.key
             said = self._said.get(key)
-            if said is not None and said.least:
+            if said is not None and said.most:
                 drains = model.state is State.DRAINING
                 found.append(Need(key, said.least, said.most, said.since, drains, model.pinned))
         return found

@@ -38,6 +38,9 @@ e. it is the oldest that is not served,
 f. otherwise                            → wait; whoever fits beside may overtake.
 
 A need of a worker that drains takes what is free whatever is kept: that room comes back with it.
+
+Last come those who could go on as they are, and will need more soon (`least` is 0): what is free,
+and kept for nobody, is lent ahead of their need.
 """
 
 from __future__ import annotations
@@ -78,7 +81,7 @@ class Demand:
 @dataclass(frozen=True, slots=True)
 class Need:
     """A live worker in which a request can't go on without `least` bytes more; up to `most` would
-    be of use."""
+    be of use. With a `least` of 0 all requests can go on for now."""
 
     worker: Key
     least: int
@@ -238,8 +241,9 @@ class _Planning:
 
     def run(self, demands: Iterable[Demand], needs: Iterable[Need]) -> Plan:
         queue: list[Demand | Need] = [*demands, *needs]
+        # Those ahead of need come last: `_serve` lends them what is left, or nothing.
         loads_wait = False
-        for each in sorted(queue, key=lambda one: one.since):
+        for each in sorted(queue, key=lambda one: (_is_ahead(one), one.since)):
             if isinstance(each, Need):
                 if self._serve(each):
                     break
@@ -290,8 +294,11 @@ class _Planning:
         free = capacity.free_for(need)
         if need.least <= free:  # (a)
             size = int(min(need.most, free))
-            capacity.lend(need, size)
-            self._plan.lend[need.worker] = size
+            if size > 0:
+                capacity.lend(need, size)
+                self._plan.lend[need.worker] = size
+            return False
+        if _is_ahead(need):  # nothing is free
             return False
         limit = capacity.spare if need.pinned else math.inf
         if need.least > limit:
@@ -384,6 +391,11 @@ class _Planning:
         if not tenant.busy:
             self._capacity.soon += size
         self._plan.unload.append(Unload(tenant.candidate.model, model))
+
+
+def _is_ahead(one: Demand | Need) -> bool:
+    """Whether it can go on without what it asks for."""
+    return isinstance(one, Need) and not one.least
 
 
 def _victims(

@@ -285,7 +285,7 @@ class Planner:
         return loaded_at + self._state.rules.residency(model.load_seconds or 0.0)
 
     def _tenants(self) -> list[Tenant]:
-        needy = {need.worker for need in self._loans.open_needs()}
+        needy = {need.worker for need in self._loans.open_needs() if need.least}
         return [
             Tenant(
                 self._candidate(model),

@@ -223,6 +223,17 @@ def test_loads_and_needs_stand_in_one_queue(since: float, start: list[str]) -> N
     assert decided.lend == ({} if start else {W: 2})
 
 
+def test_what_is_asked_for_ahead_of_need_is_lent_last_and_takes_from_nobody() -> None:
+    ahead = Need(V, 0, 4, since=1.0)
+    assert make_plan([], [], capacity(3), RULES, NOW, [ahead]).lend == {V: 3}
+    assert make_plan([], [], capacity(5), RULES, NOW, [ahead, need(2)]).lend == {W: 2, V: 3}
+    assert make_plan([demand("b", 4)], [], capacity(5), RULES, NOW, [ahead]).lend == {V: 1}
+    idle = [Loan(W, idle=9, in_use=1, youngest=99.0, parkable=1)]
+    for free in (0, -1):
+        decided = make_plan([], [tenant("t", 5)], capacity(free), RULES, NOW, [ahead], idle)
+        assert (decided.lend, decided.recall, decided.unload) == ({}, {}, [])
+
+
 def test_b_what_is_back_in_a_moment_is_kept_and_a_drain_does_not_count() -> None:
     soon, drains = capacity(0, coming=9), capacity(0, coming=9)
     soon.soon, drains.soon = 3, 0

@@ -132,6 +132,7 @@ class Generation:
         await self._start_attempt()
         if len(self._choices) > 1:  # a single stream is read as it comes, with no task between
             self._pumps = [asyncio.create_task(self._pump(each)) for each in range(self._given)]
+            self._use_places(self._attempt.places)  # which may be more by now
 
     def wait_longer(self, hold: float) -> None:
         """After each further death wait `hold` seconds for a place, if that is longer."""
@@ -328,7 +329,7 @@ class Generation:
             attempt = Attempt(self._lease, granted, given, self._choices, self._known_position)
             try:
                 for number in given:
-                    self._give(attempt, number, await self._connect_granted(granted))
+                    self._give(attempt, number, await self._connect_granted(attempt))
                 self._given = self._given or len(given)
             except BaseException as error:
                 attempt.close_streams()
@@ -351,20 +352,24 @@ class Generation:
         self._returned = True
         self._lease.send(Return(self._known_position, self.prompt_tokens, self._longer_hold))
 
-    async def _connect_granted(self, granted: Granted) -> WorkerStream:
-        """Connect before the attempt begins. Raises WorkerDied, or BulkheadError."""
+    async def _connect_granted(self, attempt: Attempt) -> WorkerStream:
+        """Connect before the attempt begins; it is told if it may have other places meanwhile.
+        Raises WorkerDied, or BulkheadError."""
 
         async def wait_for_end(seconds: float) -> None:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    raise_refusal(await self._lease.receive())
+                    while isinstance(frame := raise_refusal(await self._lease.receive()), Places):
+                        attempt.places = frame.places
 
+        granted = attempt.granted
         try:
             return await self._connect(granted, wait_for_end)
         except WorkerUnreachable as error:
             log.warning("worker %s: %s", granted.worker, error)
             self._lease.send(WorkerFault(str(error)))
-            await receive_answer(self._lease, FAULT_SECONDS)
+            while isinstance(await receive_answer(self._lease, FAULT_SECONDS), Places):
+                continue  # they crossed the word on the fault
             raise unexpected_answer() from None
 
     async def _give_choice(self, attempt: Attempt, number: int) -> WorkerStream:

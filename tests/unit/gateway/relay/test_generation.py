@@ -525,6 +525,39 @@ def test_a_worker_has_as_many_choices_as_there_are_places(
     run_scenario(scenario)
 
 
+def test_places_that_come_while_the_worker_is_being_reached_are_used(
+    run_scenario: Callable[[Scenario], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Preconnect, "take", lambda *_: None)
+
+    async def scenario(peers: Peers) -> None:
+        real, accepts, tried = reach, asyncio.Event(), asyncio.Event()
+
+        async def later(path: str, frames: Any) -> Any:
+            if path == peers.socket and not accepts.is_set():
+                tried.set()
+                raise ConnectionRefusedError
+            return await real(path, frames)
+
+        monkeypatch.setattr(relay_module, "reach", later)
+        requests = [replace(REQUEST, request_id=f"r{number}") for number in range(3)]
+        starting = asyncio.create_task(peers.relay.start(requests, "m", 5.0))
+        lease = await peers.accept(peers.control)
+        await lease.receive()
+        await lease.send(Granted("m", "m#1", peers.socket, places=1))
+        await tried.wait()
+        await lease.send(Places(3))
+        for _ in range(2):  # whoever tries again has read what came before
+            tried.clear()
+            await tried.wait()
+        accepts.set()
+        assert sorted([(await peers.next_choice())[0] for _ in requests]) == [0, 1, 2]
+        (await starting).close()
+
+    run_scenario(scenario)
+
+
 def test_after_a_death_fewer_may_go_on_at_once_and_all_do(
     run_scenario: Callable[[Scenario], None],
 ) -> None:

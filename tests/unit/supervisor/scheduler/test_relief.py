@@ -20,7 +20,7 @@ from supervisor.scheduler.model import Rules, Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.relief import EXIT_SECONDS, GROWN_SECONDS, SPARED_SECONDS
-from tests.helpers.pools import GB, ask, done, error_of, loaded, serve, small_machine, states, told
+from tests.helpers.pools import GB, ask, done, loaded, serve, small_machine, states, told
 
 RESUMES = Rules(recovery="resume", keep=0)
 

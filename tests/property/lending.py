@@ -49,12 +49,13 @@ class Borrower:
     said_parkable: int = 0
 
     def wants(self, since: float, least: int, ahead: int) -> None:
-        """A request needs so much more; what is idle serves first."""
+        """A request needs so much more, or 0 where all can go on and need more soon; what is idle
+        serves first."""
         own = min(self.idle, least)
         self.idle -= own
         self.live[since] = self.live.get(since, 0) + own
         self.since, self.least = since, least - own
-        self.most = self.least + ahead if self.least else 0
+        self.most = self.least + ahead if self.least or not least else 0
 
     def say(self) -> tuple[int, int, float, int, float, int]:
         """Its standing word from now on: least, most, since, idle, youngest, parkable."""
@@ -88,7 +89,8 @@ class Borrower:
         return min(self.said_idle, self.lent) if self.may_be_asked(now) else 0
 
     def is_lent(self, size: int) -> None:
-        check(self.least > 0, "lent without need")
+        check(self.most > 0, "lent without need")
+        check(size > 0, "nothing is lent")
         check(self.least <= size <= self.most, f"{size} lent, for {self.least} to {self.most}")
         self.lent += size
         self.live[self.since] = self.live.get(self.since, 0) + size

@@ -31,6 +31,7 @@ from supervisor.scheduler.effects import (
     Recall,
     Refuse,
     RememberLimit,
+    SetPlaces,
     Shrink,
     Spawn,
     Stop,
@@ -195,6 +196,9 @@ class Books:
     pressed: list[str] = field(default_factory=list)
     """Whom an emergency has unloaded last."""
     new_batch: bool = True
+    pressed_at: float = 0.0
+    late_readings: int = 0
+    """Since then, that came so late that the pressure should have fallen."""
 
     def __post_init__(self) -> None:
         self.pool = Pool(
@@ -216,6 +220,10 @@ class Books:
 
     def open_of(self, model: str, status: str) -> list[int]:
         return [i for i, r in self.requests.items() if r.model == model and r.status == status]
+
+    def taken(self, model: str) -> int:
+        """Places on its worker."""
+        return sum(self.requests[lease].held for lease in self.open_of(model, "granted"))
 
     def charged(self) -> int:
         """What must be counted against the budget: the living by their charge, the dead by what
@@ -265,6 +273,8 @@ class Books:
                     self._stopped(model, generation, kill)
                 case Grant():
                     self._granted(effect)
+                case SetPlaces(lease, places):
+                    self._places_set(self.requests[lease], places)
                 case Interrupt(lease, error):
                     self._interrupted(lease, error)
                 case QuarantineRequest(model, name):
@@ -355,7 +365,17 @@ class Books:
             check(not loads, f"{name} is granted while {loads} loads behind an exclusive gate")
         request.status = "granted"
         self.models[name].served(request)
-        check(not limit or len(self.open_of(name, "granted")) <= limit, "more than may run")
+        request.held = 0
+        self._places_set(request, grant.places)
+
+    def _places_set(self, request: Request, places: int) -> None:
+        """It may have so many of its choices on the worker at once, as those there end."""
+        limit, name = self.models[request.model].limit, request.model
+        check(request.status == "granted", "places for one that is not granted")
+        check(1 <= places <= request.wants, f"{places} places for one that wants {request.wants}")
+        takes_more = places > request.held
+        request.held = max(request.held, places)
+        check(not (limit and takes_more) or self.taken(name) <= limit, "more than may run")
 
     # ── loans ────────────────────────────────────────────────────────────────────────────────────
 
@@ -441,6 +461,19 @@ class Books:
                     not (parkable and younger) or waits,
                     f"{name} waits and younger {other.model} is not parked",
                 )
+
+    def _check_ahead_of_need(self) -> None:
+        """Where nobody waits for memory, what is free is lent to who will need it soon."""
+        waited_for = any(
+            model.queued_since is not None or model.preload_until is not None
+            for model in self.models.values()
+        )
+        if self.level >= Level.HIGH or waited_for or self._needs() or self.budget is None:
+            return
+        free = self.budget - self.pool.state.ledger.charged
+        for process in self._borrowing():
+            soon = process.loan.most
+            check(not soon or free <= 0, f"{free} are free and {process.model} waits for {soon}")
 
     def _learned(self, name: str, limit: LearnedLimit | None) -> None:
         """A model that ran out of memory serves fewer at once, or as many as before again."""
@@ -535,6 +568,7 @@ class Books:
             open_leases += len(waiting) + len(granted) + len(returning)
             check(list(entry.waiting) == waiting, f"{name}: {list(entry.waiting)} wait")
             check(set(entry.granted) == set(granted), f"{name}: {list(entry.granted)} granted")
+            check(entry.in_flight == self.taken(name), f"{name}: {entry.in_flight} in flight")
             check(set(entry.returning) == set(returning), f"{name}: {returning} return")
             check(entry.use_count == model.uses, f"{name}: {entry.use_count} uses")
             check((state in HAS_PROCESS) == (process is not None), f"{name} is {state}")
@@ -690,6 +724,7 @@ class Books:
         check(not again, f"{name} is unloaded in vain again")
         if self.new_batch:
             self.pressed, self.new_batch = [], False
+            self.pressed_at, self.late_readings = self.now, 0
         self.pressed.append(name)
         model.pressed_at = self.now
 
@@ -710,7 +745,7 @@ class Books:
             limit = 1 if probes else self.models[name].limit
             check(not probes or len(entry.granted) <= 1, f"several probe {name} at once")
             waits = self.open_of(name, "waiting")
-            full = limit and len(entry.granted) >= limit
+            full = limit and self.taken(name) >= limit
             # Suspects have the worker to themselves, and the others wait for them.
             tries = bool(self.deaths.suspects(name)) or self.deaths.probation(name)
             tries = tries or bool(self.open_of(name, "returning"))
@@ -722,6 +757,7 @@ class Books:
                 assert ttl is not None
                 check(self.now < process.idle_since + ttl, f"{name} outlives its ttl")
         self._check_oldest_need()
+        self._check_ahead_of_need()
         if self.level >= Level.HIGH:
             return
         queue = [

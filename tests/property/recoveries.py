@@ -76,8 +76,18 @@ class Request:
     """Of them, since it last passed."""
     among: int = 0
     """How many there were when it was accused beside others."""
+    places: int = 1
+    """Choices that have not ended."""
+    at_once: int = 0
+    """How many of them it can use at a time, 0 = all."""
+    held: int = 0
+    """How many are on the worker, or may be, while it is granted."""
     keep_alive: float | None = None
     """What it says of the model's time to live, until it is served."""
+
+    @property
+    def wants(self) -> int:
+        return min(self.places, self.at_once or self.places)
 
 
 @dataclass
@@ -398,8 +408,8 @@ class DeathAccounts:
         on_probation = [lease for lease, request in granted if request.on_probation]
         awaited = [lease for lease, request in granted if request.awaited]
         check(not on_probation or on_probation == awaited, f"{awaited} run beside a probation")
-        places = (1 if self.records[model].trips else limit) or len(granted) + 1
-        full = len(granted) >= places
+        places = (1 if self.records[model].trips else limit) or 2**31
+        full = sum(request.held for _, request in granted) >= places
         # Also those who were parked come back together.
         held_up = on_probation or undecided or self.of(model, "returning")
         if state == "ready" and self.records[model].proven and not held_up:

@@ -102,6 +102,8 @@ class Walk:
         """Whether this episode is about loans above all."""
         self.world = make_world(rng, storm=storm, calm=calm, lends=self.lends, fixed=rules)
         self.names = list(self.world.models)
+        self.chooses = self.world.rules.recovery == "off"
+        """Whether requests may have several choices."""
         kind = 2 if self.lends else int(storm)
         moves: list[tuple[Callable[[], None], int, int, int]] = [
             (self.acquire, 26, 14, 10),
@@ -122,6 +124,7 @@ class Walk:
             (self.end_sequence, 5, 3, 30),
             (self.answer, 12, 8, 60),
             (self.grow, 3, 2, 2),
+            (self.end_choices, 6, 2, 2),
         ]
         self.moves = [move for move, *weights in moves for _ in range(weights[kind])]
         self.worst = rng.random() < 0.3
@@ -144,7 +147,25 @@ class Walk:
             (40.0, 240.0) if self.storm or self.lends else (0.0, 2.0, 15.0, 40.0, 240.0)
         )
         poison, keep_alive = kind.startswith("poison"), self.rng.choice(KEEP_ALIVES)
-        self.world.acquire(asked, hold, digest=digest, poison=poison, keep_alive=keep_alive)
+        places = at_once = 0
+        if self.chooses and self.rng.random() < 0.4:
+            places, at_once = self.rng.choice((2, 3, 8)), self.rng.choice((0, 0, 1, 2))
+        self.world.acquire(
+            asked,
+            hold,
+            digest=digest,
+            poison=poison,
+            keep_alive=keep_alive,
+            places=max(1, places),
+            at_once=at_once,
+        )
+
+    def end_choices(self) -> None:
+        """Choices end, of requests with several."""
+        several = [i for i, r in self.world.requests.items() if r.places > 1]
+        if several:
+            lease = self.rng.choice(several)
+            self.world.holds(lease, self.rng.choice((0, 1, 1, 3)), self.rng.choice((0, 0, 1)))
 
     def release(self) -> None:
         if self.world.requests:
@@ -239,6 +260,10 @@ class Walk:
                 self.world.advance(self.rng.choice((0.5, 1.0, 3.0)))
                 self.exit_stopped()
             if level is Level.CRITICAL and self.rng.random() < 0.5:
+                for _ in range(self.rng.choice((0, 3))):  # nothing helps
+                    self.world.advance(6.0)
+                    self.exit_stopped()
+                    self.world.pressure(level)
                 self.world.pressure(Level.NORMAL)
                 for move in (self.acquire, self.acquire, self.load_on, self.load_on, self.load_on):
                     move()
@@ -311,7 +336,7 @@ class Walk:
         loan = self.world.processes[name].loan
         age = self.rng.choice((0.0, 0.5, 3.0, 30.0)) + self.rng.random()
         since = self.rng.choice([self.world.now - age, *loan.live])
-        least = self.rng.choice((1, GB // 4, GB, GB, 3 * GB))
+        least = self.rng.choice((0, 1, GB // 4, GB, GB, 3 * GB))
         if self.rng.random() < 0.8 and not loan.least:
             self.world.want(name, since, least, self.rng.choice((0, GB // 4, GB)))
         else:

@@ -7,15 +7,16 @@ nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
 
 from supervisor.errors import BulkheadError
-from supervisor.scheduler import overcharge, plan, recovery
+from supervisor.scheduler import overcharge, places, plan, recovery, requests
 from supervisor.scheduler.blame import BlameRecords
 from supervisor.scheduler.breaker import Breaker
 from supervisor.scheduler.death import Fault
@@ -30,8 +31,10 @@ from supervisor.scheduler.plan import Capacity, Demand, Loan, Need, Plan, Tenant
 from supervisor.scheduler.planner import HeldLoad, Planner
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.recovery import Recovery
+from supervisor.scheduler.relief import Relief
 from supervisor.scheduler.requests import Requests
 from supervisor.scheduler.workers import Workers
+from tests.property.oracle import Violation
 from tests.property.scheduling import walk
 
 STEPS = 2_500
@@ -48,6 +51,7 @@ enqueue = Requests.enqueue
 grant_all = Planner._grant_all
 interrupt = Recovery.interrupt
 open_at = plan._open_at
+open_needs = Loans.open_needs
 demands = Planner._demands
 stop = Workers.stop
 take_back = Recovery.take_back
@@ -84,7 +88,7 @@ def bug(
 # ── what is spawned ──────────────────────────────────────────────────────────────────────────────
 
 
-@bug("no spawn beyond the budget", Workers, "reap", 0, r"\w is spawned: \d+ of \d+ charged")
+@bug("no spawn beyond the budget", Workers, "reap", 6, r"\w is spawned: \d+ of \d+ charged")
 def release_unseen_memory(self: Workers, model: Model, now: float) -> bool:
     model.move(Event.EXITED)
     self._state.ledger.release(model.current.key)
@@ -96,7 +100,7 @@ def count_no_loaded_model(self: Planner) -> int:
     return 0
 
 
-@bug("no spawn under pressure", Planner, "_demands", 3, "a spawn at pressure HIGH")
+@bug("no spawn under pressure", Planner, "_demands", 1, "a spawn at pressure HIGH")
 def load_at_any_level(self: Planner) -> list[Demand]:
     level, self._state.level = self._state.level, Level.NORMAL
     found = demands(self)
@@ -111,7 +115,7 @@ def load_at_once(
     return [each for name in names for each in self._workers.spawn(self._state.models[name], now)]
 
 
-@bug("nothing raises", Capacity, "fits_now", 1, r"OverBudget: .*")
+@bug("nothing raises", Capacity, "fits_now", 3, r"OverBudget: .*")
 def fits_always(self: Capacity, size: int) -> bool:
     return True
 
@@ -130,7 +134,7 @@ def plan_nothing(self: Planner, now: float) -> Plan:
     return Plan()
 
 
-@bug("idle models make room", plan, "make_room", 2, r"\w waits .* while idle models are kept: .*")
+@bug("idle models make room", plan, "make_room", 0, r"\w waits .* while idle models are kept: .*")
 def unload_no_idle_model(
     candidates: list[Candidate], policy: str, need: float, slots: int = 0
 ) -> list[Candidate]:
@@ -197,14 +201,14 @@ def tenants(self: Planner, *, pinned: bool, busy: bool) -> list[Tenant]:
     "no busy worker is taken before its time",
     Planner,
     "_tenants",
-    1,
+    0,
     r"busy \w is drained before anybody waited long enough",
 )
 def evict_busy_as_idle(self: Planner) -> list[Tenant]:
     return tenants(self, pinned=False, busy=False)
 
 
-@bug("no pinned worker is taken", Planner, "_tenants", 15, r"pinned \w is evicted by .*")
+@bug("no pinned worker is taken", Planner, "_tenants", 6, r"pinned \w is evicted by .*")
 def evict_pinned(self: Planner) -> list[Tenant]:
     return tenants(self, pinned=True, busy=True)
 
@@ -241,7 +245,7 @@ def lose_one_of_the_interrupted(
     return interrupt(self, model, error, now, parked=parked)
 
 
-@bug("a learned limit holds", Model, "concurrency", 0, "more than may run")
+@bug("a learned limit holds", Model, "concurrency", 1, "more than may run")
 def forget_the_learned_limit(self: Model) -> int:
     return self.spec.concurrency
 
@@ -249,7 +253,7 @@ def forget_the_learned_limit(self: Model) -> int:
 # ── after a death ────────────────────────────────────────────────────────────────────────────────
 
 
-@bug("all come back together", Recovery, "_suspect", 0, r"\w is ready and those .* wait")
+@bug("all come back together", Recovery, "_suspect", 8, r"\w is ready and those .* wait")
 def suspect_everybody(
     self: Recovery, model: Model, lease: Lease, now: float, *, pointed: bool
 ) -> list[Effect]:
@@ -263,7 +267,7 @@ def try_suspects_first(self: Recovery, model: Model, now: float) -> list[Effect]
     return [self._try(model, model.suspects[0])]
 
 
-@bug("one at a time is tried", Recovery, "try_suspects", 4, r"\d+ is on probation beside .*")
+@bug("one at a time is tried", Recovery, "try_suspects", 5, r"\d+ is on probation beside .*")
 def try_all_suspects(self: Recovery, model: Model, now: float) -> list[Effect]:
     effects = try_suspects(self, model, now)
     if model.suspects and model.granted and self._requests.free_places(model):
@@ -271,7 +275,7 @@ def try_all_suspects(self: Recovery, model: Model, now: float) -> list[Effect]:
     return effects
 
 
-@bug("who had hardly begun is tried", recovery, "hardly_begun", 4, r"\d+ is tried before .*")
+@bug("who had hardly begun is tried", recovery, "hardly_begun", 67, r"\d+ is tried before .*")
 def point_at_nobody(inside: list[Lease]) -> list[Lease]:
     return []
 
@@ -291,14 +295,14 @@ def hold_runs_never(self: Model, lease: Lease) -> float | None:
     return lease.deadline if lease.error is None else None
 
 
-@bug("a death from outside is nobody's", Recovery, "decide_death", 1, r"\d+ is asked to tell .*")
+@bug("a death from outside is nobody's", Recovery, "decide_death", 5, r"\d+ is asked to tell .*")
 def suspect_after_any_death(self: Recovery, model: Model, now: float) -> list[Effect]:
     if model.undecided is not None and model.undecided.fault is not None:
         model.undecided.fault = Fault.REQUEST
     return decide_death(self, model, now)
 
 
-@bug("who has passed is cleared", Recovery, "pass_place", 5, r"\w is ready and \[.+\] wait")
+@bug("who has passed is cleared", Recovery, "pass_place", 9, r"\w is ready and \[.+\] wait")
 def nobody_passes(self: Recovery, model: Model, lease: Lease, now: float) -> list[Effect]:
     return []
 
@@ -309,7 +313,7 @@ def acquit_and_forget(self: Recovery, model: Model, lease: Lease, now: float) ->
     return pass_place(self, model, lease, now)
 
 
-@bug("a crowd that dies again is too large", Recovery, "_presume", 0, r"\w may run \d+ and .*")
+@bug("a crowd that dies again is too large", Recovery, "_presume", 3, r"\w may run \d+ and .*")
 def presume_nothing(
     self: Recovery, model: Model, limit: LearnedLimit, crowd: frozenset[int], why: str
 ) -> list[Effect]:
@@ -320,7 +324,7 @@ def presume_nothing(
     "who died as the only one on trial, then alone, is quarantined",
     Recovery,
     "_count_death",
-    20,
+    13,
     r"\{.+\} are quarantined and nobody says so",
 )
 def count_no_death(
@@ -337,7 +341,7 @@ def count_every_death_as_alone(
 
 
 @bug(
-    "a model is proven anew after a quarantine", Recovery, "_convict", 4, r"\d+ is asked to tell .*"
+    "a model is proven anew after a quarantine", Recovery, "_convict", 6, r"\d+ is asked to tell .*"
 )
 def stay_proven(self: Recovery, model: Model, lease: Lease) -> list[Effect]:
     effects = convict(self, model, lease)
@@ -345,7 +349,7 @@ def stay_proven(self: Recovery, model: Model, lease: Lease) -> list[Effect]:
     return effects
 
 
-@bug("one of a crowd is found first", Breaker, "died", 0, r"\w is left alone")
+@bug("one of a crowd is found first", Breaker, "died", 2, r"\w is left alone")
 def allow_no_crowd(self: Breaker, now: float, *, crowd: bool = False) -> float | None:
     return died(self, now)
 
@@ -354,14 +358,14 @@ def allow_no_crowd(self: Breaker, now: float, *, crowd: bool = False) -> float |
     "who is quarantined is refused",
     BlameRecords,
     "is_quarantined",
-    29,
+    3,
     r"\d+ is quarantined and admitted",
 )
 def admit_quarantined(self: BlameRecords, digest: bytes, now: float) -> bool:
     return False
 
 
-@bug("so many deaths are forgiven and no more", Recovery, "_suspect", 2, r"\d+ never .* up")
+@bug("so many deaths are forgiven and no more", Recovery, "_suspect", 3, r"\d+ never .* up")
 def forgive_every_death(
     self: Recovery, model: Model, lease: Lease, now: float, *, pointed: bool
 ) -> list[Effect]:
@@ -371,7 +375,7 @@ def forgive_every_death(
     return effects
 
 
-@bug("what has a token is not replayed", Recovery, "take_back", 2, r"\d+ never gives up")
+@bug("what has a token is not replayed", Recovery, "take_back", 5, r"\d+ never gives up")
 def forget_what_was_sent(
     self: Recovery, model: Model, lease: Lease, position: int, now: float, hold: float = 0
 ) -> list[Effect]:
@@ -389,7 +393,7 @@ def never_open(self: Breaker, now: float, *, crowd: bool = False) -> float | Non
     return None
 
 
-@bug("the last word on a time to live counts", Model, "note_keep_alive", 0, r"\w: kept .+ s")
+@bug("the last word on a time to live counts", Model, "note_keep_alive", 1, r"\w: kept .+ s")
 def keep_the_first_word(self: Model, lease: Lease) -> None:
     if self.keep_alive is None:
         self.keep_alive = lease.keep_alive
@@ -414,12 +418,12 @@ def lend_without_a_charge(self: Loans, key: Key, size: int) -> Effect:
     return Lend(*key, size)
 
 
-@bug("idle loans are called back", _Planning, "_idle_loans", 1, r"\w \w+ .*\d+ of loans are idle")
+@bug("idle loans are called back", _Planning, "_idle_loans", 0, r"\w \w+ .*\d+ of loans are idle")
 def see_no_idle_loan(self: _Planning, counts: Callable[[Loan], bool]) -> int:
     return 0
 
 
-@bug("one thing is asked at a time", Loans, "recallable", 2, "AssertionError: .*")
+@bug("one thing is asked at a time", Loans, "recallable", 1, "AssertionError: .*")
 def ask_again_at_once(self: Loans, key: Key) -> int:
     said = self._said.get(key)
     return 0 if said is None else min(said.idle, self._state.ledger.lent(key))
@@ -434,7 +438,7 @@ def wait_for_an_answer_for_ever(self: Loans, now: float) -> list[Effect]:
     "no busy model is evicted for another's cache",
     _Planning,
     "_open_to",
-    13,
+    6,
     r"busy \w is drained before anybody waited long enough",
 )
 def evict_busy_for_a_need(self: _Planning, need: Need) -> list[Tenant]:
@@ -445,14 +449,14 @@ def evict_busy_for_a_need(self: _Planning, need: Need) -> list[Tenant]:
     "the oldest request gets the youngest's memory",
     _Planning,
     "_park_for",
-    5,
+    0,
     r"\w waits and younger \w is not parked",
 )
 def park_nobody(self: _Planning, need: Need, short: int) -> None:
     pass
 
 
-@bug("nobody older is parked", _Planning, "_park_for", 4, r"\w parks for nobody older")
+@bug("nobody older is parked", _Planning, "_park_for", 0, r"\w parks for nobody older")
 def park_an_older_one(self: _Planning, need: Need, short: int) -> None:
     live = [loan for loan in self._loans if loan.parkable]
     if live:
@@ -460,7 +464,7 @@ def park_an_older_one(self: _Planning, need: Need, short: int) -> None:
         self._plan.park = (loan.worker, min(short, loan.parkable))
 
 
-@bug("the youngest of all is parked", _Planning, "_park_for", 5, r"\w parks before younger \w")
+@bug("the youngest of all is parked", _Planning, "_park_for", 12, r"\w parks before younger \w")
 def park_another_than_the_youngest(self: _Planning, need: Need, short: int) -> None:
     live = [loan for loan in self._loans if loan.parkable and loan.youngest > need.since]
     if live:
@@ -476,14 +480,53 @@ def everybody_has_outgrown(footprint: int, charge: int) -> bool:
     return True
 
 
-@bug("no restart in a cycle", Model, "may_outgrow", 5, r"\w is restarted in a cycle")
+@bug("no restart in a cycle", Model, "may_outgrow", 10, r"\w is restarted in a cycle")
 def restart_at_once(self: Model, now: float) -> bool:
     return True
 
 
+@bug(
+    "pressure that did not help spares for a while",
+    Relief,
+    "_spares",
+    13,
+    r"\w is unloaded in vain .*",
+)
+def spare_nobody(self: Relief, model: Model, now: float) -> bool:
+    return False
+
+
+# ── requests with several choices ────────────────────────────────────────────────────────────────
+
+
+@bug("choices leave their places", Model, "in_flight", 0, r"\w: \d+ in flight")
+def count_requests_alone(self: Model) -> int:
+    return len(self.granted)
+
+
+@bug("no more choices than places", requests, "_limit", 0, "more than may run")
+def limit_nothing(model: Model) -> int:
+    return 0
+
+
+@bug("no more than it can use", places, "shares", 0, r"\d+ places for one that wants \d+")
+def give_all_there_is(limit: int, wanted: Sequence[int]) -> list[int]:
+    return [limit or 8 for _ in wanted]
+
+
+@bug("what is free is lent ahead of need", Loans, "open_needs", 0, r"\d+ are free and \w waits .*")
+def lend_only_what_is_needed(self: Loans) -> list[Need]:
+    return [need for need in open_needs(self) if need.least]
+
+
+@cache
+def walk_unbroken(seed: int) -> tuple[int, Violation | None]:
+    return walk(seed, STEPS)
+
+
 @pytest.mark.parametrize("planted", BUGS, ids=[each.promise for each in BUGS])
 def test_a_broken_promise_is_found(planted: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert walk(planted.seed, STEPS) == (STEPS, None)
+    assert walk_unbroken(planted.seed) == (STEPS, None)
     replaced = vars(planted.owner)[planted.name]
     wrong = property(planted.wrong) if isinstance(replaced, property) else planted.wrong
     monkeypatch.setattr(planted.owner, planted.name, wrong)

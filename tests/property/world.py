@@ -15,6 +15,7 @@ from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.loans import LoanNeeds
 from supervisor.scheduler.model import ReleaseRule, Spec
 from supervisor.scheduler.pressure import Level
+from supervisor.scheduler.relief import EXIT_SECONDS
 from tests.property.oracle import GB, Books, Dead, Request, Violation, check
 from tests.property.recoveries import death_of
 
@@ -34,8 +35,11 @@ class World(Books):
         digest: bytes = b"",
         poison: bool = False,
         keep_alive: float | None = None,
+        places: int = 1,
+        at_once: int = 0,
     ) -> int:
-        """A request for a name or alias, or an admin's load; with `keep_alive` a client's."""
+        """A request for a name or alias, or an admin's load; with `keep_alive` a client's. It has
+        `places` choices and can use so many `at_once`, 0 = all."""
         doing = "load" if by_hand else "acquire"
         called = f"r{self.asked + 1}"
         if by_hand and keep_alive is None:
@@ -44,7 +48,9 @@ class World(Books):
         elif by_hand:
             lease, effects = self.pool.warm(called, name, hold, self.now, keep_alive)
         else:
-            lease, effects = self.pool.acquire(called, name, hold, self.now, digest, keep_alive)
+            lease, effects = self.pool.acquire(
+                called, name, hold, self.now, digest, keep_alive, places, at_once
+            )
         check(lease == self.asked + 1, "a lease twice")
         refused = any(isinstance(effect, Refuse) and effect.lease == lease for effect in effects)
         quarantined = not refused and digest in self.deaths.quarantined
@@ -60,6 +66,8 @@ class World(Books):
                 digest=digest or called.encode(),
                 poison=poison,
                 keep_alive=keep_alive,
+                places=places,
+                at_once=at_once,
             )
             if not by_hand:
                 self.models[model].uses += 1
@@ -107,6 +115,18 @@ class World(Books):
         effects = self.pool.passed(lease, self.now)
         check(known or not effects, "nobody passes, and something follows")
         self.step("passed", effects)
+
+    def holds(self, lease: int, ended: int, off: int) -> None:
+        """Choices of a request have ended, on its worker and `off` it; perhaps it has itself."""
+        request = self.requests.get(lease)
+        if request is None or request.status != "granted":
+            check(not self.pool.holds(lease, 1, 1, self.now), "holds of nobody do something")
+            return
+        ended = min(ended, request.held - 1)
+        request.held -= ended
+        request.places = max(request.held, request.places - ended - off)
+        effects = self.pool.holds(lease, request.held, request.places, self.now)
+        self.step("holds", effects)
 
     def fault(self, lease: int) -> None:
         request = self.requests.get(lease)
@@ -361,6 +381,11 @@ class World(Books):
             for name in self.pressed:
                 self.models[name].pressed_at = None
             self.pressed = []
+        if self.level is level is Level.CRITICAL and not eased:
+            # Two readings after the last workers have had their time to end: it was in vain.
+            self.late_readings += self.now >= self.pressed_at + EXIT_SECONDS
+            if self.late_readings >= 2:
+                self.pressed = []
         self.new_batch = True
         self.level, self.eased = level, eased
         for process in self.processes.values():

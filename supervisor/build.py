@@ -89,7 +89,7 @@ def _reserve_gateway(pool: Pool, queue_bytes: int, groups: Sequence[Sequence[str
         needs = [sum(pool.models[name].size for name in group) for group in groups]
         left = [budget - needed for needed in needs if needed <= budget]
         size = min(size, budget // _GATEWAY_SHARE, *left)
-    pool.reserve(max(0, size))
+    pool.memory.reserve(max(0, size))
 
 
 def _reserve_spare(pool: Pool, groups: Sequence[Sequence[str]]) -> None:
@@ -104,7 +104,7 @@ def _reserve_spare(pool: Pool, groups: Sequence[Sequence[str]]) -> None:
                 f"{names} leaves no room" if names else "there is no room",
             )
             return
-    pool.reserve(SPARE_BYTES)
+    pool.memory.reserve(SPARE_BYTES)
 
 
 def check_kv_budget(name: str, size: int | None, least: int) -> None:

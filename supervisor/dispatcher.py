@@ -261,11 +261,11 @@ class Dispatcher:
             case frames.Needs(least, most, since, idle, youngest, parkable):
                 since, youngest = since - self._epoch, youngest - self._epoch
                 needs = LoanNeeds(least, most, since, idle, youngest, parkable)
-                self.handle(self._pool.needs, model, generation, needs, now)
+                self.handle(self._pool.memory.needs, model, generation, needs, now)
             case frames.Repaid(size, recall):
-                self.handle(self._pool.repaid, model, generation, size, recall, now)
+                self.handle(self._pool.memory.repaid, model, generation, size, recall, now)
             case frames.WantsPrefill(wanted):
-                self.handle(self._pool.wants_prefill, model, generation, wanted, now)
+                self.handle(self._pool.memory.wants_prefill, model, generation, wanted, now)
 
     def worker_unloadable(self, model: str, generation: int, reason: str) -> None:
         told = as_utf8(guarded(self._sizing.explained, model, reason) or reason)
@@ -324,13 +324,13 @@ class Dispatcher:
         if level >= Level.HIGH:
             guarded(self._fleet.spare.drop, "memory is short")
             guarded(self._counter.drop, "memory is short")
-        self.handle(self._pool.pressure, level, figures, time.monotonic(), eased=eased)
+        self.handle(self._pool.memory.pressure, level, figures, time.monotonic(), eased=eased)
 
     def memory_footprint(self, model: str, generation: int, size: int) -> None:
-        self.handle(self._pool.footprint, model, generation, size, time.monotonic())
+        self.handle(self._pool.memory.footprint, model, generation, size, time.monotonic())
 
     def memory_unattributed(self, size: int) -> None:
-        self.handle(self._pool.memory_seen, size, time.monotonic())
+        self.handle(self._pool.memory.memory_seen, size, time.monotonic())
 
     # ── the control socket ───────────────────────────────────────────────────────────────────────
 

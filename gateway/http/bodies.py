@@ -17,13 +17,9 @@ RUNNING_MAX = 128 * 2**20
 """Bytes of running requests, beyond those that may wait: 64 of half a million tokens."""
 LARGE = 2**16
 """Bytes of a body from which on reading and parsing it takes its turn."""
-_READ_AT_ONCE = 4
-"""Pieces of bodies, up to 256 KB each, in one turn of the loop: a millisecond."""
+_READ_AT_ONCE = 8
+"""Pieces of bodies, up to 64 KB each, in one turn of the loop: a millisecond."""
 _RETRY_SECONDS = 2.0
-
-
-def _nobody(size: int) -> None:
-    """Nobody wants to know."""
 
 
 class BodyBytes:

@@ -38,6 +38,9 @@ _DESCRIPTORS = 4
 _TARGET_MAX = 200
 """Bytes of a request that tell whose dialect it speaks."""
 _TARGET = re.compile(rb"[A-Z]+ (/[^\s?]*)")
+_PIECE = 2**16
+"""Bytes that a connection takes from its socket at once, and as a rule the most that waits in it
+unread: hundreds send large bodies at the same time."""
 
 
 @contextlib.asynccontextmanager
@@ -84,6 +87,7 @@ class _Server(web.Server):
         self._handle = application.request_handler
         self._timing = timing
         self._at_most = at_most
+        self._piece = bytearray(_PIECE)
         super().__init__(
             self._answer,
             request_factory=_addressed(application.request_factory),
@@ -91,8 +95,8 @@ class _Server(web.Server):
             handler_cancellation=True,
         )
 
-    def __call__(self) -> web.RequestHandler:
-        return _Connection(self, self._timing)
+    def __call__(self) -> asyncio.BaseProtocol:  # type: ignore[override]
+        return _Pieces(_Connection(self, self._timing), self._piece)
 
     def make_room(self, newest: _Connection) -> None:
         """If there are too many connections, end the one that has stalled for longest, if that is a
@@ -163,6 +167,27 @@ def _addressed(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRe
     return addressed
 
 
+class _Pieces(asyncio.BufferedProtocol):
+    """Hands a connection what its client sends in pieces of the size of `buffer`, which all
+    connections of a loop may share. uvloop gives others up to 256,000 bytes at once, each in memory
+    of its own."""
+
+    def __init__(self, connection: _Connection, buffer: bytearray) -> None:
+        self._connection = connection
+        self._buffer = memoryview(buffer)
+        self.connection_made = connection.connection_made  # type: ignore[method-assign]
+        self.connection_lost = connection.connection_lost  # type: ignore[method-assign]
+        self.eof_received = connection.eof_received  # type: ignore[method-assign]
+        self.pause_writing = connection.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = connection.resume_writing  # type: ignore[method-assign]
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._connection.data_received(bytes(self._buffer[:nbytes]))
+
+
 class _Connection(web.RequestHandler):
     """One client's connection.
 
@@ -185,7 +210,8 @@ class _Connection(web.RequestHandler):
     )
 
     def __init__(self, server: _Server, timing: Timing) -> None:
-        options: dict[str, Any] = {"access_log": None}  # ours has lines of its own
+        # The access log has lines of our own. Reading stops when a piece lies there unread.
+        options: dict[str, Any] = {"access_log": None, "read_bufsize": _PIECE // 4}
         loop = asyncio.get_running_loop()
         super().__init__(server, loop=loop, keepalive_timeout=timing.keep_alive, **options)
         self.answering: web.BaseRequest | None = None

@@ -28,9 +28,10 @@ from dataclasses import replace
 from supervisor.errors import BulkheadError, ModelLoadFailed, ModelUnavailable
 from supervisor.scheduler import refusals
 from supervisor.scheduler.death import Death
-from supervisor.scheduler.effects import Effect, LogLine, Refuse, warning
+from supervisor.scheduler.effects import Effect, LogLine, Refuse, RememberExcess, warning
 from supervisor.scheduler.lease import Purpose
 from supervisor.scheduler.lifecycle import HAS_PROCESS, Event, State
+from supervisor.scheduler.loans import Loans
 from supervisor.scheduler.memory_events import MemoryEvents
 from supervisor.scheduler.model import (
     DrainCause,
@@ -41,13 +42,17 @@ from supervisor.scheduler.model import (
     Rules,
     Spec,
 )
+from supervisor.scheduler.planner import Planner
+from supervisor.scheduler.prefill_gate import PrefillGate
+from supervisor.scheduler.recovery import Recovery
+from supervisor.scheduler.requests import Requests
 from supervisor.scheduler.state import PoolState
-from supervisor.scheduler.workers import FAULT_SECONDS
+from supervisor.scheduler.workers import FAULT_SECONDS, Workers
 from supervisor.units import gigabytes
 
 
-class Pool(MemoryEvents):
-    """All models, and every event that concerns them.
+class Pool:
+    """All models, and every event that concerns them; those of memory are in `memory`.
 
     `budget` is in bytes, None = unlimited. `jitter` gives numbers from 0 to 1 that spread the
     retries of machines which crashed together.
@@ -63,16 +68,22 @@ class Pool(MemoryEvents):
         budget: int | None = None,
         jitter: Callable[[], float] = lambda: 1.0,
     ) -> None:
-        super().__init__(
-            PoolState(
-                specs,
-                default_model=default_model,
-                limits=limits or Limits(),
-                rules=rules or Rules(),
-                budget=budget,
-                jitter=jitter,
-            )
+        self.state = state = PoolState(
+            specs,
+            default_model=default_model,
+            limits=limits or Limits(),
+            rules=rules or Rules(),
+            budget=budget,
+            jitter=jitter,
         )
+        self.models = state.models
+        self.workers = workers = Workers(state)
+        self.requests = requests = Requests(state)
+        self.recovery = Recovery(state, requests)
+        self.loans = loans = Loans(state)
+        gate = PrefillGate()
+        self.planner = planner = Planner(state, workers, requests, self.recovery, loans, gate)
+        self.memory = MemoryEvents(state, workers, requests, planner, loans, gate)
 
     # ── requests ─────────────────────────────────────────────────────────────────────────────────
 
@@ -182,8 +193,10 @@ class Pool(MemoryEvents):
         forgotten: list[Effect] = []
         with suppress(BulkheadError):  # it is refused in a moment
             model = self.state.resolve(name)
+            if model.excess_bytes:
+                forgotten.append(RememberExcess(model.name, 0))
             self.workers.forget_crashes(model)
-            forgotten = self.recovery.forget_presumption(model)
+            forgotten += self.recovery.forget_presumption(model)
         lease, effects = self.warm(request_id, name, hold, now)
         return lease, [*forgotten, *effects, *self.planner.settle(now)]
 
@@ -378,7 +391,7 @@ class Pool(MemoryEvents):
                 worker.after_exit = Event.RELEASED_FAILED
                 worker.stop_reason = f"{death.summary}. {death.advice}"
         if self.workers.reap(model, now):
-            effects += self.release_memory(model, now)
+            effects += self.memory.release(model, now)
         return [*effects, *self.planner.settle(now)]
 
     def _tell_of_death(
@@ -449,7 +462,7 @@ class Pool(MemoryEvents):
                 held = gigabytes(self.state.ledger.of(worker.key))
                 self.state.ledger.strand(worker.key)
                 said = warning(f"{worker.name} left {held} behind")
-                return [said, *self.release_memory(model, now)]
+                return [said, *self.memory.release(model, now)]
             case _:  # STOPPING: it ignored SIGTERM, or is at fault and lives
                 return self.workers.stop(model, now, kill=True, stacks=True)
 

@@ -116,7 +116,8 @@ class Relief:
         charge = self._state.ledger.of(worker.key)
         model.outgrown, model.outgrown_at = model.outgrown + 1, now
         learned: list[Effect] = []
-        if model.measured_bytes is not None:  # else its files are others by now
+        # Its files may be others by now; and what is configured is charged, whatever it holds.
+        if model.measured_bytes is not None and model.spec.memory_bytes is None:
             learned = self._workers.learn_excess(model, max(0, size - charge))
         said = warning(
             f"{worker.name} holds {gigabytes(size)} and is charged {gigabytes(charge)}: it is "

@@ -41,12 +41,14 @@ class Workers:
         self._state.ledger.measure(worker.key, model.size)
 
     def learn_size(self, model: Model, measured: int) -> None:
-        """A load took so much: that is what the next one is charged, with room for requests. But
-        only the room that the budget leaves: a model that fits alone serves fewer requests rather
-        than none."""
+        """A load took so much: that is what the next one is charged, with room for requests and
+        what workers were seen to outgrow. But only as far as the budget leaves both: a model that
+        fits alone serves fewer requests rather than none."""
         room, budget = model.spec.headroom_bytes, self._state.ledger.budget
         if budget is not None:
-            room = max(0, min(room, budget - measured - model.excess_bytes))
+            left = max(0, budget - measured)
+            model.excess_bytes = min(model.excess_bytes, left)
+            room = min(room, left - model.excess_bytes)
         model.measured_bytes, model.learned_bytes = measured, measured + room
 
     def learn_excess(self, model: Model, excess: int) -> list[Effect]:

@@ -64,7 +64,8 @@ class FrameStream(asyncio.Protocol, Generic[F]):
             self._end(fault)
             self.close()
             return
-        self._unread += len(data)
+        # A frame that is not whole yet does not count: its rest comes only if the socket is read.
+        self._unread = self._unread + len(data) if self._arrived else 0
         if self._unread > _UNREAD_MAX and self._paused_below is None and self._transport:
             self._paused_below = len(self._arrived) // 2
             self._transport.pause_reading()

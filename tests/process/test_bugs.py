@@ -36,7 +36,7 @@ def with_bugs(folder: Path, *bugs: str, script: Script | None = None) -> Iterato
         ("scheduler.pool:Pool.started", "Pool.started"),  # the fleet
         ("scheduler.planner:Planner.settle*6", ""),
         ("scheduler.pool:Pool.next_deadline*4", ""),  # the timer
-        ("scheduler.pool:Pool.pressure*3", "Pool.pressure"),  # the monitor
+        ("scheduler.memory_events:MemoryEvents.pressure*3", "MemoryEvents.pressure"),  # monitor
     ],
 )
 def test_a_bug_in_a_decision_ends_the_supervisor_and_its_children(

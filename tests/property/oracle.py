@@ -126,9 +126,19 @@ class Model:
 
     def learn(self, size: int, budget: int | None) -> None:
         """What a load took, and how much of its headroom the budget leaves beside."""
-        whole = float("inf") if budget is None else budget - self.excess
-        self.measured, room = size, self.spec.headroom_bytes
-        self.learned = size if size > whole else int(min(size + room, whole))
+        left = float("inf") if budget is None else max(0, budget - size)
+        self.excess = int(min(self.excess, left))
+        self.measured = size
+        self.learned = size + int(min(self.spec.headroom_bytes, left - self.excess))
+
+    def outgrow(self, more: int, budget: int | None) -> None:
+        """Its worker held so much more than its charge; the next one is charged no more for that
+        than there is beside what a load takes and the room for requests."""
+        if self.measured is None or self.learned is None or self.spec.memory_bytes is not None:
+            return
+        most = float("inf") if budget is None else budget - self.learned
+        self.excess = int(max(self.excess, min(self.excess + more, most)))
+        self.learn(self.measured, budget)
 
     @property
     def limit(self) -> int:

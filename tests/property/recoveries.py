@@ -400,10 +400,12 @@ class DeathAccounts:
         check(not on_probation or on_probation == awaited, f"{awaited} run beside a probation")
         places = (1 if self.records[model].trips else limit) or len(granted) + 1
         full = len(granted) >= places
-        if state == "ready" and self.records[model].proven and not (on_probation or undecided):
+        # Also those who were parked come back together.
+        held_up = on_probation or undecided or self.of(model, "returning")
+        if state == "ready" and self.records[model].proven and not held_up:
             guilty = [lease for lease, r in self.suspects(model) if self.blame(r).guilty]
             check(not guilty, f"{guilty} is guilty and waits")
-        if state == "ready" and not (on_probation or full or closed or undecided):
+        if state == "ready" and not (held_up or full or closed):
             check(not self.clear(model), f"{model} is ready and those from its death wait")
             check(not self.suspects(model) or awaited, f"{model} is ready and suspects wait")
         unheard = self.records[model].pause is not None and state != "releasing"

@@ -249,7 +249,7 @@ class World(Books):
         key = (name, process.generation)
         whole = process.charge
         if self.rules.release is ReleaseRule.WHEN_SEEN:
-            self.pool.footprint(name, process.generation, whole, self.now)
+            self.pool.memory.footprint(name, process.generation, whole, self.now)
             self.dead[key] = Dead(whole, max(int(whole * left_behind), 0), self.now)
         self._drop_impossible_preloads()
         effects = self.pool.exited(name, process.generation, "SIGKILL", self.now, death_of(fault))
@@ -261,7 +261,7 @@ class World(Books):
         pool, now = self.pool, self.now
         pool.started(name, generation, 666)
         pool.loading(name, generation, now)
-        pool.footprint(name, generation, 1, now)
+        pool.memory.footprint(name, generation, 1, now)
         for effects in (
             pool.ready(name, generation, GB, 1, now),
             pool.load_failed(name, generation, "no", now),
@@ -278,7 +278,9 @@ class World(Books):
         """The worker says how it stands with its loan."""
         process = self.processes[name]
         needs = LoanNeeds(*process.loan.say())
-        self.step(f"needs {name}", self.pool.needs(name, process.generation, needs, self.now))
+        self.step(
+            f"needs {name}", self.pool.memory.needs(name, process.generation, needs, self.now)
+        )
 
     def want(self, name: str, since: float, least: int, ahead: int) -> None:
         """A request that came then can't go on without `least` bytes."""
@@ -307,7 +309,7 @@ class World(Books):
         process = self.processes[name]
         process.charge -= size
         process.loan.lent -= 0 if number else size
-        repaid = self.pool.repaid
+        repaid = self.pool.memory.repaid
         self.step(f"repaid {name}", repaid(name, process.generation, size, number, self.now))
 
     def lose_answer(self, name: str) -> None:
@@ -319,7 +321,7 @@ class World(Books):
         process = self.processes[name]
         process.footprint = size
         before = self._restarts()
-        effects = self.pool.footprint(name, process.generation, size, self.now)
+        effects = self.pool.memory.footprint(name, process.generation, size, self.now)
         self._note_restarts(before)
         self.step(f"footprint {name}", effects)
 
@@ -336,9 +338,7 @@ class World(Books):
             again = model.restarted_at is not None and self.now < model.restarted_at + 60
             check(not again, f"{name} is restarted in a cycle")
             model.restarted_at = self.now
-            if model.measured is not None:
-                model.excess += process.footprint - process.charge
-                model.learn(model.measured, self.budget)
+            model.outgrow(process.footprint - process.charge, self.budget)
             idle = not entry.in_use and not self.open_of(name, "granted")
             if entry.pinned and entry.preload is not None and idle:
                 model.preload_until = self.now + self.limits.preload
@@ -354,7 +354,7 @@ class World(Books):
                 del self.dead[key]
         held = sum(dead.held for dead in self.dead.values())
         self._drop_impossible_preloads()
-        self.step("memory", self.pool.memory_seen(held + noise, self.now))
+        self.step("memory", self.pool.memory.memory_seen(held + noise, self.now))
 
     def pressure(self, level: Level, *, eased: bool = False) -> None:
         if eased or level < self.level:
@@ -369,7 +369,7 @@ class World(Books):
             process.emergency |= level is Level.CRITICAL
             process.by_hand &= not process.emergency
         before = self._restarts()
-        effects = self.pool.pressure(level, "figures", self.now, eased=eased)
+        effects = self.pool.memory.pressure(level, "figures", self.now, eased=eased)
         self._note_restarts(before)
         self.step("pressure", effects)
 

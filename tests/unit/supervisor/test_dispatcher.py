@@ -300,7 +300,7 @@ def test_a_count_is_told_the_folder_and_seldom_looks_for_it(on_disk: OnDisk) -> 
 def test_without_memory_no_counter_is_started(on_disk: OnDisk, state: CounterState) -> None:
     fleet, counter = SimpleNamespace(), SimpleNamespace(state=state)
     on_disk.dispatcher.connect(cast(Any, fleet), on_disk._control, cast(Any, counter))
-    on_disk.pool.pressure(Level.CRITICAL, "99 % of RAM in use", 0.0)
+    on_disk.pool.memory.pressure(Level.CRITICAL, "99 % of RAM in use", 0.0)
     if state is CounterState.READY:
         assert asyncio.run(on_disk.dispatcher.before_count("m")) == on_disk.folder
     else:

@@ -145,9 +145,9 @@ def test_what_was_learned_and_what_is_stranded_is_told() -> None:
     pool.recall("m", 0, None, None, LearnedLimit(3, 0.0))
     pool.preload("m", 0.0)
     pool.ready("m", 1, 8 * GB, 4096, 1.0)
-    pool.footprint("m", 1, 8 * GB, 3.0)
+    pool.memory.footprint("m", 1, 8 * GB, 3.0)
     pool.exited("m", 1, "SIGKILL", 2.0)
-    pool.memory_seen(8 * GB, 3.0)
+    pool.memory.memory_seen(8 * GB, 3.0)
     pool.tick(20.0)
     body = shown(pool)
     assert [(m["max_concurrency"], m["learned_limit"]) for m in body["models"]] == [
@@ -417,10 +417,10 @@ def test_a_loan_is_part_of_the_charge_and_idle_bytes_are_part_of_the_loan() -> N
     pool.preload("m", 0.0)
     pool.ready("m", 1, 4 * GB, 4096, 1.0)
     assert shown(pool)["cached_models"][0]["lent_bytes"] == 0
-    pool.needs("m", 1, LoanNeeds(1, 2 * GB, 0.0), 2.0)
-    pool.needs("m", 1, LoanNeeds(idle=GB), 3.0)
+    pool.memory.needs("m", 1, LoanNeeds(1, 2 * GB, 0.0), 2.0)
+    pool.memory.needs("m", 1, LoanNeeds(idle=GB), 3.0)
     told = shown(pool)["cached_models"][0]
     assert (told["charge_bytes"], told["lent_bytes"], told["idle_bytes"]) == (6 * GB, 2 * GB, GB)
-    pool.repaid("m", 1, 2 * GB, 0, 4.0)
+    pool.memory.repaid("m", 1, 2 * GB, 0, 4.0)
     told = shown(pool)["cached_models"][0]
     assert (told["charge_bytes"], told["lent_bytes"], told["idle_bytes"]) == (4 * GB, 0, 0)

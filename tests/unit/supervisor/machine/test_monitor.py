@@ -55,15 +55,15 @@ class Told:
     ) -> None:
         self.levels.append(level)
         self.figures = figures
-        self.pool.pressure(level, figures, self.world.now, eased=eased)
+        self.pool.memory.pressure(level, figures, self.world.now, eased=eased)
 
     def memory_footprint(self, model: str, generation: int, size: int) -> None:
         self.footprints.append((model, generation, size))
-        self.pool.footprint(model, generation, size, self.world.now)
+        self.pool.memory.footprint(model, generation, size, self.world.now)
 
     def memory_unattributed(self, size: int) -> None:
         self.unattributed.append(size)
-        self.pool.memory_seen(size, self.world.now)
+        self.pool.memory.memory_seen(size, self.world.now)
 
 
 class World:

@@ -153,12 +153,12 @@ def test_the_next_model_loads_after_the_memory_is_seen_to_be_back() -> None:
     rules = Rules(min_residency=0.0, release=ReleaseRule.WHEN_SEEN)
     pool = small_machine("a", "b", rules=rules)
     loaded(pool, "a")
-    pool.footprint("a", 1, 8 * GB, 3.0)
+    pool.memory.footprint("a", 1, 8 * GB, 3.0)
     ask(pool, "b", 10.0)
     assert pool.exited("a", 1, "exit status 0", 12.0) == []
-    assert pool.memory_seen(5 * GB, 12.1) == []
+    assert pool.memory.memory_seen(5 * GB, 12.1) == []
     assert (states(pool)["a"], pool.state.ledger.charged) == (State.RELEASING, 5 * GB)
-    assert pool.memory_seen(0, 12.4) == [Spawn("b", 1)]
+    assert pool.memory.memory_seen(0, 12.4) == [Spawn("b", 1)]
 
 
 def test_stranded_memory_stays_charged_and_blocks_only_what_it_must() -> None:
@@ -167,10 +167,10 @@ def test_stranded_memory_stays_charged_and_blocks_only_what_it_must() -> None:
     small = Spec("small", estimate_bytes=2 * GB)
     pool = small_machine("a", "b", small, rules=rules)
     loaded(pool, "a")
-    pool.footprint("a", 1, 8 * GB, 3.0)
+    pool.memory.footprint("a", 1, 8 * GB, 3.0)
     waiter = ask(pool, "b", 10.0, hold=100.0)
     pool.exited("a", 1, "SIGKILL", 12.0)
-    pool.memory_seen(7 * GB, 13.0)
+    pool.memory.memory_seen(7 * GB, 13.0)
     assert "left 7.0 GB behind" in said(pool.tick(22.0))
     assert (states(pool)["a"], pool.state.ledger.stranded) == (State.COLD, 7 * GB)
     assert pool.acquire("r", "small", HOLD, 23.0)[1] == [Spawn("small", 1)]
@@ -273,11 +273,11 @@ def test_an_emergency_with_everything_busy_ends_and_tells_why() -> None:
     pool = small_machine("a", "b", budget=20 * GB)
     running = serve(pool, "a", 0.0)
     loaded(pool, "b")
-    effects = pool.pressure(Level.CRITICAL, "63.5 of 64.0 GB", 10.0)
+    effects = pool.memory.pressure(Level.CRITICAL, "63.5 of 64.0 GB", 10.0)
     assert Stop("b", 1, kill=False) in effects
     assert "63.5 of 64.0 GB" in said(effects)
     assert states(pool)["a"] is State.READY  # what goes before may be enough
-    pool.pressure(Level.CRITICAL, "63.5 of 64.0 GB", 10.0 + EXIT_SECONDS)
+    pool.memory.pressure(Level.CRITICAL, "63.5 of 64.0 GB", 10.0 + EXIT_SECONDS)
     waiter, held = ask(pool, "a", 15.0, hold=1.0), ask(pool, "b", 15.0)
     (refusal,) = [e for e in pool.tick(16.0) if isinstance(e, Refuse)]
     assert (refusal.lease, refusal.error.code) == (waiter, "memory_pressure")
@@ -288,7 +288,7 @@ def test_an_emergency_with_everything_busy_ends_and_tells_why() -> None:
     assert stop == Stop("a", 1, kill=False)
     pool.exited("a", 1, "exit status 0", 26.0)
     assert set(states(pool).values()) == {State.COLD}
-    assert pool.pressure(Level.NORMAL, "", 40.0)[-1] == Spawn("b", 2)
+    assert pool.memory.pressure(Level.NORMAL, "", 40.0)[-1] == Spawn("b", 2)
     assert pool.ready("b", 2, 8 * GB, 1, 41.0) == [Grant(held, "b", "b#2", 2, until=1)]
 
 

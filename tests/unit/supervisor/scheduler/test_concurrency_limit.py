@@ -148,7 +148,7 @@ def test_no_more_than_lived() -> None:
 def test_a_kill_that_nobody_explains_counts_where_memory_is_short() -> None:
     for level, limit in ((Level.NORMAL, 8), (Level.WARN, 3)):
         pool = loaded_with(6)
-        pool.pressure(level, "90 %", 1.5)
+        pool.memory.pressure(level, "90 %", 1.5)
         die(pool, Cause.KILLED, 2.0, "SIGKILL")
         assert pool.models["m"].concurrency == limit
 
@@ -199,13 +199,15 @@ def test_a_clock_that_was_set_back_makes_no_limit_last(tmp_path: Path) -> None:
 
 def test_who_was_parked_before_was_not_in_it() -> None:
     pool = loaded_with(6)
-    effects = pool.pressure(Level.CRITICAL, "99 %", 2.0) + pool.tick(2.0 + LIMITS.emergency_drain)
+    effects = pool.memory.pressure(Level.CRITICAL, "99 %", 2.0) + pool.tick(
+        2.0 + LIMITS.emergency_drain
+    )
     parked = [effect.lease for effect in effects if isinstance(effect, Interrupt)]
     assert len(parked) == 6
     for lease in parked:
         pool.returned(lease, 3, 13.0)
     pool.exited("m", 1, "exit status 0", 14.0)
-    pool.pressure(Level.NORMAL, "10 %", 15.0)
+    pool.memory.pressure(Level.NORMAL, "10 %", 15.0)
     assert pool.models["m"].generation == 2
     die(pool, Cause.OUT_OF_MEMORY, 16.0)  # while it loads
     assert pool.models["m"].learned_limit is None

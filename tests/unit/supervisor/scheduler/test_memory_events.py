@@ -8,20 +8,20 @@ from tests.helpers.pools import GB, loaded, said, small_machine
 
 def test_what_is_reserved_is_no_part_of_the_budget() -> None:
     pool = small_machine("a")
-    pool.reserve(GB)
+    pool.memory.reserve(GB)
     assert pool.state.ledger.budget == 9 * GB
     assert pool.state.ledger.reserved == GB
 
 
 def test_a_level_is_told_when_it_changes() -> None:
     pool = small_machine("a")
-    assert "memory pressure is warn: 90 %" in said(pool.pressure(Level.WARN, "90 %", 1.0))
-    assert said(pool.pressure(Level.WARN, "90 %", 2.0)) == ""
+    assert "memory pressure is warn: 90 %" in said(pool.memory.pressure(Level.WARN, "90 %", 1.0))
+    assert said(pool.memory.pressure(Level.WARN, "90 %", 2.0)) == ""
 
 
 def test_a_footprint_changes_no_charge() -> None:
     pool = small_machine("a")
     loaded(pool, "a")
     charged = pool.state.ledger.charged
-    pool.footprint("a", 1, GB, 3.0)
+    pool.memory.footprint("a", 1, GB, 3.0)
     assert pool.state.ledger.charged == charged

@@ -69,5 +69,7 @@ def test_what_a_model_outgrew_is_charged_but_is_no_room() -> None:
     assert (model.size, model.untouched, model.size_source) == (10 * GB, 3 * GB, "measured")
     pool.recall("m", 0, 1.0, 4 * GB, excess=2 * GB)
     assert (model.size, model.untouched) == (9 * GB, 3 * GB)
+    pool.recall("m", 0, 1.0, 15 * GB, excess=9 * GB)  # of a machine that was larger
+    assert (model.size, model.excess_bytes, model.untouched) == (20 * GB, 5 * GB, 0)
     pool.estimated("m", 7 * GB, 3 * GB, 1.0)  # other files
     assert (model.size, model.size_source) == (7 * GB, "estimated")

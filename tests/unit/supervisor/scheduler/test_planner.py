@@ -152,7 +152,7 @@ def test_who_has_to_wait_for_a_person_holds_nobody_up() -> None:
 
 def test_who_waits_while_memory_is_short_is_told_so() -> None:
     pool = small_machine("a")
-    pool.pressure(Level.HIGH, "61.0 of 64.0 GB", 1.0)
+    pool.memory.pressure(Level.HIGH, "61.0 of 64.0 GB", 1.0)
     ask(pool, "a", 2.0, hold=3.0)
     (refusal,) = pool.tick(5.0)
     assert isinstance(refusal, Refuse)
@@ -175,7 +175,7 @@ def test_a_load_that_took_more_costs_nobody_his_place_when_enough_is_on_its_way_
 )
 def test_a_new_level_is_logged_whatever_follows_from_it(level: Level, serious: int) -> None:
     pool = small_machine("a")
-    effects = pool.pressure(level, "61.0 of 64.0 GB", 1.0)
+    effects = pool.memory.pressure(level, "61.0 of 64.0 GB", 1.0)
     assert effects == [
         LogLine(f"memory pressure is {level.name.lower()}: 61.0 of 64.0 GB", serious)
     ]
@@ -185,7 +185,7 @@ def test_an_emergency_unloads_all_in_whatever_state_they_are() -> None:
     pool = small_machine("idle", "loads", budget=20 * GB)
     loaded(pool, "idle")
     ask(pool, "loads", 5.0)
-    stops = done(pool.pressure(Level.CRITICAL, "", 6.0))
+    stops = done(pool.memory.pressure(Level.CRITICAL, "", 6.0))
     assert stops == [Stop("loads", 1, kill=False), Stop("idle", 1, kill=False)]
 
 
@@ -203,14 +203,14 @@ def test_a_pinned_model_that_is_idle_is_one_of_those_that_a_cleanup_keeps(
         if state == "idle":
             pool.release(lease, 2.0)
     loaded(pool, "b", now=3.0)
-    stops = done(pool.pressure(Level.WARN, "", 10.0))
+    stops = done(pool.memory.pressure(Level.WARN, "", 10.0))
     assert stops == [Stop(name, 1, kill=False) for name in gone]
 
 
 def test_a_cleanup_under_high_pressure_spares_nobody_for_its_youth() -> None:
     pool = small_machine("a", rules=Rules(keep=0, min_residency=60.0))
     loaded(pool, "a")
-    assert Stop("a", 1, kill=False) in pool.pressure(Level.HIGH, "", 10.0)
+    assert Stop("a", 1, kill=False) in pool.memory.pressure(Level.HIGH, "", 10.0)
 
 
 def test_the_periodic_cleanup_is_due_while_there_are_too_many_and_counts_those_who_stay() -> None:

@@ -308,7 +308,7 @@ def test_all_whose_memory_is_back_at_once_are_told_what_follows() -> None:
         pool.load_failed(name, 1, "no such file", 1.0)
         pool.exited(name, 1, "exit status 0", 2.0)
     late = [acquire(pool, 3.0, model=name) for name in "ab"]
-    assert told(pool.memory_seen(0, 4.0)) == [
+    assert told(pool.memory.memory_seen(0, 4.0)) == [
         Told(Refuse, lease, "model_load_failed") for lease in late
     ]
 
@@ -325,8 +325,8 @@ def test_stranded_memory_that_comes_back_is_no_later_incarnations() -> None:
         if generation == 1:
             pool.tick(now + STRANDED_SECONDS)
     assert state(pool) is State.RELEASING
-    assert pool.memory_seen(8 * GB, 201.0) == []  # the first accounts for it
-    pool.memory_seen(4 * GB, 202.0)
+    assert pool.memory.memory_seen(8 * GB, 201.0) == []  # the first accounts for it
+    pool.memory.memory_seen(4 * GB, 202.0)
     assert state(pool) is State.COLD
 
 
@@ -337,5 +337,5 @@ def test_stranded_memory_of_a_model_that_is_cold_again_comes_back() -> None:
     pool.exited("m", 1, "SIGKILL", 2.0)
     pool.tick(2.0 + STRANDED_SECONDS)
     assert (state(pool), pool.state.ledger.stranded) == (State.COLD, 8 * GB)
-    assert pool.memory_seen(0, 20.0) == []
+    assert pool.memory.memory_seen(0, 20.0) == []
     assert (state(pool), pool.state.ledger.stranded) == (State.COLD, 0)

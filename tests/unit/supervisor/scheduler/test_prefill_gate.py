@@ -129,8 +129,8 @@ def two_at_work() -> Pool:
     pool = small_machine("a", "b", size=3 * GB)
     serve(pool, "a", 0.0, size=3 * GB)
     serve(pool, "b", 0.0, size=3 * GB)
-    assert pool.wants_prefill("a", 1, True, 2.0) == [may(A)]
-    assert pool.wants_prefill("b", 1, True, 2.0) == []
+    assert pool.memory.wants_prefill("a", 1, True, 2.0) == [may(A)]
+    assert pool.memory.wants_prefill("b", 1, True, 2.0) == []
     return pool
 
 
@@ -142,15 +142,15 @@ def test_the_pool_passes_the_turn_on_when_it_is_due() -> None:
     pool = two_at_work()
     assert pool.next_deadline() == 2.0 + TURN_SECONDS
     assert pool.tick(2.0 + TURN_SECONDS) == [may(A, False)]
-    assert pool.wants_prefill("a", 1, True, 7.5) == [may(B)]
-    assert pool.wants_prefill("b", 1, False, 8.0) == [may(A)]
+    assert pool.memory.wants_prefill("a", 1, True, 7.5) == [may(B)]
+    assert pool.memory.wants_prefill("b", 1, False, 8.0) == [may(A)]
 
 
 def test_a_death_passes_the_turn_on_and_the_next_incarnation_asks_anew() -> None:
     pool = two_at_work()
     assert turns(pool.exited("a", 1, "SIGABRT", 3.0)) == [may(B)]
-    assert pool.wants_prefill("a", 1, True, 3.1) == []
-    assert turns(pool.wants_prefill("b", 1, False, 3.2)) == []
+    assert pool.memory.wants_prefill("a", 1, True, 3.1) == []
+    assert turns(pool.memory.wants_prefill("b", 1, False, 3.2)) == []
 
 
 def test_a_worker_that_is_killed_or_drained_passes_the_turn_on() -> None:
@@ -160,7 +160,7 @@ def test_a_worker_that_is_killed_or_drained_passes_the_turn_on() -> None:
     lease = next(iter(pool.models["a"].granted))
     assert turns(pool.unload("a", 3.0)) == []  # what is in it is prefilled to its end
     assert state(pool, "a") is State.DRAINING
-    assert pool.wants_prefill("a", 1, False, 3.5) == [may(B)]
+    assert pool.memory.wants_prefill("a", 1, False, 3.5) == [may(B)]
     assert turns(pool.release(lease, 4.0)) == []
     assert state(pool, "a") is State.STOPPING
 
@@ -169,12 +169,12 @@ def test_words_of_those_that_serve_nobody_mean_nothing() -> None:
     pool = small_machine(Spec("a", estimate_bytes=GB), "b", size=GB)
     ask(pool, "a", 0.0)
     assert state(pool, "a") is State.LOADING
-    assert pool.wants_prefill("a", 1, True, 1.0) == []
+    assert pool.memory.wants_prefill("a", 1, True, 1.0) == []
     pool.ready("a", 1, GB, 4096, 2.0)
-    assert pool.wants_prefill("a", 0, True, 2.0) == []
-    assert pool.wants_prefill("a", 2, True, 2.0) == []
-    assert pool.wants_prefill("b", 0, True, 2.0) == []
-    assert pool.wants_prefill("a", 1, True, 2.0) == [may(A)]
+    assert pool.memory.wants_prefill("a", 0, True, 2.0) == []
+    assert pool.memory.wants_prefill("a", 2, True, 2.0) == []
+    assert pool.memory.wants_prefill("b", 0, True, 2.0) == []
+    assert pool.memory.wants_prefill("a", 1, True, 2.0) == [may(A)]
 
 
 # ── whatever happens ─────────────────────────────────────────────────────────────────────────────

@@ -35,7 +35,7 @@ def drained(driven: DrivenPool, why: str) -> list[Effect]:
     elif why == "shutdown":
         driven.pool.shutdown(driven.now)
     elif why == "emergency":
-        driven.pool.pressure(Level.CRITICAL, "figures", driven.now)
+        driven.pool.memory.pressure(Level.CRITICAL, "figures", driven.now)
     else:
         driven.pool.planner.evict(driven.entry, driven.pool.models["other"], driven.now)
     return driven.after(LIMITS.emergency_drain if why == "emergency" else LIMITS.drain)
@@ -47,7 +47,7 @@ def test_what_has_to_stop_is_parked_and_goes_on_later(why: str) -> None:
     effects = drained(driven, why)
     assert interrupted(effects) == [1, 2]
     assert Stop("m", 1, kill=False) in effects
-    driven.pool.pressure(Level.NORMAL, "figures", driven.now)
+    driven.pool.memory.pressure(Level.NORMAL, "figures", driven.now)
     driven.returned(1, 7)
     driven.returned(2, 8)
     assert Spawn("m", 2) in driven.pool.exited("m", 1, "exit status 0", driven.now)
@@ -225,15 +225,15 @@ def test_a_person_may_try_at_once(when: str) -> None:
     for number in range(3):
         driven.exits()
         if when != "releasing" or number < 2:
-            driven.pool.memory_seen(0, driven.now)
+            driven.pool.memory.memory_seen(0, driven.now)
     if when == "half-open":
         driven.after(5.0)
     by_hand, _ = driven.pool.load("p", "m", HOLD, driven.now)
-    driven.pool.memory_seen(0, driven.now)
+    driven.pool.memory.memory_seen(0, driven.now)
     assert driven.state() is State.LOADING
     assert by_hand in driven.entry.waiting
     driven.exits()
-    driven.pool.memory_seen(0, driven.now)
+    driven.pool.memory.memory_seen(0, driven.now)
     assert driven.state() is not State.CRASHED  # the first death of three
 
 
@@ -311,7 +311,7 @@ def test_nothing_is_due_after_a_shutdown_whatever_died_last() -> None:
     driven = DrivenPool(1, max_restarts=1, release=ReleaseRule.WHEN_SEEN)
     driven.exits()
     driven.pool.shutdown(driven.now)
-    driven.pool.memory_seen(0, driven.now)
+    driven.pool.memory.memory_seen(0, driven.now)
     assert driven.state() is State.COLD
     assert driven.pool.next_deadline() is None
 

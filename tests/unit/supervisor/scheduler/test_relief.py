@@ -9,6 +9,7 @@ from supervisor.scheduler.effects import (
     Interrupt,
     LimitSequences,
     Recall,
+    RememberExcess,
     Shrink,
     Spawn,
     Stop,
@@ -19,7 +20,7 @@ from supervisor.scheduler.model import Rules, Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.relief import EXIT_SECONDS, GROWN_SECONDS, SPARED_SECONDS
-from tests.helpers.pools import GB, ask, done, error_of, loaded, serve, small_machine, states, told
+from tests.helpers.pools import GB, ask, done, loaded, serve, small_machine, states, told
 
 RESUMES = Rules(recovery="resume", keep=0)
 
@@ -41,8 +42,8 @@ def machine(*, rules: Rules = RESUMES) -> Pool:
 
 def borrow(pool: Pool, model: str, size: int, idle: int = 0) -> None:
     """The model is lent `size` bytes; so many of them are idle."""
-    pool.needs(model, 1, LoanNeeds(least=1, most=size, since=1.0), 5.0)
-    pool.needs(model, 1, LoanNeeds(idle=idle), 5.0)
+    pool.memory.needs(model, 1, LoanNeeds(least=1, most=size, since=1.0), 5.0)
+    pool.memory.needs(model, 1, LoanNeeds(idle=idle), 5.0)
 
 
 # ── a worker above its charge ────────────────────────────────────────────────────────────────────
@@ -53,14 +54,14 @@ def test_a_worker_above_its_charge_steps_down_and_comes_back_with_a_larger_one()
     borrow(pool, "chat", 2 * GB, idle=GB)
     charge = pool.state.ledger.of(("chat", 1))
     assert charge == 6 * GB
-    assert done(pool.footprint("chat", 1, 8 * GB, 10.0)) == [
+    assert done(pool.memory.footprint("chat", 1, 8 * GB, 10.0)) == [
         Shrink("chat", 1),
         Recall("chat", 1, 1, GB),
     ]
-    pool.repaid("chat", 1, GB, 1, 10.1)
-    assert done(pool.footprint("chat", 1, 8 * GB, 11.0)) == [LimitSequences("chat", 1, 1)]
-    effects = done(pool.footprint("chat", 1, 8 * GB, 12.0))
-    assert [type(effect) for effect in effects] == [Interrupt, Interrupt, Stop]
+    pool.memory.repaid("chat", 1, GB, 1, 10.1)
+    assert done(pool.memory.footprint("chat", 1, 8 * GB, 11.0)) == [LimitSequences("chat", 1, 1)]
+    effects = done(pool.memory.footprint("chat", 1, 8 * GB, 12.0))
+    assert [type(effect) for effect in effects] == [RememberExcess, Interrupt, Interrupt, Stop]
     assert states(pool) == {"chat": State.STOPPING, "pinned": State.READY, "idle": State.READY}
     assert pool.models["chat"].size == 4 * GB + 3 * GB
     pool.exited("chat", 1, "exit status 0", 13.0)
@@ -72,13 +73,13 @@ def test_a_worker_above_its_charge_steps_down_and_comes_back_with_a_larger_one()
 
 def test_a_worker_within_its_charge_is_let_alone() -> None:
     pool = machine()
-    assert pool.footprint("chat", 1, 4 * GB, 10.0) == []
-    assert pool.footprint("chat", 2, 40 * GB, 10.0) == []  # another incarnation
+    assert pool.memory.footprint("chat", 1, 4 * GB, 10.0) == []
+    assert pool.memory.footprint("chat", 2, 40 * GB, 10.0) == []  # another incarnation
 
 
 def outgrow(pool: Pool, model: str, generation: int, now: float, size: int = 8 * GB) -> float:
     for second in range(4):
-        pool.footprint(model, generation, size, now + second)
+        pool.memory.footprint(model, generation, size, now + second)
     return now + 4
 
 
@@ -100,23 +101,35 @@ def test_a_model_that_no_charge_contains_is_not_restarted_in_a_cycle() -> None:
     assert states(pool)["m"] is State.STOPPING
 
 
-def test_a_model_whose_footprint_is_more_than_the_budget_is_too_large() -> None:
+def test_a_model_whose_footprint_is_more_than_the_budget_is_charged_all_of_it() -> None:
     pool = small_machine(Spec("m", estimate_bytes=4 * GB), rules=RESUMES)
     ask(pool, "m", 0.0)
     pool.ready("m", 1, 4 * GB, 1, 1.0)
     outgrow(pool, "m", 1, 2.0, size=11 * GB)
-    effects = pool.exited("m", 1, "exit status 0", 7.0)
-    effects += pool.returned(1, 5, 7.0)
-    assert error_of(effects).code == "model_too_large"
+    assert Spawn("m", 2) in pool.exited("m", 1, "exit status 0", 7.0) + pool.returned(1, 5, 7.0)
+    assert pool.state.ledger.of(("m", 2)) == 10 * GB
 
 
-def test_a_person_may_try_it_again() -> None:
+def test_a_configured_charge_learns_of_no_excess() -> None:
+    """It would count on the day that the setting goes."""
+    pool = small_machine(Spec("m", estimate_bytes=4 * GB, memory_bytes=2 * GB), rules=RESUMES)
+    loaded(pool, "m", size=4 * GB)
+    outgrow(pool, "m", 1, 2.0)
+    assert states(pool)["m"] is State.STOPPING
+    assert (pool.models["m"].excess_bytes, pool.models["m"].size) == (0, 2 * GB)
+
+
+def test_what_a_person_has_loaded_anew_is_tried_with_its_first_charge() -> None:
     pool = small_machine(Spec("m", estimate_bytes=4 * GB), rules=RESUMES)
     loaded(pool, "m", size=4 * GB)
-    outgrow(pool, "m", 1, 2.0, size=11 * GB)
+    outgrow(pool, "m", 1, 2.0, size=8 * GB)
     pool.exited("m", 1, "exit status 0", 7.0)
-    assert pool.models["m"].size == 11 * GB
-    assert Spawn("m", 2) in pool.load("r", "m", 10.0, 8.0)[1]
+    assert pool.models["m"].size == 8 * GB
+    effects = pool.load("r", "m", 10.0, 8.0)[1]
+    assert RememberExcess("m", 0) in effects  # in a later run as well
+    assert Spawn("m", 2) in effects
+    assert pool.state.ledger.of(("m", 2)) == 4 * GB
+    assert RememberExcess("m", 0) not in pool.load("r", "m", 10.0, 8.0)[1]
 
 
 def test_a_pinned_idle_one_that_outgrew_its_charge_comes_back_by_itself() -> None:
@@ -135,20 +148,20 @@ def gone(pool: Pool) -> set[str]:
 def test_one_kind_goes_after_the_other_each_with_a_moment() -> None:
     pool = machine()
     borrow(pool, "chat", 2 * GB, idle=GB)
-    recalled = done(pool.pressure(Level.CRITICAL, "99 %", 10.0))
+    recalled = done(pool.memory.pressure(Level.CRITICAL, "99 %", 10.0))
     assert recalled[0] == Recall("chat", 1, 1, GB)
     assert gone(pool) == set()
-    pool.repaid("chat", 1, GB, 1, 10.1)
-    pool.pressure(Level.CRITICAL, "99 %", 10.5)
+    pool.memory.repaid("chat", 1, GB, 1, 10.1)
+    pool.memory.pressure(Level.CRITICAL, "99 %", 10.5)
     assert gone(pool) == set()
-    pool.pressure(Level.CRITICAL, "99 %", 11.0)
+    pool.memory.pressure(Level.CRITICAL, "99 %", 11.0)
     assert gone(pool) == {"idle"}
-    pool.pressure(Level.CRITICAL, "99 %", 12.0)
+    pool.memory.pressure(Level.CRITICAL, "99 %", 12.0)
     assert gone(pool) == {"idle"}  # it is not over yet
     pool.exited("idle", 1, "exit status 0", 12.5)
-    pool.pressure(Level.CRITICAL, "99 %", 13.0)
+    pool.memory.pressure(Level.CRITICAL, "99 %", 13.0)
     assert gone(pool) == {"idle", "pinned"}
-    pool.pressure(Level.CRITICAL, "99 %", 13.0 + EXIT_SECONDS)
+    pool.memory.pressure(Level.CRITICAL, "99 %", 13.0 + EXIT_SECONDS)
     assert gone(pool) == {"idle", "pinned", "chat"}
 
 
@@ -156,45 +169,45 @@ def test_one_kind_goes_after_the_other_each_with_a_moment() -> None:
 def test_below_an_emergency_pinned_and_busy_ones_stay(level: Level) -> None:
     pool = machine()
     for second in range(60):
-        pool.pressure(level, "90 %", 100.0 + second)
+        pool.memory.pressure(level, "90 %", 100.0 + second)
     assert gone(pool) == {"idle"}
 
 
 def test_nothing_more_goes_while_the_pressure_falls() -> None:
     pool = machine()
-    pool.pressure(Level.CRITICAL, "99 %", 10.0)
+    pool.memory.pressure(Level.CRITICAL, "99 %", 10.0)
     pool.exited("idle", 1, "exit status 0", 10.5)
     for second in range(1, 6):
-        assert done(pool.pressure(Level.CRITICAL, "90 %", 10.0 + second, eased=True)) == []
+        assert done(pool.memory.pressure(Level.CRITICAL, "90 %", 10.0 + second, eased=True)) == []
     assert gone(pool) == {"idle"}
 
 
 def test_who_outgrew_its_charge_goes_first_and_nobody_else() -> None:
     pool = machine()
-    pool.footprint("chat", 1, 9 * GB, 9.5)
-    pool.pressure(Level.CRITICAL, "99 %", 10.0)
+    pool.memory.footprint("chat", 1, 9 * GB, 9.5)
+    pool.memory.pressure(Level.CRITICAL, "99 %", 10.0)
     assert gone(pool) == {"chat"}
     pool.exited("chat", 1, "exit status 0", 10.5)
-    pool.pressure(Level.CRITICAL, "60 %", 11.0, eased=True)
+    pool.memory.pressure(Level.CRITICAL, "60 %", 11.0, eased=True)
     assert gone(pool) == {"chat"}
 
 
 def test_at_warn_the_others_are_left_alone_while_it_is_dealt_with() -> None:
     pool = machine()
     for now in (100.0, 101.0, 102.0):
-        pool.footprint("chat", 1, 9 * GB, now)
-        pool.pressure(Level.WARN, "90 %", now)
+        pool.memory.footprint("chat", 1, 9 * GB, now)
+        pool.memory.pressure(Level.WARN, "90 %", now)
     assert gone(pool) == {"chat"}
 
 
 def test_at_warn_they_are_not_left_alone_for_ever() -> None:
     pool = machine()
-    pool.footprint("chat", 1, 9 * GB, 100.0)  # and never read again
+    pool.memory.footprint("chat", 1, 9 * GB, 100.0)  # and never read again
     for second in range(int(GROWN_SECONDS)):
-        pool.pressure(Level.WARN, "90 %", 100.0 + second)
+        pool.memory.pressure(Level.WARN, "90 %", 100.0 + second)
         assert gone(pool) == set()
     for second in range(3):
-        pool.pressure(Level.WARN, "90 %", 100.0 + GROWN_SECONDS + second)
+        pool.memory.pressure(Level.WARN, "90 %", 100.0 + GROWN_SECONDS + second)
     assert gone(pool) == {"idle"}
 
 
@@ -217,7 +230,7 @@ def test_an_innocent_pinned_neighbour_of_long_chats_is_not_reloaded_in_a_cycle()
         short = grown >= 2 * GB
         level = Level.CRITICAL if short else Level.NORMAL
         before = pinned.state
-        pool.pressure(level, "99 %", now)
+        pool.memory.pressure(level, "99 %", now)
         if before is State.READY and pinned.state is not State.READY:
             unloads.append(now)
         for model in (chat, pinned):
@@ -240,6 +253,6 @@ def test_an_innocent_pinned_neighbour_of_long_chats_is_not_reloaded_in_a_cycle()
 def test_who_is_refused_in_an_emergency_is_told_so() -> None:
     pool = machine(rules=Rules())
     for second in (10.0, 10.0 + EXIT_SECONDS, 10.0 + 2 * EXIT_SECONDS):
-        pool.pressure(Level.CRITICAL, "99 %", second)
+        pool.memory.pressure(Level.CRITICAL, "99 %", second)
     ended = told(pool.tick(10.0 + 2 * EXIT_SECONDS + 10.0))
     assert [(each.kind, each.code) for each in ended] == [(EndLease, "memory_pressure")] * 2

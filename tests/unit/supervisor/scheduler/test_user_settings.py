@@ -70,7 +70,7 @@ def test_jq_cached_models_sorted_by_use_count_reversed() -> None:
 @pytest.mark.parametrize("policy", ["use_count", "gdsf"])
 def test_scenario_1_a_normal_cleanup_keeps_the_most_used(policy: str) -> None:
     pool = used_pool(policy)
-    effects = pool.pressure(Level.WARN, "111.0 of 128.0 GB RAM in use (86.7%)", 1000.0)
+    effects = pool.memory.pressure(Level.WARN, "111.0 of 128.0 GB RAM in use (86.7%)", 1000.0)
     assert {effect.model for effect in effects if isinstance(effect, Stop)} == {PHI, DEEPSEEK}
     assert states(pool)[CODER] is State.READY
     assert "86.7%" in said(effects)
@@ -80,7 +80,7 @@ def test_scenario_1_a_normal_cleanup_keeps_the_most_used(policy: str) -> None:
 
 def test_scenario_2_an_emergency_unloads_all() -> None:
     pool = used_pool()
-    effects = pool.pressure(Level.CRITICAL, "126.0 of 128.0 GB RAM in use (98.4%)", 1000.0)
+    effects = pool.memory.pressure(Level.CRITICAL, "126.0 of 128.0 GB RAM in use (98.4%)", 1000.0)
     assert {effect.model for effect in effects if isinstance(effect, Stop)} == set(USES)
     for name in USES:
         pool.exited(name, 1, "exit status 0", 1001.0)
@@ -90,7 +90,7 @@ def test_scenario_2_an_emergency_unloads_all() -> None:
 
 @pytest.mark.parametrize(("keep", "gone"), [(0, 3), (2, 1), (3, 0)])
 def test_keep_is_what_a_cleanup_leaves(keep: int, gone: int) -> None:
-    effects = used_pool(keep=keep).pressure(Level.WARN, "", 1000.0)
+    effects = used_pool(keep=keep).memory.pressure(Level.WARN, "", 1000.0)
     assert sum(isinstance(effect, Stop) for effect in effects) == gone
 
 
@@ -312,17 +312,17 @@ def test_a_pinned_model_yields_to_an_emergency_alone() -> None:
     loaded(pool, "a")
     ask(pool, "b", 10.0)
     assert done(pool.tick(100.0)) == []
-    assert done(pool.pressure(Level.WARN, "", 101.0)) == []
-    assert done(pool.pressure(Level.HIGH, "", 102.0)) == [Shrink("a", 1)]
-    assert done(pool.pressure(Level.CRITICAL, "", 103.0)) == [Stop("a", 1, kill=False)]
+    assert done(pool.memory.pressure(Level.WARN, "", 101.0)) == []
+    assert done(pool.memory.pressure(Level.HIGH, "", 102.0)) == [Shrink("a", 1)]
+    assert done(pool.memory.pressure(Level.CRITICAL, "", 103.0)) == [Stop("a", 1, kill=False)]
 
 
 def test_an_emergency_ends_a_load_and_its_waiters_wait_on() -> None:
     pool = small_machine("a")
     ask(pool, "a", 0.0)
-    assert done(pool.pressure(Level.CRITICAL, "", 1.0)) == [Stop("a", 1, kill=False)]
+    assert done(pool.memory.pressure(Level.CRITICAL, "", 1.0)) == [Stop("a", 1, kill=False)]
     assert done(pool.exited("a", 1, "exit status 0", 2.0)) == []
-    assert done(pool.pressure(Level.NORMAL, "", 3.0)) == [Spawn("a", 2)]
+    assert done(pool.memory.pressure(Level.NORMAL, "", 3.0)) == [Spawn("a", 2)]
 
 
 def test_a_pinned_model_is_passed_over_for_another_victim() -> None:
@@ -344,18 +344,18 @@ def test_unpinning_lets_the_waiter_in_at_once() -> None:
 def test_high_pressure_starts_nothing_and_shrinks_caches() -> None:
     pool = small_machine("a", "b", budget=100 * GB)
     loaded(pool, "a")
-    assert Shrink("a", 1) in pool.pressure(Level.HIGH, "", 10.0)
-    assert pool.pressure(Level.HIGH, "", 11.0) == []
+    assert Shrink("a", 1) in pool.memory.pressure(Level.HIGH, "", 10.0)
+    assert pool.memory.pressure(Level.HIGH, "", 11.0) == []
     ask(pool, "b", 12.0)
     assert states(pool)["b"] is State.COLD
-    assert Spawn("b", 1) in pool.pressure(Level.WARN, "", 20.0)
+    assert Spawn("b", 1) in pool.memory.pressure(Level.WARN, "", 20.0)
 
 
 def test_a_cleanup_under_warn_spares_what_was_just_loaded() -> None:
     pool = small_machine("a", "b", budget=100 * GB, rules=Rules(keep=0, min_residency=60.0))
     loaded(pool, "a")
-    assert done(pool.pressure(Level.WARN, "", 10.0)) == []
-    assert done(pool.pressure(Level.WARN, "", 61.0)) == [Stop("a", 1, kill=False)]
+    assert done(pool.memory.pressure(Level.WARN, "", 10.0)) == []
+    assert done(pool.memory.pressure(Level.WARN, "", 61.0)) == [Stop("a", 1, kill=False)]
 
 
 # ── sizes ─────────────────────────────────────────────────────────────────────────────────────────

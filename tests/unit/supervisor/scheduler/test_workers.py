@@ -237,3 +237,8 @@ def test_what_a_worker_outgrew_the_next_one_is_charged() -> None:
     assert one.workers.learn_excess(one.model, 90 * GB) == [RememberExcess("m", 7 * GB)]
     assert one.model.size == 10 * GB
     assert one.workers.learn_excess(one.model, GB) == [RememberExcess("m", 7 * GB)]
+    # Nor after a load that took more than the last one.
+    one.workers.learn_size(one.model, 4 * GB)
+    assert (one.model.excess_bytes, one.model.size) == (6 * GB, 10 * GB)
+    one.workers.learn_size(one.model, 11 * GB)
+    assert (one.model.excess_bytes, one.model.size) == (0, 11 * GB)

@@ -288,6 +288,38 @@ def test_what_is_there_is_taken_if_it_is_of_the_kind() -> None:
     run(scenario())
 
 
+@pytest.mark.parametrize("before", [0, 1, 3])
+def test_a_frame_larger_than_what_may_wait_unread_arrives_whole(before: int) -> None:
+    sent = [*(Token(number, "x") for number in range(before)), Token(before, "x" * 3_000_000)]
+
+    async def scenario() -> None:
+        stream, peer = await beside_raw_peer(frames.FromEngine)
+        loop = asyncio.get_running_loop()
+        sending = loop.create_task(loop.sock_sendall(peer, b"".join(map(encode, sent))))
+        await settle()  # nobody receives yet
+        assert [await stream.receive() for _ in sent] == sent
+        await sending
+        peer.close()
+        assert await stream.receive() is None
+
+    run(scenario())
+
+
+def test_noted_frames_that_nobody_has_to_receive_do_not_stop_the_socket() -> None:
+    sent = [Token(number, "x" * 1000) for number in range(3000)]
+
+    async def scenario() -> None:
+        stream, peer = await beside_raw_peer(frames.FromEngine)
+        noted: list[Token] = []
+        stream.note_arrivals(noted.append)
+        await asyncio.get_running_loop().sock_sendall(peer, b"".join(map(encode, sent)))
+        peer.close()
+        assert await stream.receive() is None
+        assert noted == sent
+
+    run(scenario())
+
+
 def test_who_takes_all_has_a_paused_socket_read_again() -> None:
     async def scenario() -> None:
         stream, peer = await beside_raw_peer(frames.FromEngine)

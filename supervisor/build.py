@@ -65,7 +65,7 @@ def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
             made.recall(name, uses, None, None, limit)
         else:
             seconds, size = known.load_seconds, known.memory_bytes
-            made.recall(name, uses, seconds, size, limit, known.outgrown)
+            made.recall(name, uses, seconds, size, limit, known.excess_bytes)
     models = catalog.models.items()
     pinned = [name for name, model in models if model.pin]
     preloaded = [name for name, model in models if model.preload]

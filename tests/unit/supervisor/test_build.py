@@ -21,6 +21,7 @@ from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Sizing
 from supervisor.processes.gateway import BYTES as GATEWAY_BYTES
 from supervisor.processes.spare import BYTES as SPARE_BYTES
+from supervisor.scheduler.ledger import Reserved
 from supervisor.scheduler.model import Limits, ReleaseRule, Rules, Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import GroupMemory, Thresholds
@@ -180,11 +181,13 @@ def test_a_budget_that_has_no_room_for_the_spare_alone(caplog: pytest.LogCapture
     gateway = (SPARE_BYTES - 1) // 20
     assert (ledger.reserved, ledger.budget) == (gateway, SPARE_BYTES - 1 - gateway)
     assert "no spare worker: there is no room for it in the budget" in caplog.messages
+    assert set(ledger.reservations) == {Reserved.GATEWAY}  # by which the supervisor has no spare
 
 
 def test_without_a_spare_the_budget_is_the_models() -> None:
     ledger = pool(parse("[memory]\nspare = false\n"), 5 * GB).state.ledger
     assert (ledger.reserved, ledger.budget) == (5 * GB // 20, 5 * GB - 5 * GB // 20)
+    assert set(ledger.reservations) == {Reserved.GATEWAY}
 
 
 def test_thresholds() -> None:

@@ -41,6 +41,7 @@ from supervisor.processes.launcher import Child, Code, InstalledCode, Launcher
 from supervisor.processes.spare import is_calm
 from supervisor.processes.watchdog import CHECK_SECONDS
 from supervisor.processes.worker import ExitCallbacks, WorkerProcess
+from supervisor.scheduler.ledger import Reserved
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.model import ReleaseRule, Worker
 from supervisor.scheduler.pool import Pool
@@ -270,7 +271,7 @@ class Supervisor:
         for name, model in self._catalog.models.items():
             if model.preload:
                 self._dispatcher.handle(self._pool.preload, name, time.monotonic())
-        if self._pool.state.ledger.reserved:
+        if Reserved.SPARE in self._pool.state.ledger.reservations:
             self._fleet.spare.enable()
 
     async def _end_workers(self) -> None:

@@ -15,7 +15,7 @@ from supervisor.models.catalog import Catalog
 from supervisor.models.sizing import Sizing
 from supervisor.processes.gateway import BYTES as GATEWAY_BYTES
 from supervisor.processes.spare import BYTES as SPARE_BYTES
-from supervisor.scheduler.ledger import auto_budget
+from supervisor.scheduler.ledger import Reserved, auto_budget
 from supervisor.scheduler.model import Limits, ReleaseRule, Rules, Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import Thresholds
@@ -65,7 +65,7 @@ def pool(config: Config, catalog: Catalog, sizing: Sizing) -> Pool:
             made.recall(name, uses, None, None, limit)
         else:
             seconds, size = known.load_seconds, known.memory_bytes
-            made.recall(name, uses, seconds, size, limit, known.outgrown)
+            made.recall(name, uses, seconds, size, limit, known.excess_bytes)
     models = catalog.models.items()
     pinned = [name for name, model in models if model.pin]
     preloaded = [name for name, model in models if model.preload]
@@ -89,7 +89,7 @@ def _reserve_gateway(pool: Pool, queue_bytes: int, groups: Sequence[Sequence[str
         needs = [sum(pool.models[name].size for name in group) for group in groups]
         left = [budget - needed for needed in needs if needed <= budget]
         size = min(size, budget // _GATEWAY_SHARE, *left)
-    pool.memory.reserve(max(0, size))
+    pool.state.ledger.reserve(Reserved.GATEWAY, max(0, size))
 
 
 def _reserve_spare(pool: Pool, groups: Sequence[Sequence[str]]) -> None:
@@ -104,7 +104,7 @@ def _reserve_spare(pool: Pool, groups: Sequence[Sequence[str]]) -> None:
                 f"{names} leaves no room" if names else "there is no room",
             )
             return
-    pool.memory.reserve(SPARE_BYTES)
+    pool.state.ledger.reserve(Reserved.SPARE, SPARE_BYTES)
 
 
 def check_kv_budget(name: str, size: int | None, least: int) -> None:

@@ -188,7 +188,7 @@ class Dispatcher:
             case RememberLimit(model, limit):
                 self._sizing.save_limit(model, limit, time.time() - time.monotonic())
             case RememberExcess(model, size):
-                self._sizing.save_outgrown(model, size)
+                self._sizing.save_excess(model, size)
             case LogLine(text, level):
                 log.log(level, "%s", text)
                 self._feed.tell("decision", text=text)

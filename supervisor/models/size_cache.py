@@ -44,7 +44,7 @@ class MeasuredLoad(msgspec.Struct, frozen=True):
     load_seconds: float
     at: float
     """Epoch seconds."""
-    outgrown: int = 0
+    excess_bytes: int = 0
     """What its workers were seen to hold later beyond all that they were charged."""
 
 
@@ -172,7 +172,7 @@ def _renew(entries: dict[str, T], news: Mapping[str, T]) -> None:
 
 def _is_plausible(entry: MeasuredLoad) -> bool:
     """A worker takes tens of megabytes without a model: less is no measurement."""
-    bytes_are = 2**20 <= entry.memory_bytes < 2**50 and 0 <= entry.outgrown < 2**50
+    bytes_are = 2**20 <= entry.memory_bytes < 2**50 and 0 <= entry.excess_bytes < 2**50
     return bytes_are and 0 <= entry.load_seconds < 1e6
 
 

@@ -167,15 +167,15 @@ class Sizing:
     def save_load(self, name: str, memory_bytes: int, load_seconds: float) -> None:
         """A load took so much. Never raises."""
         known = self.measured_load(name)
-        outgrown = 0 if known is None else known.outgrown
-        measurement = MeasuredLoad(name, memory_bytes, load_seconds, time.time(), outgrown)
+        excess = 0 if known is None else known.excess_bytes
+        measurement = MeasuredLoad(name, memory_bytes, load_seconds, time.time(), excess)
         self.cache.remember(self._key(name), measurement)
 
-    def save_outgrown(self, name: str, size: int) -> None:
+    def save_excess(self, name: str, size: int) -> None:
         """Its workers outgrow their charges by so many bytes. Never raises."""
         known = self.measured_load(name)
         if known is not None:  # else it was never loaded, as far as anybody remembers
-            self.cache.remember(self._key(name), replace(known, outgrown=size, at=time.time()))
+            self.cache.remember(self._key(name), replace(known, excess_bytes=size, at=time.time()))
 
     def about(self) -> dict[str, About]:
         """What the last look at each model's files told of it."""

@@ -51,6 +51,13 @@ class Phase(enum.StrEnum):
     """Not back in time: charged on, but nobody waits for it any more."""
 
 
+class Reserved(enum.Enum):
+    """What has a part of the budget and is no model."""
+
+    GATEWAY = enum.auto()
+    SPARE = enum.auto()
+
+
 @dataclass(slots=True)
 class Charge:
     """What one incarnation is charged, in bytes."""
@@ -81,17 +88,22 @@ class Ledger:
     def __init__(self, budget: int | None = None) -> None:
         self.budget = budget
         """The part for models, bytes."""
-        self.reserved = 0
-        """The part for what is no model, bytes; `budget` leaves it out."""
+        self.reservations: dict[Reserved, int] = {}
+        """The parts for what is no model, bytes; `budget` leaves them out."""
         self.charges: dict[Key, Charge] = {}
         self.charged = 0
         """Σ charges, bytes."""
 
-    def reserve(self, size: int) -> None:
+    def reserve(self, what: Reserved, size: int) -> None:
         """Keep `size` bytes of the budget for what is no model, before anything is charged."""
-        self.reserved += size
+        self.reservations[what] = size
         if self.budget is not None:
             self.budget -= size
+
+    @property
+    def reserved(self) -> int:
+        """Σ reservations, bytes."""
+        return sum(self.reservations.values())
 
     @property
     def free(self) -> float:

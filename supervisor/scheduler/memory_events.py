@@ -41,10 +41,6 @@ class MemoryEvents:
         self._prefill_gate = prefill_gate
         self._relief = Relief(state, workers, planner, loans)
 
-    def reserve(self, size: int) -> None:
-        """Keep `size` bytes of the budget for what is no model, before anything is charged."""
-        self._state.ledger.reserve(size)
-
     def needs(self, name: str, generation: int, needs: LoanNeeds, now: float) -> list[Effect]:
         """The worker says how it stands with its loan."""
         model = self._state.living(name, generation)

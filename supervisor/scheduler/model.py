@@ -260,9 +260,9 @@ class Model:
     """What the last load was found to need, with room for requests; survives unloads."""
     excess_bytes: int = 0
     """What its process was seen to hold beyond its charge: the next one is charged so much more."""
-    outgrown: int = 0
+    excess_restarts: int = 0
     """Restarts for that."""
-    outgrown_at: float = 0.0
+    excess_restarted_at: float = 0.0
     """When the last of them was, monotonic seconds."""
     deaths: int = 0
     learned_limit: LearnedLimit | None = None
@@ -318,14 +318,14 @@ class Model:
             return "configured"
         return "measured" if self.learned_bytes is not None or self.excess_bytes else "estimated"
 
-    def may_outgrow(self, now: float) -> bool:
+    def may_restart_for_excess(self, now: float) -> bool:
         """Whether it may be restarted for holding more than it is charged."""
-        return now >= self.outgrown_at + backoff(self.outgrown)
+        return now >= self.excess_restarted_at + backoff(self.excess_restarts)
 
     def forget_excess(self) -> None:
         """What it held beyond its charge counts no longer: its files are others, or a person wants
         it tried."""
-        self.excess_bytes = self.outgrown = 0
+        self.excess_bytes = self.excess_restarts = 0
 
     @property
     def concurrency(self) -> int:

@@ -88,7 +88,7 @@ class Relief:
         worker = model.current
         charge = self._state.ledger.of(worker.key)
         over = overcharge.is_over(size, charge)
-        may = model.may_outgrow(now) and not self._state.shutting_down
+        may = model.may_restart_for_excess(now) and not self._state.shutting_down
         running = len(model.granted)
         watch, action = overcharge.step(
             worker.watch, over=over, running=running, may_restart=may, now=now
@@ -114,7 +114,7 @@ class Relief:
         """READY: park what runs in it and have it loaded anew, charged what it was seen to hold."""
         worker = model.current
         charge = self._state.ledger.of(worker.key)
-        model.outgrown, model.outgrown_at = model.outgrown + 1, now
+        model.excess_restarts, model.excess_restarted_at = model.excess_restarts + 1, now
         learned: list[Effect] = []
         # Its files may be others by now; and what is configured is charged, whatever it holds.
         if model.measured_bytes is not None and model.spec.memory_bytes is None:
@@ -198,7 +198,11 @@ class Relief:
         """Those above their charge, which the next readings of theirs deal with; at once where the
         machine is pressed hard."""
         self._batch = []
-        grown = [each for each in self._ready() if self._is_over(each) and each.may_outgrow(now)]
+        grown = [
+            each
+            for each in self._ready()
+            if self._is_over(each) and each.may_restart_for_excess(now)
+        ]
         if not grown:
             self._grown_since = None
             return None

@@ -346,12 +346,12 @@ class World(Books):
         self.step(f"footprint {name}", effects)
 
     def _restarts(self) -> dict[str, int]:
-        return {name: entry.outgrown for name, entry in self.pool.models.items()}
+        return {name: entry.excess_restarts for name, entry in self.pool.models.items()}
 
     def _note_restarts(self, before: dict[str, int]) -> None:
         """Who was restarted for its footprint is charged more from now on."""
         for name, entry in self.pool.models.items():
-            if entry.outgrown == before[name]:
+            if entry.excess_restarts == before[name]:
                 continue
             process, model = self.processes[name], self.models[name]
             process.outgrown = True

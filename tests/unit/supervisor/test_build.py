@@ -21,6 +21,7 @@ from supervisor.models.size_cache import SizeCache
 from supervisor.models.sizing import Sizing
 from supervisor.processes.gateway import BYTES as GATEWAY_BYTES
 from supervisor.processes.spare import BYTES as SPARE_BYTES
+from supervisor.scheduler.ledger import Reserved
 from supervisor.scheduler.model import Limits, ReleaseRule, Rules, Spec
 from supervisor.scheduler.pool import Pool
 from supervisor.scheduler.pressure import GroupMemory, Thresholds
@@ -36,14 +37,14 @@ def parse(text: str) -> Config:
     return from_tree(tomllib.loads(text + MODEL), environ={}, overrides=Overrides())
 
 
-def pool(config: Config, budget: int | None = None, measured: int = 0, outgrown: int = 0) -> Pool:
+def pool(config: Config, budget: int | None = None, measured: int = 0, excess: int = 0) -> Pool:
     """Of models without files: their sizes are unknown, unless configured, or `measured` earlier
-    for one called `c`, which has `outgrown` that. Bytes."""
+    for one called `c`, which held `excess` beyond its charge. Bytes."""
     served = Catalog(config.models, Path("/nowhere"))
     sizing = Sizing(served, SizeCache(Path("/nowhere/sizes.json")), budget)
     if measured:
         sizing.save_load("c", measured, 1.0)
-        sizing.save_outgrown("c", outgrown)
+        sizing.save_excess("c", excess)
     return build.pool(config, served, sizing)
 
 
@@ -109,7 +110,7 @@ def test_what_is_set_for_a_model_reaches_the_pool(options: str, spec: Spec) -> N
 
 
 def three(
-    keys: str, budget: int | None, measured: int = 0, before: str = "", outgrown: int = 0
+    keys: str, budget: int | None, measured: int = 0, before: str = "", excess: int = 0
 ) -> Pool:
     """Models `a` of 3 GB, `b` of 4 GB and `c` of no configured size, each with `keys`."""
     tables = before + "".join(
@@ -117,7 +118,7 @@ def three(
         for name, size in (("a", 'memory = "3GB"'), ("b", 'memory = "4GB"'), ("c", ""))
     )
     config = from_tree(tomllib.loads(tables), environ={}, overrides=Overrides())
-    return pool(config, budget, measured, outgrown)
+    return pool(config, budget, measured, excess)
 
 
 @pytest.mark.parametrize(("key", "what"), [("pin", "pinned models"), ("preload", "to preload")])
@@ -136,7 +137,7 @@ def test_pins_or_preloads_above_the_budget_are_an_error(key: str, what: str) -> 
 
 def test_a_size_that_was_measured_counts_against_the_budget() -> None:
     assert three("pin = true", 9 * GB, measured=2 * GB).models["c"].size == 2 * GB
-    grown = three("pin = true", 9 * GB, measured=GB, outgrown=GB).models["c"]
+    grown = three("pin = true", 9 * GB, measured=GB, excess=GB).models["c"]
     assert (grown.measured_bytes, grown.size) == (GB, 2 * GB)
     with pytest.raises(ConfigError, match=r"c 2\.1 GB \(measured\)"):
         three("pin = true", 9 * GB, measured=21 * GB // 10)
@@ -180,11 +181,13 @@ def test_a_budget_that_has_no_room_for_the_spare_alone(caplog: pytest.LogCapture
     gateway = (SPARE_BYTES - 1) // 20
     assert (ledger.reserved, ledger.budget) == (gateway, SPARE_BYTES - 1 - gateway)
     assert "no spare worker: there is no room for it in the budget" in caplog.messages
+    assert set(ledger.reservations) == {Reserved.GATEWAY}  # by which the supervisor has no spare
 
 
 def test_without_a_spare_the_budget_is_the_models() -> None:
     ledger = pool(parse("[memory]\nspare = false\n"), 5 * GB).state.ledger
     assert (ledger.reserved, ledger.budget) == (5 * GB // 20, 5 * GB - 5 * GB // 20)
+    assert set(ledger.reservations) == {Reserved.GATEWAY}
 
 
 def test_thresholds() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from supervisor.api.health import render_health
 from supervisor.machine.readers import MachineMemory
 from supervisor.processes.activity import Activity
+from supervisor.scheduler.ledger import Reserved
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.loans import LoanNeeds
 from supervisor.scheduler.model import LearnedLimit, Limits, ReleaseRule, Rules, Spec
@@ -367,7 +368,7 @@ def test_a_model_that_keeps_dying_is_shown_as_unavailable() -> None:
 
 def test_what_the_spare_is_charged_is_part_of_the_budget() -> None:
     pool = Pool([Spec("m")], limits=Limits(), budget=1000)
-    pool.state.ledger.reserve(100)
+    pool.state.ledger.reserve(Reserved.SPARE, 100)
     memory = shown(pool)["memory"]
     assert (memory["budget_bytes"], memory["charged_bytes"]) == (1000, 100)
     assert pool.state.ledger.free == 900

@@ -162,10 +162,12 @@ def test_the_key_changes_with_files_and_settings_alone() -> None:
 def test_a_file_of_before_there_was_growth_is_read(tmp_path: Path) -> None:
     path = tmp_path / "sizes.json"
     old = {"model": "m", "memory_bytes": 2**30, "load_seconds": 1.5, "at": 1_769_000_000.0}
-    path.write_text(json.dumps({"version": 1, "sizes": {"a": old, "b": old | {"outgrown": -1}}}))
+    path.write_text(
+        json.dumps({"version": 1, "sizes": {"a": old, "b": old | {"excess_bytes": -1}}})
+    )
     sizes = SizeCache.load(path)
-    assert sizes.get("a") == MeasuredLoad("m", 2**30, 1.5, 1_769_000_000.0, outgrown=0)
+    assert sizes.get("a") == MeasuredLoad("m", 2**30, 1.5, 1_769_000_000.0, excess_bytes=0)
     assert sizes.get("b") is None
-    grown = MeasuredLoad("m", 2**30, 1.5, 1_769_000_000.0, outgrown=5)
+    grown = MeasuredLoad("m", 2**30, 1.5, 1_769_000_000.0, excess_bytes=5)
     sizes.remember("a", grown)
     assert SizeCache.load(path).get("a") == grown

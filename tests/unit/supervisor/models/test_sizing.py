@@ -213,20 +213,20 @@ def test_a_load_is_remembered_by_the_next_run(folder: Path) -> None:
 
 def test_what_outgrew_its_charge_is_remembered_through_further_loads(folder: Path) -> None:
     asked = sizing(folder)
-    asked.save_outgrown("m", 70 * MB)
+    asked.save_excess("m", 70 * MB)
     assert asked.measured_load("m") is None  # of what was never loaded nothing is known
     asked.save_load("m", 300 * MB, 12.5)
-    asked.save_outgrown("m", 70 * MB)
+    asked.save_excess("m", 70 * MB)
     asked.save_load("m", 310 * MB, 11.5)
     known = sizing(folder).measured_load("m")
     assert known is not None
-    assert (known.memory_bytes, known.load_seconds, known.outgrown) == (310 * MB, 11.5, 70 * MB)
+    assert (known.memory_bytes, known.load_seconds, known.excess_bytes) == (310 * MB, 11.5, 70 * MB)
     grow(folder)
     asked.need("m")
     asked.save_load("m", 320 * MB, 11.5)
     known = asked.measured_load("m")
     assert known is not None
-    assert known.outgrown == 0
+    assert known.excess_bytes == 0
 
 
 def test_what_an_earlier_version_measured_is_as_good(folder: Path) -> None:

@@ -11,6 +11,7 @@ from supervisor.scheduler.ledger import (
     Ledger,
     OverBudget,
     Phase,
+    Reserved,
     auto_budget,
 )
 
@@ -265,9 +266,9 @@ def test_the_automatic_budget(physical: float, working_set: float | None, budget
 def test_what_is_reserved_is_no_part_of_the_budget() -> None:
     ledger = Ledger(10)
     assert ledger.reserved == 0
-    ledger.reserve(2)
-    ledger.reserve(3)
+    ledger.reserve(Reserved.GATEWAY, 2)
+    ledger.reserve(Reserved.SPARE, 3)
     assert (ledger.reserved, ledger.budget, ledger.free) == (5, 5, 5)
     unlimited = Ledger()
-    unlimited.reserve(2)
+    unlimited.reserve(Reserved.SPARE, 2)
     assert (unlimited.reserved, unlimited.budget) == (2, None)

@@ -6,13 +6,6 @@ from supervisor.scheduler.pressure import Level
 from tests.helpers.pools import GB, loaded, said, small_machine
 
 
-def test_what_is_reserved_is_no_part_of_the_budget() -> None:
-    pool = small_machine("a")
-    pool.memory.reserve(GB)
-    assert pool.state.ledger.budget == 9 * GB
-    assert pool.state.ledger.reserved == GB
-
-
 def test_a_level_is_told_when_it_changes() -> None:
     pool = small_machine("a")
     assert "memory pressure is warn: 90 %" in said(pool.memory.pressure(Level.WARN, "90 %", 1.0))

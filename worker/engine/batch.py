@@ -95,7 +95,7 @@ class BatchEngine:
             chunk=PREFILL_STEP,
             heap=self._heap,
         )
-        self._serving = serving = Serving(loaded, Path(load.path), memory.context)
+        self._serving = serving = Serving(loaded, Path(load.path), memory.context, self._heap)
         self._embedder = serving.embedder
         decoder = BatchDecoder(fill_masks, serving.eos)
         batches = Batches(loaded.model, decoder, eos=serving.eos, step=PREFILL_STEP)

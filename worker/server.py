@@ -16,7 +16,6 @@ from supervisor.wire.codec import REQUEST_LIMIT, ProtocolError
 from supervisor.wire.frames import (
     Accepted,
     Chat,
-    Continue,
     Embed,
     Generate,
     Grammar,
@@ -28,7 +27,6 @@ from supervisor.wire.frames import (
     Loading,
     MayPrefill,
     Pattern,
-    Pause,
     Ready,
     Recall,
     Schema,
@@ -250,8 +248,7 @@ class WorkerServer:
     async def _generate(self, request: Generate | Embed, stream: FrameStream[ToEngine]) -> None:
         loop = asyncio.get_running_loop()
         begun = time.monotonic()
-        pauses = _PauseControl(self._thread)
-        gone = loop.create_task(pauses.follow(stream))  # until the gateway's EOF
+        gone = loop.create_task(_leaving(stream))
         try:
             prepared = await self._prepare_in_time(request, gone)
             sink = None if prepared is None else self._accept(request, prepared, stream)
@@ -262,7 +259,7 @@ class WorkerServer:
             await gone  # which may have failed
             return
         job = Job(request, prepared, sink)
-        pauses.submit(job)
+        self._thread.submit(job)
         try:
             await gone
         finally:
@@ -281,34 +278,11 @@ class WorkerServer:
             )
 
 
-class _PauseControl:
-    """What the gateway says after its request: that it pauses, and goes on. That may come before
-    there is a job."""
-
-    def __init__(self, thread: EngineThread) -> None:
-        self._thread = thread
-        self._job: Job | None = None
-        self._pauses = False
-
-    async def follow(self, stream: FrameStream[ToEngine]) -> None:
-        """Return when the gateway has left. Raises ProtocolError."""
-        while (said := await stream.receive()) is not None:
-            match said:
-                case Pause():
-                    self._pauses = True
-                    if self._job is not None:
-                        self._thread.pause(self._job)
-                case Continue():
-                    self._pauses = False
-                    if self._job is not None:
-                        self._thread.unpause(self._job)
-
-    def submit(self, job: Job) -> None:
-        """Give the engine the job, paused if that was asked meanwhile."""
-        self._job = job
-        self._thread.submit(job)
-        if self._pauses:
-            self._thread.pause(job)
+async def _leaving(stream: FrameStream[ToEngine]) -> None:
+    """Return when the gateway has left, which says nothing after its request. Raises
+    ProtocolError."""
+    while await stream.receive() is not None:
+        continue
 
 
 def _is_quick(request: Generate | Embed) -> bool:

@@ -8,8 +8,8 @@ Four connections exist:
   gets a `Lend`, and gives back what it no longer wants, or what a `Recall` asks for, with `Repaid`.
 * work: gateway ↔ worker, a Unix socket, one connection a request. `Generate` → `Accepted` →
   (`Progress` | `PromptLogprobs`)… → `Token`… → exactly one of `End`, `Failed`; or `Embed` →
-  `Vector`… → `Embedded` | `Failed`. Between tokens the gateway may send `Pause`, then `Continue`.
-  EOF towards the worker cancels; EOF before the end frame means that the worker died.
+  `Vector`… → `Embedded` | `Failed`. EOF towards the worker cancels; EOF before the end frame
+  means that the worker died.
 * counting: gateway ↔ counter, a Unix socket, one connection a count: `Count` → `Counted` |
   `Failed`. The counter's channel to the supervisor carries its `Hello` alone.
 
@@ -311,15 +311,6 @@ class Generate(Frame, frozen=True, tag="generate"):
     emitted: tuple[int, ...] = ()
 
 
-class Pause(Frame, frozen=True, tag="pause"):
-    """Generate no more of the choice, but keep it. Tokens that are made already may follow, and so
-    may its end."""
-
-
-class Continue(Frame, frozen=True, tag="continue"):
-    """Go on with what was paused."""
-
-
 class Embed(Frame, frozen=True, tag="embed"):
     """Inputs to embed, each a text or token ids. `dimensions` None = the model's own. With
     `truncate` only the beginning is embedded of what is longer than the context, instead of
@@ -420,7 +411,7 @@ class Failed(ErrorFrame, frozen=True, tag="failed"):
     """The request ended with an error."""
 
 
-ToEngine = Generate | Embed | Pause | Continue
+ToEngine = Generate | Embed
 FromEngine = Accepted | Progress | PromptLogprobs | Token | End | Vector | Embedded | Failed
 
 

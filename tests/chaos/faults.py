@@ -97,7 +97,7 @@ def reached(aim: str, sign: Sign | None) -> bool:
         READY: True,
         BATCHING: sign.running >= BATCH_MIN and sign.made,
         FILLING: sign.phase == PREFILL,
-        IDLING: not sign.running and not sign.paused,
+        IDLING: not sign.running,
     }[aim]
 
 

@@ -40,7 +40,7 @@ def test_all_faults_come_in_all_phases_but_no_request_is_alone_after_a_death() -
         wanted = plan(dice, past)
         phase = dice.choice((None, IMPORT, IDLE, PREFILL, DECODE))
         running = dice.randrange(1, 6) if phase in (PREFILL, DECODE) else 0
-        sign = None if phase is None else Sign(phase, running, 0, phase == DECODE)
+        sign = None if phase is None else Sign(phase, running, phase == DECODE)
         if not reached(wanted.aim, sign) or not past.allows(sign):
             continue
         alone = 0 < running < BATCH_MIN

@@ -55,10 +55,7 @@ WITNESSES: dict[str, tuple[str, ...]] = {
     "supervisor/models/jsonfiles.py": ("unit/supervisor/models/test_sources.py",),
     "supervisor/wire/control_frames.py": ("unit/supervisor/wire/test_frames.py",),
     "supervisor/state/address.py": ("unit/supervisor/cli/test_client.py",),
-    "worker/engine/generation.py": (
-        "unit/worker/engine/test_batch.py",
-        "unit/worker/engine/test_pausing.py",
-    ),
+    "worker/engine/generation.py": ("unit/worker/engine/test_batch.py",),
     "worker/engine/serving.py": ("unit/worker/engine/test_resume.py",),
     "worker/engine/mlx_lm_expected.py": ("unit/worker/engine/test_mlx_lm_compat.py",),
     "worker/engine/rows.py": ("unit/worker/engine/test_decoding.py",),
@@ -90,7 +87,6 @@ SUBJECTS = {
     "worker/demo/test_agents.py": "the demo behind what agents send",
     "worker/engine/test_gated_prefill.py": "prompts that wait for their turn on the GPU",
     "worker/engine/test_faults.py": "what fails in one request, beside others that go on",
-    "worker/engine/test_pausing.py": "sequences that are set aside and go on",
     "worker/engine/test_resume.py": "requests that are cut anywhere and resumed elsewhere",
 }
 """Unit tests whose subject is more than one module."""

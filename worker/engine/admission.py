@@ -34,8 +34,6 @@ class Member:
     tokens: int
     kept: int = 0
     """Bytes of the cache that it keeps while it waits."""
-    paused: bool = False
-    """Whether its client wants it to wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,7 +277,7 @@ class _Changes:
         parked = set(self._park)
         turns = _Turns(
             self.scene,
-            [m for m in self.scene.waiting if m.key not in parked and not m.paused],
+            [m for m in self.scene.waiting if m.key not in parked],
         )
         going: list[Member] = []
         while member := turns.first():
@@ -354,7 +352,7 @@ class _Changes:
         scene, live = self.scene, self.scene.live
         now = self._demand.now(scene)
         following = self._demand.next(scene)
-        waits = sorted((m for m in scene.waiting if not m.paused), key=lambda each: each.age)
+        waits = sorted(scene.waiting, key=lambda each: each.age)
         free = max(0, scene.places - len(live))
         least, since, ahead = now, 0.0, max(now, following)
         if live and following > self._budget:
@@ -429,7 +427,7 @@ class _Turns:
     def __init__(self, scene: Scene, waiting: Iterable[Member]) -> None:
         self._under_way = Counter(member.request for member in scene.live)
         self._oldest = min(
-            (each.age for each in (*scene.live, *scene.waiting) if not each.paused),
+            (each.age for each in (*scene.live, *scene.waiting)),
             default=(0.0, 0),
         )
         queues: dict[str, deque[Member]] = defaultdict(deque)

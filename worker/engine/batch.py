@@ -1,7 +1,7 @@
 """The real engine: continuous batching over mlx-lm's batches.
 
 A step is one decode step of everybody, one slice of prefill, or one pass of embeddings, so that a
-slice is the most that anybody's next token, a cancel or a pause waits for.
+slice is the most that anybody's next token or a cancel waits for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import mlx.core as mx
 
 from supervisor.wire.frames import (
     Embed,
-    FromEngine,
     Generate,
     Load,
     LoanFrame,
@@ -95,7 +94,7 @@ class BatchEngine:
             chunk=PREFILL_STEP,
             heap=self._heap,
         )
-        self._serving = serving = Serving(loaded, Path(load.path), memory.context)
+        self._serving = serving = Serving(loaded, Path(load.path), memory.context, self._heap)
         self._embedder = serving.embedder
         decoder = BatchDecoder(fill_masks, serving.eos)
         batches = Batches(loaded.model, decoder, eos=serving.eos, step=PREFILL_STEP)
@@ -115,12 +114,6 @@ class BatchEngine:
 
     def _of(self, job: Job) -> Generation | Embedder:
         return self._embedder if isinstance(job.request, Embed) else self._generation
-
-    def pause(self, job: Job) -> Sequence[FromEngine]:
-        return self._generation.pause(job)
-
-    def unpause(self, job: Job) -> None:
-        self._generation.unpause(job)
 
     # ── a step ───────────────────────────────────────────────────────────────────────────────────
 

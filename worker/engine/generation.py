@@ -1,4 +1,4 @@
-"""The requests of one model that generate: those that wait, are prefilled, decode or are paused.
+"""The requests of one model that generate: those that wait, are prefilled, decode or are parked.
 
 Which sequences share a batch is in `worker.engine.groups`, whose prompt goes on and by how much in
 `worker.engine.slices`.
@@ -72,14 +72,11 @@ class Generation:
         self._prefilling: dict[int, int] = {}
         """Prompt tokens still to go, of those among the sequences without a first token."""
         self._parked: dict[Job, _Parked] = {}
-        """Those that have left the batches for want of memory or a place, or because they pause."""
-        self._pausing: set[Job] = set()
-        """Those that are to pause: they do not begin and are not resumed, and whoever has no token
-        yet is parked with its first."""
+        """Those that have left the batches for want of memory or a place."""
         self._after_oldest = False
         self._speeds, self._pace = slices.Speeds(), slices.Pace()
 
-    # ── jobs come, pause and leave ───────────────────────────────────────────────────────────────
+    # ── jobs come, are parked and leave ───────────────────────────────────────────────────────────
 
     def insert(self, job: Job) -> None:
         self._queue.append(job)
@@ -92,7 +89,6 @@ class Generation:
 
     def remove(self, job: Job) -> None:
         self._steps = 0
-        self._pausing.discard(job)
         self._made = [made for made in self._made if made[0] is not job]
         uid = self._uids.get(job)
         if uid is not None:
@@ -102,20 +98,6 @@ class Generation:
         else:
             self._parked.pop(job, None)
         self._ages.pop(job, None)
-
-    def pause(self, job: Job) -> Sequence[FromEngine]:
-        uid = self._uids.get(job)
-        if job not in self._ages:
-            return ()
-        self._steps = 0
-        self._pausing.add(job)
-        if uid is None or uid in self._prefilling:
-            return ()
-        state = self.sequences.next_token(uid)
-        if self._may_end(state) or state.row.fault is not None:
-            self._pausing.discard(job)
-            return ()  # the next step is its last
-        return self._set_aside(uid)
 
     def _set_aside(self, uid: int, *, keep: bool = True) -> Sequence[FromEngine]:
         """Park a sequence, with its cache if `keep`; one that would end with the next step ends
@@ -147,10 +129,6 @@ class Generation:
         self._parked[active.job] = _Parked(active, parked)
         return frames
 
-    def unpause(self, job: Job) -> None:
-        self._pausing.discard(job)
-        self._steps = 0
-
     def _resume(self, job: Job) -> None:
         parked = self._parked.pop(job)
         uid = self.sequences.resume(parked.sequence)
@@ -168,7 +146,6 @@ class Generation:
         self._prefilling.pop(uid, None)
         job = self._active.pop(uid).job
         del self._uids[job], self._ages[job]
-        self._pausing.discard(job)
         self._steps = 0
 
     # ── who goes on ──────────────────────────────────────────────────────────────────────────────
@@ -236,17 +213,16 @@ class Generation:
         return admission.Scene(batches, prompts, tuple(waiting), self._places)
 
     def _may_begin(self) -> Iterator[Job]:
-        """Queued jobs that neither pause nor wait for their turn to prefill, oldest first."""
+        """Queued jobs that do not wait for their turn to prefill, oldest first."""
         turns = self._turns
-        queued = (job for job in self._queue if job not in self._pausing)
-        return (
-            (job for job in queued if turns.may_go_on(prompt_size(job))) if turns.gated else queued
-        )
+        if not turns.gated:
+            return iter(self._queue)
+        return (job for job in self._queue if turns.may_go_on(prompt_size(job)))
 
     def _member(self, job: Job, tokens: int, kept: int = 0) -> admission.Member:
         age = self._ages[job]
         request = job.request.request_id
-        return admission.Member(age[1], request, age, tokens, kept, job in self._pausing)
+        return admission.Member(age[1], request, age, tokens, kept)
 
     def limit(self, places: int) -> None:
         """At most so many are under way, 0 = as many as at first."""
@@ -262,8 +238,7 @@ class Generation:
         """Of each prompt that would be worked on if it had its turn."""
         yield from map(self.sequences.left, self._prefilling)
         if len(self._active) < self._places:
-            queued = (job for job in self._queue if job not in self._pausing)
-            yield from map(prompt_size, islice(queued, FEW))
+            yield from map(prompt_size, islice(self._queue, FEW))
 
     def lent(self) -> None:
         """There is more memory than before."""
@@ -399,19 +374,17 @@ class Generation:
             elif not left and (end := active.prompt_end()) is not None:
                 frames.append(end)
         if frames and isinstance(frames[-1], FINAL_FRAMES):
-            self._pausing.discard(active.job)
             self._forget(uid)
         return [(active.job, frames)] if frames else []
 
     def _first_tokens(self, uids: Sequence[int]) -> list[Output]:
         """The first tokens of sequences whose prompts are done, told before the next decode step.
 
-        A token that might end its sequence is left to that. Those that are to pause do so now.
+        A token that might end its sequence is left to that.
         """
         if not uids:
             return []
         outputs: list[Output] = []
-        jobs = [self._active[uid].job for uid in uids]
         for uid, state in self.sequences.start(uids).items():
             del self._prefilling[uid]
             active = self._active[uid]
@@ -423,9 +396,6 @@ class Generation:
             if isinstance(frames[-1], FINAL_FRAMES):
                 self._forget(uid)
             outputs.append((active.job, frames))
-        for job in jobs:
-            if job in self._pausing and (made := self.pause(job)):
-                outputs.append((job, made))
         return outputs
 
     def _may_end(self, state: NextToken) -> bool:
@@ -452,7 +422,7 @@ class Generation:
             return True
         if self._steps > 0:
             return False
-        return any(self._may_begin()) or any(job not in self._pausing for job in self._parked)
+        return any(self._may_begin()) or bool(self._parked)
 
     @property
     def progress(self) -> tuple[int, int]:

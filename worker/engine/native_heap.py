@@ -8,6 +8,7 @@ Elsewhere there is nothing to do.
 
 from __future__ import annotations
 
+import _thread
 import ctypes
 import sys
 from collections.abc import Callable
@@ -54,6 +55,32 @@ class Unmanaged:
 
     def trim(self) -> None:
         pass
+
+
+def _beside(work: Callable[[], object]) -> None:
+    """Do it on a thread of its own. Not `threading`'s, whose start waits for that thread: whoever
+    frees may hold a lock."""
+    _thread.start_new_thread(work, ())
+
+
+class Trimmer:
+    """Trims a heap whenever `KEPT` bytes have been freed that were not MLX's. For any thread."""
+
+    def __init__(
+        self, heap: NativeHeap, beside: Callable[[Callable[[], object]], object] = _beside
+    ) -> None:
+        """`beside` does the work, which takes milliseconds, while the caller goes on."""
+        self._heap = heap
+        self._beside = beside
+        self._freed = 0
+
+    def freed(self, size: int) -> None:
+        """So many bytes are held no longer. Two threads at once may lose one of the two sizes,
+        which only puts the trimming off."""
+        self._freed += size
+        if self._freed >= KEPT:
+            self._freed = 0
+            self._beside(self._heap.trim)
 
 
 def native_heap() -> NativeHeap:

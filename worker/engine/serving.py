@@ -15,6 +15,7 @@ from worker.engine import sampling
 from worker.engine.active_job import ActiveJob, replay_emitted
 from worker.engine.embedding import Embedder
 from worker.engine.loading import LoadedModel
+from worker.engine.native_heap import NativeHeap, Trimmer
 from worker.engine.prompt_scores import PromptScores
 from worker.engine.rows import BatchRow
 from worker.engine.thread import Job, Prepared
@@ -39,10 +40,12 @@ class Begun:
 class Serving:
     """Of one loaded model. `prepare` may be called beside all else, from one thread at a time."""
 
-    def __init__(self, loaded: LoadedModel, folder: Path, context: int) -> None:
-        """`context`: tokens that a sequence can have on this machine, at most the model's own."""
+    def __init__(self, loaded: LoadedModel, folder: Path, context: int, heap: NativeHeap) -> None:
+        """`context`: tokens that a sequence can have on this machine, at most the model's own.
+        `heap` is told to give back what grammars have taken."""
         # Not before: it imports transformers, and that it can be imported is checked in the load.
         from worker.grammar.compile import ConstraintCompiler
+        from worker.grammar.grammar_cache import GrammarCache
 
         self.loaded, self._context = loaded, context
         model, tokenizer = loaded.model, loaded.tokenizer
@@ -52,7 +55,12 @@ class Serving:
         self._prompts = PromptBuilder(tokenizer, loaded.context, self.width, fitting=context)
         self._token_bytes = TokenBytes(tokenizer)
         self._transcripts = TranscriptFactory(tokenizer)
-        self._constraints = ConstraintCompiler(tokenizer, self.width, self._transcripts.formats)
+        self._constraints = ConstraintCompiler(
+            tokenizer,
+            self.width,
+            self._transcripts.formats,
+            GrammarCache(freed=Trimmer(heap).freed),
+        )
         self.embedder = Embedder(model, tokenizer, folder, loaded.context)
         # Ids without a logit: writing to them would be writing out of bounds.
         self.eos = tuple(sorted(id for id in tokenizer.eos_token_ids if 0 <= id < self.width))

@@ -160,14 +160,6 @@ class Engine(Protocol):
     def remove(self, job: Job) -> None:
         """Forget a job that is not wanted any more and free what it held; unknown jobs are fine."""
 
-    def pause(self, job: Job) -> Sequence[FromEngine]:
-        """Set a job aside with all that it holds; what it has already made is returned. One whose
-        prompt is being processed stops at its first token, one that is queued is not begun. Any
-        other job stays as it is."""
-
-    def unpause(self, job: Job) -> None:
-        """Go on with a paused job; any other is left as it is."""
-
     def step(self) -> Sequence[Output]:
         """A decode step, a slice of prefill or a pass of embeddings. After its last frame a job is
         forgotten."""
@@ -252,12 +244,6 @@ class EngineThread:
     def cancel(self, job: Job) -> None:
         self._commands.put(lambda: self._carry_out(self._cancel, job))
 
-    def pause(self, job: Job) -> None:
-        self._commands.put(lambda: self._carry_out(self._pause, job))
-
-    def unpause(self, job: Job) -> None:
-        self._commands.put(lambda: self._carry_out(self._engine.unpause, job))
-
     def shrink(self) -> None:
         """Give back what is only kept for later, between two steps."""
         self._commands.put(lambda: self._carry_out(self._engine.shrink))
@@ -332,10 +318,6 @@ class EngineThread:
         if isinstance(frames[-1], FINAL_FRAMES):
             job.sink.close()
         return begins
-
-    def _pause(self, job: Job) -> None:
-        if frames := self._engine.pause(job):
-            self._deliver(job, frames)
 
     def _cancel(self, job: Job) -> None:
         self._engine.remove(job)

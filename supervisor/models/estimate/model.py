@@ -11,6 +11,7 @@ from supervisor.models.estimate.architectures import architecture, layers_of
 from supervisor.models.estimate.facts import Facts, read_config
 from supervisor.models.estimate.layers import Layer
 from supervisor.models.estimate.weights import Weights, read_weights
+from supervisor.wire.frames import GRAMMAR_BYTES
 
 STEP = 256
 """Tokens by which mlx-lm's caches grow."""
@@ -33,7 +34,7 @@ GROWTH = 60_000_000
 """What comes to that with the first requests: compiled kernels, buffers, threads."""
 GRAMMARS = 800
 """And for each word with the first answer that is held to a schema: 130 MB stayed of 250,000, at
-the most it was 190 MB."""
+the most it was 190 MB. The compiled schemas themselves take up to `GRAMMAR_BYTES` more."""
 CHARGED_TOKENS = 2048
 """Of one conversation, whose KV cache a load is charged. All further KV is lent."""
 MAX_TOKENS = 2**30
@@ -102,7 +103,7 @@ class Estimate:
     @property
     def growth(self) -> int:
         """What the first requests add to that for good."""
-        return GROWTH + GRAMMARS * self.vocabulary
+        return GROWTH + GRAMMARS * self.vocabulary + GRAMMAR_BYTES
 
     def room(self, context: int) -> int:
         """What one conversation of 2,048 tokens takes in KV cache and while it is prefilled, or one

@@ -100,7 +100,6 @@ class ScriptedEngine(BorrowsNothing):
         self._prefilled: dict[Job, int] = {}
         """Steps of each whose prompt is not done."""
         self._is_awaiting_crowd = True
-        self._paused: dict[Job, int] = {}
         self._due = 0.0
         """When the next tokens are made, if they are paced; monotonic seconds."""
         self._gates = dict(script.gates)
@@ -143,18 +142,8 @@ class ScriptedEngine(BorrowsNothing):
 
     def remove(self, job: Job) -> None:
         self._jobs.pop(job, None)
-        self._paused.pop(job, None)
         self._prefilled.pop(job, None)
         self._await_crowd()
-
-    def pause(self, job: Job) -> Sequence[FromEngine]:
-        if job in self._jobs:
-            self._paused[job] = self._jobs.pop(job)
-        return ()
-
-    def unpause(self, job: Job) -> None:
-        if job in self._paused:
-            self._jobs[job] = self._paused.pop(job)
 
     def step(self) -> Sequence[Output]:
         if self._script.tokens_per_second:
@@ -196,7 +185,7 @@ class ScriptedEngine(BorrowsNothing):
 
     def _await_crowd(self) -> None:
         """If nobody is left."""
-        self._is_awaiting_crowd |= not (self._jobs or self._paused)
+        self._is_awaiting_crowd |= not self._jobs
 
     def _await_turn(self) -> None:
         """Steps begin at even distances; one that comes late moves those after it only if it is

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from supervisor.wire.frames import Embed, FromEngine, Generate, Load, Token
+from supervisor.wire.frames import Embed, Generate, Load, Token
 from tests.helpers.fakes.loans import PassesLoansOn
 from worker.engine.thread import FINAL_FRAMES, Engine, Job, LoadResult, Output, Prepared
 
@@ -28,8 +28,6 @@ class Sign:
     """Of `PHASES`. PREFILL is from a request's arrival to the next token of anybody's."""
     running: int
     """Requests that run, each with all its choices."""
-    paused: int
-    """Those that have passed their probation and wait for that of the others."""
     made: bool
     """Whether it has made a token."""
 
@@ -44,9 +42,9 @@ def sign_of(folder: Path, pid: int) -> Sign | None:
         shown = _file(folder, pid).read_bytes()
     except FileNotFoundError:
         return None
-    if len(shown) < 4:
+    if len(shown) < 3:
         return None
-    return Sign(PHASES[shown[0]], shown[1], shown[2], bool(shown[3]))
+    return Sign(PHASES[shown[0]], shown[1], bool(shown[2]))
 
 
 def forget(folder: Path, pid: int) -> None:
@@ -67,7 +65,6 @@ class Signed(PassesLoansOn):
         self._phase = SPAWN
         self._running: dict[Job, str] = {}
         """Who runs, and the request that it is a choice of."""
-        self._paused: dict[Job, str] = {}
         self._made = False
         self._show()
 
@@ -77,11 +74,8 @@ class Signed(PassesLoansOn):
 
     def _show(self, phase: str = "") -> None:
         self._phase = phase or self._phase
-        running, paused = (len(set(jobs.values())) for jobs in (self._running, self._paused))
-        where = PHASES.index(self._phase)
-        os.pwrite(
-            self._file, bytes((where, min(running, _MANY), min(paused, _MANY), self._made)), 0
-        )
+        running = min(len(set(self._running.values())), _MANY)
+        os.pwrite(self._file, bytes((PHASES.index(self._phase), running, self._made)), 0)
 
     def warm_up(self) -> None:
         self._engine.warm_up()
@@ -108,19 +102,6 @@ class Signed(PassesLoansOn):
         self._engine.remove(job)
         self._forget([job])
 
-    def pause(self, job: Job) -> Sequence[FromEngine]:
-        frames = self._engine.pause(job)
-        if job in self._running:
-            self._paused[job] = self._running.pop(job)
-            self._show()
-        return frames
-
-    def unpause(self, job: Job) -> None:
-        if job in self._paused:
-            self._running[job] = self._paused.pop(job)
-            self._show()
-        self._engine.unpause(job)
-
     def step(self) -> Sequence[Output]:
         outputs = self._engine.step()
         frames = [(job, frame) for job, made in outputs for frame in made]
@@ -134,9 +115,8 @@ class Signed(PassesLoansOn):
     def _forget(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             self._running.pop(job, None)
-            self._paused.pop(job, None)
         if jobs:
-            self._show("" if self._running or self._paused else IDLE)
+            self._show("" if self._running else IDLE)
 
     @property
     def prefill(self) -> tuple[int, int]:

@@ -19,7 +19,6 @@ from supervisor.wire.frames import (
     Embed,
     End,
     Frame,
-    FromEngine,
     Generate,
     Load,
     PromptLogprobs,
@@ -137,12 +136,6 @@ class Choice(PassesLoansOn):
     def remove(self, job: Job) -> None:
         self._decoding.discard(job)
         self._engine.remove(job)
-
-    def pause(self, job: Job) -> Sequence[FromEngine]:
-        return self._engine.pause(job)
-
-    def unpause(self, job: Job) -> None:
-        self._engine.unpause(job)
 
     def step(self) -> Sequence[Output]:
         outputs = self._engine.step()

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,8 +14,6 @@ import pytest
 
 from supervisor.errors import QueueFull
 from supervisor.wire.frames import (
-    Accepted,
-    Continue,
     Embed,
     End,
     Failed,
@@ -25,7 +23,6 @@ from supervisor.wire.frames import (
     Generate,
     Hello,
     Load,
-    Pause,
     Ready,
     Text,
     Token,
@@ -63,14 +60,6 @@ class Held(ScriptedEngine):
     def insert(self, job: Job) -> None:
         self._note("insert", job)
         super().insert(job)
-
-    def pause(self, job: Job) -> Sequence[FromEngine]:
-        self._note("pause", job)
-        return super().pause(job)
-
-    def unpause(self, job: Job) -> None:
-        self._note("unpause", job)
-        super().unpause(job)
 
 
 class Desk:
@@ -120,34 +109,6 @@ async def tokens(stream: FrameStream[FromEngine]) -> list[int]:
     return ids
 
 
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        ([Pause()], ["insert", "pause"]),
-        ([Pause(), Continue()], ["insert"]),
-        ([Pause(), Continue(), Pause()], ["insert", "pause"]),
-    ],
-)
-def test_a_request_pauses_though_it_was_told_before_it_was_prepared(
-    tmp_path: Path, words: list[Frame], told: list[str]
-) -> None:
-    async def run() -> None:
-        desk = Desk(tmp_path)
-        async with asyncio.timeout(SECONDS), desk.serving():
-            stream = await desk.ask(LONG, *words)
-            desk.engine.let.set()
-            assert isinstance(await stream.receive(), Accepted)
-            # Commands are obeyed in order: with this one's end those of the first were, too.
-            assert await tokens(await desk.ask(SHORT)) == [*range(5)]
-            assert desk.engine.told == told
-            if told[-1] == "pause":
-                assert not desk.engine.busy
-                stream.send(Continue())
-            assert await tokens(stream) == [*range(500)]
-
-    asyncio.run(run())
-
-
 def test_who_leaves_before_the_prompt_is_prepared_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +121,7 @@ def test_who_leaves_before_the_prompt_is_prepared_is_forgotten(
 
         monkeypatch.setattr(logging.getLogger("bulkhead.worker"), "info", note)
         async with asyncio.timeout(SECONDS), desk.serving():
-            stream = await desk.ask(LONG, Pause())
+            stream = await desk.ask(LONG)
             stream.close()
             await left.wait()
             desk.engine.let.set()

@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 
 from gateway.http import event_stream, exchange, server
+from gateway.http.bodies import BodyBytes
 from gateway.http.timing import Timing
 from supervisor.wire.frames import Accepted, End, Token
 from tests.helpers.played_gateway import PATIENT, Client, Gateway, play, playing, turns
@@ -509,5 +510,45 @@ def test_everywhere_else_it_is_the_contracts(path: bytes) -> None:
             client.send(b"POST " + path + b" HTTP/1.1\r\nContent-Length: many\r\n\r\n")
             told = json.loads((await client.rest()).rpartition(b"\r\n\r\n")[2])
             assert set(told["error"]) == {"message", "type", "param", "code"}
+
+    play(scenario)
+
+
+# ── pieces ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_connection_takes_a_piece_and_no_more_while_nobody_reads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Hundreds of large bodies that come at once must not fill the memory before their turn."""
+    pieces: list[int] = []
+    receive = server._Connection.data_received
+
+    def note(connection: server._Connection, data: bytes) -> None:
+        if data:  # aiohttp calls it without any when it goes on
+            pieces.append(len(data))
+        receive(connection, data)
+
+    monkeypatch.setattr(server._Connection, "data_received", note)
+    body = json.dumps({**BODY, "prompt": "x" * 20 * server._PIECE}).encode()
+
+    async def scenario() -> None:
+        may_read = asyncio.Event()
+        reading_turn = BodyBytes.reading_turn
+
+        async def wait(bodies: BodyBytes) -> None:
+            await may_read.wait()
+            await reading_turn(bodies)
+
+        monkeypatch.setattr(BodyBytes, "reading_turn", wait)
+        async with playing(PATIENT) as gateway:
+            client = await gateway.connect()
+            client.send(HALF_BODY.replace(b"1000", b"%d" % len(body))[:-1] + body)
+            await turns(200)
+            assert 0 < sum(pieces) <= 4 * server._PIECE
+            may_read.set()
+            await gateway.relay.next()
+        assert sum(pieces) > len(body)
+        assert max(pieces) <= server._PIECE
 
     play(scenario)

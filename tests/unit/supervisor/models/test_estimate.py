@@ -28,6 +28,7 @@ from supervisor.models.estimate.model import (
 )
 from supervisor.models.estimate.weights import tensors
 from supervisor.models.jsonfiles import MAX_BYTES
+from supervisor.wire.frames import GRAMMAR_BYTES
 from tests.helpers.architectures import SPECIAL, config_of, make_bare
 from tests.helpers.published import published, write_headers, write_safetensors
 from tests.helpers.tiny_llama import ARCHITECTURES, make_model
@@ -253,7 +254,7 @@ def test_the_charge_has_every_part(tmp_path: Path) -> None:
     assert scored > prefill
     assert told.prefill_transient(10) == prefill * 10 // 512
     assert told.loaded == told.weights + PROCESS + 48 * TOKENIZER
-    assert told.growth == GROWTH + 48 * GRAMMARS
+    assert told.growth == GROWTH + 48 * GRAMMARS + GRAMMAR_BYTES
     assert told.room(1000) == 8 * one_layer + told.transient(1000)
     assert told.room(100_000) == told.room(CHARGED_TOKENS)
     assert told.total(1000, 3) == (

@@ -32,7 +32,7 @@ def engine(shared: BatchEngine) -> Iterator[BatchEngine]:
     yield shared
     assert not shared.busy
     made = shared._generation
-    assert not any([made._queue, made._parked, made._pausing])
+    assert not any([made._queue, made._parked])
     assert made.sequences.nbytes == 0
 
 

@@ -134,7 +134,7 @@ class _Unreadable(Sequence[int]):
 
 
 @pytest.mark.parametrize("part", [("transcript", "push"), ("constraint", "push")])
-def test_a_pause_that_fails_ends_its_request(
+def test_parking_that_fails_ends_its_request(
     engine: BatchEngine, reference: References, part: tuple[str, str]
 ) -> None:
     bad, beside = Run(engine, PROMPTS[3], structure=LETTERS), Run(engine, PROMPTS[1])
@@ -146,7 +146,7 @@ def test_a_pause_that_fails_ends_its_request(
         owner.constraint = Failing(owner.constraint, part[1], 0)
     else:
         active._text = Failing(active._text, part[1], 0)  # type: ignore[assignment]
-    bad.send(engine.pause(bad.job))
+    bad.send(engine._generation._set_aside(engine._generation._uids[bad.job]))
     assert isinstance(bad.frames[-1], Failed)
     finish(engine)
     assert beside.tokens == reference[PROMPTS[1]][0]

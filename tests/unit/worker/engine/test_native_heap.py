@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import sys
+import threading
 
 import pytest
 
-from worker.engine.native_heap import ARENAS, KEPT, MAPPED, Glibc, Unmanaged, native_heap
+from worker.engine.native_heap import (
+    ARENAS,
+    KEPT,
+    MAPPED,
+    Glibc,
+    Trimmer,
+    Unmanaged,
+    native_heap,
+)
 
 
 def test_glibc_is_bound_once_and_trimmed_when_asked() -> None:
@@ -40,3 +49,32 @@ def test_this_one_answers() -> None:
     heap = native_heap()
     heap.trim()
     assert isinstance(heap, Glibc | Unmanaged)
+
+
+def test_a_heap_is_trimmed_each_time_that_much_was_freed() -> None:
+    trimmed: list[int] = []
+
+    def malloc_trim(pad: int) -> int:
+        trimmed.append(pad)
+        return 1
+
+    trimmer = Trimmer(Glibc(lambda what, value: 1, malloc_trim), lambda work: work())
+    for _ in range(2):
+        before = len(trimmed)
+        trimmer.freed(KEPT - 1)
+        assert len(trimmed) == before
+        trimmer.freed(1)
+        assert len(trimmed) == before + 1
+
+
+def test_who_frees_does_not_wait_for_the_trimming() -> None:
+    at_work, goes_on = threading.Event(), threading.Event()
+
+    def trim(pad: int) -> int:
+        at_work.set()
+        assert goes_on.wait(60)
+        return 1
+
+    Trimmer(Glibc(lambda what, value: 1, trim)).freed(KEPT)
+    assert at_work.wait(60)
+    goes_on.set()

@@ -164,23 +164,20 @@ def test_another_worker_goes_on_where_the_first_one_was(engine: BatchEngine) -> 
     assert resumed.tokens == whole.tokens[1:]
 
 
-def test_one_that_pauses_in_its_prompt_is_scored_to_its_end(engine: BatchEngine) -> None:
-    run = Run(engine, LONG, prompt_logprobs=1, max_tokens=3)
+def test_one_that_is_parked_in_its_prompt_is_scored_to_its_end(engine: BatchEngine) -> None:
+    older = Run(engine, LONG, max_tokens=3)
+    runs = [Run(engine, LONG, prompt_logprobs=1, max_tokens=most) for most in (3, 0)]
     step(engine)
-    assert engine.pause(run.job) == ()
-    finish(engine)
-    unheard = Run(engine, LONG, prompt_logprobs=1, max_tokens=0)
+    assert len(engine._generation._prefilling) == 3
+    engine.limit(1)
     step(engine)
-    assert engine.pause(unheard.job) == ()
+    assert len(engine._generation._parked) == 2
     finish(engine)
+    engine.limit(0)
 
-    assert len(scored(run)) == len(run.job.prompt)
-    assert len(run.tokens) == 1
-    assert isinstance(unheard.frames[-1], End)
-    engine.unpause(run.job)
-    finish(engine)
-    assert len(scored(run)) == len(run.job.prompt)
-    assert len(run.tokens) == 3
+    assert len(older.tokens) == 3
+    assert [len(scored(run)) for run in runs] == [len(run.job.prompt) for run in runs]
+    assert [len(run.tokens) for run in runs] == [3, 0]
 
 
 def test_one_that_is_cancelled_in_its_prompt_leaves_the_others_alone(engine: BatchEngine) -> None:

@@ -244,54 +244,46 @@ def test_every_kind_of_cache_is_made_anew(architecture: str, tmp_path: Path) -> 
     desk = Desk(make_model(tmp_path / "m", architecture, seed=3))
     try:
         check_cuts(desk, TINY["greedy"], 4)
-        check_pauses(desk, TINY["greedy"], 4)
+        check_parking(desk, TINY["greedy"], 4)
     finally:
         desk.engine.close()
 
 
-def check_pauses(desk: Desk, request: Generate, rounds: int) -> None:
-    """Pause the request at any step, beside another one, and take it up again later."""
+def check_parking(desk: Desk, request: Generate, rounds: int) -> None:
+    """Park the request at any step, beside an older one, and take it up again later."""
     whole = desk.answer(request)
     other = replace(request, sampling=replace(request.sampling, seed=99, temperature=0.8))
     beside = desk.answer(other)
     chance = random.Random(len(whole))
+    parked = desk.engine._generation._parked.__contains__
+    times = 0
     for _ in range(rounds):
-        job, sink = desk.submit(request)
         _, neighbour = desk.submit(other)
+        job, sink = desk.submit(request)
         while not sink.frames or not isinstance(sink.frames[-1], FINAL_FRAMES):
             for _ in range(chance.randrange(1, 15)):
                 desk.step()
-            if told := desk.engine.pause(job):
-                sink.send(told)
+            desk.engine.limit(1)
+            desk.step()
             before = len(sink.frames)
+            times += parked(job)
             for _ in range(chance.randrange(6)):
                 if desk.engine.busy:
                     desk.step()
-            paused = job in desk.engine._generation._parked
-            assert len(sink.frames) == before or not paused
-            desk.engine.unpause(job)
+            assert len(sink.frames) == before or not parked(job)
+            desk.engine.limit(0)
         while desk.engine.busy:
             desk.step()
         assert said(sink.frames) == whole
         assert said(neighbour.frames) == beside
+    assert times
 
 
 @pytest.mark.parametrize("name", ["greedy", "penalised", "told"])
-def test_a_pause_changes_nothing(tiny: Desk, name: str) -> None:
-    check_pauses(tiny, TINY[name], 2)
+def test_parking_changes_nothing(tiny: Desk, name: str) -> None:
+    check_parking(tiny, TINY[name], 2)
 
 
 @pytest.mark.parametrize("name", ["thoughts", "stopped", "schema"])
-def test_a_pause_within_any_part_changes_nothing(demo: Desk, name: str) -> None:
-    check_pauses(demo, ASKED[name], 2)
-
-
-def test_a_paused_request_can_be_given_up(tiny: Desk) -> None:
-    job, sink = tiny.submit(TINY["greedy"])
-    while len(sink.frames) < 3:
-        tiny.step()
-    tiny.engine.pause(job)
-    assert not tiny.engine.busy
-    tiny.engine.remove(job)
-    tiny.engine.unpause(job)
-    assert not tiny.engine.busy
+def test_parking_within_any_part_changes_nothing(demo: Desk, name: str) -> None:
+    check_parking(demo, ASKED[name], 2)

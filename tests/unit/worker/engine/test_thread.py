@@ -78,13 +78,6 @@ class Counter(BorrowsNothing):
         self._note(f"remove {job.request.request_id}")
         self.jobs.pop(job, None)
 
-    def pause(self, job: Job) -> Sequence[FromEngine]:
-        self._note(f"pause {job.request.request_id}")
-        return [Token(99, "last")] if self.jobs.pop(job, None) is not None else ()
-
-    def unpause(self, job: Job) -> None:
-        self._note(f"unpause {job.request.request_id}")
-
     def step(self) -> Sequence[Output]:
         self.idle_steps += not self.jobs
         self.before_step()

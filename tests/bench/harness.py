@@ -67,9 +67,10 @@ def read_line(process: subprocess.Popen[bytes], seconds: float) -> bytes:
     return line
 
 
-def make_model(folder: Path, seed: int, context: int = 4096) -> Path:
+def make_model(folder: Path, seed: int, context: int = 4096, heads: int = 4) -> Path:
     """A tiny Llama that never ends by itself, see `tests.bench.model`."""
-    command = [sys.executable, "-m", "tests.bench.model", str(folder), str(seed), str(context)]
+    figures = map(str, (seed, context, heads))
+    command = [sys.executable, "-m", "tests.bench.model", str(folder), *figures]
     subprocess.run(command, cwd=ROOT, check=True, timeout=_READY_SECONDS)
     return folder
 

@@ -28,8 +28,8 @@ from tests.bench.crowd import (
     bench_deaths,
     decode_step,
     long_requests,
+    make_model,
     meet_a_death,
-    with_long_context,
 )
 from tests.bench.crowd import SLACK as SLACK_OF_CROWD
 from tests.bench.crowd import STREAMS as STREAMS_OF_CROWD
@@ -38,7 +38,7 @@ from tests.bench.harness import Bulkhead
 STREAMS = (1, 32)
 SLACK = {1: 0.100, 32: 0.500}
 """Seconds that a recovery may take above 1.1 times the bare work."""
-_MODEL = "tiny"
+_MODEL, _CROWD = "tiny", "long"
 _PROMPT = "word " * 40
 _TOKENS = 256
 _KILL_AT = 64
@@ -61,13 +61,14 @@ class Taken:
 def bench(report: harness.Report, folder: Path, short: bool) -> None:
     """Run it all."""
     rounds = {1: 1, 32: 1} if short else {1: 15, 32: 5}
-    model = with_long_context(harness.make_model(folder / "model", seed=1))
+    model = harness.make_model(folder / "model", seed=1)
+    models = {_MODEL: model, _CROWD: make_model(folder / "long")}
     with ExitStack() as stack:
         on, off = (
             stack.enter_context(
                 harness.bulkhead(
                     folder / spare,
-                    {_MODEL: model},
+                    models,
                     settings=f"[memory]\nspare = {spare}\n",
                     recovery="resume",
                 )
@@ -77,7 +78,7 @@ def bench(report: harness.Report, folder: Path, short: bool) -> None:
         taken = {}
         for streams in STREAMS:
             taken[streams] = _rounds(on, off, model, streams, rounds[streams])
-        crowd = _crowd(on, model, 1 if short else 5)
+        crowd = _crowd(on, models[_CROWD], 1 if short else 5)
     _tell(report, taken)
     _tell_crowd(report, crowd)
     report.figures["deaths"] = bench_deaths(report, folder)
@@ -95,14 +96,14 @@ class Crowd:
 
 
 def _crowd(server: Bulkhead, model: Path, rounds: int) -> Crowd:
-    server.warm_up(_MODEL)
-    alone = client.exchange_all(server.port, long_requests(_MODEL), _DEADLINE)
+    server.warm_up(_CROWD)
+    alone = client.exchange_all(server.port, long_requests(_CROWD), _DEADLINE)
     undisturbed = [exchange.answer().text() for exchange in alone]
     crowd = Crowd(step=decode_step(alone))
     for _ in range(rounds):
-        server.warm_up(_MODEL)
+        server.warm_up(_CROWD)
         _await_spare(server)
-        recovered = meet_a_death(server, _MODEL, undisturbed)
+        recovered = meet_a_death(server, _CROWD, undisturbed)
         crowd.last.append(recovered.last)
         crowd.gap.append(recovered.gap)
         crowd.bare.append(sum(_bare(model, recovered.lengths)))

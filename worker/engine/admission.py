@@ -34,6 +34,8 @@ class Member:
     tokens: int
     kept: int = 0
     """Bytes of the cache that it keeps while it waits."""
+    scored: bool = False
+    """Whether its prompt's tokens are scored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,12 +142,18 @@ class Demand:
         held += sum(_TOKEN * batch.rows * batch.room for batch in batches)
         held += sum(self._beyond(member.tokens) for member in prompts)
         change = max((self.cost.largest(batch.rows, batch.room) for batch in batches), default=0)
-        return held + self.step(rows, chunk if prompts else 0, longest, change)
+        scored = any(member.scored for member in prompts)
+        return held + self.step(rows, chunk if prompts else 0, longest, change, scored=scored)
 
-    def step(self, rows: int, chunk: int, context: int, change: int) -> int:
+    def step(
+        self, rows: int, chunk: int, context: int, change: int, *, scored: bool = False
+    ) -> int:
         """What the next step or change takes besides: they come one after the other."""
         tokens = min(chunk, context)
         prefill = int(self.steps.prefill(tokens, context) * self.corrections.of("prefill"))
+        if scored:
+            reckoned = self.steps.prefill(tokens, context, scored=True)
+            prefill = max(prefill, int(reckoned * self.corrections.of("scored")))
         decode = int(self.steps.decode(rows) * self.corrections.of("decode"))
         return max(prefill, int(change * self.corrections.of("change"))) + decode
 

@@ -32,7 +32,7 @@ from worker.engine.memory import Memory
 from worker.engine.mlx_lm_generator import Batches
 from worker.engine.native_heap import NativeHeap, native_heap
 from worker.engine.prefill_turns import PrefillTurns
-from worker.engine.serving import Serving
+from worker.engine.serving import Serving, width
 from worker.engine.slices import PREFILL_STEP
 from worker.engine.thread import Job, LoadResult, Output, Prepared
 
@@ -93,6 +93,7 @@ class BatchEngine:
             context=loaded.context,
             chunk=PREFILL_STEP,
             heap=self._heap,
+            vocabulary=width(loaded.model),
         )
         self._serving = serving = Serving(loaded, Path(load.path), memory.context, self._heap)
         self._embedder = serving.embedder

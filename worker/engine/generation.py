@@ -222,7 +222,8 @@ class Generation:
     def _member(self, job: Job, tokens: int, kept: int = 0) -> admission.Member:
         age = self._ages[job]
         request = job.request.request_id
-        return admission.Member(age[1], request, age, tokens, kept)
+        scored = self._serving.scores(job)
+        return admission.Member(age[1], request, age, tokens, kept, scored)
 
     def limit(self, places: int) -> None:
         """At most so many are under way, 0 = as many as at first."""
@@ -317,11 +318,14 @@ class Generation:
 
     def _fits(self, prompt: slices.Prompt) -> int | None:
         """Tokens that a slice of a prompt may have."""
-        fitting = self._memory.slice(prompt.done + min(prompt.left, slices.PREFILL_STEP))
-        if not self.sequences.decodes:
+        fitting = self._memory.slice(
+            prompt.done + min(prompt.left, slices.PREFILL_STEP), scored=prompt.scored
+        )
+        decoding = self.sequences.decodes
+        if not decoding:
             return None if fitting >= slices.PREFILL_STEP * slices.PREFILL_BATCH else fitting
-        timely = self._speeds.tokens(self._pace.seconds, prompt.done, scored=prompt.scored)
-        return min(timely, fitting)
+        seconds = self._pace.seconds(len(self._prefilling), decoding)
+        return min(self._speeds.tokens(seconds, prompt.done, scored=prompt.scored), fitting)
 
     def prefill(self, prompts: Sequence[slices.Prompt]) -> list[Output]:
         """A slice of what `prompts` has just said. Who is done with it has a first token."""
@@ -334,7 +338,7 @@ class Generation:
             done = max(map(self.sequences.done, sizes))
             scored = any(self._active[uid].scores_prompt for uid in sizes)
             after = max(self.sequences.done(uid) + size for uid, size in sizes.items())
-            self._memory.watch_prefill(len(sizes), max(sizes.values()), after)
+            self._memory.watch_prefill(len(sizes), max(sizes.values()), after, scored=scored)
             begun = self._clock()
             self.sequences.prefill(sizes)
             seconds = self._clock() - begun

@@ -17,6 +17,15 @@ STEP = 256
 """Tokens by which mlx-lm's caches grow."""
 LEAST_SLICE = 32
 """Prompt tokens that a prefill goes on by however short memory is."""
+PART_BYTES = 2**25
+"""Logits in float32 that are computed at once where prompts are scored."""
+LEAST_PART = 8
+"""But of each prompt at least so many tokens': below, the model's work is lost in its own overhead.
+There is then also a size for every step of up to 512 tokens that leaves no remainder of a single
+one."""
+_SCORED_COPIES = 4
+"""As the model has made them, in float32, and of one prompt two more copies for a moment.
+`supervisor/models/estimate/` charges the sum."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,18 +129,29 @@ class StepCost:
     prompt_token: int = 0
     score: int = 0
     row: int = 0
+    logits: int = 0
+    """Of one token, in float32."""
 
-    def prefill(self, tokens: int, context: int) -> int:
+    def prefill(self, tokens: int, context: int, *, scored: bool = False) -> int:
         """A prefill step of `tokens`, all prompts together, of which the longest has `context`
-        behind it in the end."""
-        return tokens * (self.prompt_token + self.score * rounded(context))
+        behind it in the end; `scored`: their logits are looked at, a part of them at a time."""
+        read = min(_SCORED_COPIES * self.logits * tokens, self._scored_most) if scored else 0
+        return tokens * (self.prompt_token + self.score * rounded(context)) + read
+
+    @property
+    def _scored_most(self) -> int:
+        return _SCORED_COPIES * max(PART_BYTES, LEAST_PART * self.logits)
 
     def decode(self, rows: int) -> int:
         return rows * self.row
 
-    def slice_within(self, size: int, context: int) -> int:
+    def slice_within(self, size: int, context: int, *, scored: bool = False) -> int:
         """Tokens of the largest prefill step that takes `size` bytes at most."""
         each = self.prompt_token + self.score * rounded(context)
+        if scored:
+            whole = size - self._scored_most
+            few = size // max(1, each + _SCORED_COPIES * self.logits)
+            return max(LEAST_PART, few, whole // max(1, each) if whole > 0 else 0)
         return max(LEAST_SLICE, size // each) if each else 2**31
 
 

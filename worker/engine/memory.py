@@ -42,10 +42,12 @@ class Memory:
         context: int,
         chunk: int,
         heap: NativeHeap,
+        vocabulary: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """What MLX holds by now is no part of the allowance. At most `rows` sequences of `context`
-        tokens each; `chunk` tokens of a prompt go through the model at once."""
+        tokens each; `chunk` tokens of a prompt go through the model at once, which has `vocabulary`
+        logits."""
         if not allowance.room and not allowance.limit:
             allowance = UNBOUNDED
         self._heap, self._clock = heap, clock
@@ -53,7 +55,7 @@ class Memory:
         freed = max(_FREED_LEAST, min(_FREED_MOST, allowance.room // _FREED_SHARE))
         self.demand = Demand(
             cost,
-            StepCost(allowance.prompt_token, allowance.score, allowance.row),
+            StepCost(allowance.prompt_token, allowance.score, allowance.row, 4 * vocabulary),
             self._corrections,
             chunk,
             freed,
@@ -109,14 +111,15 @@ class Memory:
         if mx.get_cache_memory() > self.demand.freed and self._bounded:
             mx.clear_cache()
 
-    def slice(self, context: int) -> int:
+    def slice(self, context: int, *, scored: bool = False) -> int:
         """Tokens, of all prompts together, that a prefill step may have which ends with `context`
         tokens behind the longest."""
         demand = self.demand
-        least = demand.steps.prefill(LEAST_SLICE, context)
+        kind = "scored" if scored else "prefill"
+        least = demand.steps.prefill(LEAST_SLICE, context, scored=scored)
         spare = self._loan.budget - self._usage.held + least
-        factor = max(SAFE, self._corrections.of("prefill", UNKNOWN))
-        return demand.steps.slice_within(int(spare / factor), context)
+        factor = max(SAFE, self._corrections.of(kind, UNKNOWN))
+        return demand.steps.slice_within(int(spare / factor), context, scored=scored)
 
     # ── what the supervisor says ─────────────────────────────────────────────────────────────────
 
@@ -150,11 +153,12 @@ class Memory:
 
     # ── learning ─────────────────────────────────────────────────────────────────────────────────
 
-    def watch_prefill(self, rows: int, tokens: int, context: int) -> None:
+    def watch_prefill(self, rows: int, tokens: int, context: int, *, scored: bool = False) -> None:
         """A prefill step begins, of so many tokens of each of so many prompts, the longest of which
         has `context` tokens behind it."""
         if self._bounded and rows * tokens >= LEAST_SLICE:
-            self._watch("prefill", self.demand.steps.prefill(rows * tokens, context))
+            reckoned = self.demand.steps.prefill(rows * tokens, context, scored=scored)
+            self._watch("scored" if scored else "prefill", reckoned)
 
     def _watch(self, kind: str, reckoned: int) -> None:
         """A step of this kind begins, which is reckoned to take so much besides caches."""

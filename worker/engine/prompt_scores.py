@@ -13,14 +13,8 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from supervisor.wire.frames import PROMPT_SLICE
+from worker.engine.kv_cost import LEAST_PART, PART_BYTES
 from worker.engine.rows import MOST_LOGPROBS
-
-PART_BYTES = 2**25
-"""Of a part's logits in float32. Of one row's of them there are two more copies for a moment;
-`supervisor/models/estimate/` charges the sum."""
-LEAST_PART = 8
-"""Tokens of each prompt: below, the model's work is lost in its own overhead. There is then also a
-size for every step of up to 512 tokens that leaves no remainder of a single one."""
 
 _eval: Any = mx.eval
 

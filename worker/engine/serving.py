@@ -49,8 +49,7 @@ class Serving:
 
         self.loaded, self._context = loaded, context
         model, tokenizer = loaded.model, loaded.tokenizer
-        # Of a lazy array the shape is known without computing it.
-        self.width = int(model(mx.array([[0]])).shape[-1])
+        self.width = width(model)
         """Logits, and so token ids that there are."""
         self._prompts = PromptBuilder(tokenizer, loaded.context, self.width, fitting=context)
         self._token_bytes = TokenBytes(tokenizer)
@@ -128,6 +127,11 @@ class Serving:
         """Whether tokens of the job's prompt are to be scored."""
         assert isinstance(job.request, Generate)
         return scores_prompt(job.request, job.prompt)
+
+
+def width(model: Any) -> int:
+    """The logits of a loaded model. Of a lazy array the shape is known without computing it."""
+    return int(model(mx.array([[0]])).shape[-1])
 
 
 def _endless(request: Generate, constraint: Any) -> bool:

@@ -28,7 +28,9 @@ LEAST_SECONDS = 0.02
 """Below, what a slice costs besides its tokens would show."""
 STEPS_A_SLICE = 10
 """Of the neighbours' decode steps, a slice's time where that is less: the step that comes with each
-slice then takes a tenth of a prompt's speed, and shorter slices would cost it more."""
+slice then takes a tenth of a prompt's speed, and shorter slices would cost it more. Not where more
+prompts wait than sequences decode: in so short a slice they would go one by one, a few tokens each,
+and each of them waits for all."""
 LEAST_TOKENS = 8
 """In a slice: fewer take hardly less time."""
 FIRST_TOKENS = 64
@@ -167,10 +169,9 @@ class Pace:
         """A decode step, with none of prefill before it, took so long."""
         self.step = seconds if not self.step else self.step + 0.2 * (seconds - self.step)
 
-    @property
-    def seconds(self) -> float:
-        """Of a slice beside them."""
+    def seconds(self, prompts: int, decoding: int) -> float:
+        """Of a slice where so many prompts wait beside so many who decode."""
         most = max(SLICE_SECONDS, 2 * self.step)
-        if not self.step:
+        if not self.step or prompts > decoding:
             return most
         return min(most, max(LEAST_SECONDS, STEPS_A_SLICE * self.step))

@@ -291,10 +291,10 @@ def test_scores_are_charged_where_attention_is_not_fused(tmp_path: Path) -> None
 
 
 def test_the_prefill_step_is_the_workers() -> None:
-    from worker.engine import prompt_scores, slices
+    from worker.engine import kv_cost, slices
 
     assert (PREFILL_BATCH, PREFILL_STEP) == (slices.PREFILL_BATCH, slices.PREFILL_STEP)
-    assert (SCORED_PART, LEAST_SCORED) == (prompt_scores.PART_BYTES, prompt_scores.LEAST_PART)
+    assert (SCORED_PART, LEAST_SCORED) == (kv_cost.PART_BYTES, kv_cost.LEAST_PART)
 
 
 def test_rounding_is_to_steps_of_256() -> None:

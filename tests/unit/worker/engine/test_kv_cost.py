@@ -11,7 +11,9 @@ import pytest
 from tests.helpers.architectures import config_of, make_bare
 from worker.engine.batch import BatchEngine
 from worker.engine.kv_cost import (
+    LEAST_PART,
     LEAST_SLICE,
+    PART_BYTES,
     Corrections,
     KvCost,
     Part,
@@ -125,6 +127,23 @@ def test_a_slice_is_as_large_as_memory_takes() -> None:
     assert steps.prefill(size, 300) <= 200_000 < steps.prefill(size + 1, 300)
     assert steps.slice_within(-5, 300) == LEAST_SLICE
     assert StepCost().slice_within(0, 300) >= 10**6
+
+
+@pytest.mark.parametrize("room", [10**5, 10**8, 2 * 10**8, 10**9])
+def test_a_slice_whose_logits_are_looked_at_is_smaller(room: int) -> None:
+    steps = StepCost(prompt_token=1000, score=1, logits=4 * 128_000)
+    size = steps.slice_within(room, 300, scored=True)
+    assert size <= steps.slice_within(room, 300)
+    assert size == LEAST_PART or steps.prefill(size, 300, scored=True) <= room
+    assert steps.prefill(size + 1, 300, scored=True) > room
+
+
+def test_of_the_logits_only_a_part_is_there_at_once() -> None:
+    steps = StepCost(logits=4 * 128_000)
+    assert steps.prefill(2048, 300) == 0
+    assert steps.prefill(4, 300, scored=True) == 4 * 4 * steps.logits
+    assert steps.prefill(2048, 300, scored=True) == 4 * PART_BYTES
+    assert StepCost(logits=PART_BYTES).prefill(99, 300, scored=True) == 4 * LEAST_PART * PART_BYTES
 
 
 def test_what_steps_were_seen_to_take_is_only_corrected_upwards() -> None:

@@ -18,7 +18,8 @@ from tests.helpers.engine_runs import PROMPTS, Run, alone, finish, says_a, start
 from tests.helpers.tiny_llama import make_model
 from worker.engine import prompt_scores
 from worker.engine.batch import BatchEngine
-from worker.engine.prompt_scores import LEAST_PART, PromptScores, parts
+from worker.engine.kv_cost import LEAST_PART, PART_BYTES
+from worker.engine.prompt_scores import PromptScores, parts
 from worker.engine.slices import PREFILL_STEP
 
 LONG = "a prompt of several steps. " * 22
@@ -55,7 +56,7 @@ def expected(engine: BatchEngine, ids: Sequence[int]) -> list[float]:
     return [rows[at][token] for at, token in enumerate(ids[1:])]
 
 
-@pytest.mark.parametrize("part_bytes", [prompt_scores.PART_BYTES, 1])
+@pytest.mark.parametrize("part_bytes", [PART_BYTES, 1])
 @pytest.mark.parametrize("architecture", ["gemma3_text", "granitemoehybrid", "lfm2"])
 def test_the_figures_are_those_of_one_forward_pass(
     architecture: str, part_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -225,7 +226,7 @@ def test_parts_hold_everything_and_no_single_token(total: int, vocabulary: int) 
     widest = [max(map(len, part)) for part in found]
     assert all(width > 1 for width in widest) or total == 1
     if vocabulary == 300_000:
-        fitting = max(LEAST_PART, prompt_scores.PART_BYTES // (4 * 3 * vocabulary))
+        fitting = max(LEAST_PART, PART_BYTES // (4 * 3 * vocabulary))
         assert max(widest) <= fitting
     else:
         assert widest == [total]

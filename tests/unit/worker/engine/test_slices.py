@@ -184,7 +184,13 @@ def test_a_slice_takes_a_tenth_of_a_second_or_two_decode_steps_at_most(
     pace = Pace()
     if step:
         pace.learn(step)
-    assert pace.seconds == pytest.approx(seconds)
+    assert pace.seconds(2, 2) == pytest.approx(seconds)
+
+
+def test_where_more_wait_than_decode_a_slice_has_its_whole_time() -> None:
+    pace = Pace()
+    pace.learn(0.001)
+    assert pace.seconds(3, 2) == slices.SLICE_SECONDS > pace.seconds(2, 2)
 
 
 def test_the_pace_follows_the_steps() -> None:

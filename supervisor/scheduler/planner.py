@@ -94,7 +94,7 @@ class Planner:
         living = [model.current.key for model in self._models if model.state in serving]
         effects += self._prefill_gate.serve(living, now)
         for model in self._models:
-            if model.state is not State.COLD or not model.waiting:
+            if not model.waiting or not self._has_no_room(model):
                 model.roomless_since = None
             elif model.roomless_since is None:
                 model.roomless_since = now
@@ -252,6 +252,11 @@ class Planner:
         if held is None or held.model != name:
             return [LogLine(f"the load of {name} waits for the generations of {running}")]
         return []
+
+    def _has_no_room(self, model: Model) -> bool:
+        """Whether there is none to load it, or will be none once its last worker has gone."""
+        barred = self._state.level >= Level.HIGH
+        return model.state is State.COLD or (barred and model.state in _LEAVING)
 
     def _demands(self) -> list[Demand]:
         if self._state.shutting_down or self._state.level >= Level.HIGH:

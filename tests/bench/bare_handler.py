@@ -18,7 +18,8 @@ import uvloop
 from aiohttp import web
 
 from gateway.dialect import contract_form
-from gateway.http.exchange import FORM_OF, TIMING
+from gateway.http.bodies import BodyBytes
+from gateway.http.exchange import BODIES, FORM_OF, TIMING
 from gateway.http.server import listening
 from gateway.http.timing import Timing
 from gateway.main import yield_to_engines
@@ -67,6 +68,7 @@ async def serve(answers: dict[str, list[str]]) -> None:
     handler = Bare({k: [chunk.encode() for chunk in chunks] for k, chunks in answers.items()})
     app = web.Application()
     app[TIMING], app[FORM_OF] = Timing(), lambda _: contract_form
+    app[BODIES] = BodyBytes(2**30)
     app.router.add_post("/v1/chat/completions", handler.__call__)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         async with listening(app, listener, backlog=BACKLOG, shutdown_seconds=1.0):

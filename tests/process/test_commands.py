@@ -63,7 +63,7 @@ def test_a_model_is_loaded_shown_pinned_and_unloaded(server: Server) -> None:
     assert "m#" not in ask(server, "status")
     assert ask(server, "load", "mine") == "m is ready\n"
     told = ask(server, "ps")
-    assert "models are charged 3.0 GB of 4.0 GB" in told
+    assert "models are charged 3.2 GB of 4.0 GB" in told  # with what the gateway may come to hold
     (mine,) = [row for row in rows(told) if row[0] == "m#1"]
     assert mine[1:2] + mine[3:4] == ["ready", "3.0 GB"]
     assert ask(server, "pin", "m") == "m is pinned\n"

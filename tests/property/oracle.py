@@ -250,9 +250,14 @@ class Books:
         if request.status == "returning" or not request.interrupted:
             return request.deadline
         since = self.models[request.model].roomless_since
-        if state is not State.COLD or since is None:
+        if not self._has_no_room(state) or since is None:
             return None
         return max(request.deadline, since + max(1.0, request.hold))
+
+    def _has_no_room(self, state: State) -> bool:
+        """Whether a model in this state waits for memory, not just for its worker's end."""
+        leaves = state in (State.DRAINING, State.STOPPING, State.RELEASING)
+        return state is State.COLD or (leaves and self.level >= Level.HIGH)
 
     def end(self, lease: int, *before: str) -> Request:
         check(lease in self.requests, f"lease {lease} has ended already")
@@ -590,7 +595,7 @@ class Books:
                 check(granted, f"{name} drains and nobody runs")
             if state is State.STOPPING and entry.deadline is None:
                 check(process is not None and process.killed, f"{name} is stopping without end")
-            if not waiting or state is not State.COLD:
+            if not waiting or not self._has_no_room(state):
                 model.roomless_since = None
             elif model.roomless_since is None:
                 model.roomless_since = self.now

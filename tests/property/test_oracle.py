@@ -480,7 +480,7 @@ def everybody_has_outgrown(footprint: int, charge: int) -> bool:
     return True
 
 
-@bug("no restart in a cycle", Model, "may_outgrow", 10, r"\w is restarted in a cycle")
+@bug("no restart in a cycle", Model, "may_restart_for_excess", 10, r"\w is restarted in a cycle")
 def restart_at_once(self: Model, now: float) -> bool:
     return True
 

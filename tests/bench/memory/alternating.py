@@ -21,7 +21,7 @@ def play(findings: Findings, folder: Path, short: bool) -> None:
     findings.scene("two models in turn")
     switches = 6 if short else 100
     made = {
-        name: models.make(folder / name, "llama", models.FAT, seed)
+        name: models.make(folder / name, "llama", models.HALF_FAT, seed)
         for seed, name in enumerate(("one", "two"))
     }
     budget = sum(estimate(each).loaded for each in made.values()) + SPARE

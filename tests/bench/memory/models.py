@@ -29,6 +29,9 @@ FAT: dict[str, Any] = {
 """128 KiB of KV cache a token, as much as a Llama-3-8B's, over 18 MB of weights. Attention costs
 what its cache weighs, so prompts are short."""
 
+HALF_FAT: dict[str, Any] = {**FAT, "num_key_value_heads": 4}
+"""64 KiB a token."""
+
 
 def make(folder: Path, architecture: str, config: dict[str, Any], seed: int = 1) -> Path:
     """Write such a model to `folder`, and return it: one of `tiny_llama.ARCHITECTURES`, with what

@@ -154,8 +154,7 @@ class Demand:
         if scored:
             reckoned = self.steps.prefill(tokens, context, scored=True)
             prefill = max(prefill, int(reckoned * self.corrections.of("scored")))
-        decode = int(self.steps.decode(rows) * self.corrections.of("decode"))
-        return max(prefill, int(change * self.corrections.of("change"))) + decode
+        return max(prefill, change) + self.steps.decode(rows)
 
     def _beyond(self, tokens: int) -> int:
         """What windows hold beyond their size, behind a prompt's largest step."""
@@ -245,7 +244,7 @@ class _Changes:
 
     def make_fit(self) -> None:
         """Until all fits, drop kept caches and park, each time the youngest."""
-        while not self.drop_to_fit() and len(self.scene.live) > self._final:
+        while not self.drop_to_fit() and len(self.scene.live) > int(self._final):
             self._park_one(_youngest(self.scene.live))
 
     def drop_to_fit(self) -> bool:

@@ -1,7 +1,7 @@
 """One decode step for rows of every kind in one batch: plain, seeded, penalised, constrained.
 
 What a request wants of its tokens is a `BatchRow`. What all rows share is the `BatchDecoder`, which
-stands in the place of the generator's sampler; `mlx_lm_compat` calls its `step` instead of mlx-lm's
+stands in the place of a batch's sampler; `mlx_lm_generator` calls its `step` instead of mlx-lm's
 own.
 
 A step is queued before the previous one's tokens are read, as in mlx-lm, unless rows depend on the

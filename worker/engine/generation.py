@@ -221,7 +221,7 @@ class Generation:
 
     def _member(self, job: Job, tokens: int, kept: int = 0) -> admission.Member:
         age = self._ages[job]
-        request = job.request.request_id
+        request = job.request.request_id.partition("#")[0]  # all choices of one have that in common
         scored = self._serving.scores(job)
         return admission.Member(age[1], request, age, tokens, kept, scored)
 
@@ -247,9 +247,8 @@ class Generation:
 
     def idle(self) -> None:
         """Nothing has been computed for a while: what serves nobody may go."""
-        if not self._active:
-            self._memory.plan(self._scene())
-            self._memory.settle()
+        self._made += self._carry_out(self._memory.plan(self._scene()))
+        self._memory.settle()
 
     def recall(self, recall: Recall) -> None:
         """Free what is asked for, as far as it may be."""
@@ -421,8 +420,10 @@ class Generation:
     @property
     def busy(self) -> bool:
         """Whether there is anything to compute, decide or tell."""
-        works = self.decodes or self.prompts() if self._turns.gated else self._active
-        if works or self._made:
+        if self._made or self.decodes:
+            return True
+        # Behind the gate a prompt that has begun may have to wait for its turn.
+        if self.prompts() if self._turns.gated else self._active:
             return True
         if self._steps > 0:
             return False

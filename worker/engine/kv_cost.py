@@ -70,11 +70,6 @@ class KvCost:
         layers = (sum(part.bytes_at(tokens, chunk) for part in parts) for parts, _ in self._kinds)
         return rows * max(layers, default=0)
 
-    @property
-    def per_token(self) -> int:
-        """Bytes of one more token of a short sequence."""
-        return sum(count * part.per_token for parts, count in self._kinds for part in parts)
-
 
 def rounded(tokens: int) -> int:
     """Room for `tokens`, allocated from the start."""
@@ -166,14 +161,11 @@ class Corrections:
         """`unknown` where no such step has been seen."""
         return self._factors.get(kind, unknown)
 
-    def observe(self, kind: str, reckoned: int, measured: int) -> bool:
-        """A step that was `reckoned` to take so much, without any correction, took `measured`.
-        Whether that is news."""
+    def observe(self, kind: str, reckoned: int, measured: int) -> None:
+        """A step that was `reckoned` to take so much, without any correction, took `measured`."""
         if reckoned <= 0:
-            return False
+            return
         known = self._factors.setdefault(kind, 1.0)
-        if measured <= reckoned * known:
-            return False
-        # A little more, so that steps that differ by little are not each news.
-        self._factors[kind] = 1.1 * measured / reckoned
-        return True
+        if measured > reckoned * known:
+            # A little more, so that steps that differ by little do not each change it.
+            self._factors[kind] = 1.1 * measured / reckoned

@@ -148,5 +148,5 @@ class Loan:
     def _over(self, usage: Usage) -> int:
         """Idle bytes beyond a step; those below half a step more are no matter."""
         step = self.step(usage.live)
-        over = self.idle(usage) - step
+        over = self.budget - max(usage.live, usage.least) - step
         return min(over, self.lent) if over * 2 >= step else 0

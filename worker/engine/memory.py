@@ -140,9 +140,6 @@ class Memory:
         size = min(recall.bytes, self._loan.budget - self.held)
         self._news.append(self._loan.repay(size, recall.number))
 
-    def shrink(self) -> None:
-        self._free()
-
     def _free(self) -> None:
         mx.clear_cache()
         self._heap.trim()
@@ -165,11 +162,11 @@ class Memory:
         mx.reset_peak_memory()
         self._measured = kind, reckoned, mx.get_active_memory()
 
-    def learn(self) -> bool:
-        """It is over. Whether it took more than was known."""
+    def learn(self) -> None:
+        """It is over: where it took more than was known, that is known from now on."""
         if self._measured is None:
-            return False
+            return
         kind, reckoned, before = self._measured
         self._measured = None
         besides = mx.get_peak_memory() - max(before, mx.get_active_memory())
-        return self._corrections.observe(kind, reckoned, besides)
+        self._corrections.observe(kind, reckoned, besides)

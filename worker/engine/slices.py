@@ -26,9 +26,9 @@ SLICE_SECONDS = 0.1
 """A slice's longest time while others decode, or two of their steps where these take longer."""
 LEAST_SECONDS = 0.02
 """Below, what a slice costs besides its tokens would show."""
-STEPS_A_SLICE = 10
+STEPS_A_SLICE = 25
 """Of the neighbours' decode steps, a slice's time where that is less: the step that comes with each
-slice then takes a tenth of a prompt's speed, and shorter slices would cost it more. Not where more
+slice then takes a 25th of a prompt's speed, and shorter slices would cost it more. Not where more
 prompts wait than sequences decode: in so short a slice they would go one by one, a few tokens each,
 and each of them waits for all."""
 LEAST_TOKENS = 8

@@ -72,11 +72,10 @@ def test_a_prefill_step_and_a_change_come_one_after_the_other() -> None:
 
 def test_what_a_step_was_seen_to_take_counts() -> None:
     corrections = Corrections()
-    learned = Demand(COST, StepCost(row=100), corrections, 512)
-    scene = Scene((decoding(member(1)),))
-    before = learned.now(scene)
-    assert corrections.observe("decode", 100, 300)
-    assert learned.now(scene) - before == 230
+    learned = Demand(COST, StepCost(prompt_token=10_000), corrections, 512)
+    before = learned.next(Scene(), [member(1)])
+    corrections.observe("prefill", 100, 300)
+    assert learned.next(Scene(), [member(1)]) - before == 512 * 23_000
 
 
 def test_windows_keep_a_prefill_step_until_it_is_decoded_from() -> None:

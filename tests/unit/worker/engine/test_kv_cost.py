@@ -148,10 +148,11 @@ def test_of_the_logits_only_a_part_is_there_at_once() -> None:
 
 def test_what_steps_were_seen_to_take_is_only_corrected_upwards() -> None:
     corrections = Corrections()
-    assert not corrections.observe("decode", 100, 100)
-    assert corrections.of("decode") == 1
-    assert corrections.observe("decode", 100, 200)
-    assert corrections.of("decode") == pytest.approx(2.2)
-    assert not corrections.observe("decode", 100, 210)
-    assert not corrections.observe("decode", 0, 210)
+    corrections.observe("scored", 100, 100)
+    assert corrections.of("scored") == 1
+    corrections.observe("scored", 100, 200)
+    assert corrections.of("scored") == pytest.approx(2.2)
+    corrections.observe("scored", 100, 210)
+    corrections.observe("scored", 0, 210)
+    assert corrections.of("scored") == pytest.approx(2.2)
     assert corrections.of("prefill") == 1

@@ -176,7 +176,7 @@ def test_a_handful_of_tokens_teaches_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("step", "seconds"), [(0.0, 0.1), (0.001, 0.02), (0.005, 0.05), (0.03, 0.1), (0.4, 0.8)]
+    ("step", "seconds"), [(0.0, 0.1), (0.0005, 0.02), (0.002, 0.05), (0.03, 0.1), (0.4, 0.8)]
 )
 def test_a_slice_takes_a_tenth_of_a_second_or_two_decode_steps_at_most(
     step: float, seconds: float

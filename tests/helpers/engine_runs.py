@@ -30,7 +30,8 @@ class Run:
             name: options.pop(name) for name in Sampling.__struct_fields__ if name in options
         }
         options = {"max_tokens": TOKENS, **options}
-        request = Generate("r", Text(prompt), 1.0, sampling=Sampling(**sampling), **options)
+        name = options.pop("name", "r")
+        request = Generate(name, Text(prompt), 1.0, sampling=Sampling(**sampling), **options)
         self.job = Job(request, engine.prepare(request), self)
         engine.insert(self.job)
 

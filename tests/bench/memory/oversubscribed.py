@@ -32,6 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "num_hidden_layers": 4,
         "layer_types": ["mamba", "attention", "attention", "mamba"],
+        "mamba_d_head": 128,
         "max_position_embeddings": 65_536,
     },
 }

@@ -86,7 +86,7 @@ class Machine:
 
 @pytest.fixture
 def machine(folder: Path) -> Iterator[tuple[BatchEngine, Machine]]:
-    clock = Machine(rate=2000, step=0.006)
+    clock = Machine(rate=2000, step=0.002)
     engine, _ = start(folder, clock=clock)
     clock.drive(engine)
     yield engine, clock
@@ -219,6 +219,21 @@ def test_more_jobs_than_places_are_all_served(
     finish(engine)
     for prompt, run in zip(PROMPTS, runs, strict=True):
         assert run.tokens == reference[prompt][0]
+    engine.close()
+
+
+def test_choices_of_one_request_let_another_in(folder: Path) -> None:
+    """They come with ids of their own, as the gateway names them."""
+    engine, _ = start(folder, concurrency=4)
+    many = [Run(engine, PROMPTS[0], name=f"many#{number}") for number in range(8)]
+    step(engine)
+    one = Run(engine, PROMPTS[1], name="one", max_tokens=2)
+    while not one.tokens:
+        step(engine)
+    assert not any(isinstance(run.frames[-1], End) for run in many if run.frames)
+    finish(engine)
+    assert {run.end.finish_reason for run in many} == {many[0].end.finish_reason}
+    assert len({tuple(run.tokens) for run in many}) == 1
     engine.close()
 
 

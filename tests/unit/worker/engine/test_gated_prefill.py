@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from supervisor.wire.frames import Progress, WantsPrefill
+from supervisor.wire.frames import Allowance, Load, Progress, Repaid, WantsPrefill
 from tests.helpers.engine_runs import PROMPTS, Run, alone, finish, said, start, step
-from worker.engine import prefill_turns, slices
+from worker.engine import loan, prefill_turns, slices
 from worker.engine.batch import BatchEngine
 
 HEAVY = 150
@@ -94,3 +94,29 @@ def test_one_that_has_no_place_yet_asks_for_none(gated: BatchEngine) -> None:
     finish(gated)
     assert gated.news() == ASKS
     gated.remove(long.job)
+
+
+def test_what_is_idle_goes_while_a_begun_prompt_waits_for_its_turn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = BatchEngine()
+    engine.warm_up()
+    allowance = Allowance(64 * 2**20, 0)
+    load = Load("m", 1, str(folder), "/unused", 2, 0, allowance, prefill_gate=True)
+    engine.load(load, lambda done, total: None)
+    engine.lend(4 * loan.LARGEST_STEP)
+    long = Run(engine, LONG)
+    engine.allow_prefill(True)
+    step(engine)
+    engine.allow_prefill(False)
+    assert not engine.busy
+    assert engine.due
+    engine.news()
+    monkeypatch.setattr(loan, "IDLE_SECONDS", 0.0)
+    engine.tidy()
+    assert any(isinstance(frame, Repaid) for frame in engine.news())
+    assert engine.due is None
+    engine.allow_prefill(True)
+    finish(engine)
+    assert long.tokens
+    engine.close()

@@ -79,6 +79,16 @@ def test_the_same_is_told_once_and_again_when_it_was_lent_too_little() -> None:
     assert account.needs(usage) == Needs(30 * MB, 256 * MB, 5.0, idle=20 * MB)
 
 
+def test_what_somebody_waits_for_is_not_given_back() -> None:
+    account = loan()
+    account.lend(1024 * MB)
+    waits = Usage(least=ROOM + 1300 * MB, ahead=ROOM + 1300 * MB, since=5.0)
+    assert account.surplus(waits, 0.0) == 0
+    assert account.surplus(waits, IDLE_SECONDS) == 0
+    account.surplus(Usage(), IDLE_SECONDS)
+    assert account.surplus(Usage(), 2 * IDLE_SECONDS) > 0
+
+
 def test_what_is_needed_no_longer_is_taken_back() -> None:
     account = loan()
     account.needs(Usage(least=2 * ROOM, ahead=2 * ROOM))

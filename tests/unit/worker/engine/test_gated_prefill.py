@@ -106,10 +106,12 @@ def test_what_is_idle_goes_while_a_begun_prompt_waits_for_its_turn(
     engine.load(load, lambda done, total: None)
     engine.lend(4 * loan.LARGEST_STEP)
     long = Run(engine, LONG)
+    assert WantsPrefill(True) in engine.news()
     engine.allow_prefill(True)
     step(engine)
     engine.allow_prefill(False)
     assert not engine.busy
+    assert [type(frame) for frame in long.frames] == [Progress]  # it has begun
     assert engine.due
     engine.news()
     monkeypatch.setattr(loan, "IDLE_SECONDS", 0.0)

@@ -6,8 +6,8 @@ workers may hold. `plan` decides who is lent what and who is asked for what.
 
 A worker is asked for one thing at a time. It answers within `PROMISED_SECONDS`; one that has not in
 `ANSWER_SECONDS` counts as giving nothing, so that other means are tried, until it answers, or is
-asked anew after `_SILENT_SECONDS`. One that gives less than it said it had is left alone for a
-moment: its next word may promise as much.
+asked anew after `_SILENT_SECONDS`. One that gives less than it said it had is not asked for idle
+bytes for a moment, since its next word may promise as much: other means have their turn.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ class _Asked:
 
     number: int
     bytes: int
+    park: bool
     until: float
     """When it counts as silent, or, once it does, when it may be asked anew."""
     silent: bool = False
@@ -63,7 +64,7 @@ class Loans:
         self._said: dict[Key, LoanNeeds] = {}
         self._asked: dict[Key, _Asked] = {}
         self._rests: dict[Key, float] = {}
-        """Workers that gave less than they had said, and until when they are left alone."""
+        """Workers that gave less than they had said, and until when it counts as idle no more."""
         self._numbers = itertools.count(1)
 
     # ── what workers say ─────────────────────────────────────────────────────────────────────────
@@ -94,9 +95,10 @@ class Loans:
             del self._asked[key]
             if size < asked.bytes:
                 self._rests[key] = now + _REST_SECONDS
+            if asked.park and said is not None:  # whom it has parked it says anew
+                said = replace(said, youngest=0.0, parkable=0)
         if number and said is not None:
-            # Whom it has parked, and what is idle now, it says anew.
-            self._say(key, replace(said, idle=max(0, said.idle - size), youngest=0.0, parkable=0))
+            self._say(key, replace(said, idle=max(0, said.idle - size)))
 
     def _say(self, key: Key, said: LoanNeeds) -> None:
         self._said[key] = said
@@ -114,7 +116,7 @@ class Loans:
         """Ask a worker, which is not being asked, for so much of its loan."""
         assert key not in self._asked
         number = next(self._numbers)
-        self._asked[key] = _Asked(number, size, now + ANSWER_SECONDS)
+        self._asked[key] = _Asked(number, size, park, now + ANSWER_SECONDS)
         return Recall(*key, number, size, park)
 
     def recall_idle(self, size: float, now: float, only: Model | None = None) -> list[Effect]:
@@ -172,7 +174,6 @@ class Loans:
         key = model.current.key
         said = self._said.get(key, LoanNeeds())
         idle = self.recallable(key)
-        asks = key in self._asked or key in self._rests
         asked = self._asked.get(key)
         silent = asked is not None and asked.silent
         awaited = self.on_its_way(key)
@@ -184,7 +185,7 @@ class Loans:
             drains=model.state is State.DRAINING,
             stands=bool(said.least) or silent,
             youngest=said.youngest,
-            parkable=0 if asks else said.parkable,
+            parkable=0 if asked is not None else said.parkable,
         )
 
     def _serving(self) -> Iterable[Model]:

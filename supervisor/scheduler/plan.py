@@ -179,11 +179,6 @@ class Capacity:
         if not need.drains:  # else what it is lent is on its way out with the rest of it
             self.coming -= size
 
-    def expect(self, size: float) -> None:
-        """So much more is on its way back."""
-        self.soon += size
-        self.coming += size
-
 
 @dataclass(frozen=True, slots=True)
 class Unload:
@@ -242,11 +237,12 @@ class _Planning:
     def run(self, demands: Iterable[Demand], needs: Iterable[Need]) -> Plan:
         queue: list[Demand | Need] = [*demands, *needs]
         # Those ahead of need come last: `_serve` lends them what is left, or nothing.
-        loads_wait = False
+        loads_wait = needs_wait = False
         for each in sorted(queue, key=lambda one: (_is_ahead(one), one.since)):
-            if isinstance(each, Need):
-                if self._serve(each):
-                    break
+            if needs_wait:
+                self._let_end(each)
+            elif isinstance(each, Need):
+                needs_wait = self._serve(each)
             elif not loads_wait:
                 loads_wait = self._place(each)
         self._plan.wake = min(self._wakes, default=None)
@@ -327,6 +323,13 @@ class _Planning:
         self._call_back(math.inf, lambda loan: loan.worker != need.worker)
         self._park_for(need, int(need.least - capacity.soon_for(need)))
         return True
+
+    def _let_end(self, one: Demand | Need) -> None:
+        """It stands behind one whom nobody may pass, but for those whose worker drains: what they
+        take comes back with the rest of it."""
+        if isinstance(one, Need) and one.drains and 0 < one.least <= self._capacity.free_for(one):
+            self._capacity.lend(one, one.least)
+            self._plan.lend[one.worker] = one.least
 
     def _open_to(self, need: Need) -> list[Tenant]:
         """Idle models that may go for it. Remembers when more of them may."""

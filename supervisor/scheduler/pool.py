@@ -166,8 +166,9 @@ class Pool:
         if model is None or lease is None:
             return []
         lease.places = max(1, min(left, lease.places))
-        lease.held = max(1, min(held, lease.held))
         lease.allowed = min(lease.allowed, lease.wants)
+        # Its word may have crossed one that allows more.
+        lease.held = max(lease.allowed, min(held, lease.held))
         return self.planner.settle(now)
 
     def fault(self, lease_id: int, reason: str, now: float) -> list[Effect]:

@@ -89,7 +89,7 @@ class Relief:
         charge = self._state.ledger.of(worker.key)
         over = overcharge.is_over(size, charge)
         may = model.may_restart_for_excess(now) and not self._state.shutting_down
-        running = len(model.granted)
+        running = model.in_flight
         watch, action = overcharge.step(
             worker.watch, over=over, running=running, may_restart=may, now=now
         )
@@ -123,7 +123,7 @@ class Relief:
             f"{worker.name} holds {gigabytes(size)} and is charged {gigabytes(charge)}: it is "
             f"loaded anew and charged {gigabytes(model.size)}"
         )
-        if model.pinned and not model.in_use:
+        if model.pinned:
             model.preload = PreloadRequest(now, now + self._state.limits.preload)
         effects = self._workers.drain(model, DrainCause.OUTGROWN, now, seconds=0.0)
         if model.state is State.DRAINING:
@@ -261,11 +261,13 @@ class Relief:
                 self._workers.hurry_drain(model, min(limits.drain, limits.emergency_drain), now)
 
     def _spares(self, model: Model, now: float) -> bool:
-        """Whether it was unloaded in vain a short while ago."""
+        """Whether it was unloaded in vain a short while ago, when the pressure was no lower."""
         before = self._unloaded.get(model.name)
         residency = self._state.rules.min_residency
         spared = SPARED_SECONDS if residency is None else residency
-        return before is not None and not before.helped and now < before.at + spared
+        if before is None or before.helped or self._state.level > before.level:
+            return False
+        return now < before.at + spared
 
     def _abort_loads(self, now: float) -> list[Effect]:
         """What still loads makes it worse with every moment."""

@@ -148,7 +148,8 @@ class Requests:
         """READY: give it a place, or `given` ones; None = as many as are free. Who was in a death
         that may have been its fault is to tell when it is past the place of that."""
         if given is None:
-            free = model.concurrency - model.in_flight if model.concurrency else lease.wants
+            limit = _limit(model)
+            free = limit - model.in_flight if limit else lease.wants
             given = max(1, min(free, lease.wants))
         del model.waiting[lease.id]
         model.granted[lease.id] = lease

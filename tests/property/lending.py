@@ -101,7 +101,7 @@ class Borrower:
         self.asked = [each for each in self.asked if now < each.at + ANSWER_SECONDS + ANEW_SECONDS]
         check(not self.asked, "asked twice at once")
         check(
-            now >= self.rests_until or not self.rests_surely,
+            park or now >= self.rests_until or not self.rests_surely,
             "asked again at once for what it did not have",
         )
         check(size > 0, "asked for nothing")
@@ -124,7 +124,8 @@ class Borrower:
             self.rests_until = now + 1.0
             self.rests_surely = now < asked.at + ANSWER_SECONDS + ANEW_SECONDS
         self.said_idle = max(0, self.said_idle - given)
-        self.said_youngest, self.said_parkable = 0.0, 0
+        if asked.park:
+            self.said_youngest, self.said_parkable = 0.0, 0
         return given, asked.number
 
     def end(self, since: float) -> None:
@@ -143,4 +144,4 @@ def check_park(
     check(any(since < youngest for since in needy), f"{who} parks for nobody older")
     for name, other in others:
         younger = other.said_parkable and other.said_youngest > youngest
-        check(not younger or not other.may_be_asked(now), f"{who} parks before younger {name}")
+        check(not younger or other.asked, f"{who} parks before younger {name}")

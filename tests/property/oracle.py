@@ -379,7 +379,7 @@ class Books:
         check(request.status == "granted", "places for one that is not granted")
         check(1 <= places <= request.wants, f"{places} places for one that wants {request.wants}")
         takes_more = places > request.held
-        request.held = max(request.held, places)
+        request.allowed, request.held = places, max(request.held, places)
         check(not (limit and takes_more) or self.taken(name) <= limit, "more than may run")
 
     # ── loans ────────────────────────────────────────────────────────────────────────────────────
@@ -459,7 +459,7 @@ class Books:
             check(idle_loans == 0, f"{name} waits and {idle_loans} of loans are idle")
             check(not [p for p in idle if p is not process], f"{name} waits beside idle models")
             for other in others:
-                parkable = other.loan.said_parkable and other.loan.may_be_asked(self.now)
+                parkable = other.loan.said_parkable and not other.loan.asked
                 younger = other.loan.said_youngest > loan.since
                 waits = any(each.loan.asked for each in self._borrowing())
                 check(

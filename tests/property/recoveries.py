@@ -82,6 +82,8 @@ class Request:
     """How many of them it can use at a time, 0 = all."""
     held: int = 0
     """How many are on the worker, or may be, while it is granted."""
+    allowed: int = 0
+    """How many may be, once those that are too many have ended."""
     keep_alive: float | None = None
     """What it says of the model's time to live, until it is served."""
 

@@ -123,9 +123,12 @@ class World(Books):
             check(not self.pool.holds(lease, 1, 1, self.now), "holds of nobody do something")
             return
         ended = min(ended, request.held - 1)
-        request.held -= ended
-        request.places = max(request.held, request.places - ended - off)
-        effects = self.pool.holds(lease, request.held, request.places, self.now)
+        request.places = max(request.held - ended, request.places - ended - off)
+        # Others of its choices take the places that it may have.
+        request.held = max(request.held - ended, min(request.allowed, request.wants))
+        # What it says may have crossed the word that it may have more.
+        said = request.held if off else min(request.held, max(1, request.held - ended))
+        effects = self.pool.holds(lease, said, request.places, self.now)
         self.step("holds", effects)
 
     def fault(self, lease: int) -> None:
@@ -359,8 +362,7 @@ class World(Books):
             check(not again, f"{name} is restarted in a cycle")
             model.restarted_at = self.now
             model.outgrow(process.footprint - process.charge, self.budget)
-            idle = not entry.in_use and not self.open_of(name, "granted")
-            if entry.pinned and entry.preload is not None and idle:
+            if entry.pinned and entry.preload is not None:
                 model.preload_until = self.now + self.limits.preload
 
     # ── the machine ──────────────────────────────────────────────────────────────────────────────

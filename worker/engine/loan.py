@@ -51,7 +51,7 @@ class Loan:
         self.lent = 0
         self._most = max(room, limit) if limit else None
         self._small = max(LEAST_STEP, min(LARGEST_STEP, ever // SMALL_SHARE))
-        self._told = Needs()
+        self._told: Needs | None = Needs()
         self._idle_since: float | None = None
 
     @property
@@ -70,21 +70,23 @@ class Loan:
     def lend(self, size: int) -> None:
         self.lent += size
         # The supervisor forgets what was asked for once it has lent.
-        self._told = Needs(
-            idle=self._told.idle, youngest=self._told.youngest, parkable=self._told.parkable
-        )
+        told = self._told or Needs()
+        self._told = Needs(idle=told.idle, youngest=told.youngest, parkable=told.parkable)
         self._idle_since = None
 
     def repay(self, size: int, recall: int = 0) -> Repaid:
         """Give back so many bytes, which are held no longer; all that was lent at most."""
         size = max(0, min(size, self.lent))
         self.lent -= size
+        if recall:
+            self._told = None  # the supervisor wants to know how things stand after it
         return Repaid(size, recall)
 
     def needs(self, usage: Usage) -> Needs | None:
         """What to tell the supervisor; None = nothing that matters has changed."""
         now = self._needs(usage)
-        if not self._differs(now, self.step(usage.live)):
+        told = self._told
+        if told is not None and not self._differs(now, told, self.step(usage.live)):
             return None
         self._told = now
         return now
@@ -112,8 +114,8 @@ class Loan:
         """Bytes of the loan that serve no live sequence."""
         return max(0, min(self.lent, self.budget - usage.live))
 
-    def _differs(self, now: Needs, step: int) -> bool:
-        told = self._told
+    @staticmethod
+    def _differs(now: Needs, told: Needs, step: int) -> bool:
         if (now.least > 0) != (told.least > 0) or (now.most > 0) != (told.most > 0):
             return True
         if now.least and (now.least, now.since) != (told.least, told.since):

@@ -113,6 +113,19 @@ def test_who_gives_less_is_left_alone_for_a_moment() -> None:
     assert Recall("a", 1, 2, GB) in pool.tick(9.1)
 
 
+def test_while_idle_bytes_do_not_come_the_youngest_request_is_parked() -> None:
+    """A worker may take for idle what it can't give: the oldest request must not wait for that."""
+    pool = ready()
+    says = LoanNeeds(idle=GB, youngest=6.0, parkable=GB)
+    pool.memory.needs("a", 1, says, 7.0)
+    asked = done(pool.memory.needs("b", 1, LoanNeeds(GB, GB, 5.5), 8.0))
+    assert asked == [Recall("a", 1, 1, GB)]
+    assert done(pool.memory.repaid("a", 1, 0, 1, 8.1)) == [Recall("a", 1, 2, GB, park=True)]
+    # Whom it has parked it says anew; until then nobody is.
+    assert done(pool.memory.repaid("a", 1, GB // 2, 2, 8.2)) == []
+    assert done(pool.memory.needs("a", 1, says, 8.3)) == [Recall("a", 1, 3, GB // 2, park=True)]
+
+
 def test_an_idle_loan_goes_before_an_idle_model() -> None:
     pool = two_workers()
     pool.memory.needs("a", 1, LoanNeeds(1, 2 * GB, 5.0), 6.0)

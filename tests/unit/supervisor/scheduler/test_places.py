@@ -90,6 +90,17 @@ def test_places_that_become_free_go_to_who_can_use_them() -> None:
     assert pool.models["m"].in_flight == 1
 
 
+def test_a_word_that_crosses_another_gives_nothing_back() -> None:
+    pool = pool_of(16)
+    first, _ = come(pool, 8)
+    second, _ = come(pool, 64)
+    pool.release(first, 3.0)
+    before = pool.models["m"].in_flight
+    assert before > 2
+    assert pool.holds(second, 2, 63, 3.1) == []  # said before it knew of its new places
+    assert pool.models["m"].in_flight == before
+
+
 def test_nobody_is_given_more_than_can_be_used() -> None:
     pool = pool_of(64)
     many, (grant,) = come(pool, 128, at_once=16)

@@ -267,6 +267,14 @@ def test_e_the_youngest_gives_what_idle_ones_do_not_and_nobody_behind_gets_anyth
     assert (decided.start, decided.lend) == ([], {})
 
 
+def test_e_but_who_drains_ends_with_what_is_free() -> None:
+    loans = [Loan(V, idle=1, in_use=4, youngest=99.5, parkable=4)]
+    drains, ahead = Need(("u", 1), 1, 3, 99.9, drains=True), Need(("t", 1), 0, 1, 99.9, drains=True)
+    behind = [need(5, since=98.0), ahead, drains, Need(("s", 1), 1, 1, 99.9)]
+    decided = make_plan([], [], capacity(2), RULES, NOW, behind, loans)
+    assert decided.lend == {("u", 1): 1}
+
+
 def test_f_who_cannot_be_served_holds_nobody_up() -> None:
     loans = [Loan(V, in_use=4, youngest=98.5, parkable=4, stands=True)]
     needs = [need(9, since=98.0), Need(("u", 1), 1, 1, 99.9)]

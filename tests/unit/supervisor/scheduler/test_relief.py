@@ -71,6 +71,14 @@ def test_a_worker_above_its_charge_steps_down_and_comes_back_with_a_larger_one()
     assert pool.state.ledger.of(("chat", 2)) == 7 * GB
 
 
+def test_concurrency_steps_down_by_choices_and_not_by_requests() -> None:
+    pool = small_machine(Spec("chat", estimate_bytes=4 * GB), budget=20 * GB, rules=RESUMES)
+    pool.acquire("r", "chat", 100.0, 0.0, places=16)
+    pool.ready("chat", 1, 4 * GB, 1, 1.0)
+    pool.memory.footprint("chat", 1, 8 * GB, 10.0)
+    assert done(pool.memory.footprint("chat", 1, 8 * GB, 11.0)) == [LimitSequences("chat", 1, 8)]
+
+
 def test_a_worker_within_its_charge_is_let_alone() -> None:
     pool = machine()
     assert pool.memory.footprint("chat", 1, 4 * GB, 10.0) == []
@@ -135,6 +143,14 @@ def test_what_a_person_has_loaded_anew_is_tried_with_its_first_charge() -> None:
 def test_a_pinned_idle_one_that_outgrew_its_charge_comes_back_by_itself() -> None:
     pool = machine()
     outgrow(pool, "pinned", 1, 10.0, size=6 * GB)
+    assert Spawn("pinned", 2) in pool.exited("pinned", 1, "exit status 0", 15.0)
+
+
+def test_a_pinned_one_comes_back_also_when_its_requests_have_gone() -> None:
+    pool = machine(rules=Rules(recovery="off"))
+    lease = ask(pool, "pinned", 5.0)
+    outgrow(pool, "pinned", 1, 10.0, size=6 * GB)
+    assert lease not in pool.state.leases
     assert Spawn("pinned", 2) in pool.exited("pinned", 1, "exit status 0", 15.0)
 
 
@@ -248,6 +264,20 @@ def test_an_innocent_pinned_neighbour_of_long_chats_is_not_reloaded_in_a_cycle()
             pool.release(lease, now)
         now += 1.0
     assert len(unloads) == 1
+
+
+def test_an_emergency_spares_nobody_for_what_did_not_help_before_it() -> None:
+    pool = machine()
+    pool.memory.pressure(Level.WARN, "86 %", 100.0)
+    assert gone(pool) == {"idle"}
+    pool.exited("idle", 1, "exit status 0", 101.0)
+    for now in (102.0, 104.0):
+        pool.memory.pressure(Level.WARN, "86 %", now)
+    pool.memory.pressure(Level.NORMAL, "80 %", 105.0)
+    loaded(pool, "idle", size=4 * GB)
+    for now in (110.0, 111.0, 112.0):
+        pool.memory.pressure(Level.CRITICAL, "99 %", now)
+    assert "idle" in gone(pool)
 
 
 def test_who_is_refused_in_an_emergency_is_told_so() -> None:

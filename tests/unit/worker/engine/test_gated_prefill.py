@@ -117,7 +117,6 @@ def test_what_is_idle_goes_while_a_begun_prompt_waits_for_its_turn(
     monkeypatch.setattr(loan, "IDLE_SECONDS", 0.0)
     engine.tidy()
     assert any(isinstance(frame, Repaid) for frame in engine.news())
-    assert engine.due is None
     engine.allow_prefill(True)
     finish(engine)
     assert long.tokens

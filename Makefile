@@ -56,8 +56,9 @@ frameworks: $(VENV)/.tools
 	@$(BIN)/python -m tests.agents.install frameworks vercel-ai openai-agents-js || true
 
 # The suite's tests wait for processes as much as they compute: three files at a time on two cores.
+# Threads of the linear algebra's own would wait for each other.
 suite: $(VENV)/.tools frameworks
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
 
 # One needs no word of the other's, and the checks leave a core idle.
 test: $(VENV)/.tools

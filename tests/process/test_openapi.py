@@ -247,7 +247,7 @@ def test_what_the_document_allows_is_answered_as_it_says(
 ) -> None:
     seen: Counter[int] = Counter()
 
-    @bounded(20)
+    @bounded(12)
     @given(made_up(schema, "POST", path), st.integers(0, 3))
     def run(case: Any, one_of_four: int) -> None:
         case.body = tame(path, case.body, easy=one_of_four > 0)
@@ -263,7 +263,7 @@ def test_what_the_document_allows_is_answered_as_it_says(
 def test_what_the_document_forbids_is_refused_as_it_says(
     path: str, schema: Any, server: Server
 ) -> None:
-    @bounded(15)
+    @bounded(9)
     @given(made_up(schema, "POST", path, GenerationMode.NEGATIVE))
     def run(case: Any) -> None:
         case.body = tame(path, case.body, easy=False)
@@ -274,7 +274,7 @@ def test_what_the_document_forbids_is_refused_as_it_says(
 
 @pytest.mark.parametrize("path", GETS)
 def test_what_is_read_is_as_the_document_says(path: str, schema: Any, server: Server) -> None:
-    @bounded(8)
+    @bounded(5)
     @given(made_up(schema, "GET", path))
     def run(case: Any) -> None:
         conforms(case, server)

@@ -339,10 +339,10 @@ def test_prompt_equal_to_an_earlier_answer(name: str, server: Server) -> None:
 def test_random_requests(tmp_path: Path) -> None:
     """The short form of `python -m tests.property.fuzz`."""
     for running in fuzzed(tmp_path):
-        seen = fuzz(running, seed=3, requests=90)
+        seen = fuzz(running, seed=3, requests=60)
         assert seen[200] > 25
         assert seen[400] > 25
         for dialect in ("messages", "responses", "ollama"):
-            seen = fuzz(running, seed=3, requests=60, dialect=dialect)
+            seen = fuzz(running, seed=3, requests=40, dialect=dialect)
             assert seen[200] > 15, dialect
             assert seen[400] > 15, dialect

@@ -268,4 +268,4 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 TestPoolMachine = PoolMachine.TestCase
-TestPoolMachine.settings = settings(deadline=None, max_examples=50, stateful_step_count=50)
+TestPoolMachine.settings = settings(deadline=None, max_examples=35, stateful_step_count=50)

@@ -150,5 +150,5 @@ class Loan:
     def _over(self, usage: Usage) -> int:
         """Idle bytes beyond a step; those below half a step more are no matter."""
         step = self.step(usage.live)
-        over = self.budget - max(usage.live, usage.least) - step
-        return min(over, self.lent) if over * 2 >= step else 0
+        over = min(self.lent, self.budget - max(usage.live, usage.least)) - step
+        return over if over * 2 >= step else 0

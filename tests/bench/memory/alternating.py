@@ -19,7 +19,7 @@ _SETTINGS = '[memory]\nbudget = "{}MB"\nmin_residency = 0\n'
 def play(findings: Findings, folder: Path, short: bool) -> None:
     """One request a switch."""
     findings.scene("two models in turn")
-    switches = 6 if short else 100
+    switches = 4 if short else 100
     made = {
         name: models.make(folder / name, "llama", models.HALF_FAT, seed)
         for seed, name in enumerate(("one", "two"))

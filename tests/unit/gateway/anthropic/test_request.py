@@ -368,7 +368,7 @@ bodies = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(tree=bodies | trees)
 def test_any_json_is_a_sendable_request_or_a_400(tree: Any) -> None:
     raw = json.dumps(tree).encode()

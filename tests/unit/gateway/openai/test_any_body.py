@@ -26,7 +26,7 @@ from tests.helpers.openai_bodies import (
     schema_format,
 )
 
-patient = settings(deadline=None, max_examples=200)
+patient = settings(deadline=None, max_examples=100)
 words = st.sampled_from(
     [
         *ChatRequest.__struct_fields__,

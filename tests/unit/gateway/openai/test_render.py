@@ -15,7 +15,7 @@ from supervisor.errors import WorkerCrashed
 from supervisor.wire.frames import End, Token
 from tests.helpers.openai_answers import END, USED, buffered, events, renderer, tokens_of
 
-patient = settings(deadline=None, max_examples=200)
+patient = settings(deadline=None, max_examples=100)
 
 
 @patient

@@ -25,7 +25,7 @@ from supervisor.errors import (
 )
 
 SECRET = "what-the-client-said"
-patient = settings(deadline=None, max_examples=200)
+patient = settings(deadline=None, max_examples=100)
 
 
 # ── JSON ─────────────────────────────────────────────────────────────────────────────────────────

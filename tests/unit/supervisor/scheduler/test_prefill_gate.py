@@ -290,4 +290,4 @@ class GateMachine(RuleBasedStateMachine):
 
 
 TestGateMachine = GateMachine.TestCase
-TestGateMachine.settings = settings(deadline=None, max_examples=60, stateful_step_count=50)
+TestGateMachine.settings = settings(deadline=None, max_examples=30, stateful_step_count=50)

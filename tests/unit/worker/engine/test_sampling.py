@@ -111,7 +111,7 @@ anything = st.floats() | st.sampled_from([0.0, -1.0, 1e-320, 1e300])
         logit_bias=st.tuples(st.tuples(st.integers(0, 9), anything)),
     )
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_every_number_that_comes_out_is_finite(said: Sampling) -> None:
     found = resolve(said, Defaults())
     for name in (field.name for field in fields(found) if field.name != "logit_bias"):

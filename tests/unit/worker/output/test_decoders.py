@@ -40,7 +40,7 @@ def test_how_a_vocabulary_spells_text(kind: str) -> None:
     assert tiny_tokenizer(kind).spelling == SPELLINGS[kind]
 
 
-@settings(deadline=None, max_examples=600)
+@settings(deadline=None, max_examples=250)
 @given(
     st.sampled_from(sorted(DECODERS)),
     st.lists(st.integers(0, 10**9), min_size=1, max_size=6),

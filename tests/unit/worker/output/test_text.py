@@ -17,7 +17,7 @@ from worker.output.decoders import TokenDecoders
 from worker.output.text import StopStrings
 from worker.output.transcript import PlainTranscript
 
-patient = settings(deadline=None, max_examples=400)
+patient = settings(deadline=None, max_examples=200)
 
 
 def cut_at_stop(text: str, stops: Sequence[str]) -> tuple[str, bool]:

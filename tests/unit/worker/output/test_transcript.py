@@ -298,7 +298,7 @@ def test_the_demo_models_answers(demo: Any) -> None:
     assert len(total.calls) > 6  # told as they grew
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=150)
 @given(
     st.lists(st.integers(0, 1100), max_size=12),
     st.lists(

@@ -287,7 +287,7 @@ PARTS = [
 MODELS = [HERMES, THINKING, LLAMA, MISTRAL, KIMI_K2, KIMI_K3, GPT_OSS, GLM, QWEN_CODER, GEMMA4]
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=200)
 @given(
     st.sampled_from(MODELS),
     st.lists(st.sampled_from(PARTS), max_size=14).map("".join),

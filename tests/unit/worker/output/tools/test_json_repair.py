@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from worker.output.tools.json_repair import RepairingScanner, repaired_object
 from worker.output.tools.json_scanner import NotJSON
 
-patient = settings(deadline=None, max_examples=300)
+patient = settings(deadline=None, max_examples=150)
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(st.characters(exclude_categories=["Cs"]),
         max_size=6),

@@ -340,9 +340,9 @@ def test_random_requests(tmp_path: Path) -> None:
     """The short form of `python -m tests.property.fuzz`."""
     for running in fuzzed(tmp_path):
         seen = fuzz(running, seed=3, requests=60)
-        assert seen[200] > 25
-        assert seen[400] > 25
+        assert seen[200] > 15
+        assert seen[400] > 15
         for dialect in ("messages", "responses", "ollama"):
             seen = fuzz(running, seed=3, requests=40, dialect=dialect)
-            assert seen[200] > 15, dialect
-            assert seen[400] > 15, dialect
+            assert seen[200] > 8, dialect
+            assert seen[400] > 8, dialect

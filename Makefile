@@ -57,8 +57,9 @@ frameworks: $(VENV)/.tools
 
 # The suite's tests wait for processes as much as they compute: three files at a time on two cores.
 # Threads of the linear algebra's own would wait for each other.
+# Files with few tests, which are the slow ones, must not come last.
 suite: $(VENV)/.tools frameworks
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # One needs no word of the other's, and the checks leave a core idle.
 test: $(VENV)/.tools

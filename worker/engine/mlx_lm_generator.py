@@ -9,7 +9,6 @@ knows but one of each kind.
 from __future__ import annotations
 
 import copy
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -173,13 +172,6 @@ def settle(cache: Sequence[Any]) -> None:
     would hold the old and the new of every layer. Blocks."""
     for layer in cache:
         _eval(layer.state)
-
-
-def settle_parted(taken: Sequence[Any], rest: Sequence[Any]) -> None:
-    """As `settle`, of a sequence's cache and of the batch's that it has left, if that is not empty:
-    each layer of what both were is gone before the next is computed. Blocks."""
-    for each, other in itertools.zip_longest(taken, rest):
-        _eval([layer.state for layer in (each, other) if layer is not None])
 
 
 def _grows(layer: Any) -> bool:

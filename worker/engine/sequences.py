@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from worker.engine import groups
 from worker.engine.kv_cost import rounded
-from worker.engine.mlx_lm_generator import Batches, NextToken, Pending, room, settle, settle_parted
+from worker.engine.mlx_lm_generator import Batches, NextToken, Pending, room, settle
 
 CLEAR_EVERY = 512
 """Decode steps after which freed buffers are given back, mlx-lm's own figure."""
@@ -291,6 +291,7 @@ class Sequences:
                 at = prompt.batch.uids.index(uid)
                 if prompt.done and keep:
                     prompt.pending.cache = prompt.batch.extract_cache(at)
+                    settle(prompt.pending.cache)
             pending = prompt.pending
             # The batch goes on with the list that it has.
             pending.known = list(pending.known)
@@ -300,12 +301,9 @@ class Sequences:
             assert state.left > 0
             state.row.restart(state.token)
             cache = batch.extract_cache(at) if keep else None
+            settle(cache or ())
             known = list(batch.tokens[at])
             pending = Pending(uid, [state.token], state.row, state.left, state.stops, cache, known)
-        if keep and pending.cache is not None:
-            rest = self._take_out(uid)
-            settle_parted(pending.cache, rest.prompt_cache if rest is not None else ())
-            return pending
         self.remove([uid])
         if not keep:
             pending.drop()
@@ -315,24 +313,17 @@ class Sequences:
         """Forget sequences and what they hold. What is left of their batches is computed layer by
         layer before the next step."""
         for uid in uids:
-            was_prompt = uid in self._prompts
-            rest = self._take_out(uid)
-            if was_prompt and rest is not None:
-                settle(rest.prompt_cache)
-
-    def _take_out(self, uid: int) -> Any:
-        """Forget a sequence. Returns what is left of its batch, not computed yet, or None."""
-        prompt = self._prompts.pop(uid, None)
-        if prompt is None:
-            batch, at = self._find(uid)
-        elif prompt.batch is None:
-            return None
-        else:
-            batch, at = prompt.batch, prompt.batch.uids.index(uid)
-        batch.filter([i for i in range(len(batch.uids)) if i != at])
-        if prompt is None:
-            self._lost(batch)
-        return batch if batch.uids else None
+            prompt = self._prompts.pop(uid, None)
+            if prompt is None:
+                batch, at = self._find(uid)
+                batch.filter([i for i in range(len(batch.uids)) if i != at])
+                self._lost(batch)
+            elif prompt.batch is not None:
+                batch = prompt.batch
+                at = batch.uids.index(uid)
+                batch.filter([i for i in range(len(batch.uids)) if i != at])
+                if batch.uids:
+                    settle(batch.prompt_cache)
 
     def _lost(self, batch: Any) -> None:
         """A batch that decodes has lost rows."""

@@ -156,6 +156,8 @@ class Generation:
         made, self._made = self._made, []
         if self._steps > 0:
             return made
+        # Of who has left, what remains is to be there before others begin.
+        self.sequences.settle()
         scene = self._scene()
         plan = self._memory.plan(scene)
         # What has changed is looked at once more.
@@ -183,8 +185,6 @@ class Generation:
             except Exception as error:  # noqa: BLE001
                 del self._ages[job]
                 made.append((job, [row_fault(job, error)]))
-        if plan.park:
-            self.sequences.settle()
         return made
 
     def _scene(self) -> admission.Scene:

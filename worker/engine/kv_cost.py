@@ -96,19 +96,19 @@ def _parts(cache: Any) -> Iterator[Part]:
     if hasattr(cache, "keys") and hasattr(cache, "values"):
         chunk = getattr(cache, "chunk_size", None)
         window = getattr(cache, "max_size", None) or chunk
-        arrays = [*_arrays(cache.keys), *_arrays(cache.values)]
+        arrays = [*arrays_in(cache.keys), *arrays_in(cache.values)]
         # Quantized ones have several arrays; of all the tokens are the axis before the last.
         each = sum(_bytes(array) // max(1, array.shape[-2]) for array in arrays)
         yield Part(each, window, chunked=chunk is not None)
         return
-    yield Part(fixed=sum(map(_bytes, _arrays(getattr(cache, "state", None)))))
+    yield Part(fixed=sum(map(_bytes, arrays_in(getattr(cache, "state", None)))))
 
 
-def _arrays(value: Any) -> Iterator[Any]:
+def arrays_in(value: Any) -> Iterator[Any]:
     """The arrays in lists and tuples of them; other values hold nothing to speak of."""
     if isinstance(value, list | tuple):
         for each in value:
-            yield from _arrays(each)
+            yield from arrays_in(each)
     elif hasattr(value, "nbytes") and hasattr(value, "shape"):
         yield value
 

@@ -9,13 +9,15 @@ knows but one of each kind.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, zip_longest
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 
 from worker.engine.decoding import BatchDecoder
+from worker.engine.kv_cost import arrays_in
 from worker.engine.mlx_lm_compat import demand, find, make_prompt_cache, unfit
 from worker.engine.mlx_lm_expected import GENERATION_BATCH, PER_PROMPT, PROMPT_BATCH
 from worker.engine.prompt_scores import PromptScores, ScoringModel, parts
@@ -167,11 +169,38 @@ def _compact(cache: Sequence[Any]) -> None:
             layer.keys, layer.values = mx.contiguous(layer.keys), mx.contiguous(layer.values)
 
 
-def settle(cache: Sequence[Any]) -> None:
-    """Compute what a cache has been cut down, copied or padded to, layer by layer: all at once
-    would hold the old and the new of every layer. Blocks."""
-    for layer in cache:
-        _eval(layer.state)
+def settle(*caches: Sequence[Any]) -> None:
+    """Compute what caches have been cut down, copied or padded to. Blocks.
+
+    One array after the other, those of a layer next to each other: at once, the old and the new of
+    every layer would be there, and what lies between the two. `caches` that come from one are
+    settled together: what they come from goes when the last of them is done.
+    """
+    for layers in zip_longest(*caches):
+        found = [layer for layer in layers if layer is not None]
+        for arrays in zip_longest(*map(_arrays, found)):
+            for array in arrays:
+                _eval(array)
+        _eval([layer.state for layer in found])
+
+
+def _arrays(layer: Any) -> Iterator[mx.array]:
+    """Those of a layer's arrays that grow with rows and tokens."""
+    if (inner := getattr(layer, "caches", None)) is not None:
+        yield from chain.from_iterable(map(_arrays, inner))
+    elif hasattr(layer, "keys"):
+        yield from arrays_in([layer.keys, layer.values])
+    else:
+        yield from arrays_in(layer.state)
+
+
+def take_out(batch: Any, at: int, *, keep: bool) -> Any:
+    """Take a row out of a batch, with a cache of its own if `keep`, else None. The batch may have
+    no rows then. Blocks until both are computed."""
+    cache = batch.extract_cache(at) if keep else None
+    batch.filter([row for row in range(len(batch.uids)) if row != at])
+    settle(cache or (), batch.prompt_cache)
+    return cache
 
 
 def _grows(layer: Any) -> bool:
@@ -228,8 +257,7 @@ def _decoding_batch(base: Any) -> Any:
             rest = set(range(len(self.uids))) - set(indices)
             taken.filter(sorted(indices))
             self.filter(sorted(rest))
-            for layers in zip(self.prompt_cache, taken.prompt_cache, strict=True):
-                _eval([layer.state for layer in layers])
+            settle(taken.prompt_cache, self.prompt_cache)
             self._unsettled = taken._unsettled = False
             # Not filtered by mlx-lm, and read by nobody before the next step replaces them.
             taken._current_tokens, taken._current_logprobs = None, []
@@ -271,7 +299,7 @@ def _prefill_batch(base: Any) -> Any:
             """Process the next `tokens` of every prompt."""
             rows = [_wanting(sampler) for sampler in self.samplers]
             if not any(rows):
-                super().prompt(tokens)
+                self._process(tokens)
                 return
             model = self.model
             try:
@@ -280,14 +308,38 @@ def _prefill_batch(base: Any) -> Any:
                 # read beyond the end of the first.
                 for part in parts(tokens, rows, self.prefill_step_size):
                     self.model = ScoringModel(model, rows, list(map(len, part)))
-                    super().prompt(part)
+                    self._process(part)
             finally:
                 self.model = model
+
+        def _process(self, tokens: list[list[int]]) -> None:
+            """Parts of different length are padded on the right, and moved there in the caches
+            behind the step: by mlx-lm in all layers at once."""
+            lengths = [len(part) for part in tokens]
+            padding = [max(lengths) - length for length in lengths]
+            if not any(padding):
+                super().prompt(tokens)
+                return
+            for layer in self.prompt_cache:
+                layer.prepare(lengths=lengths, right_padding=padding)
+            super().prompt([part + [0] * pad for part, pad in zip(tokens, padding, strict=True)])
+            for known, pad in zip(self.tokens, padding, strict=True):
+                del known[len(known) - pad :]
+            for layer in self.prompt_cache:
+                layer.finalize()
+            settle(self.prompt_cache)
+            mx.clear_cache()
+
+        def filter(self, keep: list[int]) -> None:
+            super().filter(keep)
+            _compact(self.prompt_cache)
 
         def split(self, indices: Sequence[int]) -> Any:
             """Take the sequences `indices` out into a batch of their own."""
             if len(indices) < len(self.uids):
-                return super().split(indices)
+                taken = super().split(indices)
+                settle(taken.prompt_cache, self.prompt_cache)
+                return taken
             whole = self.__class__.__new__(self.__class__)
             whole.__dict__.update(self.__dict__)
             for name in PER_PROMPT:

@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from worker.engine import groups
 from worker.engine.kv_cost import rounded
-from worker.engine.mlx_lm_generator import Batches, NextToken, Pending, room, settle
+from worker.engine.mlx_lm_generator import Batches, NextToken, Pending, room, take_out
 
 CLEAR_EVERY = 512
 """Decode steps after which freed buffers are given back, mlx-lm's own figure."""
@@ -280,19 +280,17 @@ class Sequences:
         return found[uid]
 
     def park(self, uid: int, *, keep: bool = True) -> Pending:
-        """Take a sequence out, with a cache of its own that has been computed layer by layer, for
-        `resume`; unless `keep`, without one. Of a prompt the rest is kept. Of one that decodes, the
-        token that it has next becomes the rest, and no `decode` will return it: the caller has told
-        it, and one that ends there (`next_token`) is not parked. Blocks; raises what its row raises
-        when it is told of that token, and then nothing has changed."""
-        prompt = self._prompts.get(uid)
-        if prompt is not None:
-            if prompt.batch is not None:
-                at = prompt.batch.uids.index(uid)
-                if prompt.done and keep:
-                    prompt.pending.cache = prompt.batch.extract_cache(at)
-                    settle(prompt.pending.cache)
+        """Take a sequence out, with a cache of its own, for `resume`; unless `keep`, without one.
+        Of a prompt the rest is kept. Of one that decodes, the token that it has next becomes the
+        rest, and no `decode` will return it: the caller has told it, and one that ends there
+        (`next_token`) is not parked. Blocks; raises what its row raises when it is told of that
+        token, and then nothing has changed."""
+        if (prompt := self._prompts.get(uid)) is not None:
             pending = prompt.pending
+            if prompt.batch is None:
+                del self._prompts[uid]
+            else:
+                pending.cache = self._take_prompt(uid, keep=keep and prompt.done > 0)
             # The batch goes on with the list that it has.
             pending.known = list(pending.known)
         else:
@@ -300,30 +298,31 @@ class Sequences:
             state = self.next_token(uid)
             assert state.left > 0
             state.row.restart(state.token)
-            cache = batch.extract_cache(at) if keep else None
-            settle(cache or ())
             known = list(batch.tokens[at])
+            cache = take_out(batch, at, keep=keep)
+            self._lost(batch)
             pending = Pending(uid, [state.token], state.row, state.left, state.stops, cache, known)
-        self.remove([uid])
         if not keep:
             pending.drop()
         return pending
 
     def remove(self, uids: Sequence[int]) -> None:
-        """Forget sequences and what they hold. What is left of their batches is computed layer by
-        layer before the next step."""
+        """Forget sequences and what they hold. What is left of the batches of those that decode is
+        computed by `settle`, or the next step."""
         for uid in uids:
-            prompt = self._prompts.pop(uid, None)
-            if prompt is None:
+            if uid not in self._prompts:
                 batch, at = self._find(uid)
                 batch.filter([i for i in range(len(batch.uids)) if i != at])
                 self._lost(batch)
-            elif prompt.batch is not None:
-                batch = prompt.batch
-                at = batch.uids.index(uid)
-                batch.filter([i for i in range(len(batch.uids)) if i != at])
-                if batch.uids:
-                    settle(batch.prompt_cache)
+            elif self._prompts[uid].batch is None:
+                del self._prompts[uid]
+            else:
+                self._take_prompt(uid, keep=False)
+
+    def _take_prompt(self, uid: int, *, keep: bool) -> Any:
+        """Take a prompt out of its batch; its cache, if `keep`."""
+        batch = self._prompts.pop(uid).batch
+        return take_out(batch, batch.uids.index(uid), keep=keep)
 
     def _lost(self, batch: Any) -> None:
         """A batch that decodes has lost rows."""

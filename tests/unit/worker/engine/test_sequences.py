@@ -4,11 +4,14 @@ gives alone."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
+from tests.helpers import tiny_llama
 from tests.helpers.tiny_llama import make_model
 from worker.engine import groups, mlx_lm_generator
 from worker.engine.decoding import BatchDecoder
@@ -256,31 +259,113 @@ def test_where_caches_do_not_grow_all_share_one_batch(
     assert [desk.told[uid] for uid in uids] == expected
 
 
-def test_what_a_batch_is_cut_down_to_is_computed_layer_by_layer(
-    llama: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    desk = Desk(llama)
-    computed: list[Any] = []
-    evaluate = mlx_lm_generator._eval
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Of so many layers, with so large a cache, that one of all of them would be seen."""
+    shape = tiny_llama.Shape(num_hidden_layers=6, num_key_value_heads=4)
+    return load_lazily(str(make_model(tmp_path_factory.mktemp("m") / "d", "llama", shape=shape)))[0]
 
-    def note(state: Any) -> None:
-        computed.append(state)
-        evaluate(state)
 
-    monkeypatch.setattr(mlx_lm_generator, "_eval", note)
-    uids = [desk.insert(prompt_of(30, seed), 6) for seed in range(3)]
-    desk.begin(*uids)
-    desk.decode(2)
-    assert not computed
-    layers = len(desk.sequences._decoding[0].prompt_cache)
-    desk.sequences.remove(uids[:1])
-    desk.decode(1)
-    assert len(computed) == layers
-    desk.decode(1)
-    assert len(computed) == layers
-    parked = desk.sequences.park(uids[1])
-    assert parked.cache is not None
-    assert len(computed) == 2 * layers  # its own; the batch's with the next step
-    desk.decode()
-    assert len(computed) == 3 * layers
-    assert len(desk.told[uids[2]]) == 6
+def layer_of(batch: Any) -> int:
+    """Bytes of a batch's largest layer."""
+    return max(int(layer.nbytes) for layer in batch.prompt_cache)
+
+
+def beside(change: Callable[[], Any]) -> int:
+    """Bytes that a change takes beside what is there before it."""
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    change()
+    return int(mx.get_peak_memory()) - before
+
+
+SLACK = 2**17
+"""Bytes of what else a step makes."""
+
+
+class TestAChangeTakesOneLayerBeside:
+    """What there was is let go of layer by layer, as what there is to be is made."""
+
+    @pytest.mark.parametrize("keep", [True, False])
+    def test_when_one_that_decodes_is_parked(self, deep: Any, keep: bool) -> None:
+        desk = Desk(deep)
+        uids = [desk.insert(prompt_of(250, seed)) for seed in range(3)]
+        desk.begin(*uids)
+        desk.decode(2)
+        layer = layer_of(desk.sequences._decoding[0])
+        for uid in uids[:2]:
+            assert beside(partial(desk.sequences.park, uid, keep=keep)) <= layer + SLACK
+
+    def test_when_a_prompt_is_parked(self, deep: Any) -> None:
+        desk = Desk(deep)
+        uids = [desk.insert(prompt_of(250, seed)) for seed in range(2)]
+        desk.sequences.prefill(dict.fromkeys(uids, 240))
+        layer = layer_of(desk.sequences._prompts[uids[0]].batch)
+        for uid in uids:
+            assert beside(partial(desk.sequences.park, uid)) <= layer + SLACK
+
+    def test_when_one_leaves(self, deep: Any) -> None:
+        desk = Desk(deep)
+        uids = [desk.insert(prompt_of(length)) for length in (250, 220, 100)]
+        for uid in uids:
+            desk.begin(uid)
+        desk.decode(2)
+        layer = layer_of(desk.sequences._decoding[0])
+
+        def leave() -> None:
+            desk.sequences.remove(uids[:1])
+            desk.sequences.settle()
+
+        assert beside(leave) <= layer + SLACK
+
+    def test_when_one_joins(self, deep: Any) -> None:
+        desk = Desk(deep)
+        desk.begin(desk.insert(prompt_of(250)), desk.insert(prompt_of(220)))
+        desk.decode(2)
+        uid = desk.insert(prompt_of(150))
+        desk.sequences.prefill({uid: 149})
+
+        def join() -> None:
+            desk.sequences.start([uid])
+            desk.sequences.settle()
+
+        before = desk.sequences.nbytes
+        taken = beside(join)
+        grown = desk.sequences.nbytes - before
+        assert taken - grown <= layer_of(desk.sequences._decoding[0]) + SLACK
+
+    def test_when_a_batch_parts(self, deep: Any) -> None:
+        desk = Desk(deep)
+        uids = [desk.insert(prompt_of(250, seed)) for seed in range(3)]
+        desk.begin(*uids)
+        desk.decode(2)
+        batch = desk.sequences._decoding[0]
+        layer = layer_of(batch)
+        assert beside(lambda: batch.split([0])) <= layer + SLACK
+
+    def test_when_some_prompts_of_a_batch_begin_to_decode(self, deep: Any) -> None:
+        desk = Desk(deep)
+        short, long = desk.insert(prompt_of(200)), desk.insert(prompt_of(250))
+        desk.sequences.prefill({short: 199, long: 199})
+        layer = layer_of(desk.sequences._prompts[short].batch)
+        assert beside(lambda: desk.sequences.start([short])) <= layer + SLACK
+
+    def test_when_prompts_of_different_length_are_moved_together(
+        self, deep: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Behind a step each row's tokens are moved to the end."""
+        desk = Desk(deep)
+        uids = [desk.insert(prompt_of(length)) for length in (250, 150)]
+        desk.sequences.prefill(dict.fromkeys(uids, 1))
+        taken: list[int] = []
+        settle = mlx_lm_generator.settle
+        monkeypatch.setattr(
+            mlx_lm_generator,
+            "settle",
+            lambda *caches: taken.append(beside(lambda: settle(*caches))),
+        )
+        desk.sequences.prefill({uids[0]: 248, uids[1]: 148})
+        layer = layer_of(desk.sequences._prompts[uids[0]].batch)
+        assert len(taken) == 1
+        assert taken[0] <= layer + SLACK

@@ -160,14 +160,13 @@ class Ledger:
         charge.lent += size
         self._set(charge, charge.bytes + size)
 
-    def repay(self, key: Key, size: int) -> int:
-        """A living incarnation holds `size` bytes of its loan no longer. Returns how many of them
-        it had been lent: a worker is not trusted to count."""
+    def repay(self, key: Key, size: int) -> None:
+        """A living incarnation holds `size` bytes of its loan no longer, as far as they had been
+        lent: a worker is not trusted to count."""
         charge = self.charges[key]
         back = 0 if charge.is_gone else max(0, min(size, charge.lent))
         charge.lent -= back
         self._set(charge, charge.bytes - back)
-        return back
 
     def footprint(self, key: Key, size: int) -> None:
         """The living process was seen to hold `size` bytes. Changes no charge."""

@@ -33,13 +33,6 @@ class Decoded(NamedTuple):
     row: Any
 
 
-class Shape(NamedTuple):
-    """What a batch holds: so many rows, each padded to the longest one's tokens."""
-
-    rows: int
-    longest: int
-
-
 class _Prompt:
     """A sequence in its prefill. In no batch until its first tokens are processed."""
 
@@ -116,14 +109,6 @@ class Sequences:
         for batch in self._decoding:
             found.update(zip(batch.uids, map(len, batch.tokens), strict=True))
         return found
-
-    def shapes(self) -> tuple[list[Shape], list[Shape]]:
-        """Of the batches of prompts that have begun, and of those that decode."""
-        prompts, decoding = (
-            [Shape(len(batch.uids), max(map(len, batch.tokens))) for batch in batches]
-            for batches in (self._begun(), self._decoding)
-        )
-        return prompts, decoding
 
     def batches(self) -> list[tuple[list[int], list[int], int]]:
         """Of the batches that decode: the uids, the tokens in each one's cache, and how many tokens

@@ -19,7 +19,7 @@ from worker.engine.mlx_lm_compat import load_lazily
 from worker.engine.mlx_lm_generator import Batches
 from worker.engine.rows import BatchRow
 from worker.engine.sampling import Parameters
-from worker.engine.sequences import Sequences, Shape
+from worker.engine.sequences import Sequences
 
 TOKENS = 40
 KINDS = ["llama", "gemma3_text", "granitemoehybrid", "lfm2"]
@@ -58,6 +58,14 @@ class Desk:
         self.begin(uid)
         self.decode()
         return self.told[uid]
+
+    def shapes(self) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """(rows, the longest one's tokens) of the batches of prompts, and of those that decode."""
+        prompts, decoding = (
+            [(len(batch.uids), max(map(len, batch.tokens))) for batch in batches]
+            for batches in (self.sequences._begun(), self.sequences._decoding)
+        )
+        return prompts, decoding
 
     def park(self, uid: int) -> int:
         """Park it and take it up again, under the uid that is returned."""
@@ -178,12 +186,12 @@ def test_lengths_and_shapes_are_those_of_the_caches(desk: Desk) -> None:
     long, short, waiting = (desk.insert(prompt_of(length)) for length in (100, 40, 10))
     desk.sequences.prefill({long: 70})
     assert desk.sequences.lengths() == {long: 70, short: 0, waiting: 0}
-    assert desk.sequences.shapes() == ([Shape(1, 70)], [])
+    assert desk.shapes() == ([(1, 70)], [])
     assert (desk.sequences.begun(long), desk.sequences.begun(short)) == (True, False)
     desk.begin(short)
     desk.decode(2)
     assert desk.sequences.lengths() == {long: 70, short: 42, waiting: 0}
-    assert desk.sequences.shapes() == ([Shape(1, 70)], [Shape(1, 42)])
+    assert desk.shapes() == ([(1, 70)], [(1, 42)])
     desk.sequences.remove([long, short, waiting])
 
 
@@ -216,11 +224,11 @@ def test_rows_change_their_batch_as_they_grow(llama: Any) -> None:
         desk.begin(uid)
     seen = []
     while desk.sequences.decodes:
-        _, shapes = desk.sequences.shapes()
+        _, shapes = desk.shapes()
         for batch in desk.sequences._decoding:
             low, high = groups.span([len(tokens) for tokens in batch.tokens])
             assert groups.size(high) <= groups.MOST * groups.size(low) + groups.UNIT
-        seen.append([shape.rows for shape in shapes])
+        seen.append([rows for rows, _ in shapes])
         desk.decode(1)
     assert [desk.told[uid] for uid in uids] == expected
     assert seen[0] == [2, 2]
@@ -234,12 +242,12 @@ def test_a_batch_parts_when_its_longest_outgrows_the_rest(llama: Any) -> None:
     expected = [desk.run(prompt_of(length), 30) for length in (2, 118, 100)]
     uids = [desk.insert(prompt_of(length), 30) for length in (2, 118, 100)]
     desk.begin(*uids)
-    assert [shape.rows for shape in desk.sequences.shapes()[1]] == [3]
+    assert [rows for rows, _ in desk.shapes()[1]] == [3]
     groups.FLOOR = 30  # as if the short one had been shorter
     seen = []
     while desk.sequences.decodes:
         desk.decode(1)
-        seen.append(sorted(shape.rows for shape in desk.sequences.shapes()[1]))
+        seen.append(sorted(rows for rows, _ in desk.shapes()[1]))
     assert [desk.told[uid] for uid in uids] == expected
     assert [1, 2] in seen
 
@@ -254,7 +262,7 @@ def test_where_caches_do_not_grow_all_share_one_batch(
     uids = [desk.insert(prompt_of(length), 4) for length in (5, 300)]
     for uid in uids:
         desk.begin(uid)
-    assert [shape.rows for shape in desk.sequences.shapes()[1]] == [2]
+    assert [rows for rows, _ in desk.shapes()[1]] == [2]
     desk.decode()
     assert [desk.told[uid] for uid in uids] == expected
 

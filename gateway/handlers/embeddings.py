@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import closing
 
@@ -37,7 +38,8 @@ async def _embed(request: web.Request) -> tuple[Embed, int, str, Encoding]:
     """The worker's request, packed, its inputs' count, and what the answer needs. Here alone the
     parsed body is held."""
     parsed = EMBEDDING_BODY.parse(await read_object(request, EMBEDDING_BODY))
-    embed = await checked(request, parsed.model, lambda: parsed.embed(request[REQUEST_ID]))
+    now = time.time()
+    embed = await checked(request, parsed.model, lambda: parsed.embed(request[REQUEST_ID], now))
     (kept,) = pack(request, [embed])
     return kept, len(embed.inputs), parsed.model, parsed.encoding_format
 

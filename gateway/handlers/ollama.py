@@ -139,12 +139,13 @@ def _name(posted: dict[str, object]) -> str:
 
 
 async def _embed(
-    request: web.Request, parse: Callable[[Mapping[str, Any], str], EmbedRequest]
+    request: web.Request, parse: Callable[[Mapping[str, Any], str, float], EmbedRequest]
 ) -> tuple[EmbedRequest, int]:
     """What is to be embedded, packed, and how many inputs those are. Here alone the parsed body is
     held. Raises BulkheadError."""
     posted = await read_posted(request, of_curl=True)
-    parsed = await checked(request, _name(posted), lambda: parse(posted, request[REQUEST_ID]))
+    now = time.time()
+    parsed = await checked(request, _name(posted), lambda: parse(posted, request[REQUEST_ID], now))
     request[IGNORED] = parsed.ignored
     if parsed.embed is None:
         return parsed, 0

@@ -30,19 +30,20 @@ class EmbedRequest:
     embed: Embed | None
 
 
-def parse_embed(raw: Mapping[str, Any], request_id: str) -> EmbedRequest:
-    """POST /api/embed. Raises the contract's 400 that names the parameter."""
-    return _parse(dict(raw), "input", request_id)
+def parse_embed(raw: Mapping[str, Any], request_id: str, now: float) -> EmbedRequest:
+    """POST /api/embed, made at `now`, seconds since the epoch. Raises the contract's 400 that names
+    the parameter."""
+    return _parse(dict(raw), "input", request_id, now)
 
 
-def parse_embeddings(raw: Mapping[str, Any], request_id: str) -> EmbedRequest:
+def parse_embeddings(raw: Mapping[str, Any], request_id: str, now: float) -> EmbedRequest:
     """POST /api/embeddings, which takes one text. Raises the contract's 400."""
     body = dict(raw)
     body["prompt"] = want_text(body.get("prompt"), "prompt")
-    return _parse(body, "prompt", request_id)
+    return _parse(body, "prompt", request_id, now)
 
 
-def _parse(body: dict[str, Any], member: str, request_id: str) -> EmbedRequest:
+def _parse(body: dict[str, Any], member: str, request_id: str, now: float) -> EmbedRequest:
     stays = keep_alive.seconds(body.pop("keep_alive", None))
     truncate = body.pop("truncate", True)
     if not isinstance(truncate, bool):
@@ -58,7 +59,7 @@ def _parse(body: dict[str, Any], member: str, request_id: str) -> EmbedRequest:
         body["options"] = {}
     body["input"] = "nothing" if nothing else given
     ignored, parsed = EMBEDDING_BODY.ignored(body), EMBEDDING_BODY.parse(body)
-    embed = replace(parsed.embed(request_id), truncate=truncate)
+    embed = replace(parsed.embed(request_id, now), truncate=truncate)
     return EmbedRequest(
         parsed.model, stays, (*ignored, *without_effect), None if nothing else embed
     )

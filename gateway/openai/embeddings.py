@@ -32,9 +32,10 @@ class EmbeddingRequest(msgspec.Struct, frozen=True, kw_only=True):
     encoding_format: Encoding = "float"
     dimensions: Annotated[int, Meta(ge=1, le=2**31 - 1)] | None = None
 
-    def embed(self, request_id: str) -> Embed:
-        """The worker's request. Raises InvalidType or InvalidValue."""
-        return Embed(request_id, self._inputs(), self.dimensions)
+    def embed(self, request_id: str, now: float) -> Embed:
+        """The worker's request, made at `now`, seconds since the epoch. Raises InvalidType or
+        InvalidValue."""
+        return Embed(request_id, self._inputs(), self.dimensions, now=now)
 
     def _inputs(self) -> tuple[str | tuple[int, ...], ...]:
         if isinstance(self.input, str):

@@ -314,12 +314,13 @@ class Generate(Frame, frozen=True, tag="generate"):
 class Embed(Frame, frozen=True, tag="embed"):
     """Inputs to embed, each a text or token ids. `dimensions` None = the model's own. With
     `truncate` only the beginning is embedded of what is longer than the context, instead of
-    none."""
+    none. `now` is the request's time, seconds since the epoch."""
 
     request_id: str
     inputs: tuple[str | tuple[int, ...], ...]
     dimensions: int | None = None
     truncate: bool = False
+    now: float = 0.0
 
 
 class Accepted(Frame, frozen=True, tag="accepted"):

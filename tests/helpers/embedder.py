@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from supervisor.wire.frames import Embed, Embedded, FromEngine
+from supervisor.wire.frames import Allowance, Embed, Embedded, FromEngine
 from tests.helpers.tiny_embedding import make_embedding
 from worker.engine.embedding import Embedder
+from worker.engine.kv_cost import KvCost
+from worker.engine.memory import Memory
+from worker.engine.native_heap import Unmanaged
 from worker.engine.thread import Job, Prepared
 
 CONTEXT = 4096
@@ -45,13 +49,26 @@ class Run:
         return np.array([np.frombuffer(f.values, "<f4") for f in self.frames[:-1]])  # type: ignore[union-attr]
 
 
+def busy(embedder: Embedder) -> bool:
+    return embedder.busy or embedder.long_input is not None
+
+
 def step(embedder: Embedder) -> None:
-    for job, frames in embedder.step():
+    """With room for any KV cache."""
+    long = embedder.long_input
+    if long is not None and not long.under_way:
+        embedder.begin_long()
+    for job, frames in embedder.step(_ample()):
         job.sink.send(frames)
 
 
+@cache
+def _ample() -> Memory:
+    return Memory(Allowance(), KvCost(()), rows=1, context=CONTEXT, chunk=512, heap=Unmanaged())
+
+
 def finish(embedder: Embedder) -> None:
-    while embedder.busy:
+    while busy(embedder):
         step(embedder)
 
 

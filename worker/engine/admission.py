@@ -142,19 +142,29 @@ class Demand:
         held += sum(_TOKEN * batch.rows * batch.room for batch in batches)
         held += sum(self._beyond(member.tokens) for member in prompts)
         change = max((self.cost.largest(batch.rows, batch.room) for batch in batches), default=0)
+        growth = sum(self.cost.largest(1, grown(member.tokens + stretch)) for member in prompts)
         scored = any(member.scored for member in prompts)
-        return held + self.step(rows, chunk if prompts else 0, longest, change, scored=scored)
+        chunk = chunk if prompts else 0
+        return held + self.step(rows, chunk, longest, change, growth, scored=scored)
 
     def step(
-        self, rows: int, chunk: int, context: int, change: int, *, scored: bool = False
+        self,
+        rows: int,
+        chunk: int,
+        context: int,
+        change: int,
+        growth: int = 0,
+        *,
+        scored: bool = False,
     ) -> int:
-        """What the next step or change takes besides: they come one after the other."""
+        """What the next step or `change` takes besides: they come one after the other. While a
+        prefill step is computed its prompts' arrays may grow, by a copy of a layer: `growth`."""
         tokens = min(chunk, context)
         prefill = int(self.steps.prefill(tokens, context) * self.corrections.of("prefill"))
         if scored:
             reckoned = self.steps.prefill(tokens, context, scored=True)
             prefill = max(prefill, int(reckoned * self.corrections.of("scored")))
-        return max(prefill, change) + self.steps.decode(rows)
+        return max(prefill + growth, change) + self.steps.decode(rows)
 
     def _beyond(self, tokens: int) -> int:
         """What windows hold beyond their size, behind a prompt's largest step."""

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -20,6 +20,7 @@ from supervisor.errors import InternalError, InvalidValue, UnsupportedValue
 from supervisor.wire.frames import Embed, Embedded, FromEngine, Vector
 from worker.engine import mlx_lm_compat
 from worker.engine.active_job import row_fault
+from worker.engine.memory import Memory
 from worker.engine.pooling import NoEmbeddings, pooling_of
 from worker.engine.thread import Job, Output, failed
 from worker.prompt.encoder import PromptEncoder
@@ -27,6 +28,9 @@ from worker.prompt.tokenizer import ModelTokenizer
 
 STEP_TOKENS = 1024
 """Tokens of one step, padding included: as much as a neighbour's next token waits for."""
+SHORT = 512
+"""Tokens of the longest input that goes through in one step, without a KV cache: a load's charge
+has room for as many."""
 _SPREAD = 4
 """How many times shorter than a batch's longest input another request's may be: the rest is
 padding."""
@@ -42,6 +46,8 @@ class _EmbedJob:
     job: Job
     short: list[int]
     long: list[int]
+    longs: int = 0
+    """How many of the long ones have begun."""
     vectors: dict[int, bytes] = field(default_factory=dict)
     """Those that are done and wait for an earlier one."""
     sent: int = 0
@@ -59,10 +65,26 @@ class _EmbedJob:
     def inputs(self) -> Sequence[Sequence[int]]:
         return self.job.prepared.inputs
 
+    @property
+    def now(self) -> float:
+        """When the request was made."""
+        assert isinstance(self.job.request, Embed)
+        return self.job.request.now
+
+
+class LongInput(NamedTuple):
+    """An input that takes a KV cache: of a request of that id and time, so many tokens."""
+
+    request: str
+    now: float
+    tokens: int
+    under_way: bool
+    """Whether it has its cache, or waits for room."""
+
 
 @dataclass(slots=True, eq=False)
-class _LongInput:
-    """An input that takes several steps, and how far it is."""
+class _Begun:
+    """A long input under way."""
 
     work: _EmbedJob
     index: int
@@ -78,26 +100,35 @@ class Embedder:
     The steps are an `Engine`'s: after its last frame a job is forgotten.
     """
 
-    def __init__(self, model: Any, tokenizer: ModelTokenizer, folder: Path, context: int) -> None:
-        """`model` as mlx-lm loads it, `context` in tokens. Never raises: a model
-        that makes no embeddings refuses them in `prepare`."""
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: ModelTokenizer,
+        folder: Path,
+        context: int,
+        *,
+        fitting: int = 0,
+    ) -> None:
+        """`model` as mlx-lm loads it, `context` in tokens; `fitting` is how much of it this machine
+        can hold, 0 = all of it. Never raises: a model that makes no embeddings refuses them in
+        `prepare`."""
         self._model, self._tokenizer = model, tokenizer
         self._works: deque[_EmbedJob] = deque()
-        self._long: _LongInput | None = None
-        """One at a time: it holds a KV cache, for which nobody has made room."""
+        self._long: _Begun | None = None
+        """One at a time, when there is room for its KV cache."""
         self._long_turn = False
         self._reason: str | None = None
         try:
             self._pooling = pooling_of(folder)
             self._body = _body(model)
             self._size, vocabulary = self._measure()
-            self._encoder = PromptEncoder(tokenizer, context, vocabulary)
+            self._encoder = PromptEncoder(tokenizer, context, vocabulary, fitting=fitting)
         except NoEmbeddings as error:
             self._reason = str(error)
 
     def prepare(self, request: Embed) -> list[list[int]]:
-        """Token ids of each input. Raises UnsupportedValue, InvalidValue or ContextLengthExceeded;
-        messages never quote an input."""
+        """Token ids of each input. Raises UnsupportedValue, InvalidValue, ContextLengthExceeded or
+        PromptTooLarge; messages never quote an input."""
         if self._reason is not None:
             raise UnsupportedValue(
                 f"This model makes no embeddings: {self._reason}.", param="model"
@@ -122,8 +153,8 @@ class Embedder:
         self._works.append(
             _EmbedJob(
                 job,
-                short=[index for index in order if len(inputs[index]) <= STEP_TOKENS],
-                long=[index for index in order if len(inputs[index]) > STEP_TOKENS],
+                short=[index for index in order if len(inputs[index]) <= SHORT],
+                long=[index for index in order if len(inputs[index]) > SHORT],
             )
         )
 
@@ -135,25 +166,59 @@ class Embedder:
 
     @property
     def busy(self) -> bool:
-        return bool(self._works)
+        """Whether a step would get anything done."""
+        return self._long is not None or any(work.short for work in self._works)
 
-    def step(self) -> list[Output]:
-        """One pass of at most STEP_TOKENS through the model. The jobs take turns, and so do long
-        inputs and batches of short ones: no request waits for the whole of another."""
-        if not self._works:
+    @property
+    def long_input(self) -> LongInput | None:
+        """The one under way, or else the next one, which waits for `begin_long`."""
+        if self._long is not None:
+            work, index = self._long.work, self._long.index
+        elif (next_work := self._next_long()) is not None:
+            work, index = next_work, next_work.long[-1]
+        else:
+            return None
+        tokens = len(work.inputs[index])
+        return LongInput(work.job.request.request_id, work.now, tokens, self._long is not None)
+
+    def begin_long(self) -> None:
+        """There is room for the cache of the one that waits. Computes nothing."""
+        work = self._next_long()
+        assert self._long is None
+        assert work is not None
+        work.longs += 1
+        self._long = _Begun(work, work.long.pop(), mlx_lm_compat.make_prompt_cache(self._model))
+
+    def drop_long(self) -> None:
+        """Others need the room: the one under way waits, and will begin anew."""
+        assert self._long is not None
+        self._long.work.longs -= 1
+        self._long.work.long.append(self._long.index)
+        self._long = None
+
+    def _next_long(self) -> _EmbedJob | None:
+        """The job whose long input is next: the oldest of those that have had the fewest."""
+        wanting = (work for work in self._works if work.long)
+        return min(wanting, key=lambda work: (work.longs, work.now), default=None)
+
+    def step(self, memory: Memory) -> list[Output]:
+        """One pass of at most STEP_TOKENS, and of what fits into `memory`, through the model. The
+        jobs take turns, and so do the long input under way and batches of short ones: no request
+        waits for the whole of another."""
+        if not self.busy:
             return []
-        long = self._long is not None or any(work.long for work in self._works)
         short = any(work.short for work in self._works)
-        self._long_turn = long and (self._long_turn or not short)
-        touched = self._step_long() if self._long_turn else self._step_short()
+        self._long_turn = self._long is not None and (self._long_turn or not short)
+        touched = self._step_long(memory) if self._long_turn else self._step_short(memory)
         self._long_turn = not self._long_turn
         self._works.rotate(-1)
         return [(work.job, frames) for work in touched if (frames := self._frames(work))]
 
     # ── on the MLX thread ────────────────────────────────────────────────────────────────────────
 
-    def _step_short(self) -> list[_EmbedJob]:
+    def _step_short(self, memory: Memory) -> list[_EmbedJob]:
         """A batch of whole inputs, of the first job and of others that fit in."""
+        most = min(STEP_TOKENS, memory.slice(SHORT))
         rows: list[tuple[_EmbedJob, int]] = []
         longest = 0
         for work in self._works:
@@ -161,7 +226,7 @@ class Embedder:
                 length = len(work.inputs[work.short[-1]])
                 if rows and (
                     length > longest
-                    or (len(rows) + 1) * longest > STEP_TOKENS
+                    or (len(rows) + 1) * longest > most
                     or (work is not rows[0][0] and length * _SPREAD < longest)
                 ):
                     break
@@ -183,21 +248,21 @@ class Embedder:
             work.done(index, values)
         return list(dict.fromkeys(work for work, _ in rows))
 
-    def _step_long(self) -> list[_EmbedJob]:
-        """One chunk of an input that is too long for a step."""
-        if self._long is None:
-            work = next(work for work in self._works if work.long)
-            self._long = _LongInput(
-                work, work.long.pop(), mlx_lm_compat.make_prompt_cache(self._model)
-            )
+    def _step_long(self, memory: Memory) -> list[_EmbedJob]:
+        """One chunk of the long input."""
         long = self._long
+        assert long is not None
         tokens = long.work.inputs[long.index]
-        chunk = list(tokens[long.done : long.done + STEP_TOKENS])
+        after = min(len(tokens), long.done + STEP_TOKENS)
+        size = min(STEP_TOKENS, memory.slice(after))
+        chunk = list(tokens[long.done : long.done + size])
+        memory.watch_prefill(1, len(chunk), long.done + len(chunk))
         hidden = self._body(mx.array([chunk]), cache=long.cache)[0].astype(mx.float32)
         long.done += len(chunk)
         if self._pooling == "mean":
             long.sum = hidden.sum(axis=0) + long.sum
         mx.eval([layer.state for layer in long.cache], long.sum)
+        memory.learn()
         if long.done < len(tokens):
             return []
         pooled = hidden[-1] if self._pooling == "last" else long.sum / len(tokens)
@@ -267,17 +332,16 @@ class Embedder:
             tokens = self._encoder.checked(input, "input", place)
         if not tokens:
             raise InvalidValue(f"Invalid value for `{place}`: it is empty.", param="input")
-        if len(tokens) > self._encoder.context:
-            if truncate:
-                return self._truncated(tokens)
-            raise self._encoder.too_long("input", place, f"{len(tokens)} tokens")
+        if truncate and len(tokens) > self._encoder.fitting:
+            return self._truncated(tokens)
+        self._encoder.check_size(len(tokens), "input", place)
         return tokens
 
     def _truncated(self, tokens: list[int]) -> list[int]:
-        """As many as the context holds, and a token at the end with which every text ends."""
+        """As many as there is room for, and a token at the end with which every text ends."""
         last = {self._encoder.encode(text, "input", "input")[-1] for text in ("a", "b")}
         end = tokens[-1:] if last == {tokens[-1]} else []
-        return tokens[: self._encoder.context - len(end)] + end
+        return tokens[: self._encoder.fitting - len(end)] + end
 
 
 def _body(model: Any) -> Any:

@@ -15,6 +15,7 @@ from itertools import count, islice
 from supervisor.wire.frames import FromEngine, Generate, Progress, Recall
 from worker.engine import admission, slices
 from worker.engine.active_job import ActiveJob, row_fault
+from worker.engine.embedding import LongInput
 from worker.engine.memory import Memory
 from worker.engine.mlx_lm_generator import Batches, NextToken, Pending
 from worker.engine.prefill_turns import PrefillTurns
@@ -27,6 +28,9 @@ log = logging.getLogger("bulkhead.worker")
 
 FEW = 256
 """Queued jobs that are considered at once."""
+_EMBEDDED = -1
+"""What plans know an input of an embedding by that takes a KV cache; the numbers of jobs are not
+negative."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,8 @@ class Generation:
         """Of all jobs here; see `admission.Member`."""
         self._steps = 0
         """Decode steps until `admit` has something to decide."""
+        self._long_input: LongInput | None = None
+        """Of embeddings, as it was when `admit` decided last."""
         self._made: list[Output] = []
         """What was told when sequences were parked between steps."""
         self._queue: deque[Job] = deque()
@@ -154,7 +160,7 @@ class Generation:
         """Let jobs begin, be parked and come back, as memory and places say. What requests are told
         by it. Nothing to do while nobody has come or gone and no batch has to grow."""
         made, self._made = self._made, []
-        if self._steps > 0:
+        if self._is_decided:
             return made
         # Of who has left, what remains is to be there before others begin.
         self.sequences.settle()
@@ -163,19 +169,31 @@ class Generation:
         # What has changed is looked at once more.
         self._steps = 0 if plan.acts else admission.steps(scene)
         made += self._carry_out(plan)
+        self._long_input = self._serving.embedder.long_input
         self._memory.settle()
         return made
+
+    @property
+    def _is_decided(self) -> bool:
+        return self._steps > 0 and self._serving.embedder.long_input == self._long_input
 
     def _carry_out(self, plan: admission.Plan) -> list[Output]:
         jobs = {number: job for job, (_, number) in self._ages.items()} if plan.acts else {}
         made: list[Output] = []
         for key in plan.park:
-            if told := self._set_aside(self._uids[jobs[key]], keep=key not in plan.drop):
+            if key == _EMBEDDED:
+                self._serving.embedder.drop_long()
+            elif told := self._set_aside(self._uids[jobs[key]], keep=key not in plan.drop):
                 made.append((jobs[key], told))
         for key in plan.drop:
+            if key == _EMBEDDED:
+                continue  # parked, it has kept nothing
             if (parked := self._parked.get(jobs[key])) is not None and parked.sequence.cache:
                 parked.sequence.drop()
         for key in plan.go:
+            if key == _EMBEDDED:
+                self._serving.embedder.begin_long()
+                continue
             job = jobs[key]
             if job in self._parked:
                 self._resume(job)
@@ -210,6 +228,12 @@ class Generation:
             sequence = parked.sequence
             kept = sum(layer.nbytes for layer in sequence.cache or ())
             waiting.append(self._member(job, sequence.length, kept))
+        if (long := self._serving.embedder.long_input) is not None:
+            embedded = admission.Member(_EMBEDDED, long.request, (long.now, _EMBEDDED), long.tokens)
+            if long.under_way:
+                prompts = (*prompts, embedded)
+            else:
+                waiting.append(embedded)
         return admission.Scene(batches, prompts, tuple(waiting), self._places)
 
     def _may_begin(self) -> Iterator[Job]:
@@ -425,9 +449,10 @@ class Generation:
         # Behind the gate a prompt that has begun may have to wait for its turn.
         if self.prompts() if self._turns.gated else self._active:
             return True
-        if self._steps > 0:
+        if self._is_decided:
             return False
-        return any(self._may_begin()) or bool(self._parked)
+        waits = self._serving.embedder.long_input is not None
+        return waits or any(self._may_begin()) or bool(self._parked)
 
     @property
     def progress(self) -> tuple[int, int]:

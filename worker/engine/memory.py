@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import mlx.core as mx
 
@@ -28,6 +29,16 @@ _FREED_MOST = 64 * 2**20
 _FREED_LEAST = 2**20
 _FREED_SHARE = 16
 """Freed buffers that MLX keeps for its next steps: this part of the room, within these bounds."""
+
+
+class _Watched(NamedTuple):
+    """A step under way, of a kind that `Corrections` knows, which was `reckoned` to take so many
+    bytes besides caches, and `grows` where these grow; `before` it MLX held so many."""
+
+    kind: str
+    reckoned: int
+    grows: int
+    before: int
 
 
 class Memory:
@@ -71,7 +82,7 @@ class Memory:
             mx.set_cache_limit(freed)
         mx.clear_cache()
         self._base = mx.get_active_memory()
-        self._measured: tuple[str, int, int] | None = None
+        self._watched: _Watched | None = None
 
     # ── plans ────────────────────────────────────────────────────────────────────────────────────
 
@@ -155,18 +166,18 @@ class Memory:
         has `context` tokens behind it."""
         if self._bounded and rows * tokens >= LEAST_SLICE:
             reckoned = self.demand.steps.prefill(rows * tokens, context, scored=scored)
-            self._watch("scored" if scored else "prefill", reckoned)
-
-    def _watch(self, kind: str, reckoned: int) -> None:
-        """A step of this kind begins, which is reckoned to take so much besides caches."""
-        mx.reset_peak_memory()
-        self._measured = kind, reckoned, mx.get_active_memory()
+            grows = self.demand.cost.largest(rows, context - tokens)
+            kind = "scored" if scored else "prefill"
+            mx.reset_peak_memory()
+            self._watched = _Watched(kind, reckoned, grows, mx.get_active_memory())
 
     def learn(self) -> None:
         """It is over: where it took more than was known, that is known from now on."""
-        if self._measured is None:
+        if (watched := self._watched) is None:
             return
-        kind, reckoned, before = self._measured
-        self._measured = None
-        besides = mx.get_peak_memory() - max(before, mx.get_active_memory())
-        self._corrections.observe(kind, reckoned, besides)
+        self._watched = None
+        now = mx.get_active_memory()
+        besides = mx.get_peak_memory() - max(watched.before, now)
+        if now > watched.before:
+            besides -= watched.grows
+        self._corrections.observe(watched.kind, watched.reckoned, besides)

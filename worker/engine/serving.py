@@ -60,7 +60,7 @@ class Serving:
             self._transcripts.formats,
             GrammarCache(freed=Trimmer(heap).freed),
         )
-        self.embedder = Embedder(model, tokenizer, folder, context)
+        self.embedder = Embedder(model, tokenizer, folder, loaded.context, fitting=context)
         # Ids without a logit: writing to them would be writing out of bounds.
         self.eos = tuple(sorted(id for id in tokenizer.eos_token_ids if 0 <= id < self.width))
         """Tokens that end a sequence."""

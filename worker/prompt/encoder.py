@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from supervisor.errors import ContextLengthExceeded, InvalidValue
+from supervisor.errors import ContextLengthExceeded, InvalidValue, PromptTooLarge
 from worker.prompt.tokenizer import ModelTokenizer
 
 
 class PromptEncoder:
     """Tokenizes for one model. One thread at a time: tokenizers are not safe for more."""
 
-    def __init__(self, tokenizer: ModelTokenizer, context: int, vocabulary: int) -> None:
-        """`context` is in tokens, `vocabulary` is how many token ids the model knows."""
+    def __init__(
+        self, tokenizer: ModelTokenizer, context: int, vocabulary: int, *, fitting: int = 0
+    ) -> None:
+        """`context` is in tokens, `vocabulary` is how many token ids the model knows. `fitting` is
+        how much of the context this machine can hold, 0 = all of it."""
         self.vocabulary = vocabulary
         self.context = context
+        self.fitting = fitting or context
         self._tokenizer = tokenizer
         self._longest = max(map(len, tokenizer.get_vocab()), default=1)
         """Characters of the longest token: no token stands for more."""
@@ -58,6 +62,19 @@ class PromptEncoder:
 
     def knows(self, ids: Sequence[int]) -> bool:
         return not ids or (min(ids) >= 0 and max(ids) < self.vocabulary)
+
+    def check_size(self, tokens: int, param: str, label: str, *, more: int = 0) -> None:
+        """Raises ContextLengthExceeded or PromptTooLarge where so many `tokens`, and `more` behind
+        them, are more than the model or this machine can hold."""
+        if tokens + more > self.context:
+            raise self.too_long(param, label, f"{tokens} tokens")
+        if tokens + more > self.fitting:
+            raise PromptTooLarge(
+                f"This machine can hold {self.fitting} of the {self.context} tokens of this "
+                f"model's context. However, your {label} resulted in {tokens} tokens. Please "
+                f"reduce the length of the {label}.",
+                param=param,
+            )
 
     def too_long(self, param: str, label: str, size: str) -> ContextLengthExceeded:
         """The contract's error for `size`, such as "900 tokens"."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
-from supervisor.errors import InvalidValue, PromptTooLarge, UnsupportedParameter
+from supervisor.errors import InvalidValue, UnsupportedParameter
 from supervisor.wire.frames import Chat, Generate, Text, Tokens
 from worker.prompt.encoder import PromptEncoder
 from worker.prompt.reshape import gentler
@@ -40,8 +40,7 @@ class PromptBuilder:
         """`context` is in tokens, `vocabulary` is how many token ids the model knows. `fitting` is
         how much of the context this machine can hold, 0 = all of it."""
         self._tokenizer = tokenizer
-        self._fitting = fitting or context
-        self._encoder = PromptEncoder(tokenizer, context, vocabulary)
+        self._encoder = PromptEncoder(tokenizer, context, vocabulary, fitting=fitting)
         self._template = _Template(tokenizer)
 
     def tokens(self, request: Generate) -> list[int]:
@@ -65,15 +64,7 @@ class PromptBuilder:
             raise InvalidValue(
                 "The prompt is empty: the model needs at least one token.", param=param
             )
-        if len(tokens) + (request.max_tokens != 0) > self._encoder.context:
-            raise self._encoder.too_long(param, param, f"{len(tokens)} tokens")
-        if len(tokens) + (request.max_tokens != 0) > self._fitting:
-            raise PromptTooLarge(
-                f"This machine can hold {self._fitting} of the {self._encoder.context} tokens of "
-                f"this model's context. However, your {param} resulted in {len(tokens)} tokens. "
-                f"Please reduce the length of the {param}.",
-                param=param,
-            )
+        self._encoder.check_size(len(tokens), param, param, more=int(request.max_tokens != 0))
         return tokens
 
     def text_of(self, request: Generate, tokens: Sequence[int]) -> str:

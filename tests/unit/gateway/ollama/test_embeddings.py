@@ -24,11 +24,11 @@ from tests.helpers.ollama_bodies import raw, refusal
 
 
 def embed(**members: Any) -> EmbedRequest:
-    return parse_embed(raw(**{"model": "m", "input": "hello", **members}), "r")
+    return parse_embed(raw(**{"model": "m", "input": "hello", **members}), "r", 4.5)
 
 
 def embeddings(**members: Any) -> EmbedRequest:
-    return parse_embeddings(raw(**{"model": "m", "prompt": "hello", **members}), "r")
+    return parse_embeddings(raw(**{"model": "m", "prompt": "hello", **members}), "r", 4.5)
 
 
 KNOWN: dict[str, Any] = {
@@ -56,18 +56,18 @@ def test_what_both_take(ask: Any) -> None:
         "m",
         300.0,
         ("options.num_ctx", "options.temperature"),
-        Embed("r", ("hello",), truncate=True),
+        Embed("r", ("hello",), truncate=True, now=4.5),
     )
 
 
 def test_several_inputs() -> None:
     asked = embed(input=["a", "b"], dimensions=8)
-    assert asked.embed == Embed("r", ("a", "b"), 8, truncate=True)
+    assert asked.embed == Embed("r", ("a", "b"), 8, truncate=True, now=4.5)
 
 
 @pytest.mark.parametrize("truncate", [True, False])
 def test_what_is_too_long_is_cut_unless_told_otherwise(truncate: bool) -> None:
-    assert embed(truncate=truncate).embed == Embed("r", ("hello",), truncate=truncate)
+    assert embed(truncate=truncate).embed == Embed("r", ("hello",), truncate=truncate, now=4.5)
 
 
 @pytest.mark.parametrize(

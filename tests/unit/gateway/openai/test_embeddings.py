@@ -26,7 +26,7 @@ from supervisor.wire.frames import Embed
 )
 def test_forms_of_input(input: Any, inputs: tuple[Any, ...]) -> None:
     parsed = EMBEDDING_BODY.parse({"model": "m", "input": input, "user": "u"})
-    assert parsed.embed("r") == Embed("r", inputs)
+    assert parsed.embed("r", 4.5) == Embed("r", inputs, now=4.5)
     assert parsed.encoding_format == "float"
 
 
@@ -56,5 +56,5 @@ def test_forms_of_input(input: Any, inputs: tuple[Any, ...]) -> None:
 )
 def test_requests_that_are_refused(body: dict[str, Any], code: str, param: str) -> None:
     with pytest.raises(BulkheadError) as caught:
-        EMBEDDING_BODY.parse(body).embed("r")
+        EMBEDDING_BODY.parse(body).embed("r", 0.0)
     assert (caught.value.code, caught.value.param) == (code, param)

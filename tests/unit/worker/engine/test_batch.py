@@ -160,7 +160,7 @@ class _AlwaysBusy:
 
     busy = True
 
-    def step(self) -> list[Any]:
+    def step(self, memory: Any) -> list[Any]:
         return []
 
 

@@ -18,6 +18,7 @@ from tests.helpers.embedder import (
     POOLINGS,
     TEXTS,
     Run,
+    busy,
     embed,
     finish,
     make_embeddings,
@@ -87,7 +88,7 @@ def test_a_long_input_goes_through_in_chunks(folders: dict[str, Path], pooling: 
     long = [1 + index * 7 % 250 for index in range(2 * STEP_TOKENS + 100)]
     run = Run(embedder, [long, [5, 6, 7]])
     steps = 0
-    while embedder.busy:
+    while busy(embedder):
         step(embedder)
         steps += 1
     assert steps == 4

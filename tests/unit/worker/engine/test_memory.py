@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import msgspec
+import numpy as np
 import pytest
 
 from supervisor.errors import PromptTooLarge
 from supervisor.models.estimate import estimate
 from supervisor.wire.frames import (
     Allowance,
+    Embed,
+    Embedded,
     FromEngine,
     Load,
     LoanFrame,
@@ -23,14 +26,16 @@ from supervisor.wire.frames import (
     Recall,
     Repaid,
     Token,
+    Vector,
 )
 from tests.helpers.engine_runs import Run, said
+from tests.helpers.tiny_embedding import make_embedding
 from tests.helpers.tiny_llama import Shape, make_model
 from worker.engine.admission import Scene
 from worker.engine.batch import BatchEngine
 from worker.engine.kv_cost import LEAST_SLICE
 from worker.engine.loan import IDLE_SECONDS, LARGEST_STEP
-from worker.engine.thread import FINAL_FRAMES
+from worker.engine.thread import FINAL_FRAMES, Job
 
 KINDS = ("llama", "gemma3_text", "granitemoehybrid")
 """Full attention; windows; state space layers."""
@@ -48,11 +53,11 @@ WANTED: list[dict[str, Any]] = [
 ]
 
 LONG: list[dict[str, Any]] = [
-    {"prompt": "a plain one. " * 12, "max_tokens": 380},
-    {"prompt": "a seeded one " * 12, "max_tokens": 370, "temperature": 0.9, "seed": 7},
-    {"prompt": "penalties ok " * 12, "max_tokens": 375, "frequency_penalty": 0.7, "logprobs": 2},
-    {"prompt": "with a rule. " * 12, "max_tokens": 372, "structure": Pattern("[a-z ]{900}", "p")},
-    {"prompt": "and the last " * 12, "max_tokens": 365, "repetition_penalty": 1.2},
+    {"prompt": "a plain one. " * 3, "max_tokens": 500},
+    {"prompt": "a seeded one " * 3, "max_tokens": 490, "temperature": 0.9, "seed": 7},
+    {"prompt": "penalties ok " * 3, "max_tokens": 495, "frequency_penalty": 0.7, "logprobs": 2},
+    {"prompt": "with a rule. " * 3, "max_tokens": 492, "structure": Pattern("[a-z ]{900}", "p")},
+    {"prompt": "and the last " * 3, "max_tokens": 485, "repetition_penalty": 1.2},
 ]
 """They outgrow what there must be room for when they begin."""
 
@@ -190,6 +195,19 @@ def room_for(folder: Path, share: float, wanted: list[dict[str, Any]] = WANTED) 
     return int((whole - steps - demand.freed) * share) + 2 * steps + MB  # of freed buffers
 
 
+def room_to_begin(folder: Path, wanted: list[dict[str, Any]]) -> int:
+    """So much that all of `wanted` can begin together."""
+    probe = Lender(folder, 2**40)
+    made = runs(probe.engine, wanted)
+    waiting = probe.engine._generation._scene().waiting
+    demand = replace(probe.engine._memory.demand, freed=MB)
+    room = demand.next(Scene(), waiting)
+    for run in made:
+        probe.engine.remove(run.job)
+    probe.engine.close()
+    return room
+
+
 class Watched:
     """How many were parked at once."""
 
@@ -204,8 +222,8 @@ class Watched:
 def test_an_oversubscribed_batch_answers_as_an_unhurried_one(
     folder: Path, expected: list[Any]
 ) -> None:
-    # A third of what all five would take: some can begin, but not go on to their end together.
-    room = room_for(folder, 0.35, LONG)
+    # Of the five some can begin, but not go on to their end together.
+    room = room_to_begin(folder, LONG[:3])
     tight = Lender(folder, room, limit=room)
     made, parked = runs(tight.engine, LONG), Watched(tight.engine)
     tight.finish(parked)
@@ -354,4 +372,150 @@ def test_a_prompt_that_the_machine_can_not_hold_is_refused_with_the_figures(llam
     (run,) = runs(tight.engine, [{"prompt": "x" * (context - 9), "max_tokens": None}])
     tight.finish()
     assert (run.end.finish_reason, run.end.completion_tokens) == ("length", 9)
+    tight.engine.close()
+
+
+# ── long inputs of embeddings ────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture(scope="module")
+def embedding(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    BatchEngine().warm_up()
+    return make_embedding(tmp_path_factory.mktemp("m") / "embedding", shape=SHAPE)
+
+
+INPUTS: list[Any] = [[1 + i * 7 % 250 for i in range(length)] for length in (3000, 40, 2000, 700)]
+
+
+class Embedding:
+    """A job and, as its sink, what it was given."""
+
+    def __init__(self, engine: BatchEngine, inputs: list[Any], now: float = 1.0) -> None:
+        self.frames: list[FromEngine] = []
+        request = Embed("e", tuple(map(tuple, inputs)), now=now)
+        self.job = Job(request, engine.prepare(request), self)
+        engine.insert(self.job)
+
+    def send(self, frames: Sequence[FromEngine]) -> None:
+        self.frames.extend(frames)
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def same(self, other: Embedding) -> bool:
+        """Whether both are done, with the same numbers: nearly, for sums are made in parts."""
+        assert isinstance(self.frames[-1], Embedded)
+        mine, others = self._numbers(), other._numbers()
+        return mine.shape == others.shape and np.allclose(mine, others, atol=1e-5)
+
+    def _numbers(self) -> Any:
+        return np.array(
+            [np.frombuffer(f.values, "<f4") for f in self.frames if isinstance(f, Vector)]
+        )
+
+
+@pytest.fixture(scope="module")
+def embedded(embedding: Path) -> Embedding:
+    """Where there is room for all."""
+    free = Lender(embedding, 2**40)
+    run = Embedding(free.engine, INPUTS)
+    free.finish()
+    free.engine.close()
+    return run
+
+
+def test_a_long_input_waits_for_a_loan(embedding: Path, embedded: Embedding) -> None:
+    tight = Lender(embedding, 3 * MB, limit=60 * MB)
+    run = Embedding(tight.engine, INPUTS, now=9.0)
+    tight.finish()
+    assert not any(isinstance(frame, Embedded) for frame in run.frames)
+    asked = tight.told[-1]
+    assert isinstance(asked, Needs)
+    assert asked.since == 9.0
+    assert 3 * MB < asked.least <= asked.most  # 3,000 tokens are 6 MB
+    # What it is lent then is just enough, each time.
+    while not run.frames:
+        asked = tight.told[-1]
+        assert isinstance(asked, Needs)
+        tight.told.clear()
+        tight.lend(asked.least or asked.most)
+        tight.finish()
+    assert run.same(embedded)
+    tight.engine.close()
+
+
+def test_a_long_input_begins_anew_behind_a_recall(embedding: Path, embedded: Embedding) -> None:
+    tight = Lender(embedding, 3 * MB, limit=60 * MB)
+    tight.lend(lent := 32 * MB)
+    run = Embedding(tight.engine, INPUTS)
+    back: list[int] = []
+
+    def recall(step: int) -> None:
+        if step == 1:
+            back.append(tight.recall(lent, park=True))
+
+    tight.finish(recall)
+    assert back == [lent]
+    assert not any(isinstance(frame, Embedded) for frame in run.frames)
+    tight.lend(lent)
+    tight.finish()
+    assert run.same(embedded)
+    tight.engine.close()
+
+
+def test_a_long_input_yields_to_older_requests(
+    embedding: Path, embedded: Embedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = 16 * MB
+    wanted: dict[str, Any] = {"prompt": "x" * 2500, "max_tokens": 30}
+    (expected,) = unhurried(embedding, [wanted])
+    tight = Lender(embedding, room, limit=room)
+    made: list[Run] = []
+    dropped: list[bool] = []
+    embedder = tight.engine._embedder
+    drop = embedder.drop_long
+
+    def note() -> None:
+        dropped.append(True)
+        drop()
+
+    monkeypatch.setattr(embedder, "drop_long", note)
+    younger = Embedding(tight.engine, INPUTS, now=2.0)
+
+    def older(step: int) -> None:
+        if step == 2:
+            made.extend(runs(tight.engine, [wanted]))  # of 1.0
+
+    tight.finish(older)
+    assert dropped
+    assert tokens_of(made) == [expected]
+    assert younger.same(embedded)
+    tight.engine.close()
+
+
+def test_who_is_removed_with_a_long_input_leaves_nothing(embedding: Path) -> None:
+    tight = Lender(embedding, 20 * MB, limit=20 * MB)
+    run, other = Embedding(tight.engine, INPUTS), Embedding(tight.engine, INPUTS[1:2])
+    tight.step()
+    tight.step()
+    assert tight.engine._embedder._long is not None
+    tight.engine.remove(run.job)
+    tight.finish()
+    assert isinstance(other.frames[-1], Embedded)
+    assert tight.engine._embedder.long_input is None
+    assert mx.get_active_memory() - tight.base < MB
+    tight.engine.close()
+
+
+def test_an_input_that_the_machine_can_not_hold_is_refused_with_the_figures(
+    embedding: Path,
+) -> None:
+    tight = Lender(embedding, MB, limit=6 * MB)
+    context = tight.loaded.context
+    assert 100 < context < 4096
+    with pytest.raises(PromptTooLarge, match=f"can hold {context} of the 4096") as caught:
+        Embedding(tight.engine, [[5] * (context + 1)])
+    assert caught.value.param == "input"
+    prepared = tight.engine.prepare(Embed("e", ("x" * 4000,), truncate=True))
+    assert len(prepared.inputs[0]) == context
     tight.engine.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 
@@ -11,6 +12,18 @@ from tests.helpers.relay_peers import relay_timeouts, run_scenario
 from worker.engine.mlx_lm_compat import import_mlx_lm
 
 __all__ = ["relay_timeouts", "run_scenario"]
+
+# What is imported and collected stays for good: a million objects, which the collector would walk
+# through again and again.
+_THRESHOLD = gc.get_threshold()
+gc.set_threshold(20_000, 50, 50)
+
+
+def pytest_collection_finish() -> None:
+    """Collect what the tests leave, as often as ever, and nothing that was there before them."""
+    gc.freeze()
+    gc.set_threshold(*_THRESHOLD)
+
 
 # mlx-lm lowers this process's limit of open files when it is imported, and with it that of every
 # server that a later test starts. Imported here first, as a worker imports it, it does not.

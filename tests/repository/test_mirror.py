@@ -112,22 +112,24 @@ def has_module(test: Path) -> bool:
     return any((ROOT / inside.parent / f"{name}.py").is_file() for name in names)
 
 
-@pytest.mark.parametrize(
-    "module",
-    [path for path in source_files() if path.name != "__init__.py"],
-    ids=lambda path: path.relative_to(ROOT).as_posix(),
-)
-def test_a_module_has_its_tests(module: Path) -> None:
-    assert has_tests(module)
+def test_a_module_has_its_tests() -> None:
+    modules = [path for path in source_files() if path.name != "__init__.py"]
+    assert modules
+    assert [module for module in modules if not has_tests(module)] == []
 
 
-@pytest.mark.parametrize(
-    "test", sorted(UNIT.rglob("test_*.py")), ids=lambda path: path.relative_to(UNIT).as_posix()
-)
-def test_a_unit_test_is_where_its_module_is(test: Path) -> None:
-    place = test.relative_to(UNIT).as_posix()
-    witness = any(f"unit/{place}" in tests for tests in WITNESSES.values())
-    assert has_module(test) or witness or place in SUBJECTS
+def test_a_unit_test_is_where_its_module_is() -> None:
+    witnesses = {test for tests in WITNESSES.values() for test in tests}
+    tests = sorted(UNIT.rglob("test_*.py"))
+    assert tests
+    lost = [
+        place
+        for test in tests
+        if not has_module(test)
+        and f"unit/{(place := test.relative_to(UNIT).as_posix())}" not in witnesses
+        and place not in SUBJECTS
+    ]
+    assert lost == []
 
 
 @pytest.mark.parametrize("place", WITNESSES)

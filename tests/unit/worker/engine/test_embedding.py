@@ -28,7 +28,10 @@ from tests.helpers.embedder import (
 from tests.helpers.tiny_embedding import HIDDEN, make_embedding
 from tests.helpers.tiny_llama import EOS, make_llama
 from worker.engine import embedding
-from worker.engine.embedding import STEP_TOKENS, Embedder
+from worker.engine.embedding import Embedder
+
+STEP = 256
+"""Tokens of a step, where the inputs are longer: their attention takes seconds at its true size."""
 
 
 def reference(model: Any, tokens: Sequence[int], pooling: str) -> Any:
@@ -46,6 +49,11 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(params=POOLINGS)
 def pooling(request: pytest.FixtureRequest) -> str:
     return str(request.param)
+
+
+@pytest.fixture
+def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "STEP_TOKENS", STEP)
 
 
 def refused(embedder: Embedder, inputs: Sequence[Any], **more: Any) -> tuple[str, str | None, str]:
@@ -83,9 +91,10 @@ def test_padding_changes_no_state(folders: dict[str, Path]) -> None:
     assert not mx.allclose(model.model(mx.array([[0] * 30 + tokens]))[:, 30:], alone, atol=1e-3)
 
 
+@pytest.mark.usefixtures("short_steps")
 def test_a_long_input_goes_through_in_chunks(folders: dict[str, Path], pooling: str) -> None:
     embedder, model = start(folders[pooling])
-    long = [1 + index * 7 % 250 for index in range(2 * STEP_TOKENS + 100)]
+    long = [1 + index * 7 % 250 for index in range(2 * STEP + 100)]
     run = Run(embedder, [long, [5, 6, 7]])
     steps = 0
     while busy(embedder):
@@ -187,6 +196,7 @@ def test_vectors_come_in_the_order_of_the_inputs(folders: dict[str, Path]) -> No
         np.testing.assert_allclose(vector, reference(model, tokens, "lasttoken"), atol=2e-6)
 
 
+@pytest.mark.usefixtures("short_steps")
 def test_a_step_is_bounded_and_the_jobs_take_turns(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,8 +209,8 @@ def test_a_step_is_bounded_and_the_jobs_take_turns(
         return body(tokens, **more)
 
     monkeypatch.setattr(embedder, "_body", watched)
-    big = Run(embedder, [[1] * 200] * 50)
-    huge = Run(embedder, [[1] * (STEP_TOKENS * 3)])
+    big = Run(embedder, [[1] * 50] * 50)
+    huge = Run(embedder, [[1] * (STEP * 3)])
     small = Run(embedder, [[2, 3]])
     late = 0
     while not small.frames:
@@ -211,8 +221,8 @@ def test_a_step_is_bounded_and_the_jobs_take_turns(
     finish(embedder)
     assert len(big.vectors) == 50
     assert len(huge.vectors) == 1
-    assert max(rows * width for rows, width in shapes) <= STEP_TOKENS
-    # Whole batches: 50 rows of 200 in tens of passes would be one row a pass.
+    assert max(rows * width for rows, width in shapes) <= STEP
+    # Whole batches: 50 rows of 50 in tens of passes would be one row a pass.
     assert len(shapes) <= 10 + 3 + 1
 
 
@@ -227,10 +237,11 @@ def test_single_inputs_of_many_jobs_share_a_pass(folders: dict[str, Path]) -> No
         )
 
 
+@pytest.mark.usefixtures("short_steps")
 def test_a_removed_job_leaves_nothing(folders: dict[str, Path]) -> None:
     embedder, _ = start(folders["lasttoken"])
-    gone = Run(embedder, [[1] * (STEP_TOKENS * 3), [1] * 10])
-    stays = Run(embedder, [[2] * (STEP_TOKENS + 5)])
+    gone = Run(embedder, [[1] * (STEP * 3), [1] * 10])
+    stays = Run(embedder, [[2] * (STEP + 5)])
     step(embedder)
     step(embedder)
     embedder.remove(gone.job)

@@ -52,7 +52,7 @@ SPOILT: dict[str, tuple[Spoil, str]] = {
     "missing tensors": (lambda f: configure(f, num_hidden_layers=3), "Missing 9 parameters"),
     "very many missing tensors": (lambda f: configure(f, num_hidden_layers=60), "Missing"),
     "unexpected tensors": (lambda f: configure(f, num_hidden_layers=1), "not in model"),
-    "another shape": (lambda f: configure(f, hidden_size=64), "shape"),
+    "another shape": (lambda f: configure(f, hidden_size=96), "shape"),
     "no dimensions": (lambda f: (f / "config.json").write_text('{"model_type":"llama"}'), "hidden"),
     "config is no JSON": (lambda f: (f / "config.json").write_text("{"), "JSONDecodeError"),
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import typing
 from itertools import pairwise
 from types import UnionType
@@ -59,6 +60,7 @@ PLAIN: dict[Any, st.SearchStrategy[Any]] = {
 }
 
 
+@functools.cache
 def values(hint: Any) -> st.SearchStrategy[Any]:
     """Any value that a field of this type may have."""
     if hint in PLAIN:
@@ -81,6 +83,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
     return st.builds(hint, **{name: values(hints[name]) for name in hint.__struct_fields__})
 
 
+@functools.cache
 def frames_of(direction: Any) -> st.SearchStrategy[Frame]:
     return st.one_of([values(kind) for kind in members(direction)])
 

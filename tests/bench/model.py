@@ -28,6 +28,8 @@ def make(folder: Path, seed: int, context: int = 4096, heads: int = 4) -> None:
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=max(1, heads // 2),
+        intermediate_size=256,
+        head_dim=hidden // heads,
         max_position_embeddings=context,
     )
     make_llama(folder, shape=shape, seed=seed)

@@ -9,7 +9,9 @@ from typing import Any
 from tests.helpers.tiny_llama import Shape, make_llama
 
 HIDDEN = 64
-SHAPE = Shape(hidden_size=HIDDEN, intermediate_size=96, max_position_embeddings=8192)
+SHAPE = Shape(
+    hidden_size=HIDDEN, intermediate_size=96, head_dim=HIDDEN // 4, max_position_embeddings=8192
+)
 
 
 def make_embedding(

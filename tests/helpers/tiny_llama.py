@@ -32,6 +32,8 @@ class Shape:
     num_hidden_layers: int = 2
     num_attention_heads: int = 4
     num_key_value_heads: int = 2
+    head_dim: int = 32
+    """Not of the kinds in `EVEN`."""
     max_position_embeddings: int = 4096
 
 
@@ -40,14 +42,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     # Two layers in three see the last 24 tokens alone.
     "gemma3_text": {
         "num_hidden_layers": 3,
-        "head_dim": 32,
         "query_pre_attn_scalar": 32,
         "sliding_window": 24,
         "sliding_window_pattern": 3,
     },
     # Mixture of experts, two of eight for each token.
     "qwen3_moe": {
-        "head_dim": 32,
         "num_experts": 8,
         "num_experts_per_tok": 2,
         "decoder_sparse_step": 1,
@@ -59,6 +59,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     # Hybrid: state space (Mamba) layers around one of attention.
     "granitemoehybrid": {
+        "hidden_size": 128,
         "num_hidden_layers": 3,
         "layer_types": ["mamba", "attention", "mamba"],
         "attention_bias": False,
@@ -66,7 +67,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "attention_multiplier": 0.18,
         "logits_scaling": 1.0,
         "residual_multiplier": 1.0,
-        "mamba_n_heads": 4,
+        "mamba_n_heads": 8,
         "mamba_d_head": 32,
         "mamba_proj_bias": False,
         "mamba_d_state": 16,
@@ -88,6 +89,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
 }
 """Kinds of model that can be made, and how each differs from the default `Shape`."""
+EVEN = ("granitemoehybrid", "lfm2")
+"""Kinds whose heads share the hidden size."""
 
 
 def make_llama(folder: Path, *, shape: Shape | None = None, seed: int = 0) -> Path:
@@ -124,6 +127,8 @@ def make_model(
         **ARCHITECTURES[architecture],
         **more,
     }
+    if architecture in EVEN:
+        del config["head_dim"]
     if architecture == "llama":
         config["architectures"] = ["LlamaForCausalLM"]
     mx.random.seed(seed)

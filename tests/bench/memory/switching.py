@@ -40,7 +40,7 @@ _MAKE = """
 import sys
 from pathlib import Path
 from tests.helpers.tiny_llama import Shape, make_model
-shape = Shape(hidden_size=2048, intermediate_size=512, num_hidden_layers=1)
+shape = Shape(hidden_size=2048, intermediate_size=512, num_hidden_layers=1, head_dim=512)
 make_model(Path(sys.argv[1]), "llama", shape=shape, seed=int(sys.argv[2]), vocabulary=131_072)
 """
 

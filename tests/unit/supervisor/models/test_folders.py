@@ -23,7 +23,7 @@ from tests.helpers.tiny_llama import Shape, make_llama
 from worker.engine.loading import load
 from worker.engine.thread import Unloadable
 
-SMALL = Shape(hidden_size=32, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1)
+SMALL = Shape(32, 32, num_attention_heads=2, num_key_value_heads=1, head_dim=16)
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 

@@ -154,7 +154,7 @@ KINDS: dict[str, Callable[[], BatchRow]] = {
     "repeating": lambda: BatchRow(
         replace(SEEDED, seed=6, repetition_penalty=1.5, repetition_context=len(PROMPT) + 4)
     ),
-    "biased": lambda: BatchRow(replace(SEEDED, logit_bias=((65, 9.0), (66, 8.0)))),
+    "biased": lambda: BatchRow(replace(SEEDED, logit_bias=((65, 8.0), (66, 7.0)))),
     "constrained": lambda: BatchRow(replace(SEEDED, temperature=2.0), constraint=Toy(), logprobs=2),
 }
 

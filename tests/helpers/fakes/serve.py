@@ -21,6 +21,8 @@ MEMORY = "FAKE_MEMORY"
 BUGS = "FAKE_BUGS"
 """Environment: functions of the supervisor that raise, such as "scheduler.pool:Pool.passed*2 …":
 the second call of that one does, and the calls before and after it do not."""
+ARMED = "FAKE_ARMED"
+"""Environment: calls count from when this file is there."""
 PHYSICAL = 100 * 10**9
 
 
@@ -44,8 +46,8 @@ class ToldReader:
         return self._real.wired(pid)
 
 
-def plant(bug: str) -> None:
-    """Have the function raise once."""
+def plant(bug: str, armed: Path) -> None:
+    """Have the function raise once, of its calls from when the file `armed` is there."""
     path, _, number = bug.partition("*")
     module, _, name = path.partition(":")
     holder: Any = importlib.import_module(f"supervisor.{module}")
@@ -56,7 +58,7 @@ def plant(bug: str) -> None:
 
     @functools.wraps(real)
     def raising(*args: Any, **more: Any) -> Any:
-        if next(calls) == int(number or 1):
+        if armed.exists() and next(calls) == int(number or 1):
             raise RuntimeError(f"planted in {name}")
         return real(*args, **more)
 
@@ -65,7 +67,7 @@ def plant(bug: str) -> None:
 
 def main() -> None:
     for bug in os.environ.get(BUGS, "").split():
-        plant(bug)
+        plant(bug, Path(os.environ[ARMED]))
     path, state = Path(sys.argv[1]), Path(sys.argv[2])
     settings = load(path, environ=os.environ, overrides=Overrides())
     told = os.environ.get(MEMORY)

@@ -34,7 +34,7 @@ from supervisor.scheduler.recovery import Recovery
 from supervisor.scheduler.relief import Relief
 from supervisor.scheduler.requests import Requests
 from supervisor.scheduler.workers import Workers
-from tests.property.oracle import Violation
+from tests.property.recoveries import Violation
 from tests.property.scheduling import walk
 
 STEPS = 2_500

@@ -6,7 +6,7 @@ import msgspec
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from gateway.document import document
+from gateway.document.openapi import document
 from gateway.http.exchange import json_response
 
 

@@ -32,7 +32,8 @@ from schemathesis.specs.openapi.checks import (
 
 from gateway import app
 from gateway.anthropic.schemas import MessageEvent
-from gateway.document import ROUTES, document
+from gateway.document.openapi import document
+from gateway.document.routes import ROUTES
 from gateway.openai import schemas
 from gateway.responses.schemas import ResponseEvent
 from supervisor.config.schema import ServerSettings
@@ -436,7 +437,7 @@ def test_the_sdk_reads_the_refusal_of_embeddings(client: openai.OpenAI) -> None:
 
 def test_it_needs_no_docstrings() -> None:
     """Python drops them where PYTHONOPTIMIZE is 2."""
-    code = "from gateway.document import document; document(keys=False)"
+    code = "from gateway.document.openapi import document; document(keys=False)"
     subprocess.run([sys.executable, "-OO", "-c", code], cwd=ROOT, check=True, timeout=DEADLINE)
 
 

@@ -21,7 +21,8 @@ from supervisor.scheduler.blame import PROBATION_TOKENS
 from supervisor.scheduler.death import Fault
 from supervisor.scheduler.model import Limits, ReleaseRule, Rules, Spec
 from supervisor.scheduler.pressure import Level
-from tests.property.oracle import GB, Violation
+from tests.property.books import GB
+from tests.property.recoveries import Violation
 from tests.property.world import World
 
 EPISODE_STEPS = 250

@@ -18,7 +18,8 @@ from supervisor.scheduler.model import Rules, Spec
 from supervisor.scheduler.pressure import Level
 from tests.bench.eviction import ConcurrentSimulation, Machine
 from tests.property import scheduling
-from tests.property.oracle import GB, Violation
+from tests.property.books import GB
+from tests.property.recoveries import Violation
 from tests.property.scheduling import LIMITS, NAMES, make_world
 from tests.property.world import World
 

@@ -16,12 +16,13 @@ from supervisor.scheduler.loans import LoanNeeds
 from supervisor.scheduler.model import ReleaseRule, Spec
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.relief import EXIT_SECONDS
-from tests.property.oracle import GB, Books, Dead, Request, Violation, check
-from tests.property.recoveries import death_of
+from tests.property.books import GB, Dead
+from tests.property.oracle import Oracle
+from tests.property.recoveries import Request, Violation, check, death_of
 
 
 @dataclass
-class World(Books):
+class World(Oracle):
     """Drive it by its methods."""
 
     # ── clients and people ───────────────────────────────────────────────────────────────────────
@@ -209,7 +210,7 @@ class World(Books):
         if loads and self.pool.models[name].state is not State.READY and not asked:
             over = self.budget is not None and self.pool.state.ledger.charged > self.budget
             wanted = any(m.queued_since is not None for n, m in self.models.items() if n != name)
-            wanted |= bool(self._needs())
+            wanted |= bool(self.needs())
             check(over or wanted, f"{name} is thrown out although it fits")
         if loads and self.budget is not None:
             going = (State.STOPPING, State.RELEASING)
@@ -219,7 +220,7 @@ class World(Books):
             )
             recalls = [e for e in effects if isinstance(e, Recall)]
             process.breaks_budget = bool(recalls) and self.pool.state.ledger.free < 0
-            coming += self._awaited() + sum(e.bytes for e in recalls)
+            coming += self.awaited() + sum(e.bytes for e in recalls)
             over_by = self.pool.state.ledger.charged - coming - self.budget
             check(over_by <= 0, f"{name} was larger than estimated and {over_by} are over")
         returning = loads and self.open_of(name, "returning")

@@ -47,7 +47,7 @@ WITNESSES: dict[str, tuple[str, ...]] = {
     "gateway/grammars/patterns.py": ("unit/gateway/grammars/test_lark.py",),
     "gateway/grammars/rules.py": ("unit/gateway/grammars/test_lark.py",),
     "gateway/responses/output.py": ("unit/gateway/responses/test_render.py",),
-    "gateway/document.py": ("process/test_openapi.py",),
+    "gateway/document": ("process/test_openapi.py",),
     "gateway/relay/control.py": ("unit/gateway/relay/test_client.py",),
     "supervisor/machine/readers": ("unit/supervisor/machine/test_readers.py",),
     "supervisor/models/advice.py": ("unit/supervisor/models/test_sources.py",),

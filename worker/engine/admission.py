@@ -93,7 +93,7 @@ class Demand:
     that MLX keeps for later steps."""
 
     cost: KvCost
-    steps: StepCost
+    step_cost: StepCost
     corrections: Corrections
     chunk: int
     freed: int = 0
@@ -160,11 +160,11 @@ class Demand:
         """What the next step or `change` takes besides: they come one after the other. While a
         prefill step is computed its prompts' arrays may grow, by a copy of a layer: `growth`."""
         tokens = min(chunk, context)
-        prefill = int(self.steps.prefill(tokens, context) * self.corrections.of("prefill"))
+        prefill = int(self.step_cost.prefill(tokens, context) * self.corrections.of("prefill"))
         if scored:
-            reckoned = self.steps.prefill(tokens, context, scored=True)
+            reckoned = self.step_cost.prefill(tokens, context, scored=True)
             prefill = max(prefill, int(reckoned * self.corrections.of("scored")))
-        return max(prefill + growth, change) + self.steps.decode(rows)
+        return max(prefill + growth, change) + self.step_cost.decode(rows)
 
     def _beyond(self, tokens: int) -> int:
         """What windows hold beyond their size, behind a prompt's largest step."""

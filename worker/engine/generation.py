@@ -62,7 +62,7 @@ class Generation:
         self._numbers = count()
         self._ages: dict[Job, tuple[float, int]] = {}
         """Of all jobs here; see `admission.Member`."""
-        self._steps = 0
+        self._decided_steps = 0
         """Decode steps until `admit` has something to decide."""
         self._long_input: LongInput | None = None
         """Of embeddings, as it was when `admit` decided last."""
@@ -91,10 +91,10 @@ class Generation:
             (job.request.now if isinstance(job.request, Generate) else 0.0),
             next(self._numbers),
         )
-        self._steps = 0
+        self._decided_steps = 0
 
     def remove(self, job: Job) -> None:
-        self._steps = 0
+        self._decided_steps = 0
         self._made = [made for made in self._made if made[0] is not job]
         uid = self._uids.get(job)
         if uid is not None:
@@ -152,7 +152,7 @@ class Generation:
         self._prefilling.pop(uid, None)
         job = self._active.pop(uid).job
         del self._uids[job], self._ages[job]
-        self._steps = 0
+        self._decided_steps = 0
 
     # ── who goes on ──────────────────────────────────────────────────────────────────────────────
 
@@ -167,7 +167,7 @@ class Generation:
         scene = self._scene()
         plan = self._memory.plan(scene)
         # What has changed is looked at once more.
-        self._steps = 0 if plan.acts else admission.steps(scene)
+        self._decided_steps = 0 if plan.acts else admission.steps(scene)
         made += self._carry_out(plan)
         self._long_input = self._serving.embedder.long_input
         self._memory.settle()
@@ -175,7 +175,7 @@ class Generation:
 
     @property
     def _is_decided(self) -> bool:
-        return self._steps > 0 and self._serving.embedder.long_input == self._long_input
+        return self._decided_steps > 0 and self._serving.embedder.long_input == self._long_input
 
     def _carry_out(self, plan: admission.Plan) -> list[Output]:
         jobs = {number: job for job, (_, number) in self._ages.items()} if plan.acts else {}
@@ -252,12 +252,12 @@ class Generation:
     def limit(self, places: int) -> None:
         """At most so many are under way, 0 = as many as at first."""
         self._places = places or self._concurrency
-        self._steps = 0
+        self._decided_steps = 0
 
     def allow_prefill(self, allowed: bool) -> None:
         """Whether long prompts have their turn."""
         self._turns.allow(allowed)
-        self._steps = 0
+        self._decided_steps = 0
 
     def tokens_left(self) -> Iterator[int]:
         """Of each prompt that would be worked on if it had its turn."""
@@ -267,7 +267,7 @@ class Generation:
 
     def lent(self) -> None:
         """There is more memory than before."""
-        self._steps = 0
+        self._decided_steps = 0
 
     def idle(self) -> None:
         """Nothing has been computed for a while: what serves nobody may go."""
@@ -278,14 +278,14 @@ class Generation:
         """Free what is asked for, as far as it may be."""
         self._made += self._carry_out(self._memory.to_recall(recall, self._scene()))
         self.sequences.settle()
-        self._steps = 0
+        self._decided_steps = 0
 
     # ── steps ────────────────────────────────────────────────────────────────────────────────────
 
     def decode(self, *, alone: bool) -> list[Output]:
         """One token of everybody. `alone`: so was the last step, with nothing between."""
         begun = self._clock()
-        self._steps -= 1
+        self._decided_steps -= 1
         decoded = self.sequences.decode()
         if alone:
             self._pace.learn(self._clock() - begun)
@@ -354,7 +354,7 @@ class Generation:
         """A slice of what `prompts` has just said. Who is done with it has a first token."""
         chosen = slices.choose(prompts, self._fits, after_oldest=self._after_oldest)
         self._after_oldest = chosen.of_oldest
-        self._steps = 0
+        self._decided_steps = 0
         outputs: list[Output] = []
         sizes = {self._uids[job]: size for job, size in chosen.parts.items()}
         if any(sizes.values()):

@@ -127,10 +127,10 @@ class Memory:
         tokens behind the longest."""
         demand = self.demand
         kind = "scored" if scored else "prefill"
-        least = demand.steps.prefill(LEAST_SLICE, context, scored=scored)
+        least = demand.step_cost.prefill(LEAST_SLICE, context, scored=scored)
         spare = self._loan.budget - self._usage.held + least
         factor = max(SAFE, self._corrections.of(kind, UNKNOWN))
-        return demand.steps.slice_within(int(spare / factor), context, scored=scored)
+        return demand.step_cost.slice_within(int(spare / factor), context, scored=scored)
 
     # ── what the supervisor says ─────────────────────────────────────────────────────────────────
 
@@ -165,7 +165,7 @@ class Memory:
         """A prefill step begins, of so many tokens of each of so many prompts, the longest of which
         has `context` tokens behind it."""
         if self._bounded and rows * tokens >= LEAST_SLICE:
-            reckoned = self.demand.steps.prefill(rows * tokens, context, scored=scored)
+            reckoned = self.demand.step_cost.prefill(rows * tokens, context, scored=scored)
             grows = self.demand.cost.largest(rows, context - tokens)
             kind = "scored" if scored else "prefill"
             mx.reset_peak_memory()

@@ -56,7 +56,7 @@ class Sequences:
         self._prompts: dict[int, _Prompt] = {}
         self._decoding: list[Any] = []
         """Batches, none of them empty."""
-        self._steps = 0
+        self._steps_done = 0
         self._changed = False
         """Whether a batch has been added, or lost rows, since `_regroup`."""
 
@@ -216,8 +216,8 @@ class Sequences:
             ]
             if len(batch.uids) < before:
                 self._lost(batch)
-        self._steps += 1
-        if self._steps % CLEAR_EVERY == 0:
+        self._steps_done += 1
+        if self._steps_done % CLEAR_EVERY == 0:
             mx.clear_cache()
         return made
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.document import ROUTES
+from gateway.document.routes import ROUTES
 from gateway.http.endpoints import ANTHROPIC, BULKHEAD, LOCAL, OPENAI, lacking
 
 API = Path(__file__).parents[4] / "docs" / "api.md"

@@ -64,13 +64,13 @@ def test_batches_that_will_be_one_are_reckoned_as_one() -> None:
 
 
 def test_a_prefill_step_and_a_change_come_one_after_the_other() -> None:
-    steps = Demand(COST, StepCost(prompt_token=10_000, row=7), Corrections(), 512)
+    demand = Demand(COST, StepCost(prompt_token=10_000, row=7), Corrections(), 512)
     plain = FREE.next(Scene(), [member(1)])
     # Its own arrays may grow while it is computed, which is as large a change as any here.
-    assert steps.next(Scene(), [member(1)]) - plain == 512 * 10_000 + 7
+    assert demand.next(Scene(), [member(1)]) - plain == 512 * 10_000 + 7
     crowd = Scene((decoding(*(member(n) for n in range(2, 9))),))
     change = COST.largest(8, grown(1000 + STEP)) - COST.largest(1, grown(1000 + STEP))
-    several = steps.next(crowd, [member(1)]) - FREE.next(crowd, [member(1)])
+    several = demand.next(crowd, [member(1)]) - FREE.next(crowd, [member(1)])
     assert several == 512 * 10_000 - change + 8 * 7
 
 
@@ -90,13 +90,13 @@ def test_windows_keep_a_prefill_step_until_it_is_decoded_from() -> None:
 
 
 def test_the_longest_context_is_what_fits_by_itself() -> None:
-    steps = Demand(COST, StepCost(prompt_token=2000, score=1, row=500), Corrections(), 512)
-    limit = steps.alone(member(1, 4999))
-    assert steps.longest(limit, 100_000) == 5000
-    assert steps.longest(limit - 1, 100_000) == 4999
-    assert steps.longest(limit, 300) == 300
-    assert steps.longest(0, 100_000) == 100_000
-    assert steps.longest(1, 100_000) == 0
+    demand = Demand(COST, StepCost(prompt_token=2000, score=1, row=500), Corrections(), 512)
+    limit = demand.alone(member(1, 4999))
+    assert demand.longest(limit, 100_000) == 5000
+    assert demand.longest(limit - 1, 100_000) == 4999
+    assert demand.longest(limit, 300) == 300
+    assert demand.longest(0, 100_000) == 100_000
+    assert demand.longest(1, 100_000) == 0
 
 
 # ── going ────────────────────────────────────────────────────────────────────────────────────────

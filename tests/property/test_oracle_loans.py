@@ -1,0 +1,132 @@
+"""The oracle finds what goes wrong with loans, above a charge, and under pressure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from supervisor.scheduler import overcharge
+from supervisor.scheduler.effects import Effect, Lend
+from supervisor.scheduler.ledger import Key
+from supervisor.scheduler.loans import Loans
+from supervisor.scheduler.model import Model
+from supervisor.scheduler.plan import Capacity, Loan, Need, Tenant, _Planning
+from supervisor.scheduler.relief import Relief
+from tests.property.planted import Bug, Bugs, promise, violation_of
+
+bugs = Bugs()
+
+open_needs = Loans.open_needs
+
+
+# ── loans ────────────────────────────────────────────────────────────────────────────────────────
+
+
+@bugs.plant("no loan beyond the budget", Capacity, "free_for", 0, r"OverBudget: .*")
+def lend_what_is_not_free(self: Capacity, need: Need) -> float:
+    return 1e12
+
+
+@bugs.plant("a loan is charged before it is told", Loans, "lend", 0, r"\w: charge is wrong")
+def lend_without_a_charge(self: Loans, key: Key, size: int) -> Effect:
+    self._say(key, replace(self._said[key], least=0, most=0))
+    return Lend(*key, size)
+
+
+@bugs.plant(
+    "idle loans are called back", _Planning, "_idle_loans", 0, r"\w \w+ .*\d+ of loans are idle"
+)
+def see_no_idle_loan(self: _Planning, counts: Callable[[Loan], bool]) -> int:
+    return 0
+
+
+@bugs.plant("one thing is asked at a time", Loans, "recallable", 1, "AssertionError: .*")
+def ask_again_at_once(self: Loans, key: Key) -> int:
+    said = self._said.get(key)
+    return 0 if said is None else min(said.idle, self._state.ledger.lent(key))
+
+
+@bugs.plant("nobody waits for an answer for ever", Loans, "expire", 0, "a tick leaves what is due")
+def wait_for_an_answer_for_ever(self: Loans, now: float) -> list[Effect]:
+    return []
+
+
+@bugs.plant(
+    "no busy model is evicted for another's cache",
+    _Planning,
+    "_open_to",
+    6,
+    r"busy \w is drained before anybody waited long enough",
+)
+def evict_busy_for_a_need(self: _Planning, need: Need) -> list[Tenant]:
+    return [each for each in self._left if each.candidate.model != need.worker[0]]
+
+
+@bugs.plant(
+    "the oldest request gets the youngest's memory",
+    _Planning,
+    "_park_for",
+    0,
+    r"\w waits and younger \w is not parked",
+)
+def park_nobody(self: _Planning, need: Need, short: int) -> None:
+    pass
+
+
+@bugs.plant("nobody older is parked", _Planning, "_park_for", 0, r"\w parks for nobody older")
+def park_an_older_one(self: _Planning, need: Need, short: int) -> None:
+    live = [loan for loan in self._loans if loan.parkable]
+    if live:
+        loan = min(live, key=lambda each: each.youngest)
+        self._plan.park = (loan.worker, min(short, loan.parkable))
+
+
+@bugs.plant(
+    "the youngest of all is parked", _Planning, "_park_for", 12, r"\w parks before younger \w"
+)
+def park_another_than_the_youngest(self: _Planning, need: Need, short: int) -> None:
+    live = [loan for loan in self._loans if loan.parkable and loan.youngest > need.since]
+    if live:
+        loan = min(live, key=lambda each: each.youngest)
+        self._plan.park = (loan.worker, min(short, loan.parkable))
+
+
+@bugs.plant(
+    "what is free is lent ahead of need", Loans, "open_needs", 0, r"\d+ are free and \w waits .*"
+)
+def lend_only_what_is_needed(self: Loans) -> list[Need]:
+    return [need for need in open_needs(self) if need.least]
+
+
+# ── workers above their charge, and pressure ─────────────────────────────────────────────────────
+
+
+@bugs.plant("who holds what it may is let alone", overcharge, "is_over", 0, "shrinks without need")
+def everybody_has_outgrown(footprint: int, charge: int) -> bool:
+    return True
+
+
+@bugs.plant(
+    "no restart in a cycle", Model, "may_restart_for_excess", 10, r"\w is restarted in a cycle"
+)
+def restart_at_once(self: Model, now: float) -> bool:
+    return True
+
+
+@bugs.plant(
+    "pressure that did not help spares for a while",
+    Relief,
+    "_spares",
+    13,
+    r"\w is unloaded in vain .*",
+)
+def spare_nobody(self: Relief, model: Model, now: float) -> bool:
+    return False
+
+
+@pytest.mark.parametrize("planted", bugs, ids=promise)
+def test_a_broken_promise_is_found(planted: Bug, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.fullmatch(planted.violation, violation_of(planted, monkeypatch))

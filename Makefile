@@ -52,7 +52,7 @@ check: $(VENV)/.tools
 
 # What tests/agents runs in short besides Bulkhead's own environment; without npm, or a package
 # index, the tests that want it are skipped.
-frameworks: $(VENV)/.tools
+frameworks: | $(VENV)/.made
 	@$(BIN)/python -m tests.agents.install frameworks vercel-ai openai-agents-js || true
 
 # The suite's tests wait for processes as much as they compute: three files at a time on two cores.
@@ -61,8 +61,9 @@ frameworks: $(VENV)/.tools
 suite: $(VENV)/.tools frameworks
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-# One needs no word of the other's, and the checks leave a core idle.
-test: $(VENV)/.tools
+# Each time one needs no word of the other's, and leaves a core idle.
+test:
+	@$(MAKE) --no-print-directory --jobs=2 $(VENV)/.tools frameworks
 	@$(MAKE) --no-print-directory --jobs=2 check suite
 
 bench: bench-throughput

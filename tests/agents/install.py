@@ -1,6 +1,7 @@
 """Packages from npm and PyPI, installed once into a folder that git ignores.
 
-`python -m tests.agents.install NAME…` installs some of `versions.toml`.
+`python -m tests.agents.install NAME…` installs some of `versions.toml`, and needs Python alone: it
+runs while the packages of Bulkhead itself are installed.
 """
 
 from __future__ import annotations
@@ -14,9 +15,7 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 
-from tests.helpers.serving import ROOT
-
-CACHE = ROOT / ".agents"
+CACHE = Path(__file__).parents[2] / ".agents"
 _VERSIONS = Path(__file__).with_name("versions.toml")
 _SECONDS = 900.0
 """For one list."""

@@ -313,8 +313,9 @@ class Generate(Frame, frozen=True, tag="generate"):
 
 class Embed(Frame, frozen=True, tag="embed"):
     """Inputs to embed, each a text or token ids. `dimensions` None = the model's own. With
-    `truncate` only the beginning is embedded of what is longer than the context, instead of
-    none. `now` is the request's time, seconds since the epoch."""
+    `truncate` only the beginning is embedded of what is longer than the context, or than what of
+    it this machine can hold, instead of none. `now` is the request's time, seconds since the
+    epoch."""
 
     request_id: str
     inputs: tuple[str | tuple[int, ...], ...]

@@ -50,15 +50,15 @@ class Run:
 
 
 def busy(embedder: Embedder) -> bool:
-    return embedder.busy or embedder.long_input is not None
+    return embedder.busy or embedder.wanted.long is not None
 
 
-def step(embedder: Embedder) -> None:
-    """With room for any KV cache."""
-    long = embedder.long_input
+def step(embedder: Embedder, memory: Memory | None = None) -> None:
+    """With room for any KV cache, and for any step unless `memory` says otherwise."""
+    long = embedder.wanted.long
     if long is not None and not long.under_way:
         embedder.begin_long()
-    for job, frames in embedder.step(_ample()):
+    for job, frames in embedder.step(memory or _ample()):
         job.sink.send(frames)
 
 

@@ -36,6 +36,8 @@ class Member:
     """Bytes of the cache that it keeps while it waits."""
     scored: bool = False
     """Whether its prompt's tokens are scored."""
+    apart: bool = False
+    """Whether it is in no batch with others, and keeps no cache while it waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ class Scene:
     prompts: tuple[Member, ...] = ()
     waiting: tuple[Member, ...] = ()
     places: int = 1
+    pass_tokens: int = 0
+    """Tokens that go through the model beside all these, in steps that need no cache."""
 
     @property
     def live(self) -> list[Member]:
@@ -105,7 +109,7 @@ class Demand:
             _Shape(len(b.members), b.span, b.room + STEP if b.span[1] >= b.room else b.room)
             for b in scene.batches
         ]
-        return self._of(batches, scene.prompts, LEAST_SLICE)
+        return self._of(batches, scene.prompts, LEAST_SLICE, 0, scene.pass_tokens)
 
     def alone(self, member: Member) -> int:
         """What one sequence takes until it has decoded a step, where nobody else is under way."""
@@ -117,14 +121,24 @@ class Demand:
             _Shape(len(b.members), b.span, b.room + STEP if b.span[1] + STEP > b.room else b.room)
             for b in scene.batches
         ]
-        return self._of(batches, [*scene.prompts, *more], self.chunk, STEP)
+        prompts = [*scene.prompts, *more]
+        return self._of(batches, prompts, self.chunk, STEP, scene.pass_tokens)
 
     def _of(
-        self, batches: list[_Shape], prompts: Sequence[Member], chunk: int, stretch: int = 0
+        self,
+        batches: list[_Shape],
+        prompts: Sequence[Member],
+        chunk: int,
+        stretch: int = 0,
+        pass_tokens: int = 0,
     ) -> int:
         longest = max((member.tokens for member in prompts), default=0)
+        held = 0
         for member in prompts:
             room = grown(member.tokens + stretch)
+            if member.apart:
+                held += self.cost.held(1, room)
+                continue
             span = (member.tokens, member.tokens)
             at = groups.join(span, [batch.span for batch in batches])
             own = _Shape(1, span, room)
@@ -135,16 +149,17 @@ class Demand:
         while pair := groups.merge([batch.span for batch in batches]):
             first, second = pair
             batches[first] = batches[first].with_(batches.pop(second))
-        if not batches:
+        if not batches and not prompts and not pass_tokens:
             return 0
         rows = sum(batch.rows for batch in batches)
-        held = self.freed + sum(self.cost.held(batch.rows, batch.room) for batch in batches)
+        held += self.freed + sum(self.cost.held(batch.rows, batch.room) for batch in batches)
         held += sum(_TOKEN * batch.rows * batch.room for batch in batches)
         held += sum(self._beyond(member.tokens) for member in prompts)
         change = max((self.cost.largest(batch.rows, batch.room) for batch in batches), default=0)
         growth = sum(self.cost.largest(1, grown(member.tokens + stretch)) for member in prompts)
         scored = any(member.scored for member in prompts)
-        chunk = chunk if prompts else 0
+        chunk = max(chunk if prompts else 0, pass_tokens)
+        longest = max(longest, pass_tokens)
         return held + self.step(rows, chunk, longest, change, growth, scored=scored)
 
     def step(
@@ -269,7 +284,7 @@ class _Changes:
 
     def _park_one(self, member: Member) -> None:
         self._park.append(member.key)
-        kept = replace(member, kept=self._demand.kept(member.tokens))
+        kept = replace(member, kept=0 if member.apart else self._demand.kept(member.tokens))
         self._take_out(member)
         self.scene = replace(self.scene, waiting=(*self.scene.waiting, kept))
 

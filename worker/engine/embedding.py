@@ -46,8 +46,6 @@ class _EmbedJob:
     job: Job
     short: list[int]
     long: list[int]
-    longs: int = 0
-    """How many of the long ones have begun."""
     vectors: dict[int, bytes] = field(default_factory=dict)
     """Those that are done and wait for an earlier one."""
     sent: int = 0
@@ -66,25 +64,33 @@ class _EmbedJob:
         return self.job.prepared.inputs
 
     @property
-    def now(self) -> float:
-        """When the request was made."""
+    def made(self) -> float:
+        """When the request was, seconds since the epoch."""
         assert isinstance(self.job.request, Embed)
         return self.job.request.now
 
 
 class LongInput(NamedTuple):
-    """An input that takes a KV cache: of a request of that id and time, so many tokens."""
+    """An input that takes a KV cache, of so many tokens. `since`: when the oldest request was made
+    that it, or one behind it, is of."""
 
     request: str
-    now: float
+    since: float
     tokens: int
     under_way: bool
     """Whether it has its cache, or waits for room."""
 
 
+class Wanted(NamedTuple):
+    """What embeddings take: `long` a KV cache, `short` so many tokens of a step without one."""
+
+    long: LongInput | None = None
+    short: int = 0
+
+
 @dataclass(slots=True, eq=False)
-class _Begun:
-    """A long input under way."""
+class _LongUnderWay:
+    """A long input that has its cache."""
 
     work: _EmbedJob
     index: int
@@ -107,14 +113,16 @@ class Embedder:
         folder: Path,
         context: int,
         *,
-        fitting: int = 0,
+        fitting: int | None = None,
     ) -> None:
         """`model` as mlx-lm loads it, `context` in tokens; `fitting` is how much of it this machine
-        can hold, 0 = all of it. Never raises: a model that makes no embeddings refuses them in
+        can hold, None = all of it. Never raises: a model that makes no embeddings refuses them in
         `prepare`."""
         self._model, self._tokenizer = model, tokenizer
         self._works: deque[_EmbedJob] = deque()
-        self._long: _Begun | None = None
+        self._waiting: deque[_EmbedJob] = deque()
+        """Those with long inputs that have not begun, in their turns."""
+        self._long: _LongUnderWay | None = None
         """One at a time, when there is room for its KV cache."""
         self._long_turn = False
         self._reason: str | None = None
@@ -150,17 +158,19 @@ class Embedder:
         """Queue a job whose `prepared.inputs` are those of `prepare`."""
         inputs = job.prepared.inputs
         order = sorted(range(len(inputs)), key=lambda index: len(inputs[index]))
-        self._works.append(
-            _EmbedJob(
-                job,
-                short=[index for index in order if len(inputs[index]) <= SHORT],
-                long=[index for index in order if len(inputs[index]) > SHORT],
-            )
+        work = _EmbedJob(
+            job,
+            short=[index for index in order if len(inputs[index]) <= SHORT],
+            long=[index for index in order if len(inputs[index]) > SHORT],
         )
+        self._works.append(work)
+        if work.long:
+            self._waiting.append(work)
 
     def remove(self, job: Job) -> None:
         """Forget a job and what it held; unknown ones are fine."""
         self._works = deque(work for work in self._works if work.job is not job)
+        self._waiting = deque(work for work in self._waiting if work.job is not job)
         if self._long is not None and self._long.work.job is job:
             self._long = None
 
@@ -170,36 +180,40 @@ class Embedder:
         return self._long is not None or any(work.short for work in self._works)
 
     @property
-    def long_input(self) -> LongInput | None:
-        """The one under way, or else the next one, which waits for `begin_long`."""
+    def wanted(self) -> Wanted:
+        """What is under way or waits. The long input that waits does so for `begin_long`."""
+        short = SHORT if any(work.short for work in self._works) else 0
         if self._long is not None:
             work, index = self._long.work, self._long.index
-        elif (next_work := self._next_long()) is not None:
-            work, index = next_work, next_work.long[-1]
+        elif self._waiting:
+            work = self._waiting[0]
+            index = work.long[-1]
         else:
-            return None
-        tokens = len(work.inputs[index])
-        return LongInput(work.job.request.request_id, work.now, tokens, self._long is not None)
+            return Wanted(None, short)
+        since = min(each.made for each in (work, *self._waiting))
+        long = LongInput(
+            work.job.request.request_id, since, len(work.inputs[index]), self._long is not None
+        )
+        return Wanted(long, short)
 
     def begin_long(self) -> None:
         """There is room for the cache of the one that waits. Computes nothing."""
-        work = self._next_long()
         assert self._long is None
-        assert work is not None
-        work.longs += 1
-        self._long = _Begun(work, work.long.pop(), mlx_lm_compat.make_prompt_cache(self._model))
+        work = self._waiting.popleft()
+        index = work.long.pop()
+        if work.long:
+            self._waiting.append(work)
+        self._long = _LongUnderWay(work, index, mlx_lm_compat.make_prompt_cache(self._model))
 
     def drop_long(self) -> None:
         """Others need the room: the one under way waits, and will begin anew."""
         assert self._long is not None
-        self._long.work.longs -= 1
-        self._long.work.long.append(self._long.index)
+        work, index = self._long.work, self._long.index
+        if work.long:
+            self._waiting.remove(work)
+        work.long.append(index)
+        self._waiting.appendleft(work)
         self._long = None
-
-    def _next_long(self) -> _EmbedJob | None:
-        """The job whose long input is next: the oldest of those that have had the fewest."""
-        wanting = (work for work in self._works if work.long)
-        return min(wanting, key=lambda work: (work.longs, work.now), default=None)
 
     def step(self, memory: Memory) -> list[Output]:
         """One pass of at most STEP_TOKENS, and of what fits into `memory`, through the model. The
@@ -211,7 +225,6 @@ class Embedder:
         self._long_turn = self._long is not None and (self._long_turn or not short)
         touched = self._step_long(memory) if self._long_turn else self._step_short(memory)
         self._long_turn = not self._long_turn
-        self._works.rotate(-1)
         return [(work.job, frames) for work in touched if (frames := self._frames(work))]
 
     # ── on the MLX thread ────────────────────────────────────────────────────────────────────────
@@ -232,10 +245,12 @@ class Embedder:
                     break
                 longest = max(longest, length)
                 rows.append((work, work.short.pop()))
+        self._works.rotate(-1)
         inputs = [list(work.inputs[index]) for work, index in rows]
         lengths = [len(tokens) for tokens in inputs]
         # Any token will do as padding: a causal model's states don't depend on what comes later.
         padded = mx.array([tokens + [0] * (longest - len(tokens)) for tokens in inputs])
+        memory.watch_prefill(len(rows), longest, longest)
         hidden = self._body(padded)  # [rows, longest, hidden]
         if self._pooling == "last":
             pooled = hidden[mx.arange(len(rows)), mx.array(lengths) - 1].astype(mx.float32)
@@ -244,7 +259,9 @@ class Embedder:
             # Not a product with the mask: padding may be anything, infinity included.
             kept = mx.where(real[:, :, None], hidden.astype(mx.float32), 0.0)
             pooled = kept.sum(axis=1) / mx.array(lengths)[:, None]
-        for (work, index), values in zip(rows, _to_numpy(pooled), strict=True):
+        vectors = _to_numpy(pooled)
+        memory.learn()
+        for (work, index), values in zip(rows, vectors, strict=True):
             work.done(index, values)
         return list(dict.fromkeys(work for work, _ in rows))
 

@@ -15,7 +15,7 @@ from itertools import count, islice
 from supervisor.wire.frames import FromEngine, Generate, Progress, Recall
 from worker.engine import admission, slices
 from worker.engine.active_job import ActiveJob, row_fault
-from worker.engine.embedding import LongInput
+from worker.engine.embedding import Wanted
 from worker.engine.memory import Memory
 from worker.engine.mlx_lm_generator import Batches, NextToken, Pending
 from worker.engine.prefill_turns import PrefillTurns
@@ -64,8 +64,8 @@ class Generation:
         """Of all jobs here; see `admission.Member`."""
         self._decided_steps = 0
         """Decode steps until `admit` has something to decide."""
-        self._long_input: LongInput | None = None
-        """Of embeddings, as it was when `admit` decided last."""
+        self._embedded = Wanted()
+        """What embeddings wanted when `admit` decided last."""
         self._made: list[Output] = []
         """What was told when sequences were parked between steps."""
         self._queue: deque[Job] = deque()
@@ -169,13 +169,13 @@ class Generation:
         # What has changed is looked at once more.
         self._decided_steps = 0 if plan.acts else admission.steps(scene)
         made += self._carry_out(plan)
-        self._long_input = self._serving.embedder.long_input
+        self._embedded = self._serving.embedder.wanted
         self._memory.settle()
         return made
 
     @property
     def _is_decided(self) -> bool:
-        return self._decided_steps > 0 and self._serving.embedder.long_input == self._long_input
+        return self._decided_steps > 0 and self._serving.embedder.wanted == self._embedded
 
     def _carry_out(self, plan: admission.Plan) -> list[Output]:
         jobs = {number: job for job, (_, number) in self._ages.items()} if plan.acts else {}
@@ -186,8 +186,6 @@ class Generation:
             elif told := self._set_aside(self._uids[jobs[key]], keep=key not in plan.drop):
                 made.append((jobs[key], told))
         for key in plan.drop:
-            if key == _EMBEDDED:
-                continue  # parked, it has kept nothing
             if (parked := self._parked.get(jobs[key])) is not None and parked.sequence.cache:
                 parked.sequence.drop()
         for key in plan.go:
@@ -228,13 +226,16 @@ class Generation:
             sequence = parked.sequence
             kept = sum(layer.nbytes for layer in sequence.cache or ())
             waiting.append(self._member(job, sequence.length, kept))
-        if (long := self._serving.embedder.long_input) is not None:
-            embedded = admission.Member(_EMBEDDED, long.request, (long.now, _EMBEDDED), long.tokens)
+        long, short = self._serving.embedder.wanted
+        if long is not None:
+            # Of prompts of the same time it is the oldest.
+            age = (long.since, _EMBEDDED)
+            embedded = admission.Member(_EMBEDDED, long.request, age, long.tokens, apart=True)
             if long.under_way:
                 prompts = (*prompts, embedded)
             else:
                 waiting.append(embedded)
-        return admission.Scene(batches, prompts, tuple(waiting), self._places)
+        return admission.Scene(batches, prompts, tuple(waiting), self._places, short)
 
     def _may_begin(self) -> Iterator[Job]:
         """Queued jobs that do not wait for their turn to prefill, oldest first."""
@@ -449,10 +450,7 @@ class Generation:
         # Behind the gate a prompt that has begun may have to wait for its turn.
         if self.prompts() if self._turns.gated else self._active:
             return True
-        if self._is_decided:
-            return False
-        waits = self._serving.embedder.long_input is not None
-        return waits or any(self._may_begin()) or bool(self._parked)
+        return not self._is_decided
 
     @property
     def progress(self) -> tuple[int, int]:

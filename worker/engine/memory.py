@@ -15,7 +15,7 @@ import mlx.core as mx
 from supervisor.wire.frames import Allowance, LoanFrame, Recall
 from worker.engine import admission
 from worker.engine.admission import Demand, Plan, Scene
-from worker.engine.kv_cost import LEAST_SLICE, Corrections, KvCost, StepCost
+from worker.engine.kv_cost import LEAST_SLICE, STEP, Corrections, KvCost, StepCost
 from worker.engine.loan import Loan, Usage
 from worker.engine.native_heap import NativeHeap
 
@@ -32,13 +32,15 @@ _FREED_SHARE = 16
 
 
 class _Watched(NamedTuple):
-    """A step under way, of a kind that `Corrections` knows, which was `reckoned` to take so many
-    bytes besides caches, and `grows` where these grow; `before` it MLX held so many."""
+    """A prefill step under way. In bytes: what it is reckoned to take besides caches, what MLX held
+    before it, by how much the caches grow if they do, and the copy of a layer that this takes."""
 
     kind: str
+    """Of those that `Corrections` knows."""
     reckoned: int
-    grows: int
     before: int
+    growth: int
+    copy: int
 
 
 class Memory:
@@ -166,10 +168,15 @@ class Memory:
         has `context` tokens behind it."""
         if self._bounded and rows * tokens >= LEAST_SLICE:
             reckoned = self.demand.step_cost.prefill(rows * tokens, context, scored=scored)
-            grows = self.demand.cost.largest(rows, context - tokens)
-            kind = "scored" if scored else "prefill"
+            cost = self.demand.cost
             mx.reset_peak_memory()
-            self._watched = _Watched(kind, reckoned, grows, mx.get_active_memory())
+            self._watched = _Watched(
+                "scored" if scored else "prefill",
+                reckoned,
+                before=mx.get_active_memory(),
+                growth=cost.held(rows, context) - cost.held(rows, max(0, context - STEP)),
+                copy=cost.largest(rows, context - tokens),
+            )
 
     def learn(self) -> None:
         """It is over: where it took more than was known, that is known from now on."""
@@ -178,6 +185,6 @@ class Memory:
         self._watched = None
         now = mx.get_active_memory()
         besides = mx.get_peak_memory() - max(watched.before, now)
-        if now > watched.before:
-            besides -= watched.grows
+        if 0 < watched.growth <= 2 * (now - watched.before):
+            besides -= watched.copy
         self._corrections.observe(watched.kind, watched.reckoned, besides)

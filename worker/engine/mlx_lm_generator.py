@@ -21,6 +21,7 @@ from worker.engine.kv_cost import arrays_in
 from worker.engine.mlx_lm_compat import demand, find, make_prompt_cache, unfit
 from worker.engine.mlx_lm_expected import GENERATION_BATCH, PER_PROMPT, PROMPT_BATCH
 from worker.engine.prompt_scores import PromptScores, ScoringModel, parts
+from worker.engine.thread import Unloadable
 
 _eval: Any = mx.eval
 
@@ -85,6 +86,10 @@ class Batches:
         """Stop sequences of one that the `eos` end."""
         self.never_stop = stops()
         """Stop sequences of one that no token ends."""
+        for kind in sorted(_unmergeable(make_prompt_cache(model))):
+            raise Unloadable(
+                f"Requests for this model can't be served together: mlx-lm's {kind} has no `merge`."
+            )
         prompts = self._prompts.empty(model, decoder)
         decoding = self._decoding.empty(model, decoder)
         demand(decoding, GENERATION_BATCH, "GenerationBatch")
@@ -144,6 +149,17 @@ class Batches:
         return batch
 
 
+def _unmergeable(cache: Sequence[Any]) -> set[str]:
+    """The kinds of a model's caches that mlx-lm can make no batch of."""
+    found: set[str] = set()
+    for layer in cache:
+        if (inner := getattr(layer, "caches", None)) is not None:
+            found |= _unmergeable(inner)
+        elif not hasattr(layer, "merge"):
+            found.add(type(layer).__name__)
+    return found
+
+
 def room(cache: Sequence[Any]) -> int | None:
     """Tokens that the arrays of a batch's cache have room for before they grow; None = none of them
     grows. Computes nothing."""
@@ -167,14 +183,17 @@ def _compact(cache: Sequence[Any]) -> None:
             _compact(inner)
         elif isinstance(getattr(layer, "keys", None), mx.array):
             layer.keys, layer.values = mx.contiguous(layer.keys), mx.contiguous(layer.values)
+        elif isinstance(states := getattr(layer, "cache", None), list):
+            layer.cache = [None if state is None else mx.contiguous(state) for state in states]
 
 
 def settle(*caches: Sequence[Any]) -> None:
     """Compute what caches have been cut down, copied or padded to. Blocks.
 
     One array after the other, those of a layer next to each other: at once, the old and the new of
-    every layer would be there, and what lies between the two. `caches` that come from one are
-    settled together: what they come from goes when the last of them is done.
+    every layer would be there, and each operation's result on the way from one to the other.
+    `caches` that come from one are settled together: what they come from goes when the last of them
+    is done.
     """
     for layers in zip_longest(*caches):
         found = [layer for layer in layers if layer is not None]
@@ -198,6 +217,7 @@ def take_out(batch: Any, at: int, *, keep: bool) -> Any:
     """Take a row out of a batch, with a cache of its own if `keep`, else None. The batch may have
     no rows then. Blocks until both are computed."""
     cache = batch.extract_cache(at) if keep else None
+    _compact(cache or ())
     batch.filter([row for row in range(len(batch.uids)) if row != at])
     settle(cache or (), batch.prompt_cache)
     return cache

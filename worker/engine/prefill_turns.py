@@ -2,7 +2,7 @@
 
 Where several workers share one GPU, two heavy prefills at a time slow each other and everybody's
 decoding down. So a worker whose load says `prefill_gate` asks for its turn, and leaves long prompts
-alone without it. Short ones, and decoding, never wait.
+alone without it. Short ones, decoding, and embeddings never wait.
 """
 
 from __future__ import annotations

@@ -12,13 +12,18 @@ class PromptEncoder:
     """Tokenizes for one model. One thread at a time: tokenizers are not safe for more."""
 
     def __init__(
-        self, tokenizer: ModelTokenizer, context: int, vocabulary: int, *, fitting: int = 0
+        self,
+        tokenizer: ModelTokenizer,
+        context: int,
+        vocabulary: int,
+        *,
+        fitting: int | None = None,
     ) -> None:
         """`context` is in tokens, `vocabulary` is how many token ids the model knows. `fitting` is
-        how much of the context this machine can hold, 0 = all of it."""
+        how much of the context this machine can hold, None = all of it."""
         self.vocabulary = vocabulary
         self.context = context
-        self.fitting = fitting or context
+        self.fitting = context if fitting is None else fitting
         self._tokenizer = tokenizer
         self._longest = max(map(len, tokenizer.get_vocab()), default=1)
         """Characters of the longest token: no token stands for more."""

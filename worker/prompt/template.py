@@ -35,10 +35,15 @@ class PromptBuilder:
     """Tokenizes for one model. One thread at a time: tokenizers are not safe for more."""
 
     def __init__(
-        self, tokenizer: ModelTokenizer, context: int, vocabulary: int, *, fitting: int = 0
+        self,
+        tokenizer: ModelTokenizer,
+        context: int,
+        vocabulary: int,
+        *,
+        fitting: int | None = None,
     ) -> None:
         """`context` is in tokens, `vocabulary` is how many token ids the model knows. `fitting` is
-        how much of the context this machine can hold, 0 = all of it."""
+        how much of the context this machine can hold, None = all of it."""
         self._tokenizer = tokenizer
         self._encoder = PromptEncoder(tokenizer, context, vocabulary, fitting=fitting)
         self._template = _Template(tokenizer)

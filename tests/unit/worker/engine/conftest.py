@@ -30,6 +30,7 @@ def shared(folder: Path) -> Iterator[BatchEngine]:
 def engine(shared: BatchEngine) -> Iterator[BatchEngine]:
     """The shared engine; whatever a test did, nothing may be left in it."""
     yield shared
+    assert shared.step() == []
     assert not shared.busy
     made = shared._generation
     assert not any([made._queue, made._parked])

@@ -19,9 +19,11 @@ FREE = Demand(COST, StepCost(), Corrections(), 512)
 """Steps that take nothing."""
 
 
-def member(key: int, tokens: int = 1000, *, request: str = "", kept: int = 0) -> Member:
+def member(
+    key: int, tokens: int = 1000, *, request: str = "", kept: int = 0, apart: bool = False
+) -> Member:
     """The greater the key, the younger."""
-    return Member(key, request or f"r{key}", (float(key), key), tokens, kept)
+    return Member(key, request or f"r{key}", (float(key), key), tokens, kept, apart=apart)
 
 
 def decoding(*members: Member, room: int = 0) -> Batch:
@@ -72,6 +74,31 @@ def test_a_prefill_step_and_a_change_come_one_after_the_other() -> None:
     change = COST.largest(8, grown(1000 + STEP)) - COST.largest(1, grown(1000 + STEP))
     several = demand.next(crowd, [member(1)]) - FREE.next(crowd, [member(1)])
     assert several == 512 * 10_000 - change + 8 * 7
+
+
+def test_one_apart_is_padded_to_nobody_and_nobody_to_it() -> None:
+    crowd = Scene((decoding(*(member(n, 2000) for n in range(8))),))
+    alone = FREE.next(Scene(), [member(9, 6000, apart=True)])
+    together = FREE.next(crowd, [member(9, 6000, apart=True)])
+    assert together < FREE.next(crowd) + alone
+    assert together > FREE.next(crowd) + COST.held(1, 6000)
+    assert FREE.next(crowd, [member(9, 6000)]) > 2 * together
+
+
+def test_one_apart_keeps_nothing_when_it_is_parked() -> None:
+    for apart, dropped in ((True, ()), (False, (1,))):
+        made = free(Scene(prompts=(member(1, 3000, apart=apart),)), FREE, 10, park=True)
+        assert (made.park, made.drop) == ((1,), dropped)
+        assert made.usage.held == 0
+
+
+def test_a_step_without_a_cache_has_room_beside_everybody() -> None:
+    steps = Demand(COST, StepCost(prompt_token=10_000, row=7), Corrections(), 512)
+    crowd = Scene((decoding(member(1), room=1024 + STEP),))
+    change = COST.largest(1, 1024 + STEP)
+    assert steps.now(replace(crowd, pass_tokens=512)) - steps.now(crowd) == 5_120_000 - change
+    assert steps.now(Scene(pass_tokens=512)) == 5_120_000
+    assert steps.now(Scene()) == 0
 
 
 def test_what_a_step_was_seen_to_take_counts() -> None:

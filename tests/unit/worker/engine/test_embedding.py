@@ -54,6 +54,7 @@ def pooling(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "STEP_TOKENS", STEP)
+    monkeypatch.setattr(embedding, "SHORT", STEP // 2)
 
 
 def refused(embedder: Embedder, inputs: Sequence[Any], **more: Any) -> tuple[str, str | None, str]:
@@ -235,6 +236,83 @@ def test_single_inputs_of_many_jobs_share_a_pass(folders: dict[str, Path]) -> No
         np.testing.assert_allclose(
             run.vectors[0], reference(model, [1 + i, 2, 3], "lasttoken"), atol=2e-6
         )
+
+
+@pytest.mark.usefixtures("short_steps")
+def test_long_inputs_take_turns_with_those_who_come_later(folders: dict[str, Path]) -> None:
+    """Two clients that come back at once do not keep a third with many inputs waiting."""
+    embedder, _ = start(folders["lasttoken"])
+    many = Run(embedder, [[1] * (embedding.SHORT + 1 + n) for n in range(6)], now=1.0)
+    ones = [Run(embedder, [[2] * (embedding.SHORT + 1)], now=2.0) for _ in range(2)]
+    served = 0
+    while busy(embedder):
+        step(embedder)
+        for place, one in enumerate(ones):
+            if one.frames and served < 12:
+                served += 1
+                ones[place] = Run(embedder, [[2] * (embedding.SHORT + 1)], now=3.0 + served)
+        long = embedder.wanted.long
+        assert long is None or many.frames or long.since == 1.0
+    assert isinstance(many.frames[-1], Embedded)
+    assert served == 12
+
+
+@pytest.mark.usefixtures("short_steps")
+def test_short_inputs_of_two_jobs_take_turns_beside_a_long_one(
+    folders: dict[str, Path],
+) -> None:
+    embedder, _ = start(folders["lasttoken"])
+    long = Run(embedder, [[1] * (STEP * 3), *([[1] * embedding.SHORT] * 12)])
+    other = Run(embedder, [[2] * embedding.SHORT] * 12)
+    for _ in range(8):
+        step(embedder)
+    left = {work.job: len(work.short) for work in embedder._works}
+    assert abs(left[long.job] - left[other.job]) <= 2
+    assert left[other.job] < 12
+    finish(embedder)
+    assert len(long.vectors) == 13
+    assert len(other.vectors) == 12
+
+
+class Tight:
+    """Memory in which so many tokens of a step fit."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+
+    def slice(self, context: int, *, scored: bool = False) -> int:
+        return self.tokens
+
+    def watch_prefill(self, rows: int, tokens: int, context: int) -> None:
+        """Nothing is learned."""
+
+    def learn(self) -> None:
+        """Nothing is learned."""
+
+
+def test_steps_are_as_small_as_memory_wants(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, pooling: str
+) -> None:
+    embedder, model = start(folders[pooling])
+    shapes = []
+    body = embedder._body
+
+    def watched(tokens: Any, **more: Any) -> Any:
+        shapes.append(tokens.shape)
+        return body(tokens, **more)
+
+    monkeypatch.setattr(embedder, "_body", watched)
+    inputs = [
+        [1 + i * 7 % 250 for i in range(length)]
+        for length in (embedding.SHORT + 90, 60, 60, 70, 20)
+    ]
+    run = Run(embedder, inputs)
+    memory: Any = Tight(100)
+    while busy(embedder):
+        step(embedder, memory)
+    assert max(rows * width for rows, width in shapes) <= 100
+    for tokens, vector in zip(inputs, run.vectors, strict=True):
+        np.testing.assert_allclose(vector, reference(model, tokens, pooling), atol=1e-5)
 
 
 @pytest.mark.usefixtures("short_steps")

@@ -35,7 +35,7 @@ def gated(folder: Path) -> Iterator[BatchEngine]:
 def test_a_long_prompt_waits_and_short_ones_pass(gated: BatchEngine, engine: BatchEngine) -> None:
     long = Run(gated, LONG)
     assert gated.news() == ASKS
-    assert not gated.busy
+    finish(gated)
     short = [Run(gated, PROMPTS[1], seed=seed) for seed in range(3)]  # more than there are places
     finish(gated)
     assert [said(run.frames) for run in short] == [said(alone(engine, PROMPTS[1]).frames)] * 3
@@ -56,7 +56,6 @@ def test_it_stops_between_two_slices_and_goes_on_where_it_was(
     assert [type(frame) for frame in long.frames] == [Progress]
     gated.allow_prefill(False)
     assert gated.news() == ASKS
-    assert not gated.busy
     finish(gated)
     assert len(long.frames) == 1
     gated.allow_prefill(True)
@@ -110,7 +109,7 @@ def test_what_is_idle_goes_while_a_begun_prompt_waits_for_its_turn(
     engine.allow_prefill(True)
     step(engine)
     engine.allow_prefill(False)
-    assert not engine.busy
+    finish(engine)
     assert [type(frame) for frame in long.frames] == [Progress]  # it has begun
     assert engine.due
     engine.news()

@@ -33,6 +33,7 @@ from tests.helpers.tiny_embedding import make_embedding
 from tests.helpers.tiny_llama import Shape, make_model
 from worker.engine.admission import Scene
 from worker.engine.batch import BatchEngine
+from worker.engine.embedding import SHORT, Wanted
 from worker.engine.kv_cost import LEAST_SLICE
 from worker.engine.loan import IDLE_SECONDS, LARGEST_STEP
 from worker.engine.thread import FINAL_FRAMES, Job
@@ -502,7 +503,7 @@ def test_who_is_removed_with_a_long_input_leaves_nothing(embedding: Path) -> Non
     tight.engine.remove(run.job)
     tight.finish()
     assert isinstance(other.frames[-1], Embedded)
-    assert tight.engine._embedder.long_input is None
+    assert tight.engine._embedder.wanted == Wanted()
     assert mx.get_active_memory() - tight.base < MB
     tight.engine.close()
 
@@ -518,4 +519,99 @@ def test_an_input_that_the_machine_can_not_hold_is_refused_with_the_figures(
     assert caught.value.param == "input"
     prepared = tight.engine.prepare(Embed("e", ("x" * 4000,), truncate=True))
     assert len(prepared.inputs[0]) == context
+    tight.engine.close()
+
+
+def test_nothing_is_wanted_any_more_when_the_waiting_one_leaves(embedding: Path) -> None:
+    tight = Lender(embedding, 3 * MB, limit=60 * MB)
+    run = Embedding(tight.engine, INPUTS[:1])
+    tight.finish()
+    assert isinstance(asked := tight.told[-1], Needs)
+    assert asked.least
+    tight.engine.remove(run.job)
+    tight.finish()
+    assert tight.told[-1] == Needs()
+    tight.engine.close()
+
+
+@pytest.mark.parametrize("wanted", ["generated", "embedded"])
+def test_a_loan_that_was_used_to_the_last_byte_is_given_back(
+    embedding: Path, monkeypatch: pytest.MonkeyPatch, wanted: str
+) -> None:
+    tight = Lender(embedding, 3 * MB, limit=24 * MB, places=1)
+    if wanted == "embedded":
+        Embedding(tight.engine, INPUTS[:1])
+    else:
+        runs(tight.engine, [{"prompt": "x" * 3000, "max_tokens": 4}])
+    tight.finish()
+    while isinstance(asked := tight.told.pop(), Needs) and asked.most:
+        tight.told.clear()
+        tight.lend(asked.least or asked.most)
+        tight.finish()
+        if not tight.told:
+            break
+    assert tight.lent
+    assert tight.engine.due is not None
+    monkeypatch.setattr("worker.engine.loan.IDLE_SECONDS", 0.0)
+    tight.engine.tidy()
+    tight.hear()
+    assert tight.lent <= 2 * MB
+    tight.engine.close()
+
+
+def test_a_long_input_takes_the_only_place_and_gives_it_up(
+    embedding: Path, embedded: Embedding
+) -> None:
+    wanted: dict[str, Any] = {"prompt": "x" * 300, "max_tokens": 30}
+    (expected,) = unhurried(embedding, [wanted])
+    tight = Lender(embedding, 2**40, places=1)
+    first, run = runs(tight.engine, [wanted]), Embedding(tight.engine, INPUTS, now=2.0)
+    tight.step()
+    assert (long := tight.engine._embedder.wanted.long) is not None
+    assert not long.under_way
+    tight.finish()
+    assert run.same(embedded)
+    again = Embedding(tight.engine, INPUTS, now=0.5)
+    tight.step()
+    second = runs(tight.engine, [wanted])
+    tight.engine.limit(1)
+    tight.finish()
+    assert again.same(embedded)
+    assert tokens_of([*first, *second]) == [expected, expected]
+    tight.engine.close()
+
+
+def test_long_inputs_and_rows_that_grow_share_what_there_is(
+    embedding: Path, embedded: Embedding
+) -> None:
+    wanted = [{"prompt": f"{n} prompt " * 20, "max_tokens": 400} for n in range(3)]
+    expected = unhurried(embedding, wanted)
+    room = 14 * MB
+    tight = Lender(embedding, room, limit=room)
+    made, run = runs(tight.engine, wanted), Embedding(tight.engine, INPUTS, now=0.5)
+    tight.finish()
+    assert run.same(embedded)
+    assert tokens_of(made) == expected
+    tight.engine.close()
+
+
+def test_short_inputs_beside_rows_have_room_for_their_step(
+    embedding: Path, embedded: Embedding
+) -> None:
+    """What the load's charge has for it is the rows' by then."""
+    wanted = [{"prompt": f"{n} " * 200, "max_tokens": 100} for n in range(4)]
+    expected = unhurried(embedding, wanted)
+    room = 14 * MB
+    tight = Lender(embedding, room, limit=room)
+    made = runs(tight.engine, wanted)
+    shorts: list[Embedding] = []
+
+    def embed(step: int) -> None:
+        if step % 20 == 10:
+            shorts.append(Embedding(tight.engine, [[7] * SHORT, [8] * 30]))
+
+    tight.finish(embed)
+    assert len(shorts) > 3
+    assert all(short.same(shorts[0]) for short in shorts)
+    assert tokens_of(made) == expected
     tight.engine.close()

@@ -292,6 +292,21 @@ SLACK = 2**17
 """Bytes of what else a step makes."""
 
 
+def test_who_is_parked_keeps_no_more_than_its_own(model: Any) -> None:
+    """Of the others' rows, which were in the same arrays, nothing."""
+    desk = Desk(model)
+    uids = [desk.insert(prompt_of(20, seed)) for seed in range(8)]
+    desk.begin(*uids)
+    desk.decode(2)
+    parked = [desk.sequences.park(uids[0])]
+    desk.sequences.remove(uids[1:])
+    own = sum(layer.nbytes for layer in parked[0].cache)
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    parked.clear()
+    assert own // 2 <= before - mx.get_active_memory() <= 2 * own + 2**14
+
+
 class TestAChangeTakesOneLayerBeside:
     """What there was is let go of layer by layer, as what there is to be is made."""
 

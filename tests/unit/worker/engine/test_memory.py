@@ -341,6 +341,24 @@ def test_fewer_places_park_and_more_bring_back(llama: Path, undisturbed: list[An
     tight.engine.close()
 
 
+def test_what_one_leaves_is_computed_before_another_begins(llama: Path) -> None:
+    """Until then its memory is not free."""
+    tight = Lender(llama, 2 * room_for(llama, 1.0))
+    made = runs(tight.engine, LONG[:3])
+    while not all(run.tokens for run in made):
+        tight.step()
+    sequences = tight.engine._generation.sequences
+    before = mx.get_active_memory()
+    tight.engine.remove(made[0].job)
+    runs(tight.engine, WANTED[:1])
+    tight.engine._generation.admit()
+    assert [len(batch.uids) for batch in sequences._decoding] == [2]
+    assert before - mx.get_active_memory() > 256 * 2048  # its row
+    for run in made:
+        tight.engine.remove(run.job)
+    tight.engine.close()
+
+
 def test_who_is_parked_can_leave_and_come_back(llama: Path, undisturbed: list[Any]) -> None:
     tight = Lender(llama, 2 * room_for(llama, 1.0))
     made = runs(tight.engine)
@@ -608,7 +626,9 @@ def test_short_inputs_beside_rows_have_room_for_their_step(
 
     def embed(step: int) -> None:
         if step % 20 == 10:
+            assert tight.engine._generation._scene().pass_tokens == 0
             shorts.append(Embedding(tight.engine, [[7] * SHORT, [8] * 30]))
+            assert tight.engine._generation._scene().pass_tokens == SHORT
 
     tight.finish(embed)
     assert len(shorts) > 3

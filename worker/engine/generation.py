@@ -408,17 +408,20 @@ class Generation:
     def _first_tokens(self, uids: Sequence[int]) -> list[Output]:
         """The first tokens of sequences whose prompts are done, told before the next decode step.
 
-        A token that might end its sequence is left to that.
+        A token that might end its sequence is left to that. So are all while other prompts wait:
+        another slice would come between this step and the next, and the second token late.
         """
         if not uids:
             return []
         outputs: list[Output] = []
-        for uid, state in self.sequences.start(uids).items():
+        states = self.sequences.start(uids)
+        for uid in states:
             del self._prefilling[uid]
-            active = self._active[uid]
-            active.begun = True
-            if self._may_end(state):
+            self._active[uid].begun = True
+        for uid, state in states.items():
+            if self._prefilling or self._may_end(state):
                 continue
+            active = self._active[uid]
             active.told_ahead = True
             frames = self._frames(active, state, None)
             if isinstance(frames[-1], FINAL_FRAMES):

@@ -130,6 +130,28 @@ def test_a_short_prompt_behind_a_long_one_starts_within_two_slices(
     assert long.end.completion_tokens == 2
 
 
+def test_a_first_token_comes_with_its_slice_unless_other_prompts_wait(
+    machine: tuple[BatchEngine, Machine],
+) -> None:
+    """Else the slice of another would follow it, and the second token come two steps later."""
+    engine, _ = machine
+    run = Run(engine, "word", max_tokens=40)
+    while not run.tokens:
+        step(engine)
+    assert engine._last.name == "PREFILL"
+    finish(engine)
+    long = Run(engine, "word " * 800, max_tokens=2)
+    for _ in range(3):
+        step(engine)
+    run = Run(engine, "word", max_tokens=40)
+    while not run.tokens:
+        step(engine)
+    assert engine._last.name == "DECODE"
+    assert not long.tokens
+    finish(engine)
+    assert len(run.tokens) == 40
+
+
 def test_prompts_and_embeddings_take_turns_beside_those_who_decode(
     machine: tuple[BatchEngine, Machine],
 ) -> None:

@@ -61,7 +61,7 @@ def parse_object(body: bytes | bytearray) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidJSON(f"The body is not valid JSON: {_describe_json_error(error)}.") from None
+        raise InvalidJSON(f"The body is not valid JSON: {_describe_json_error(error, body)}.") from None
     except RecursionError:
         raise InvalidJSON("The body is not usable JSON: it is nested too deeply.") from None
     if not isinstance(value, dict):
@@ -255,10 +255,13 @@ def _join(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
 
 
-def _describe_json_error(error: Exception) -> str:
+def _describe_json_error(error: Exception, body: bytes | bytearray) -> str:
     """What is wrong with the JSON and where, as far as it is known, without the text around it."""
     message = str(error)
-    if isinstance(error, UnicodeDecodeError):
+    try:
+        # Of a byte that begins no character the parser may say that its string does not end.
+        body.decode()
+    except UnicodeDecodeError:
         return "it holds a string that is not UTF-8"
     if "out of range" in message:
         return "it holds a number that is out of range"

@@ -98,6 +98,7 @@ def test_a_position_in_broken_json_is_told() -> None:
         (b'{"a": "\\ud800 and more"}', "half of a surrogate pair at byte"),
         (b'{"a": "\\ud800"}', r"ends within a value or a `\\u` escape"),
         (b'{"a": "\xff"}', "not UTF-8"),
+        (b'{"a": "\xff', "not UTF-8"),
         (b'{"a": 1', "ends within a value"),
     ],
 )

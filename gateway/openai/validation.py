@@ -61,7 +61,8 @@ def parse_object(body: bytes | bytearray) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InvalidJSON(f"The body is not valid JSON: {_describe_json_error(error, body)}.") from None
+        what = _describe_json_error(error, body)
+        raise InvalidJSON(f"The body is not valid JSON: {what}.") from None
     except RecursionError:
         raise InvalidJSON("The body is not usable JSON: it is nested too deeply.") from None
     if not isinstance(value, dict):

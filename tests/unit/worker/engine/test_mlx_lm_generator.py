@@ -18,6 +18,7 @@ from worker.engine.mlx_lm_compat import load_lazily
 from worker.engine.mlx_lm_generator import Batches, Pending
 from worker.engine.rows import BatchRow
 from worker.engine.sampling import Parameters
+from worker.engine.thread import Unloadable
 
 PROMPT = list(b"The quick brown fox")
 
@@ -87,6 +88,19 @@ def begun(model: Any, most: int) -> Any:
     prompts.prompt([PROMPT[:-1]])
     assert pending.known == PROMPT[:-1]
     return batches.decoding(prompts, PROMPT[-1:])
+
+
+def test_a_cache_of_which_no_batch_can_be_made_is_refused(
+    monkeypatch: pytest.MonkeyPatch, model: Any
+) -> None:
+    kinds: Any = importlib.import_module("mlx_lm.models.cache")
+    plain, chunked = kinds.KVCache(), kinds.ChunkedKVCache(8)
+    for caches in ([plain, chunked], [kinds.CacheList(plain, chunked)]):
+        monkeypatch.setattr(
+            "worker.engine.mlx_lm_generator.make_prompt_cache", lambda model, made=caches: made
+        )
+        with pytest.raises(Unloadable, match="mlx-lm's ChunkedKVCache has no `merge`"):
+            Batches(model, BatchDecoder())
 
 
 def test_the_own_step_decodes_from_the_first_token_on(model: Any) -> None:

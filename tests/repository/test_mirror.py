@@ -86,6 +86,7 @@ SUBJECTS = {
     "worker/grammar/test_client_grammars.py": "answers under clients' expressions and grammars",
     "worker/demo/test_agents.py": "the demo behind what agents send",
     "worker/engine/test_gated_prefill.py": "prompts that wait for their turn on the GPU",
+    "worker/engine/test_lent_embeddings.py": "embeddings and what is lent, beside requests",
     "worker/engine/test_faults.py": "what fails in one request, beside others that go on",
     "worker/engine/test_resume.py": "requests that are cut anywhere and resumed elsewhere",
 }

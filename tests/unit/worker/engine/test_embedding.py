@@ -57,6 +57,19 @@ def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedding, "SHORT", STEP // 2)
 
 
+def passes_of(embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """(rows, tokens) of each pass through the model from now on."""
+    shapes: list[tuple[int, int]] = []
+    body = embedder._body
+
+    def watched(tokens: Any, **more: Any) -> Any:
+        shapes.append(tokens.shape)
+        return body(tokens, **more)
+
+    monkeypatch.setattr(embedder, "_body", watched)
+    return shapes
+
+
 def refused(embedder: Embedder, inputs: Sequence[Any], **more: Any) -> tuple[str, str | None, str]:
     """(code, param, message) of the refusal."""
     with pytest.raises(BulkheadError) as caught:
@@ -202,14 +215,7 @@ def test_a_step_is_bounded_and_the_jobs_take_turns(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedder, _ = start(folders["lasttoken"])
-    shapes = []
-    body = embedder._body
-
-    def watched(tokens: Any, **more: Any) -> Any:
-        shapes.append(tokens.shape)
-        return body(tokens, **more)
-
-    monkeypatch.setattr(embedder, "_body", watched)
+    shapes = passes_of(embedder, monkeypatch)
     big = Run(embedder, [[1] * 50] * 50)
     huge = Run(embedder, [[1] * (STEP * 3)])
     small = Run(embedder, [[2, 3]])
@@ -294,14 +300,7 @@ def test_steps_are_as_small_as_memory_wants(
     folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, pooling: str
 ) -> None:
     embedder, model = start(folders[pooling])
-    shapes = []
-    body = embedder._body
-
-    def watched(tokens: Any, **more: Any) -> Any:
-        shapes.append(tokens.shape)
-        return body(tokens, **more)
-
-    monkeypatch.setattr(embedder, "_body", watched)
+    shapes = passes_of(embedder, monkeypatch)
     inputs = [
         [1 + i * 7 % 250 for i in range(length)]
         for length in (embedding.SHORT + 90, 60, 60, 70, 20)

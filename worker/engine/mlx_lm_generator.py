@@ -86,9 +86,10 @@ class Batches:
         """Stop sequences of one that the `eos` end."""
         self.never_stop = stops()
         """Stop sequences of one that no token ends."""
-        for kind in sorted(_unmergeable(make_prompt_cache(model))):
+        if kinds := _unmergeable(make_prompt_cache(model)):
             raise Unloadable(
-                f"Requests for this model can't be served together: mlx-lm's {kind} has no `merge`."
+                "Requests for this model can't be served together: mlx-lm's "
+                f"{', '.join(sorted(kinds))} has no `merge`."
             )
         prompts = self._prompts.empty(model, decoder)
         decoding = self._decoding.empty(model, decoder)

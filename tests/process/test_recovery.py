@@ -227,9 +227,8 @@ def test_a_crowd_that_is_too_large_comes_back_as_a_smaller_one(
     """Whether the worker says that it lacks memory or not."""
     bodies = [{"prompt": [40 + n, 41, 42], "max_tokens": 60} for n in range(6)]
     ends = {name: f"{end} " * 9 for name, end in limits.items() if name == "FAKE_ENDS"}
-    with serving(
-        tmp_path / "s", scripted=True, config=config(words, **{**limits, **ends})
-    ) as server:
+    env = {**limits, **ends, "FAKE_CROWD": str(len(bodies))}
+    with serving(tmp_path / "s", scripted=True, config=config(words, **env)) as server:
         got = list(threads.map(lambda body: complete(server, "stormy", **body), bodies))
         assert [said(answer)[0][0]["text"] for answer in got] == [text_of(60)] * 6
         assert 1 <= deaths(server) <= most

@@ -1,7 +1,7 @@
 """Who goes on in the memory that there is: pure decisions over a `Scene`, made when it changes.
 
 What counts is what MLX will hold: each batch's rows times its room, which grows by 256 tokens at a
-time, and what the next change or step takes besides and gives back. `demand` reckons it for the
+time, and what the next change or step takes besides and gives back. `Demand` reckons it for the
 batches that there are, or for those that there will be once the prompts have joined and everybody
 has gone on for a stretch of 256 tokens. The first must fit, or somebody is parked, the youngest
 first; only where the second fits does anybody begin or come back. What lies between keeps those
@@ -14,60 +14,16 @@ of one do not keep others waiting. The oldest sequence of all always moves.
 from __future__ import annotations
 
 import heapq
+from bisect import bisect
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
-from worker.engine import groups
-from worker.engine.kv_cost import LEAST_SLICE, STEP, Corrections, KvCost, StepCost, grown
+from worker.engine.demand import Demand
+from worker.engine.kv_cost import STEP
 from worker.engine.loan import Usage
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One sequence. `age` orders all of them, the oldest first: (its request's `now`, the order of
-    arrival). `tokens` are in its cache, or will be when it decodes."""
-
-    key: int
-    request: str
-    age: tuple[float, int]
-    tokens: int
-    kept: int = 0
-    """Bytes of the cache that it keeps while it waits."""
-    scored: bool = False
-    """Whether its prompt's tokens are scored."""
-    apart: bool = False
-    """Whether it is in no batch with others, and keeps no cache while it waits."""
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """Sequences that decode together, padded to the longest; the arrays have room for `room`
-    tokens."""
-
-    members: tuple[Member, ...]
-    room: int
-
-    @property
-    def span(self) -> groups.Span:
-        return groups.span([member.tokens for member in self.members])
-
-
-@dataclass(frozen=True, slots=True)
-class Scene:
-    """All sequences: those under way, in `batches` or as `prompts`, and those `waiting`, be it for
-    their first turn or parked. `places`: how many may be under way."""
-
-    batches: tuple[Batch, ...] = ()
-    prompts: tuple[Member, ...] = ()
-    waiting: tuple[Member, ...] = ()
-    places: int = 1
-    pass_tokens: int = 0
-    """Tokens that go through the model beside all these, in steps that need no cache."""
-
-    @property
-    def live(self) -> list[Member]:
-        return [*(m for batch in self.batches for m in batch.members), *self.prompts]
+from worker.engine.scene import Member, Scene, oldest, youngest
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,136 +41,6 @@ class Plan:
     def acts(self) -> bool:
         """Whether there is anything to be done."""
         return bool(self.park or self.drop or self.go)
-
-
-_TOKEN = 4
-"""Bytes of a token in the list that mlx-lm keeps of each row's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Demand:
-    """What sequences take, in bytes. `chunk`: tokens of the largest prefill step; `freed`: buffers
-    that MLX keeps for later steps."""
-
-    cost: KvCost
-    step_cost: StepCost
-    corrections: Corrections
-    chunk: int
-    freed: int = 0
-
-    def now(self, scene: Scene) -> int:
-        """What those under way may take until some batch has to grow; one that has to grow in the
-        next step has."""
-        batches = [
-            _Shape(len(b.members), b.span, b.room + STEP if b.span[1] >= b.room else b.room)
-            for b in scene.batches
-        ]
-        return self._of(batches, scene.prompts, LEAST_SLICE, 0, scene.pass_tokens)
-
-    def alone(self, member: Member) -> int:
-        """What one sequence takes until it has decoded a step, where nobody else is under way."""
-        return self._of([], [member], LEAST_SLICE, 1)
-
-    def next(self, scene: Scene, more: Iterable[Member] = ()) -> int:
-        """What they and `more` may take until each has gone on for a stretch."""
-        batches = [
-            _Shape(len(b.members), b.span, b.room + STEP if b.span[1] + STEP > b.room else b.room)
-            for b in scene.batches
-        ]
-        prompts = [*scene.prompts, *more]
-        return self._of(batches, prompts, self.chunk, STEP, scene.pass_tokens)
-
-    def _of(
-        self,
-        batches: list[_Shape],
-        prompts: Sequence[Member],
-        chunk: int,
-        stretch: int = 0,
-        pass_tokens: int = 0,
-    ) -> int:
-        longest = max((member.tokens for member in prompts), default=0)
-        held = 0
-        for member in prompts:
-            room = grown(member.tokens + stretch)
-            if member.apart:
-                held += self.cost.held(1, room)
-                continue
-            span = (member.tokens, member.tokens)
-            at = groups.join(span, [batch.span for batch in batches])
-            own = _Shape(1, span, room)
-            if at is None:
-                batches.append(own)
-            else:
-                batches[at] = batches[at].with_(own)
-        while pair := groups.merge([batch.span for batch in batches]):
-            first, second = pair
-            batches[first] = batches[first].with_(batches.pop(second))
-        if not batches and not prompts and not pass_tokens:
-            return 0
-        rows = sum(batch.rows for batch in batches)
-        held += self.freed + sum(self.cost.held(batch.rows, batch.room) for batch in batches)
-        held += sum(_TOKEN * batch.rows * batch.room for batch in batches)
-        held += sum(self._beyond(member.tokens) for member in prompts)
-        change = max((self.cost.largest(batch.rows, batch.room) for batch in batches), default=0)
-        growth = sum(self.cost.largest(1, grown(member.tokens + stretch)) for member in prompts)
-        scored = any(member.scored for member in prompts)
-        chunk = max(chunk if prompts else 0, pass_tokens)
-        longest = max(longest, pass_tokens)
-        return held + self.step(rows, chunk, longest, change, growth, scored=scored)
-
-    def step(
-        self,
-        rows: int,
-        chunk: int,
-        context: int,
-        change: int,
-        growth: int = 0,
-        *,
-        scored: bool = False,
-    ) -> int:
-        """What the next step or `change` takes besides: they come one after the other. While a
-        prefill step is computed its prompts' arrays may grow, by a copy of a layer: `growth`."""
-        tokens = min(chunk, context)
-        prefill = int(self.step_cost.prefill(tokens, context) * self.corrections.of("prefill"))
-        if scored:
-            reckoned = self.step_cost.prefill(tokens, context, scored=True)
-            prefill = max(prefill, int(reckoned * self.corrections.of("scored")))
-        return max(prefill + growth, change) + self.step_cost.decode(rows)
-
-    def _beyond(self, tokens: int) -> int:
-        """What windows hold beyond their size, behind a prompt's largest step."""
-        step = min(tokens, self.chunk)
-        return self.cost.held(1, tokens, step) - self.cost.held(1, tokens)
-
-    def longest(self, limit: int, own: int) -> int:
-        """Tokens, at most `own`, that one sequence can come to have where nobody else is under way
-        and all is at most `limit` bytes; 0 = no limit."""
-
-        def fits(tokens: int) -> bool:
-            return self.alone(Member(0, "", (0.0, 0), tokens - 1)) <= limit
-
-        if not limit or fits(own):
-            return own
-        least, most = 0, own  # fits, does not
-        while most - least > 1:
-            middle = (least + most) // 2
-            least, most = (middle, most) if fits(middle) else (least, middle)
-        return least
-
-    def kept(self, tokens: int) -> int:
-        """Of one sequence's cache outside a batch."""
-        return self.cost.held(1, tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class _Shape:
-    rows: int
-    span: groups.Span
-    room: int
-
-    def with_(self, other: _Shape) -> _Shape:
-        span = min(self.span[0], other.span[0]), max(self.span[1], other.span[1])
-        return _Shape(self.rows + other.rows, span, max(self.room, other.room))
 
 
 def plan(scene: Scene, demand: Demand, budget: int, *, final: bool = False) -> Plan:
@@ -265,12 +91,12 @@ class _Changes:
     def leave_places(self) -> None:
         """Park the youngest of those beyond the places."""
         for _ in range(len(self.scene.live) - self.scene.places):
-            self._park_one(_youngest(self.scene.live))
+            self._park_one(youngest(self.scene.live))
 
     def make_fit(self) -> None:
         """Until all fits, drop kept caches and park, each time the youngest."""
         while not self.drop_to_fit() and len(self.scene.live) > int(self._final):
-            self._park_one(_youngest(self.scene.live))
+            self._park_one(youngest(self.scene.live))
 
     def drop_to_fit(self) -> bool:
         """Drop caches that are kept, the youngest's first, until all fits. Whether it does."""
@@ -279,7 +105,7 @@ class _Changes:
             keeping = [member for member in self.scene.waiting if member.kept]
             if not keeping:
                 return False
-            self._drop_one(_youngest(keeping))
+            self._drop_one(youngest(keeping))
         return True
 
     def _park_one(self, member: Member) -> None:
@@ -289,7 +115,7 @@ class _Changes:
         self.scene = replace(self.scene, waiting=(*self.scene.waiting, kept))
 
     def _take_out(self, member: Member) -> None:
-        self.scene = _without(self.scene, member)
+        self.scene = self.scene.without(member)
 
     def _drop_one(self, member: Member) -> None:
         self._drop.append(member.key)
@@ -303,35 +129,48 @@ class _Changes:
     def let_go(self) -> None:
         """Let waiting ones go as long as there are places and each one's next stretch fits with
         everybody else's. Caches of those behind it are kept no longer for it."""
-        places = self.scene.places - len(self.scene.live)
         if not self.scene.waiting:
             return
         parked = set(self._park)
-        turns = _Turns(
-            self.scene,
-            [m for m in self.scene.waiting if m.key not in parked],
-        )
-        going: list[Member] = []
-        while member := turns.first():
-            if places <= len(going) or not self._fits_with([*going, member]):
-                self._wants = member
-                break
-            going.append(turns.take())
+        turns = _Turns(self.scene, [m for m in self.scene.waiting if m.key not in parked])
+        places = max(0, self.scene.places - len(self.scene.live))
+        going = list(islice(iter(turns.take, None), places))
+        fit = len(going)
+        if not self._fits(going):
+            # The more go the more they take.
+            fit = bisect(range(1, fit), self._budget, key=lambda n: self._live(going[:n]))
+        self._wants = going[fit] if fit < len(going) else turns.take()
+        del going[fit:]
+        self._keep_what_fits(going)
         self._let(going)
 
-    def _fits_with(self, going: Sequence[Member]) -> bool:
-        """Dropping what others keep if need be."""
+    def _fits(self, going: Sequence[Member]) -> bool:
+        """Whether they can go on, if need be without what others keep."""
+        return not going or self._live(going) <= self._budget
+
+    def _live(self, going: Sequence[Member]) -> int:
+        """What all under way take with them."""
         live = self._demand.next(self.scene, going)
-        keys = {member.key for member in going}
         if len(going) == 1 and not self.scene.live and live > self._budget:
-            live = 0 if self._final else self._demand.alone(going[0])
+            return 0 if self._final else self._demand.alone(going[0])
+        return live
+
+    def _keep_what_fits(self, going: Sequence[Member]) -> None:
+        """Drop what others keep as far as those who are going need it."""
+        if not going:
+            return
         # A kept cache is the beginning of what its sequence takes when it goes on.
-        while live + sum(m.kept for m in self.scene.waiting if m.key not in keys) > self._budget:
-            keeping = [m for m in self.scene.waiting if m.kept and m.key not in keys]
-            if not keeping or live > self._budget:
-                return False
-            self._drop_one(_youngest(keeping))
-        return True
+        keys = {member.key for member in going}
+        left = self._budget - self._live(going)
+        left -= sum(member.kept for member in self.scene.waiting if member.key not in keys)
+        keeping = sorted(
+            (m for m in self.scene.waiting if m.kept and m.key not in keys),
+            key=lambda member: member.age,
+        )
+        while left < 0 and keeping:
+            member = keeping.pop()
+            self._drop_one(member)
+            left += member.kept
 
     def _let(self, going: Sequence[Member]) -> None:
         keys = {member.key for member in going}
@@ -349,27 +188,28 @@ class _Changes:
         if wants is None or self._go or not live:
             return
         # `_Turns` has it first.
-        oldest = wants.age < _oldest(live).age
+        is_oldest = wants.age < oldest(live).age
         under_way = Counter(member.request for member in live)
         parting: list[Member] = []
         rest = self.scene
         while True:
-            if oldest:
-                yields = _youngest(rest.live) if rest.live else None
+            if is_oldest:
+                yields = youngest(rest.live) if rest.live else None
             else:
                 most = max(under_way.values(), default=0)
                 several = [m for m in rest.live if under_way[m.request] == most > 1]
-                yields = _youngest(several) if several and not under_way[wants.request] else None
+                yields = youngest(several) if several and not under_way[wants.request] else None
             if yields is None:
                 return
             parting.append(yields)
             under_way[yields.request] -= 1
-            rest = _without(rest, yields)
+            rest = rest.without(yields)
             if len(rest.live) < rest.places and self._would_fit(rest, wants):
                 break
         for member in parting:
             self._park_one(member)
-        if self._fits_with([wants]):
+        if self._fits([wants]):
+            self._keep_what_fits([wants])
             self._let([wants])
             self._wants = None
 
@@ -388,7 +228,7 @@ class _Changes:
         free = max(0, scene.places - len(live))
         least, since, ahead = now, 0.0, max(now, following)
         if live and following > self._budget:
-            since = _oldest(live).age[0]
+            since = oldest(live).age[0]
         if waits and free:
             wants = self._wants or waits[0]
             least = self._demand.next(scene, [wants]) if live else self._demand.alone(wants)
@@ -396,17 +236,17 @@ class _Changes:
             ahead = self._demand.next(scene, waits[:free])
         elif _is_near(scene):
             least = following
-        youngest = _youngest(live) if live else None
+        last = youngest(live) if live else None
         parkable = 0
-        if youngest is not None:
-            parkable = max(0, now - self._demand.now(_without(scene, youngest)))
+        if last is not None:
+            parkable = max(0, now - self._demand.now(scene.without(last)))
         return Usage(
             held=now + self._kept,
             live=now if live else 0,
             least=max(least, now) if live or (waits and free) else 0,
             ahead=ahead if live or (waits and free) else 0,
             since=since,
-            youngest=0.0 if youngest is None else youngest.age[0],
+            youngest=0.0 if last is None else last.age[0],
             parkable=parkable,
         )
 
@@ -430,29 +270,6 @@ def steps(scene: Scene) -> int:
     return max(1, least)
 
 
-def _youngest(members: Iterable[Member]) -> Member:
-    return max(members, key=lambda member: member.age)
-
-
-def _oldest(members: Iterable[Member]) -> Member:
-    return min(members, key=lambda member: member.age)
-
-
-def _without(scene: Scene, member: Member) -> Scene:
-    """The scene without one who is under way."""
-    batches = []
-    for batch in scene.batches:
-        left = tuple(each for each in batch.members if each.key != member.key)
-        if len(left) == len(batch.members):
-            batches.append(batch)
-        elif left:
-            # Rows are shifted when the longest leaves.
-            shift = batch.span[1] - max(each.tokens for each in left)
-            batches.append(Batch(left, batch.room - shift))
-    prompts = tuple(each for each in scene.prompts if each.key != member.key)
-    return replace(scene, batches=tuple(batches), prompts=prompts)
-
-
 class _Turns:
     """Waiting sequences in the order of their turns, which changes with each that is taken."""
 
@@ -474,10 +291,10 @@ class _Turns:
             return 0, first.age, queue
         return 1 + self._under_way[first.request], first.age, queue
 
-    def first(self) -> Member | None:
-        return self._heap[0][2][0] if self._heap else None
-
-    def take(self) -> Member:
+    def take(self) -> Member | None:
+        """Whose turn it is, or None."""
+        if not self._heap:
+            return None
         queue = self._heap[0][2]
         member = queue.popleft()
         self._under_way[member.request] += 1

@@ -19,6 +19,7 @@ from worker.engine.embedding import Wanted
 from worker.engine.memory import Memory
 from worker.engine.mlx_lm_generator import Batches, NextToken, Pending
 from worker.engine.prefill_turns import PrefillTurns
+from worker.engine.scene import Batch, Member, Scene
 from worker.engine.sequences import Decoded, Sequences
 from worker.engine.serving import Serving, prompt_size
 from worker.engine.thread import FINAL_FRAMES, Job, Output
@@ -61,7 +62,7 @@ class Generation:
         self._concurrency = self._places = concurrency
         self._numbers = count()
         self._ages: dict[Job, tuple[float, int]] = {}
-        """Of all jobs here; see `admission.Member`."""
+        """Of all jobs here; see `Member`."""
         self._decided_steps = 0
         """Decode steps until `admit` has something to decide."""
         self._embedded = Wanted()
@@ -203,9 +204,9 @@ class Generation:
                 made.append((job, [row_fault(job, error)]))
         return made
 
-    def _scene(self) -> admission.Scene:
+    def _scene(self) -> Scene:
         batches = tuple(
-            admission.Batch(
+            Batch(
                 tuple(
                     self._member(self._active[uid].job, length)
                     for uid, length in zip(uids, lengths, strict=True)
@@ -230,12 +231,12 @@ class Generation:
         if long is not None:
             # Of prompts of the same time it is the oldest.
             age = (long.since, _EMBEDDED)
-            embedded = admission.Member(_EMBEDDED, long.request, age, long.tokens, apart=True)
+            embedded = Member(_EMBEDDED, long.request, age, long.tokens, apart=True)
             if long.under_way:
                 prompts = (*prompts, embedded)
             else:
                 waiting.append(embedded)
-        return admission.Scene(batches, prompts, tuple(waiting), self._places, short)
+        return Scene(batches, prompts, tuple(waiting), self._places, short)
 
     def _may_begin(self) -> Iterator[Job]:
         """Queued jobs that do not wait for their turn to prefill, oldest first."""
@@ -244,11 +245,11 @@ class Generation:
             return iter(self._queue)
         return (job for job in self._queue if turns.may_go_on(prompt_size(job)))
 
-    def _member(self, job: Job, tokens: int, kept: int = 0) -> admission.Member:
+    def _member(self, job: Job, tokens: int, kept: int = 0) -> Member:
         age = self._ages[job]
         request = job.request.request_id.partition("#")[0]  # all choices of one have that in common
         scored = self._serving.scores(job)
-        return admission.Member(age[1], request, age, tokens, kept, scored)
+        return Member(age[1], request, age, tokens, kept, scored)
 
     def limit(self, places: int) -> None:
         """At most so many are under way, 0 = as many as at first."""
@@ -340,16 +341,24 @@ class Generation:
             scored=self._active[uid].scores_prompt,
         )
 
-    def _fits(self, prompt: slices.Prompt) -> int | None:
-        """Tokens that a slice of a prompt may have."""
+    def _fits(self, prompt: slices.Prompt) -> slices.Room | None:
+        """Tokens that a slice which begins with a prompt may have."""
+        scored = prompt.scored
         fitting = self._memory.slice(
-            prompt.done + min(prompt.left, slices.PREFILL_STEP), scored=prompt.scored
+            prompt.done + min(prompt.left, slices.PREFILL_STEP), scored=scored
         )
-        decoding = self.sequences.decodes
+        decoding, prompts = self.sequences.decodes, len(self._prefilling)
         if not decoding:
-            return None if fitting >= slices.PREFILL_STEP * slices.PREFILL_BATCH else fitting
-        seconds = self._pace.seconds(len(self._prefilling), decoding)
-        return min(self._speeds.tokens(seconds, prompt.done, scored=prompt.scored), fitting)
+            whole = fitting >= slices.PREFILL_STEP * slices.PREFILL_BATCH
+            return None if whole else slices.Room(fitting, fitting)
+        one, several = (
+            self._speeds.tokens(seconds, prompt.done, scored=scored)
+            for seconds in (
+                self._pace.of_one(prompts, decoding),
+                self._pace.of_several(prompts, decoding),
+            )
+        )
+        return slices.Room(min(one, fitting), min(several, fitting))
 
     def prefill(self, prompts: Sequence[slices.Prompt]) -> list[Output]:
         """A slice of what `prompts` has just said. Who is done with it has a first token."""

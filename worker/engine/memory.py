@@ -14,10 +14,12 @@ import mlx.core as mx
 
 from supervisor.wire.frames import Allowance, LoanFrame, Recall
 from worker.engine import admission
-from worker.engine.admission import Demand, Plan, Scene
+from worker.engine.admission import Plan
+from worker.engine.demand import Demand
 from worker.engine.kv_cost import LEAST_SLICE, STEP, Corrections, KvCost, StepCost
 from worker.engine.loan import Loan, Usage
 from worker.engine.native_heap import NativeHeap
+from worker.engine.scene import Scene
 
 UNBOUNDED = Allowance(room=2**60)
 """For an engine that is told of no allowance."""

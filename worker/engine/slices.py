@@ -60,6 +60,14 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Room:
+    """Tokens that a slice may have, if it is of one prompt and if it is of several."""
+
+    one: int
+    several: int
+
+
+@dataclass(frozen=True, slots=True)
 class Slice:
     """What is processed next: the keys of prompts, and how many tokens of each."""
 
@@ -74,21 +82,22 @@ class Slice:
 
 
 def choose(
-    prompts: Sequence[Prompt], fits: Callable[[Prompt], int | None], *, after_oldest: bool
+    prompts: Sequence[Prompt], fits: Callable[[Prompt], Room | None], *, after_oldest: bool
 ) -> Slice:
     """The next slice. `prompts` are all that may go on, oldest first, at least one. `fits` says
-    how many tokens in all a slice of that prompt may have; None = nobody waits for it.
+    how many tokens a slice that begins with that prompt may have; None = nobody waits for it.
     `after_oldest`: the last slice was the oldest's."""
     nearest = min(prompts, key=lambda prompt: prompt.left)  # of equal ones the oldest
     head = nearest if after_oldest else prompts[0]
     return Slice(_parts(head, prompts, fits(head)), head is prompts[0])
 
 
-def _parts(head: Prompt, prompts: Sequence[Prompt], most: int | None) -> dict[Any, int]:
+def _parts(head: Prompt, prompts: Sequence[Prompt], most: Room | None) -> dict[Any, int]:
     room = PREFILL_STEP * (1 if head.scored else PREFILL_BATCH)
-    if most is not None:
-        room = min(room, most)
-    size = _of_one(head.left, min(room, PREFILL_STEP))
+    if most is None:
+        most = Room(room, room)
+    room = min(room, most.several)
+    size = _of_one(head.left, min(most.one, PREFILL_STEP))
     parts = {head.key: size}
     if size < head.left or head.begun:
         return parts
@@ -159,7 +168,11 @@ def _place(position: int) -> int:
 
 
 class Pace:
-    """How long a slice may take for those who decode."""
+    """How long a slice may take for those who decode.
+
+    Prompts share a slice so that none waits long for its first token, and everybody who decodes
+    waits for that slice: it takes the time that is their share among all who wait. Else a few
+    prompts would hold up a crowd each time."""
 
     def __init__(self) -> None:
         self.step = 0.0
@@ -169,9 +182,19 @@ class Pace:
         """A decode step, with none of prefill before it, took so long."""
         self.step = seconds if not self.step else self.step + 0.2 * (seconds - self.step)
 
-    def seconds(self, prompts: int, decoding: int) -> float:
-        """Of a slice where so many prompts wait beside so many who decode."""
-        most = max(SLICE_SECONDS, 2 * self.step)
+    def of_one(self, prompts: int, decoding: int) -> float:
+        """Seconds of a slice of one prompt where so many prompts wait beside so many who decode."""
         if not self.step or prompts > decoding:
-            return most
-        return min(most, max(LEAST_SECONDS, STEPS_A_SLICE * self.step))
+            return self._most
+        return min(self._most, max(LEAST_SECONDS, STEPS_A_SLICE * self.step))
+
+    def of_several(self, prompts: int, decoding: int) -> float:
+        """Seconds of a slice that prompts share."""
+        if not self.step:
+            return self._most
+        share = prompts / (prompts + decoding)
+        return max(LEAST_SECONDS, self.step, share * self._most)
+
+    @property
+    def _most(self) -> float:
+        return max(SLICE_SECONDS, 2 * self.step)

@@ -53,6 +53,8 @@ ROWS_MAX = "FAKE_ROWS_MAX"
 """Environment: how many sequences may decode at once; it ends when there is one more."""
 TOKENS_MAX = "FAKE_TOKENS_MAX"
 """Environment: how many tokens all sequences may have together, their prompts included."""
+CROWD = "FAKE_CROWD"
+"""Environment: in its first incarnation it computes nothing before so many requests have come."""
 POISON = "FAKE_POISON"
 """Environment: "TOKEN DEPTH": a prompt that holds that token id kills its worker after so many
 tokens of its output."""
@@ -76,6 +78,8 @@ class Choice(PassesLoansOn):
         self._counts = any(os.environ.get(plan) for plan in (DEATHS, POISON, ROWS_MAX, TOKENS_MAX))
         """Whether some number of tokens ends it; counting costs as much as scripted ones do."""
         self._decoding: set[Job] = set()
+        self._awaited = 0
+        """Requests that are still to come before it computes."""
 
     def warm_up(self) -> None:
         if self._is_warm:
@@ -99,6 +103,8 @@ class Choice(PassesLoansOn):
             self._lives = int(deaths[load.generation - 1])
         if self._lives == 0:
             os.abort()
+        if load.generation == 1:
+            self._awaited = int(os.environ.get(CROWD, 0))
         ends = os.environ.get(ENDS, "").split()
         if load.generation <= len(ends):
             self._end = ends[load.generation - 1]
@@ -121,6 +127,7 @@ class Choice(PassesLoansOn):
         return self._engine.prepare(request)
 
     def insert(self, job: Job) -> None:
+        self._awaited -= 1
         if isinstance(job.request, Generate):
             self._depths[job] = len(job.request.emitted)
             self._check_poison(job)
@@ -171,7 +178,7 @@ class Choice(PassesLoansOn):
 
     @property
     def busy(self) -> bool:
-        return self._chosen is not None and self._chosen.busy
+        return self._chosen is not None and self._awaited <= 0 and self._chosen.busy
 
     @property
     def due(self) -> float | None:

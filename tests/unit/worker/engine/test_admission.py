@@ -4,126 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 
+from tests.helpers.scenes import COST, FREE, decoding, member
 from worker.engine import groups
-from worker.engine.admission import Batch, Demand, Member, Plan, Scene, free, plan
-from worker.engine.kv_cost import STEP, Corrections, KvCost, Part, StepCost, grown
-
-TOKEN = 1000
-"""Bytes of KV of a token, in all layers."""
-COST = KvCost(tuple((Part(TOKEN // 4),) for _ in range(4)))
-FREE = Demand(COST, StepCost(), Corrections(), 512)
-"""Steps that take nothing."""
-
-
-def member(
-    key: int, tokens: int = 1000, *, request: str = "", kept: int = 0, apart: bool = False
-) -> Member:
-    """The greater the key, the younger."""
-    return Member(key, request or f"r{key}", (float(key), key), tokens, kept, apart=apart)
-
-
-def decoding(*members: Member, room: int = 0) -> Batch:
-    return Batch(members, room or grown(max(each.tokens for each in members)))
+from worker.engine.admission import Plan, free, plan
+from worker.engine.demand import Demand
+from worker.engine.kv_cost import STEP, Corrections, StepCost, grown
+from worker.engine.scene import Batch, Member, Scene
 
 
 def needed(*tokens: int) -> int:
     """Bytes with which sequences of so many tokens, alike enough for one batch, can begin."""
     scene = Scene(waiting=tuple(member(i, each) for i, each in enumerate(tokens)))
     return FREE.next(scene, scene.waiting)
-
-
-# ── demand ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_batch_takes_rows_times_room_and_a_layer_more() -> None:
-    scene = Scene((decoding(member(1, 100), member(2, 900), room=1024),))
-    rows = 2 * 1024
-    assert FREE.now(scene) == rows * TOKEN + rows * TOKEN // 4 + rows * 4
-
-
-def test_a_batch_that_is_full_has_grown_already() -> None:
-    full = Scene((decoding(member(1, 1024), room=1024),))
-    roomy = Scene((decoding(member(1, 1023), room=1024),))
-    assert FREE.now(full) - FREE.now(roomy) == STEP * (TOKEN * 5 // 4 + 4)
-    assert FREE.next(roomy) == FREE.next(full) == FREE.now(full)
-
-
-def test_very_different_lengths_are_not_padded_to_each_other() -> None:
-    apart = FREE.next(Scene(), [member(1, 20_000), member(2, 100)])
-    assert apart < 2 * FREE.next(Scene(), [member(1, 20_000)]) * 0.6
-
-
-def test_batches_that_will_be_one_are_reckoned_as_one() -> None:
-    """The shorter rows are padded when `groups.merge` joins them."""
-    one, other = decoding(member(1, 2000)), decoding(member(2, 3500))
-    assert groups.merge([one.span, other.span]) is not None
-    rows = 2 * other.room
-    assert FREE.now(Scene((one, other))) == rows * (TOKEN * 5 // 4 + 4)
-
-
-def test_a_prefill_step_and_a_change_come_one_after_the_other() -> None:
-    demand = Demand(COST, StepCost(prompt_token=10_000, row=7), Corrections(), 512)
-    plain = FREE.next(Scene(), [member(1)])
-    # Its own arrays may grow while it is computed, which is as large a change as any here.
-    assert demand.next(Scene(), [member(1)]) - plain == 512 * 10_000 + 7
-    crowd = Scene((decoding(*(member(n) for n in range(2, 9))),))
-    change = COST.largest(8, grown(1000 + STEP)) - COST.largest(1, grown(1000 + STEP))
-    several = demand.next(crowd, [member(1)]) - FREE.next(crowd, [member(1)])
-    assert several == 512 * 10_000 - change + 8 * 7
-
-
-def test_one_apart_is_padded_to_nobody_and_nobody_to_it() -> None:
-    crowd = Scene((decoding(*(member(n, 2000) for n in range(8))),))
-    alone = FREE.next(Scene(), [member(9, 6000, apart=True)])
-    together = FREE.next(crowd, [member(9, 6000, apart=True)])
-    assert together < FREE.next(crowd) + alone
-    assert together > FREE.next(crowd) + COST.held(1, 6000)
-    assert FREE.next(crowd, [member(9, 6000)]) > 2 * together
-
-
-def test_one_apart_keeps_nothing_when_it_is_parked() -> None:
-    for apart, dropped in ((True, ()), (False, (1,))):
-        made = free(Scene(prompts=(member(1, 3000, apart=apart),)), FREE, 10, park=True)
-        assert (made.park, made.drop) == ((1,), dropped)
-        assert made.usage.held == 0
-
-
-def test_a_step_without_a_cache_has_room_beside_everybody() -> None:
-    steps = Demand(COST, StepCost(prompt_token=10_000, row=7), Corrections(), 512)
-    crowd = Scene((decoding(member(1), room=1024 + STEP),))
-    change = COST.largest(1, 1024 + STEP)
-    assert steps.now(replace(crowd, pass_tokens=512)) - steps.now(crowd) == 5_120_000 - change
-    assert steps.now(Scene(pass_tokens=512)) == 5_120_000
-    assert steps.now(Scene()) == 0
-
-
-def test_what_a_step_was_seen_to_take_counts() -> None:
-    corrections = Corrections()
-    learned = Demand(COST, StepCost(prompt_token=10_000), corrections, 512)
-    before = learned.next(Scene(), [member(1)])
-    corrections.observe("prefill", 100, 300)
-    assert learned.next(Scene(), [member(1)]) - before == 512 * 23_000
-
-
-def test_windows_keep_a_prefill_step_until_it_is_decoded_from() -> None:
-    sliding = Demand(KvCost(((Part(100, window=200),),)), StepCost(), Corrections(), 512)
-    scene = Scene(prompts=(member(1),))
-    short = replace(sliding, chunk=0)
-    assert sliding.next(scene) - short.next(scene) == 511 * 100
-
-
-def test_the_longest_context_is_what_fits_by_itself() -> None:
-    demand = Demand(COST, StepCost(prompt_token=2000, score=1, row=500), Corrections(), 512)
-    limit = demand.alone(member(1, 4999))
-    assert demand.longest(limit, 100_000) == 5000
-    assert demand.longest(limit - 1, 100_000) == 4999
-    assert demand.longest(limit, 300) == 300
-    assert demand.longest(0, 100_000) == 100_000
-    assert demand.longest(1, 100_000) == 0
 
 
 # ── going ────────────────────────────────────────────────────────────────────────────────────────
@@ -171,6 +67,34 @@ def test_who_goes_takes_what_others_only_keep() -> None:
     assert (roomy.go, roomy.drop) == ((0,), ())
 
 
+@dataclass(frozen=True, slots=True)
+class _Counted(Demand):
+    """Notes how many go together each time that is reckoned."""
+
+    asked: list[int] = field(default_factory=list)
+
+    def next(self, scene: Scene, more: Iterable[Member] = ()) -> int:
+        going = list(more)
+        self.asked.append(len(going))
+        return super(_Counted, self).next(scene, going)
+
+
+@pytest.mark.parametrize("fit", [0, 1, 2, 63, 64, 199, 200])
+def test_a_crowd_is_not_reckoned_once_for_each(fit: int) -> None:
+    waiting = tuple(member(i) for i in range(200))
+    counted = _Counted(COST, StepCost(), Corrections(), 512)
+    made = plan(Scene(waiting=waiting, places=200), counted, needed(*[1000] * fit))
+    assert made.go == tuple(range(fit))
+    assert len(counted.asked) <= 14
+
+
+def test_what_one_keeps_who_goes_as_well_is_not_dropped_for_those_before_it() -> None:
+    kept = member(1, kept=COST.held(1, 1000))
+    scene = Scene(waiting=(member(0), kept), places=2)
+    made = plan(scene, FREE, needed(1000, 1000))
+    assert (made.go, made.drop) == ((0, 1), ())
+
+
 # ── parking ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -190,6 +114,13 @@ def test_a_cache_is_kept_where_there_is_room_for_it() -> None:
     scene = Scene((decoding(*members, room=1024),), places=2)
     made = plan(scene, FREE, FREE.now(scene))
     assert (made.park, made.drop) == ((2,), ())
+
+
+def test_one_apart_keeps_nothing_when_it_is_parked() -> None:
+    for apart, dropped in ((True, ()), (False, (1,))):
+        made = free(Scene(prompts=(member(1, 3000, apart=apart),)), FREE, 10, park=True)
+        assert (made.park, made.drop) == ((1,), dropped)
+        assert made.usage.held == 0
 
 
 def test_kept_caches_go_before_anybody_is_parked() -> None:

@@ -13,10 +13,10 @@ from supervisor.errors import PromptTooLarge
 from supervisor.wire.frames import Needs, Pattern
 from tests.helpers.lender import MB, SHAPE, Lender, runs, tokens_of, unhurried
 from tests.helpers.tiny_llama import make_model
-from worker.engine.admission import Scene
 from worker.engine.batch import BatchEngine
 from worker.engine.kv_cost import LEAST_SLICE
 from worker.engine.loan import IDLE_SECONDS, LARGEST_STEP
+from worker.engine.scene import Scene
 from worker.engine.thread import FINAL_FRAMES
 
 KINDS = ("llama", "gemma3_text", "granitemoehybrid")

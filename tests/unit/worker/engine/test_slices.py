@@ -9,16 +9,21 @@ from typing import Any
 import pytest
 
 from worker.engine import slices
-from worker.engine.slices import PREFILL_BATCH, PREFILL_STEP, Pace, Prompt, Speeds
+from worker.engine.slices import PREFILL_BATCH, PREFILL_STEP, Pace, Prompt, Room, Speeds
 
 
 def unbound(prompt: Prompt) -> None:
     return None
 
 
+def bound(tokens: int) -> Callable[[Prompt], Room]:
+    """The same for everybody."""
+    return lambda prompt: Room(tokens, tokens)
+
+
 def play(
     prompts: list[Prompt],
-    fits: Callable[[Prompt], int | None],
+    fits: Callable[[Prompt], Room | None],
     arrivals: dict[int, Prompt] | None = None,
 ) -> list[dict[Any, int]]:
     """The parts of every slice until all are done; `arrivals` come before the slice of a number."""
@@ -60,21 +65,27 @@ def test_a_burst_of_short_prompts_goes_through_together() -> None:
 
 def test_a_burst_goes_through_in_as_many_slices_as_its_tokens_need_beside_others() -> None:
     burst = [Prompt(i, 100) for i in range(8)]
-    assert [len(parts) for parts in play(burst, lambda prompt: 304)] == [3, 3, 2]
-    assert [len(parts) for parts in play(burst, lambda prompt: 96)] == [
-        1
-    ] * 8  # the tail goes along
+    assert [len(parts) for parts in play(burst, bound(304))] == [3, 3, 2]
+    assert [len(parts) for parts in play(burst, bound(96))] == [1] * 8  # the tail goes along
+
+
+def test_a_slice_of_several_may_be_shorter_than_one_of_one_prompt() -> None:
+    burst = [Prompt(i, 100) for i in range(5)]
+    assert [len(parts) for parts in play(burst, lambda prompt: Room(512, 200))] == [2, 2, 1]
+    long = [Prompt("long", 700), Prompt("short", 20)]
+    found = play(long, lambda prompt: Room(512, 64))
+    assert found == [{"long": 512}, {"short": 20}, {"long": 188}]
 
 
 @pytest.mark.parametrize("arrival", [1, 2, 3, 4])
 def test_a_short_prompt_behind_a_long_one_starts_within_two_slices(arrival: int) -> None:
-    found = play([Prompt("long", 30_000)], lambda prompt: 256, {arrival: Prompt("short", 90)})
+    found = play([Prompt("long", 30_000)], bound(256), {arrival: Prompt("short", 90)})
     assert any("short" in parts for parts in found[arrival : arrival + 2])
 
 
 def test_a_long_prompt_goes_on_however_many_short_ones_come() -> None:
     arrivals = {at: Prompt(f"short {at}", 200) for at in range(1, 60)}
-    found = play([Prompt("long", 256 * 25)], lambda prompt: 256, arrivals)
+    found = play([Prompt("long", 256 * 25)], bound(256), arrivals)
     turns = [at for at, parts in enumerate(found) if "long" in parts]
     assert all(after - before <= 2 for before, after in itertools.pairwise(turns))
 
@@ -117,14 +128,14 @@ def test_scored_prompts_share_what_is_else_one_s() -> None:
 def test_no_slice_is_padded_beyond_what_fits() -> None:
     prompts = [Prompt(i, 1 + 37 * i % 600) for i in range(30)]
     for most in (8, 64, 200, 1000):
-        for parts in play(prompts, lambda prompt, most=most: most):  # type: ignore[misc]
+        for parts in play(prompts, bound(most)):
             assert len(parts) * max(parts.values()) <= most * 9 / 8
             assert max(parts.values()) <= PREFILL_STEP
 
 
 def test_a_small_rest_goes_with_its_slice() -> None:
-    assert play([Prompt("a", 70)], lambda prompt: 64) == [{"a": 70}]
-    assert play([Prompt("a", 80)], lambda prompt: 64) == [{"a": 64}, {"a": 16}]
+    assert play([Prompt("a", 70)], bound(64)) == [{"a": 70}]
+    assert play([Prompt("a", 80)], bound(64)) == [{"a": 64}, {"a": 16}]
 
 
 # ── how much fits ────────────────────────────────────────────────────────────────────────────────
@@ -184,13 +195,35 @@ def test_a_slice_takes_a_tenth_of_a_second_or_two_decode_steps_at_most(
     pace = Pace()
     if step:
         pace.learn(step)
-    assert pace.seconds(2, 2) == pytest.approx(seconds)
+    assert pace.of_one(2, 2) == pytest.approx(seconds)
 
 
 def test_where_more_wait_than_decode_a_slice_has_its_whole_time() -> None:
     pace = Pace()
     pace.learn(0.001)
-    assert pace.seconds(3, 2) == slices.SLICE_SECONDS > pace.seconds(2, 2)
+    assert pace.of_one(3, 2) == slices.SLICE_SECONDS > pace.of_one(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "decoding", "seconds"),
+    [(8, 0, 0.1), (60, 4, 0.09375), (16, 16, 0.05), (8, 56, 0.02), (1, 7, 0.02)],
+)
+def test_prompts_share_a_slice_for_as_long_as_is_their_share_of_all_who_wait(
+    prompts: int, decoding: int, seconds: float
+) -> None:
+    pace = Pace()
+    pace.learn(0.018)
+    assert pace.of_several(prompts, decoding) == pytest.approx(seconds)
+
+
+def test_a_shared_slice_may_take_as_long_as_a_decode_step() -> None:
+    pace = Pace()
+    assert pace.of_several(1, 100) == slices.SLICE_SECONDS  # nothing is known yet
+    pace.learn(0.06)
+    assert pace.of_several(1, 100) == pytest.approx(0.06)
+    pace = Pace()
+    pace.learn(0.4)
+    assert pace.of_several(9, 1) == pytest.approx(0.72)
 
 
 def test_the_pace_follows_the_steps() -> None:

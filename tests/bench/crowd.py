@@ -22,7 +22,7 @@ from tests.bench.answers import Failed
 from tests.bench.client import Exchange, Load
 from tests.bench.harness import Bulkhead
 from tests.helpers.fakes.engine import Script, text_of
-from tests.helpers.fakes.worker import ENDS, POISON, ROWS_MAX
+from tests.helpers.fakes.worker import CROWD, ENDS, POISON, ROWS_MAX
 
 STREAMS = 8
 PROMPT_TOKENS = 4000
@@ -169,6 +169,7 @@ def bench_deaths(report: harness.Report, folder: Path) -> dict[str, int]:
     }
     counted = {}
     for number, (name, (environ, prompts, most)) in enumerate(kinds.items()):
-        deaths = counted[name] = count_deaths(folder / f"deaths{number}", environ, prompts)
+        together = {**environ, CROWD: str(len(prompts))}
+        deaths = counted[name] = count_deaths(folder / f"deaths{number}", together, prompts)
         report.bar(0 < deaths <= most, f"{name}: {deaths} deaths, of at most {most}; all served")
     return counted

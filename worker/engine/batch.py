@@ -130,7 +130,7 @@ class BatchEngine:
         elif turn is _Turn.PREFILL:
             outputs += self._generation.prefill(prompts)
         else:
-            outputs += self._embedder.step(self._memory)
+            outputs += self._embedder.step(self._memory, self._generation.patience)
         if turn is not _Turn.DECODE:
             self._last_other = turn
         self._memory.stepped()

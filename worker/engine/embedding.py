@@ -7,8 +7,9 @@ behind an input changes none of its states, and inputs of unlike length go throu
 
 from __future__ import annotations
 
+import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,7 @@ from worker.engine import mlx_lm_compat
 from worker.engine.active_job import row_fault
 from worker.engine.memory import Memory
 from worker.engine.pooling import NoEmbeddings, pooling_of
+from worker.engine.slices import Speeds
 from worker.engine.thread import Job, Output, failed
 from worker.prompt.encoder import PromptEncoder
 from worker.prompt.tokenizer import ModelTokenizer
@@ -114,11 +116,13 @@ class Embedder:
         context: int,
         *,
         fitting: int | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """`model` as mlx-lm loads it, `context` in tokens; `fitting` is how much of it this machine
-        can hold, None = all of it. Never raises: a model that makes no embeddings refuses them in
-        `prepare`."""
-        self._model, self._tokenizer = model, tokenizer
+        can hold, None = all of it. `clock` measures passes, in seconds. Never raises: a model that
+        makes no embeddings refuses them in `prepare`."""
+        self._model, self._tokenizer, self._clock = model, tokenizer, clock
+        self._speeds = Speeds()
         self._works: deque[_EmbedJob] = deque()
         self._waiting: deque[_EmbedJob] = deque()
         """Those with long inputs that have not begun, in their turns."""
@@ -215,23 +219,25 @@ class Embedder:
         self._waiting.appendleft(work)
         self._long = None
 
-    def step(self, memory: Memory) -> list[Output]:
-        """One pass of at most STEP_TOKENS, and of what fits into `memory`, through the model. The
-        jobs take turns, and so do the long input under way and batches of short ones: no request
-        waits for the whole of another."""
+    def step(self, memory: Memory, seconds: float) -> list[Output]:
+        """One pass of at most STEP_TOKENS, of what fits into `memory`, and of about so many
+        `seconds` or one short input, through the model. The jobs take turns, and so do the long
+        input under way and batches of short ones: no request waits for the whole of another."""
         if not self.busy:
             return []
         short = any(work.short for work in self._works)
         self._long_turn = self._long is not None and (self._long_turn or not short)
-        touched = self._step_long(memory) if self._long_turn else self._step_short(memory)
+        step = self._step_long if self._long_turn else self._step_short
+        touched = step(memory, seconds)
         self._long_turn = not self._long_turn
         return [(work.job, frames) for work in touched if (frames := self._frames(work))]
 
     # ── on the MLX thread ────────────────────────────────────────────────────────────────────────
 
-    def _step_short(self, memory: Memory) -> list[_EmbedJob]:
+    def _step_short(self, memory: Memory, seconds: float) -> list[_EmbedJob]:
         """A batch of whole inputs, of the first job and of others that fit in."""
-        most = min(STEP_TOKENS, memory.slice(SHORT))
+        timely = self._speeds.tokens(seconds, 0, scored=False)
+        most = min(STEP_TOKENS, timely, memory.slice(SHORT))
         rows: list[tuple[_EmbedJob, int]] = []
         longest = 0
         for work in self._works:
@@ -251,6 +257,7 @@ class Embedder:
         # Any token will do as padding: a causal model's states don't depend on what comes later.
         padded = mx.array([tokens + [0] * (longest - len(tokens)) for tokens in inputs])
         memory.watch_prefill(len(rows), longest, longest)
+        begun = self._clock()
         hidden = self._body(padded)  # [rows, longest, hidden]
         if self._pooling == "last":
             pooled = hidden[mx.arange(len(rows)), mx.array(lengths) - 1].astype(mx.float32)
@@ -261,25 +268,29 @@ class Embedder:
             pooled = kept.sum(axis=1) / mx.array(lengths)[:, None]
         vectors = _to_numpy(pooled)
         memory.learn()
+        self._speeds.learn(len(rows) * longest, 0, self._clock() - begun, scored=False)
         for (work, index), values in zip(rows, vectors, strict=True):
             work.done(index, values)
         return list(dict.fromkeys(work for work, _ in rows))
 
-    def _step_long(self, memory: Memory) -> list[_EmbedJob]:
+    def _step_long(self, memory: Memory, seconds: float) -> list[_EmbedJob]:
         """One chunk of the long input."""
         long = self._long
         assert long is not None
         tokens = long.work.inputs[long.index]
         after = min(len(tokens), long.done + STEP_TOKENS)
-        size = min(STEP_TOKENS, memory.slice(after))
+        timely = self._speeds.tokens(seconds, long.done, scored=False)
+        size = min(STEP_TOKENS, timely, memory.slice(after))
         chunk = list(tokens[long.done : long.done + size])
         memory.watch_prefill(1, len(chunk), long.done + len(chunk))
+        begun, before = self._clock(), long.done
         hidden = self._body(mx.array([chunk]), cache=long.cache)[0].astype(mx.float32)
         long.done += len(chunk)
         if self._pooling == "mean":
             long.sum = hidden.sum(axis=0) + long.sum
         mx.eval([layer.state for layer in long.cache], long.sum)
         memory.learn()
+        self._speeds.learn(len(chunk), before, self._clock() - begun, scored=False)
         if long.done < len(tokens):
             return []
         pooled = hidden[-1] if self._pooling == "last" else long.sum / len(tokens)

@@ -341,24 +341,27 @@ class Generation:
             scored=self._active[uid].scores_prompt,
         )
 
-    def _fits(self, prompt: slices.Prompt) -> slices.Room | None:
+    def _fits(self, prompt: slices.Prompt) -> slices.Room:
         """Tokens that a slice which begins with a prompt may have."""
         scored = prompt.scored
         fitting = self._memory.slice(
             prompt.done + min(prompt.left, slices.PREFILL_STEP), scored=scored
         )
         decoding, prompts = self.sequences.decodes, len(self._prefilling)
-        if not decoding:
-            whole = fitting >= slices.PREFILL_STEP * slices.PREFILL_BATCH
-            return None if whole else slices.Room(fitting, fitting)
+        least = 0 if decoding else slices.ALONE_TOKENS
         one, several = (
-            self._speeds.tokens(seconds, prompt.done, scored=scored)
+            max(least, self._speeds.tokens(seconds, prompt.done, scored=scored))
             for seconds in (
                 self._pace.of_one(prompts, decoding),
                 self._pace.of_several(prompts, decoding),
             )
         )
         return slices.Room(min(one, fitting), min(several, fitting))
+
+    @property
+    def patience(self) -> float:
+        """Seconds that a pass of embeddings may take."""
+        return self._pace.of_one(0, self.sequences.decodes)
 
     def prefill(self, prompts: Sequence[slices.Prompt]) -> list[Output]:
         """A slice of what `prompts` has just said. Who is done with it has a first token."""

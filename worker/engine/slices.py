@@ -20,10 +20,16 @@ from worker.engine import groups
 PREFILL_BATCH = 8
 """Prompts prefilled together, mlx-lm's own figure."""
 PREFILL_STEP = 512
-"""Prompt tokens of one sequence in one slice at most. It is what a cancel waits for where nobody
-decodes, and larger ones gain little."""
+"""Prompt tokens of one sequence in one slice at most: larger ones gain little."""
+ALONE_SECONDS = 0.2
+"""A slice's longest time where nobody decodes: it is what a cancel waits for, and the supervisor
+when it wants memory back."""
+ALONE_TOKENS = 128
+"""But so many tokens in any case: a slice of fewer loses much of a large model's speed."""
 SLICE_SECONDS = 0.1
 """A slice's longest time while others decode, or two of their steps where these take longer."""
+LONGEST_FIRST = 0.1
+"""Of the first decode step that is timed no more counts."""
 LEAST_SECONDS = 0.02
 """Below, what a slice costs besides its tokens would show."""
 STEPS_A_SLICE = 25
@@ -82,21 +88,18 @@ class Slice:
 
 
 def choose(
-    prompts: Sequence[Prompt], fits: Callable[[Prompt], Room | None], *, after_oldest: bool
+    prompts: Sequence[Prompt], fits: Callable[[Prompt], Room], *, after_oldest: bool
 ) -> Slice:
     """The next slice. `prompts` are all that may go on, oldest first, at least one. `fits` says
-    how many tokens a slice that begins with that prompt may have; None = nobody waits for it.
+    how many tokens a slice that begins with that prompt may have.
     `after_oldest`: the last slice was the oldest's."""
     nearest = min(prompts, key=lambda prompt: prompt.left)  # of equal ones the oldest
     head = nearest if after_oldest else prompts[0]
     return Slice(_parts(head, prompts, fits(head)), head is prompts[0])
 
 
-def _parts(head: Prompt, prompts: Sequence[Prompt], most: Room | None) -> dict[Any, int]:
-    room = PREFILL_STEP * (1 if head.scored else PREFILL_BATCH)
-    if most is None:
-        most = Room(room, room)
-    room = min(room, most.several)
+def _parts(head: Prompt, prompts: Sequence[Prompt], most: Room) -> dict[Any, int]:
+    room = min(PREFILL_STEP * (1 if head.scored else PREFILL_BATCH), most.several)
     size = _of_one(head.left, min(most.one, PREFILL_STEP))
     parts = {head.key: size}
     if size < head.left or head.begun:
@@ -179,17 +182,24 @@ class Pace:
         """Seconds of one of their steps; 0 = not known."""
 
     def learn(self, seconds: float) -> None:
-        """A decode step, with none of prefill before it, took so long."""
-        self.step = seconds if not self.step else self.step + 0.2 * (seconds - self.step)
+        """A decode step, with none of prefill before it, took so long. One that took far longer
+        than those before, as on a machine that stood still, counts as twice as long."""
+        known = self.step or LONGEST_FIRST / 2
+        seconds = min(seconds, 2 * known)
+        self.step = seconds if not self.step else known + 0.2 * (seconds - known)
 
     def of_one(self, prompts: int, decoding: int) -> float:
         """Seconds of a slice of one prompt where so many prompts wait beside so many who decode."""
+        if not decoding:
+            return ALONE_SECONDS
         if not self.step or prompts > decoding:
             return self._most
         return min(self._most, max(LEAST_SECONDS, STEPS_A_SLICE * self.step))
 
     def of_several(self, prompts: int, decoding: int) -> float:
         """Seconds of a slice that prompts share."""
+        if not decoding:
+            return ALONE_SECONDS
         if not self.step:
             return self._most
         share = prompts / (prompts + decoding)

@@ -114,7 +114,7 @@ def test_a_long_input_goes_through_in_chunks(folders: dict[str, Path], pooling: 
     while busy(embedder):
         step(embedder)
         steps += 1
-    assert steps == 4
+    assert steps == 5  # the first one is short: its speed is not known
     np.testing.assert_allclose(run.vectors[0], reference(model, long, pooling), atol=1e-5)
     np.testing.assert_allclose(run.vectors[1], reference(model, [5, 6, 7], pooling), atol=2e-6)
 
@@ -230,7 +230,7 @@ def test_a_step_is_bounded_and_the_jobs_take_turns(
     assert len(huge.vectors) == 1
     assert max(rows * width for rows, width in shapes) <= STEP
     # Whole batches: 50 rows of 50 in tens of passes would be one row a pass.
-    assert len(shapes) <= 10 + 3 + 1
+    assert len(shapes) <= 10 + 3 + 2
 
 
 def test_single_inputs_of_many_jobs_share_a_pass(folders: dict[str, Path]) -> None:

@@ -151,6 +151,8 @@ class Books:
     default_model: str = ""
     calm: bool = False
     """Nobody dies but of poison."""
+    late: bool = False
+    """Words about loans are on their way for a while, and cross."""
     now: float = 100.0
     requests: dict[int, Request] = field(default_factory=dict)
     """Those that are open."""
@@ -248,6 +250,13 @@ class Books:
     def awaited(self) -> int:
         """What was called back, and is still expected."""
         return sum(process.loan.waits_for(self.now) for process in self.borrowing())
+
+    def loan_limit(self, name: str) -> float:
+        """The most that a worker which starts now could be lent beside pinned models."""
+        if self.budget is None:
+            return float("inf")
+        others = [each.size for other, each in self.models.items() if each.pinned and other != name]
+        return max(0, self.budget - sum(others) - self.models[name].size)
 
     def needs(self) -> list[Process]:
         """Workers with a request that can't go on, the oldest first."""

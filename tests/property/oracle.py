@@ -39,7 +39,7 @@ from supervisor.scheduler.model import LearnedLimit
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.recovery import RETURN_SECONDS
 from tests.property.books import EPSILON, Books, Process
-from tests.property.lending import check_park
+from tests.property.lending import Account, Borrower, check_park
 from tests.property.recoveries import Request, check
 from tests.property.service import check_drain, check_service
 
@@ -118,7 +118,8 @@ class Oracle(Books):
         wanted = self.open_of(name, "waiting") or model.preload_until is not None
         check(wanted, f"{name} is spawned and nobody wants it")
         self.generation[name] = generation
-        self.processes[name] = Process(name, generation, model.size, self.now)
+        loan = Borrower(Account(self.loan_limit(name)), self.late)
+        self.processes[name] = Process(name, generation, model.size, self.now, loan=loan)
 
     def _stopped(self, name: str, generation: int, kill: bool) -> None:
         process = self.processes.get(name)
@@ -367,5 +368,6 @@ class Oracle(Books):
             check(state in (State.DRAINING, State.STOPPING), f"{name} drained and is {state}")
         lent = self.pool.state.ledger.lent(key)
         check(lent == process.loan.lent, f"{name} holds {process.loan.lent}, {lent} are charged")
+        process.loan.check_agreed(name)
         if self.level is Level.CRITICAL and not self.eased:
             check(state is not State.LOADING, f"{name} is {state} in an emergency")

@@ -239,7 +239,7 @@ def check_drain(books: Books, name: str, process: Process) -> None:
     needy = [each for each in books.needs() if each.model != name]
     check(waiters or fresh or needy, f"{name} is evicted for nobody by {books.doing}")
     if not busy and books.budget is not None and not books.rules.max_loaded and not fresh:
-        free = books.budget - books.charged() + process.loan.idle
+        free = books.budget - books.charged() + process.loan.said_idle
         idle = books.idle_loans(name) + books.awaited()
         sizes = [model.size for model in waiters] + [each.loan.least for each in needy]
         dead = books.dead or any(p.phase == "stopped" for p in books.processes.values())

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 
-from supervisor.scheduler import overcharge
+from supervisor.scheduler import loans, overcharge
 from supervisor.scheduler.effects import Effect, Lend
 from supervisor.scheduler.ledger import Key
-from supervisor.scheduler.loans import Loans
+from supervisor.scheduler.loans import ALL, LoanNeeds, Loans
 from supervisor.scheduler.model import Model
 from supervisor.scheduler.plan import Capacity, Loan, Need, Tenant, _Planning
 from supervisor.scheduler.relief import Relief
@@ -19,7 +19,7 @@ from tests.property.planted import Bug, Bugs, promise, violation_of
 
 bugs = Bugs()
 
-open_needs = Loans.open_needs
+open_needs, needs, repaid = Loans.open_needs, Loans.needs, Loans.repaid
 
 
 # ── loans ────────────────────────────────────────────────────────────────────────────────────────
@@ -32,7 +32,7 @@ def lend_what_is_not_free(self: Capacity, need: Need) -> float:
 
 @bugs.plant("a loan is charged before it is told", Loans, "lend", 0, r"\w: charge is wrong")
 def lend_without_a_charge(self: Loans, key: Key, size: int) -> Effect:
-    self._say(key, replace(self._said[key], least=0, most=0))
+    self._say(key, loans._less(self._said[key], size))
     return Lend(*key, size)
 
 
@@ -99,6 +99,45 @@ def park_another_than_the_youngest(self: _Planning, need: Need, short: int) -> N
 )
 def lend_only_what_is_needed(self: Loans) -> list[Need]:
     return [need for need in open_needs(self) if need.least]
+
+
+# ── words that cross ─────────────────────────────────────────────────────────────────────────────
+
+
+@bugs.plant(
+    "no idle model goes for what is on its way", Loans, "needs", 0, r"\w is evicted for nobody .*"
+)
+def overlook_what_is_on_its_way(self: Loans, model: Model, said: LoanNeeds) -> None:
+    needs(self, model, replace(said, heard=ALL))
+
+
+@bugs.plant(
+    "no more is lent than is of use", Loans, "needs", 0, r"lent without need|\d+ lent, for .*"
+)
+def overlook_some_of_it(self: Loans, model: Model, said: LoanNeeds) -> None:
+    needs(self, model, replace(said, heard=said.heard + self._lent.get(model.current.key, 0) // 2))
+
+
+@bugs.plant(
+    "what is of use is lent as it becomes free", loans, "_less", 0, r"\d+ are free and \w waits .*"
+)
+def forget_what_was_of_use(said: LoanNeeds, lent: int) -> LoanNeeds:
+    return replace(said, least=0, most=0) if lent else said
+
+
+@bugs.plant("what has come back is idle no more", Loans, "repaid", 0, r"asked for \d+, and .*")
+def take_it_for_idle_still(self: Loans, model: Model, size: int, number: int, now: float) -> None:
+    before = self._said.get(model.current.key)
+    repaid(self, model, size, number, now)
+    if before is not None and not number:
+        self._say(model.current.key, before)
+
+
+@bugs.plant(
+    "no more is awaited than there is", Loans, "_expected", 0, r"\w needs \d+ while .* are idle"
+)
+def await_what_is_used_by_now(self: Loans, key: Key, asked: loans._Asked) -> int:
+    return min(asked.bytes, self._state.ledger.lent(key))
 
 
 # ── workers above their charge, and pressure ─────────────────────────────────────────────────────

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from supervisor.wire.frames import Needs, Repaid
 
 LARGEST_STEP = 256 * 2**20
@@ -49,9 +51,13 @@ class Loan:
         the model could use with all its sequences at their longest."""
         self.room = room
         self.lent = 0
+        self._heard = 0
+        """All that was ever lent."""
         self._most = max(room, limit) if limit else None
         self._small = max(LEAST_STEP, min(LARGEST_STEP, ever // SMALL_SHARE))
         self._told: Needs | None = Needs()
+        """How the supervisor thinks that things stand, once it has heard all; None = nobody knows.
+        """
         self._idle_since: float | None = None
 
     @property
@@ -67,12 +73,16 @@ class Loan:
     def step(self, in_use: int) -> int:
         return max(self._small, in_use // LARGE_SHARE)
 
-    def lend(self, size: int) -> None:
+    def lend(self, size: int) -> int:
+        """Bytes of it that are more than may be held: they are to be given back at once."""
         self.lent += size
-        # The supervisor forgets what was asked for once it has lent.
-        told = self._told or Needs()
-        self._told = Needs(idle=told.idle, youngest=told.youngest, parkable=told.parkable)
+        self._heard += size
+        if (told := self._told) is not None:
+            # It comes off what was asked for, whatever was said since it was sent.
+            least, most = max(0, told.least - size), max(0, told.most - size)
+            self._told = replace(told, least=least, most=most)
         self._idle_since = None
+        return 0 if self._most is None else max(0, min(size, self.budget - self._most))
 
     def repay(self, size: int, recall: int = 0) -> Repaid:
         """Give back so many bytes, which are held no longer; all that was lent at most."""
@@ -80,6 +90,8 @@ class Loan:
         self.lent -= size
         if recall:
             self._told = None  # the supervisor wants to know how things stand after it
+        elif (told := self._told) is not None:
+            self._told = replace(told, idle=max(0, told.idle - size))
         return Repaid(size, recall)
 
     def needs(self, usage: Usage) -> Needs | None:
@@ -99,7 +111,7 @@ class Loan:
             wanted = max(least, usage.ahead - self.budget)
             most = -(-wanted // step) * step
         if self._most is not None:
-            most = min(most, self._most - self.budget)
+            most = max(0, min(most, self._most - self.budget))
             least = min(least, most)
         return Needs(
             least,
@@ -108,6 +120,7 @@ class Loan:
             self.idle(usage),
             usage.youngest if self.lent else 0.0,
             min(usage.parkable, self.lent),
+            self._heard,
         )
 
     def idle(self, usage: Usage) -> int:

@@ -24,7 +24,7 @@ from supervisor.scheduler import overcharge
 from supervisor.scheduler.effects import Effect, LimitSequences, LogLine, Shrink, warning
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.loans import Loans
-from supervisor.scheduler.model import DrainCause, Model, PreloadRequest
+from supervisor.scheduler.model import DrainCause, Model
 from supervisor.scheduler.overcharge import Action
 from supervisor.scheduler.planner import Planner
 from supervisor.scheduler.pressure import Level
@@ -123,12 +123,7 @@ class Relief:
             f"{worker.name} holds {gigabytes(size)} and is charged {gigabytes(charge)}: it is "
             f"loaded anew and charged {gigabytes(model.size)}"
         )
-        if model.pinned:
-            model.preload = PreloadRequest(now, now + self._state.limits.preload)
-        effects = self._workers.drain(model, DrainCause.OUTGROWN, now, seconds=0.0)
-        if model.state is State.DRAINING:
-            effects += self._planner.cut_drain(model, now)
-        return [said, *learned, *effects]
+        return [said, *learned, *self._planner.load_anew(model, DrainCause.OUTGROWN, now)]
 
     @staticmethod
     def _shrink(model: Model) -> Effect:

@@ -232,7 +232,7 @@ class Oracle(Books):
         if parked:
             assert process is not None
             check(not process.by_hand, f"{lease} is parked though a person wants it to end")
-            if process.outgrown:
+            if process.outgrown or self.waits_in_vain(process):
                 self.deaths.interrupt(request, parked=True)
                 request.deadline = self.now + RETURN_SECONDS
                 return
@@ -252,7 +252,7 @@ class Oracle(Books):
                 f"{request.model} is said to have died and has not",
             )
             return
-        if self.shutdowns <= 1 and not process.outgrown:
+        if self.shutdowns <= 1 and not process.outgrown and not self.waits_in_vain(process):
             self._check_cut(process, error)
 
     def _check_cut(self, process: Process, error: BulkheadError) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,10 +12,13 @@ import pytest
 from supervisor.scheduler import loans, overcharge
 from supervisor.scheduler.effects import Effect, Lend
 from supervisor.scheduler.ledger import Key
+from supervisor.scheduler.lifecycle import HAS_PROCESS
 from supervisor.scheduler.loans import ALL, LoanNeeds, Loans
 from supervisor.scheduler.model import Model
+from supervisor.scheduler.out_of_reach import OutOfReach
 from supervisor.scheduler.plan import Capacity, Loan, Need, Tenant, _Planning
 from supervisor.scheduler.relief import Relief
+from supervisor.scheduler.state import PoolState
 from tests.property.planted import Bug, Bugs, promise, violation_of
 
 bugs = Bugs()
@@ -99,6 +103,18 @@ def park_another_than_the_youngest(self: _Planning, need: Need, short: int) -> N
 )
 def lend_only_what_is_needed(self: Loans) -> list[Need]:
     return [need for need in open_needs(self) if need.least]
+
+
+@bugs.plant("nobody waits for what can never be", OutOfReach, "look", 0, r"\w waits for ever")
+def wait_for_it_for_ever(self: OutOfReach, now: float) -> list[Effect]:
+    return []
+
+
+@bugs.plant(
+    "nobody is loaded anew for what may be yet", PoolState, "most_for", 0, r"\w is evicted for .*"
+)
+def think_that_nothing_can_be(self: PoolState, model: Model) -> float:
+    return self.ledger.of(model.current.key) if model.state in HAS_PROCESS else math.inf
 
 
 # ── words that cross ─────────────────────────────────────────────────────────────────────────────

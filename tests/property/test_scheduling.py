@@ -155,7 +155,7 @@ class Scheduler(RuleBasedStateMachine):
     @rule(data=st.data(), share=shares)
     def end_sequence(self, data: st.DataObject, share: float) -> None:
         name = data.draw(st.sampled_from(self.serving()))
-        live = self.world.processes[name].loan.live
+        live = self.world.processes[name].loan.account.live
         if live:
             self.world.end_sequence(name, data.draw(st.sampled_from(sorted(live))))
         else:

@@ -248,8 +248,8 @@ def test_what_came_back_by_itself_is_not_asked_for_again() -> None:
     pool = ready()
     pool.memory.needs("a", 1, LoanNeeds(idle=2 * GB), 7.0)
     pool.memory.repaid("a", 1, GB, 0, 7.1)
-    asked = done(pool.memory.needs("b", 1, LoanNeeds(3 * GB, 3 * GB, 5.0), 8.0))
-    assert asked == []  # it has 1 GB, and 1 GB is free
+    # It has 1 GB, and 1 GB is free.
+    assert done(pool.memory.needs("b", 1, LoanNeeds(3 * GB, 3 * GB, 5.0), 8.0)) == []
     asked = done(pool.memory.needs("b", 1, LoanNeeds(2 * GB, 2 * GB, 5.0), 8.1))
     assert asked == [Recall("a", 1, 1, GB)]
 
@@ -273,8 +273,8 @@ def test_a_recall_that_crosses_what_comes_back_brings_no_more_than_there_is() ->
     assert done(pool.memory.repaid("c", 1, half, 2, 8.3)) == [Lend("b", 1, GB)]
     # It gave all that it had said, and may be asked again at once.
     pool.memory.needs("a", 1, LoanNeeds(idle=half), 8.4)
-    asked = done(pool.memory.needs("b", 1, LoanNeeds(half, half, 7.0), 8.5))
-    assert asked == [Recall("a", 1, 3, half)]
+    again = done(pool.memory.needs("b", 1, LoanNeeds(half, half, 7.0), 8.5))
+    assert again == [Recall("a", 1, 3, half)]
 
 
 def test_in_an_emergency_nothing_is_lent() -> None:

@@ -52,6 +52,10 @@ class Process:
     """When it was last asked for or left, or became ready."""
     loan: Borrower = field(default_factory=Borrower)
     footprint: int = 0
+    allowed: int = 0
+    """The most that it was charged while that was read."""
+    highest: int = 0
+    """The most that it has been charged since."""
     breaks_budget: bool = False
     """Its load was larger than was thought, and loans are called back for it."""
     outgrown: bool = False
@@ -61,7 +65,7 @@ class Process:
 
     @property
     def is_over(self) -> bool:
-        return self.footprint > 1.05 * self.charge + 256 * 10**6
+        return self.footprint > 1.05 * self.allowed + 256 * 10**6
 
 
 @dataclass

@@ -360,6 +360,7 @@ class Oracle(Books):
             check(state is State.LOADING, f"{name} loads and is {state}")
         key = (name, process.generation)
         check(self.pool.state.ledger.of(key) == process.charge, f"{name}: charge is wrong")
+        process.highest = max(process.highest, process.charge)
         if before is State.READY and state in (State.DRAINING, State.STOPPING):
             check_drain(self, name, process)
         if state is State.DRAINING and process.draining_since is None:

@@ -385,7 +385,8 @@ class Walk:
             for process in list(self.world.processes.values()):
                 if process.phase == "ready":
                     extra = self.rng.choice((GB // 4, GB)) if grown else 0
-                    size = int(process.charge * (1.3 if grown else 0.9)) + extra
+                    # It was read a moment ago: some of it may have been given back since.
+                    size = int(process.highest * (1.3 if grown else 0.9)) + extra
                     self.world.footprint(process.model, size)
             self.world.advance(self.rng.choice((0.1, 1.0, 1.0)))
 

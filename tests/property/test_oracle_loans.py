@@ -11,7 +11,7 @@ import pytest
 
 from supervisor.scheduler import loans, overcharge
 from supervisor.scheduler.effects import Effect, Lend
-from supervisor.scheduler.ledger import Key
+from supervisor.scheduler.ledger import Key, Ledger
 from supervisor.scheduler.lifecycle import HAS_PROCESS
 from supervisor.scheduler.loans import ALL, LoanNeeds, Loans
 from supervisor.scheduler.model import Model
@@ -162,6 +162,18 @@ def await_what_is_used_by_now(self: Loans, key: Key, asked: loans._Asked) -> int
 @bugs.plant("who holds what it may is let alone", overcharge, "is_over", 0, "shrinks without need")
 def everybody_has_outgrown(footprint: int, charge: int) -> bool:
     return True
+
+
+@bugs.plant(
+    "what is held counts against the charge of that time",
+    Ledger,
+    "footprint",
+    0,
+    "shrinks without need",
+)
+def count_it_against_a_later_charge(self: Ledger, key: Key, size: int) -> None:
+    if (charge := self.charges.get(key)) is not None and not charge.is_gone:
+        charge.footprint, charge.allowed = size, charge.bytes
 
 
 @bugs.plant(

@@ -359,7 +359,8 @@ class World(Oracle):
     def footprint(self, name: str, size: int) -> None:
         """The process was seen to hold so much."""
         process = self.processes[name]
-        process.footprint = size
+        process.footprint, process.allowed = size, process.highest
+        process.highest = process.charge
         before = self._restarts()
         effects = self.pool.memory.footprint(name, process.generation, size, self.now)
         self._note_restarts(before)
@@ -378,7 +379,7 @@ class World(Oracle):
             again = model.restarted_at is not None and self.now < model.restarted_at + 60
             check(not again, f"{name} is restarted in a cycle")
             model.restarted_at = self.now
-            model.outgrow(process.footprint - process.charge, self.budget)
+            model.outgrow(process.footprint - process.allowed, self.budget)
             if entry.pinned and entry.preload is not None:
                 model.preload_until = self.now + self.limits.preload
 

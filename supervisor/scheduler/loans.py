@@ -95,11 +95,12 @@ class Loans:
         """The worker holds `size` bytes of its loan no longer, because it was asked so with that
         `number`, or, 0, by itself."""
         key = model.current.key
-        self._state.ledger.repay(key, size)
         asked, said = self._asked.get(key), self._said.get(key)
+        expected = 0 if asked is None else self._expected(key, asked)
+        self._state.ledger.repay(key, size)
         if asked is not None and asked.number == number:
             del self._asked[key]
-            if size < self._expected(key, asked):
+            if size < expected:
                 self._rests[key] = now + _REST_SECONDS
             if asked.park and said is not None:  # whom it has parked it says anew
                 said = replace(said, youngest=0.0, parkable=0)

@@ -104,8 +104,6 @@ class Walk:
         """Whether this episode is about loans above all."""
         self.world = make_world(rng, storm=storm, calm=calm, lends=self.lends, fixed=rules)
         self.names = list(self.world.models)
-        self.chooses = self.world.rules.recovery == "off"
-        """Whether requests may have several choices."""
         kind = 2 if self.lends else int(storm)
         moves: list[tuple[Callable[[], None], int, int, int]] = [
             (self.acquire, 26, 14, 10),
@@ -151,7 +149,7 @@ class Walk:
         )
         poison, keep_alive = kind.startswith("poison"), self.rng.choice(KEEP_ALIVES)
         places = at_once = 0
-        if self.chooses and self.rng.random() < 0.4:
+        if self.rng.random() < 0.4:
             places, at_once = self.rng.choice((2, 3, 8)), self.rng.choice((0, 0, 1, 2))
         self.world.acquire(
             asked,

@@ -134,8 +134,11 @@ def test_both_sides_come_to_the_same_whatever_crosses(seed: int) -> None:
             assert each.account.lent <= ledger.lent((each.name, 1))
         if rng.random() < 0.05:
             channel.quieten()
+            needs = {need.worker[0]: need.least for need in channel.pool.loans.open_needs()}
             for each in channel.workers.values():
                 assert each.account.lent == ledger.lent((each.name, 1))
+                lacks = max(0, each.wanted - each.account.budget)
+                assert needs.get(each.name) == (lacks or None)
     for each in channel.workers.values():
         each.want(0, channel.now)
     channel.quieten()

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from msgspec.structs import replace
-
 from supervisor.wire.frames import Needs, Repaid
 
 LARGEST_STEP = 256 * 2**20
@@ -79,8 +77,7 @@ class Loan:
         self._heard += size
         if (told := self._told) is not None:
             # It comes off what was asked for, whatever was said since it was sent.
-            least, most = max(0, told.least - size), max(0, told.most - size)
-            self._told = replace(told, least=least, most=most)
+            self._told = _after(told, lent=size)
         self._idle_since = None
         return 0 if self._most is None else max(0, min(size, self.budget - self._most))
 
@@ -91,7 +88,7 @@ class Loan:
         if recall:
             self._told = None  # the supervisor wants to know how things stand after it
         elif (told := self._told) is not None:
-            self._told = replace(told, idle=max(0, told.idle - size))
+            self._told = _after(told, repaid=size)
         return Repaid(size, recall)
 
     def needs(self, usage: Usage) -> Needs | None:
@@ -165,3 +162,16 @@ class Loan:
         step = self.step(usage.live)
         over = min(self.lent, self.budget - max(usage.live, usage.least)) - step
         return over if over * 2 >= step else 0
+
+
+def _after(told: Needs, *, lent: int = 0, repaid: int = 0) -> Needs:
+    """How things stand when so much was lent, or given back, after that was said."""
+    return Needs(
+        max(0, told.least - lent),
+        max(0, told.most - lent),
+        told.since,
+        max(0, told.idle - repaid),
+        told.youngest,
+        told.parkable,
+        told.heard,
+    )

@@ -41,7 +41,7 @@ def lend_without_a_charge(self: Loans, key: Key, size: int) -> Effect:
 
 
 @bugs.plant(
-    "idle loans are called back", _Planning, "_idle_loans", 0, r"\w \w+ .*\d+ of loans are idle"
+    "idle loans are called back", _Planning, "_idle_loans", 2, r"\w \w+ .*\d+ of loans are idle"
 )
 def see_no_idle_loan(self: _Planning, counts: Callable[[Loan], bool]) -> int:
     return 0
@@ -62,7 +62,7 @@ def wait_for_an_answer_for_ever(self: Loans, now: float) -> list[Effect]:
     "no busy model is evicted for another's cache",
     _Planning,
     "_open_to",
-    6,
+    3,
     r"busy \w is drained before anybody waited long enough",
 )
 def evict_busy_for_a_need(self: _Planning, need: Need) -> list[Tenant]:
@@ -73,14 +73,14 @@ def evict_busy_for_a_need(self: _Planning, need: Need) -> list[Tenant]:
     "the oldest request gets the youngest's memory",
     _Planning,
     "_park_for",
-    0,
+    3,
     r"\w waits and younger \w is not parked",
 )
 def park_nobody(self: _Planning, need: Need, short: int) -> None:
     pass
 
 
-@bugs.plant("nobody older is parked", _Planning, "_park_for", 0, r"\w parks for nobody older")
+@bugs.plant("nobody older is parked", _Planning, "_park_for", 1, r"\w parks for nobody older")
 def park_an_older_one(self: _Planning, need: Need, short: int) -> None:
     live = [loan for loan in self._loans if loan.parkable]
     if live:
@@ -89,7 +89,7 @@ def park_an_older_one(self: _Planning, need: Need, short: int) -> None:
 
 
 @bugs.plant(
-    "the youngest of all is parked", _Planning, "_park_for", 12, r"\w parks before younger \w"
+    "the youngest of all is parked", _Planning, "_park_for", 10, r"\w parks before younger \w"
 )
 def park_another_than_the_youngest(self: _Planning, need: Need, short: int) -> None:
     live = [loan for loan in self._loans if loan.parkable and loan.youngest > need.since]
@@ -105,7 +105,7 @@ def lend_only_what_is_needed(self: Loans) -> list[Need]:
     return [need for need in open_needs(self) if need.least]
 
 
-@bugs.plant("nobody waits for what can never be", OutOfReach, "look", 0, r"\w waits for ever")
+@bugs.plant("nobody waits for what can never be", OutOfReach, "look", 36, r"\w waits for ever")
 def wait_for_it_for_ever(self: OutOfReach, now: float) -> list[Effect]:
     return []
 
@@ -121,7 +121,7 @@ def think_that_nothing_can_be(self: PoolState, model: Model) -> float:
 
 
 @bugs.plant(
-    "no idle model goes for what is on its way", Loans, "needs", 0, r"\w is evicted for nobody .*"
+    "no idle model goes for what is on its way", Loans, "needs", 179, r"\w is evicted for nobody .*"
 )
 def overlook_what_is_on_its_way(self: Loans, model: Model, said: LoanNeeds) -> None:
     needs(self, model, replace(said, heard=ALL))
@@ -135,13 +135,13 @@ def overlook_some_of_it(self: Loans, model: Model, said: LoanNeeds) -> None:
 
 
 @bugs.plant(
-    "what is of use is lent as it becomes free", loans, "_less", 0, r"\d+ are free and \w waits .*"
+    "what is of use is lent as it becomes free", loans, "_less", 3, r"\d+ are free and \w waits .*"
 )
 def forget_what_was_of_use(said: LoanNeeds, lent: int) -> LoanNeeds:
     return replace(said, least=0, most=0) if lent else said
 
 
-@bugs.plant("what has come back is idle no more", Loans, "repaid", 0, r"asked for \d+, and .*")
+@bugs.plant("what has come back is idle no more", Loans, "repaid", 61, r"asked for \d+, and .*")
 def take_it_for_idle_still(self: Loans, model: Model, size: int, number: int, now: float) -> None:
     before = self._said.get(model.current.key)
     repaid(self, model, size, number, now)
@@ -150,7 +150,7 @@ def take_it_for_idle_still(self: Loans, model: Model, size: int, number: int, no
 
 
 @bugs.plant(
-    "no more is awaited than there is", Loans, "_expected", 0, r"\w needs \d+ while .* are idle"
+    "no more is awaited than there is", Loans, "_expected", 14, r"\w needs \d+ while .* are idle"
 )
 def await_what_is_used_by_now(self: Loans, key: Key, asked: loans._Asked) -> int:
     return min(asked.bytes, self._state.ledger.lent(key))
@@ -177,7 +177,7 @@ def count_it_against_a_later_charge(self: Ledger, key: Key, size: int) -> None:
 
 
 @bugs.plant(
-    "no restart in a cycle", Model, "may_restart_for_excess", 10, r"\w is restarted in a cycle"
+    "no restart in a cycle", Model, "may_restart_for_excess", 15, r"\w is restarted in a cycle"
 )
 def restart_at_once(self: Model, now: float) -> bool:
     return True
@@ -187,7 +187,7 @@ def restart_at_once(self: Model, now: float) -> bool:
     "pressure that did not help spares for a while",
     Relief,
     "_spares",
-    13,
+    49,
     r"\w is unloaded in vain .*",
 )
 def spare_nobody(self: Relief, model: Model, now: float) -> bool:

@@ -258,9 +258,9 @@ class Dispatcher:
     def worker_told(self, model: str, generation: int, frame: frames.LoanFrame) -> None:
         now = time.monotonic()
         match frame:
-            case frames.Needs(least, most, since, idle, youngest, parkable):
+            case frames.Needs(least, most, since, idle, youngest, parkable, heard):
                 since, youngest = since - self._epoch, youngest - self._epoch
-                needs = LoanNeeds(least, most, since, idle, youngest, parkable)
+                needs = LoanNeeds(least, most, since, idle, youngest, parkable, heard)
                 self.handle(self._pool.memory.needs, model, generation, needs, now)
             case frames.Repaid(size, recall):
                 self.handle(self._pool.memory.repaid, model, generation, size, recall, now)

@@ -69,6 +69,10 @@ class Charge:
     """The part that was lent after the load, and can be given back."""
     footprint: int | None = None
     """The last one seen of the living process, bytes: its memory can't leave more behind."""
+    allowed: int = 0
+    """The most that it was charged while that was read."""
+    highest: int = 0
+    """The most that it has been charged since: a reading under way may be of any moment."""
     gone_at: float = 0.0
     """When the process was reaped, monotonic seconds."""
 
@@ -138,7 +142,7 @@ class Ledger:
             raise OverBudget(f"{key} is charged already")
         if not self.fits(size):
             raise OverBudget(f"{size} bytes for {key}: {self.charged} of {self.budget} are charged")
-        self.charges[key] = Charge(size)
+        self.charges[key] = Charge(size, highest=size)
         self.charged += size
 
     def measure(self, key: Key, size: int) -> None:
@@ -169,10 +173,12 @@ class Ledger:
         self._set(charge, charge.bytes - back)
 
     def footprint(self, key: Key, size: int) -> None:
-        """The living process was seen to hold `size` bytes. Changes no charge."""
+        """The living process was seen to hold `size` bytes, at a moment since the last such call.
+        Changes no charge."""
         charge = self.charges.get(key)
         if charge is not None and not charge.is_gone:
-            charge.footprint = size
+            charge.footprint, charge.allowed = size, charge.highest
+            charge.highest = charge.bytes
 
     def release(self, key: Key) -> None:
         """The memory is back."""
@@ -214,3 +220,4 @@ class Ledger:
     def _set(self, charge: Charge, size: int) -> None:
         self.charged += size - charge.bytes
         charge.bytes = size
+        charge.highest = max(charge.highest, size)

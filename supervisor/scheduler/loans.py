@@ -4,6 +4,10 @@ A ready worker says how it stands with `LoanNeeds`. What it is lent is charged i
 it is told, and what it gives back is free once it has said so: the ledger is never below what the
 workers may hold. `plan` decides who is lent what and who is asked for what.
 
+Words cross. What was lent and the worker had not heard of when it spoke comes off what it asks for;
+what it gave back before it heard of a recall comes off what that may bring. So both sides come to
+the same, whoever has heard what by then.
+
 A worker is asked for one thing at a time. It answers within `PROMISED_SECONDS`; one that has not in
 `ANSWER_SECONDS` counts as giving nothing, so that other means are tried, until it answers, or is
 asked anew after `_SILENT_SECONDS`. One that gives less than it said it had is not asked for idle
@@ -31,6 +35,10 @@ _REST_SECONDS = 1.0
 _SERVING = (State.READY, State.DRAINING)
 
 
+ALL = 2**63 - 1
+"""More than anybody is ever lent."""
+
+
 @dataclass(frozen=True, slots=True)
 class LoanNeeds:
     """How a worker stands with its loan, see `wire.frames.Needs`. Bytes, and times on the pool's
@@ -42,6 +50,8 @@ class LoanNeeds:
     idle: int = 0
     youngest: float = 0.0
     parkable: int = 0
+    heard: int = ALL
+    """Of all that it has been lent, as far as that is."""
 
 
 @dataclass(slots=True)
@@ -62,6 +72,9 @@ class Loans:
     def __init__(self, state: PoolState) -> None:
         self._state = state
         self._said: dict[Key, LoanNeeds] = {}
+        """How each stands by its last word and what has passed since."""
+        self._lent: dict[Key, int] = {}
+        """All that each was ever lent, whatever it has given back."""
         self._asked: dict[Key, _Asked] = {}
         self._rests: dict[Key, float] = {}
         """Workers that gave less than they had said, and until when it counts as idle no more."""
@@ -74,30 +87,24 @@ class Loans:
         key = model.current.key
         lent = self._state.ledger.lent(key)
         idle = max(0, min(needs.idle, lent))
-        self._say(
-            key,
-            replace(
-                needs,
-                least=max(0, needs.least),
-                most=max(needs.least, needs.most),
-                idle=idle,
-                parkable=max(0, min(needs.parkable, lent - idle)),
-            ),
-        )
+        said = replace(needs, idle=idle, parkable=max(0, min(needs.parkable, lent - idle)))
+        on_its_way = max(0, self._lent.get(key, 0) - needs.heard)
+        self._say(key, _less(said, on_its_way))
 
     def repaid(self, model: Model, size: int, number: int, now: float) -> None:
         """The worker holds `size` bytes of its loan no longer, because it was asked so with that
         `number`, or, 0, by itself."""
         key = model.current.key
-        self._state.ledger.repay(key, size)
         asked, said = self._asked.get(key), self._said.get(key)
+        expected = 0 if asked is None else self._expected(key, asked)
+        self._state.ledger.repay(key, size)
         if asked is not None and asked.number == number:
             del self._asked[key]
-            if size < asked.bytes:
+            if size < expected:
                 self._rests[key] = now + _REST_SECONDS
             if asked.park and said is not None:  # whom it has parked it says anew
                 said = replace(said, youngest=0.0, parkable=0)
-        if number and said is not None:
+        if said is not None:
             self._say(key, replace(said, idle=max(0, said.idle - size)))
 
     def _say(self, key: Key, said: LoanNeeds) -> None:
@@ -107,9 +114,10 @@ class Loans:
     # ── what is decided about them ───────────────────────────────────────────────────────────────
 
     def lend(self, key: Key, size: int) -> Effect:
-        """Charge it, and have it told. It says anew when it needs more."""
+        """Charge it, and have it told."""
         self._state.ledger.lend(key, size)
-        self._say(key, replace(self._said[key], least=0, most=0))
+        self._lent[key] = self._lent.get(key, 0) + size
+        self._say(key, _less(self._said[key], size))
         return Lend(*key, size)
 
     def recall(self, key: Key, size: int, now: float, *, park: bool = False) -> Effect:
@@ -135,9 +143,13 @@ class Loans:
     def on_its_way(self, key: Key) -> int:
         """Bytes that the worker was asked for, and that are still expected of it."""
         asked = self._asked.get(key)
-        if asked is None or asked.silent:
-            return 0
-        return min(asked.bytes, self._state.ledger.lent(key))
+        return 0 if asked is None or asked.silent else self._expected(key, asked)
+
+    def _expected(self, key: Key, asked: _Asked) -> int:
+        """What it will give, as it has spoken since: it had not heard of the recall by then."""
+        said = self._said.get(key, LoanNeeds())
+        most = asked.bytes if asked.park else min(asked.bytes, said.idle)
+        return min(most, self._state.ledger.lent(key))
 
     def recallable(self, key: Key) -> int:
         """Bytes of its loan that the worker would give back if it were asked now."""
@@ -217,6 +229,12 @@ class Loans:
     def forget_dead(self) -> None:
         """Workers that serve no longer give back all they have, and need nothing."""
         living = {model.current.key for model in self._serving()}
-        for words in (self._said, self._asked, self._rests):
+        for words in (self._said, self._lent, self._asked, self._rests):
             for key in words.keys() - living:
                 del words[key]
+
+
+def _less(needs: LoanNeeds, lent: int) -> LoanNeeds:
+    """What is still needed once so many bytes are there."""
+    least = max(0, needs.least - lent)
+    return replace(needs, least=least, most=max(least, needs.most - lent))

@@ -127,6 +127,8 @@ class DrainCause(enum.Enum):
     EMERGENCY = enum.auto()
     OUTGROWN = enum.auto()
     """It holds more than it is charged, and comes back with a larger charge."""
+    OUT_OF_REACH = enum.auto()
+    """It needs more than there can ever be, and comes back knowing that."""
     SHUTDOWN = enum.auto()
 
 

@@ -1,7 +1,8 @@
 """A worker that holds more than it is charged: what is done about it, step by step. Pure.
 
-Its footprint is read about once a second. Each reading that is over the charge, by more than a
-measurement may be wrong, leads one step further down the table; its neighbours are not touched.
+Its footprint is read about once a second. Each reading that is over the charge of that time, by
+more than a measurement may be wrong, leads one step further down the table; its neighbours are not
+touched.
 
     stage     still over              within again
     within    shrink         → shrunk

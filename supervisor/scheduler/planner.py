@@ -16,7 +16,8 @@ from supervisor.scheduler.eviction import Candidate
 from supervisor.scheduler.ledger import Key
 from supervisor.scheduler.lifecycle import HAS_PROCESS, State
 from supervisor.scheduler.loans import Loans
-from supervisor.scheduler.model import DrainCause, Model
+from supervisor.scheduler.model import DrainCause, Model, PreloadRequest
+from supervisor.scheduler.out_of_reach import OutOfReach
 from supervisor.scheduler.plan import Capacity, Demand, Means, Plan, Tenant, make_plan
 from supervisor.scheduler.prefill_gate import PrefillGate
 from supervisor.scheduler.pressure import Level
@@ -57,6 +58,7 @@ class Planner:
         self._recovery = recovery
         self._loans = loans
         self._prefill_gate = prefill_gate
+        self._out_of_reach = OutOfReach(state, loans)
         self.held_load: HeldLoad | None = None
         self._wake: float | None = None
         """When the plan must be made again though nothing has happened."""
@@ -75,6 +77,7 @@ class Planner:
             gate,
             self._prefill_gate.deadline,
             *self._loans.deadlines(),
+            *self._out_of_reach.deadlines,
         ]
 
     def settle(self, now: float) -> list[Effect]:
@@ -85,7 +88,8 @@ class Planner:
                 model.queued_since = None
             elif model.queued_since is None and model.state is not State.READY:
                 model.queued_since = now
-        effects = [*self._refuse_impossible(), *self._grant_all(now)]
+        effects = [*self._out_of_reach.look(now), *self._reload_overdue(now)]
+        effects += [*self._refuse_impossible(), *self._grant_all(now)]
         held = self.held_load is not None
         effects += self._plan_memory(now)
         if held and self.held_load is None:
@@ -424,6 +428,26 @@ class Planner:
         else:
             cut = self._recovery.interrupt(model, error, now, parked=True)
         return [*cut, *self._workers.stop_if_drained(model, now)]
+
+    def load_anew(self, model: Model, cause: DrainCause, now: float) -> list[Effect]:
+        """READY: park what runs in it, and have it loaded again; if it is pinned, for nobody."""
+        if model.pinned:
+            model.preload = PreloadRequest(now, now + self._state.limits.preload)
+        effects = self._workers.drain(model, cause, now, seconds=0.0)
+        if model.state is State.DRAINING:
+            effects += self.cut_drain(model, now)
+        return effects
+
+    def _reload_overdue(self, now: float) -> list[Effect]:
+        """Those with requests for which there can never be enough memory."""
+        effects: list[Effect] = []
+        for model in self._out_of_reach.overdue(now):
+            said = LogLine(f"{model.current.name} is loaded anew: it needs more than there can be")
+            effects += [said, *self.load_anew(model, DrainCause.OUT_OF_REACH, now)]
+        if effects:
+            self._loans.forget_dead()
+            effects += self._out_of_reach.look(now)
+        return effects
 
     def stop_at_once(self, now: float) -> list[Effect]:
         """The second time that somebody asks for the end: nothing is waited for."""

@@ -206,6 +206,13 @@ def cut_off(model: Model) -> BulkheadError:
                 "anew. Try again.",
                 retry_after=model.expected_load,
             )
+        case DrainCause.OUT_OF_REACH:
+            return InsufficientMemoryNow(
+                f"A request to model `{name}` needed more memory than can be had beside the models "
+                "that are pinned, and its worker had to be loaded anew. Try again; a prompt that "
+                "is too large is refused then.",
+                retry_after=model.expected_load,
+            )
         case DrainCause.EVICTION:
             return InsufficientMemoryNow(
                 f"The model `{name}` had to make room for another one that had waited too long, "

@@ -24,7 +24,7 @@ from supervisor.scheduler import overcharge
 from supervisor.scheduler.effects import Effect, LimitSequences, LogLine, Shrink, warning
 from supervisor.scheduler.lifecycle import State
 from supervisor.scheduler.loans import Loans
-from supervisor.scheduler.model import DrainCause, Model, PreloadRequest
+from supervisor.scheduler.model import DrainCause, Model
 from supervisor.scheduler.overcharge import Action
 from supervisor.scheduler.planner import Planner
 from supervisor.scheduler.pressure import Level
@@ -84,9 +84,10 @@ class Relief:
     # ── a worker above its charge ────────────────────────────────────────────────────────────────
 
     def footprint(self, model: Model, size: int, now: float) -> list[Effect]:
-        """READY: its process was seen to hold `size` bytes."""
+        """READY: its process was seen to hold `size` bytes. What it was charged then counts: it may
+        have given back some of it since."""
         worker = model.current
-        charge = self._state.ledger.of(worker.key)
+        charge = self._state.ledger.charges[worker.key].allowed
         over = overcharge.is_over(size, charge)
         may = model.may_restart_for_excess(now) and not self._state.shutting_down
         running = model.in_flight
@@ -113,7 +114,7 @@ class Relief:
     def _restart(self, model: Model, size: int, now: float) -> list[Effect]:
         """READY: park what runs in it and have it loaded anew, charged what it was seen to hold."""
         worker = model.current
-        charge = self._state.ledger.of(worker.key)
+        charge = self._state.ledger.charges[worker.key].allowed
         model.excess_restarts, model.excess_restarted_at = model.excess_restarts + 1, now
         learned: list[Effect] = []
         # Its files may be others by now; and what is configured is charged, whatever it holds.
@@ -123,12 +124,7 @@ class Relief:
             f"{worker.name} holds {gigabytes(size)} and is charged {gigabytes(charge)}: it is "
             f"loaded anew and charged {gigabytes(model.size)}"
         )
-        if model.pinned:
-            model.preload = PreloadRequest(now, now + self._state.limits.preload)
-        effects = self._workers.drain(model, DrainCause.OUTGROWN, now, seconds=0.0)
-        if model.state is State.DRAINING:
-            effects += self._planner.cut_drain(model, now)
-        return [said, *learned, *effects]
+        return [said, *learned, *self._planner.load_anew(model, DrainCause.OUTGROWN, now)]
 
     @staticmethod
     def _shrink(model: Model) -> Effect:
@@ -218,10 +214,10 @@ class Relief:
         return effects
 
     def _is_over(self, model: Model) -> bool:
-        """Whether it held more when it was last seen than it is charged now."""
+        """Whether it held more when it was last seen than it was charged, and than it is now."""
         charge = self._state.ledger.charges[model.current.key]
-        seen = charge.footprint or 0
-        return model.current.watch.over and overcharge.is_over(seen, charge.bytes)
+        seen, allowed = charge.footprint or 0, max(charge.allowed, charge.bytes)
+        return model.current.watch.over and overcharge.is_over(seen, allowed)
 
     def _superfluous(self, now: float) -> list[Model]:
         """Idle models that are not pinned, but for `keep`; those just loaded are spared at first,

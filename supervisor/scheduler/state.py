@@ -6,6 +6,7 @@ room does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 
 from supervisor.scheduler import refusals
@@ -70,14 +71,26 @@ class PoolState:
         return self.models[name]
 
     def next_charge(self, name: str) -> NextCharge:
-        """What the model's next incarnation is charged. All that it could ever be lent is what the
-        budget leaves beside the models that are pinned, which yield to nobody."""
-        model, budget = self.models[name], self.ledger.budget
-        others = (each for each in self.models.values() if each.pinned and each is not model)
-        most = (
-            None if budget is None else max(model.size, budget - sum(each.size for each in others))
+        """What the model's next incarnation is charged."""
+        model, most = self.models[name], self.most_for(self.models[name])
+        return NextCharge(
+            model.size, model.untouched, None if most == math.inf else max(model.size, int(most))
         )
-        return NextCharge(model.size, model.untouched, most)
+
+    def most_for(self, model: Model) -> float:
+        """Bytes that the model could ever be charged with all its loans: what the budget leaves
+        beside what is stranded and the models that are pinned, which yield to nobody."""
+        if self.ledger.budget is None:
+            return math.inf
+        others = [each for each in self.models.values() if each.pinned and each is not model]
+        return self.ledger.budget - self.ledger.stranded - sum(map(self._least_of, others))
+
+    def _least_of(self, model: Model) -> int:
+        """Bytes that a pinned model takes without a loan, loaded or not."""
+        if model.state not in HAS_PROCESS:
+            return model.size
+        key = model.current.key
+        return max(model.size, self.ledger.of(key) - self.ledger.lent(key))
 
     def living(self, name: str, generation: int) -> Model | None:
         """The model, unless this incarnation of it has no process any more."""

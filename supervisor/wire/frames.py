@@ -6,6 +6,7 @@ Four connections exist:
 * channel: supervisor ↔ worker, a socketpair inherited at spawn. `Hello` → `Load` → `Loading`… →
   `Ready` | `LoadFailed`. A ready worker borrows memory for its KV cache: it says what it `Needs`,
   gets a `Lend`, and gives back what it no longer wants, or what a `Recall` asks for, with `Repaid`.
+  Words cross: see `Needs` and `Lend`.
 * work: gateway ↔ worker, a Unix socket, one connection a request. `Generate` → `Accepted` →
   (`Progress` | `PromptLogprobs`)… → `Token`… → exactly one of `End`, `Failed`; or `Embed` →
   `Vector`… → `Embedded` | `Failed`. EOF towards the worker cancels; EOF before the end frame
@@ -18,7 +19,7 @@ Bodies are msgpack arrays led by the tag: decoding checks every type, and nothin
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -26,6 +27,8 @@ PROMPT_SLICE = 32
 """Tokens of a prompt that one `PromptLogprobs` tells."""
 GRAMMAR_BYTES: Final = 64 * 2**20
 """The most that a worker's compiled grammars take together, those in use included."""
+Bytes = Annotated[int, msgspec.Meta(ge=0)]
+"""Of a loan."""
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True, tag=True, gc=False):
@@ -79,18 +82,21 @@ class Load(Frame, frozen=True, tag="load"):
 
 
 class Lend(Frame, frozen=True, tag="lend"):
-    """So many bytes more may be held: they are charged already."""
+    """So many bytes more may be held: they are charged already. On both sides they come off what
+    the last `Needs` asked for. A worker that has no use for them, or may not hold so much, gives
+    them back at once."""
 
-    bytes: int
+    bytes: Bytes
 
 
 class Recall(Frame, frozen=True, tag="recall"):
     """Give back so many of the lent bytes, those that serve no live sequence, or as many of them as
     there are: answered by exactly one `Repaid` with this `number`, between two steps. With `park`
-    also what live sequences hold, the youngest of which are parked for it."""
+    also what live sequences hold, the youngest of which are parked for it. After it the worker says
+    anew how it stands."""
 
     number: int
-    bytes: int
+    bytes: Bytes
     park: bool = False
 
 
@@ -145,21 +151,26 @@ class Needs(Frame, frozen=True, tag="needs"):
     `since` is when the oldest of those requests came (its `Generate.now`). `idle` bytes of what is
     lent serve no live sequence. `youngest` is when the request of the youngest live sequence came
     that could be parked, and `parkable` what that would free; 0 = there is none.
+
+    `heard` is the sum of all that the worker had ever been lent when it said so, whatever it has
+    given back since. What was lent beyond that is on its way to it, and comes off `least` and
+    `most`.
     """
 
-    least: int = 0
-    most: int = 0
+    least: Bytes = 0
+    most: Bytes = 0
     since: float = 0.0
-    idle: int = 0
+    idle: Bytes = 0
     youngest: float = 0.0
-    parkable: int = 0
+    parkable: Bytes = 0
+    heard: Bytes = 0
 
 
 class Repaid(Frame, frozen=True, tag="repaid"):
-    """So many of the lent bytes are held no longer. `recall` is the number of the `Recall` that
-    this answers, 0 = none."""
+    """So many of the lent bytes are held no longer: they come off what the last `Needs` called
+    `idle`. `recall` is the number of the `Recall` that this answers, 0 = none."""
 
-    bytes: int
+    bytes: Bytes
     recall: int = 0
 
 

@@ -52,6 +52,7 @@ anything = st.recursive(
 PLAIN: dict[Any, st.SearchStrategy[Any]] = {
     str: st.text(),
     int: integers,
+    frames.Bytes: st.integers(0, 2**63 - 1),
     float: st.floats(allow_nan=False),
     bool: st.booleans(),
     bytes: st.binary(),
@@ -79,7 +80,7 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.lists(values(arguments[0]), max_size=4)
     if origin is dict:
         return st.dictionaries(values(arguments[0]), values(arguments[1]), max_size=4)
-    hints = typing.get_type_hints(hint)
+    hints = typing.get_type_hints(hint, include_extras=True)
     return st.builds(hint, **{name: values(hints[name]) for name in hint.__struct_fields__})
 
 

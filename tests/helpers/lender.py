@@ -32,6 +32,8 @@ class Lender:
         self.loaded = self.engine.load(load, lambda done, total: None)
         self.base = mx.get_active_memory()
         self.lent = 0
+        self.ever = 0
+        """All that was ever lent."""
         self.told: list[LoanFrame] = []
         self.peak = 0
         """The most that was held at once, in bytes beside the weights."""
@@ -44,7 +46,9 @@ class Lender:
 
     def lend(self, size: int) -> None:
         self.lent += size
+        self.ever += size
         self.engine.lend(size)
+        self.hear()
 
     def recall(self, size: int, *, park: bool = False) -> int:
         self.engine.recall(Recall(7, size, park))

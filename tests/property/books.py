@@ -20,6 +20,8 @@ GB = 10**9
 EPSILON = 1e-6
 """Seconds that calculated times may be off."""
 LEAVING = (State.DRAINING, State.STOPPING, State.RELEASING)
+IN_VAIN_SECONDS = 30.0
+"""A worker may need for so long what can never be."""
 _BACK_BYTES = 256 * 10**6
 
 
@@ -50,14 +52,20 @@ class Process:
     """When it was last asked for or left, or became ready."""
     loan: Borrower = field(default_factory=Borrower)
     footprint: int = 0
+    allowed: int = 0
+    """The most that it was charged while that was read."""
+    highest: int = 0
+    """The most that it has been charged since."""
     breaks_budget: bool = False
     """Its load was larger than was thought, and loans are called back for it."""
     outgrown: bool = False
     """It holds more than it is charged, and goes for that."""
+    in_vain_since: float | None = None
+    """Since when it has needed what can never be."""
 
     @property
     def is_over(self) -> bool:
-        return self.footprint > 1.05 * self.charge + 256 * 10**6
+        return self.footprint > 1.05 * self.allowed + 256 * 10**6
 
 
 @dataclass
@@ -151,6 +159,8 @@ class Books:
     default_model: str = ""
     calm: bool = False
     """Nobody dies but of poison."""
+    late: bool = False
+    """Words about loans are on their way for a while, and cross."""
     now: float = 100.0
     requests: dict[int, Request] = field(default_factory=dict)
     """Those that are open."""
@@ -248,6 +258,28 @@ class Books:
     def awaited(self) -> int:
         """What was called back, and is still expected."""
         return sum(process.loan.waits_for(self.now) for process in self.borrowing())
+
+    def loan_limit(self, name: str) -> float:
+        """The most that a worker which starts now could be lent."""
+        return max(0, self.most_for(name) - self.models[name].size)
+
+    def most_for(self, name: str) -> float:
+        """What a model could be charged, with all its loans, beside those that are pinned and what
+        is stranded."""
+        if self.budget is None:
+            return float("inf")
+        left = self.budget - self.pool.state.ledger.stranded
+        for other, model in self.models.items():
+            if model.pinned and other != name:
+                process = self.processes.get(other)
+                base = 0 if process is None else process.charge - process.loan.lent
+                left -= max(model.size, base)
+        return left
+
+    def waits_in_vain(self, process: Process) -> bool:
+        """Whether it has needed for long what can never be."""
+        since = process.in_vain_since
+        return since is not None and self.now + EPSILON >= since + IN_VAIN_SECONDS
 
     def needs(self) -> list[Process]:
         """Workers with a request that can't go on, the oldest first."""

@@ -39,7 +39,7 @@ from supervisor.scheduler.model import LearnedLimit
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.recovery import RETURN_SECONDS
 from tests.property.books import EPSILON, Books, Process
-from tests.property.lending import check_park
+from tests.property.lending import Account, Borrower, check_park
 from tests.property.recoveries import Request, check
 from tests.property.service import check_drain, check_service
 
@@ -118,7 +118,8 @@ class Oracle(Books):
         wanted = self.open_of(name, "waiting") or model.preload_until is not None
         check(wanted, f"{name} is spawned and nobody wants it")
         self.generation[name] = generation
-        self.processes[name] = Process(name, generation, model.size, self.now)
+        loan = Borrower(Account(self.loan_limit(name)), self.late)
+        self.processes[name] = Process(name, generation, model.size, self.now, loan=loan)
 
     def _stopped(self, name: str, generation: int, kill: bool) -> None:
         process = self.processes.get(name)
@@ -231,7 +232,7 @@ class Oracle(Books):
         if parked:
             assert process is not None
             check(not process.by_hand, f"{lease} is parked though a person wants it to end")
-            if process.outgrown:
+            if process.outgrown or self.waits_in_vain(process):
                 self.deaths.interrupt(request, parked=True)
                 request.deadline = self.now + RETURN_SECONDS
                 return
@@ -251,7 +252,7 @@ class Oracle(Books):
                 f"{request.model} is said to have died and has not",
             )
             return
-        if self.shutdowns <= 1 and not process.outgrown:
+        if self.shutdowns <= 1 and not process.outgrown and not self.waits_in_vain(process):
             self._check_cut(process, error)
 
     def _check_cut(self, process: Process, error: BulkheadError) -> None:
@@ -359,6 +360,7 @@ class Oracle(Books):
             check(state is State.LOADING, f"{name} loads and is {state}")
         key = (name, process.generation)
         check(self.pool.state.ledger.of(key) == process.charge, f"{name}: charge is wrong")
+        process.highest = max(process.highest, process.charge)
         if before is State.READY and state in (State.DRAINING, State.STOPPING):
             check_drain(self, name, process)
         if state is State.DRAINING and process.draining_since is None:
@@ -367,5 +369,6 @@ class Oracle(Books):
             check(state in (State.DRAINING, State.STOPPING), f"{name} drained and is {state}")
         lent = self.pool.state.ledger.lent(key)
         check(lent == process.loan.lent, f"{name} holds {process.loan.lent}, {lent} are charged")
+        process.loan.check_agreed(name)
         if self.level is Level.CRITICAL and not self.eased:
             check(state is not State.LOADING, f"{name} is {state} in an emergency")

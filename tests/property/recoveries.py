@@ -104,9 +104,14 @@ class Scene:
     """Of the model when it died, 0 = none."""
 
     @property
+    def choices(self) -> int:
+        """That ran, of all requests."""
+        return sum(request.held for request in self.inside)
+
+    @property
     def fewer(self) -> bool:
         """Whether half of those that were inside are fewer than there may be."""
-        most, many = self.limit or len(self.inside), len(self.inside)
+        most, many = self.limit or self.choices, self.choices
         half = max(1, (min(most, many) if many > 1 else most) // 2)
         return half < most
 
@@ -215,7 +220,7 @@ class DeathAccounts:
         convicts = False
         if scene is not None:
             scene.fault, scene.memory, scene.limit = fault, memory, limit
-            one = scene.inside[0] if len(scene.inside) == 1 else None
+            one = scene.inside[0] if scene.choices == 1 else None
             convicts = (
                 one is not None
                 and fault is not Fault.OUTSIDE
@@ -275,11 +280,13 @@ class DeathAccounts:
             if request.awaited and request.position >= request.until:
                 self._pass(request)
         on_trial = [request for request in inside if request.awaited]
-        again = sum(request.deaths > 0 for request in inside) >= 2
+        again = sum(request.held for request in inside if request.deaths) >= 2
         fresh = [r for r in inside if r.position < r.start + PROBATION_TOKENS]
         pointed = fresh if 2 * len(fresh) < len(inside) else []
-        counts = theirs and len(on_trial) == 1
-        counts &= len(inside) == 1 or scene.fault is not Fault.MEMORY
+        # Several choices of one request are a crowd of their own.
+        judged = len(inside) > 1 and scene.fault is not Fault.MEMORY
+        one = len(on_trial) == 1 and on_trial[0].held == 1 and judged
+        counts = theirs and len(on_trial) == 1 and (scene.choices == 1 or one)
         lowers = theirs and again and not counts and not scene.memory
         for request in inside:
             if not ((scene.memory or lowers) and scene.fewer and request.unproductive):
@@ -297,7 +304,7 @@ class DeathAccounts:
             if blame.guilty:
                 self._find_guilty(model, request)
         if lowers:
-            self._lower(model, len(inside) // 2)
+            self._lower(model, scene.choices // 2)
         for request in inside:
             was_tried, request.awaited, request.on_probation = request.on_probation, False, False
             stuck = request.stuck >= 2 or (request.stuck and self.blame(request).deaths)

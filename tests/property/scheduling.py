@@ -79,7 +79,8 @@ def make_world(
         backoff_max=rng.choice((8.0, 60.0)),
         release=rng.choice((ReleaseRule.AT_REAP, ReleaseRule.WHEN_SEEN)),
     )
-    return World(specs, LIMITS, replace(rules, **(fixed or {})), budget, calm=calm)
+    late = rng.random() < 0.5
+    return World(specs, LIMITS, replace(rules, **(fixed or {})), budget, calm=calm, late=late)
 
 
 class Walk:
@@ -103,8 +104,6 @@ class Walk:
         """Whether this episode is about loans above all."""
         self.world = make_world(rng, storm=storm, calm=calm, lends=self.lends, fixed=rules)
         self.names = list(self.world.models)
-        self.chooses = self.world.rules.recovery == "off"
-        """Whether requests may have several choices."""
         kind = 2 if self.lends else int(storm)
         moves: list[tuple[Callable[[], None], int, int, int]] = [
             (self.acquire, 26, 14, 10),
@@ -124,6 +123,7 @@ class Walk:
             (self.borrow, 10, 6, 60),
             (self.end_sequence, 5, 3, 30),
             (self.answer, 12, 8, 60),
+            *([(self.carry_words, 30, 20, 120)] if self.world.late else []),
             (self.grow, 3, 2, 2),
             (self.end_choices, 6, 2, 2),
         ]
@@ -149,7 +149,7 @@ class Walk:
         )
         poison, keep_alive = kind.startswith("poison"), self.rng.choice(KEEP_ALIVES)
         places = at_once = 0
-        if self.chooses and self.rng.random() < 0.4:
+        if self.rng.random() < 0.4:
             places, at_once = self.rng.choice((2, 3, 8)), self.rng.choice((0, 0, 1, 2))
         self.world.acquire(
             asked,
@@ -336,9 +336,9 @@ class Walk:
             return
         loan = self.world.processes[name].loan
         age = self.rng.choice((0.0, 0.5, 3.0, 30.0)) + self.rng.random()
-        since = self.rng.choice([self.world.now - age, *loan.live])
+        since = self.rng.choice([self.world.now - age, *loan.account.live])
         least = self.rng.choice((0, 1, GB // 4, GB, GB, 3 * GB))
-        if self.rng.random() < 0.8 and not loan.least:
+        if self.rng.random() < 0.8 and (not loan.account.least or loan.late):
             self.world.want(name, since, least, self.rng.choice((0, GB // 4, GB)))
         else:
             self.world.say(name)
@@ -348,8 +348,8 @@ class Walk:
         if name is None:
             return
         loan = self.world.processes[name].loan
-        if loan.live and self.rng.random() < 0.8:
-            self.world.end_sequence(name, self.rng.choice(sorted(loan.live)))
+        if loan.account.live and self.rng.random() < 0.8:
+            self.world.end_sequence(name, self.rng.choice(sorted(loan.account.live)))
         else:
             self.world.give_back(name, self.rng.random())
 
@@ -357,13 +357,24 @@ class Walk:
         """Those who were asked answer; some with less, some late, some never."""
         for process in list(self.world.processes.values()):
             loan = process.loan
-            if loan.asked and not loan.deaf and process.phase == "ready":
+            if loan.account.recalls and not loan.deaf and process.phase == "ready":
                 luck = self.rng.random()
                 if luck < 0.06:
                     self.world.lose_answer(process.model)
                 elif luck < 0.8:
                     share = 1.0 if luck < 0.7 else self.rng.choice((0.0, 0.5))
                     self.world.answer(process.model, share)
+
+    def carry_words(self) -> None:
+        """Some of what is on its way to workers, and from them, arrives."""
+        for process in list(self.world.processes.values()):
+            for _ in range(self.rng.choice((0, 1, 1, 2, 5))):
+                if process.phase != "ready":
+                    break
+                if process.loan.down and self.rng.random() < 0.5:
+                    self.world.hear(process.model)
+                elif process.loan.up:
+                    self.world.be_told(process.model)
 
     def grow(self) -> None:
         """Footprints are read, one after the other; some workers hold more than they may."""
@@ -372,7 +383,8 @@ class Walk:
             for process in list(self.world.processes.values()):
                 if process.phase == "ready":
                     extra = self.rng.choice((GB // 4, GB)) if grown else 0
-                    size = int(process.charge * (1.3 if grown else 0.9)) + extra
+                    # It was read a moment ago: some of it may have been given back since.
+                    size = int(process.highest * (1.3 if grown else 0.9)) + extra
                     self.world.footprint(process.model, size)
             self.world.advance(self.rng.choice((0.1, 1.0, 1.0)))
 

@@ -44,6 +44,7 @@ def check_service(books: Books) -> None:
         if timed and not books.models[name].pinned and not entry.in_use:
             assert ttl is not None
             check(books.now < process.idle_since + ttl, f"{name} outlives its ttl")
+    _check_in_vain(books)
     _check_oldest_need(books)
     _check_ahead_of_need(books)
     if books.level >= Level.HIGH:
@@ -136,6 +137,19 @@ def _check_second(
 # ── loans ─────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _check_in_vain(books: Books) -> None:
+    """Nobody waits for ever for what can never be."""
+    for process in books.borrowing():
+        loan = process.loan
+        reached = process.charge + loan.least <= books.most_for(process.model)
+        if process.draining_since is not None or not loan.least or reached:
+            process.in_vain_since = None
+        elif process.in_vain_since is None:
+            process.in_vain_since = books.now
+        elif books.level < Level.HIGH:
+            check(not books.waits_in_vain(process), f"{process.model} waits for ever")
+
+
 def _check_oldest_need(books: Books) -> None:
     """Nothing is left untried for the request that can't go on and is the oldest."""
     needs = books.needs()
@@ -206,6 +220,10 @@ def check_drain(books: Books, name: str, process: Process) -> None:
     broken = [p.model for p in books.processes.values() if p.breaks_budget]
     if books.pool.state.ledger.free < 0 and (name in broken or (broken and books.is_idle(process))):
         return  # loans came back short that were to make up for a load
+    if books.waits_in_vain(process) and books.level < Level.HIGH:
+        if books.models[name].pinned:
+            books.models[name].preload_until = books.now + books.limits.preload
+        return
     if process.outgrown:
         check(process.is_over, f"{name} is restarted and holds what it may")
         return
@@ -239,7 +257,7 @@ def check_drain(books: Books, name: str, process: Process) -> None:
     needy = [each for each in books.needs() if each.model != name]
     check(waiters or fresh or needy, f"{name} is evicted for nobody by {books.doing}")
     if not busy and books.budget is not None and not books.rules.max_loaded and not fresh:
-        free = books.budget - books.charged() + process.loan.idle
+        free = books.budget - books.charged() + process.loan.said_idle
         idle = books.idle_loans(name) + books.awaited()
         sizes = [model.size for model in waiters] + [each.loan.least for each in needy]
         dead = books.dead or any(p.phase == "stopped" for p in books.processes.values())

@@ -28,7 +28,7 @@ take_back = Recovery.take_back
 try_suspects = Recovery.try_suspects
 
 
-@bugs.plant("all come back together", Recovery, "_suspect", 8, r"\w is ready and those .* wait")
+@bugs.plant("all come back together", Recovery, "_suspect", 1, r"\w is ready and those .* wait")
 def suspect_everybody(
     self: Recovery, model: Model, lease: Lease, now: float, *, pointed: bool
 ) -> list[Effect]:
@@ -36,13 +36,13 @@ def suspect_everybody(
 
 
 @bugs.plant(
-    "nobody who is back waits for suspects", Recovery, "try_suspects", 3, r"\d+ is tried before .*"
+    "nobody who is back waits for suspects", Recovery, "try_suspects", 8, r"\d+ is tried before .*"
 )
 def try_suspects_first(self: Recovery, model: Model, now: float) -> list[Effect]:
     return [self._try(model, model.suspects[0])]
 
 
-@bugs.plant("one at a time is tried", Recovery, "try_suspects", 5, r"\d+ is on probation beside .*")
+@bugs.plant("one at a time is tried", Recovery, "try_suspects", 8, r"\d+ is on probation beside .*")
 def try_all_suspects(self: Recovery, model: Model, now: float) -> list[Effect]:
     effects = try_suspects(self, model, now)
     if model.suspects and model.granted and self._requests.free_places(model):
@@ -50,9 +50,7 @@ def try_all_suspects(self: Recovery, model: Model, now: float) -> list[Effect]:
     return effects
 
 
-@bugs.plant(
-    "who had hardly begun is tried", recovery, "hardly_begun", 67, r"\d+ is tried before .*"
-)
+@bugs.plant("who had hardly begun is tried", recovery, "hardly_begun", 8, r"\d+ is tried before .*")
 def point_at_nobody(inside: list[Lease]) -> list[Lease]:
     return []
 
@@ -77,7 +75,7 @@ def hold_runs_never(self: Model, lease: Lease) -> float | None:
 
 
 @bugs.plant(
-    "a death from outside is nobody's", Recovery, "decide_death", 5, r"\d+ is asked to tell .*"
+    "a death from outside is nobody's", Recovery, "decide_death", 1, r"\d+ is asked to tell .*"
 )
 def suspect_after_any_death(self: Recovery, model: Model, now: float) -> list[Effect]:
     if model.undecided is not None and model.undecided.fault is not None:
@@ -85,13 +83,13 @@ def suspect_after_any_death(self: Recovery, model: Model, now: float) -> list[Ef
     return decide_death(self, model, now)
 
 
-@bugs.plant("who has passed is cleared", Recovery, "pass_place", 9, r"\w is ready and \[.+\] wait")
+@bugs.plant("who has passed is cleared", Recovery, "pass_place", 60, r"\w is ready and \[.+\] wait")
 def nobody_passes(self: Recovery, model: Model, lease: Lease, now: float) -> list[Effect]:
     return []
 
 
 @bugs.plant(
-    "who is acquitted was one too many", Recovery, "pass_place", 3, r"\w may run \d+ and .*"
+    "who is acquitted was one too many", Recovery, "pass_place", 8, r"\w may run \d+ and .*"
 )
 def acquit_and_forget(self: Recovery, model: Model, lease: Lease, now: float) -> list[Effect]:
     lease.accused_among = frozenset()
@@ -99,7 +97,7 @@ def acquit_and_forget(self: Recovery, model: Model, lease: Lease, now: float) ->
 
 
 @bugs.plant(
-    "a crowd that dies again is too large", Recovery, "_presume", 3, r"\w may run \d+ and .*"
+    "a crowd that dies again is too large", Recovery, "_presume", 1, r"\w may run \d+ and .*"
 )
 def presume_nothing(
     self: Recovery, model: Model, limit: LearnedLimit, crowd: frozenset[int], why: str
@@ -111,7 +109,7 @@ def presume_nothing(
     "who died as the only one on trial, then alone, is quarantined",
     Recovery,
     "_count_death",
-    13,
+    7,
     r"\{.+\} are quarantined and nobody says so",
 )
 def count_no_death(
@@ -130,7 +128,7 @@ def count_every_death_as_alone(
 
 
 @bugs.plant(
-    "a model is proven anew after a quarantine", Recovery, "_convict", 6, r"\d+ is asked to tell .*"
+    "a model is proven anew after a quarantine", Recovery, "_convict", 3, r"\d+ is asked to tell .*"
 )
 def stay_proven(self: Recovery, model: Model, lease: Lease) -> list[Effect]:
     effects = convict(self, model, lease)
@@ -138,7 +136,7 @@ def stay_proven(self: Recovery, model: Model, lease: Lease) -> list[Effect]:
     return effects
 
 
-@bugs.plant("one of a crowd is found first", Breaker, "died", 2, r"\w is left alone")
+@bugs.plant("one of a crowd is found first", Breaker, "died", 0, r"\w is left alone")
 def allow_no_crowd(self: Breaker, now: float, *, crowd: bool = False) -> float | None:
     return died(self, now)
 
@@ -147,14 +145,14 @@ def allow_no_crowd(self: Breaker, now: float, *, crowd: bool = False) -> float |
     "who is quarantined is refused",
     BlameRecords,
     "is_quarantined",
-    3,
+    13,
     r"\d+ is quarantined and admitted",
 )
 def admit_quarantined(self: BlameRecords, digest: bytes, now: float) -> bool:
     return False
 
 
-@bugs.plant("so many deaths are forgiven and no more", Recovery, "_suspect", 3, r"\d+ never .* up")
+@bugs.plant("so many deaths are forgiven and no more", Recovery, "_suspect", 4, r"\d+ never .* up")
 def forgive_every_death(
     self: Recovery, model: Model, lease: Lease, now: float, *, pointed: bool
 ) -> list[Effect]:
@@ -164,7 +162,7 @@ def forgive_every_death(
     return effects
 
 
-@bugs.plant("what has a token is not replayed", Recovery, "take_back", 5, r"\d+ never gives up")
+@bugs.plant("what has a token is not replayed", Recovery, "take_back", 10, r"\d+ never gives up")
 def forget_what_was_sent(
     self: Recovery, model: Model, lease: Lease, position: int, now: float, hold: float = 0
 ) -> list[Effect]:

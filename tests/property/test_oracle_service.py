@@ -36,7 +36,7 @@ stop = Workers.stop
 # ── what is spawned ──────────────────────────────────────────────────────────────────────────────
 
 
-@bugs.plant("no spawn beyond the budget", Workers, "reap", 6, r"\w is spawned: \d+ of \d+ charged")
+@bugs.plant("no spawn beyond the budget", Workers, "reap", 11, r"\w is spawned: \d+ of \d+ charged")
 def release_unseen_memory(self: Workers, model: Model, now: float) -> bool:
     model.move(Event.EXITED)
     self._state.ledger.release(model.current.key)
@@ -50,7 +50,7 @@ def count_no_loaded_model(self: Planner) -> int:
     return 0
 
 
-@bugs.plant("no spawn under pressure", Planner, "_demands", 1, "a spawn at pressure HIGH")
+@bugs.plant("no spawn under pressure", Planner, "_demands", 3, "a spawn at pressure HIGH")
 def load_at_any_level(self: Planner) -> list[Demand]:
     level, self._state.level = self._state.level, Level.NORMAL
     found = demands(self)
@@ -59,7 +59,7 @@ def load_at_any_level(self: Planner) -> list[Demand]:
 
 
 @bugs.plant(
-    "no spawn at a closed gate", Planner, "_start_alone", 1, r"\w loads through a gate with .*"
+    "no spawn at a closed gate", Planner, "_start_alone", 0, r"\w loads through a gate with .*"
 )
 def load_at_once(
     self: Planner, names: list[str], held: HeldLoad | None, now: float
@@ -106,7 +106,7 @@ def never_take_a_busy_model(demand: Demand, tenant: Tenant, rules: Rules) -> flo
     return float("inf") if tenant.busy else open_at(demand, tenant, rules)
 
 
-@bugs.plant("no more wait than may", Requests, "make_place", 0, r"\w: \d+ run, wait or return")
+@bugs.plant("no more wait than may", Requests, "make_place", 2, r"\w: \d+ run, wait or return")
 def admit_beyond_capacity(self: Requests, model: Model, now: float) -> list[Effect]:
     return []
 
@@ -164,7 +164,7 @@ def evict_busy_as_idle(self: Planner) -> list[Tenant]:
     return tenants(self, pinned=False, busy=False)
 
 
-@bugs.plant("no pinned worker is taken", Planner, "_tenants", 6, r"pinned \w is evicted by .*")
+@bugs.plant("no pinned worker is taken", Planner, "_tenants", 9, r"pinned \w is evicted by .*")
 def evict_pinned(self: Planner) -> list[Tenant]:
     return tenants(self, pinned=True, busy=True)
 
@@ -175,7 +175,7 @@ def evict_just_loaded(self: Planner, model: Model) -> float:
 
 
 @bugs.plant(
-    "no draining worker is granted", Planner, "_grant_all", 1, r"\w is granted while it drains"
+    "no draining worker is granted", Planner, "_grant_all", 0, r"\w is granted while it drains"
 )
 def grant_while_draining(self: Planner, now: float) -> list[Effect]:
     effects = grant_all(self, now)
@@ -185,13 +185,13 @@ def grant_while_draining(self: Planner, now: float) -> list[Effect]:
     return effects
 
 
-@bugs.plant("the last word on a time to live counts", Model, "note_keep_alive", 1, r"\w: kept .+ s")
+@bugs.plant("the last word on a time to live counts", Model, "note_keep_alive", 0, r"\w: kept .+ s")
 def keep_the_first_word(self: Model, lease: Lease) -> None:
     if self.keep_alive is None:
         self.keep_alive = lease.keep_alive
 
 
-@bugs.plant("a time to live ends", Model, "ttl", 0, r"\w outlives its ttl")
+@bugs.plant("a time to live ends", Model, "ttl", 2, r"\w outlives its ttl")
 def live_on(self: Model) -> float | None:
     return None
 
@@ -214,7 +214,7 @@ def lose_one_of_the_interrupted(
     return interrupt(self, model, error, now, parked=parked)
 
 
-@bugs.plant("a learned limit holds", Model, "concurrency", 1, "more than may run")
+@bugs.plant("a learned limit holds", Model, "concurrency", 0, "more than may run")
 def forget_the_learned_limit(self: Model) -> int:
     return self.spec.concurrency
 

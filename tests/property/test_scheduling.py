@@ -155,7 +155,7 @@ class Scheduler(RuleBasedStateMachine):
     @rule(data=st.data(), share=shares)
     def end_sequence(self, data: st.DataObject, share: float) -> None:
         name = data.draw(st.sampled_from(self.serving()))
-        live = self.world.processes[name].loan.live
+        live = self.world.processes[name].loan.account.live
         if live:
             self.world.end_sequence(name, data.draw(st.sampled_from(sorted(live))))
         else:
@@ -165,8 +165,18 @@ class Scheduler(RuleBasedStateMachine):
     @rule(data=st.data(), share=shares)
     def answer(self, data: st.DataObject, share: float) -> None:
         name = data.draw(st.sampled_from(self.serving()))
-        if self.world.processes[name].loan.asked:
+        if self.world.processes[name].loan.account.recalls:
             self.world.answer(name, share)
+
+    @precondition(lambda self: self.serving())
+    @rule(data=st.data(), heard=st.integers(0, 3), told=st.integers(0, 3))
+    def carry_words(self, data: st.DataObject, heard: int, told: int) -> None:
+        process = self.world.processes[data.draw(st.sampled_from(self.serving()))]
+        for _ in range(min(heard, len(process.loan.down))):
+            self.world.hear(process.model)
+        for _ in range(told):
+            if process.loan.up and process.phase == "ready":
+                self.world.be_told(process.model)
 
     @precondition(lambda self: self.serving())
     @rule(data=st.data(), share=st.sampled_from([0.9, 1.0, 1.3, 2.0]))

@@ -17,6 +17,7 @@ from supervisor.scheduler.model import ReleaseRule, Spec
 from supervisor.scheduler.pressure import Level
 from supervisor.scheduler.relief import EXIT_SECONDS
 from tests.property.books import GB, Dead
+from tests.property.lending import GivenBack, Word
 from tests.property.oracle import Oracle
 from tests.property.recoveries import Request, Violation, check, death_of
 
@@ -298,43 +299,58 @@ class World(Oracle):
 
     # ── loans ────────────────────────────────────────────────────────────────────────────────────
 
+    def _tell(self, name: str, *words: Word | GivenBack) -> None:
+        """The worker says something, and how it stands then."""
+        loan = self.processes[name].loan
+        loan.up += [*words, loan.account.word()]
+        while loan.up and not loan.late:
+            self.be_told(name)
+
+    def be_told(self, name: str) -> None:
+        """What the worker has said first arrives."""
+        process = self.processes[name]
+        memory, said = self.pool.memory, process.loan.up.popleft()
+        if isinstance(said, Word):
+            process.loan.says(said)
+            needs = LoanNeeds(
+                said.least, said.most, said.since, said.idle, said.youngest, said.parkable,
+                said.heard,
+            )  # fmt: skip
+            self.step(f"needs {name}", memory.needs(name, process.generation, needs, self.now))
+            return
+        process.charge -= said.bytes
+        process.loan.gives_back(said, self.now)
+        effects = memory.repaid(name, process.generation, said.bytes, said.number, self.now)
+        self.step(f"repaid {name}", effects)
+
+    def hear(self, name: str) -> None:
+        """The worker hears what it was told first; it may have something to say then."""
+        loan = self.processes[name].loan
+        idle = loan.account.idle
+        loan.hear()
+        if loan.account.parked or loan.account.idle != idle:
+            self._tell(name)
+
     def say(self, name: str) -> None:
         """The worker says how it stands with its loan."""
-        process = self.processes[name]
-        needs = LoanNeeds(*process.loan.say())
-        self.step(
-            f"needs {name}", self.pool.memory.needs(name, process.generation, needs, self.now)
-        )
+        self._tell(name)
 
     def want(self, name: str, since: float, least: int, ahead: int) -> None:
         """A request that came then can't go on without `least` bytes."""
-        self.processes[name].loan.wants(since, least, ahead)
-        self.say(name)
+        self.processes[name].loan.account.wants(since, least, ahead)
+        self._tell(name)
 
     def end_sequence(self, name: str, since: float) -> None:
-        self.processes[name].loan.end(since)
-        self.say(name)
+        self.processes[name].loan.account.end(since)
+        self._tell(name)
 
     def give_back(self, name: str, share: float) -> None:
         """The worker no longer wants a part of what is idle."""
-        process = self.processes[name]
-        size = int(process.loan.idle * share)
-        process.loan.idle -= size
-        self._repay(name, size, 0)
-        self.say(name)
+        self._tell(name, self.processes[name].loan.account.give_back(share))
 
     def answer(self, name: str, share: float) -> None:
         """The worker answers what it was asked first, in time or late."""
-        size, number = self.processes[name].loan.answer(share, self.now)
-        self._repay(name, size, number)
-        self.say(name)
-
-    def _repay(self, name: str, size: int, number: int) -> None:
-        process = self.processes[name]
-        process.charge -= size
-        process.loan.lent -= 0 if number else size
-        repaid = self.pool.memory.repaid
-        self.step(f"repaid {name}", repaid(name, process.generation, size, number, self.now))
+        self._tell(name, self.processes[name].loan.account.answer(share))
 
     def lose_answer(self, name: str) -> None:
         """The worker never answers: as far as it knows, it has."""
@@ -343,7 +359,8 @@ class World(Oracle):
     def footprint(self, name: str, size: int) -> None:
         """The process was seen to hold so much."""
         process = self.processes[name]
-        process.footprint = size
+        process.footprint, process.allowed = size, process.highest
+        process.highest = process.charge
         before = self._restarts()
         effects = self.pool.memory.footprint(name, process.generation, size, self.now)
         self._note_restarts(before)
@@ -362,7 +379,7 @@ class World(Oracle):
             again = model.restarted_at is not None and self.now < model.restarted_at + 60
             check(not again, f"{name} is restarted in a cycle")
             model.restarted_at = self.now
-            model.outgrow(process.footprint - process.charge, self.budget)
+            model.outgrow(process.footprint - process.allowed, self.budget)
             if entry.pinned and entry.preload is not None:
                 model.preload_until = self.now + self.limits.preload
 

@@ -49,9 +49,13 @@ class Loan:
         the model could use with all its sequences at their longest."""
         self.room = room
         self.lent = 0
+        self._heard = 0
+        """All that was ever lent."""
         self._most = max(room, limit) if limit else None
         self._small = max(LEAST_STEP, min(LARGEST_STEP, ever // SMALL_SHARE))
         self._told: Needs | None = Needs()
+        """How the supervisor thinks that things stand, once it has heard all; None = nobody knows.
+        """
         self._idle_since: float | None = None
 
     @property
@@ -67,12 +71,15 @@ class Loan:
     def step(self, in_use: int) -> int:
         return max(self._small, in_use // LARGE_SHARE)
 
-    def lend(self, size: int) -> None:
+    def lend(self, size: int) -> int:
+        """Bytes of it that are more than may be held: they are to be given back at once."""
         self.lent += size
-        # The supervisor forgets what was asked for once it has lent.
-        told = self._told or Needs()
-        self._told = Needs(idle=told.idle, youngest=told.youngest, parkable=told.parkable)
+        self._heard += size
+        if (told := self._told) is not None:
+            # It comes off what was asked for, whatever was said since it was sent.
+            self._told = _after(told, lent=size)
         self._idle_since = None
+        return 0 if self._most is None else max(0, min(size, self.budget - self._most))
 
     def repay(self, size: int, recall: int = 0) -> Repaid:
         """Give back so many bytes, which are held no longer; all that was lent at most."""
@@ -80,6 +87,8 @@ class Loan:
         self.lent -= size
         if recall:
             self._told = None  # the supervisor wants to know how things stand after it
+        elif (told := self._told) is not None:
+            self._told = _after(told, repaid=size)
         return Repaid(size, recall)
 
     def needs(self, usage: Usage) -> Needs | None:
@@ -99,7 +108,7 @@ class Loan:
             wanted = max(least, usage.ahead - self.budget)
             most = -(-wanted // step) * step
         if self._most is not None:
-            most = min(most, self._most - self.budget)
+            most = max(0, min(most, self._most - self.budget))
             least = min(least, most)
         return Needs(
             least,
@@ -108,6 +117,7 @@ class Loan:
             self.idle(usage),
             usage.youngest if self.lent else 0.0,
             min(usage.parkable, self.lent),
+            self._heard,
         )
 
     def idle(self, usage: Usage) -> int:
@@ -152,3 +162,16 @@ class Loan:
         step = self.step(usage.live)
         over = min(self.lent, self.budget - max(usage.live, usage.least)) - step
         return over if over * 2 >= step else 0
+
+
+def _after(told: Needs, *, lent: int = 0, repaid: int = 0) -> Needs:
+    """How things stand when so much was lent, or given back, after that was said."""
+    return Needs(
+        max(0, told.least - lent),
+        max(0, told.most - lent),
+        told.since,
+        max(0, told.idle - repaid),
+        told.youngest,
+        told.parkable,
+        told.heard,
+    )

@@ -139,7 +139,8 @@ class Memory:
     # ── what the supervisor says ─────────────────────────────────────────────────────────────────
 
     def lend(self, size: int) -> None:
-        self._loan.lend(size)
+        if over := self._loan.lend(size):
+            self._news.append(self._loan.repay(over))
 
     def to_recall(self, recall: Recall, scene: Scene) -> Plan:
         """What to do so that the recalled bytes are free, as far as they can be."""
@@ -154,6 +155,9 @@ class Memory:
         self._free()
         size = min(recall.bytes, self._loan.budget - self.held)
         self._news.append(self._loan.repay(size, recall.number))
+        # Now: where nobody is under way there may be no other plan for long.
+        if self._bounded and (told := self._loan.needs(self._usage)):
+            self._news.append(told)
 
     def _free(self) -> None:
         mx.clear_cache()

@@ -206,6 +206,77 @@ def test_a_death_in_the_middle_of_a_recall_gives_all_of_it_back() -> None:
     assert pool.memory.repaid("a", 1, GB, 1, 8.2) == []
 
 
+# ── words that cross ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_is_on_its_way_comes_off_what_is_asked_for() -> None:
+    """The second word left before the first loan was heard of: no idle model goes for it."""
+    pool = two_workers(budget=8 * GB + 256 * MB)
+    first = LoanNeeds(10 * MB, 256 * MB, 5.0, heard=0)
+    assert done(pool.memory.needs("a", 1, first, 10.0)) == [Lend("a", 1, 256 * MB)]
+    second = LoanNeeds(20 * MB, 256 * MB, 5.0, heard=0)
+    assert done(pool.memory.needs("a", 1, second, 10.1)) == []
+    heard = LoanNeeds(20 * MB, 256 * MB, 5.0, heard=256 * MB)
+    assert done(pool.memory.needs("a", 1, heard, 10.2)) == [Stop("b", 1, kill=False)]
+
+
+def test_no_more_is_lent_than_the_last_word_asks_for() -> None:
+    pool = two_workers(budget=20 * GB)
+    pool.memory.needs("a", 1, LoanNeeds(300 * MB, 300 * MB, 5.0, heard=0), 10.0)
+    more = LoanNeeds(200 * MB, 350 * MB, 5.0, heard=0)
+    assert done(pool.memory.needs("a", 1, more, 10.1)) == [Lend("a", 1, 50 * MB)]
+    assert done(pool.memory.needs("a", 1, more, 10.2)) == []
+
+
+def test_what_was_given_back_does_not_make_a_loan_unheard() -> None:
+    pool = two_workers(budget=20 * GB)
+    pool.memory.needs("a", 1, LoanNeeds(GB, GB, 5.0, heard=0), 10.0)
+    pool.memory.repaid("a", 1, GB, 0, 11.0)
+    needs = LoanNeeds(GB, GB, 5.0, heard=GB)
+    assert done(pool.memory.needs("a", 1, needs, 12.0)) == [Lend("a", 1, GB)]
+
+
+def test_what_was_of_use_is_lent_once_it_is_free() -> None:
+    pool = two_workers(budget=8 * GB + 100 * MB)
+    needs = LoanNeeds(10 * MB, 256 * MB, 5.0)
+    assert done(pool.memory.needs("a", 1, needs, 10.0)) == [Lend("a", 1, 100 * MB)]
+    assert done(pool.unload("b", 11.0)) == [Stop("b", 1, kill=False)]
+    assert done(pool.exited("b", 1, "", 12.0)) == [Lend("a", 1, 156 * MB)]
+
+
+def test_what_came_back_by_itself_is_not_asked_for_again() -> None:
+    pool = ready()
+    pool.memory.needs("a", 1, LoanNeeds(idle=2 * GB), 7.0)
+    pool.memory.repaid("a", 1, GB, 0, 7.1)
+    # It has 1 GB, and 1 GB is free.
+    assert done(pool.memory.needs("b", 1, LoanNeeds(3 * GB, 3 * GB, 5.0), 8.0)) == []
+    asked = done(pool.memory.needs("b", 1, LoanNeeds(2 * GB, 2 * GB, 5.0), 8.1))
+    assert asked == [Recall("a", 1, 1, GB)]
+
+
+def test_a_recall_that_crosses_what_comes_back_brings_no_more_than_there_is() -> None:
+    """`a` gives back half before it hears of the recall, and `c` has an idle loan as well."""
+    pool = small_machine("a", "b", "c", budget=14 * GB, size=4 * GB)
+    for name in "abc":
+        serve(pool, name, 0.0, size=4 * GB)
+    for name in "ac":
+        pool.memory.needs(name, 1, LoanNeeds(1, GB, 5.0), 6.0)
+        pool.memory.needs(name, 1, LoanNeeds(idle=GB), 7.0)
+    need = LoanNeeds(GB, GB, 7.0)
+    (asked,) = done(pool.memory.needs("b", 1, need, 8.0))
+    assert asked == Recall("a", 1, 1, GB)
+    half = GB // 2
+    # Half of it is used by now: the other worker is asked for that at once.
+    crossed = done(pool.memory.needs("a", 1, LoanNeeds(idle=half), 8.1))
+    assert crossed == [Recall("c", 1, 2, half)]
+    assert done(pool.memory.repaid("a", 1, half, 1, 8.2)) == []
+    assert done(pool.memory.repaid("c", 1, half, 2, 8.3)) == [Lend("b", 1, GB)]
+    # It gave all that it had said, and may be asked again at once.
+    pool.memory.needs("a", 1, LoanNeeds(idle=half), 8.4)
+    again = done(pool.memory.needs("b", 1, LoanNeeds(half, half, 7.0), 8.5))
+    assert again == [Recall("a", 1, 3, half)]
+
+
 def test_in_an_emergency_nothing_is_lent() -> None:
     pool = ready(budget=20 * GB)
     pool.memory.pressure(Level.HIGH, "", 5.0)

@@ -47,6 +47,7 @@ ERRORS: dict[str, tuple[Callable[[], BulkheadError], int]] = {
     "unloaded by hand": (lambda: drained(DrainCause.BY_HAND), 7),
     "evicted": (lambda: drained(DrainCause.EVICTION), 7),
     "outgrown": (lambda: drained(DrainCause.OUTGROWN), 7),
+    "out of reach": (lambda: drained(DrainCause.OUT_OF_REACH), 7),
     "emergency": (lambda: drained(DrainCause.EMERGENCY), 30),
     "no new loads": (lambda: refusals.no_new_loads(model(State.COLD), ""), 30),
     "no room": (lambda: refusals.no_room(model(State.COLD), [], 0, 0), 7),

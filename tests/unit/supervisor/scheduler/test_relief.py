@@ -85,6 +85,34 @@ def test_a_worker_within_its_charge_is_let_alone() -> None:
     assert pool.memory.footprint("chat", 2, 40 * GB, 10.0) == []  # another incarnation
 
 
+def test_what_was_given_back_during_the_reading_was_allowed_by_then() -> None:
+    pool = machine()
+    borrow(pool, "chat", 2 * GB, idle=2 * GB)
+    pool.memory.footprint("chat", 1, 6 * GB, 10.0)
+    pool.memory.repaid("chat", 1, 2 * GB, 0, 10.5)
+    assert pool.memory.footprint("chat", 1, 6 * GB, 11.0) == []
+    # What it still holds at the next reading it has no more right to.
+    assert done(pool.memory.footprint("chat", 1, 6 * GB, 12.0)) == [Shrink("chat", 1)]
+
+
+def test_what_was_lent_and_given_back_during_the_reading_was_allowed_by_then() -> None:
+    pool = machine()
+    pool.memory.footprint("chat", 1, 4 * GB, 10.0)
+    borrow(pool, "chat", 2 * GB, idle=2 * GB)
+    pool.memory.repaid("chat", 1, 2 * GB, 0, 10.5)
+    assert pool.memory.footprint("chat", 1, 6 * GB, 11.0) == []
+
+
+def test_a_restart_charges_what_was_held_beyond_the_charge_of_that_time() -> None:
+    """What was given back between the reading and the pressure is no excess."""
+    pool = machine()
+    borrow(pool, "chat", 2 * GB, idle=2 * GB)
+    pool.memory.footprint("chat", 1, 8 * GB, 10.0)
+    pool.memory.repaid("chat", 1, 2 * GB, 1, 10.5)
+    assert Stop("chat", 1, kill=False) in pool.memory.pressure(Level.HIGH, "", 10.6)
+    assert pool.models["chat"].size == 4 * GB + 2 * GB
+
+
 def outgrow(pool: Pool, model: str, generation: int, now: float, size: int = 8 * GB) -> float:
     for second in range(4):
         pool.memory.footprint(model, generation, size, now + second)

@@ -18,15 +18,38 @@ from supervisor.wire.frames import (
     ErrorFrame,
     Frame,
     Grammar,
+    Lend,
     Logprob,
     Logprobs,
+    Needs,
     Pattern,
+    Recall,
+    Repaid,
     Sampling,
     Schema,
     Text,
     Tokens,
 )
 from tests.helpers.frames import DIRECTIONS, EVERY, feed, frames_of, members, values
+
+
+@pytest.mark.parametrize(
+    ("direction", "frame"),
+    [
+        ("FromWorker", Needs(least=-1)),
+        ("FromWorker", Needs(most=-1)),
+        ("FromWorker", Needs(idle=-1)),
+        ("FromWorker", Needs(parkable=-1)),
+        ("FromWorker", Needs(heard=-1)),
+        ("FromWorker", Repaid(-1)),
+        ("ToWorker", Lend(-1)),
+        ("ToWorker", Recall(1, -1)),
+    ],
+    ids=repr,
+)
+def test_less_than_nothing_is_neither_needed_nor_lent(direction: str, frame: Frame) -> None:
+    with pytest.raises(ProtocolError):
+        feed(FrameDecoder(DIRECTIONS[direction]), [encode(frame)])
 
 
 def test_every_frame_type_belongs_to_a_direction() -> None:

@@ -61,7 +61,20 @@ def test_no_more_is_asked_for_than_may_ever_be_lent() -> None:
     )
     account.lend(10 * MB)
     assert account.final
-    assert account.needs(Usage(least=2 * ROOM, ahead=3 * ROOM)) == Needs(idle=10 * MB)
+    told = account.needs(Usage(least=2 * ROOM, ahead=3 * ROOM))
+    assert told == Needs(idle=10 * MB, heard=10 * MB)
+
+
+def test_more_than_may_ever_be_lent_comes_back_at_once_and_is_never_asked_for() -> None:
+    account = loan(limit=ROOM + 10 * MB)
+    assert account.lend(8 * MB) == 0
+    assert account.lend(8 * MB) == 6 * MB
+    told = account.needs(Usage(live=ROOM, least=3 * ROOM, ahead=3 * ROOM, since=1.0))
+    assert told is not None
+    assert (told.least, told.most, told.heard) == (0, 0, 16 * MB)
+    assert account.repay(6 * MB) == Repaid(6 * MB)
+    assert account.final
+    assert account.budget == ROOM + 10 * MB
 
 
 def test_without_a_limit_there_is_always_more() -> None:
@@ -76,7 +89,40 @@ def test_the_same_is_told_once_and_again_when_it_was_lent_too_little() -> None:
     assert account.needs(usage) == Needs(50 * MB, 256 * MB, 5.0)
     assert account.needs(usage) is None
     account.lend(20 * MB)
-    assert account.needs(usage) == Needs(30 * MB, 256 * MB, 5.0, idle=20 * MB)
+    told = account.needs(usage)
+    assert told == Needs(30 * MB, 256 * MB, 5.0, idle=20 * MB, heard=20 * MB)
+
+
+def test_what_is_lent_comes_off_what_was_asked_for_whichever_word_it_answers() -> None:
+    """The first loan answers the first word, the second one what was left of the second."""
+    account = loan()
+    account.needs(Usage(live=ROOM, least=ROOM + 10 * MB, ahead=ROOM + 10 * MB, since=5.0))
+    second = account.needs(
+        Usage(live=ROOM, least=ROOM + 300 * MB, ahead=ROOM + 300 * MB, since=4.0)
+    )
+    assert second == Needs(300 * MB, 512 * MB, 4.0)
+    account.lend(256 * MB)
+    usage = Usage(live=ROOM + 256 * MB, least=ROOM + 300 * MB, ahead=ROOM + 300 * MB, since=4.0)
+    assert account.needs(usage) is None  # the other half stands
+    assert account.needs(fits(ROOM + 256 * MB)) == Needs(heard=256 * MB)  # and is taken back
+
+
+def test_after_a_recall_it_is_said_anew_though_something_was_lent_since() -> None:
+    account = loan()
+    account.lend(10 * MB)
+    assert account.needs(fits(ROOM)) == Needs(idle=10 * MB, heard=10 * MB)
+    account.repay(0, 4)
+    account.lend(10 * MB)
+    assert account.needs(fits(ROOM + 20 * MB)) == Needs(heard=20 * MB)
+
+
+def test_what_is_given_back_was_idle() -> None:
+    account = loan()
+    account.lend(1024 * MB)
+    account.needs(fits(ROOM))
+    account.repay(512 * MB)
+    assert account.needs(fits(ROOM)) is None
+    assert account.needs(fits(ROOM + 512 * MB)) == Needs(heard=1024 * MB)
 
 
 def test_what_somebody_waits_for_is_not_given_back() -> None:
@@ -106,10 +152,10 @@ def test_an_older_request_that_waits_is_news() -> None:
 def test_small_moves_of_what_is_idle_are_no_news() -> None:
     account = loan()
     account.lend(512 * MB)
-    assert account.needs(fits(ROOM)) == Needs(idle=512 * MB)
+    assert account.needs(fits(ROOM)) == Needs(idle=512 * MB, heard=512 * MB)
     assert account.needs(fits(ROOM + 100 * MB)) is None
-    assert account.needs(fits(ROOM + 200 * MB)) == Needs(idle=312 * MB)
-    assert account.needs(fits(ROOM + 512 * MB)) == Needs()
+    assert account.needs(fits(ROOM + 200 * MB)) == Needs(idle=312 * MB, heard=512 * MB)
+    assert account.needs(fits(ROOM + 512 * MB)) == Needs(heard=512 * MB)
 
 
 def test_what_parking_would_free_is_told_of_the_loan_alone() -> None:
@@ -117,7 +163,8 @@ def test_what_parking_would_free_is_told_of_the_loan_alone() -> None:
     usage = Usage(live=ROOM, least=ROOM, ahead=ROOM, youngest=3.0, parkable=80 * MB)
     assert account.needs(usage) is None
     account.lend(50 * MB)
-    assert account.needs(usage) == Needs(idle=50 * MB, youngest=3.0, parkable=50 * MB)
+    told = account.needs(usage)
+    assert told == Needs(idle=50 * MB, youngest=3.0, parkable=50 * MB, heard=50 * MB)
 
 
 # ── giving back ──────────────────────────────────────────────────────────────────────────────────

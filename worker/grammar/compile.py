@@ -281,13 +281,14 @@ class ConstraintCompiler:
         self, claim: Claim, rules: Collection[str], parts: Sequence[SchemaPart], place: str
     ) -> None:
         """The request needs these grammars beside those that it has wanted. Raises UnsupportedValue
-        where there can never be room for one of them."""
+        where there can never be room for all of them."""
         wanted = {**claim.wanted, **{_key(each): bytes_of(each) for each in rules}}
-        size, most = max(map(bytes_of, rules)), self._cache.most
+        size, most = sum(wanted.values()), self._cache.most
         if size > most:
             at = parts[0].place if parts else place
+            which = "This grammar is" if len(wanted) == 1 else "This request's grammars are"
             raise UnsupportedValue(
-                f"This grammar is too large: about {-(-size >> 20)} MB with all schemas, and a model's "
+                f"{which} too large: about {-(-size >> 20)} MB with all schemas, and a model's "
                 f"grammars may take {most >> 20} MB together (at {at}). Use fewer or smaller "
                 "schemas.",
                 param=param(at),

@@ -137,7 +137,7 @@ SEVERAL: dict[str, tuple[dialects.Model, Generate, int]] = {
 
 
 @pytest.mark.parametrize("name", SEVERAL)
-def test_grammars_of_one_request_have_room_together(name: str) -> None:
+def test_grammars_of_one_request_have_room_together_or_are_refused(name: str) -> None:
     model, request, least = SEVERAL[name]
     grammars = bounded(model, 2**40)
     claim = grammars.claim()
@@ -151,6 +151,13 @@ def test_grammars_of_one_request_have_room_together(name: str) -> None:
     for _ in range(2):
         assert grammars.compile(request)
         assert grammars._cache.size <= sum(sizes)
+    grammars = bounded(model, sum(sizes) - 1)
+    for _ in range(2):  # alone on the worker, each time
+        with pytest.raises(UnsupportedValue, match="too large") as told:
+            grammars.compile(request)
+        assert (told.value.param or "").startswith("tools[0]")
+    if name == "calls":
+        assert not len(grammars._cache)  # it was known before any was made
 
 
 # ── the line ─────────────────────────────────────────────────────────────────────────────────────

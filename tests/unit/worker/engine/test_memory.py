@@ -184,8 +184,9 @@ def test_recalls_in_prefill_and_decode_change_no_answer(
     tight.finish(recall)
     assert max(back) > 0 if not park else min(back) == lent // 4
     assert tokens_of(made) == undisturbed
-    assert tight.recall(2**40) == tight.lent + tight.told[-1].bytes  # type: ignore[union-attr]
-    assert tight.lent == 0
+    whole = tight.lent
+    assert whole > 0
+    assert tight.recall(2**40) == whole  # nobody is there any more, so all of it is idle
     tight.engine.close()
 
 

@@ -41,7 +41,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 def play(findings: Findings, folder: Path, short: bool) -> None:
     """Each architecture by itself."""
-    rows, tokens, words = (6, 240, 6) if short else (12, 520, 48)
+    rows, tokens, words = (5, 240, 4) if short else (12, 520, 48)
     for kind in ("gemma3_text",) if short else KINDS:
         findings.scene(f"oversubscribed, {kind}")
         _play(findings, folder / kind, kind, rows, tokens, words)

@@ -8,7 +8,9 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from supervisor.errors import BulkheadError, InternalError, QueueFull
@@ -40,7 +42,16 @@ from supervisor.wire.frames import (
 from supervisor.wire.listener import Listener
 from supervisor.wire.progress import ProgressRecord
 from supervisor.wire.stream import FrameStream
-from worker.engine.thread import Engine, EngineThread, Job, LoadResult, Prepared, failed
+from worker.engine.thread import (
+    Engine,
+    EngineThread,
+    Job,
+    Line,
+    LoadResult,
+    NoRoom,
+    Prepared,
+    failed,
+)
 from worker.sink import Overflow, SocketSink
 
 log = logging.getLogger("bulkhead.worker")
@@ -49,8 +60,6 @@ EXIT_CANNOT_LISTEN = 71
 """Exit status (EX_OSERR) of a worker that has loaded its model and cannot be reached."""
 _ROOM_SECONDS = 60.0
 """How long a request waits for room for its grammar."""
-_LOOK_SECONDS = 1.0
-"""Between two looks: who has ended lets go of its grammar a moment later."""
 _SHORT_PROMPT = 2000
 """Characters: about a quarter of a millisecond."""
 
@@ -67,8 +76,6 @@ class WorkerServer:
         self._prompt_thread = ThreadPoolExecutor(1, "prompt")
         self._preparing = 0
         """Requests on that thread."""
-        self._ended = asyncio.Event()
-        """Set anew whenever a request has ended, and with it perhaps what it held."""
         self._closed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
 
@@ -159,59 +166,73 @@ class WorkerServer:
         self, request: Generate | Embed, gone: asyncio.Task[None]
     ) -> Prepared | None:
         """As `_prepare`; where the grammars of others leave no room for its own, the request waits
-        for one of them to end. Raises BulkheadError."""
+        in line with what was made of it so far. Raises BulkheadError."""
         deadline = time.monotonic() + _ROOM_SECONDS
-        while True:
-            ended = self._ended
-            try:
-                return await self._prepare(request, gone)
-            except QueueFull:
-                if (left := deadline - time.monotonic()) <= 0:
-                    raise
-            waiting = asyncio.create_task(ended.wait())
-            try:
-                either: set[asyncio.Future[Any]] = {waiting, gone}
-                await asyncio.wait(
-                    either, timeout=min(left, _LOOK_SECONDS), return_when=asyncio.FIRST_COMPLETED
-                )
-            finally:
-                waiting.cancel()
-            if gone.done():
-                return None
+        line: Line | None = None
+        work: Callable[[], Prepared] = partial(self._engine.prepare, request)
+        try:
+            while True:
+                try:
+                    return await self._prepare(request, work, gone)
+                except NoRoom as error:
+                    line, work, refusal = error.line, error.go_on, error.refusal
+                if not await self._room(line, gone, deadline - time.monotonic()):
+                    raise refusal
+                if gone.done():
+                    return None
+        finally:
+            if line is not None:
+                line.leave()
+
+    async def _room(self, line: Line, gone: asyncio.Task[None], seconds: float) -> bool:
+        """Wait until there is room, or the client has left. False: that took too long."""
+        loop = asyncio.get_running_loop()
+        room: asyncio.Future[None] = loop.create_future()
+        line.wait(lambda: loop.call_soon_threadsafe(_set, room))
+        either: set[asyncio.Future[Any]] = {room, gone}
+        done, _ = await asyncio.wait(
+            either, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED
+        )
+        return bool(done)
 
     async def _prepare(
-        self, request: Generate | Embed, gone: asyncio.Task[None]
+        self,
+        request: Generate | Embed,
+        work: Callable[[], Prepared],
+        gone: asyncio.Task[None],
     ) -> Prepared | None:
-        """The request ready for its turn, or None when the client has left first. Raises
-        BulkheadError.
+        """What comes of the `work`: the request ready for its turn, or None when the client has
+        left first. Raises BulkheadError, or NoRoom.
 
         A short prompt costs less than the way to the other thread and back, and is prepared right
         here while that thread is idle.
         """
         if self._preparing == 0 and _is_quick(request):
-            return self._prepare_now(request)
+            return self._prepare_now(request, work)
         loop = asyncio.get_running_loop()
         self._preparing += 1
         # Counted until the thread is really done, which a cancelled request does not hasten.
-        work = self._prompt_thread.submit(self._prepare_on_thread, request)
-        work.add_done_callback(lambda _: loop.call_soon_threadsafe(self._count_prepared))
-        tokens = asyncio.wrap_future(work)
-        either: set[asyncio.Future[Any]] = {tokens, gone}
+        submitted = self._prompt_thread.submit(self._prepare_on_thread, request, work)
+        submitted.add_done_callback(lambda _: loop.call_soon_threadsafe(self._count_prepared))
+        prepared = asyncio.wrap_future(submitted)
+        either: set[asyncio.Future[Any]] = {prepared, gone}
         await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not tokens.done():
+        if not prepared.done():
             log.info("request %s: cancelled before it was prepared", request.request_id)
-            tokens.cancel()  # one that waits for the thread never reaches it
+            prepared.cancel()  # one that waits for the thread never reaches it
             return None
-        return tokens.result()
+        return prepared.result()
 
-    def _prepare_on_thread(self, request: Generate | Embed) -> Prepared:
+    def _prepare_on_thread(
+        self, request: Generate | Embed, work: Callable[[], Prepared]
+    ) -> Prepared:
         with self._record.preparing():
-            return self._prepare_now(request)
+            return self._prepare_now(request, work)
 
-    def _prepare_now(self, request: Generate | Embed) -> Prepared:
+    def _prepare_now(self, request: Generate | Embed, work: Callable[[], Prepared]) -> Prepared:
         try:
-            return self._engine.prepare(request)
-        except (BulkheadError, KeyboardInterrupt, SystemExit):
+            return work()
+        except (BulkheadError, NoRoom, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # noqa: BLE001
             # A tokenizer that chokes on a request must cost that request alone. A panic of one
@@ -264,8 +285,6 @@ class WorkerServer:
             await gone
         finally:
             gone.cancel()
-            ended, self._ended = self._ended, asyncio.Event()
-            ended.set()
             if not sink.ended:
                 self._thread.cancel(job)
             how = "done" if sink.ended else "cancelled"
@@ -276,6 +295,11 @@ class WorkerServer:
                 how,
                 time.monotonic() - begun,
             )
+
+
+def _set(room: asyncio.Future[None]) -> None:
+    if not room.done():
+        room.set_result(None)
 
 
 async def _leaving(stream: FrameStream[ToEngine]) -> None:

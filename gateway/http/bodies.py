@@ -53,14 +53,18 @@ class BodyBytes:
         """Somebody who waits with `held` bytes wants so many more. One alone gets any number.
         Raises QueueFull."""
         others = self.waiting - held
-        together = others + self.running
-        if size > 0 and (
-            (others and others + held + size > self._waiting_max)
-            or (together and together + held + size > self._waiting_max + RUNNING_MAX)
-        ):
+        wanted, most = held + size, self._waiting_max + RUNNING_MAX
+        if size > 0 and others and others + wanted > self._waiting_max:
             raise QueueFull(
                 f"The requests that wait fill the {self._waiting_max} bytes that their bodies may "
                 "have together (server.max_queue_bytes). Try again shortly.",
+                retry_after=_RETRY_SECONDS,
+            )
+        if size > 0 and others + self.running and others + self.running + wanted > most:
+            raise QueueFull(
+                f"The requests that are being answered hold {self.running} bytes, and together "
+                f"with those that wait they may hold {most}. This one fits once some of them are "
+                "over: send fewer large requests at once, or try again later.",
                 retry_after=_RETRY_SECONDS,
             )
         self.waiting += size

@@ -28,8 +28,9 @@ from supervisor.wire.frames import (
 )
 from supervisor.wire.stream import FrameStream
 
-AT_ONCE = 32
-"""Choices of one request that a worker is given at the same time: as many as it decodes at once."""
+AT_ONCE = 64
+"""Choices of one request that a worker is given at the same time, if it has so many places: as many
+as it decodes at once unless its `max_concurrency` is configured."""
 FAULT_SECONDS = 10.0
 """How long the supervisor may take to stop a worker that was reported as faulty."""
 _CAUSE_SECONDS = 2.0
@@ -46,12 +47,12 @@ class WorkerUnreachable(Exception):
 def choices_at_once(files: int) -> int:
     """`AT_ONCE`, or fewer where a process may open only so many `files`.
 
-    A choice takes two descriptors of its worker and one of ours, so that the 64 requests which run
-    on a worker unless configured otherwise take a quarter of its descriptors at most.
+    A choice takes two descriptors of its worker and one of ours: of the worker's no request takes
+    more than a 128th.
     """
     if files == resource.RLIM_INFINITY:
         return AT_ONCE
-    return max(1, min(AT_ONCE, files // 512))
+    return max(1, min(AT_ONCE, files // 256))
 
 
 class ChoiceState:

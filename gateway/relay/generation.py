@@ -57,11 +57,15 @@ from supervisor.wire.frames import (
     Token,
     Vector,
 )
+from supervisor.wire.stream import UNREAD_FRAMES
 
 log = logging.getLogger("bulkhead.gateway")
 
-_MERGED_MAX = 2**14
-"""Frames of several choices that may wait unread before they stay in their streams."""
+_MERGED_MAX = UNREAD_FRAMES
+"""Frames of several choices that may wait unread before they stay in their streams, which hold as
+many together."""
+_UNREAD_LEAST = 2**10
+"""Frames of one choice that may, however many there are."""
 RECOVERY_SECONDS = 3600.0
 """How long the supervisor may take to find another worker after a death. It refuses those whose
 turn cannot come; the others wait for as long as all do that go before them."""
@@ -305,6 +309,7 @@ class Generation:
         frame."""
         choice = self._choices[number]
         attempt.streams[number] = stream
+        stream.unread_frames = max(_UNREAD_LEAST, UNREAD_FRAMES // self._at_once)
         stream.note_arrivals(partial(self._note, attempt, choice))
         stream.send(choice.remaining())
 

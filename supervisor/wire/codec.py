@@ -21,9 +21,8 @@ REPLY_LIMIT: Final = 8 * 2**20
 F = TypeVar("F")
 W = TypeVar("W", bound=Generate | Embed)
 
-_PLACE = b"\xc1"
-"""Stands for a packed content: neither MessagePack nor UTF-8 has this byte, and nothing that may
-hold any bytes comes before it."""
+_CONTENT: Final[dict[type, str]] = {Generate: "prompt", Embed: "inputs"}
+"""The field that may be packed."""
 _LARGE = 2**16
 """Bytes that are worth a write of their own."""
 
@@ -90,20 +89,29 @@ def pieces(frame: Frame) -> tuple[bytes | memoryview, ...]:
     own, and no copy. Raises ProtocolError."""
     if not isinstance(frame, Generate | Embed) or len(content := _raw(frame)) < _LARGE:
         return (encode(frame),)
-    around = encode(_with_content(frame, msgspec.Raw(_PLACE)))
-    before, _, after = around[HEADER.size :].partition(_PLACE)
-    length = len(before) + len(content) + len(after)
-    return HEADER.pack(length) + before, content, after
+    around = encode(_with_content(frame, msgspec.Raw(b"")))[HEADER.size :]
+    place = _length_before_content(frame, around)
+    return HEADER.pack(len(around) + len(content)) + around[:place], content, around[place:]
+
+
+def _length_before_content(request: Generate | Embed, body: bytes) -> int:
+    """Bytes of the encoded request's `body` that come before its content. They are not looked for:
+    any byte may be among them."""
+    fields = request.__struct_fields__
+    before = fields[: fields.index(_CONTENT[type(request)])]
+    values = [request.__struct_config__.tag, *(getattr(request, field) for field in before)]
+    # An array begins with its length, of up to 15 elements in one byte.
+    begins = 1 if body[0] & 0xF0 == 0x90 else 3
+    return begins + sum(len(_encoder.encode(value)) for value in values)
 
 
 def _content(request: Generate | Embed) -> object:
-    return request.prompt if isinstance(request, Generate) else request.inputs
+    found: object = getattr(request, _CONTENT[type(request)])
+    return found
 
 
 def _with_content(request: W, content: msgspec.Raw) -> W:
-    if isinstance(request, Generate):
-        return replace(request, prompt=content)
-    return replace(request, inputs=content)
+    return replace(request, **{_CONTENT[type(request)]: content})
 
 
 def _raw(request: Generate | Embed) -> memoryview:

@@ -10,7 +10,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Final, Generic, TypeVar, cast
 
 from supervisor.wire import codec
 from supervisor.wire.codec import REPLY_LIMIT, FrameDecoder, ProtocolError
@@ -24,6 +24,9 @@ BACKLOG = 1024
 _UNREAD_MAX = 2**19
 """Bytes of frames that may wait unread before the socket is no longer read: the whole of most
 answers, so that a reader who is slow holds up nobody but itself."""
+UNREAD_FRAMES: Final = 2**14
+"""Frames that may, for small ones take ten times their bytes: a token's about 150. One read of the
+socket may bring more than that, and then nothing follows."""
 _BEHIND = 2**20
 """Bytes that may wait unsent before the peer counts as behind."""
 
@@ -39,8 +42,10 @@ class FrameStream(asyncio.Protocol, Generic[F]):
         self._ended = False
         self._fault: ProtocolError | None = None
         self._note: Callable[[F], F | None] | None = None
+        self.unread_frames = UNREAD_FRAMES
+        """So many may wait unread before the socket is no longer read. The owner may set it."""
         self._unread = 0
-        """Bytes, counted off when all or half of the frames have been received."""
+        """Bytes, as of when the frames are received that the socket is paused for, or all."""
         self._paused_below: int | None = None
         """The socket is not read until so few frames wait; None = it is."""
 
@@ -66,9 +71,8 @@ class FrameStream(asyncio.Protocol, Generic[F]):
             return
         # A frame that is not whole yet does not count: its rest comes only if the socket is read.
         self._unread = self._unread + len(data) if self._arrived else 0
-        if self._unread > _UNREAD_MAX and self._paused_below is None and self._transport:
-            self._paused_below = len(self._arrived) // 2
-            self._transport.pause_reading()
+        if self._paused_below is None and self._transport and self._holds_enough:
+            self._pause(self._transport)
         self._wake()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -78,6 +82,10 @@ class FrameStream(asyncio.Protocol, Generic[F]):
         except ProtocolError as torn:
             fault = torn
         self._end(fault)
+
+    @property
+    def _holds_enough(self) -> bool:
+        return self._unread > _UNREAD_MAX or len(self._arrived) > self.unread_frames
 
     @property
     def ended(self) -> bool:
@@ -147,13 +155,18 @@ class FrameStream(asyncio.Protocol, Generic[F]):
         """Whether the next `receive` would have to wait."""
         return not (self._arrived or self._ended)
 
+    def _pause(self, transport: asyncio.Transport) -> None:
+        count = len(self._arrived)
+        self._paused_below = min(count, self.unread_frames) // 2
+        self._unread = self._unread * self._paused_below // count  # more comes no sooner
+        transport.pause_reading()
+
     def _pop(self) -> F:
         frame = self._arrived.popleft()
         if not self._arrived:
             self._unread = 0
         if self._paused_below is not None and len(self._arrived) <= self._paused_below:
             self._paused_below = None
-            self._unread //= 2
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.resume_reading()
         return frame

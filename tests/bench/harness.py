@@ -128,6 +128,7 @@ def bulkhead(
     models: Mapping[str, Path],
     *,
     settings: str = "",
+    server: str = "",
     recovery: str = "off",
     soft_files: int = 0,
     scripted: bool = False,
@@ -135,15 +136,15 @@ def bulkhead(
     environ: Mapping[str, str] = MappingProxyType({}),
     imports: bool = True,
 ) -> Iterator[Bulkhead]:
-    """`bulkhead serve` with its state in `folder`. `settings` is more TOML, `own` that of single
-    models, `environ` more environment;
+    """`bulkhead serve` with its state in `folder`. `settings` is more TOML, `server` that
+    of its table, `own` that of single models, `environ` more environment;
     a death is seen by the client unless `recovery` repairs it; `soft_files`, if given,
     is the soft limit of open files that the server is started with; with `scripted`, models may be
     folders with a `tests.helpers.fakes.engine.Script`, whose workers import mlx-lm only with
     `imports`."""
     folder.mkdir(parents=True, exist_ok=True)
     config = folder / "bench.toml"
-    text = f'[recovery]\nmode = "{recovery}"\n{settings}\n[server]\nport = 0\n'
+    text = f'[recovery]\nmode = "{recovery}"\n{settings}\n[server]\nport = 0\n{server}\n'
     for name, source in models.items():
         text += f'[models.{name}]\nsource = "{source}"\n{own.get(name, "")}\n'
     config.write_text(without_spare(text))

@@ -15,7 +15,18 @@ from tests.helpers.serving import ROOT
 
 @pytest.mark.parametrize(
     "name",
-    ["crashes", "fairness", "footprint", "relay", "memory.alternating", "memory.long_prompts"],
+    [
+        "crashes",
+        "fairness",
+        "footprint",
+        "relay",
+        "memory.alternating",
+        "memory.fat_cache",
+        "memory.long_prompts",
+        "memory.oversubscribed",
+        "memory.pressure",
+        "memory.waiting_bodies",
+    ],
 )
 def test_short_form(name: str) -> None:
     done = subprocess.run(

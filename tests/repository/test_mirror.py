@@ -56,7 +56,6 @@ WITNESSES: dict[str, tuple[str, ...]] = {
     "supervisor/wire/control_frames.py": ("unit/supervisor/wire/test_frames.py",),
     "supervisor/state/address.py": ("unit/supervisor/cli/test_client.py",),
     "worker/engine/generation.py": ("unit/worker/engine/test_batch.py",),
-    "worker/engine/serving.py": ("unit/worker/engine/test_resume.py",),
     "worker/engine/mlx_lm_expected.py": ("unit/worker/engine/test_mlx_lm_compat.py",),
     "worker/engine/rows.py": ("unit/worker/engine/test_decoding.py",),
     "worker/grammar/checker.py": ("unit/worker/grammar/test_schema.py",),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 
-from supervisor.errors import InternalError
+from supervisor.errors import InternalError, QueueFull
 from supervisor.wire.frames import Embed, End, Generate
 from worker.engine import sampling
 from worker.engine.active_job import ActiveJob, replay_emitted
@@ -18,7 +19,7 @@ from worker.engine.loading import LoadedModel
 from worker.engine.native_heap import NativeHeap, Trimmer
 from worker.engine.prompt_scores import PromptScores
 from worker.engine.rows import BatchRow
-from worker.engine.thread import Job, Prepared
+from worker.engine.thread import Job, NoRoom, Prepared
 from worker.output.token_bytes import TokenBytes
 from worker.output.transcript import TranscriptFactory
 from worker.prompt.template import PromptBuilder
@@ -74,7 +75,24 @@ class Serving:
             raise InternalError("The request can't be resumed: its tokens are not this model's.")
         prompt = self._prompts.tokens(request)
         echo = self._prompts.text_of(request, prompt) if request.echo else ""
-        constraint = self._constraints.compile(request, prompt)
+        return self._with_grammar(request, prompt, echo, self._constraints.claim())
+
+    def _with_grammar(
+        self, request: Generate, prompt: Sequence[int], echo: str, claim: Any
+    ) -> Prepared:
+        """Raises BulkheadError, or NoRoom."""
+        try:
+            constraint = self._constraints.compile(request, prompt, claim)
+        except QueueFull as error:
+            # What it holds of other grammars is let go now, with its stack.
+            full = error.with_traceback(None)
+        else:
+            return self._constrained(request, prompt, echo, constraint)
+        raise NoRoom(full, claim, partial(self._with_grammar, request, prompt, echo, claim))
+
+    def _constrained(
+        self, request: Generate, prompt: Sequence[int], echo: str, constraint: Any
+    ) -> Prepared:
         text = self._transcripts.make(
             request,
             prompt,

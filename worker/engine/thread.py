@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from supervisor.errors import BulkheadError
+from supervisor.errors import BulkheadError, QueueFull
 from supervisor.wire.frames import (
     Embed,
     Embedded,
@@ -119,6 +119,29 @@ class Prepared:
         return len(self.prompt) + sum(map(len, self.inputs))
 
 
+class Line(Protocol):
+    """Where a request waits until others let it have what it wants, in the order of coming."""
+
+    def wait(self, call: Callable[[], object]) -> None:
+        """Get in line, or keep the place there. `call` is called once, on any thread and perhaps
+        at once, when it is the request's turn."""
+
+    def leave(self) -> None:
+        """The request has what it wants, or is over. May be called again."""
+
+
+class NoRoom(Exception):
+    """A request is prepared but for what others have to let go first."""
+
+    def __init__(self, refusal: QueueFull, line: Line, go_on: Callable[[], Prepared]) -> None:
+        """`refusal` is for who does not wait. `go_on` does the rest once it is the request's turn;
+        it is as `Engine.prepare`, and raises this again if there is no room after all."""
+        super().__init__(refusal.message)
+        self.refusal = refusal
+        self.line = line
+        self.go_on = go_on
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """One accepted request."""
@@ -152,7 +175,8 @@ class Engine(Protocol):
         """
 
     def prepare(self, request: Generate | Embed) -> Prepared:
-        """Do what needs no MLX. Raises BulkheadError when the request can't be served."""
+        """Do what needs no MLX. Raises BulkheadError when the request can't be served, and NoRoom
+        when it can't be yet."""
 
     def insert(self, job: Job) -> None:
         """Queue a job; `step` works on it from now on."""

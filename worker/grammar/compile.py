@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from functools import partial
 
@@ -15,7 +15,7 @@ from worker.grammar.answer_constraint import AnswerConstraint
 from worker.grammar.call_constraint import CallConstraint, CallGrammars
 from worker.grammar.call_rules import CallableTool
 from worker.grammar.checker import param
-from worker.grammar.grammar_cache import GrammarCache, bytes_of
+from worker.grammar.grammar_cache import Claim, GrammarCache, bytes_of
 from worker.grammar.matcher import CLIENTS, OURS, CompiledGrammar, GrammarMatcher, Limits
 from worker.grammar.refusals import (
     IMPOSSIBLE,
@@ -63,30 +63,37 @@ class ConstraintCompiler:
         self._formats = formats
         self._cache = GrammarCache() if cache is None else cache
 
+    def claim(self) -> Claim:
+        """For one request's grammars, and for waiting when there is no room for them."""
+        return Claim(self._cache)
+
     def compile(
-        self, request: Generate, prompt: Sequence[int] = ()
+        self, request: Generate, prompt: Sequence[int] = (), claim: Claim | None = None
     ) -> AnswerConstraint | CallConstraint | None:
         """The constraint of a request's output, None if it has none.
 
         `prompt` are the prompt's tokens. The model's first call takes seconds, a schema's first up
         to 0.5 s, others under a millisecond. Raises InvalidValue, UnsupportedValue, or QueueFull
-        when the grammars of other answers leave no room.
+        when the grammars of other answers leave no room; that may be waited for with the `claim`.
         """
-        calling = request.calling
+        calling, claim = request.calling, self.claim() if claim is None else claim
+        claim.wanted = {}
         if calling is not None and calling.choice == "required":
-            return self._forced(request, prompt)
+            return self._forced(request, prompt, claim)
         if request.structure is not None:
-            return self._structured(request, prompt)
-        return self._native(request, prompt)
+            return self._structured(request, prompt, claim)
+        return self._native(request, prompt, claim)
 
-    def _forced(self, request: Generate, prompt: Sequence[int]) -> AnswerConstraint:
+    def _forced(self, request: Generate, prompt: Sequence[int], claim: Claim) -> AnswerConstraint:
         """Calls alone."""
-        vocabulary = self._known("tools")
-        compiled = self._with_calls(vocabulary, request, self._markers.forced, "start: calls\n")
+        vocabulary, form = self._known("tools"), self._markers.forced
+        compiled = self._with_calls(vocabulary, request, claim, form, "start: calls\n")
         preamble = self._markers.preamble(request, prompt)
         return AnswerConstraint(vocabulary, GrammarMatcher(compiled), preamble, param="tools")
 
-    def _structured(self, request: Generate, prompt: Sequence[int]) -> AnswerConstraint:
+    def _structured(
+        self, request: Generate, prompt: Sequence[int], claim: Claim
+    ) -> AnswerConstraint:
         """An answer that has to be something, or calls."""
         structure, may_call, form = request.structure, request.calling, self._markers.form
         assert structure is not None
@@ -99,26 +106,26 @@ class ConstraintCompiler:
             )
         return AnswerConstraint(
             self._known(wanted),
-            GrammarMatcher(self._answer(request, structure)),
+            GrammarMatcher(self._answer(request, structure, claim)),
             self._markers.preamble(request, prompt),
             call=self._markers.call if may_call and form == "marked" else -1,
-            native=self._native(request, prompt) if form != "hermes" else None,
+            native=self._native(request, prompt, claim) if form != "hermes" else None,
             param=wanted,
         )
 
-    def _answer(self, request: Generate, structure: Structure) -> CompiledGrammar:
+    def _answer(self, request: Generate, structure: Structure, claim: Claim) -> CompiledGrammar:
         match structure:
             case Schema(schema, strict, place):
                 wanted = parsed(schema, place)
                 try:
                     text = compilable(wanted, place, lenient=not strict)
-                    return self._value(request, SchemaPart(text, place))
+                    return self._value(request, SchemaPart(text, place), claim)
                 except UnsupportedValue as error:
                     if strict or error.param != param(place):
                         raise
                 # What is not promised is no reason to refuse: of the schema, the type alone is
                 # left.
-                return self._value(request, SchemaPart(loosest(wanted), place))
+                return self._value(request, SchemaPart(loosest(wanted), place), claim)
             case Pattern(pattern, place):
                 body = f"/{pattern}/"
             case Grammar(rules, place):
@@ -130,15 +137,16 @@ class ConstraintCompiler:
                 param=param(place),
             )
         limits = CLIENTS if isinstance(structure, Grammar) else OURS
-        return self._answer_or_calls(request, body, place, (), limits)
+        return self._answer_or_calls(request, claim, body, place, (), limits)
 
-    def _value(self, request: Generate, part: SchemaPart) -> CompiledGrammar:
+    def _value(self, request: Generate, part: SchemaPart, claim: Claim) -> CompiledGrammar:
         """The grammar of an answer under a schema."""
-        return self._answer_or_calls(request, f"%json {part.schema}", part.place, (part,))
+        return self._answer_or_calls(request, claim, f"%json {part.schema}", part.place, (part,))
 
     def _answer_or_calls(
         self,
         request: Generate,
+        claim: Claim,
         body: str,
         place: str,
         parts: Sequence[SchemaPart],
@@ -147,17 +155,20 @@ class ConstraintCompiler:
         """The grammar of an answer, or of calls if they are text like it."""
         vocabulary = self._known(param(place))
         rules = f"start: answer\nanswer: {body}\n"
-        compiled = self._compiled(vocabulary, rules, parts, place, limits)
-        if request.calling is not None and self._markers.form == "hermes":
-            # It was compiled alone, too: what is wrong with it is not the tools' fault.
-            rules = f"start: answer | calls\nanswer: {body}\n"
-            return self._with_calls(vocabulary, request, "hermes", rules, *parts, limits=limits)
-        return compiled
+        if request.calling is None or self._markers.form != "hermes":
+            return self._compiled(vocabulary, rules, parts, place, limits, claim=claim)
+        # Alone first, for nothing else: what is wrong with it is not the tools' fault. It must not
+        # be held, so that it can make room for the one with calls.
+        self._compiled(vocabulary, rules, parts, place, limits, claim=claim)
+        claim.wanted = {}
+        rules = f"start: answer | calls\nanswer: {body}\n"
+        return self._with_calls(vocabulary, request, claim, "hermes", rules, *parts, limits=limits)
 
     def _with_calls(
         self,
         vocabulary: Vocabulary,
         request: Generate,
+        claim: Claim,
         form: ForcedForm,
         rules: str,
         *parts: SchemaPart,
@@ -172,14 +183,18 @@ class ConstraintCompiler:
             more = call_rules.forced_rules(tools, self._marker, form=form, several=several)
             found = [SchemaPart(tool.schema, tool.place) for tool in tools if tool.schema]
             try:
-                return self._compiled(vocabulary, rules + more, [*found, *parts], limits=limits)
+                return self._compiled(
+                    vocabulary, rules + more, [*found, *parts], limits=limits, claim=claim
+                )
             except UnsupportedValue:
                 if last:
                     raise
                 tools = call_rules.tools(request, enforced=False)
         raise AssertionError
 
-    def _native(self, request: Generate, prompt: Sequence[int]) -> CallConstraint | None:
+    def _native(
+        self, request: Generate, prompt: Sequence[int], claim: Claim
+    ) -> CallConstraint | None:
         """An answer in the model's own words, if there are tools to be called in it.
 
         What is wrong with a strict function's schema has to be told before the answer begins. For
@@ -195,10 +210,9 @@ class ConstraintCompiler:
         else:
             found = call_rules.tools(request, enforced=False)
         parts = [SchemaPart(tool.schema, tool.place) for tool in found if tool.schema]
+        rules = call_rules.native_rules(found, form, self._marker)
         grammars = CallGrammars(
-            partial(self._known, "tools"),
-            lambda rules, must: self._compiled(self._known("tools"), rules, parts, must=must),
-            call_rules.native_rules(found, form, self._marker),
+            partial(self._known, "tools"), partial(self._compiled_calls, parts, claim), rules
         )
         answer = AnswerParts((), CallCollector(parallel=True), behind_marker=False)
         if self._formats is None:
@@ -226,8 +240,17 @@ class ConstraintCompiler:
             self._known("tools")
         except UnsupportedValue:
             return None  # as for a model whose calls can't be watched
+        self._want(claim, rules.values(), parts, "tools")
         grammars.compile_all()
         return constraint
+
+    def _compiled_calls(
+        self, parts: Sequence[SchemaPart], claim: Claim, rules: str, must: bool
+    ) -> CompiledGrammar:
+        """One of a `CallGrammars`."""
+        # What must be waits for nothing.
+        claim = self.claim() if must else claim
+        return self._compiled(self._known("tools"), rules, parts, claim=claim, must=must)
 
     def _make_ahead(self) -> None:
         """Have the vocabulary made on a thread of its own, beside the prefill."""
@@ -254,6 +277,24 @@ class ConstraintCompiler:
                     self._vocabulary = error
             return self._vocabulary
 
+    def _want(
+        self, claim: Claim, rules: Collection[str], parts: Sequence[SchemaPart], place: str
+    ) -> None:
+        """The request needs these grammars beside those that it has wanted. Raises UnsupportedValue
+        where there can never be room for all of them."""
+        wanted = {**claim.wanted, **{_key(each): bytes_of(each) for each in rules}}
+        size, most = sum(wanted.values()), self._cache.most
+        if size > most:
+            at = parts[0].place if parts else place
+            which = "This grammar is" if len(wanted) == 1 else "This request's grammars are"
+            raise UnsupportedValue(
+                f"{which} too large: about {-(-size >> 20)} MB with all schemas, and a model's "
+                f"grammars may take {most >> 20} MB together (at {at}). Use fewer or smaller "
+                "schemas.",
+                param=param(at),
+            )
+        claim.wanted = wanted
+
     def _compiled(
         self,
         vocabulary: Vocabulary,
@@ -262,33 +303,35 @@ class ConstraintCompiler:
         place: str = "tools",
         limits: Limits = OURS,
         *,
+        claim: Claim | None = None,
         must: bool = False,
     ) -> CompiledGrammar:
         """A grammar of the cache. `parts` are the schemas in it, `place` is what is to blame if
         there are none, `limits` are the parser's, `must` is as the cache's. Raises InvalidValue,
         UnsupportedValue or QueueFull."""
-        key, size = hashlib.sha256(rules.encode()).digest(), bytes_of(rules)
-        if (found := self._cache.find(key)) is not None:
-            return found
-        if size > self._cache.most:
-            at = parts[0].place if parts else place
-            raise UnsupportedValue(
-                f"This grammar is too large: with all schemas in it, it has {len(rules)} "
-                f"characters, for about {size >> 20} MB, and a model's grammars may take "
-                f"{self._cache.most >> 20} MB together (at {at}). Use fewer or smaller schemas.",
-                param=param(at),
-            )
-        found = self._cache.add(
-            key, size, lambda: CompiledGrammar(vocabulary, rules, limits), must=must
+        claim = self.claim() if claim is None else claim
+        wanted = claim.wanted
+        self._want(claim, [rules], parts, place)
+        found = self._cache.grammar(
+            _key(rules),
+            bytes_of(rules),
+            lambda: CompiledGrammar(vocabulary, rules, limits),
+            claim,
+            must=must,
         )
+        if not found.error and not found.is_empty:
+            return found
+        claim.wanted = wanted
         if found.error and parts:
             raise explain_refusal(found.error, parts)
         if found.error:
             raise refusal_of(found.error, place)
-        if found.is_empty:
-            raise refusal_at(IMPOSSIBLE, parts[0].place) if parts else refusal_of("", place)
-        return found
+        raise refusal_at(IMPOSSIBLE, parts[0].place) if parts else refusal_of("", place)
 
     def _marker(self, text: str) -> str:
         token = self._texts.token(text)
         return call_rules.literal(text) if token is None else f"<[{token}]>"
+
+
+def _key(rules: str) -> bytes:
+    return hashlib.sha256(rules.encode()).digest()

@@ -6,7 +6,7 @@ import logging
 import threading
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
-from weakref import WeakSet
+from weakref import ref
 
 import llguidance
 
@@ -63,6 +63,26 @@ def limits(parser: Limits = OURS) -> llguidance.LLParserLimits:
     )
 
 
+class Users:
+    """Who follows a grammar, or will. They are not kept alive. For any thread."""
+
+    def __init__(self) -> None:
+        self._alive: set[ref[object]] = set()
+        self.none_left: Callable[[], object] = lambda: None
+        """Called when the last one has gone, from wherever that is noticed."""
+
+    def __len__(self) -> int:
+        return len(self._alive)
+
+    def add(self, user: object) -> None:
+        self._alive.add(ref(user, self._gone))
+
+    def _gone(self, user: ref[object]) -> None:
+        self._alive.discard(user)
+        if not self._alive:
+            self.none_left()
+
+
 class CompiledGrammar:
     """A grammar that outputs follow, each with a copy of its matcher. `error` is llguidance's own
     reason against it, "" = none."""
@@ -70,8 +90,7 @@ class CompiledGrammar:
     def __init__(self, vocabulary: Vocabulary, rules: str, bounds: Limits = OURS) -> None:
         """`rules` are in llguidance's Lark. Takes up to 0.5 s."""
         self.vocabulary = vocabulary
-        self.users: WeakSet[object] = WeakSet()
-        """Who follows it, or will."""
+        self.users = Users()
         self._limits = limits(bounds)
         self._grammar = llguidance.LLMatcher.grammar_from_lark(UNFORCED + rules)
         self._matcher = self._compile()

@@ -6,14 +6,16 @@ process that exceeds it, however much RAM is free. Workers are in the supervisor
 Version 2 has `memory.max`, at which the kernel kills, and `memory.high`, at which it slows
 everything down; version 1 has `memory.limit_in_bytes`. Both may be mounted at once. What /proc
 tells is a path below the root of the hierarchy, and a mount may show a part of that alone, which in
-a container is often the process' own group.
+a container is often the process' own group. There may be several mounts of one hierarchy: whoever
+watches a machine from a container binds the host's beside the container's own.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import PurePosixPath
 
 from supervisor.scheduler.pressure import GroupMemory
@@ -50,11 +52,37 @@ V2 = Version(
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where a group is in its hierarchy, from the process' own root: first so many steps up, then
+    down by these names. What is above that root has no names that the process could know."""
+
+    up: int
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, path: str) -> Place:
+        parts = PurePosixPath(path).parts[1:]
+        up = sum(1 for _ in takewhile(lambda part: part == "..", parts))
+        return cls(up, parts[up:])
+
+    @property
+    def depth(self) -> int:
+        return len(self.names) - self.up
+
+    def contains(self, other: Place) -> bool:
+        """Whether the other group is this one, or in it."""
+        if self.up > other.up:
+            return not self.names  # with names it is beside the root, not above it
+        return self.up == other.up and other.names[: len(self.names)] == self.names
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
-    """A folder of one group, and its version."""
+    """A folder of one group, its version, and which group it is: two mounts may show the same."""
 
     path: str
     version: Version
+    place: Place
 
 
 class Cgroups:
@@ -72,8 +100,12 @@ class Cgroups:
         if membership != self._membership:  # a process is moved seldom, if ever
             self._membership = membership
             self._groups = list(groups(membership, self._text("/proc/self/mountinfo")))
-        told = (self._memory(group) for group in self._groups)
-        return tuple(memory for memory in told if memory is not None)
+        told: dict[tuple[Version, Place], GroupMemory] = {}
+        for group in self._groups:
+            which = group.version, group.place
+            if which not in told and (memory := self._memory(group)) is not None:
+                told[which] = memory
+        return tuple(told.values())
 
     def _memory(self, group: Group) -> GroupMemory | None:
         version = group.version
@@ -104,8 +136,9 @@ class Cgroups:
 
 def groups(membership: str, mounts: str) -> Iterator[Group]:
     """The folders of a process' groups that account for memory, each with those that it is in, from
-    its /proc/self/cgroup and /proc/self/mountinfo."""
-    found = dict(_mounts(mounts))
+    its /proc/self/cgroup and /proc/self/mountinfo. Of each version the innermost come first."""
+    # Of two at one mount point the later one hides the other.
+    found = {mount: (version, Place.of(root)) for version, root, mount in _mounts(mounts)}
     for line in membership.splitlines():
         number, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
@@ -115,35 +148,38 @@ def groups(membership: str, mounts: str) -> Iterator[Group]:
             version = V1
         else:
             continue
-        if version in found and path.startswith("/"):
-            yield from (Group(folder, version) for folder in _folders(path, *found[version]))
+        if path.startswith("/"):
+            shown = [(mount, top) for mount, (kind, top) in found.items() if kind == version]
+            folders = [Group(*each) for each in _folders(Place.of(path), version, shown)]
+            yield from sorted(folders, key=lambda group: -group.place.depth)
 
 
-def _mounts(text: str) -> Iterator[tuple[Version, tuple[str, str]]]:
-    """(root, mount point) of the hierarchies with memory in them."""
+def _mounts(text: str) -> Iterator[tuple[Version, str, str]]:
+    """(version, root, mount point) of the hierarchies with memory in them."""
     for line in text.splitlines():
         before, _, after = line.partition(" - ")
         fields, kind = before.split(), after.split()
         if len(fields) < 5 or not kind:
             continue
-        place = (_unescaped(fields[3]), _unescaped(fields[4]))
+        root, mount = _unescaped(fields[3]), _unescaped(fields[4])
         if kind[0] == "cgroup2":
-            yield V2, place
+            yield V2, root, mount
         elif kind[0] == "cgroup" and "memory" in kind[-1].split(","):
-            yield V1, place
+            yield V1, root, mount
 
 
-def _folders(path: str, root: str, mount: str) -> Iterator[str]:
-    """The group at `path` and those that it is in, as far as the mount shows them."""
-    group, top = PurePosixPath(path), PurePosixPath(root)
-    inside = group.relative_to(top) if group.is_relative_to(top) else PurePosixPath()
-    if ".." in inside.parts:  # outside of what a container sees
-        inside = PurePosixPath()
-    for part in (inside, *inside.parents):
-        folder = str(PurePosixPath(mount) / part)
-        yield folder
-        if not part.parts:
-            return
+def _folders(
+    group: Place, version: Version, mounts: Sequence[tuple[str, Place]]
+) -> Iterator[tuple[str, Version, Place]]:
+    """The group and those that it is in, as far as the mounts show them."""
+    around = [(mount, top) for mount, top in mounts if top.contains(group)]
+    for mount, top in around or mounts:  # of a process from outside of what a container sees, too
+        inside = group.names[len(top.names) :] if top.contains(group) else ()
+        if top.up > group.up:
+            inside = ()  # the way down has no names
+        for length in range(len(inside), -1, -1):
+            folder = str(PurePosixPath(mount, *inside[:length]))
+            yield folder, version, Place(top.up, (*top.names, *inside[:length]))
 
 
 def _unescaped(text: str) -> str:

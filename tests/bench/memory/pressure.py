@@ -33,7 +33,7 @@ _PACE = 0.05
 
 def play(findings: Findings, folder: Path, short: bool) -> None:
     """Chats grow turn by turn, all at once."""
-    chats, turns, step = (3, 2, 120) if short else (8, 4, 150)
+    chats, turns, step = (2, 2, 60) if short else (8, 4, 150)
     findings.scene("pressure beside a pinned neighbour")
     made = {
         "busy": models.make(folder / "busy", "llama", models.FAT),

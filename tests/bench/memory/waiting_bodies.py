@@ -17,9 +17,11 @@ from tests.bench.memory.scene import Findings, mb, run
 from tests.helpers.fakes.engine import Script
 from tests.helpers.serving import gate
 
-HELD = 400_000_000
-"""Bytes that the gateway may grow by: `max_queue_bytes`, and as much as a few bodies on their
-way."""
+QUEUE, SHORT_QUEUE = 256_000_000, 40_000_000
+"""`max_queue_bytes`: as it is unless configured, and less than all bodies of the short form have
+together."""
+ON_THE_WAY, SHORT_ON_THE_WAY = 144_000_000, 50_000_000
+"""Bytes that the gateway may grow by beyond that: as much as bodies on their way take."""
 KEPT = 60_000_000
 """Bytes of it that it may keep."""
 HEALTH_SECONDS = 1.0
@@ -31,11 +33,13 @@ _CALM_SECONDS = 2.0
 def play(findings: Findings, folder: Path, short: bool) -> None:
     """They wait for a load that never ends, until their clients leave."""
     bodies = 60 if short else 600
+    queue, on_the_way = (SHORT_QUEUE, SHORT_ON_THE_WAY) if short else (QUEUE, ON_THE_WAY)
     size = 2_000_000
     findings.scene(f"{bodies} x 2 MB waiting")
     with gate(folder / "gate") as stop:
         model = Script(gates={"load": str(stop.path)}).write(folder / "m")
-        with harness.bulkhead(folder / "b", {"m": model}, scripted=True) as server:
+        limit = f'max_queue_bytes = "{queue // 10**6}MB"'
+        with harness.bulkhead(folder / "b", {"m": model}, scripted=True, server=limit) as server:
             gateway = server.gateway()
             with sampling(folder / "s", server.port, gateway) as samples:
                 begun = time.monotonic()
@@ -54,7 +58,7 @@ def play(findings: Findings, folder: Path, short: bool) -> None:
     findings.note("waited, refused", f"{waited}, {told or 'none'}", [waited, dict(answers)])
     findings.note("seconds until all waited", f"{until - begun:.1f} s", until - begun)
     findings.note("gateway before", mb(before), before)
-    held_bar, kept_bar = before + HELD, before + KEPT
+    held_bar, kept_bar = before + queue + on_the_way, before + KEPT
     findings.bar("gateway at most", mb(most), f"<= {mb(held_bar)}", most <= held_bar, most)
     findings.bar("gateway after", mb(after), f"<= {mb(kept_bar)}", after <= kept_bar, after)
     slowest = samples.slowest_health

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from supervisor.wire.progress import SIZE, ProgressRecord
 from supervisor.wire.stream import FrameStream, connect
 from tests.helpers.fakes.engine import Script, ScriptedEngine
 from worker import server as worker_server
-from worker.engine.thread import Job, Prepared
+from worker.engine.thread import Job, NoRoom, Prepared
 from worker.server import _SHORT_PROMPT, WorkerServer
 
 SECONDS = 20
@@ -136,37 +136,55 @@ def test_a_request_waits_for_room_for_its_grammar(
     tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_server, "_ROOM_SECONDS", 0.05 if how == "no room comes" else SECONDS)
-    monkeypatch.setattr(worker_server, "_LOOK_SECONDS", 0.01)
 
     async def scenario() -> None:
-        desk = Desk(tmp_path)
-        tried = asyncio.Event()
-        loop = asyncio.get_running_loop()
+        desk, line = Desk(tmp_path), FakeLine()
+        prepared: list[str] = []
         prepare = desk.engine.prepare
-        full = True
 
-        def prepare_if_there_is_room(request: Generate | Embed) -> Prepared:
-            if full:
-                loop.call_soon_threadsafe(tried.set)
-                raise QueueFull("no room")
-            return prepare(request)
+        def go_on() -> Prepared:
+            prepared.append("the rest")
+            if len(prepared) < 3:
+                raise NoRoom(QueueFull("no room"), line, go_on)
+            return prepare(SHORT)
 
-        monkeypatch.setattr(desk.engine, "prepare", prepare_if_there_is_room)
+        def prepare_without_room(request: Generate | Embed) -> Prepared:
+            prepared.append("all")
+            raise NoRoom(QueueFull("no room"), line, go_on)
+
+        monkeypatch.setattr(desk.engine, "prepare", prepare_without_room)
         async with asyncio.timeout(SECONDS), desk.serving():
             stream = await desk.ask(SHORT)
-            await tried.wait()
+            call = await line.waits.get()
             match how:
                 case "room comes":
-                    full = False
+                    # From the MLX thread, say; and there is none after all at first.
+                    await asyncio.to_thread(call)
+                    await asyncio.to_thread(await line.waits.get())
                     assert len(await tokens(stream)) == 5
+                    assert prepared == ["all", "the rest", "the rest"]
                 case "no room comes":
                     refused = await stream.receive()
                     assert isinstance(refused, Failed)
                     assert refused.code == "queue_full"
                 case _:
                     stream.close()
-                    await asyncio.sleep(0)
-                    full = False
-                    assert len(await tokens(await desk.ask(SHORT))) == 5
+            await line.left.wait()
+            call()  # too late, and nobody minds
+            assert line.waits.empty()
 
     asyncio.run(scenario())
+
+
+class FakeLine:
+    """Where the only request waits."""
+
+    def __init__(self) -> None:
+        self.waits: asyncio.Queue[Callable[[], object]] = asyncio.Queue()
+        self.left = asyncio.Event()
+
+    def wait(self, call: Callable[[], object]) -> None:
+        self.waits.put_nowait(call)
+
+    def leave(self) -> None:
+        self.left.set()

@@ -72,7 +72,7 @@ def test_what_waits_is_bounded_and_what_runs_does_not_count() -> None:
 def test_one_alone_may_have_any_size() -> None:
     count = BodyBytes(100)
     alone = held(count, 1000)
-    with pytest.raises(QueueFull):
+    with pytest.raises(QueueFull, match=r"server\.max_queue_bytes"):
         held(count, 1)
     alone.release()
     held(count, 1)
@@ -83,8 +83,11 @@ def test_what_runs_is_bounded_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     count = BodyBytes(100)
     for _ in range(3):
         held(count, 100).run()
-    with pytest.raises(QueueFull):
+    with pytest.raises(QueueFull, match=r"being answered hold 300 bytes.* may hold 300") as told:
         held(count, 1)
+    # What is configured is for those that wait, and none does.
+    assert "max_queue_bytes" not in told.value.message
+    assert 1 <= int(told.value.headers()["Retry-After"]) <= 10
 
 
 def test_what_is_announced_counts_until_it_is_late() -> None:

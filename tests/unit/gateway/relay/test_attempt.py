@@ -6,7 +6,8 @@ import resource
 
 import pytest
 
-from gateway.relay.attempt import ChoiceState, choices_at_once
+from gateway.relay.attempt import AT_ONCE, ChoiceState, choices_at_once
+from supervisor.models.catalog import DEFAULT_CONCURRENCY
 from supervisor.wire.frames import (
     Accepted,
     Embed,
@@ -22,10 +23,15 @@ from tests.helpers.relay_peers import REQUEST
 
 @pytest.mark.parametrize(
     ("files", "choices"),
-    [(16384, 32), (2**20, 32), (4096, 8), (1024, 2), (256, 1), (resource.RLIM_INFINITY, 32)],
+    [(16384, 64), (2**20, 64), (4096, 16), (1024, 4), (255, 1), (resource.RLIM_INFINITY, 64)],
 )
 def test_fewer_choices_run_at_once_where_few_files_may_be_open(files: int, choices: int) -> None:
     assert choices_at_once(files) == choices
+
+
+def test_one_request_may_have_all_places_of_a_worker() -> None:
+    """Unless configured otherwise; the supervisor says how many it has."""
+    assert AT_ONCE == DEFAULT_CONCURRENCY
 
 
 def test_a_request_goes_on_behind_its_tokens() -> None:

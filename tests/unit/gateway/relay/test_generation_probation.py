@@ -67,6 +67,19 @@ def test_all_choices_run_though_nobody_reads_them(
     run_scenario(scenario)
 
 
+@pytest.mark.parametrize(("choices", "each"), [(2, 2**13), (4, 2**12), (20, 2**10)])
+def test_several_choices_share_the_frames_that_may_wait_unread(
+    run_scenario: Callable[[Scenario], None], choices: int, each: int
+) -> None:
+    async def scenario(peers: Peers) -> None:
+        generation, *_ = await peers.start_several(choices)
+        streams = generation._attempt.streams.values()
+        assert {stream.unread_frames for stream in streams} == {each}
+        generation.close()
+
+    run_scenario(scenario)
+
+
 def test_a_reader_that_stands_still_holds_its_own_worker_back_in_the_end(
     run_scenario: Callable[[Scenario], None],
 ) -> None:

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from supervisor.wire import frames
 from supervisor.wire.codec import (
@@ -19,9 +20,14 @@ from supervisor.wire.codec import (
     ProtocolError,
     TornFrame,
     encode,
+    packed,
+    packed_chat,
+    packed_chat_size,
+    packed_size,
+    pieces,
 )
-from supervisor.wire.frames import Chat, Frame, Generate, Token
-from tests.helpers.frames import DIRECTIONS, EVERY, cut, feed, frames_of, raw
+from supervisor.wire.frames import Chat, Count, Embed, Frame, Generate, Text, Token
+from tests.helpers.frames import DIRECTIONS, EVERY, cut, feed, frames_of, raw, values
 
 SECRET = "the-prompt-of-somebody"
 DEPTH = 100_000
@@ -162,3 +168,77 @@ def test_good_frames_before_a_bad_one_are_delivered() -> None:
     assert [next(received), next(received)] == [Token(1, "a"), Token(2, "b")]
     with pytest.raises(ProtocolError):
         next(received)
+
+
+# ── packed contents ──────────────────────────────────────────────────────────────────────────────
+
+LARGE = "x" * 2**16
+REQUESTS = st.one_of(values(Generate), values(Embed))
+
+
+def large(request: Any) -> Any:
+    """The same with a content that is worth a piece of its own."""
+    if isinstance(request, Embed):
+        return replace(request, inputs=(LARGE, *request.inputs))
+    return replace(request, prompt=Text(LARGE))
+
+
+@EVERY
+@given(
+    request=REQUESTS,
+    name=st.text(max_size=4) | st.integers(0, 70_000).map("r".__mul__),
+    is_large=st.booleans(),
+)
+def test_a_packed_request_is_the_same_frame_in_pieces(
+    request: Any, name: str, is_large: bool
+) -> None:
+    request = replace(large(request) if is_large else request, request_id=name)
+    (kept,) = packed([request])
+    assert b"".join(pieces(kept)) == encode(kept) == encode(request)
+    assert b"".join(pieces(request)) == encode(request)
+    assert len(pieces(kept)) == (3 if is_large else 1)
+
+
+@pytest.mark.parametrize("length", [15, 31, 32, 0xC1, 255, 256, 0xC1C1])
+@pytest.mark.parametrize("request_", [Generate("", Text(LARGE), 1.0), Embed("", (LARGE,))])
+def test_lengths_that_look_like_anything_else_do_no_harm(
+    request_: Generate | Embed, length: int
+) -> None:
+    (kept,) = packed([replace(request_, request_id="r" * length)])
+    assert b"".join(pieces(kept)) == encode(kept)
+
+
+def test_a_large_content_is_copied_once_and_never_again() -> None:
+    shared, other = Text(LARGE), Text("y" + LARGE)
+    choices = [Generate(str(number), prompt, 1.0) for number in range(3) for prompt in [shared]]
+    kept = packed([*choices, Generate("3", other, 1.0)])
+    contents: list[Any] = [each.prompt for each in kept]
+    assert [each is contents[0] for each in contents] == [True, True, True, False]
+    sizes = [len(msgspec.msgpack.encode(each)) for each in (shared, other)]
+    assert packed_size(kept) == sum(sizes)
+    assert packed_size(kept[:2]) == sizes[0]
+    again: list[Any] = packed(kept)
+    assert b"".join(pieces(again[0])) == encode(choices[0])
+    content = pieces(replace(kept[0], emitted=(1, 2, 3)))[1]
+    assert isinstance(content, memoryview)
+    assert content.obj is memoryview(contents[0]).obj
+
+
+@EVERY
+@given(values(Chat))
+def test_a_packed_chat_is_counted_as_it_is(chat: Chat) -> None:
+    kept = packed_chat(chat)
+    assert packed_chat_size(kept) == len(msgspec.msgpack.encode(chat))
+    sent = Count("r", "m", "folder", chat, 1.0)
+    assert encode(replace(sent, chat=kept)) == encode(sent)
+
+
+@pytest.mark.parametrize(
+    "request_", [Generate("r", Text(SECRET + "\ud800"), 1.0), Embed("r", (SECRET + "\udfff",))]
+)
+def test_what_cannot_be_packed_is_a_protocol_error_that_quotes_nothing(
+    request_: Generate | Embed,
+) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        packed([request_])
+    assert SECRET not in "".join(traceback.format_exception(caught.value))

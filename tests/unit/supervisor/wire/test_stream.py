@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import pytest
 
 from supervisor.wire import control_frames, frames
+from supervisor.wire import stream as stream_module
 from supervisor.wire.codec import ProtocolError, TornFrame, encode
 from supervisor.wire.control_frames import Acquire
 from supervisor.wire.frames import End, Frame, Generate, Progress, Text, Token
@@ -196,6 +197,44 @@ def test_a_slow_reader_stops_its_peer_and_still_gets_everything() -> None:
         peer.close()
         assert await stream.receive() is None
         await settle()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(("text", "count"), [("", 1000), ("x" * 400, stream_module.UNREAD_FRAMES)])
+def test_neither_many_small_frames_nor_few_large_ones_fill_the_memory(
+    text: str, count: int
+) -> None:
+    """Of small ones the frames count, of large ones the bytes."""
+    sent = [Token(number, text) for number in range(20_000)]
+    data = b"".join(map(encode, sent))
+    piece = 1000
+    most = min(count, stream_module._UNREAD_MAX * len(sent) // len(data))
+
+    async def scenario() -> None:
+        stream, peer = await beside_raw_peer(frames.FromEngine)
+        stream.unread_frames = count
+        done = accepted = 0
+        while done < len(sent):
+            idle = 0
+            while idle < 3 and accepted < len(data):
+                try:
+                    accepted += peer.send(data[accepted : accepted + piece])
+                    idle = 0
+                except BlockingIOError:
+                    idle += 1
+                await asyncio.sleep(0)
+            held = len(stream._arrived)
+            # What the socket held is read at once when it is read again.
+            assert held <= most + 2**18 * len(sent) // len(data)
+            assert done or held <= most * 1.01 + piece // 10
+            assert held >= min(most // 2, len(sent) - done)
+            for _ in range(held):
+                assert await stream.receive() == sent[done]
+                done += 1
+            await settle()
+        peer.close()
+        assert await stream.receive() is None
 
     run(scenario())
 

@@ -194,7 +194,8 @@ def test_recalls_in_prefill_and_decode_change_no_answer(
     assert max(back) > 0 if not park else min(back) == lent // 4
     assert tokens_of(made) == undisturbed
     before = tight.lent
-    assert tight.recall(2**40) == before
+    assert before > 0
+    assert tight.recall(2**40) == before  # nobody is there any more, so all of it is idle
     assert tight.lent == 0
     assert tight.told[-1] == Needs(heard=tight.ever)
     tight.engine.close()

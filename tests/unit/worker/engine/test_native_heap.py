@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 
+from tests.helpers.native_heaps import IS_GLIBC, PIECES, SIZE, given_back
 from worker.engine.native_heap import (
     ARENAS,
     KEPT,
@@ -44,11 +47,18 @@ def test_other_heaps_are_left_alone(monkeypatch: pytest.MonkeyPatch, platform: s
     assert isinstance(native_heap(), Unmanaged)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a heap of Linux")
-def test_this_one_answers() -> None:
+@pytest.mark.skipif(not IS_GLIBC, reason="a heap of glibc")
+def test_this_one_gives_back_what_is_free() -> None:
     heap = native_heap()
-    heap.trim()
-    assert isinstance(heap, Glibc | Unmanaged)
+    assert isinstance(heap, Glibc)
+    by_itself, trimmed = given_back(heap.trim)
+    assert by_itself < SIZE * PIECES // 4 < SIZE * PIECES // 2 < trimmed
+
+
+def test_a_library_without_these_functions_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(malloc=None))
+    assert isinstance(native_heap(), Unmanaged)
 
 
 def test_a_heap_is_trimmed_each_time_that_much_was_freed() -> None:

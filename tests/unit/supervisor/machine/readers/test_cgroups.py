@@ -103,6 +103,78 @@ def test_a_container_sees_its_own_group_as_the_root() -> None:
     assert told("0::/other\n", part, files) == alone
 
 
+def mount(root: str, point: str, kind: str = "cgroup2") -> str:
+    options = "rw,memory" if kind == "cgroup" else "rw,nsdelegate"
+    return f"40 24 0:30 {root} /sys/fs/cgroup{point} ro,nosuid - {kind} cgroup {options}\n"
+
+
+OWN, HOST = mount("/", ""), mount("/../../..", "/host")
+"""As a container sees them that has the host's hierarchy beside its own."""
+
+
+@pytest.mark.parametrize("mounts", [OWN + HOST, HOST + OWN])
+def test_the_host_s_hierarchy_beside_the_own_one_hides_no_limit(mounts: str) -> None:
+    files = {
+        "/memory.max": "4000",
+        "/memory.current": "1000",
+        "/host/cgroup.procs": "",  # the root of all has no limit
+        "/host/other/memory.max": "1",
+    }
+    own = GroupMemory("/sys/fs/cgroup/memory.max", 4000, 1000)
+    assert told("0::/\n", mounts, files) == (own,)
+    # A group above the container's may have a limit as well, and a group in it one of its own.
+    more = {**files, "/host/memory.max": "6000", "/a/memory.max": "3000"}
+    above = GroupMemory("/sys/fs/cgroup/host/memory.max", 6000, None)
+    inner = GroupMemory("/sys/fs/cgroup/a/memory.max", 3000, None)
+    assert told("0::/a\n", mounts, more) == (inner, own, above)
+
+
+@pytest.mark.parametrize("kind", ["cgroup", "cgroup2"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_two_mounts_that_show_one_group_tell_it_once(kind: str, order: int) -> None:
+    """Without a namespace: the container's own part, and all of the host's."""
+    mounts = [mount("/docker/4f2a", "", kind), mount("/", "/host", kind)][::order]
+    limit, used = (
+        ("memory.max", "memory.current")
+        if kind == "cgroup2"
+        else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    )
+    files = {
+        f"/host/docker/{limit}": "9000",
+        **{f"{each}/{limit}": "4000" for each in ("", "/host/docker/4f2a")},
+        **{f"{each}/{used}": "1000" for each in ("", "/host/docker/4f2a")},
+    }
+    membership = "0::/docker/4f2a\n" if kind == "cgroup2" else "4:memory:/docker/4f2a\n"
+    found = told(membership, "".join(mounts), files)
+    assert [(each.limit, each.used) for each in found] == [(4000, 1000), (9000, None)]
+
+
+def test_the_group_is_read_where_it_can_be() -> None:
+    """Of two mounts that show it one is hidden by another file system."""
+    files = {"/unified/a/memory.max": "7"}
+    for mounts in ([mount("/", ""), mount("/", "/unified")], [mount("/", "/unified"), OWN]):
+        assert [each.limit for each in told("0::/a\n", "".join(mounts), files)] == [7]
+    # and of two at one place the later one is seen.
+    files = {"/a/memory.max": "7", "/memory.max": "1"}
+    mounts = [mount("/docker", ""), mount("/", "")]
+    assert [each.limit for each in told("0::/a\n", "".join(mounts), files)] == [7, 1]
+    assert [each.limit for each in told("0::/a\n", "".join(mounts[::-1]), files)] == [1]
+
+
+@pytest.mark.parametrize("foreign", ["/../../kubepods/pod7", "/other", "/aa", "/a/b/c"])
+def test_a_group_of_others_that_is_bound_as_well_is_no_limit(foreign: str) -> None:
+    files = {"/memory.max": "9000", "/foreign/memory.max": "1", "/foreign/b/memory.max": "1"}
+    for mounts in (OWN + mount(foreign, "/foreign"), mount(foreign, "/foreign") + OWN):
+        assert [each.limit for each in told("0::/a/b\n", mounts, files)] == [9000]
+
+
+def test_a_process_above_the_root_is_found_where_the_host_s_hierarchy_is() -> None:
+    files = {"/memory.max": "1", "/host/host.service/memory.max": "8000"}
+    mounts = OWN + mount("/../..", "/host")
+    found = told("0::/../../host.service\n", mounts, files)
+    assert [each.limit for each in found] == [8000]
+
+
 def test_version_1_beside_an_empty_version_2() -> None:
     unified = UNIFIED.replace("/sys/fs/cgroup ", "/sys/fs/cgroup/unified ")
     membership = "9:name=systemd:/\n4:memory:/docker/4f2a\n1:cpu,cpuacct:/docker/4f2a\n0::/x\n"

@@ -161,15 +161,15 @@ def bench_deaths(report: harness.Report, folder: Path) -> dict[str, int]:
     """The bars on numbers of deaths."""
     six, sixteen = [[40 + n, 41, 42] for n in range(6)], [[40 + n, 41, 42] for n in range(16)]
     sixteen[6] = [50, _POISON, 51]
+    together = {ROWS_MAX: "3", CROWD: str(len(six))}
     kinds: dict[str, tuple[Mapping[str, str], list[list[int]], int]] = {
-        "six streams, memory for three": ({ROWS_MAX: "3", ENDS: "memory " * 9}, six, 2),
-        "six streams, an abort above three": ({ROWS_MAX: "3"}, six, 2),
+        "six streams, memory for three": ({**together, ENDS: "memory " * 9}, six, 2),
+        "six streams, an abort above three": (together, six, 2),
         "sixteen, one kills in its prefill": ({POISON: f"{_POISON} 0"}, sixteen, 4),
         "sixteen, one kills at its 20th token": ({POISON: f"{_POISON} 20"}, sixteen, 4),
     }
     counted = {}
     for number, (name, (environ, prompts, most)) in enumerate(kinds.items()):
-        together = {**environ, CROWD: str(len(prompts))}
-        deaths = counted[name] = count_deaths(folder / f"deaths{number}", together, prompts)
+        deaths = counted[name] = count_deaths(folder / f"deaths{number}", environ, prompts)
         report.bar(0 < deaths <= most, f"{name}: {deaths} deaths, of at most {most}; all served")
     return counted

@@ -113,7 +113,8 @@ def check_kv_budget(name: str, size: int | None, least: int) -> None:
     if size is not None and size < least:
         raise ConfigError(
             f"{dotted('models', name)}.kv_budget: {gigabytes(size)} are too little for this model, "
-            f"whose KV cache takes {gigabytes(least)} for the first token. Raise it."
+            f"whose KV cache takes {gigabytes(least)} from the first token on, since it is "
+            "allocated for 256 tokens at a time. Raise it."
         )
 
 

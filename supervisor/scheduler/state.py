@@ -17,6 +17,8 @@ from supervisor.scheduler.model import Limits, Model, NextCharge, Rules, Spec
 from supervisor.scheduler.pressure import Level
 
 DEFAULT_MODEL = "default_model"
+UNSURE, UNSURE_SHARE = 64 * 10**6, 16
+"""How much more a load may take than was known: a part of its size, and so many bytes at most."""
 """The name by which mlx_lm.server's clients ask for whatever is served."""
 
 
@@ -71,11 +73,14 @@ class PoolState:
         return self.models[name]
 
     def next_charge(self, name: str) -> NextCharge:
-        """What the model's next incarnation is charged."""
+        """What the model's next incarnation is charged. What it is told that it could have is a
+        little less than that: a load that takes more than the last one did is no reason to have
+        promised too much."""
         model, most = self.models[name], self.most_for(self.models[name])
-        return NextCharge(
-            model.size, model.untouched, None if most == math.inf else max(model.size, int(most))
-        )
+        if most == math.inf:
+            return NextCharge(model.size, model.untouched, None)
+        unsure = min(UNSURE, model.size // UNSURE_SHARE)
+        return NextCharge(model.size, model.untouched, max(model.size, int(most) - unsure))
 
     def most_for(self, model: Model) -> float:
         """Bytes that the model could ever be charged with all its loans: what the budget leaves

@@ -20,11 +20,16 @@ from tests.helpers.serving import DEADLINE, Deadline, Server, serving
 
 
 @contextlib.contextmanager
-def with_bugs(folder: Path, *bugs: str, script: Script | None = None) -> Iterator[Server]:
+def with_bugs(
+    folder: Path, *bugs: str, script: Script | None = None, stall: float = 45
+) -> Iterator[Server]:
     """A server with a model `m`, and functions that raise once, of their calls from now on: how
-    many there are in its start depends on how long that takes."""
+    many there are in its start depends on how long that takes. After `stall` seconds without
+    progress a process is killed, the gateway too: a busy machine alone can hold it up for one."""
     model = (script or Script(generations=())).write(folder / "m")
-    config = f'[server]\nport = 0\n[recovery]\nstall_seconds = 1\n[models.m]\nsource = "{model}"\n'
+    config = (
+        f'[server]\nport = 0\n[recovery]\nstall_seconds = {stall}\n[models.m]\nsource = "{model}"\n'
+    )
     environ = {BUGS: " ".join(bugs), ARMED: str(armed := folder / "armed")}
     with serving(folder / "s", scripted=True, config=config, environ=environ) as server:
         armed.touch()
@@ -141,7 +146,7 @@ def test_a_worker_that_cannot_be_asked_to_stop_is_killed(tmp_path: Path) -> None
 def test_a_stalled_worker_that_cannot_be_asked_for_its_stacks_is_killed(tmp_path: Path) -> None:
     script = Script(deeds={"decode": "block"})
     bug = "processes.launcher:Child.kill_with_stacks"
-    with with_bugs(tmp_path, bug, script=script) as server:
+    with with_bugs(tmp_path, bug, script=script, stall=3) as server:
         assert server.chat("m", max_tokens=5).text == text_of(5)
         assert server.loaded("m")["generation"] == 2
         assert "not carried out: Stop(model='m', generation=1, kill=True" in server.log()

@@ -79,7 +79,7 @@ def test_nobody_notices_four_deaths(
         for stream in (False, True)
     ]
     ends = {"FAKE_DEATHS": "150 40 0", "FAKE_ENDS": "abort stop abort"}
-    stall = "[recovery]\nstall_seconds = 1\n"
+    stall = "[recovery]\nstall_seconds = 3\n"
     with serving(tmp_path, scripted=True, config=config(model, stall, **ends)) as server:
         calm = list(threads.map(lambda body: complete(server, "calm", **body), asked))
         stormy = list(threads.map(lambda body: complete(server, "stormy", **body), asked))

@@ -19,7 +19,7 @@ from tests.helpers.serving import DEADLINE, Deadline, Server, serving
 @contextlib.contextmanager
 def scripted(folder: Path, mode: str, **scripts: Script) -> Iterator[Server]:
     """A server whose models follow the scripts."""
-    config = f'[server]\nport = 0\n[recovery]\nmode = "{mode}"\nstall_seconds = 1\n'
+    config = f'[server]\nport = 0\n[recovery]\nmode = "{mode}"\nstall_seconds = 2\n'
     for name, script in scripts.items():
         config += f'[models.{name}]\nsource = "{script.write(folder / name)}"\n'
     with serving(folder / "s", scripted=True, config=config) as server:

@@ -76,8 +76,8 @@ class PromptEncoder:
         if tokens + more > self.fitting:
             raise PromptTooLarge(
                 f"This machine can hold {self.fitting} of the {self.context} tokens of this "
-                f"model's context. However, your {label} resulted in {tokens} tokens. Please "
-                f"reduce the length of the {label}.",
+                f"model's context, by its memory or the model's kv_budget. However, your {label} "
+                f"resulted in {tokens} tokens. Please reduce the length of the {label}.",
                 param=param,
             )
 

@@ -228,7 +228,7 @@ def test_a_kv_budget_holds_a_first_token(tmp_path: Path) -> None:
         return pool(from_tree(tomllib.loads(text), environ={}, overrides=Overrides()))
 
     assert built("1MB")
-    with pytest.raises(ConfigError, match=r'^models\."a\.b"\.kv_budget: 0 MB are too little'):
+    with pytest.raises(ConfigError, match=r'^models\."a\.b"\.kv_budget: 100 KB are too little'):
         built("100KB")
 
 

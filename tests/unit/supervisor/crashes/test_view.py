@@ -92,7 +92,7 @@ def test_the_whole_report_is_shown() -> None:
         "  and 1 more",
         "  60 s before  machine 50.0 GB",
         "   0 s before  process 30.0 GB, machine 60.0 GB",
-        "  coder#3  ready, 0 MB, 3 in flight, 1 queued",
+        "  coder#3  ready, 0 KB, 3 in flight, 1 queued",
         "    File x",
         "  last words",
     ):

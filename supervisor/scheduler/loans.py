@@ -29,7 +29,7 @@ from supervisor.scheduler.state import PoolState
 from supervisor.units import gigabytes
 
 ANSWER_SECONDS = 2.0
-"""The promise is 200 ms, between two steps; a machine that swaps may take longer."""
+"""The promise is 200 ms, between two steps; one step of a slow machine may take longer."""
 _SILENT_SECONDS = 30.0
 _REST_SECONDS = 1.0
 _SERVING = (State.READY, State.DRAINING)

@@ -111,11 +111,8 @@ class _Changes:
     def _park_one(self, member: Member) -> None:
         self._park.append(member.key)
         kept = replace(member, kept=0 if member.apart else self._demand.kept(member.tokens))
-        self._take_out(member)
-        self.scene = replace(self.scene, waiting=(*self.scene.waiting, kept))
-
-    def _take_out(self, member: Member) -> None:
         self.scene = self.scene.without(member)
+        self.scene = replace(self.scene, waiting=(*self.scene.waiting, kept))
 
     def _drop_one(self, member: Member) -> None:
         self._drop.append(member.key)
